@@ -1,0 +1,198 @@
+"""`load_prompts`: every notation of `data.source`, down to one validated set.
+
+    prompts.jsonl, .json, .csv, .parquet     a file
+    some/directory                           saved by `datasets`, or a folder of such files
+    tiny:addition                            a task of the model that ships with the kit
+    reasoning_gym:gsm_symbolic               a task that reasoning-gym generates
+    openai/gsm8k:main                        a dataset of the Hugging Face hub, its configuration
+
+After any of them, `@[0:1000]` takes only these rows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from kit.config import TINY, DataConfig
+from kit.data import readers
+from kit.data.gym import GymRows
+from kit.data.prompts import Keys, PromptRow, PromptSet, Record, check_row, check_rows
+from kit.errors import DataError, did_you_mean
+from kit.tiny import tasks
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Split = Literal["train", "eval"]
+Override = str | os.PathLike[str] | Sequence[Mapping[str, Any]]
+"""A source in the notation of the settings, or rows in memory."""
+
+_TASK = re.compile(r"(\w+):(.*)", re.DOTALL)
+_SLICE = re.compile(r"\s*(-?\d[\d_]*)?\s*:\s*(-?\d[\d_]*)?\s*")
+_KINDS = ("tiny", "reasoning_gym")
+
+
+@overload
+def load_prompts(
+    config: DataConfig,
+    *,
+    split: Literal["train"],
+    model_name: str = TINY,
+    seed: int = 0,
+    override: Override | Dataset | None = None,
+) -> PromptSet: ...
+@overload
+def load_prompts(
+    config: DataConfig,
+    *,
+    split: Split,
+    model_name: str = TINY,
+    seed: int = 0,
+    override: Override | Dataset | None = None,
+) -> PromptSet | None: ...
+def load_prompts(
+    config: DataConfig,
+    *,
+    split: Split,
+    model_name: str = TINY,
+    seed: int = 0,
+    override: Override | Dataset | None = None,
+) -> PromptSet | None:
+    """The training prompts, or the held-out ones; None where there are no held-out ones.
+
+    Args:
+        config: sources, and which fields of a row hold what.
+        split: `train` takes `config.source`, `eval` takes `config.eval_source`.
+        model_name: what an empty `config.source` goes by: the tiny model gets tiny:addition,
+            any other reasoning_gym:gsm_symbolic.
+        seed: of the rows that reasoning-gym generates for training.
+        override: takes the place of the configured source: another source in the same notation,
+            a list of rows, or a `datasets.Dataset`.
+
+    Raises DataError for a source that is not there, and for the first row that is malformed.
+    """
+    if override is not None and not isinstance(override, (str, os.PathLike)):
+        return _in_memory(override, split, config)
+    source = str(override) if override is not None else _configured(config, split, model_name)
+    if source is None:
+        return None
+    name, window = _split_slice(source)
+    prompts = _load(name, window, config, split, seed, source)
+    if not prompts:
+        if window == slice(None):
+            raise DataError(f"{source} has no rows.", fix="point data.source at one that has.")
+        raise DataError(
+            f"The slice of {source!r} is empty.",
+            fix="ends count rows from 0, and negative ones from the end; try @[0:100].",
+        )
+    return prompts
+
+
+def _configured(config: DataConfig, split: str, model_name: str) -> str | None:
+    """The source that the settings mean, None for no evaluation."""
+    source = config.source
+    if not source:
+        source = "tiny:addition" if model_name == TINY else "reasoning_gym:gsm_symbolic"
+    if split == "train":
+        return source
+    if config.eval_source:
+        return config.eval_source
+    name, _ = _split_slice(source)
+    return name if name.startswith(tuple(f"{kind}:" for kind in _KINDS)) else None
+
+
+def _split_slice(source: str) -> tuple[str, slice]:
+    """`train.jsonl@[0:10]` in its two parts."""
+    name, mark, inside = source.rpartition("@[")
+    if not mark:
+        return source, slice(None)
+    ends = _SLICE.fullmatch(inside[:-1]) if inside.endswith("]") else None
+    if ends is None:
+        raise DataError(
+            f"The slice at the end of {source!r} cannot be read.",
+            fix="write @[first:end] with whole numbers, either of which may be left out: "
+            "@[0:1000], @[:100], @[-50:].",
+        )
+    first, end = (None if text is None else int(text) for text in ends.groups())
+    return name, slice(first, end)
+
+
+def _load(
+    name: str, window: slice, config: DataConfig, split: Split, seed: int, source: str
+) -> PromptSet:
+    task = _TASK.fullmatch(name)
+    if task and task[1] == "tiny":
+        return _tiny(task[2], window, split, source)
+    if task and task[1] == "reasoning_gym":
+        size = config.size if split == "train" else config.eval_size
+        rows = GymRows(task[2], split, size, seed, window)
+        return PromptSet(task[2], rows, source, "reasoning_gym", None, rows.fingerprint)
+    path = Path(name).expanduser()
+    if not path.exists():
+        _explain_unknown(name, task)
+    if not path.exists() and readers.looks_like_hub_name(name):
+        records = readers.read_hub(name, split, window)
+        short_name = name.partition(":")[0].rpartition("/")[2]
+    else:
+        records = readers.read_path(path, split, window)
+        short_name = path.resolve().stem if path.is_file() else path.resolve().name
+    return _checked(records, config, short_name, source)
+
+
+def _tiny(task: str, window: slice, split: Split, source: str) -> PromptSet:
+    if task not in tasks.TASKS:
+        raise DataError(f"There is no tiny task {task!r}.", fix=did_you_mean(task, tasks.TASKS))
+    raw = tasks.rows(task, "train" if split == "train" else "held_out")
+    numbered = list(enumerate(raw, start=1))[window]
+    rows = tuple(check_row(Record(f"{source}, row {n}", n, row), Keys()) for n, row in numbered)
+    facts = tasks.TASKS[task]
+    return PromptSet(task, rows, source, facts.reward, facts.max_response_tokens)
+
+
+def _in_memory(rows: Any, split: Split, config: DataConfig) -> PromptSet:
+    """A list of mappings, a `datasets.Dataset`, or a `DatasetDict` with splits."""
+    if isinstance(rows, Mapping):
+        rows = readers.pick_split(rows, split, "The dataset")
+    if hasattr(rows, "select"):
+        records = readers.read_dataset(rows, "the dataset", slice(None))
+    elif isinstance(rows, Sequence):
+        records = readers.read_rows(rows, slice(None))
+    else:
+        raise DataError(
+            f"Prompts cannot be read from a {type(rows).__name__}.",
+            fix="give a list of mappings, a datasets.Dataset, or a source such as "
+            "'prompts.jsonl'; for a pandas table: table.to_dict('records').",
+        )
+    if not records:
+        raise DataError("The list of prompts is empty.", fix="give at least one row.")
+    return _checked(records, config, "in_memory", "")
+
+
+def _checked(records: Sequence[Record], config: DataConfig, name: str, source: str) -> PromptSet:
+    keys = Keys(config.input_key, config.label_key, config.metadata_key)
+    rows = check_rows(records, keys)
+    return PromptSet(name, rows, source, _fitting_reward(rows))
+
+
+def _fitting_reward(rows: Sequence[PromptRow]) -> str:
+    """Labels that are whole GSM8K solutions can only be graded by what follows `####`."""
+    solutions = bool(rows) and all(row.label and "####" in row.label for row in rows)
+    return "gsm8k" if solutions else "exact"
+
+
+def _explain_unknown(name: str, task: re.Match[str] | None) -> None:
+    """Raise for a source that is meant as a task but is not written as one."""
+    if task:
+        raise DataError(
+            f"There is no kind of source {task[1]!r} (in {name!r}).",
+            fix=f"{did_you_mean(task[1], _KINDS)} Files are given by their path alone.",
+        )
+    if name in tasks.TASKS:
+        raise DataError(
+            f"There is no file or directory {str(Path(name).resolve())!r}.",
+            fix=f"did you mean the task 'tiny:{name}'?",
+        )
