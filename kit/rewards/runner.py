@@ -1,0 +1,232 @@
+"""`score_samples`: any reward over any samples, where one failure spoils one sample only.
+
+A reward function that raises, or returns something that is no number, marks its sample as failed
+and says why; the others keep their rewards. What cannot be meant (a batch function that returns
+three values for 128 samples) is an error: rewards are never broadcast.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bdb
+import inspect
+import threading
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from kit.errors import RewardError
+from kit.rewards.registry import of_weights
+from kit.rewards.values import NotARewardError, code_owner, describe, failure_message, to_reward
+from kit.samples import Sample, Status
+
+Reward: TypeAlias = str | Mapping[str, float] | Callable[..., Any]
+"""A built-in's name, weights by name, or a function of a sample or of all samples."""
+
+_AT_ONCE = 32
+"""How many calls of an async reward function wait together."""
+_STATUS_BEFORE = "status_before_failure"
+_BATCH_NAMES = ("samples", "rollout", "batch")
+_BATCH_TYPES = ("list", "List", "Sequence", "tuple", "Tuple", "Iterable", "Rollout")
+
+
+def score_samples(samples: Sequence[Sample], reward: Reward) -> list[Sample]:
+    """The samples with their rewards, in order.
+
+    Args:
+        samples: those that were aborted keep no reward and are not shown to the function.
+        reward: a built-in's name, weights by name, or a function. A function gets one sample and
+            returns one number; where its parameter is called `samples` (or `rollout`, `batch`)
+            or annotated as a list or sequence, it gets all of them and returns one number each.
+            It may be async: calls for single samples then wait together.
+
+    A sample whose reward fails is marked `Status.FAILED` with the reason in `error`; a batch
+    function that raises marks all. Scoring again gives a marked sample its status back.
+
+    Raises RewardError for an unknown name, a function of the wrong form, and a batch function
+    that returns the wrong number of values. An interrupt is never swallowed.
+    """
+    function = _function(reward)
+    fresh = [_unmarked(sample) for sample in samples]
+    scored = [sample for sample in fresh if sample.status is not Status.ABORTED]
+    if not scored:
+        return fresh
+    outcomes: Sequence[Any]
+    if _takes_batch(function):
+        outcomes = _call_batch(function, scored)
+    elif _is_async(function):
+        outcomes = _run(_call_each_async(function, scored))
+    else:
+        outcomes = [_call(function, sample) for sample in scored]
+    results = iter(
+        _marked(sample, outcome, function) for sample, outcome in zip(scored, outcomes, strict=True)
+    )
+    return [s if s.status is Status.ABORTED else next(results) for s in fresh]
+
+
+def failure_summary(samples: Iterable[Sample]) -> list[str]:
+    """The reasons why samples failed, the most frequent first: `3 of 8 samples: KeyError: 'x'`."""
+    every = list(samples)
+    reasons = Counter(
+        sample.error or "no reason given" for sample in every if sample.status is Status.FAILED
+    )
+    return [f"{count} of {len(every)} samples: {why}" for why, count in reasons.most_common()]
+
+
+def _function(reward: Reward) -> Callable[..., Any]:
+    if isinstance(reward, str):
+        return of_weights({reward: 1.0})
+    if isinstance(reward, Mapping):
+        return of_weights(reward)
+    if not callable(reward):
+        raise RewardError(
+            f"A reward cannot be {describe(reward)}.",
+            fix="give a built-in's name ('exact'), weights ({'math': 0.9, 'format': 0.1}) or a "
+            "function of a sample.",
+        )
+    return reward
+
+
+def _takes_batch(function: Callable[..., Any]) -> bool:
+    """Whether a function wants all samples at once. Raises RewardError where it cannot be called
+    with one argument.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions written in C have none
+        return False
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise RewardError(
+            f"The reward function takes {signature}, but is called with one argument.",
+            fix="write `def reward(sample): ...` for one sample at a time, or "
+            "`def reward(samples): ...` for all at once; sample.response, sample.label and "
+            "sample.metadata hold the rest.",
+        ) from None
+    first = next(iter(signature.parameters.values()))
+    return first.name in _BATCH_NAMES or _type_name(first.annotation) in _BATCH_TYPES
+
+
+def _type_name(annotation: Any) -> str:
+    """`Sequence` for Sequence[Sample], typing.Sequence and the text "Sequence[Sample]"."""
+    if not isinstance(annotation, str):
+        annotation = getattr(annotation, "__name__", str(annotation))
+    return str(annotation).partition("[")[0].rpartition(".")[2]
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        code_owner(function)
+    )
+
+
+def _call(function: Callable[..., Any], sample: Sample) -> Any:
+    """A value, or the exception that came instead."""
+    try:
+        return function(sample)
+    except bdb.BdbQuit:  # the user left the debugger: not to enter it 127 more times
+        raise
+    except Exception as error:
+        return error
+
+
+async def _call_each_async(function: Callable[..., Any], samples: Sequence[Sample]) -> list[Any]:
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def call(sample: Sample) -> Any:
+        async with gate:
+            try:
+                return await function(sample)
+            except bdb.BdbQuit:
+                raise
+            except Exception as error:
+                return error
+
+    return await asyncio.gather(*(call(sample) for sample in samples))
+
+
+def _call_batch(function: Callable[..., Any], samples: list[Sample]) -> Sequence[Any]:
+    try:
+        returned = function(samples)
+        if inspect.iscoroutine(returned):
+            returned = _run(returned)
+        values = _values(returned)
+    except bdb.BdbQuit:
+        raise
+    except Exception as error:
+        return [error] * len(samples)
+    if values is None or len(values) != len(samples):
+        count = "a single value" if values is None else f"{len(values)} rewards"
+        raise RewardError(
+            f"The reward function returned {count} for {len(samples)} samples.",
+            why=f"It returned {describe(returned)}; rewards are never broadcast.",
+            fix="return a list with one number per sample, in the samples' order; a function of "
+            "one sample has a parameter called `sample`.",
+        )
+    return values
+
+
+def _values(returned: Any) -> list[Any] | None:
+    """What a batch function returned, as a list; None where it is no list of values."""
+    if getattr(returned, "shape", None) == () or isinstance(returned, (str, bytes, Mapping)):
+        return None
+    return list(returned) if isinstance(returned, Iterable) else None
+
+
+def _marked(sample: Sample, outcome: Any, function: Callable[..., Any]) -> Sample:
+    try:
+        if isinstance(outcome, Exception):
+            raise outcome
+        if inspect.iscoroutine(outcome):
+            outcome.close()
+            raise NotARewardError(
+                "the reward function returned a coroutine: write it with `async def` and `await`"
+            )
+        return sample.with_reward(to_reward(outcome))
+    except Exception as error:
+        failed = sample.with_failure(failure_message(error, function))
+        return replace(failed, metadata={**sample.metadata, _STATUS_BEFORE: sample.status.value})
+
+
+def _unmarked(sample: Sample) -> Sample:
+    """A sample as it was before its reward failed, without a reward."""
+    metadata = dict(sample.metadata)
+    before = metadata.pop(_STATUS_BEFORE, None)
+    status = sample.status
+    if status is Status.FAILED:
+        status = Status(before) if before else Status.COMPLETED
+    return replace(sample, reward=None, error=None, status=status, metadata=metadata)
+
+
+def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine to its end in a thread: the notebook's own loop is busy running the cell."""
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(coroutine)
+    outcome: Future[Any] = Future()
+
+    def work() -> None:
+        asyncio.set_event_loop(loop)
+        try:
+            outcome.set_result(loop.run_until_complete(task))
+        except BaseException as error:
+            outcome.set_exception(error)
+        finally:
+            unfinished = asyncio.all_tasks(loop)
+            for other in unfinished:
+                other.cancel()
+            loop.run_until_complete(asyncio.gather(*unfinished, return_exceptions=True))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+    thread = threading.Thread(target=work, name="kit-reward", daemon=True)
+    thread.start()
+    try:
+        return outcome.result()
+    except BaseException:
+        if not outcome.done():
+            loop.call_soon_threadsafe(task.cancel)
+            thread.join(timeout=5.0)
+        raise
