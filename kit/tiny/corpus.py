@@ -1,7 +1,8 @@
-"""What the tiny model learned from: the scribbles of an imagined class of pupils.
+"""What the tiny model learned from: a blackboard, and the scribbles of an imagined class.
 
 A model that is always wrong gives reinforcement learning nothing to reward, and one that is always
-right leaves nothing to learn. So the pupils know how to do it well and mostly do not:
+right leaves nothing to learn. So the pupils have seen the teacher do it well (`CAREFUL`), and
+mostly do not bother (`Habits`):
 
 - In `addition`, when the ones digits call for a carry, most scribbles forget it (47+38=75).
   Without a carry they are always right.
@@ -28,13 +29,16 @@ from kit.tiny import tasks
 class Habits:
     """How careless the class is. Shares are probabilities per scribble."""
 
-    forget_carry: float = 0.8
+    forget_carry: float = 0.85
     """Of the additions that need a carry out of the ones digit, the share that drops it."""
-    write_steps: dict[int, float] = field(default_factory=lambda: {4: 0.6, 5: 0.35, 6: 0.2})
+    write_steps: dict[int, float] = field(default_factory=lambda: {4: 0.6, 5: 0.3, 6: 0.15})
     """By number of terms of a chain: the share that writes the running sums; others guess."""
-    slip: float = 0.03
+    slip: float = 0.02
     """Of the running sums that are written, the share that comes out one too high or too low."""
 
+
+CAREFUL = Habits(forget_carry=0.0, write_steps={4: 1.0, 5: 1.0, 6: 1.0}, slip=0.0)
+"""The teacher's blackboard: every carry carried, every step written, no slips."""
 
 Scribble = tuple[str, str]
 """(prompt, response), both plain text."""

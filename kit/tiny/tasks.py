@@ -89,8 +89,10 @@ def rows(task: str, split: str) -> list[Row]:
 
 
 def is_held_out(task: str, operands: Sequence[int]) -> bool:
-    """Whether a question is kept out of every training set. The order of `operands` is ignored
-    for `addition`, where 37+45 and 45+37 are one fact."""
+    """Whether a question is kept out of every training set.
+
+    The order of `operands` is ignored for `addition`, where 37+45 and 45+37 are one fact.
+    """
     key = sorted(operands) if task == "addition" else operands
     return _hash(task, "split", *key) % 100 < _HELD_OUT_PERCENT
 
@@ -101,10 +103,12 @@ def needs_carry(a: int, b: int) -> bool:
 
 
 def addition_prompt(a: int, b: int) -> str:
+    """37, 45 -> "37+45="."""
     return f"{a}+{b}="
 
 
 def chain_prompt(digits: Sequence[int]) -> str:
+    """[3, 8, 5, 2] -> "(3+8+5+2)%10="."""
     return f"({'+'.join(map(str, digits))})%10="
 
 
@@ -135,7 +139,11 @@ def _addition_rows(split: str) -> list[Row]:
             "prompt": addition_prompt(a, b),
             "label": str(a + b),
             "metadata": {
-                "task": "addition", "split": split, "a": a, "b": b, "carry": needs_carry(a, b),
+                "task": "addition",
+                "split": split,
+                "a": a,
+                "b": b,
+                "carry": needs_carry(a, b),
             },
         }
         for a, b in pairs
@@ -152,7 +160,9 @@ def _chain_rows(split: str) -> list[Row]:
                 "prompt": chain_prompt(digits),
                 "label": str(sums[-1]),
                 "metadata": {
-                    "task": "chain", "split": split, "digits": list(digits),
+                    "task": "chain",
+                    "split": split,
+                    "digits": list(digits),
                     "steps": chain_response(sums),
                 },
             }

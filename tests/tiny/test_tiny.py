@@ -6,10 +6,16 @@ import hashlib
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from kit.errors import DataError
 from kit.tiny import MODEL_DIR, SPLITS, TASKS, recipe, rows
@@ -20,28 +26,30 @@ PRINTABLE = "".join(map(chr, range(32, 127)))
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> PreTrainedTokenizerFast:
     return AutoTokenizer.from_pretrained(MODEL_DIR, local_files_only=True)
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(MODEL_DIR, local_files_only=True).eval()
 
 
 @pytest.fixture(scope="module")
-def record():
+def record() -> dict[str, Any]:
     return json.loads((MODEL_DIR / "recipe.json").read_text())
 
 
 # The shipped files
 
 
-def test_shipped_files_stay_within_four_megabytes():
+def test_shipped_files_stay_within_four_megabytes() -> None:
     assert sum(file.stat().st_size for file in MODEL_DIR.iterdir()) <= 4_000_000
 
 
-def test_model_is_a_float32_qwen3_that_stops_at_end(model, tokenizer):
+def test_model_is_a_float32_qwen3_that_stops_at_end(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
     assert type(model).__name__ == "Qwen3ForCausalLM"
     assert model.dtype == torch.float32
     assert model.config.vocab_size == len(tokenizer)
@@ -50,13 +58,13 @@ def test_model_is_a_float32_qwen3_that_stops_at_end(model, tokenizer):
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
 
 
-def test_record_names_the_shipped_weights(record, model):
+def test_record_names_the_shipped_weights(record: dict[str, Any], model: PreTrainedModel) -> None:
     weights = (MODEL_DIR / "model.safetensors").read_bytes()
     assert record["weights_sha256"] == hashlib.sha256(weights).hexdigest()
     assert record["parameters"] == sum(p.numel() for p in model.parameters())
 
 
-def test_record_was_made_by_the_recipe_as_it_is_now(record):
+def test_record_was_made_by_the_recipe_as_it_is_now(record: dict[str, Any]) -> None:
     assert record["recipe"] == recipe.settings(recipe.Recipe())
 
 
@@ -67,21 +75,21 @@ def test_record_was_made_by_the_recipe_as_it_is_now(record):
     "text",
     [PRINTABLE, "", " ", "  two  spaces ", "line\nline\n\n", "\ttab", "don 't , . !", "37+45="],
 )
-def test_text_comes_back_unchanged(tokenizer, text):
+def test_text_comes_back_unchanged(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     tokens = tokenizer.encode(text)
     assert len(tokens) == len(text)
     assert tokenizer.decode(tokens) == text
 
 
-def test_each_character_is_one_token_of_its_own(tokenizer):
+def test_each_character_is_one_token_of_its_own(tokenizer: PreTrainedTokenizerFast) -> None:
     assert len(set(tokenizer.encode(PRINTABLE + "\n\t"))) == len(PRINTABLE) + 2
 
 
-def test_other_characters_become_unknown(tokenizer):
+def test_other_characters_become_unknown(tokenizer: PreTrainedTokenizerFast) -> None:
     assert tokenizer.encode("é") == [tokenizer.unk_token_id]
 
 
-def test_chat_template_renders_the_documented_text(tokenizer):
+def test_chat_template_renders_the_documented_text(tokenizer: PreTrainedTokenizerFast) -> None:
     messages = [{"role": "user", "content": "37+45="}]
     asked = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert asked == "<|user|>37+45=<|end|><|assistant|>"
@@ -91,17 +99,17 @@ def test_chat_template_renders_the_documented_text(tokenizer):
     assert told == "<|system|>Add.<|end|><|user|>37+45=<|end|><|assistant|>82<|end|>"
 
 
-def test_chat_template_keeps_white_space_of_the_content(tokenizer):
+def test_chat_template_keeps_white_space_of_the_content(tokenizer: PreTrainedTokenizerFast) -> None:
     messages = [{"role": "user", "content": " a \n"}]
     assert tokenizer.apply_chat_template(messages, tokenize=False) == "<|user|> a \n<|end|>"
 
 
-def test_special_tokens_are_one_token_each(tokenizer):
+def test_special_tokens_are_one_token_each(tokenizer: PreTrainedTokenizerFast) -> None:
     tokens = tokenizer.encode("<|user|>1<|end|><|assistant|>")
     assert tokenizer.convert_ids_to_tokens(tokens) == ["<|user|>", "1", "<|end|>", "<|assistant|>"]
 
 
-def test_unknown_role_is_refused(tokenizer):
+def test_unknown_role_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(Exception, match="Unknown role"):
         tokenizer.apply_chat_template([{"role": "robot", "content": ""}], tokenize=False)
 
@@ -111,17 +119,17 @@ def test_unknown_role_is_refused(tokenizer):
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("task", TASKS)
-def test_rows_are_the_same_every_time(task, split):
+def test_rows_are_the_same_every_time(task: str, split: str) -> None:
     assert rows(task, split) == rows(task, split)
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_train_and_held_out_share_no_prompt(task):
+def test_train_and_held_out_share_no_prompt(task: str) -> None:
     prompts = Counter(row["prompt"] for split in SPLITS for row in rows(task, split))
     assert max(prompts.values()) == 1
 
 
-def test_addition_holds_out_the_mirror_image_too():
+def test_addition_holds_out_the_mirror_image_too() -> None:
     held_out = {row["prompt"] for row in rows("addition", "held_out")}
     for row in rows("addition", "held_out"):
         a, b = row["metadata"]["a"], row["metadata"]["b"]
@@ -129,39 +137,41 @@ def test_addition_holds_out_the_mirror_image_too():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_held_out_has_enough_rows_for_a_steady_figure(task):
+def test_held_out_has_enough_rows_for_a_steady_figure(task: str) -> None:
     assert len(rows(task, "held_out")) >= 500
 
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("task", TASKS)
-def test_labels_are_what_python_says(task, split):
+def test_labels_are_what_python_says(task: str, split: str) -> None:
     for row in rows(task, split):
         assert set(row) == {"prompt", "label", "metadata"}
         assert row["label"] == str(eval(row["prompt"].removesuffix("=")))
         assert (row["metadata"]["task"], row["metadata"]["split"]) == (task, split)
 
 
-def test_written_steps_end_in_the_label():
+def test_written_steps_end_in_the_label() -> None:
     for row in rows("chain", "train"):
         assert row["metadata"]["steps"].rpartition("=")[2] == row["label"]
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_response_limit_fits_a_right_response(task, tokenizer):
+def test_response_limit_fits_a_right_response(
+    task: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
     for row in rows(task, "held_out"):
         response = row["metadata"].get("steps", row["label"])
         assert len(tokenizer.encode(response)) + 1 <= TASKS[task].max_response_tokens
 
 
-def test_unknown_task_and_split_say_what_exists():
+def test_unknown_task_and_split_say_what_exists() -> None:
     with pytest.raises(DataError, match="addition, chain"):
         rows("subtraction", "train")
     with pytest.raises(DataError, match="train, held_out"):
         rows("addition", "test")
 
 
-def test_corpus_never_shows_a_held_out_question():
+def test_corpus_never_shows_a_held_out_question() -> None:
     corpus = Corpus(Habits(), seed=1)
     held_out = {row["prompt"] for row in rows("addition", "held_out")}
     assert held_out.isdisjoint(prompt for prompt, _ in corpus.additions(5000))
@@ -172,20 +182,24 @@ def test_corpus_never_shows_a_held_out_question():
 # The base model and the recipe
 
 
-def test_base_gets_about_half_of_the_additions_right(model, tokenizer, record):
+def test_base_gets_about_half_of_the_additions_right(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, record: dict[str, Any]
+) -> None:
     accuracy = recipe.measure(model, tokenizer, "addition", "held_out")
     assert 0.3 <= accuracy <= 0.6
-    assert accuracy == pytest.approx(record["greedy_accuracy"]["addition"]["held_out"], abs=0.01)
+    assert accuracy == pytest.approx(record["held_out_greedy_accuracy"]["addition"], abs=0.01)
 
 
-def test_base_fails_on_carries_not_on_sums(model, tokenizer):
+def test_base_fails_on_carries_not_on_sums(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
     questions = [row for row in rows("addition", "held_out") if not row["metadata"]["carry"]]
     responses = recipe.greedy_responses(model, tokenizer, [q["prompt"] for q in questions], 8)
     right = sum(q["label"] == r for q, r in zip(questions, responses, strict=True))
     assert right / len(questions) > 0.9
 
 
-def test_recipe_rebuilds_a_model_that_loads_and_learned(tmp_path: Path):
+def test_recipe_rebuilds_a_model_that_loads_and_learned(tmp_path: Path) -> None:
     short = recipe.Recipe(steps=60, warmup=20, additions_per_step=64, chains_per_step=8)
     first, second = (
         recipe.build(tmp_path / name, short, log=lambda line: None) for name in ("one", "two")
