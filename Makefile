@@ -1,0 +1,83 @@
+# Two commands are enough: `make demo` trains the tiny model in a notebook run, `make lab` opens the
+# lessons. The first one sets up .venv (about 10 GB, Python 3.11 or 3.12, no sudo); later ones start
+# at once, and set up again only what has changed.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PY := .venv/bin/python
+UV := uv==0.13.9
+NOTEBOOK := notebooks/02_train_to_solve.ipynb
+
+.PHONY: help demo lab test lint typecheck format lock clean clean-all
+
+help:  ## List what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+demo: .venv/.kit  ## Train the tiny model from start to solved, as a notebook run
+	@$(PY) -m kit run $(NOTEBOOK)
+
+lab: .venv/.kit  ## Open the notebooks in JupyterLab, on this machine only, behind a token
+	@$(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir=notebooks
+
+test: .venv/.kit  ## Run the tests, the real stack on the tiny model included
+	@$(PY) -m pytest
+
+lint: .venv/.kit  ## Check style and formatting
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+
+typecheck: .venv/.kit  ## Check types
+	@$(PY) -m mypy
+
+format: .venv/.kit  ## Put the code into its format
+	@$(PY) -m ruff format
+
+lock: .venv/.kit  ## Write requirements.lock anew from pyproject.toml, keeping versions that still fit
+	@$(PY) -m uv pip compile --quiet --universal --python-version 3.11 pyproject.toml --group dev \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+		--output-file requirements.lock
+	@sed -i -E "s/python_full_version < '3\.13' and //; s/ and sys_platform == 'linux'//; \
+		s/ and platform_machine == 'x86_64'|platform_machine == 'x86_64' and //; \
+		s/ ; (python_full_version < '3\.13'|platform_machine == 'x86_64')$$//" requirements.lock
+
+clean:  ## Remove caches; the environment and your runs stay
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	@find kit tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune \
+		-exec rm -rf {} +
+
+clean-all: clean  ## Remove the environment too; your runs stay
+	@rm -rf .venv
+
+# Set-up, in three steps that are each repeated only when needed.
+
+.venv/.python:
+	@for python in $(PYTHON) python3 python3.12 python3.11; do \
+		if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
+			2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$${found:-}" ]; then \
+		echo "Python 3.11 or 3.12 is needed, and none was found ($$(python3 --version 2>&1))."; \
+		echo "What to do: install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; \
+		exit 1; \
+	fi; \
+	echo "Setting up .venv with $$("$$found" --version)"; \
+	if ! "$$found" -m venv .venv; then \
+		rm -rf .venv; \
+		echo "$$found cannot make virtual environments."; \
+		echo "What to do: on Debian and Ubuntu, install its package python3-venv."; \
+		exit 1; \
+	fi
+	@touch $@
+
+.venv/.packages: requirements.lock .venv/.python
+	@echo "Installing the packages of requirements.lock (about 10 GB, once)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check $(UV)
+	@$(PY) -m uv pip install --quiet --python $(PY) -r requirements.lock
+	@touch $@
+
+.venv/.kit: pyproject.toml .venv/.packages
+	@echo "Installing the kit itself"
+	@$(PY) -m uv pip install --quiet --python $(PY) --no-deps --editable .
+	@touch $@

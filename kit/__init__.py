@@ -1,0 +1,100 @@
+"""RL post-training of language models on one device, from a notebook.
+
+from kit import RLSession
+
+session = RLSession.start("tiny")
+session.train(20)
+
+`RLSession` holds the verbs, `SessionConfig` the settings, `Sample` and `Rollout` what the model
+wrote. Importing this package loads none of the stack (no torch, SGLang, Ray): each name below is
+looked up when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kit.config import SessionConfig
+    from kit.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        KitError,
+        ModelError,
+        RewardError,
+        RunError,
+        SessionError,
+        StackError,
+    )
+    from kit.reports import (
+        EvalReport,
+        MismatchReport,
+        StepReport,
+        SyncReport,
+        TrainReport,
+        UpdateReport,
+    )
+    from kit.samples import Batch, Rollout, Sample, Status
+    from kit.session import RLSession
+
+__all__ = [
+    "Batch",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "EvalReport",
+    "KitError",
+    "MismatchReport",
+    "ModelError",
+    "RLSession",
+    "RewardError",
+    "Rollout",
+    "RunError",
+    "Sample",
+    "SessionConfig",
+    "SessionError",
+    "StackError",
+    "Status",
+    "StepReport",
+    "SyncReport",
+    "TrainReport",
+    "UpdateReport",
+    "__version__",
+]
+
+try:
+    __version__ = version("kit")
+except PackageNotFoundError:  # a checkout on PYTHONPATH that nobody installed
+    __version__ = "0+unknown"
+
+_HOMES = {
+    "kit.config": ("SessionConfig",),
+    "kit.reports": (
+        "EvalReport",
+        "MismatchReport",
+        "StepReport",
+        "SyncReport",
+        "TrainReport",
+        "UpdateReport",
+    ),
+    "kit.samples": ("Batch", "Rollout", "Sample", "Status"),
+    "kit.session": ("RLSession",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names} | {
+    name: "kit.errors" for name in __all__ if name.endswith("Error")
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'kit' has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
