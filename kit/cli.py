@@ -1,0 +1,123 @@
+"""The `kit` command: run notebooks, and see what they take.
+
+Exit codes: 0 all well, 1 the notebook failed, 2 the call was wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from kit.errors import KitError, RunError
+
+NOTEBOOK_FAILED = 1
+WRONG_CALL = 2
+INTERRUPTED = 130
+
+
+class _Commands(TyperGroup):
+    """Prints the kit's own errors as their message: a traceback would bury the way out."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KitError as error:
+            typer.secho(str(error), fg=typer.colors.RED, err=True)
+            raise typer.Exit(WRONG_CALL) from None
+
+
+class _Pairs(TyperCommand):
+    """Reads `-p NAME VALUE`, as papermill does, which Typer has no repeated option for."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        joined: list[str] = []
+        rest = list(args)
+        while rest:
+            word = rest.pop(0)
+            joined.append(word)
+            if word not in ("-p", "--parameter") or not rest:
+                continue
+            name = rest.pop(0)
+            joined.append(name if "=" in name or not rest else f"{name}={rest.pop(0)}")
+        return super().parse_args(ctx, joined)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="RL post-training of language models on one device, from a notebook.",
+)
+
+Notebook = Annotated[Path, typer.Argument(help="An .ipynb file.", show_default=False)]
+
+
+@app.command(cls=_Pairs)
+def run(
+    notebook: Notebook,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parameter",
+            "-p",
+            metavar="NAME VALUE",
+            help="A new value for one of the notebook's parameters; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="The folder that runs are kept in, each in a folder of its own.")
+    ] = Path("papermill_runs"),
+) -> None:
+    """Execute a notebook from top to bottom and keep everything it did."""
+    from kit.runs import run_notebook
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        result = run_notebook(notebook, _pairs(parameter or []), out_root=out)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    if result.status != "completed":
+        raise typer.Exit(NOTEBOOK_FAILED)
+
+
+@app.command()
+def params(notebook: Notebook) -> None:
+    """List the parameters that a notebook takes, with their types and values."""
+    from kit.runs import read_parameters
+
+    found = read_parameters(notebook)
+    for parameter in found.values():
+        typer.echo(str(parameter))
+    if not found:
+        typer.echo(f"{notebook} takes no parameters: none of its cells is tagged `parameters`.")
+
+
+@app.command()
+def version() -> None:
+    """Say which kit this is, and which stack it runs on."""
+    from kit.runs.outcome import versions
+
+    for name, number in versions().items():
+        typer.echo(f"{name} {number or 'not installed'}")
+
+
+def _pairs(given: list[str]) -> dict[str, str]:
+    pairs = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise RunError(f"Parameter {name!r} has no value.", fix=f"write `-p {name} VALUE`.")
+        pairs[name] = value
+    return pairs
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """End on SIGTERM, which schedulers and CI send, as on Ctrl-C: kernel first, files kept."""
+    raise KeyboardInterrupt

@@ -1,0 +1,131 @@
+"""Executes a notebook in a kernel of the running interpreter, by papermill."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from kit.runs.record import RUN_DIR_VARIABLE
+
+KERNEL_LOG = "kernel.log"
+"""What the kernel's process and its children wrote outside of the notebook's cells."""
+
+SHUTDOWN_SECONDS = 40.0
+"""How long a kernel may take to close its session before it is killed. Half of it passes before
+it is asked a second time (SIGTERM), so that must be enough to end engine and trainer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a notebook did not run to its end."""
+
+    name: str
+    """The exception's class."""
+    message: str
+    cell: int | None = None
+    """Which code cell raised, counted from 1 in the order of execution; None where none did."""
+    traceback: str = ""
+    """As the notebook shows it, without its colours."""
+
+
+def execute(
+    source: Path,
+    target: Path,
+    parameters: Mapping[str, Any],
+    on_cell: Callable[[str], None],
+) -> Failure | None:
+    """Run `source` from top to bottom and keep `target` up to date while it runs.
+
+    The kernel is that of the running interpreter, whatever kernels are installed for the user. It
+    starts in the notebook's own folder, as it does in JupyterLab, and finds the run's folder in
+    its environment. However this ends, the kernel has ended too.
+
+    Args:
+        source: the notebook.
+        target: where the executed copy goes; its folder is the run's.
+        parameters: values for the notebook's parameters, checked already.
+        on_cell: called with a code cell's source before it runs.
+
+    Returns:
+        What went wrong, if anything did.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from nbconvert.filters import strip_ansi
+    from papermill.exceptions import PapermillExecutionError
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+
+    def started(cell: Any, **_: Any) -> None:
+        if cell.cell_type == "code":
+            on_cell(cell.source)
+
+    target = target.resolve()
+    log = target.parent / KERNEL_LOG
+    with log.open("wb") as output:
+        try:
+            papermill.execute_notebook(
+                _literal(source.resolve()),
+                _literal(target),
+                parameters=dict(parameters),
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                cwd=source.resolve().parent,
+                kernel_manager_class=_manager(target.parent, output),
+                on_cell_start=started,
+                start_timeout=120,
+            )
+        except PapermillExecutionError as error:
+            trace = strip_ansi("\n".join(error.traceback))
+            return Failure(error.ename, str(error.evalue), error.exec_count, trace)
+        except DeadKernelError:
+            return Failure(
+                "DeadKernelError",
+                "The kernel's process ended by itself, as it does when memory runs out. "
+                f"If it wrote anything last, that is in {KERNEL_LOG}.",
+            )
+        finally:
+            if not log.stat().st_size:
+                log.unlink()
+    return None
+
+
+def _literal(path: Path) -> str:
+    """Papermill reads paths as format strings; a brace in a folder's name means itself."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _manager(folder: Path, output: IO[bytes]) -> type:
+    """A kernel manager whose kernel is this interpreter and belongs to the run in `folder`."""
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+    from traitlets import Float, default
+
+    spec = KernelSpec(**get_kernel_dict())
+    spec.argv[0] = sys.executable
+    spec.env = {RUN_DIR_VARIABLE: str(folder).replace("$", "$$")}
+
+    class RunKernelManager(AsyncKernelManager):
+        shutdown_wait_time = Float(SHUTDOWN_SECONDS)
+
+        @default("transport_encryption")
+        def _encrypt(self) -> str:
+            """Cells and outputs pass through loopback ports that other users could listen on."""
+            return "auto"
+
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            return spec
+
+        async def _async_start_kernel(self, **options: Any) -> None:
+            await super()._async_start_kernel(**options | {"stdout": output, "stderr": output})
+
+        start_kernel = _async_start_kernel
+
+    return RunKernelManager

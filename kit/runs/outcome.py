@@ -1,0 +1,135 @@
+"""What came out of a run: read back from the files that it left."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kit.runs.record import CONFIG, EVALUATIONS, METRICS
+
+REWARD = "rollout/raw_reward"
+CURVE = "reward_curve.png"
+
+_STACK = ("kit", "sglang", "torch", "transformers", "ray")
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a JSON lines file; none where there is no file.
+
+    A last line that is still being written is left out, so a run can be read while it works.
+    """
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def reward_curve(folder: Path) -> list[tuple[int, float]]:
+    """(step, mean reward) of each training step that has one."""
+    rows = read_rows(folder / METRICS)
+    return [(row["step"], row[REWARD]) for row in rows if row.get(REWARD) is not None]
+
+
+def headline(folder: Path) -> dict[str, Any]:
+    """The numbers that say whether training worked; None for what the run did not measure.
+
+    Accuracies are those of the dataset that was evaluated first: `accuracy_before` is its first
+    evaluation, if that was made before any step, and `accuracy_after` its last one after a step.
+    """
+    rewards = [reward for _, reward in reward_curve(folder)]
+    evaluations = read_rows(folder / EVALUATIONS)
+    dataset = evaluations[0]["dataset"] if evaluations else None
+    same = [row for row in evaluations if row["dataset"] == dataset]
+    before = [row["accuracy"] for row in same if row["step"] == 0]
+    after = [row["accuracy"] for row in same if row["step"] > 0]
+    return {
+        "steps": len(read_rows(folder / METRICS)),
+        "reward_first": rewards[0] if rewards else None,
+        "reward_last": rewards[-1] if rewards else None,
+        "dataset": dataset,
+        "accuracy_before": before[0] if before else None,
+        "accuracy_after": after[-1] if after else None,
+    }
+
+
+def seed(folder: Path) -> int | None:
+    """The session's seed; None where the run started no session."""
+    config = folder / CONFIG
+    if not config.is_file():
+        return None
+    value = yaml.safe_load(config.read_text(encoding="utf-8")).get("seed")
+    return None if value is None else int(value)
+
+
+def versions() -> dict[str, str | None]:
+    """Python and the packages that decide what a run computes; None for one not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in _STACK:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit that the notebook's folder is at, with `-dirty` where files have changed since.
+
+    None outside of a git repository, and where git is not installed.
+    """
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        found = subprocess.run(
+            [*command, "--exclude=*"], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> Path:
+    """Write `result.json`."""
+    target = folder / "result.json"
+    target.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
+    return target
+
+
+def draw_reward_curve(folder: Path) -> Path | None:
+    """Draw `reward_curve.png`: reward of every step, accuracy of every evaluation.
+
+    Returns None, and draws nothing, where the run trained no step.
+    """
+    rows = read_rows(folder / METRICS)
+    if not rows:
+        return None
+    from kit.viz import save_curve
+
+    marks = [
+        {"step": row["step"], f"eval/{row['dataset']}": row["accuracy"]}
+        for row in read_rows(folder / EVALUATIONS)
+    ]
+    return save_curve([*rows, *marks], folder / CURVE, heading=folder.name)
+
+
+def text_curve(folder: Path) -> str:
+    """The reward curve as text for a terminal; empty where there are fewer than two points."""
+    curve = reward_curve(folder)
+    if len(curve) < 2:
+        return ""
+    from kit.viz import terminal_curve
+
+    return terminal_curve([reward for _, reward in curve], title="mean reward by step")

@@ -1,0 +1,281 @@
+"""A notebook's parameters: what they are, and whether what was given fits.
+
+A parameter is an assignment in the cell tagged `parameters`, with its type and a comment:
+
+    steps: int = 60  # training steps
+    learning_rate: float | None = None  # None takes the preset's
+
+Papermill itself lets an unknown name pass with a warning and hands `-p flag true` to the notebook
+as the string "true"; here both are settled before a kernel starts.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import tokenize
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from kit.errors import RunError, did_you_mean
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+PARAMETERS_TAG = "parameters"
+
+_KINDS: dict[str, type] = {
+    "None": type(None),
+    "bool": bool,
+    "int": int,
+    "float": float,
+    "list": list,
+    "dict": dict,
+    "str": str,
+}
+"""In the order in which a text is tried: `str` takes anything, so it is last."""
+
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True} | {
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a notebook."""
+
+    name: str
+    default: str
+    """As the notebook writes it."""
+    kinds: tuple[str, ...] = ()
+    """The types it takes, of None, bool, int, float, list, dict, str; empty takes anything."""
+    help: str = ""
+    """The comment beside it, or else the comment lines above it."""
+
+    @property
+    def type(self) -> str:
+        """Its type as one reads it: `float | None`."""
+        ordered = [kind for kind in self.kinds if kind != "None"]
+        return " | ".join(ordered + ["None"] * ("None" in self.kinds)) or "any"
+
+    @property
+    def value(self) -> Any:
+        """The default as a value; its text where the notebook computes it."""
+        try:
+            return ast.literal_eval(self.default)
+        except ValueError:
+            return self.default
+
+    def __str__(self) -> str:
+        line = f"{self.name}: {self.type} = {self.default}"
+        return f"{line}  # {self.help}" if self.help else line
+
+    def convert(self, given: object) -> Any:
+        """The value that the notebook gets.
+
+        Args:
+            given: text from a command line, which is read as the parameter's type; or a Python
+                value, which must be of that type already.
+
+        Raises:
+            RunError: it is not of the parameter's type.
+        """
+        try:
+            return self._from_text(given) if isinstance(given, str) else self._checked(given)
+        except ValueError:
+            raise RunError(
+                f"Parameter {self.name!r} takes {self.type}, but was given {given!r}.",
+                fix=f"the notebook's own value is {self.default}; give one like it.",
+            ) from None
+
+    def _from_text(self, text: str) -> Any:
+        if not self.kinds:
+            return _yaml(text)
+        for kind in (kind for kind in _KINDS if kind in self.kinds):
+            try:
+                return _READERS[kind](text)
+            except ValueError:
+                continue
+        raise ValueError(text)
+
+    def _checked(self, value: object) -> Any:
+        kind = type(value).__name__.replace("NoneType", "None")
+        if kind == "int" and "float" in self.kinds and "int" not in self.kinds:
+            return float(value)  # type: ignore[arg-type]
+        if self.kinds and kind not in self.kinds:
+            raise ValueError(value)
+        return value
+
+
+def read_parameters(path: str | Path) -> dict[str, Parameter]:
+    """The parameters of a notebook, by name, in its order; none where no cell is tagged so.
+
+    Raises:
+        RunError: there is no such notebook, it cannot be read, or its parameters cell is not
+            plain Python.
+    """
+    notebook = open_notebook(path)
+    cells = [c for c in notebook.cells if PARAMETERS_TAG in c.metadata.get("tags", [])]
+    if not cells:
+        return {}
+    source = cells[0].source
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise RunError(
+            f"The parameters cell of {path} is not plain Python (line {error.lineno}: "
+            f"{error.msg}).",
+            fix="keep only assignments such as `steps: int = 60  # training steps` in it.",
+        ) from None
+    comments = _comments(source)
+    found = (_parameter(statement, source, comments) for statement in tree.body)
+    return {parameter.name: parameter for parameter in found if parameter}
+
+
+def open_notebook(path: str | Path) -> NotebookNode:
+    """Read a notebook file.
+
+    Raises:
+        RunError: there is none, it is not a notebook, or not one for Python.
+    """
+    import nbformat
+
+    file = Path(path)
+    if not file.is_file():
+        near = sorted(str(other) for other in file.parent.glob("*.ipynb"))
+        raise RunError(
+            f"There is no notebook {str(file)!r}.",
+            fix=did_you_mean(str(file), near) if near else "check the path.",
+        )
+    try:
+        notebook: NotebookNode = nbformat.reads(file.read_text("utf-8"), as_version=4)
+        nbformat.validate(notebook)
+    except (nbformat.ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{file} is not a notebook.", why=str(error).splitlines()[0]) from None
+    language = notebook.metadata.get("kernelspec", {}).get("language", "python")
+    if language != "python":
+        raise RunError(f"{file} is a notebook for {language}; only Python notebooks can be run.")
+    return notebook
+
+
+def check_parameters(
+    path: str | Path, known: Mapping[str, Parameter], given: Mapping[str, object]
+) -> dict[str, Any]:
+    """What was given, as the values that the notebook gets.
+
+    Raises:
+        RunError: the notebook has no parameter of that name, or the value is of another type.
+    """
+    for name in given:
+        if name not in known:
+            listing = "\n".join(f"  {parameter}" for parameter in known.values())
+            raise RunError(
+                f"{path} has no parameter {name!r}.",
+                why=f"Its parameters are:\n{listing}" if known else "It takes no parameters.",
+                fix=did_you_mean(name, known) if known else f"leave {name!r} out.",
+            )
+    return {name: known[name].convert(value) for name, value in given.items()}
+
+
+def _parameter(
+    statement: ast.stmt, source: str, comments: Mapping[int, tuple[str, bool]]
+) -> Parameter | None:
+    """What an assignment of one name says; None for any other statement."""
+    target: ast.expr
+    annotation: ast.expr | None = None
+    if isinstance(statement, ast.AnnAssign):
+        target, annotation = statement.target, statement.annotation
+    elif isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+        target = statement.targets[0]
+    else:
+        return None
+    if not isinstance(target, ast.Name) or statement.value is None:
+        return None
+    return Parameter(
+        name=target.id,
+        default=ast.get_source_segment(source, statement.value) or "",
+        kinds=_annotated(annotation) if annotation else _of_value(statement.value),
+        help=_help(statement, comments),
+    )
+
+
+def _annotated(annotation: ast.expr) -> tuple[str, ...]:
+    """The types of `float | None`; nothing where one of them is not among those we read."""
+    names = [part.strip().split("[")[0] for part in ast.unparse(annotation).split("|")]
+    return tuple(names) if all(name in _KINDS for name in names) else ()
+
+
+def _of_value(value: ast.expr) -> tuple[str, ...]:
+    try:
+        kind = type(ast.literal_eval(value)).__name__
+    except ValueError:
+        return ()
+    return (kind,) if kind in _KINDS else ()
+
+
+def _comments(source: str) -> dict[int, tuple[str, bool]]:
+    """By line number: the comment's words, and whether it has the line to itself."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {
+        token.start[0]: (token.string.lstrip("#").strip(), not token.line[: token.start[1]].strip())
+        for token in tokens
+        if token.type == tokenize.COMMENT
+    }
+
+
+def _help(statement: ast.stmt, comments: Mapping[int, tuple[str, bool]]) -> str:
+    last = statement.end_lineno or statement.lineno
+    if last in comments:
+        return comments[last][0]
+    above: list[str] = []
+    line = statement.lineno - 1
+    while line in comments and comments[line][1]:
+        above.insert(0, comments[line][0])
+        line -= 1
+    return " ".join(above)
+
+
+def _none(text: str) -> None:
+    if text.lower() not in ("none", "null", ""):
+        raise ValueError(text)
+
+
+def _bool(text: str) -> bool:
+    try:
+        return _BOOLEANS[text.lower()]
+    except KeyError:
+        raise ValueError(text) from None
+
+
+def _yaml(text: str, kind: type = object) -> Any:
+    """JSON where it is JSON (YAML 1.1 takes 1e-3 for a string), otherwise YAML."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        try:
+            value = yaml.safe_load(text)
+            json.dumps(value)
+        except (yaml.YAMLError, TypeError) as error:
+            raise ValueError(text) from error
+    if not isinstance(value, kind):
+        raise ValueError(text)
+    return value
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "None": _none,
+    "bool": _bool,
+    "int": int,
+    "float": float,
+    "list": lambda text: _yaml(text, list),
+    "dict": lambda text: _yaml(text, dict),
+    "str": str,
+}

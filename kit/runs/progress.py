@@ -1,0 +1,111 @@
+"""What a terminal shows while a notebook runs: cells done, training step, reward, time left."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as TimeLeftColumn
+
+from kit.runs.outcome import REWARD, Row, read_rows
+from kit.runs.record import CONFIG, METRICS
+
+POLL_SECONDS = 0.5
+
+
+class RunProgress:
+    """Follows a run: told of each cell, it finds the training steps in the run's own files.
+
+    In a terminal it draws two bars. Where output goes to a file it writes a line for each cell and
+    about ten lines for a whole training.
+
+    Args:
+        console: where to show it.
+        folder: the run's folder.
+        cells: how many code cells will run.
+        steps: how many training steps are planned, where that is known; otherwise the session's
+            settings say it.
+    """
+
+    def __init__(self, console: Console, folder: Path, cells: int, steps: int | None) -> None:
+        self._console, self._folder, self._cells, self._steps = console, folder, cells, steps
+        self._started = 0
+        self._seen = 0
+        self._done = threading.Event()
+        self._follower = threading.Thread(target=self._follow, name="run-progress", daemon=True)
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeLeftColumn(elapsed_when_finished=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._cell_bar = self._bars.add_task("cells", total=cells, note="")
+        self._step_bar: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        self._follower.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        self._follower.join()
+        self._bars.stop()
+
+    def cell(self, source: str) -> None:
+        """A code cell starts."""
+        lines = (line.strip() for line in source.splitlines())
+        first = next((line for line in lines if line and not line.startswith("#")), "")[:48]
+        self._bars.update(self._cell_bar, completed=self._started, note=escape(first))
+        self._started += 1
+        if not self._console.is_terminal:
+            self._line(f"cell {self._started}/{self._cells}: {first}")
+
+    def _follow(self) -> None:
+        while not self._done.wait(POLL_SECONDS):
+            self._look()
+        self._look()
+
+    def _look(self) -> None:
+        rows = read_rows(self._folder / METRICS)
+        if len(rows) > self._seen:
+            self._show(rows)
+            self._seen = len(rows)
+
+    def _show(self, rows: list[Row]) -> None:
+        total = max(self._planned() or 0, len(rows))
+        reward = rows[-1].get(REWARD)
+        note = "" if reward is None else f"reward {reward:.3f}"
+        if self._step_bar is None:
+            self._step_bar = self._bars.add_task("steps", total=total, note=note)
+        self._bars.update(self._step_bar, completed=len(rows), total=total, note=note)
+        stride = max(1, total // 10)
+        if not self._console.is_terminal and len(rows) // stride > self._seen // stride:
+            self._line(f"step {len(rows)}/{total} {note}")
+
+    def _planned(self) -> int | None:
+        if self._steps is None and (self._folder / CONFIG).is_file():
+            config: dict[str, Any] = yaml.safe_load((self._folder / CONFIG).read_text("utf-8"))
+            self._steps = int(config["training"]["num_rollout"])
+        return self._steps
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)

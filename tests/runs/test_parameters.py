@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kit.errors import RunError
+from kit.runs.parameters import Parameter, check_parameters, read_parameters
+from tests.runs.conftest import MakeNotebook
+
+
+def test_parameters_have_the_types_values_and_comments_of_the_notebook(
+    make_notebook: MakeNotebook,
+) -> None:
+    found = read_parameters(make_notebook())
+    assert list(found) == ["steps", "rate", "fast", "name", "sizes", "anything", "computed"]
+    assert str(found["steps"]) == "steps: int = 5  # training steps"
+    assert found["rate"].kinds == ("float", "None")
+    assert found["fast"].type == "bool"
+    assert found["sizes"].help == "first line, second line"
+    assert found["anything"].type == "any"
+    assert found["computed"].value == "2 * 3"
+    assert found["sizes"].value == [1, 2]
+
+
+def test_hash_and_equals_signs_inside_of_a_value_are_no_comment(
+    make_notebook: MakeNotebook,
+) -> None:
+    found = read_parameters(make_notebook(parameters='pattern = "a=#b"  # looks for a=#b'))
+    assert found["pattern"].value == "a=#b"
+    assert found["pattern"].help == "looks for a=#b"
+
+
+def test_a_notebook_without_a_parameters_cell_takes_none(make_notebook: MakeNotebook) -> None:
+    path = make_notebook("1", parameters="")
+    assert read_parameters(path) == {}
+    with pytest.raises(RunError, match="It takes no parameters"):
+        check_parameters(path, {}, {"steps": "3"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("steps", "12", 12),
+        ("steps", "-3", -3),
+        ("rate", "1e-3", 1e-3),
+        ("rate", "2", 2.0),
+        ("rate", "None", None),
+        ("rate", "null", None),
+        ("fast", "true", True),
+        ("fast", "No", False),
+        ("name", "007", "007"),
+        ("name", "true", "true"),
+        ("sizes", "[1, 1e-3]", [1, 1e-3]),
+        ("sizes", "[a, b]", ["a", "b"]),
+        ("anything", "3", 3),
+        ("anything", "1e-3", 1e-3),
+        ("anything", "a word", "a word"),
+    ],
+)
+def test_text_is_read_as_the_type_of_the_parameter(
+    make_notebook: MakeNotebook, name: str, text: str, value: Any
+) -> None:
+    path = make_notebook()
+    result = check_parameters(path, read_parameters(path), {name: text})
+    assert result == {name: value}
+    assert type(result[name]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("steps", "3.5"),
+        ("steps", "many"),
+        ("steps", 3.5),
+        ("steps", None),
+        ("steps", True),
+        ("rate", "fast"),
+        ("fast", "maybe"),
+        ("fast", 2),
+        ("sizes", "{a: 1}"),
+        ("sizes", "[1"),
+        ("name", 3),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_with_type_and_default(
+    make_notebook: MakeNotebook, name: str, given: object
+) -> None:
+    path = make_notebook()
+    known = read_parameters(path)
+    with pytest.raises(RunError) as caught:
+        check_parameters(path, known, {name: given})
+    assert name in str(caught.value)
+    assert known[name].type in str(caught.value)
+    assert known[name].default in str(caught.value)
+
+
+def test_values_from_python_pass_as_they_are() -> None:
+    assert Parameter("rate", "0.1", ("float",)).convert(2) == 2.0
+    assert Parameter("names", "[]", ("list",)).convert(["a"]) == ["a"]
+    assert Parameter("any", "f()").convert({"a": 1}) == {"a": 1}
+
+
+@given(st.floats(allow_nan=False))
+def test_every_float_that_python_prints_is_read_back(number: float) -> None:
+    assert Parameter("rate", "0.1", ("float",)).convert(repr(number)) == number
+
+
+@given(st.lists(st.integers() | st.booleans() | st.text(max_size=5), max_size=5))
+def test_every_list_that_json_writes_is_read_back(values: list[Any]) -> None:
+    assert Parameter("values", "[]", ("list",)).convert(json.dumps(values)) == values
+
+
+def test_an_unknown_parameter_is_refused_with_the_nearest_and_all_known(
+    make_notebook: MakeNotebook,
+) -> None:
+    path = make_notebook()
+    with pytest.raises(RunError) as caught:
+        check_parameters(path, read_parameters(path), {"step": "3"})
+    message = str(caught.value)
+    assert "Did you mean 'steps'?" in message
+    assert "rate: float | None = None  # None takes the preset's" in message
+
+
+def test_a_missing_notebook_is_refused_with_the_nearest(make_notebook: MakeNotebook) -> None:
+    path = make_notebook()
+    with pytest.raises(RunError, match=r"lesson\.ipynb"):
+        read_parameters(path.with_name("leson.ipynb"))
+
+
+@pytest.mark.parametrize("text", ["", "not json", "[]", '{"cells": 3}', "\x00"])
+def test_a_file_that_is_no_notebook_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "broken.ipynb"
+    path.write_text(text)
+    with pytest.raises(RunError, match="is not a notebook"):
+        read_parameters(path)
+
+
+def test_a_notebook_for_another_language_is_refused(make_notebook: MakeNotebook) -> None:
+    path = make_notebook()
+    path.write_text(path.read_text().replace('"language": "python"', '"language": "julia"'))
+    with pytest.raises(RunError, match="julia"):
+        read_parameters(path)
+
+
+def test_a_parameters_cell_that_is_not_plain_python_is_named(make_notebook: MakeNotebook) -> None:
+    path = make_notebook(parameters="steps = 3\n%matplotlib inline")
+    with pytest.raises(RunError, match="line 2"):
+        read_parameters(path)
