@@ -1,0 +1,78 @@
+"""The lessons run from top to bottom on the real stack, with the tiny model, as batch runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from rich.console import Console
+
+from kit.config import SessionConfig
+from kit.runs import RunResult, run_notebook
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+
+
+def run(folder: Path, name: str, **parameters: object) -> RunResult:
+    result = run_notebook(
+        NOTEBOOKS / name, parameters, out_root=folder, console=Console(file=io.StringIO())
+    )
+    assert result.error is None, result.error.traceback
+    return result
+
+
+@pytest.fixture(scope="module")
+def one_step(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    return run(tmp_path_factory.mktemp("runs"), "01_one_step.ipynb", prompts=8)
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    folder = tmp_path_factory.mktemp("runs")
+    return run(folder, "02_train_to_solve.ipynb", steps=30, seed=1, eval_every=0)
+
+
+def test_every_verb_of_one_step_shows_its_result(one_step: RunResult) -> None:
+    cells = nbformat.read(one_step.notebook, as_version=4).cells
+    silent = [
+        cell.source
+        for cell in cells
+        if cell.cell_type == "code"
+        and "parameters" not in ",".join(cell.metadata.get("tags", []))
+        and cell.source != "session.close()"
+        and not cell.outputs
+    ]
+    assert silent == []
+
+
+def test_training_raises_reward_and_held_out_accuracy(training: RunResult) -> None:
+    numbers = training.headline
+    assert numbers["steps"] == 30
+    assert numbers["reward_last"] > numbers["reward_first"]
+    assert numbers["accuracy_after"] > numbers["accuracy_before"]
+
+
+def test_a_training_run_leaves_settings_metrics_picture_and_checkpoint(
+    training: RunResult,
+) -> None:
+    config = SessionConfig.load(training.folder / "config.yaml")
+    assert (config.seed, config.training.num_rollout) == (1, 30)
+    rows = (training.folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == sorted(
+        json.loads(row)["step"] for row in rows
+    )
+    assert (training.folder / "reward_curve.png").stat().st_size > 1000
+    assert list((training.folder / "checkpoint").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["one_step", "training"])
+def test_the_pages_of_the_lessons_need_no_network(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    result: RunResult = request.getfixturevalue(name)
+    html = (result.folder / "notebook.html").read_text()
+    assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)\s*=\s*[\"']?(http|//)", html)
