@@ -1,10 +1,10 @@
 """A helper process for the graders that compute with what a model wrote.
 
 math-verify and reasoning-gym hand parts of a response to sympy, which a few characters
-(`9^{9^{9^9}}`) can keep busy for hours, in code that no signal reaches; and signals only work in
-a main thread anyway. So these graders run in a process of their own, which any thread may ask and
-which is given a few seconds of CPU time and a bound on memory for each answer. A response that
-exceeds them is graded 0.
+(`9^{9^{9^9}}`) can keep busy for hours. A timer could stop it, but timers only reach the main
+thread of a process, and not inside every library. So these graders run in a process of their own,
+which any thread may ask and which has a few seconds of CPU time and a bound on memory for each
+answer. A response that exceeds them is graded 0.
 
     notebook ──(pickled request)──► helper      loads a library once, then about 1 ms a grade
              ◄──(JSON line)────────             ends when its input does, so with the notebook

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import bdb
+import contextlib
 import inspect
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -27,6 +28,8 @@ Reward: TypeAlias = str | Mapping[str, float] | Callable[..., Any]
 
 _AT_ONCE = 32
 """How many calls of an async reward function wait together."""
+_LAST_WORDS_SECONDS = 5.0
+"""How long an interrupted async reward may take to clean up."""
 _STATUS_BEFORE = "status_before_failure"
 _BATCH_NAMES = ("samples", "rollout", "batch")
 _BATCH_TYPES = ("list", "List", "Sequence", "tuple", "Tuple", "Iterable", "Rollout")
@@ -139,13 +142,27 @@ async def _call_each_async(function: Callable[..., Any], samples: Sequence[Sampl
     async def call(sample: Sample) -> Any:
         async with gate:
             try:
-                return await function(sample)
-            except bdb.BdbQuit:
+                return await _guarded(function(sample))
+            except _InterruptedError:
                 raise
             except Exception as error:
                 return error
 
     return await asyncio.gather(*(call(sample) for sample in samples))
+
+
+class _InterruptedError(Exception):
+    """Carries an interrupt out of a task; asyncio lets a bare one fall through its loop."""
+
+    def __init__(self, interrupt: BaseException) -> None:
+        self.interrupt = interrupt
+
+
+async def _guarded(awaitable: Awaitable[Any]) -> Any:
+    try:
+        return await awaitable
+    except (KeyboardInterrupt, SystemExit, bdb.BdbQuit) as interrupt:
+        raise _InterruptedError(interrupt) from None
 
 
 def _call_batch(function: Callable[..., Any], samples: list[Sample]) -> Sequence[Any]:
@@ -204,7 +221,7 @@ def _unmarked(sample: Sample) -> Sample:
 def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine to its end in a thread: the notebook's own loop is busy running the cell."""
     loop = asyncio.new_event_loop()
-    task = loop.create_task(coroutine)
+    task = loop.create_task(_guarded(coroutine))
     outcome: Future[Any] = Future()
 
     def work() -> None:
@@ -214,19 +231,26 @@ def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
         except BaseException as error:
             outcome.set_exception(error)
         finally:
-            unfinished = asyncio.all_tasks(loop)
-            for other in unfinished:
-                other.cancel()
-            loop.run_until_complete(asyncio.gather(*unfinished, return_exceptions=True))
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
+            _finish(loop)
 
     thread = threading.Thread(target=work, name="kit-reward", daemon=True)
-    thread.start()
     try:
+        thread.start()
         return outcome.result()
-    except BaseException:
-        if not outcome.done():
+    except _InterruptedError as error:
+        raise error.interrupt from None
+    finally:
+        # Nothing to cancel but after an interrupt of this thread; by then the loop may be closed.
+        with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(task.cancel)
-            thread.join(timeout=5.0)
-        raise
+        thread.join(timeout=_LAST_WORDS_SECONDS)
+
+
+def _finish(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what still waits in a loop, and close it."""
+    unfinished = asyncio.all_tasks(loop)
+    for task in unfinished:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*unfinished, return_exceptions=True))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
