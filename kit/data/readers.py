@@ -236,13 +236,14 @@ def _missing(path: Path) -> DataError:
     if not folder.is_dir():
         fix = f"the folder {str(folder)!r} does not exist either: check the path."
     else:
-        names = sorted(item.name for item in folder.iterdir())
-        near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
-        data = [name for name in names if Path(name).suffix in _READERS][:5]
+        items = sorted(folder.iterdir())
+        data = [item.name for item in items if item.suffix in _READERS]
+        folders = [item.name for item in items if item.is_dir()]
+        near = difflib.get_close_matches(path.name, data + folders, n=3, cutoff=0.6)
         if near:
             fix = f"did you mean {' or '.join(repr(name) for name in near)}?"
         elif data:
-            fix = f"that folder has: {', '.join(data)}."
+            fix = f"that folder has: {', '.join(data[:5])}."
         else:
             fix = "check data.source; that folder has no data files at all."
     return DataError(f"There is no file or directory {str(path.resolve())!r}.", fix=fix)
