@@ -8,6 +8,8 @@ SHELL := /bin/bash
 
 PY := .venv/bin/python
 UV := uv==0.13.9
+# Rented GPU machines often have no other user than root, which Jupyter takes only when told so.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 NOTEBOOK := notebooks/02_train_to_solve.ipynb
 
 .PHONY: help demo lab test lint typecheck format lock clean clean-all
@@ -19,7 +21,7 @@ demo: .venv/.kit  ## Train the tiny model from start to solved, as a notebook ru
 	@$(PY) -m kit run $(NOTEBOOK)
 
 lab: .venv/.kit  ## Open the notebooks in JupyterLab, on this machine only, behind a token
-	@$(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir=notebooks
+	@$(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir=notebooks $(AS_ROOT)
 
 test: .venv/.kit  ## Run the tests, the real stack on the tiny model included
 	@$(PY) -m pytest
@@ -72,7 +74,7 @@ clean-all: clean  ## Remove the environment too; your runs stay
 	@touch $@
 
 .venv/.packages: requirements.lock .venv/.python
-	@echo "Installing the packages of requirements.lock (about 10 GB, once)"
+	@echo "Installing the packages of requirements.lock (about 10 GB the first time)"
 	@$(PY) -m pip install --quiet --disable-pip-version-check $(UV)
 	@$(PY) -m uv pip install --quiet --python $(PY) -r requirements.lock
 	@touch $@

@@ -10,13 +10,33 @@ from typing import Any, Self
 import yaml
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as TimeLeftColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from kit.runs.outcome import REWARD, Row, read_rows
 from kit.runs.record import CONFIG, METRICS
 
 POLL_SECONDS = 0.5
+SPEED_SECONDS = 600.0
+"""The time left follows from the steps of the last ten minutes, since a step can take one."""
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """The time left for steps; cells take such different times that theirs means nothing."""
+
+    def render(self, task: Task) -> Text:
+        if task.finished or not task.fields["steady"]:
+            return Text()
+        return Text("left ").append_text(super().render(task))
 
 
 class RunProgress:
@@ -46,13 +66,13 @@ class RunProgress:
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeLeftColumn(elapsed_when_finished=True),
+            _TimeLeft(),
             console=console,
+            speed_estimate_period=SPEED_SECONDS,
             transient=True,
             disable=not console.is_terminal,
         )
-        self._cell_bar = self._bars.add_task("cells", total=cells, note="")
+        self._cell_bar = self._bars.add_task("cells", total=cells, note="", steady=False)
         self._step_bar: TaskID | None = None
 
     def __enter__(self) -> Self:
@@ -95,7 +115,7 @@ class RunProgress:
         reward = rows[-1].get(REWARD)
         note = "" if reward is None else f"reward {reward:.3f}"
         if self._step_bar is None:
-            self._step_bar = self._bars.add_task("steps", total=total, note=note)
+            self._step_bar = self._bars.add_task("steps", total=total, note=note, steady=True)
         self._bars.update(self._step_bar, completed=len(rows), total=total, note=note)
         stride = max(1, total // 10)
         if not self._console.is_terminal and len(rows) // stride > self._seen // stride:
