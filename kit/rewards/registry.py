@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -23,7 +23,7 @@ from kit.rewards import text
 from kit.rewards.apart import helper
 from kit.samples import Sample
 
-_BY_LABEL = {
+_BY_LABEL: dict[str, Callable[[str, str], float]] = {
     "exact": text.exact,
     "number": text.number,
     "gsm8k": text.gsm8k,
