@@ -6,6 +6,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
+# Some containers forbid Python to keep compiled modules; each start would compile torch anew (6 s).
+unexport PYTHONDONTWRITEBYTECODE
+
 PY := .venv/bin/python
 UV := uv==0.13.9
 # Rented GPU machines often have no other user than root, which Jupyter takes only when told so.
