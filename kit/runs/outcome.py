@@ -118,11 +118,13 @@ def draw_reward_curve(folder: Path) -> Path | None:
         return None
     from kit.viz import save_curve
 
+    # Training logs its evaluations too, but not those before it and after it.
+    steps = [{k: v for k, v in row.items() if not k.startswith("eval/")} for row in rows]
     marks = [
         {"step": row["step"], f"eval/{row['dataset']}": row["accuracy"]}
         for row in read_rows(folder / EVALUATIONS)
     ]
-    return save_curve([*rows, *marks], folder / CURVE, heading=folder.name)
+    return save_curve([*steps, *marks], folder / CURVE, heading=folder.name)
 
 
 def text_curve(folder: Path) -> str:
