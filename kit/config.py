@@ -1,0 +1,338 @@
+"""`SessionConfig`: every setting of a session, in one validated tree that is YAML in and out.
+
+    SessionConfig.load("config.yaml")        a file; what it leaves out takes its default
+    SessionConfig.preset("tiny")             a preset by name
+    config.dump("config.yaml")               the whole tree, defaults included
+    config.replace("training.learning_rate", 3e-4)
+
+Names are Miles' where Miles has one. An unknown key, a wrong type and settings that cannot go
+together raise ConfigError before any process starts.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kit.config_errors import explain
+from kit.errors import ConfigError, did_you_mean
+
+TINY = "tiny"
+"""The model that ships with the kit; see `kit/tiny/`."""
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """A part of the tree: frozen, and closed to keys that nobody reads."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ModelConfig(Section):
+    name: str = TINY
+    """A directory, a Hugging Face name such as Qwen/Qwen3-0.6B, or `tiny`."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the computation; auto is float32 on the CPU and bfloat16 on a GPU. Weights and optimizer
+    are kept in float32 by the trainer in any case."""
+    context_length: Positive | None = None
+    """Longest prompt plus response, in tokens; None takes the model's own limit."""
+    gradient_checkpointing: bool = False
+    """Recompute each layer in the backward pass: less memory, about a third more time."""
+    trust_remote_code: bool = False
+    """Run Python code that a model directory brings along."""
+
+
+class DataConfig(Section):
+    source: str = ""
+    """Where training prompts come from: a JSONL, JSON, CSV or Parquet file, a directory saved by
+    `datasets`, `tiny:TASK`, or `reasoning_gym:TASK`. A slice may follow: `train.jsonl@[0:1000]`.
+    Empty takes the model's first task: tiny:addition, otherwise reasoning_gym:gsm_symbolic."""
+    eval_source: str = ""
+    """Held-out prompts in the same notation. Empty: the task's own held-out split where the
+    source is a task, and no evaluation otherwise."""
+    input_key: str = "prompt"
+    """The field that holds the prompt: a string, or a list of chat messages."""
+    label_key: str = "label"
+    """The field that holds the right answer; rows may lack it."""
+    metadata_key: str = "metadata"
+    """The field that holds a mapping which reward functions can read; rows may lack it."""
+    apply_chat_template: bool = True
+    """Render prompts through the model's chat template; a plain string counts as one user
+    message."""
+    system_prompt: str = ""
+    """Put in front of plain string prompts as a system message, where not empty."""
+    shuffle: bool = True
+    """A new order each epoch, from the seed."""
+    size: Positive = 10_000
+    """How many training rows a generated task (reasoning_gym) makes."""
+    eval_size: Positive = 256
+    """How many held-out rows a generated task (reasoning_gym) makes."""
+
+
+class RewardConfig(Section):
+    name: str = ""
+    """A built-in reward: exact, number, math, gsm8k, format, reasoning_gym. Empty takes the one
+    that fits the data source, else `exact`."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """A weighted sum of built-in rewards instead of one, by name: {math: 0.9, format: 0.1}."""
+    format_pattern: str = ""
+    """The regular expression that `format` looks for in a response."""
+
+
+class RolloutConfig(Section):
+    temperature: float = Field(default=1.0, gt=0.0)
+    top_p: Fraction = 1.0
+    top_k: int = Field(default=-1, ge=-1)
+    """-1 samples from the whole vocabulary."""
+    max_response_len: Positive | None = None
+    """In tokens. None: what the tiny task needs, otherwise 1024."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a response, besides the model's own end-of-sequence token."""
+
+
+class TrainingConfig(Section):
+    num_rollout: Positive = 60
+    """Steps of a whole training run: each generates once and updates at least once."""
+    rollout_batch_size: Positive = 16
+    """Prompts a step."""
+    n_samples_per_prompt: Positive = 8
+    """Responses to each prompt: the group that rewards are compared in."""
+    global_batch_size: Positive | None = None
+    """Samples an optimizer step; None takes the whole rollout. Must divide the rollout."""
+    learning_rate: float = Field(default=1e-6, ge=0.0, lt=1.0)
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps over which the rate rises from zero."""
+    min_learning_rate: NonNegative = 0.0
+    """Where linear and cosine end, after `num_rollout` steps."""
+    adam_beta1: Rate = 0.9
+    adam_beta2: Rate = 0.98
+    adam_eps: float = Field(default=1e-8, gt=0.0)
+    weight_decay: NonNegative = 0.0
+    clip_grad: NonNegative = 1.0
+    """Largest global gradient norm; 0 does not clip."""
+    advantage_estimator: Literal["grpo"] = "grpo"
+    grpo_std_normalization: bool = True
+    """Divide a group's centred rewards by their standard deviation."""
+    eps_clip: Rate = 0.2
+    eps_clip_high: Annotated[float, Field(gt=0.0)] | None = 0.28
+    """Upper clip range (clip-higher); None takes eps_clip."""
+    eps_clip_c: Annotated[float, Field(gt=1.0)] | None = None
+    """Dual clip: bounds the loss of a negative advantage at this multiple; None leaves it open."""
+    kl_loss_coef: NonNegative = 0.0
+    """Weight of the KL to the reference model in the loss; above 0 loads a reference model."""
+    kl_loss_type: Literal["k1", "k2", "k3", "low_var_kl"] = "k3"
+    entropy_coef: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+    calculate_per_token_loss: bool = False
+    """Average over all tokens of a batch; otherwise over samples, each by its own length."""
+    max_tokens_per_gpu: Positive | None = None
+    """Tokens packed into one micro-batch. It bounds memory; the result does not depend on it.
+    None: 16384, or what one longest sample needs where that is more."""
+    num_trainers: Positive = 1
+    """Trainer processes that share the model through FSDP2."""
+
+
+class EngineConfig(Section):
+    mem_fraction_static: Fraction | None = None
+    """Share of the device for engine weights and KV cache; None lets the kit choose. GPU only."""
+    max_total_tokens: Positive | None = None
+    """Size of the KV cache in tokens; None lets the kit (CPU) or SGLang (GPU) choose."""
+    attention_backend: str = "auto"
+    """SGLang's name for it; auto is the kit's batched backend on the CPU, Triton on a GPU."""
+    max_running_requests: Positive | None = None
+    """Requests decoded together; None takes a whole rollout."""
+    start_timeout: float = Field(default=600.0, gt=0.0)
+    """Seconds that starting Ray, engine and trainer may take."""
+    call_timeout: float = Field(default=1800.0, gt=0.0)
+    """Seconds that one call of engine or trainer may take."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Further `sglang.ServerArgs` fields; keys are checked against SGLang's own."""
+
+
+class EvaluationConfig(Section):
+    interval: int = Field(default=0, ge=0)
+    """Evaluate every so many steps of `train`; 0 only when asked."""
+    n_samples_per_prompt: Positive = 1
+    temperature: NonNegative = 0.0
+    """0 is greedy."""
+    max_prompts: Positive | None = None
+    """Only the first so many held-out prompts; None takes all."""
+
+
+class MismatchConfig(Section):
+    interval: int = Field(default=0, ge=0)
+    """Check trainer against engine every so many steps of `train`; 0 only when asked."""
+    warn_above: Annotated[float, Field(gt=0.0)] | None = None
+    """Mean |trainer - rollout| log-prob; None: 1e-5 in float32, 0.02 in bfloat16."""
+    fail_above: Annotated[float, Field(gt=0.0)] | None = None
+    """None: 1e-3 in float32, 0.1 in bfloat16."""
+
+
+class SessionConfig(Section):
+    """The whole tree. `SessionConfig()` is the tiny preset's model with plain defaults."""
+
+    name: str = "session"
+    """Names the session in messages and reports."""
+    seed: int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto is CUDA where there is one."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    reward: RewardConfig = RewardConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    training: TrainingConfig = TrainingConfig()
+    engine: EngineConfig = EngineConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    mismatch: MismatchConfig = MismatchConfig()
+
+    def __init__(self, **settings: Any) -> None:
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise explain(error, type(self), settings) from None
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        training = self.training
+        rollout_size = training.rollout_batch_size * training.n_samples_per_prompt
+        batch = training.global_batch_size
+        if batch is not None and rollout_size % batch:
+            raise ValueError(
+                f"training.global_batch_size is {batch}, which does not divide the rollout of "
+                f"{rollout_size} samples (rollout_batch_size {training.rollout_batch_size} x "
+                f"n_samples_per_prompt {training.n_samples_per_prompt}). What to do: choose a "
+                f"divisor of {rollout_size}, such as {_nearest_divisor(rollout_size, batch)}."
+            )
+        if training.n_samples_per_prompt == 1:
+            raise ValueError(
+                "training.n_samples_per_prompt is 1: grpo compares the samples of one prompt, so "
+                "every advantage would be 0 and nothing would train. What to do: set it to 2 or "
+                "more (8 is usual)."
+            )
+        if training.num_trainers > 1 and (batch or rollout_size) % training.num_trainers:
+            raise ValueError(
+                f"training.num_trainers is {training.num_trainers}, which does not divide the "
+                f"{batch or rollout_size} samples of an optimizer step. What to do: change "
+                f"num_trainers or global_batch_size."
+            )
+        if training.min_learning_rate > training.learning_rate:
+            raise ValueError(
+                f"training.min_learning_rate {training.min_learning_rate} is above "
+                f"learning_rate {training.learning_rate}. What to do: lower it."
+            )
+        mismatch = self.mismatch
+        if mismatch.warn_above and mismatch.fail_above and mismatch.warn_above > mismatch.fail_above:
+            raise ValueError(
+                f"mismatch.warn_above {mismatch.warn_above} is above fail_above "
+                f"{mismatch.fail_above}. What to do: swap them."
+            )
+        if self.reward.name and self.reward.weights:
+            raise ValueError(
+                "reward.name and reward.weights are both set. What to do: keep one; weights: "
+                f"{{{self.reward.name}: 1.0}} is the same as name: {self.reward.name}."
+            )
+        return self
+
+    @classmethod
+    def preset(cls, name: str) -> SessionConfig:
+        """A ready configuration. Raises ConfigError for a name that is none."""
+        from kit.presets import PRESETS
+
+        if name not in PRESETS:
+            raise ConfigError(f"There is no preset {name!r}.", fix=did_you_mean(name, PRESETS))
+        return cls(**PRESETS[name])
+
+    @classmethod
+    def load(cls, path: str | Path) -> SessionConfig:
+        """Read a YAML file. Raises ConfigError for a missing, broken or wrong one."""
+        file = Path(path)
+        if not file.is_file():
+            raise ConfigError(
+                f"There is no configuration file {str(file)!r}.",
+                fix="check the path; `SessionConfig.preset('tiny').dump('config.yaml')` writes one.",
+            )
+        try:
+            tree = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file} is not valid YAML.", why=str(error)) from None
+        if tree is None:
+            tree = {}
+        if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+            raise ConfigError(
+                f"{file} holds a {type(tree).__name__}, not a mapping of settings.",
+                fix="write sections such as `training:` with keys below them.",
+            )
+        return cls(**tree)
+
+    @classmethod
+    def of(cls, config: SessionConfig | str | Path) -> SessionConfig:
+        """What `RLSession.start` accepts: a configuration, a preset's name, or a YAML file."""
+        if isinstance(config, SessionConfig):
+            return config
+        if isinstance(config, Path) or config.endswith((".yaml", ".yml")):
+            return cls.load(config)
+        return cls.preset(config)
+
+    def to_yaml(self) -> str:
+        """The whole tree as YAML, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def dump(self, path: str | Path) -> Path:
+        """Write the whole tree; `load` reads it back equal."""
+        target = Path(path)
+        target.write_text(self.to_yaml(), encoding="utf-8")
+        return target
+
+    def replace(self, key: str, value: Any) -> SessionConfig:
+        """A changed copy, validated again: `config.replace("training.num_rollout", 5)`."""
+        tree: dict[str, Any] = self.model_dump(mode="json")
+        *sections, last = key.split(".")
+        branch = tree
+        for section in sections:
+            if not isinstance(branch.get(section), dict):
+                raise ConfigError(
+                    f"There is no section {section!r} in {key!r}.", fix=did_you_mean(section, tree)
+                )
+            branch = branch[section]
+        branch[last] = value
+        return type(self)(**tree)
+
+    @property
+    def rollout_size(self) -> int:
+        """Samples a step."""
+        return self.training.rollout_batch_size * self.training.n_samples_per_prompt
+
+    def __str__(self) -> str:
+        return self.to_yaml()
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        from kit.viz import show_config
+
+        return show_config(self)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-6` as a string, which is how everybody writes a learning rate."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _nearest_divisor(number: int, target: int) -> int:
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    return min(divisors, key=lambda d: abs(d - target))

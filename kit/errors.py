@@ -1,0 +1,72 @@
+"""Every error the kit raises on purpose: what happened, why, and what to do next.
+
+A stranger must be able to act on the message alone, so each error is made of three parts, and
+prints them as sentences. The kinds below name the layer that failed, not the place in the code.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KitError(Exception):
+    """An error that a user can act on.
+
+    Args:
+        what: what happened, with the value that was wrong.
+        why: why that cannot work. Left out where `what` says it already.
+        fix: what to do next, naming the setting to change.
+    """
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        self.what, self.why, self.fix = what, why, fix
+        parts = [what, why, f"What to do: {fix}" if fix else ""]
+        super().__init__("\n".join(part for part in parts if part))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the three parts when the error crosses from an actor to the notebook."""
+        return _rebuild, (type(self), self.what, self.why, self.fix)
+
+
+def _rebuild(kind: type[KitError], what: str, why: str, fix: str) -> KitError:
+    return kind(what, why=why, fix=fix)
+
+
+class ConfigError(KitError):
+    """A setting is unknown, of the wrong type, or cannot be combined with another."""
+
+
+class DataError(KitError):
+    """Prompts cannot be read: a missing file, a malformed row, an empty dataset."""
+
+
+class RewardError(KitError):
+    """A reward function broke its contract, or a reward has no such name."""
+
+
+class ModelError(KitError):
+    """A model or tokenizer cannot be loaded, or does not fit what is asked of it."""
+
+
+class StackError(KitError):
+    """Ray, the engine or the trainer could not start, or died."""
+
+
+class SessionError(KitError):
+    """A verb was called at the wrong time: before `start`, after `close`, out of order."""
+
+
+class CheckpointError(KitError):
+    """A checkpoint cannot be written or read."""
+
+
+class RunError(KitError):
+    """A notebook run cannot start: an unknown notebook or parameter, a wrong value."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`Did you mean 'x'?`, or the list of known words where none is near."""
+    choices = sorted(known)
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(choices)}."

@@ -1,0 +1,62 @@
+"""The numbers of a rollout, under Miles' names."""
+
+from __future__ import annotations
+
+import statistics
+import zlib
+from collections import Counter
+
+from kit.reports import Metrics
+from kit.samples import Rollout, Sample, Status
+
+REPETITIVE = 10.0
+"""A response that zlib shrinks this many times repeats itself."""
+
+
+def rollout_metrics(rollout: Rollout) -> Metrics:
+    """Rewards, lengths, truncation, groups without a difference, repetition."""
+    lengths = [s.response_length for s in rollout]
+    metrics: Metrics = {
+        "rollout/response_len/mean": statistics.fmean(lengths),
+        "rollout/response_len/median": float(statistics.median(lengths)),
+        "rollout/response_len/max": float(max(lengths)),
+        "rollout/response_len/min": float(min(lengths)),
+        "rollout/truncated_ratio": _share(rollout, Status.TRUNCATED),
+        "rollout/failed_ratio": _share(rollout, Status.FAILED),
+        "rollout/repetition_frac": statistics.fmean(map(_repeats, rollout)),
+    }
+    if rollout.rewards():
+        metrics = {"rollout/raw_reward": rollout.mean_reward()} | metrics
+        for reward, groups in sorted(zero_std_groups(rollout).items()):
+            metrics[f"rollout/zero_std/count_{reward:g}"] = float(groups)
+    return metrics
+
+
+def zero_std_groups(rollout: Rollout) -> Counter[float]:
+    """Groups whose samples all have the same reward, counted by that reward: nothing to learn."""
+    counts: Counter[float] = Counter()
+    for group in rollout.groups():
+        rewards = {sample.reward for sample in group}
+        if len(rewards) == 1 and None not in rewards:
+            counts[round(float(rewards.pop() or 0.0), 4)] += 1
+    return counts
+
+
+def _share(rollout: Rollout, status: Status) -> float:
+    return statistics.fmean(float(s.status is status) for s in rollout)
+
+
+def _repeats(sample: Sample) -> float:
+    text = sample.response.encode("utf-8", "replace")
+    return float(len(text) > REPETITIVE * len(zlib.compress(text, 1)))
+
+
+def pass_at_k(right: int, total: int, k: int) -> float:
+    """Chance that at least one of k responses is right, from `right` of `total`; unbiased.
+
+    1 - C(total - right, k) / C(total, k). Source: Chen et al., "Evaluating Large Language Models
+    Trained on Code", 2021.
+    """
+    from math import comb
+
+    return 1.0 - comb(total - right, k) / comb(total, k)

@@ -1,0 +1,117 @@
+"""A causal language model that answers one question: how likely was each response token?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from kit.errors import ModelError
+from kit.model import attention
+from kit.model.packing import Packed
+
+LOGITS_AT_ONCE = 1 << 26
+"""Logits held in float32 at a time: 256 MiB. More are computed in recomputed chunks."""
+
+
+class Policy(nn.Module):
+    """A Transformers model with packed input, and log-probs instead of logits as output."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, packed: Packed, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logp_R, entropy_R): of each response token, in nats, float32.
+
+        Args:
+            packed: the samples.
+            temperature: divides the logits, as in sampling.
+        """
+        device = packed.tokens_T.device
+        hidden = self.model.model(  # type: ignore[operator]
+            input_ids=packed.tokens_T[None],
+            position_ids=packed.position_T[None],
+            use_cache=False,
+            packed=attention.layout(packed.lengths, device),
+        ).last_hidden_state[0]
+        return token_log_probs(
+            hidden[packed.predictor_R],
+            self.model.lm_head.weight,  # type: ignore[union-attr, arg-type]
+            packed.target_R,
+            temperature,
+        )
+
+
+def token_log_probs(
+    hidden_R: torch.Tensor, head: torch.Tensor, target_R: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each target and entropy of each distribution, both (R), float32.
+
+    Logits of a long batch over a large vocabulary would be the largest tensor by far; they are
+    made in chunks and made again in the backward pass.
+
+    Args:
+        hidden_R: output of the last layer, (R, hidden size).
+        head: the output embedding, (vocabulary, hidden size).
+        target_R: the tokens.
+        temperature: divides the logits.
+    """
+    size = max(1, LOGITS_AT_ONCE // head.shape[0])
+    if len(target_R) <= size:
+        return _chunk(hidden_R, head, target_R, temperature)
+    parts = [
+        checkpoint(
+            _chunk,
+            hidden_R[i : i + size],
+            head,
+            target_R[i : i + size],
+            temperature,
+            use_reentrant=False,
+        )
+        for i in range(0, len(target_R), size)
+    ]
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def _chunk(
+    hidden: torch.Tensor, head: torch.Tensor, target: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = (hidden @ head.T).float() / temperature
+    logp = torch.log_softmax(logits, dim=-1)
+    entropy = -(logp.exp() * logp).sum(-1)
+    return logp.gather(-1, target[:, None])[:, 0], entropy
+
+
+def load(path: str, *, trust_remote_code: bool = False) -> Policy:
+    """Load a Hugging Face model with float32 weights.
+
+    Raises:
+        ModelError: the directory holds no causal language model, or it cannot be read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    attention.register()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=torch.float32,
+            attn_implementation=attention.NAME,
+            trust_remote_code=trust_remote_code,
+            local_files_only=Path(path).is_dir(),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"The model {path!r} cannot be loaded.",
+            why=str(error),
+            fix="give a directory with config.json and safetensors of a causal language model.",
+        ) from error
+    for name in ("model", "lm_head"):
+        if not hasattr(model, name):
+            raise ModelError(
+                f"{type(model).__name__} has no part named {name!r}.",
+                fix="use a decoder-only model of the Llama, Qwen or Mistral kind.",
+            )
+    return Policy(model)

@@ -1,0 +1,252 @@
+"""What a generation is: `Sample`, one response; `Rollout`, all responses of one step.
+
+Field names are those of Miles, so that a saved rollout reads the same in both.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from kit.errors import DataError
+
+Messages = list[dict[str, str]]
+
+
+class Status(StrEnum):
+    """How far a sample came."""
+
+    PENDING = "pending"
+    """Not generated yet."""
+    COMPLETED = "completed"
+    """The model ended its response itself (end-of-sequence token or stop string)."""
+    TRUNCATED = "truncated"
+    """Cut at the length limit."""
+    ABORTED = "aborted"
+    """Stopped from outside; the tokens so far are kept."""
+    FAILED = "failed"
+    """The reward function failed on it; `error` says how. Its group is left out of the update."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One response to one prompt, with everything that training needs to know about it."""
+
+    group_index: int = 0
+    """Samples of the same prompt share it."""
+    index: int = 0
+    """Position in the rollout."""
+    prompt: str | Messages = ""
+    """The prompt as the data gave it: a string, or chat messages."""
+    tokens: list[int] = field(default_factory=list)
+    """Prompt and response token ids, in one list."""
+    response: str = ""
+    response_length: int = 0
+    """Response tokens; the last so many of `tokens`."""
+    label: str | None = None
+    """The right answer, where the data has one."""
+    reward: float | None = None
+    loss_mask: list[int] | None = None
+    """One 0 or 1 per response token; None means that all are trained on."""
+    status: Status = Status.PENDING
+    metadata: dict[str, Any] = field(default_factory=dict)
+    rollout_log_probs: list[float] | None = None
+    """The engine's log-probability of each response token, at the sampling temperature."""
+    rollout_routed_experts: Any = None
+    weight_versions: list[int] = field(default_factory=list)
+    """Which trainer weights wrote it (one entry per span of tokens)."""
+    error: str | None = None
+    """Why the reward function failed, in its own words."""
+
+    @property
+    def prompt_tokens(self) -> list[int]:
+        return self.tokens[: len(self.tokens) - self.response_length]
+
+    @property
+    def response_tokens(self) -> list[int]:
+        return self.tokens[len(self.tokens) - self.response_length :]
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt as a person reads it: chat messages joined by newlines."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return "\n".join(str(message.get("content", "")) for message in self.prompt)
+
+    @property
+    def mask(self) -> list[int]:
+        """The loss mask, written out: one 0 or 1 per response token."""
+        return [1] * self.response_length if self.loss_mask is None else self.loss_mask
+
+    def with_reward(self, reward: float) -> Sample:
+        return replace(self, reward=reward, error=None)
+
+    def with_failure(self, error: str) -> Sample:
+        """The same sample, marked: its reward could not be computed."""
+        return replace(self, reward=None, status=Status.FAILED, error=error)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"status": self.status.value}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Sample:
+        """The inverse of `to_dict`. Raises DataError for a field that a sample does not have."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(row) - known)
+        if unknown:
+            raise DataError(
+                f"A sample has no field {unknown[0]!r}.",
+                fix=f"Keep only: {', '.join(sorted(known))}.",
+            )
+        return cls(**dict(row) | {"status": Status(row.get("status", "pending"))})
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        from kit.viz import show_sample
+
+        return show_sample(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout(Sequence[Sample]):
+    """The samples of one `generate`, in groups of the same prompt. Shows itself as a table."""
+
+    samples: tuple[Sample, ...]
+    step: int = 0
+    """The training step whose weights wrote it."""
+    seconds: float = 0.0
+    """How long generating took."""
+
+    def __init__(self, samples: Iterable[Sample], step: int = 0, seconds: float = 0.0) -> None:
+        object.__setattr__(self, "samples", tuple(samples))
+        object.__setattr__(self, "step", step)
+        object.__setattr__(self, "seconds", seconds)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One sample, or with a slice a smaller rollout."""
+        if isinstance(index, slice):
+            return Rollout(self.samples[index], self.step, self.seconds)
+        return self.samples[index]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+    def groups(self) -> list[list[Sample]]:
+        """The samples by prompt, in the order of their first sample."""
+        by_prompt: dict[int, list[Sample]] = {}
+        for sample in self.samples:
+            by_prompt.setdefault(sample.group_index, []).append(sample)
+        return list(by_prompt.values())
+
+    def rewards(self) -> list[float]:
+        """The rewards of all samples that have one."""
+        return [s.reward for s in self.samples if s.reward is not None]
+
+    def mean_reward(self) -> float:
+        """Mean over the samples that have a reward; NaN before `score`."""
+        rewards = self.rewards()
+        return sum(rewards) / len(rewards) if rewards else math.nan
+
+    def best(self) -> Sample:
+        return max(self._scored(), key=lambda s: s.reward or 0.0)
+
+    def worst(self) -> Sample:
+        return min(self._scored(), key=lambda s: s.reward or 0.0)
+
+    def failed(self) -> list[Sample]:
+        """The samples whose reward could not be computed; each one's `error` says why."""
+        return [s for s in self.samples if s.status is Status.FAILED]
+
+    def _scored(self) -> list[Sample]:
+        scored = [s for s in self.samples if s.reward is not None]
+        if not scored:
+            raise DataError(
+                f"None of the {len(self.samples)} samples has a reward.",
+                fix="call `rollout = session.score(rollout)` first.",
+            )
+        return scored
+
+    def to_pandas(self) -> Any:
+        """One row a sample, with the columns a person sorts by."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {
+                    "group": s.group_index,
+                    "index": s.index,
+                    "prompt": s.prompt_text,
+                    "response": s.response,
+                    "label": s.label,
+                    "reward": s.reward,
+                    "length": s.response_length,
+                    "status": s.status.value,
+                    "error": s.error,
+                }
+                for s in self.samples
+            ]
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write one JSON line a sample."""
+        target = Path(path)
+        with target.open("w", encoding="utf-8") as file:
+            for sample in self.samples:
+                file.write(json.dumps(sample.to_dict()) + "\n")
+        return target
+
+    @classmethod
+    def load(cls, path: str | Path) -> Rollout:
+        """Read what `save` wrote. Raises DataError with the number of a line that is broken."""
+        samples = []
+        with Path(path).open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    samples.append(Sample.from_dict(json.loads(line)))
+                except (ValueError, TypeError, DataError) as error:
+                    raise DataError(f"{path}, line {number}: not a sample: {error}") from error
+        return cls(samples)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        from kit.viz import show_rollout
+
+        return show_rollout(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What an update will see: the samples that train, and the advantage of each.
+
+    Failed samples and their groups are already left out; `left_out` says which and why.
+    """
+
+    samples: tuple[Sample, ...]
+    advantages: tuple[float, ...]
+    """One a sample (shape N); every trained token of a sample carries it."""
+    step: int = 0
+    left_out: tuple[str, ...] = ()
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """An update remembers it: the same batch cannot be applied twice in a row by mistake."""
+
+    def __post_init__(self) -> None:
+        if len(self.samples) != len(self.advantages):
+            raise DataError(
+                f"A batch needs one advantage per sample: got {len(self.samples)} samples and "
+                f"{len(self.advantages)} advantages."
+            )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        from kit.viz import show_batch
+
+        return show_batch(self)

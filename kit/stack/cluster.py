@@ -1,0 +1,159 @@
+"""`Cluster`: the client's side of the stack's Ray head. Starts it, connects to it, ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from kit.errors import SessionError, StackError
+from kit.stack import processes
+from kit.stack.cpu import zygote
+
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+CPU_OPERATORS = Path(__file__).with_name("cpu") / "site"
+CLIENT_SETTINGS = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's way to say "this machine only": it then keeps the loopback address it is given.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""What Ray has to find in the environment of every process that talks to the head."""
+
+
+class Cluster:
+    """One Ray head of our own, behind a fresh token, that ends with this process."""
+
+    def __init__(self, device: str, gpus: int = 0) -> None:
+        """Start the head in the background; `connect` waits for it."""
+        self.stack = secrets.token_hex(8)
+        self.directory = Path(tempfile.mkdtemp(prefix="kit-"))  # only its owner may read it
+        (self.directory / "tmp").mkdir()
+        self._token = secrets.token_hex(32)
+        self._connected = False
+        log = (self.directory / "head.log").open("wb")
+        self._head = subprocess.Popen(
+            [sys.executable, "-m", "kit.stack.head", str(self.directory), device, str(gpus)],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=self._environment(device),
+            cwd=self.directory,
+            start_new_session=True,  # Jupyter signals the kernel's whole process group
+        )
+        log.close()
+
+    def _environment(self, device: str) -> dict[str, str]:
+        env = os.environ | CLIENT_SETTINGS
+        env |= {
+            "RAY_AUTH_TOKEN": self._token,
+            processes.MARK: self.stack,
+            "TMPDIR": str(self.directory / "tmp"),
+            "RAY_enable_worker_prestart": "0",
+            "PYTHONPATH": _joined(str(PACKAGE_ROOT), env.get("PYTHONPATH", "")),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        if device == "cpu":
+            env |= {
+                "SGLANG_USE_CPU_ENGINE": "1",
+                "CUDA_VISIBLE_DEVICES": "",
+                zygote.SOCKET_ENV: str(self.directory / "zygote"),
+                "PYTHONPATH": _joined(str(CPU_OPERATORS), env["PYTHONPATH"]),
+                # SGLang compiles small functions on first use: seconds each, for a tiny model.
+                "TORCHDYNAMO_DISABLE": "1",
+                # Threads that spin while they wait starve the other processes of a small machine.
+                "OMP_WAIT_POLICY": "passive",
+                "KMP_BLOCKTIME": "0",
+            }
+        return env
+
+    def connect(self, timeout: float) -> None:
+        """Wait for the head and join it. Raises StackError after `timeout` seconds."""
+        address = self._await_address(timeout)
+        os.environ.update(CLIENT_SETTINGS)
+        os.environ["RAY_AUTH_TOKEN"] = self._token
+        import ray
+        from ray._private import ray_constants
+        from ray._raylet import AuthenticationTokenLoader
+
+        if ray.is_initialized():
+            raise SessionError(
+                "This process is already connected to a Ray cluster.",
+                fix="call `ray.shutdown()`, or close the other session, before `RLSession.start`.",
+            )
+        ray_constants.ENABLE_RAY_CLUSTER = False  # Ray may have been imported before
+        AuthenticationTokenLoader.instance().reset_cache()
+        ray.init(
+            address=address,
+            namespace="kit",
+            log_to_driver=False,
+            logging_level="ERROR",
+            _node_ip_address="127.0.0.1",
+        )
+        self._connected = True
+
+    def _await_address(self, timeout: float) -> str:
+        file = self.directory / "address"
+        deadline = time.monotonic() + timeout
+        while not file.exists():
+            if self._head.poll() is not None:
+                raise StackError(
+                    f"Ray's head ended with exit code {self._head.returncode} while starting.",
+                    why=self.log_tail(),
+                    fix="free memory and /tmp space, and start again.",
+                )
+            if time.monotonic() > deadline:
+                raise StackError(
+                    f"Ray's head was not up after {timeout:.0f} s.",
+                    why=self.log_tail(),
+                    fix="raise engine.start_timeout, or free the machine's cores.",
+                )
+            time.sleep(0.02)
+        return file.read_text()
+
+    def log_tail(self, lines: int = 20) -> str:
+        """The last lines of the stack's own logs, for error messages."""
+        text = []
+        for name in ("head.log", "zygote.log"):
+            with contextlib.suppress(OSError):
+                text += (self.directory / name).read_text(errors="replace").splitlines()[-lines:]
+        return "\n".join(text)
+
+    def close(self) -> None:
+        """End every process of the stack and remove its directory. Safe to call again."""
+        if self._connected:
+            import ray
+
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+            self._connected = False
+        if self._head.stdin and not self._head.stdin.closed:
+            with contextlib.suppress(OSError):
+                self._head.stdin.close()
+        try:
+            self._head.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._head.kill()
+            self._head.wait()
+        processes.end(processes.of_stack(self.stack), grace=0.0)
+        shutil.rmtree(self.directory, ignore_errors=True)
+        os.environ.pop("RAY_AUTH_TOKEN", None)
+
+
+def _joined(*paths: str) -> str:
+    return os.pathsep.join(path for path in paths if path)
+
+
+def ray_module() -> Any:
+    """Ray, imported when first needed."""
+    import ray
+
+    return ray

@@ -1,0 +1,175 @@
+"""Attention for SGLang on a CPU: the whole batch in one call per layer.
+
+SGLang's own `torch_native` backend attends request by request in Python. Here the keys and values
+of all requests are gathered from the cache into one padded tensor, and one call attends for all.
+Which cache slots, and who may see whom, is worked out once a step and shared by all layers.
+
+Shapes: B requests, Q new tokens a request (1 in decode), K tokens seen at most, H key/value heads,
+G query heads for each of them, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+from sglang.srt.layers.radix_attention import AttentionType
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+from torch.nn.functional import scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+PADDED_SCORES = 1 << 22
+"""Requests are attended in slices so that one slice has at most this many scores a head."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Requests that are attended together."""
+
+    query_rows: torch.Tensor
+    """Row of the packed query of each padded place, (B, Q)."""
+    is_query: torch.Tensor | None
+    """False where a place is padding, (B, Q); None where none is."""
+    cache_slots: torch.Tensor
+    """Cache slot of each token seen, (B, K). Past a request's end its last slot stands in: finite
+    values that the mask hides."""
+    visible: torch.Tensor
+    """Which token each query sees, (B, 1, Q, K)."""
+
+
+def plan(
+    req_to_token: torch.Tensor, rows: torch.Tensor, seq_lens: torch.Tensor, new: torch.Tensor
+) -> list[Slice]:
+    """Lay out one forward pass.
+
+    Args:
+        req_to_token: cache slot of each token of each request, (rows, longest).
+        rows: row of each request in it, (B,).
+        seq_lens: tokens of each request, the new ones included, (B,).
+        new: new tokens of each request, (B,); their queries are packed in this order.
+    """
+    starts = new.cumsum(0) - new
+    longest_new, longest = int(new.max()), int(seq_lens.max())
+    size = max(1, PADDED_SCORES // (longest_new * longest))
+    slices = []
+    for first in range(0, len(rows), size):
+        part = slice(first, first + size)
+        lens, count = seq_lens[part, None], new[part, None]
+        place = torch.arange(int(count.max()))[None]
+        seen = torch.arange(int(lens.max()))[None]
+        position = lens - count + place
+        is_query = place < count
+        slices.append(
+            Slice(
+                query_rows=starts[part, None] + torch.minimum(place, count - 1),
+                is_query=None if bool(is_query.all()) else is_query,
+                cache_slots=req_to_token[rows[part, None], torch.minimum(seen, lens - 1)].long(),
+                visible=(seen[:, None, :] <= position[:, :, None])[:, None],
+            )
+        )
+    return slices
+
+
+class BatchedCpuAttention(TorchNativeAttnBackend):
+    """SGLang's CPU backend with causal self-attention batched; all else is its own."""
+
+    def __init__(self, model_runner: ModelRunner) -> None:
+        super().__init__(model_runner)
+        self._plan: list[Slice] = []
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        super().init_forward_metadata(forward_batch)
+        lens = forward_batch.seq_lens
+        new = forward_batch.extend_seq_lens
+        if forward_batch.forward_mode.is_decode_or_idle() or new is None:
+            new = torch.ones_like(lens)
+        self._plan = (
+            plan(self.req_to_token_pool.req_to_token, forward_batch.req_pool_indices, lens, new)
+            if len(lens)
+            else []
+        )
+
+    def forward_extend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+    ) -> torch.Tensor:
+        if not self._plain(layer):
+            return super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
+        return self._attend(q, k, v, layer, forward_batch, save_kv_cache)
+
+    def forward_decode(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+    ) -> torch.Tensor:
+        if not self._plain(layer):
+            return super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
+        return self._attend(q, k, v, layer, forward_batch, save_kv_cache)
+
+    def _plain(self, layer: RadixAttention) -> bool:
+        """Causal self-attention over everything so far: what this class does itself."""
+        windowed = layer.sliding_window_size is not None and layer.sliding_window_size > -1
+        encoder = layer.is_cross_attention or layer.attn_type == AttentionType.ENCODER_ONLY
+        return not (windowed or encoder or self.use_sliding_window_kv_pool)
+
+    def _attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool,
+    ) -> torch.Tensor:
+        pool = self.token_to_kv_pool
+        if save_kv_cache and k is not None:
+            where = KVWriteLoc(forward_batch.out_cache_loc, self.swa_out_cache_loc)
+            pool.set_kv_buffer(layer, where, k, v)
+        keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
+        heads, groups = layer.tp_k_head_num, layer.tp_q_head_num // layer.tp_k_head_num
+        query = q.reshape(-1, heads, groups, layer.qk_head_dim)
+        output = query.new_zeros(len(query), heads, groups, layer.v_head_dim)
+        for part in self._plan:
+            batch, width = part.query_rows.shape
+            # A group's query heads share their keys, so they stand in line as further queries.
+            queries = query[part.query_rows].permute(0, 2, 3, 1, 4).reshape(
+                batch, heads, groups * width, layer.qk_head_dim
+            )
+            attended = scaled_dot_product_attention(
+                queries,
+                keys[part.cache_slots].transpose(1, 2).to(queries.dtype),
+                values[part.cache_slots].transpose(1, 2).to(queries.dtype),
+                attn_mask=part.visible.repeat(1, 1, groups, 1),
+                scale=layer.scaling,
+            )
+            rows = attended.view(batch, heads, groups, width, -1).permute(0, 3, 1, 2, 4)
+            if part.is_query is None:
+                output[part.query_rows] = rows
+            else:
+                output[part.query_rows[part.is_query]] = rows[part.is_query]
+        return output.view(len(query), -1)
+
+
+def register() -> None:
+    """Put this backend in the place of `torch_native` in the SGLang of this process.
+
+    Under that very name, because SGLang asks for it by name where it chooses plain torch code
+    over Triton kernels.
+    """
+    ATTENTION_BACKENDS["torch_native"] = BatchedCpuAttention

@@ -1,0 +1,62 @@
+"""Sampling that depends on a request's own seed, and on nothing else in the batch.
+
+SGLang samples with a seed per request only in its deterministic mode, which wants GPU kernels. The
+sampler itself works anywhere; what switches it on is one setting, read where a batch's sampling
+parameters are put together. Here that place reads it as on, and the random numbers, a Triton kernel
+in SGLang, are made in torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sglang.srt.layers.sampler as sampler
+import sglang.srt.sampling.sampling_batch_info as batch_info
+import torch
+
+# The constants of SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number
+# Generators", 2014), as signed 64-bit numbers.
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
+SECOND = 0x94D049BB133111EB - (1 << 64)
+
+
+class _WithSeeds:
+    """The server's arguments, with one of them read as True."""
+
+    enable_deterministic_inference = True
+
+    def __init__(self, arguments: Any) -> None:
+        self._arguments = arguments
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._arguments, name)
+
+
+def _mixed(x: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's output function, on int64 tensors that wrap around."""
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * FIRST
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * SECOND
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def uniform(seed: torch.Tensor, positions: torch.Tensor, columns: int) -> torch.Tensor:
+    """Numbers in (0, 1), float64, shape (B, columns), from seed and position (B) alone."""
+    row = _mixed(_mixed(seed.long() * GOLDEN) + positions.long() * GOLDEN)
+    bits = _mixed(row[:, None] + torch.arange(1, columns + 1)[None] * GOLDEN)
+    return (((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) / (1 << 53)
+
+
+def multinomial_with_seed(
+    logprobs: torch.Tensor, seed: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """One sample a row, (B, 1), by the Gumbel-max trick; `logprobs` is (B, vocabulary)."""
+    noise = -torch.log(-torch.log(uniform(seed, positions, logprobs.shape[1])))
+    return torch.argmax(logprobs.double() + noise, dim=1, keepdim=True)
+
+
+def register() -> None:
+    """Give every request of this process' SGLang its own seed."""
+    original = batch_info.get_server_args
+    batch_info.get_server_args = lambda: _WithSeeds(original())
+    sampler.multinomial_with_seed = multinomial_with_seed

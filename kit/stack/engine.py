@@ -1,0 +1,225 @@
+"""`Engine`: SGLang as an asynchronous Ray actor. Several calls run at once; `abort` is one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from kit.errors import ConfigError, StackError, did_you_mean
+from kit.stack.weights import Handle, open_flat, serialize
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What the engine needs to know."""
+
+    model_path: str
+    device: str
+    dtype: str
+    context_length: int
+    max_running_requests: int
+    seed: int
+    attention_backend: str = "auto"
+    max_total_tokens: int | None = None
+    mem_fraction_static: float | None = None
+    needs_tokenizer: bool = False
+    """Only stop strings do: prompts and responses travel as token ids."""
+    trust_remote_code: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """How the tokens of one call are drawn."""
+
+    temperature: float
+    max_new_tokens: int
+    top_p: float = 1.0
+    top_k: int = -1
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One response as the engine returns it."""
+
+    tokens: list[int]
+    log_probs: list[float]
+    finish: str
+    """`stop`, `length` or `abort`."""
+    weight_version: int
+
+
+def server_arguments(settings: EngineSettings) -> dict[str, Any]:
+    """`sglang.ServerArgs` fields. Raises ConfigError for an unknown key in `engine.extra`."""
+    arguments: dict[str, Any] = {
+        "model_path": settings.model_path,
+        "device": settings.device,
+        "dtype": settings.dtype,
+        "context_length": settings.context_length,
+        "max_running_requests": settings.max_running_requests,
+        "max_total_tokens": settings.max_total_tokens,
+        "random_seed": settings.seed,
+        "skip_tokenizer_init": not settings.needs_tokenizer,
+        "skip_server_warmup": True,
+        "trust_remote_code": settings.trust_remote_code,
+        "sampling_backend": "pytorch",
+        "log_level": "error",
+    }
+    if settings.device == "cpu":
+        arguments |= {
+            "attention_backend": "torch_native",
+            "disable_overlap_schedule": True,
+            "grammar_backend": "none",
+        }
+    else:
+        arguments |= {
+            "attention_backend": "triton",
+            "mem_fraction_static": settings.mem_fraction_static,
+            "enable_memory_saver": True,
+            # Graphs of the prefill take minutes to compile and save little in long generations.
+            "disable_prefill_cuda_graph": True,
+        }
+    if settings.attention_backend != "auto":
+        arguments["attention_backend"] = settings.attention_backend
+    return arguments | settings.extra
+
+
+def check_extra(extra: dict[str, Any]) -> None:
+    """Raise ConfigError for a key that SGLang does not know."""
+    if not extra:
+        return
+    from dataclasses import fields
+
+    from sglang.srt.server_args import ServerArgs
+
+    known = {f.name for f in fields(ServerArgs)}
+    for key in extra:
+        if key not in known:
+            raise ConfigError(
+                f"engine.extra has {key!r}, which SGLang does not know.",
+                fix=did_you_mean(key, known),
+            )
+
+
+def run_scheduler(*args: Any, **kwargs: Any) -> None:
+    """SGLang's scheduler process on a CPU, with the kit's attention and sampling in place."""
+    import torch
+    from sglang.srt.managers.scheduler import run_scheduler_process
+
+    from kit.stack.cpu import attention, sampling
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    attention.register()
+    sampling.register()
+    run_scheduler_process(*args, **kwargs)
+
+
+class Engine:
+    """The engine's side of generating, taking weights, and sleeping."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.settings = settings
+        self.weight_version = 0
+        self._sglang: Any = None
+
+    async def start(self) -> dict[str, Any]:
+        """Start SGLang and its two processes; returns what the session shows of it."""
+        import sglang
+
+        engine_class: Any = sglang.Engine
+        if self.settings.device == "cpu":
+            from sglang.srt.entrypoints.engine import Engine as SglangEngine
+
+            from kit.stack.cpu.forks import use_zygote
+
+            use_zygote()
+
+            class CpuEngine(SglangEngine):  # type: ignore[misc]
+                run_scheduler_process_func = staticmethod(run_scheduler)
+
+            if self.settings.attention_backend == "auto":
+                engine_class = CpuEngine
+        try:
+            self._sglang = engine_class(**server_arguments(self.settings))
+        except (RuntimeError, ValueError, OSError, AssertionError) as error:
+            raise StackError(
+                "SGLang could not start.",
+                why=str(error),
+                fix="read the message above; engine.extra and engine.max_total_tokens are the "
+                "settings that most often cause this.",
+            ) from error
+        info = self._sglang._scheduler_init_result.scheduler_infos[0]
+        return {"max_total_tokens": info.get("max_total_num_tokens")}
+
+    async def generate(
+        self, prompts: list[list[int]], sampling: SamplingSettings, seeds: list[int]
+    ) -> list[Generation]:
+        """One response to each prompt, in order. Aborted ones keep the tokens they have.
+
+        Args:
+            prompts: token ids.
+            sampling: the same for all.
+            seeds: one a prompt; the same seed, prompt and weights give the same response, whatever
+                else is generated beside it (CPU engine).
+        """
+        common: dict[str, Any] = {
+            "temperature": sampling.temperature,
+            "max_new_tokens": sampling.max_new_tokens,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+        }
+        if sampling.stop:
+            common |= {"stop": list(sampling.stop), "no_stop_trim": True}
+        outputs = await self._sglang.async_generate(
+            input_ids=prompts,
+            sampling_params=[common | {"sampling_seed": seed} for seed in seeds],
+            return_logprob=True,
+        )
+        return [self._generation(output) for output in outputs]
+
+    def _generation(self, output: dict[str, Any]) -> Generation:
+        meta = output["meta_info"]
+        pairs = meta.get("output_token_logprobs") or []
+        return Generation(
+            tokens=[pair[1] for pair in pairs],
+            log_probs=[pair[0] for pair in pairs],
+            finish=(meta.get("finish_reason") or {"type": "abort"})["type"],
+            weight_version=self.weight_version,
+        )
+
+    async def abort(self) -> None:
+        """Stop all running requests; each returns what it has."""
+        self._sglang.tokenizer_manager.abort_request(abort_all=True)
+
+    async def receive_weights(self, handle: Handle, version: int) -> None:
+        """Take new weights and forget the cached prefixes of the old ones.
+
+        Raises:
+            StackError: SGLang refused them.
+        """
+        from sglang.srt.managers.io_struct import UpdateWeightsFromTensorReqInput
+
+        payload = handle.ipc or serialize(open_flat(handle), handle.entries)
+        request = UpdateWeightsFromTensorReqInput(
+            serialized_named_tensors=[payload],
+            load_format="flattened_bucket",
+            flush_cache=True,
+            weight_version=str(version),
+        )
+        success, message = await self._sglang.tokenizer_manager.update_weights_from_tensor(
+            request, None
+        )
+        if not success:
+            raise StackError("The engine refused the new weights.", why=message)
+        self.weight_version = version
+
+    async def alive(self) -> bool:
+        """Is SGLang's scheduler still running?"""
+        return await asyncio.to_thread(self._scheduler_alive)
+
+    def _scheduler_alive(self) -> bool:
+        watchdog = self._sglang.tokenizer_manager._subprocess_watchdog
+        return all(process.is_alive() for process in watchdog._processes)

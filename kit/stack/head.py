@@ -1,0 +1,105 @@
+"""The stack's first process: Ray's head, in a process session of its own.
+
+Started as `python -m kit.stack.head DIRECTORY`. It starts Ray's control service and raylet (no
+dashboard, no log monitor, no autoscaler: each is another interpreter to start), writes the address
+to DIRECTORY/address, and then waits. Its standard input is a pipe that the client holds: when the
+client closes it, or dies in whatever way, the pipe ends, and the head takes the stack down with it.
+
+Everything listens on the loopback interface only. Ray's own `ray start` gives that up, because
+it is made for clusters; hence `Node` is used directly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from kit.stack import processes
+from kit.stack.cpu import lean_imports, zygote
+
+OBJECT_STORE_BYTES = 512 * 2**20
+"""Rollouts and batches pass through here; weights do not."""
+
+
+def start_ray(directory: Path, *, gpus: int, fork_workers: bool) -> Any:
+    """Start Ray's two processes and return the running node."""
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    class LeanNode(Node):
+        """A head without the HTTP server that Ray starts even when no dashboard is wanted."""
+
+        def start_api_server(self, **_: Any) -> None:
+            pass
+
+        def start_log_monitor(self) -> None:
+            pass
+
+    settings: dict[str, Any] = {}
+    if fork_workers:
+        import ray._private.workers as workers
+
+        os.environ["KIT_RAY_SETUP_WORKER"] = str(Path(workers.__file__).parent / "setup_worker.py")
+        settings["setup_worker_path"] = str(Path(zygote.__file__).with_name("worker_stub.py"))
+    params = RayParams(
+        num_cpus=64,  # actors share the machine; Ray's bookkeeping of cores is not wanted
+        num_gpus=gpus,
+        node_ip_address="127.0.0.1",
+        include_dashboard=False,
+        include_log_monitor=False,
+        no_monitor=True,
+        temp_dir=str(directory / "ray"),
+        object_store_memory=OBJECT_STORE_BYTES,
+        gcs_server_port=0,
+        env_vars={},
+        **settings,
+    )
+    return LeanNode(
+        params, head=True, shutdown_at_exit=False, spawn_reaper=False, ray_init_cluster=False
+    )
+
+
+def main(directory: Path, *, device: str, gpus: int) -> None:
+    stack = os.environ[processes.MARK]
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: ended.set())
+    node = None
+    try:
+        if device == "cpu":
+            with (directory / "zygote.log").open("wb") as log:
+                subprocess.Popen(
+                    [sys.executable, "-m", "kit.stack.cpu.zygote"],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+        node = start_ray(directory, gpus=gpus, fork_workers=device == "cpu")
+        partial = directory / "address.partial"
+        partial.write_text(node.gcs_address)
+        partial.rename(directory / "address")
+
+        def wait_for_client() -> None:
+            with contextlib.suppress(OSError):
+                while os.read(0, 1024):
+                    pass
+            ended.set()
+
+        threading.Thread(target=wait_for_client, daemon=True).start()
+        ended.wait()
+    finally:
+        # Not Ray's graceful end: that drains the node for half a minute. Nothing here needs it.
+        processes.end(processes.of_stack(stack), grace=0.0)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    lean_imports.leave_out()
+    main(Path(sys.argv[1]), device=sys.argv[2], gpus=int(sys.argv[3]))

@@ -1,0 +1,108 @@
+"""Weights from the trainer to the engine, without a file and without a copy through Ray.
+
+On a CPU the trainer writes them into an anonymous memory file that the engine maps; the file has
+no name, so it cannot outlive its two processes. On a GPU the engine opens the trainer's own
+buffer through CUDA IPC. Either way SGLang receives one flat tensor and a table of what lies where.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor in the flat buffer; `start` and `end` are bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """Everything another process needs to see the weights."""
+
+    entries: tuple[Entry, ...]
+    bytes: int
+    path: str = ""
+    """CPU: where the memory file can be opened."""
+    ipc: bytes = b""
+    """GPU: SGLang's own serialisation of the flat tensor, a CUDA IPC handle."""
+
+
+@dataclass(slots=True)
+class Outbox:
+    """The trainer's side: a buffer that lives as long as the trainer, filled once a sync."""
+
+    device: torch.device
+    dtype: torch.dtype
+    buffer: torch.Tensor | None = None
+    _memory_file: int = field(default=-1)
+
+    def fill(self, named: Iterable[tuple[str, torch.Tensor]]) -> Handle:
+        """Copy the tensors into the buffer, in the engine's dtype, and describe them."""
+        tensors = list(named)
+        width = torch.empty((), dtype=self.dtype).element_size()
+        total = sum(t.numel() for _, t in tensors) * width
+        buffer = self._buffer(total)
+        entries, start = [], 0
+        for name, tensor in tensors:
+            end = start + tensor.numel() * width
+            buffer[start:end].view(self.dtype).copy_(tensor.detach().reshape(-1))
+            dtype = str(self.dtype).removeprefix("torch.")
+            entries.append(Entry(name, tuple(tensor.shape), dtype, start, end))
+            start = end
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return Handle(tuple(entries), total, ipc=serialize(buffer, entries))
+        path = f"/proc/{os.getpid()}/fd/{self._memory_file}"
+        return Handle(tuple(entries), total, path=path)
+
+    def _buffer(self, size: int) -> torch.Tensor:
+        if self.buffer is None or self.buffer.numel() != size:
+            if self.device.type == "cuda":
+                self.buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
+            else:
+                self._memory_file = os.memfd_create("kit-weights")
+                os.ftruncate(self._memory_file, size)
+                path = f"/proc/self/fd/{self._memory_file}"
+                self.buffer = torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
+        return self.buffer
+
+
+def open_flat(handle: Handle) -> torch.Tensor:
+    """The engine's side on a CPU: the trainer's buffer, mapped."""
+    return torch.from_file(handle.path, shared=True, size=handle.bytes, dtype=torch.uint8)
+
+
+def serialize(flat: torch.Tensor, entries: Iterable[Entry]) -> bytes:
+    """A flat buffer in the form that SGLang's `flattened_bucket` loader reads."""
+    from sglang.srt.utils import MultiprocessingSerializer
+    from sglang.srt.utils.patch_torch import monkey_patch_torch_reductions
+    from sglang.srt.weight_sync.tensor_bucket import FlattenedTensorMetadata
+
+    if flat.is_cuda:
+        monkey_patch_torch_reductions()  # names the card by its UUID, not by its local number
+    metadata: list[Any] = [
+        FlattenedTensorMetadata(
+            name=entry.name,
+            shape=torch.Size(entry.shape),
+            dtype=getattr(torch, entry.dtype),
+            start_idx=entry.start,
+            end_idx=entry.end,
+            numel=entry.end - entry.start,
+        )
+        for entry in entries
+    ]
+    payload: bytes = MultiprocessingSerializer.serialize(
+        {"flattened_tensor": flat, "metadata": metadata}
+    )
+    return payload

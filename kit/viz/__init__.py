@@ -1,0 +1,37 @@
+"""Every picture of the kit: results in, displayables out.
+
+Results call these from `_repr_mimebundle_` and get HTML and plain text. Nothing here runs a
+script, loads anything or trusts the text it shows. matplotlib and plotext are imported by the
+functions that draw with them.
+
+    html.py        tags, tables, bars that hostile text cannot break
+    text.py        characters made visible, numbers in plain units
+    theme.py       colours, light and dark
+    metrics.py     what each metric means, should be, and when it is off
+    rollouts.py, tokens.py, batches.py, compare.py    samples and their groups
+    updates.py, checks.py, training.py, settings.py   reports and settings
+    history.py, plots.py, terminal.py                 curves
+"""
+
+from kit.viz.batches import show_batch
+from kit.viz.compare import compare_samples
+from kit.viz.html import Picture
+from kit.viz.plots import curves, save_curve
+from kit.viz.reports import show_report
+from kit.viz.rollouts import show_rollout
+from kit.viz.settings import show_config
+from kit.viz.terminal import terminal_curve
+from kit.viz.tokens import show_sample
+
+__all__ = [
+    "Picture",
+    "compare_samples",
+    "curves",
+    "save_curve",
+    "show_batch",
+    "show_config",
+    "show_report",
+    "show_rollout",
+    "show_sample",
+    "terminal_curve",
+]

@@ -1,0 +1,249 @@
+"""`MismatchReport` and `EvalReport`: do trainer and engine agree, and how good is the model."""
+
+from __future__ import annotations
+
+import math
+
+from markupsafe import Markup
+
+from kit.reports import EvalReport, MismatchReport, TokenDifference
+from kit.samples import Rollout, Sample
+from kit.viz.html import (
+    Child,
+    Column,
+    badge,
+    bar,
+    facts,
+    fold,
+    join,
+    long_text,
+    note,
+    table,
+    tag,
+    title,
+)
+from kit.viz.rollouts import prompt_html, response_cell
+from kit.viz.text import columns, count, duration, number, percent, shorten
+
+VERDICTS = {"pass": ("✓ pass", "good"), "warn": ("! warn", "warn"), "fail": ("✗ fail", "bad")}
+_ALIKE = (
+    "The interval takes responses as independent. Those to one prompt are alike, so the true "
+    "interval is wider."
+)
+SHOWN_EACH = 4
+"""Prompts shown of those that are right, and of those that are wrong."""
+
+
+def verdict_badge(report: MismatchReport) -> Markup:
+    """The verdict as a framed word with its sign."""
+    return badge(*VERDICTS[report.verdict])
+
+
+def mismatch_html(report: MismatchReport) -> Markup:
+    """Verdict, numbers against their thresholds, the cause, the worst tokens."""
+    heads = [Column("measure"), Column("value", "num"), Column("pass up to", "num")]
+    heads.append(Column("fail above", "num"))
+    rows = [
+        [
+            "mean |trainer - engine| log-prob",
+            number(report.mean_abs_diff),
+            number(report.warn_above),
+            number(report.fail_above),
+        ],
+        ["largest", number(report.max_abs_diff), "", ""],
+        ["KL, nats a token", number(report.kl), "", ""],
+    ]
+    return join(
+        (
+            title("Trainer against engine ", verdict_badge(report)),
+            tag("div", shorten(report.cause, 2_000)) if report.cause else None,
+            table(heads, rows),
+            note(f"{count(report.tokens, 'token')} compared; {versions(report)}"),
+            _worst(report.worst) if report.worst else None,
+        )
+    )
+
+
+def versions(report: MismatchReport) -> str:
+    """Which weights wrote the rollout and which judged it."""
+    wrote = ", ".join(map(str, report.rollout_versions[:8])) or "unknown"
+    return (
+        f"rollout written by weights version {wrote}, trainer at version {report.trainer_version}"
+    )
+
+
+def _worst(worst: tuple[TokenDifference, ...]) -> Markup:
+    heads = [
+        Column("token"),
+        Column("sample", "num"),
+        Column("position", "num"),
+        Column("engine", "num"),
+        Column("trainer", "num"),
+        Column("difference", "num"),
+    ]
+    rows = [
+        [
+            tag("span", shorten(w.token, 60).replace(" ", "␣"), class_="kv-text"),
+            str(w.sample_index),
+            str(w.position),
+            number(w.rollout_log_prob),
+            number(w.train_log_prob),
+            f"{w.difference:+.3g}",
+        ]
+        for w in worst[:20]
+    ]
+    return join((tag("div", "the tokens that differ most", class_="kv-muted"), table(heads, rows)))
+
+
+def mismatch_plain(report: MismatchReport) -> str:
+    """The same for a terminal."""
+    lines = [
+        f"Trainer against engine: {VERDICTS[report.verdict][0]}",
+        f"  mean |difference| {number(report.mean_abs_diff)}   "
+        f"(warns above {number(report.warn_above)}, fails above {number(report.fail_above)})   "
+        f"largest {number(report.max_abs_diff)}   KL {number(report.kl)}",
+        f"  {count(report.tokens, 'token')}; {versions(report)}",
+    ]
+    if report.cause:
+        lines.append(f"  {shorten(report.cause, 500)}")
+    rows = [
+        [
+            shorten(w.token, 20),
+            f"sample {w.sample_index}",
+            f"position {w.position}",
+            f"{w.difference:+.3g}",
+        ]
+        for w in report.worst[:5]
+    ]
+    return "\n".join([*lines, columns(rows)] if rows else lines)
+
+
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The Wilson score interval of a proportion `share` seen in `n` tries; 95% by default.
+
+    Unlike the normal interval it stays inside [0, 1] and is honest at 0 and 1 (Wilson, 1927).
+    """
+    if n <= 0 or math.isnan(share):
+        return math.nan, math.nan
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def interval(report: EvalReport) -> tuple[float, float] | None:
+    """The 95% interval of an accuracy, or None where rewards are not all 0 or 1."""
+    rewards = report.rollout.rewards()
+    if not rewards or not set(rewards) <= {0.0, 1.0} or not 0 <= report.accuracy <= 1:
+        return None
+    return wilson(report.accuracy, len(rewards))
+
+
+def eval_headline(report: EvalReport) -> str:
+    """`62.5% (95% interval 48.4% to 74.8%)`, or the plain mean of graded rewards."""
+    between = interval(report)
+    if between is None:
+        return f"mean reward {number(report.accuracy)}"
+    return (
+        f"{percent(report.accuracy)} (95% interval {percent(between[0])} to {percent(between[1])})"
+    )
+
+
+def _eval_facts(report: EvalReport) -> list[tuple[str, str]]:
+    how = "greedy" if report.temperature == 0 else f"temperature {number(report.temperature)}"
+    rows = [
+        ("prompts", f"{report.prompts:,}"),
+        ("responses each", f"{report.n_samples_per_prompt:,}"),
+        ("decoding", how),
+        ("took", duration(report.seconds)),
+    ]
+    if report.left_out:
+        rows.append(("reward failed", count(report.left_out, "response")))
+    return rows
+
+
+def eval_title(report: EvalReport) -> str:
+    """`Evaluation at step 3 on addition`."""
+    return f"Evaluation at step {report.step} on {shorten(report.dataset, 60)}"
+
+
+def eval_html(report: EvalReport) -> Markup:
+    """Accuracy with its interval, pass@k, and a few prompts that went right and wrong."""
+    several = report.n_samples_per_prompt > 1 and interval(report) is not None
+    return join(
+        (
+            title(eval_title(report)),
+            tag("div", tag("b", eval_headline(report)), _interval_bar(report)),
+            facts(_eval_facts(report)),
+            note(_ALIKE) if several else None,
+            _pass_at_k(report),
+            _examples(report.rollout),
+        )
+    )
+
+
+def _interval_bar(report: EvalReport) -> Child:
+    return bar(report.accuracy, 1.0) if interval(report) else None
+
+
+def _pass_at_k(report: EvalReport) -> Child:
+    if not report.pass_at_k:
+        return None
+    ks = sorted(report.pass_at_k)
+    rows = [[f"pass@{k}", percent(report.pass_at_k[k]), bar(report.pass_at_k[k], 1.0)] for k in ks]
+    return table([Column("", "fit"), Column("share", "num"), Column("")], rows[:20])
+
+
+def right_and_wrong(rollout: Rollout) -> tuple[list[Sample], list[Sample]]:
+    """The first response to each prompt: those with reward 1, and the others that have one."""
+    first = [group[0] for group in rollout.groups() if group[0].reward is not None]
+    right = [sample for sample in first if sample.reward == 1]
+    return right, [sample for sample in first if sample.reward != 1]
+
+
+def _examples(rollout: Rollout) -> Markup | None:
+    right, wrong = right_and_wrong(rollout)
+    if not right and not wrong:
+        return None
+    parts = []
+    for words, samples in (("✗ not right", wrong), ("✓ right", right)):
+        if samples:
+            summary = f"{words}: {min(len(samples), SHOWN_EACH)} of {count(len(samples), 'prompt')}"
+            parts.append(fold(summary, _example_table(samples[:SHOWN_EACH]), is_open=True))
+    return join(parts)
+
+
+def _example_table(samples: list[Sample]) -> Markup:
+    heads = [Column("prompt"), Column("response"), Column("right answer"), Column("reward", "num")]
+    rows: list[list[Child]] = [
+        [
+            prompt_html(sample, 2_000),
+            response_cell(sample, 4_000),
+            long_text(sample.label or "–", 500),
+            number(sample.reward, 3),
+        ]
+        for sample in samples
+    ]
+    return table(heads, rows)
+
+
+def eval_plain(report: EvalReport) -> str:
+    """The same for a terminal."""
+    lines = [
+        f"{eval_title(report)}: {eval_headline(report)}",
+        "  " + "   ".join(f"{name} {value}" for name, value in _eval_facts(report)),
+    ]
+    if report.pass_at_k:
+        shares = (f"pass@{k} {percent(report.pass_at_k[k])}" for k in sorted(report.pass_at_k))
+        lines.append("  " + "   ".join(shares))
+    right, wrong = right_and_wrong(report.rollout)
+    rows = [
+        [
+            sign,
+            shorten(s.prompt_text, 40),
+            shorten(s.response, 30),
+            f"answer {shorten(s.label or '–', 20)}",
+        ]
+        for sign, group in (("✗", wrong), ("✓", right))
+        for s in group[:3]
+    ]
+    return "\n".join([*lines, columns(rows)] if rows else lines)

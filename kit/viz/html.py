@@ -1,0 +1,167 @@
+"""HTML that cannot be broken from inside: tags, tables, bars, folded text.
+
+Everything is built with `tag`, whose children are escaped unless they are `Markup`, which only
+this module and its like make. No scripts, no links, nothing fetched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from kit.viz.text import count, cut, number, one_line, visible
+from kit.viz.theme import style_sheet
+
+Child = str | Markup | None
+Bundle = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Something to look at: HTML for notebooks, words for terminals, PNG where it is a plot."""
+
+    html: str
+    plain: str
+    png: str = ""
+    """Base64, as notebooks store it; empty for what is not a plot."""
+
+    def __str__(self) -> str:
+        return self.plain
+
+    def _repr_mimebundle_(self, **_: Any) -> Bundle:
+        image = {"image/png": self.png} if self.png else {}
+        return {"text/html": self.html, "text/plain": self.plain} | image
+
+
+def tag(name: str, *children: Child, **attributes: str | None) -> Markup:
+    """One element. Strings are escaped, `Markup` is kept, None is left out.
+
+    Attribute names end in `_` where Python needs it (`class_`); None leaves an attribute out.
+    """
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(one_line(value))}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return Markup(f"<{name}{written}>") + join(children) + Markup(f"</{name}>")
+
+
+def join(children: Iterable[Child]) -> Markup:
+    """Children one after the other, escaped like those of `tag`."""
+    parts = (c if isinstance(c, Markup) else escape(visible(c)) for c in children if c is not None)
+    return Markup("").join(parts)
+
+
+def page(*children: Child) -> str:
+    """A whole display: the children inside the kit's style.
+
+    The last pass makes hidden characters visible that somebody forgot to; it leaves tags alone,
+    which are plain ASCII.
+    """
+    style = Markup("<style>") + Markup(style_sheet()) + Markup("</style>")
+    return visible(str(tag("div", style, *children, class_="kit-viz")))
+
+
+def title(words: str, *rest: Child) -> Markup:
+    """The line over a display."""
+    return tag("div", words, *rest, class_="kv-title")
+
+
+def note(*children: Child) -> Markup:
+    """A quiet line under something."""
+    return tag("div", *children, class_="kv-note")
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> Markup:
+    """A row of headline numbers, each over its name."""
+    return tag(
+        "div",
+        *(tag("div", tag("b", v), tag("span", k), class_="kv-fact") for k, v in pairs),
+        class_="kv-facts",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of `table`: its heading, and how its cells sit."""
+
+    name: str
+    kind: str = ""
+    """`num` right-aligned, `fit` as narrow as its words, empty takes what is left."""
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[Child]]) -> Markup:
+    """A table. The cells of a row are escaped like the children of `tag`."""
+    classes = [f"kv-{column.kind}" if column.kind else None for column in columns]
+    head = (tag("th", c.name, scope="col", class_=k) for c, k in zip(columns, classes, strict=True))
+    body = (
+        tag("tr", *(tag("td", cell, class_=k) for cell, k in zip(row, classes, strict=True)))
+        for row in rows
+    )
+    return tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body), class_="kv-table")
+
+
+def fold(summary: Child, *children: Child, is_open: bool = False) -> Markup:
+    """Children behind a line to click on."""
+    return tag("details", tag("summary", summary), *children, open_="" if is_open else None)
+
+
+def long_text(text: str, limit: int, preview: int = 240) -> Markup:
+    """Text as written: whole where short, else folded, and never more than `limit` bytes.
+
+    What is cut off is counted in words beside it.
+    """
+    shown, missing = cut(text, limit)
+    if not shown:
+        return tag("span", "empty" if not missing else _missing(missing), class_="kv-muted")
+    if not missing and len(shown) <= preview and shown.count("\n") < 6:
+        return tag("span", shown, class_="kv-text")
+    tail = tag("div", _missing(missing), class_="kv-note") if missing else None
+    head, _ = cut(text.replace("\n", " "), min(preview // 2, max(limit // 4, 16)))
+    summary = join((tag("span", head.rstrip() + " …", class_="kv-text"), _size(text)))
+    # A browser drops the first newline of <pre>: ours goes, the text's own stays.
+    return fold(summary, tag("pre", "\n" + shown, class_="kv-text"), tail)
+
+
+def _size(text: str) -> Markup:
+    return tag("span", f" ({count(len(text), 'character')})", class_="kv-muted")
+
+
+def _missing(characters: int) -> str:
+    return f"… {count(characters, 'more character')} not shown here"
+
+
+def badge(words: str, kind: str) -> Markup:
+    """A framed word; `kind` is good, warn or bad, and the word must say the same."""
+    return tag("span", words, class_=f"kv-badge kv-{kind}")
+
+
+def label(words: str) -> Markup:
+    """A small quiet tag."""
+    return tag("span", words, class_="kv-tag")
+
+
+def bar(value: float, scale: float, signed: bool = False) -> Markup:
+    """A bar of `value` against `scale`; signed bars grow from the middle to either side."""
+    share = min(abs(value) / scale, 1.0) if scale > 0 and math.isfinite(value) else 0.0
+    if not signed:
+        return tag("span", _fill(0, share, minus=False), class_="kv-bar", aria_hidden="true")
+    start = 0.5 - share / 2 if value < 0 else 0.5
+    fill = _fill(start, share / 2, minus=value < 0)
+    return tag("span", fill, tag("u"), class_="kv-bar", aria_hidden="true")
+
+
+def _fill(start: float, width: float, minus: bool) -> Markup:
+    style = f"left:{100 * start:.4g}%;width:{100 * width:.4g}%"
+    return tag("i", style=style, class_="kv-minus" if minus else None)
+
+
+def number_bar(value: float | None, scale: float, signed: bool = False) -> Markup:
+    """A number and its bar."""
+    if value is None:
+        return tag("span", "–", class_="kv-muted")
+    return join((number(value, 3), bar(value, scale, signed)))

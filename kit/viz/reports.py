@@ -1,0 +1,38 @@
+"""`show_report`: the display of every report, chosen by its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kit.reports import (
+    EvalReport,
+    MismatchReport,
+    Shown,
+    StepReport,
+    SyncReport,
+    TrainReport,
+    UpdateReport,
+)
+from kit.viz.checks import eval_html, eval_plain, mismatch_html, mismatch_plain
+from kit.viz.html import Bundle, page, tag
+from kit.viz.text import visible
+from kit.viz.training import step_html, step_plain, train_html, train_plain
+from kit.viz.updates import sync_line, update_html, update_plain
+
+_DISPLAYS: dict[type[Shown], tuple[Callable[[Any], str], Callable[[Any], str]]] = {
+    UpdateReport: (update_html, update_plain),
+    SyncReport: (lambda report: tag("div", f"✓ {sync_line(report)}"), sync_line),
+    MismatchReport: (mismatch_html, mismatch_plain),
+    EvalReport: (eval_html, eval_plain),
+    StepReport: (step_html, step_plain),
+    TrainReport: (train_html, train_plain),
+}
+
+
+def show_report(report: Shown) -> Bundle:
+    """HTML and plain text of a report. Raises TypeError for a kind that has no display."""
+    for kind, (html, plain) in _DISPLAYS.items():
+        if isinstance(report, kind):
+            return {"text/html": page(html(report)), "text/plain": visible(plain(report))}
+    raise TypeError(f"There is no display for {type(report).__name__}.")

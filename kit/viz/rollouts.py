@@ -1,0 +1,243 @@
+"""`Rollout` as a table of groups: one prompt, the responses to it, and what each was worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from markupsafe import Markup
+
+from kit.samples import Rollout, Sample, Status
+from kit.viz.html import (
+    Bundle,
+    Child,
+    Column,
+    facts,
+    fold,
+    join,
+    label,
+    long_text,
+    note,
+    number_bar,
+    page,
+    table,
+    tag,
+    title,
+)
+from kit.viz.text import columns, count, mean, number, percent, shorten
+
+Item = TypeVar("Item")
+
+OPEN_GROUPS = 8
+"""Groups that are written out; the rest waits behind a line to click on."""
+MOST_SAMPLES = 512
+"""Samples that are written at all. A notebook keeps every output it shows."""
+TEXT_BYTES = 400_000
+"""All response text of one display together; the samples share it equally."""
+
+STATUS_SIGNS = {
+    Status.PENDING: "○ pending",
+    Status.COMPLETED: "✓ completed",
+    Status.TRUNCATED: "… truncated",
+    Status.ABORTED: "■ aborted",
+    Status.FAILED: "✗ failed",
+}
+
+
+def show_rollout(rollout: Rollout) -> Bundle:
+    """HTML and plain text of a rollout. Its size is bounded whatever the samples hold."""
+    if not rollout.samples:
+        words = "Rollout, empty: no samples."
+        return {"text/html": page(title(words)), "text/plain": words}
+    return {
+        "text/html": page(rollout_summary(rollout), rollout_groups(rollout)),
+        "text/plain": _plain(rollout),
+    }
+
+
+def summary_facts(rollout: Rollout) -> list[tuple[str, str]]:
+    """The headline numbers of a rollout, as (name, value)."""
+    lengths = [s.response_length for s in rollout]
+    truncated = [s.status is Status.TRUNCATED for s in rollout]
+    scored = len(rollout.rewards())
+    reward = number(rollout.mean_reward(), 3) if scored else "not scored"
+    rows = [
+        ("mean reward", reward),
+        ("mean length", f"{number(round(mean(lengths), 1))} tokens"),
+        ("longest", count(max(lengths, default=0), "token")),
+        ("truncated", percent(mean(truncated))),
+    ]
+    if rollout.seconds > 0:
+        rows.append(("generated", f"{sum(lengths) / rollout.seconds:,.0f} tokens/s"))
+    if failed := len(rollout.failed()):
+        rows.append(("failed", count(failed, "sample")))
+    if scored:
+        equal = sum(all_equal(group) for group in rollout.groups())
+        rows.append(("all equal", f"{equal} of {count(len(rollout.groups()), 'group')}"))
+    return rows
+
+
+def heading(rollout: Rollout) -> str:
+    """`Rollout of step 3: 16 prompts x 8 samples`."""
+    sizes = {len(group) for group in rollout.groups()}
+    prompts = count(len(rollout.groups()), "prompt")
+    samples = count(sizes.pop() if len(sizes) == 1 else len(rollout), "sample")
+    return f"Rollout of step {rollout.step}: {prompts} {', ' if sizes else 'x '}{samples}"
+
+
+def rollout_summary(rollout: Rollout) -> Markup:
+    """Title and headline numbers."""
+    return join((title(heading(rollout)), facts(summary_facts(rollout))))
+
+
+def rollout_groups(rollout: Rollout, open_groups: int = OPEN_GROUPS) -> Markup:
+    """All groups, the first few written out and the others folded; bounded in size."""
+    groups = rollout.groups()
+    shown, left = first_groups(groups)
+    samples = sum(len(group) for group in shown)
+    limit = max(min(4000, TEXT_BYTES // max(samples, 1)), 120)
+    scale = reward_scale(rollout.rewards())
+    parts = [_group(group, limit, scale) for group in shown]
+    rest = parts[open_groups:]
+    folded = fold(f"{count(len(rest), 'more group')} of this rollout", *rest) if rest else None
+    missing = (
+        note(
+            f"{count(left, 'more sample')} not shown here: a slice such as rollout[512:] shows "
+            "them, rollout.to_pandas() has all."
+        )
+        if left
+        else None
+    )
+    return join((*parts[:open_groups], folded, missing))
+
+
+def first_groups(
+    groups: Sequence[Sequence[Item]], most: int = MOST_SAMPLES
+) -> tuple[list[list[Item]], int]:
+    """The first groups with `most` members in all, the last one cut; how many members are left."""
+    shown: list[list[Item]] = []
+    room = most
+    for group in groups:
+        if room <= 0:
+            break
+        shown.append(list(group[:room]))
+        room -= len(group)
+    return shown, sum(map(len, groups)) - sum(map(len, shown))
+
+
+def reward_scale(rewards: Sequence[float]) -> tuple[float, bool]:
+    """What a full bar stands for, and whether bars grow to both sides."""
+    finite = [abs(r) for r in rewards if abs(r) < float("inf")]
+    return max([1.0, *finite]), any(r < 0 for r in rewards)
+
+
+def all_equal(group: Sequence[Sample]) -> bool:
+    """Whether all samples, two or more, have the same reward: none is better than its group."""
+    rewards = {sample.reward for sample in group}
+    return len(group) > 1 and len(rewards) == 1 and None not in rewards
+
+
+def group_marks(group: Sequence[Sample]) -> list[str]:
+    """What is to know about a group before its update, in words."""
+    failed = sum(sample.status is Status.FAILED for sample in group)
+    if failed:
+        return [f"✗ {count(failed, 'failed sample')}: the group is left out of the update"]
+    return ["= all equal: nothing to learn"] if all_equal(group) else []
+
+
+def shared_label(group: Sequence[Sample]) -> str | None:
+    """The right answer of the group, where all its samples have the same one."""
+    labels = {sample.label for sample in group}
+    return labels.pop() if len(labels) == 1 else None
+
+
+def prompt_html(sample: Sample, limit: int) -> Markup:
+    """The prompt; chat messages each under its role."""
+    if isinstance(sample.prompt, str):
+        return tag("div", long_text(sample.prompt, limit), class_="kv-prompt")
+    messages = sample.prompt[:20]
+    share = max(limit // max(len(messages), 1), 40)
+    parts = [
+        tag(
+            "div",
+            tag("span", shorten(str(m.get("role", "?")), 20), class_="kv-role"),
+            long_text(str(m.get("content", "")), share),
+            class_="kv-prompt",
+        )
+        for m in messages
+    ]
+    if len(sample.prompt) > len(messages):
+        parts.append(note(count(len(sample.prompt) - len(messages), "more message")))
+    return join(parts)
+
+
+def group_head(group: Sequence[Sample], limit: int) -> Markup:
+    """What stands over a group's rows: number, answer, mean reward, marks, the prompt once."""
+    rewards = [s.reward for s in group if s.reward is not None]
+    answer = shared_label(group)
+    return join(
+        (
+            tag(
+                "div",
+                tag("b", f"Prompt {group[0].group_index}"),
+                _quiet(f"mean reward {number(mean(rewards), 3)}") if rewards else None,
+                _quiet(f"answer: {shorten(answer, 60)}") if answer is not None else None,
+                *(label(mark) for mark in group_marks(group)),
+                class_="kv-head",
+            ),
+            prompt_html(group[0], limit),
+        )
+    )
+
+
+def _quiet(words: str) -> Markup:
+    return tag("span", words, class_="kv-muted")
+
+
+def _group(group: list[Sample], limit: int, scale: tuple[float, bool]) -> Markup:
+    labelled = shared_label(group) is None and any(s.label is not None for s in group)
+    heads = [Column("reward", "num"), Column("response"), Column("tokens", "num")]
+    heads.append(Column("status", "fit"))
+    if labelled:
+        heads.append(Column("answer", "fit"))
+    rows = [_row(sample, limit, scale, labelled) for sample in group]
+    return tag("div", group_head(group, min(limit, 600)), table(heads, rows), class_="kv-group")
+
+
+def _row(sample: Sample, limit: int, scale: tuple[float, bool], labelled: bool) -> list[Child]:
+    cells: list[Child] = [
+        number_bar(sample.reward, *scale),
+        response_cell(sample, limit),
+        f"{sample.response_length:,}",
+        STATUS_SIGNS[sample.status],
+    ]
+    if labelled:
+        cells.append(shorten(sample.label or "–", 30))
+    return cells
+
+
+def response_cell(sample: Sample, limit: int) -> Markup:
+    """The response, and under it the error of a sample whose reward failed."""
+    error = note(f"✗ {shorten(sample.error, 160)}") if sample.error else None
+    return join((long_text(sample.response, limit), error))
+
+
+def _plain(rollout: Rollout) -> str:
+    facts_line = "   ".join(f"{name} {value}" for name, value in summary_facts(rollout))
+    lines = [heading(rollout), f"  {facts_line}"]
+    for group in rollout.groups()[:3]:
+        answer = shared_label(group)
+        lines.append(f"  prompt {group[0].group_index}: {shorten(group[0].prompt_text, 70)}")
+        if answer is not None:
+            lines[-1] += f"   (answer: {shorten(answer, 20)})"
+        lines += [f"    {mark}" for mark in group_marks(group)]
+        rows = [
+            [number(s.reward, 3), shorten(s.response, 60), STATUS_SIGNS[s.status]]
+            for s in group[:4]
+        ]
+        lines.append(columns(rows, indent="    "))
+        if len(group) > 4:
+            lines.append(f"    … {count(len(group) - 4, 'more sample')}")
+    if len(rollout.groups()) > 3:
+        lines.append(f"  … {count(len(rollout.groups()) - 3, 'more group')}")
+    return "\n".join(lines)

@@ -1,0 +1,156 @@
+"""Colours and the style sheet of every display.
+
+Bars and curves use the Okabe-Ito palette, which people with any common colour vision can tell
+apart; where a colour means something, a sign, a word or a shape says the same. Words are always in
+the plain foreground colour or in `muted`, both at 4.5:1 or better on every background here.
+
+The surrounding page decides between light and dark: JupyterLab and nbconvert through
+`data-jp-theme-light`, VS Code through its body class, any other page through the reader's system
+setting. A display paints its own background, so it stays legible on a page it knows nothing about.
+"""
+
+from __future__ import annotations
+
+LIGHT = {
+    "fg": "#1f2328",
+    "bg": "#ffffff",
+    "muted": "#575e67",
+    "line": "#d0d7de",
+    "soft": "#f3f5f8",
+    "good": "#009e73",
+    "warn": "#e69f00",
+    "bad": "#d55e00",
+    "up": "#0072b2",
+    "down": "#d55e00",
+    "track": "#e4e8ed",
+    "curve": "#0072b2",
+    "point": "#d55e00",
+    "p0": "#ffffff",
+    "p1": "#fdf0d3",
+    "p2": "#fbe0a3",
+    "p3": "#f3c155",
+    "p4": "#e69f00",
+}
+DARK = {
+    "fg": "#e6e9ed",
+    "bg": "#14171b",
+    "muted": "#a3abb5",
+    "line": "#3d444d",
+    "soft": "#1f242b",
+    "good": "#2bc79a",
+    "warn": "#f0b429",
+    "bad": "#f0803c",
+    "up": "#56b4e9",
+    "down": "#f0803c",
+    "track": "#2c323a",
+    "curve": "#56b4e9",
+    "point": "#f0803c",
+    "p0": "#14171b",
+    "p1": "#33290f",
+    "p2": "#4c3a0c",
+    "p3": "#664b05",
+    "p4": "#855f00",
+}
+PHASES = ("#0072b2", "#e69f00", "#009e73", "#999999")
+"""Generate, train, hand over, everything else: told apart by their order and their words too."""
+
+# Only these follow the notebook's own theme; the rest is made to go with either.
+_FROM_NOTEBOOK = {
+    "fg": "--jp-content-font-color1",
+    "bg": "--jp-layout-color0",
+    "line": "--jp-border-color2",
+}
+
+_RULES = """
+@ {background:var(--kv-bg);color:var(--kv-fg);padding:10px 12px;max-width:1100px;
+ font-family:var(--jp-content-font-family,system-ui,-apple-system,"Segoe UI",sans-serif);
+ font-size:var(--jp-content-font-size1,14px);line-height:1.45;print-color-adjust:exact;
+ -webkit-print-color-adjust:exact;color-scheme:inherit}
+@ .kv-title{font-weight:600;font-size:1.08em;margin:0 0 4px}
+@ .kv-muted{color:var(--kv-muted)}
+@ .kv-note{color:var(--kv-muted);margin:6px 0 0;font-size:.93em}
+@ .kv-facts{display:flex;flex-wrap:wrap;gap:4px 22px;margin:4px 0 8px}
+@ .kv-fact{display:flex;flex-direction:column}
+@ .kv-fact b{font-size:1.15em;font-weight:600;font-variant-numeric:tabular-nums}
+@ .kv-fact span{color:var(--kv-muted);font-size:.86em}
+@ table.kv-table{border-collapse:collapse;width:100%;margin:6px 0;font-size:1em;
+ table-layout:auto;color:inherit;border:0}
+@ table.kv-table th,@ table.kv-table td{text-align:left;vertical-align:top;padding:4px 10px 4px 0;
+ border:0;border-bottom:1px solid var(--kv-line);background:none;color:inherit;max-width:none;
+ white-space:normal}
+@ table.kv-table tr,@ table.kv-table tr:hover,@ table.kv-table tr:nth-child(even){background:none}
+@ table.kv-table thead th{color:var(--kv-muted);font-weight:500;font-size:.88em;
+ white-space:nowrap}
+@ table.kv-table tbody th{font-weight:500}
+@ table.kv-table .kv-num{text-align:right;width:1%;padding-left:10px;font-variant-numeric:tabular-nums;white-space:nowrap}
+@ table.kv-table .kv-fit{width:1%;white-space:nowrap}
+@ .kv-text{font-family:var(--jp-code-font-family,ui-monospace,Menlo,Consolas,monospace);
+ font-size:.92em;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate;
+ overflow-y:clip;color:inherit;background:none}
+@ .kv-prompt{border-left:3px solid var(--kv-line);padding:1px 0 1px 9px;margin:3px 0 5px}
+@ .kv-role{color:var(--kv-muted);font-size:.84em;display:block}
+@ .kv-group{margin:12px 0 0;break-inside:avoid-page}
+@ .kv-head{display:flex;flex-wrap:wrap;gap:2px 14px;align-items:baseline}
+@ details{margin:4px 0}
+@ td details{margin:0}
+@ details>summary{cursor:pointer;display:list-item}
+@ summary:focus-visible{outline:2px solid var(--kv-curve);outline-offset:2px}
+@ .kv-badge{display:inline-block;border:1px solid var(--kv-muted);border-left-width:5px;
+ border-radius:4px;padding:0 8px;font-weight:600;white-space:nowrap}
+@ .kv-good{border-color:var(--kv-good)}@ .kv-warn{border-color:var(--kv-warn)}
+@ .kv-bad{border-color:var(--kv-bad)}
+@ .kv-tag{display:inline-block;background:var(--kv-soft);border:1px solid var(--kv-line);
+ border-radius:4px;padding:0 7px;font-size:.88em;white-space:nowrap}
+@ .kv-bar{display:inline-block;position:relative;width:64px;height:9px;background:var(--kv-track);
+ border-radius:2px;vertical-align:middle;overflow:hidden;margin-left:8px}
+@ .kv-bar i{position:absolute;top:0;bottom:0;background:var(--kv-up)}
+@ .kv-bar i.kv-minus{background:var(--kv-down)}
+@ .kv-bar u{position:absolute;top:0;bottom:0;left:50%;width:1px;background:var(--kv-muted)}
+@ .kv-strip{display:flex;flex-wrap:wrap;gap:4px 3px;margin:6px 0;align-items:flex-start}
+@ .kv-chip{font-family:var(--jp-code-font-family,ui-monospace,Menlo,Consolas,monospace);
+ font-size:.92em;padding:0 4px;min-height:1.45em;max-width:100%;box-sizing:border-box;
+ border:1px solid var(--kv-line);
+ border-radius:3px;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate;
+ color:var(--kv-fg)}
+@ .kv-p0{background:var(--kv-p0)}@ .kv-p1{background:var(--kv-p1)}
+@ .kv-p2{background:var(--kv-p2)}@ .kv-p3{background:var(--kv-p3);border-bottom-width:3px}
+@ .kv-p4{background:var(--kv-p4);border-bottom:4px double var(--kv-fg)}
+@ .kv-masked{border-style:dashed;border-color:var(--kv-muted);text-decoration:line-through}
+@ .kv-legend{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:.88em;color:var(--kv-fg);
+ align-items:baseline}
+@ .kv-stack{display:flex;height:16px;border-radius:3px;overflow:hidden;margin:6px 0;
+ background:var(--kv-track)}
+@ .kv-stack i{display:block;height:100%;border-right:2px solid var(--kv-bg);box-sizing:border-box}
+@ .kv-dot{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:5px}
+@ .kv-two{display:grid;grid-template-columns:1fr 1fr;gap:0 18px}
+@ svg{max-width:100%;height:auto;display:block;stroke-linejoin:round}
+@ svg text{font-family:inherit!important}
+@ pre.kv-text{margin:4px 0;padding:0;border:0;line-height:1.4}
+@ ul{margin:4px 0 4px 1.2em;padding:0}
+"""
+
+
+def _variables(palette: dict[str, str], follow_notebook: bool = True) -> str:
+    def value(name: str, colour: str) -> str:
+        source = _FROM_NOTEBOOK.get(name) if follow_notebook else None
+        return f"var({source},{colour})" if source else colour
+
+    return ";".join(f"--kv-{name}:{value(name, colour)}" for name, colour in palette.items())
+
+
+def style_sheet() -> str:
+    """The CSS of one display, every rule bound to `.kit-viz`.
+
+    The class is written twice in each rule: it then outranks what JupyterLab and nbconvert say
+    about tables in outputs.
+    """
+    light, dark = _variables(LIGHT), _variables(DARK)
+    rules = _RULES.replace("@ ", ".kit-viz.kit-viz ").replace(".kit-viz.kit-viz {", ".kit-viz{")
+    return (
+        f".kit-viz{{{light}}}"
+        "@media (prefers-color-scheme:dark){"
+        f"body:not([data-jp-theme-light]):not(.vscode-light) .kit-viz{{{dark}}}}}"
+        f'[data-jp-theme-light="false"] .kit-viz,body.vscode-dark .kit-viz{{{dark}}}'
+        f"{rules}"
+        f"@media print{{body[class] .kit-viz,body .kit-viz.kit-viz{{{_variables(LIGHT, False)}}}}}"
+    ).replace("\n", "")
