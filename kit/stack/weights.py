@@ -79,8 +79,11 @@ class Outbox:
 
 
 def open_flat(handle: Handle) -> torch.Tensor:
-    """The engine's side on a CPU: the trainer's buffer, mapped."""
-    return torch.from_file(handle.path, shared=True, size=handle.bytes, dtype=torch.uint8)
+    """The engine's side on a CPU: what is in the trainer's buffer.
+
+    A copy, because torch hands a tensor on to another process only where it owns the memory.
+    """
+    return torch.from_file(handle.path, shared=True, size=handle.bytes, dtype=torch.uint8).clone()
 
 
 def serialize(flat: torch.Tensor, entries: Iterable[Entry]) -> bytes:
