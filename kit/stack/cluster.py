@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from kit.errors import SessionError, StackError
 from kit.stack import processes
@@ -58,6 +57,7 @@ class Cluster:
             processes.MARK: self.stack,
             "TMPDIR": str(self.directory / "tmp"),
             "RAY_enable_worker_prestart": "0",
+            "RAY_enable_metrics_collection": "0",
             "PYTHONPATH": _joined(str(PACKAGE_ROOT), env.get("PYTHONPATH", "")),
             "TOKENIZERS_PARALLELISM": "false",
         }
@@ -143,7 +143,7 @@ class Cluster:
         except subprocess.TimeoutExpired:
             self._head.kill()
             self._head.wait()
-        processes.end(processes.of_stack(self.stack), grace=0.0)
+        processes.end(processes.of_stack(self.stack, self._head.pid))
         shutil.rmtree(self.directory, ignore_errors=True)
         os.environ.pop("RAY_AUTH_TOKEN", None)
 
@@ -151,9 +151,3 @@ class Cluster:
 def _joined(*paths: str) -> str:
     return os.pathsep.join(path for path in paths if path)
 
-
-def ray_module() -> Any:
-    """Ray, imported when first needed."""
-    import ray
-
-    return ray

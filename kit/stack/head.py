@@ -96,8 +96,9 @@ def main(directory: Path, *, device: str, gpus: int) -> None:
         ended.wait()
     finally:
         # Not Ray's graceful end: that drains the node for half a minute. Nothing here needs it.
-        processes.end(processes.of_stack(stack), grace=0.0)
-        shutil.rmtree(directory, ignore_errors=True)
+        processes.end(processes.of_stack(stack, os.getpid()))
+        if node is not None:  # else the client reads our log, and clears up
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Which processes belong to a stack, found by a mark in their environment and never by name."""
+"""Which processes belong to a stack: told by process session and by a mark, never by name."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
 
 import psutil
 
@@ -12,30 +11,31 @@ MARK = "KIT_STACK"
 """Environment variable that every process of a stack inherits; its value names the stack."""
 
 
-def of_stack(stack: str) -> list[psutil.Process]:
-    """Every living process that carries the mark of this stack, except the caller."""
-    found = []
+def of_stack(stack: str, head: int) -> list[psutil.Process]:
+    """Every living process of a stack, except the caller.
+
+    Args:
+        stack: the value of the mark. A program that renames itself, as Ray's do, loses it.
+        head: process id of the head, which is the id of the stack's process session. A program
+            that starts a session of its own loses that.
+    """
     wanted = f"{MARK}={stack}".encode()
+    found = []
     for process in psutil.process_iter():
         if process.pid == os.getpid():
             continue
         with contextlib.suppress(OSError, psutil.Error):
-            # /proc, not psutil's environ(): it reads the environment at the program's start, which
-            # a fork shares with its parent.
             with open(f"/proc/{process.pid}/environ", "rb") as file:
-                environment = file.read().split(b"\0")
-            if wanted in environment and process.status() != psutil.STATUS_ZOMBIE:
+                marked = wanted in file.read().split(b"\0")
+            ours = marked or os.getsid(process.pid) == head
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
 
-def end(processes: list[psutil.Process], grace: float) -> None:
-    """Ask each to end, and after `grace` seconds kill what is left."""
+def end(processes: list[psutil.Process]) -> None:
+    """Kill them and wait until they are gone."""
     for process in processes:
         with contextlib.suppress(psutil.Error):
-            process.send_signal(signal.SIGTERM)
-    _, alive = psutil.wait_procs(processes, timeout=grace)
-    for process in alive:
-        with contextlib.suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(alive, timeout=5)
+    psutil.wait_procs(processes, timeout=10)

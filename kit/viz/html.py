@@ -91,7 +91,7 @@ class Column:
 
     name: str
     kind: str = ""
-    """`num` right-aligned, `fit` as narrow as its words, empty takes what is left."""
+    """`num` right-aligned, `fit` as narrow as its words, `mid` never narrow, empty the rest."""
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[Child]]) -> Markup:

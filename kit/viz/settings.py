@@ -61,7 +61,7 @@ def _settings(section: BaseModel, names: list[str]) -> Child:
                 f"● {was}" if name in changed else "",
             ]
         )
-    heads = [Column("setting", "fit"), Column("value"), Column("what it does"), Column("")]
+    heads = [Column("setting", "fit"), Column("value", "mid"), Column("what it does"), Column("")]
     return table(heads, rows)
 
 

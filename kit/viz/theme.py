@@ -82,8 +82,10 @@ _RULES = """
 @ table.kv-table thead th{color:var(--kv-muted);font-weight:500;font-size:.88em;
  white-space:nowrap}
 @ table.kv-table tbody th{font-weight:500}
-@ table.kv-table .kv-num{text-align:right;width:1%;padding-left:10px;font-variant-numeric:tabular-nums;white-space:nowrap}
+@ table.kv-table .kv-num{text-align:right;width:1%;padding-left:10px;
+ font-variant-numeric:tabular-nums;white-space:nowrap}
 @ table.kv-table .kv-fit{width:1%;white-space:nowrap}
+@ table.kv-table .kv-mid{min-width:10em}
 @ .kv-text{font-family:var(--jp-code-font-family,ui-monospace,Menlo,Consolas,monospace);
  font-size:.92em;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate;
  overflow-y:clip;color:inherit;background:none}
@@ -93,6 +95,8 @@ _RULES = """
 @ .kv-head{display:flex;flex-wrap:wrap;gap:2px 14px;align-items:baseline}
 @ details{margin:4px 0}
 @ td details{margin:0}
+@ td .kv-prompt{margin:0}
+@ td.kv-fit .kv-text{white-space:nowrap;overflow-wrap:normal}
 @ details>summary{cursor:pointer;display:list-item}
 @ summary:focus-visible{outline:2px solid var(--kv-curve);outline-offset:2px}
 @ .kv-badge{display:inline-block;border:1px solid var(--kv-muted);border-left-width:5px;
