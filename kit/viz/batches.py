@@ -8,12 +8,26 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from kit.samples import Batch, Sample
-from kit.viz.html import Bundle, Column, facts, fold, note, number_bar, page, table, tag, title
+from kit.viz.html import (
+    Bundle,
+    Column,
+    bundle,
+    facts,
+    fold,
+    note,
+    number_bar,
+    page,
+    table,
+    tag,
+    title,
+)
 from kit.viz.rollouts import (
+    MOST_SAMPLES,
     OPEN_GROUPS,
     TEXT_BYTES,
-    first_groups,
+    draw_groups,
     group_head,
+    prompt_bytes,
     response_cell,
     reward_scale,
 )
@@ -28,9 +42,11 @@ def show_batch(batch: Batch) -> Bundle:
     groups = _groups(batch)
     scale = max([1e-9, *(abs(a) for a in batch.advantages if math.isfinite(a))])
     rewards = reward_scale([s.reward for s in batch.samples if s.reward is not None])
-    shown, left = first_groups(groups)
-    limit = TEXT_BYTES // max(sum(map(len, shown)), 100)
-    parts = [_group(group, rewards, scale, limit) for group in shown]
+    limit = TEXT_BYTES // min(max(len(batch), 75), MOST_SAMPLES)
+    prompt_limit = prompt_bytes(len(groups))
+    parts, left = draw_groups(
+        groups, lambda group: _group(group, rewards, scale, limit, prompt_limit)
+    )
     rest = parts[OPEN_GROUPS:]
     html = page(
         title(_heading(batch)),
@@ -40,7 +56,7 @@ def show_batch(batch: Batch) -> Bundle:
         fold(count(len(rest), "more group"), *rest) if rest else None,
         note(f"{count(left, 'more sample')} not shown here") if left else None,
     )
-    return {"text/html": html, "text/plain": _plain(batch, groups)}
+    return bundle(html, _plain(batch, groups))
 
 
 def left_out(reasons: Sequence[str], most: int = 50) -> Markup | None:
@@ -83,7 +99,9 @@ def _groups(batch: Batch) -> list[list[Pair]]:
     return list(by_prompt.values())
 
 
-def _group(group: list[Pair], rewards: tuple[float, bool], scale: float, limit: int) -> Markup:
+def _group(
+    group: Sequence[Pair], rewards: tuple[float, bool], scale: float, limit: int, prompt_limit: int
+) -> Markup:
     heads = [
         Column("reward", "num"),
         Column("advantage", "num"),
@@ -99,7 +117,7 @@ def _group(group: list[Pair], rewards: tuple[float, bool], scale: float, limit: 
         ]
         for sample, advantage in group
     ]
-    head = group_head([sample for sample, _ in group], min(limit, 600))
+    head = group_head([sample for sample, _ in group], prompt_limit)
     return tag("div", head, table(heads, rows), class_="kv-group")
 
 

@@ -30,11 +30,16 @@ class Picture:
     """Base64, as notebooks store it; empty for what is not a plot."""
 
     def __str__(self) -> str:
-        return self.plain
+        return visible(self.plain)
 
     def _repr_mimebundle_(self, **_: Any) -> Bundle:
         image = {"image/png": self.png} if self.png else {}
-        return {"text/html": self.html, "text/plain": self.plain} | image
+        return bundle(self.html, self.plain) | image
+
+
+def bundle(html: str, plain: str) -> Bundle:
+    """What a notebook stores of a result. A terminal is as open to hidden characters as a page."""
+    return {"text/html": html, "text/plain": visible(plain)}
 
 
 def tag(name: str, *children: Child, **attributes: str | None) -> Markup:

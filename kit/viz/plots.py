@@ -100,11 +100,11 @@ def curves_plain(drawn: Sequence[Curve]) -> str:
 
 def _in_words(curve: Curve) -> str:
     if not curve.points:
-        words = f"{curve.name}: {'no finite value' if curve.dropped else 'not logged'}"
+        words = f"{shorten(curve.name, 60)}: {'no finite value' if curve.dropped else 'not logged'}"
     else:
         (first, start), (last, end) = curve.points[0], curve.points[-1]
         words = (
-            f"{curve.name}: {number(start)} at step {number(first)}, "
+            f"{shorten(curve.name, 60)}: {number(start)} at step {number(first)}, "
             f"{number(end)} at step {number(last)}"
         )
     for name, points in curve.evaluations.items():
@@ -114,10 +114,10 @@ def _in_words(curve: Curve) -> str:
 
 def _notes(drawn: Sequence[Curve]) -> list[Markup]:
     """What is not in the picture, and why."""
-    missing = [c.name for c in drawn if not _has_points(c) and not c.dropped]
+    missing = [shorten(c.name, 60) for c in drawn if not _has_points(c) and not c.dropped]
     notes = [note(f"Not logged: {', '.join(missing)}.")] if missing else []
     return notes + [
-        note(f"! {curve.name}: {count(curve.dropped, 'step')} without a finite value")
+        note(f"! {shorten(curve.name, 60)}: {count(curve.dropped, 'step')} without a finite value")
         for curve in drawn
         if curve.dropped
     ]

@@ -15,8 +15,7 @@ from kit.reports import (
     UpdateReport,
 )
 from kit.viz.checks import eval_html, eval_plain, mismatch_html, mismatch_plain
-from kit.viz.html import Bundle, page, tag
-from kit.viz.text import visible
+from kit.viz.html import Bundle, bundle, page, tag
 from kit.viz.training import step_html, step_plain, train_html, train_plain
 from kit.viz.updates import sync_line, update_html, update_plain
 
@@ -34,5 +33,5 @@ def show_report(report: Shown) -> Bundle:
     """HTML and plain text of a report. Raises TypeError for a kind that has no display."""
     for kind, (html, plain) in _DISPLAYS.items():
         if isinstance(report, kind):
-            return {"text/html": page(html(report)), "text/plain": visible(plain(report))}
+            return bundle(page(html(report)), plain(report))
     raise TypeError(f"There is no display for {type(report).__name__}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from markupsafe import Markup
@@ -12,6 +12,7 @@ from kit.viz.html import (
     Bundle,
     Child,
     Column,
+    bundle,
     facts,
     fold,
     join,
@@ -24,7 +25,7 @@ from kit.viz.html import (
     tag,
     title,
 )
-from kit.viz.text import columns, count, mean, number, percent, shorten
+from kit.viz.text import columns, count, count_of, cut, mean, number, percent, shorten
 
 Item = TypeVar("Item")
 
@@ -32,8 +33,12 @@ OPEN_GROUPS = 8
 """Groups that are written out; the rest waits behind a line to click on."""
 MOST_SAMPLES = 512
 """Samples that are written at all. A notebook keeps every output it shows."""
-TEXT_BYTES = 400_000
+MOST_BYTES = 850_000
+"""Bytes of HTML that the groups of one display may take together."""
+TEXT_BYTES = 300_000
 """All response text of one display together; the samples share it equally."""
+PROMPT_BYTES = 60_000
+"""The same for prompts, which the groups share."""
 
 STATUS_SIGNS = {
     Status.PENDING: "○ pending",
@@ -48,11 +53,8 @@ def show_rollout(rollout: Rollout) -> Bundle:
     """HTML and plain text of a rollout. Its size is bounded whatever the samples hold."""
     if not rollout.samples:
         words = "Rollout, empty: no samples."
-        return {"text/html": page(title(words)), "text/plain": words}
-    return {
-        "text/html": page(rollout_summary(rollout), rollout_groups(rollout)),
-        "text/plain": _plain(rollout),
-    }
+        return bundle(page(title(words)), words)
+    return bundle(page(rollout_summary(rollout), rollout_groups(rollout)), _plain(rollout))
 
 
 def summary_facts(rollout: Rollout) -> list[tuple[str, str]]:
@@ -63,7 +65,7 @@ def summary_facts(rollout: Rollout) -> list[tuple[str, str]]:
     reward = number(rollout.mean_reward(), 3) if scored else "not scored"
     rows = [
         ("mean reward", reward),
-        ("mean length", f"{number(round(mean(lengths), 1))} tokens"),
+        ("mean length", count_of(mean(lengths), "token")),
         ("longest", count(max(lengths, default=0), "token")),
         ("truncated", percent(mean(truncated))),
     ]
@@ -81,8 +83,9 @@ def heading(rollout: Rollout) -> str:
     """`Rollout of step 3: 16 prompts x 8 samples`."""
     sizes = {len(group) for group in rollout.groups()}
     prompts = count(len(rollout.groups()), "prompt")
-    samples = count(sizes.pop() if len(sizes) == 1 else len(rollout), "sample")
-    return f"Rollout of step {rollout.step}: {prompts} {', ' if sizes else 'x '}{samples}"
+    if len(sizes) == 1:
+        return f"Rollout of step {rollout.step}: {prompts} x {count(sizes.pop(), 'sample')}"
+    return f"Rollout of step {rollout.step}: {prompts}, {count(len(rollout), 'sample')}"
 
 
 def rollout_summary(rollout: Rollout) -> Markup:
@@ -92,17 +95,18 @@ def rollout_summary(rollout: Rollout) -> Markup:
 
 def rollout_groups(rollout: Rollout, open_groups: int = OPEN_GROUPS) -> Markup:
     """All groups, the first few written out and the others folded; bounded in size."""
+    if not rollout.samples:
+        return Markup("")
     groups = rollout.groups()
-    shown, left = first_groups(groups)
-    samples = sum(len(group) for group in shown)
-    limit = max(min(4000, TEXT_BYTES // max(samples, 1)), 120)
+    limit = max(min(4000, TEXT_BYTES // min(len(rollout), MOST_SAMPLES)), 120)
+    prompt_limit = prompt_bytes(len(groups))
     scale = reward_scale(rollout.rewards())
-    parts = [_group(group, limit, scale) for group in shown]
+    parts, left = draw_groups(groups, lambda group: _group(group, limit, prompt_limit, scale))
     rest = parts[open_groups:]
     folded = fold(f"{count(len(rest), 'more group')} of this rollout", *rest) if rest else None
     missing = (
         note(
-            f"{count(left, 'more sample')} not shown here: a slice such as rollout[512:] shows "
+            f"{count(left, 'more sample')} not shown here: rollout[{len(rollout) - left}:] shows "
             "them, rollout.to_pandas() has all."
         )
         if left
@@ -111,18 +115,26 @@ def rollout_groups(rollout: Rollout, open_groups: int = OPEN_GROUPS) -> Markup:
     return join((*parts[:open_groups], folded, missing))
 
 
-def first_groups(
-    groups: Sequence[Sequence[Item]], most: int = MOST_SAMPLES
-) -> tuple[list[list[Item]], int]:
-    """The first groups with `most` members in all, the last one cut; how many members are left."""
-    shown: list[list[Item]] = []
-    room = most
+def prompt_bytes(groups: int) -> int:
+    """Bytes that one prompt may take where so many groups are shown."""
+    return max(min(1_000, PROMPT_BYTES // max(groups, 1)), 100)
+
+
+def draw_groups(
+    groups: Sequence[Sequence[Item]], draw: Callable[[Sequence[Item]], Markup]
+) -> tuple[list[Markup], int]:
+    """Draw group after group while samples and bytes last; how many samples are left over."""
+    parts: list[Markup] = []
+    drawn = used = 0
     for group in groups:
-        if room <= 0:
+        members = group[: MOST_SAMPLES - drawn]
+        part = draw(members) if members else Markup("")
+        used += len(part.encode())
+        if not members or (parts and used > MOST_BYTES):
             break
-        shown.append(list(group[:room]))
-        room -= len(group)
-    return shown, sum(map(len, groups)) - sum(map(len, shown))
+        parts.append(part)
+        drawn += len(members)
+    return parts, sum(map(len, groups)) - drawn
 
 
 def reward_scale(rewards: Sequence[float]) -> tuple[float, bool]:
@@ -194,14 +206,16 @@ def _quiet(words: str) -> Markup:
     return tag("span", words, class_="kv-muted")
 
 
-def _group(group: list[Sample], limit: int, scale: tuple[float, bool]) -> Markup:
+def _group(
+    group: Sequence[Sample], limit: int, prompt_limit: int, scale: tuple[float, bool]
+) -> Markup:
     labelled = shared_label(group) is None and any(s.label is not None for s in group)
     heads = [Column("reward", "num"), Column("response"), Column("tokens", "num")]
     heads.append(Column("status", "fit"))
     if labelled:
         heads.append(Column("answer", "fit"))
     rows = [_row(sample, limit, scale, labelled) for sample in group]
-    return tag("div", group_head(group, min(limit, 600)), table(heads, rows), class_="kv-group")
+    return tag("div", group_head(group, prompt_limit), table(heads, rows), class_="kv-group")
 
 
 def _row(sample: Sample, limit: int, scale: tuple[float, bool], labelled: bool) -> list[Child]:
@@ -218,7 +232,10 @@ def _row(sample: Sample, limit: int, scale: tuple[float, bool], labelled: bool) 
 
 def response_cell(sample: Sample, limit: int) -> Markup:
     """The response, and under it the error of a sample whose reward failed."""
-    error = note(f"✗ {shorten(sample.error, 160)}") if sample.error else None
+    error = None
+    if sample.error:
+        words, missing = cut(sample.error, 200)
+        error = note(f"✗ {words}{' …' if missing else ''}")
     return join((long_text(sample.response, limit), error))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kit.viz.html import Bundle, Child, Column, fold, join, page, table, tag, title
-from kit.viz.text import count, shorten, visible
+from kit.viz.html import Bundle, Child, Column, bundle, fold, join, note, page, table, tag, title
+from kit.viz.text import count, shorten
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -18,13 +18,14 @@ def show_config(config: SessionConfig) -> Bundle:
     fields = type(config).model_fields
     sections = [name for name in fields if hasattr(getattr(config, name), "model_dump")]
     alone = [name for name in fields if name not in sections]
-    changed = sum(len(changes(getattr(config, name))) for name in sections)
+    changed = len([name for name in changes(config) if name in alone])
+    changed += sum(len(changes(getattr(config, name))) for name in sections)
     html = page(
         title(f"Settings of {shorten(config.name, 60)}: {count(changed, 'setting')} changed"),
         _settings(config, alone),
         *(_section(name, getattr(config, name)) for name in sections),
     )
-    return {"text/html": html, "text/plain": visible(config.to_yaml())}
+    return bundle(html, config.to_yaml())
 
 
 def changes(section: BaseModel) -> list[str]:
@@ -51,17 +52,16 @@ def _settings(section: BaseModel, names: list[str]) -> Child:
     for name in names:
         value = shorten(_written(getattr(section, name)), 300)
         words = type(section).model_fields[name].description or ""
-        was = f"changed; default {shorten(_written(_default(section, name)), 80)}"
-        shown = tag("b", value) if name in changed else value
+        was = note(f"● changed; default {shorten(_written(_default(section, name)), 80)}")
+        shown = join((tag("b", value), was)) if name in changed else value
         rows.append(
             [
                 tag("span", name, class_="kv-text"),
-                tag("span", shown, class_="kv-text"),
-                tag("span", f"{' '.join(words.split())} ", class_="kv-muted"),
-                f"● {was}" if name in changed else "",
+                tag("div", shown, class_="kv-text"),
+                tag("span", " ".join(words.split()), class_="kv-muted"),
             ]
         )
-    heads = [Column("setting", "fit"), Column("value", "mid"), Column("what it does"), Column("")]
+    heads = [Column("setting", "fit"), Column("value", "mid"), Column("what it does")]
     return table(heads, rows)
 
 

@@ -125,6 +125,11 @@ def count(amount: int, one: str, many: str = "") -> str:
     return f"{amount:,} {one if amount == 1 else many or one + 's'}"
 
 
+def count_of(amount: float, one: str) -> str:
+    """The same for a mean: `15.1 tokens`, `1 token`."""
+    return f"{number(round(amount, 1))} {one if amount == 1 else one + 's'}"
+
+
 def columns(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
     """Rows of text in aligned columns, for the terminal."""
     if not rows:

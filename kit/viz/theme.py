@@ -117,7 +117,8 @@ _RULES = """
  border-radius:3px;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate;
  color:var(--kv-fg)}
 @ .kv-p0{background:var(--kv-p0)}@ .kv-p1{background:var(--kv-p1)}
-@ .kv-p2{background:var(--kv-p2)}@ .kv-p3{background:var(--kv-p3);border-bottom-width:3px}
+@ .kv-p2{background:var(--kv-p2);border-bottom-width:2px}
+@ .kv-p3{background:var(--kv-p3);border-bottom-width:3px}
 @ .kv-p4{background:var(--kv-p4);border-bottom:4px double var(--kv-fg)}
 @ .kv-masked{border-style:dashed;border-color:var(--kv-muted);text-decoration:line-through}
 @ .kv-legend{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:.88em;color:var(--kv-fg);

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from kit.samples import Sample
-from kit.viz.html import Bundle, facts, join, long_text, note, page, tag, title
+from kit.viz.html import Bundle, bundle, facts, join, long_text, note, page, tag, title
 from kit.viz.rollouts import STATUS_SIGNS, prompt_html
 from kit.viz.text import count, number, one_line, percent, shorten
 
@@ -32,7 +32,7 @@ def show_sample(sample: Sample) -> Bundle:
         tag("div", long_text(sample.response, 60_000, preview=2_000), class_="kv-prompt"),
         token_strip(sample),
     )
-    return {"text/html": html, "text/plain": _plain(sample)}
+    return bundle(html, _plain(sample))
 
 
 def sample_facts(sample: Sample) -> list[tuple[str, str]]:

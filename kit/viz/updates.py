@@ -11,7 +11,7 @@ from kit.reports import Metrics, SyncReport, UpdateReport
 from kit.viz.batches import left_out
 from kit.viz.html import Column, facts, fold, join, note, table, tag, title
 from kit.viz.metrics import concerns, meaning, what_is_off
-from kit.viz.text import columns, count, data_size, duration, number, one_line, shorten
+from kit.viz.text import columns, count, data_size, duration, number, shorten
 
 MOST_METRICS = 80
 MOST_STEPS = 64
@@ -42,11 +42,11 @@ def update_plain(report: UpdateReport) -> str:
     off = update_concerns(report)
     lines = [update_title(report), "  " + "   ".join(f"{k} {v}" for k, v in _facts(report))]
     rows = [
-        [mark(name, off), one_line(name), number(value), meaning(name).expect]
+        [mark(name, off), shorten(name, 60), number(value), meaning(name).expect]
         for name, value in list(report.metrics.items())[:MOST_METRICS]
     ]
     lines.append(columns(rows))
-    lines += [f"  ! {one_line(name)}: {why}" for name, why in off.items()]
+    lines += [f"  ! {shorten(name, 60)}: {why}" for name, why in off.items()]
     lines += [f"  left out: {shorten(reason, 100)}" for reason in report.left_out[:5]]
     return "\n".join(line for line in lines if line)
 
@@ -82,7 +82,9 @@ def concern_list(off: Mapping[str, str]) -> Markup | None:
     """One line for each metric that deserves a second look; None where all look right."""
     if not off:
         return None
-    items = [tag("li", tag("b", name), f": {why}") for name, why in list(off.items())[:20]]
+    items = [
+        tag("li", tag("b", shorten(name, 60)), f": {why}") for name, why in list(off.items())[:20]
+    ]
     words = f"! {count(len(off), 'metric')} to look at"
     return tag("div", tag("span", words, class_="kv-badge kv-warn"), tag("ul", *items))
 
@@ -113,7 +115,10 @@ def metric_table(metrics: Metrics, off: Mapping[str, str]) -> Markup:
 def _steps(per_step: Sequence[Metrics]) -> Markup:
     """One row an optimizer step, one column a metric."""
     names = list(dict.fromkeys(name for step in per_step for name in step))[:12]
-    heads = [Column("step", "num"), *(Column(name.removeprefix("train/"), "num") for name in names)]
+    heads = [
+        Column("step", "num"),
+        *(Column(shorten(name.removeprefix("train/"), 40), "num") for name in names),
+    ]
 
     def cell(step: Metrics, name: str) -> str:
         off = what_is_off(name, step.get(name))

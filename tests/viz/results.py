@@ -1,0 +1,161 @@
+"""Realistic results, made by hand: two-digit additions, some right and some wrong."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+
+from kit.reports import (
+    EvalReport,
+    MismatchReport,
+    StepReport,
+    SyncReport,
+    TokenDifference,
+    TrainReport,
+    UpdateReport,
+)
+from kit.samples import Batch, Rollout, Sample, Status
+
+
+def addition(
+    group: int, index: int, right: bool, seed: int = 0, label: int | None = None
+) -> Sample:
+    """One answer to `a + b =`, a letter a token, with plausible log-probabilities."""
+    chance = random.Random(seed * 10_000 + group)
+    a, b = chance.randint(10, 99), chance.randint(10, 99)
+    answer = a + b if right else a + b + chance.choice([-10, -1, 1, 10])
+    response, prompt = str(answer), f"{a}+{b}="
+    luck = random.Random(seed + 1000 * group + index)
+    log_probs = [math.log(luck.choice([0.99, 0.93, 0.7, 0.3, 0.05, 0.004])) for _ in response]
+    return Sample(
+        group_index=group,
+        index=index,
+        prompt=prompt,
+        tokens=[ord(c) - 32 for c in prompt + response],
+        response=response,
+        response_length=len(response),
+        label=str(a + b if label is None else label),
+        reward=1.0 if right else 0.0,
+        status=Status.COMPLETED,
+        rollout_log_probs=log_probs,
+        weight_versions=[3],
+    )
+
+
+def make_rollout(
+    groups: int = 10, size: int = 8, seed: int = 0, step: int = 3, right: float = 0.5
+) -> Rollout:
+    """Groups of which the second is all right and the third all wrong."""
+    chance = random.Random(seed)
+    samples = []
+    for group in range(groups):
+        share = {1: 1.1, 2: -1.0}.get(group, right)
+        samples += [
+            addition(group, group * size + i, chance.random() < share, seed) for i in range(size)
+        ]
+    return Rollout(samples, step=step, seconds=1.6)
+
+
+def make_metrics(step: int, steps: int = 60) -> dict[str, float]:
+    """One row of metrics of a run that learns, with some noise."""
+    chance = random.Random(step)
+    done = step / steps
+    reward = 0.15 + 0.75 * (1 - math.exp(-4 * done)) + chance.gauss(0, 0.03)
+    return {
+        "rollout/raw_reward": reward,
+        "rollout/response_len/mean": 2.9 + 0.4 * math.exp(-3 * done) + chance.gauss(0, 0.05),
+        "rollout/truncated_ratio": max(0.0, 0.08 * math.exp(-6 * done)),
+        "train/loss": chance.gauss(0, 0.004),
+        "train/pg_loss": chance.gauss(0, 0.004),
+        "train/entropy_loss": 1.1 * math.exp(-2 * done) + 0.1,
+        "train/pg_clipfrac": 0.0,
+        "train/ppo_kl": 0.0,
+        "train/grad_norm": 0.6 + 0.4 * math.exp(-3 * done) + chance.gauss(0, 0.05),
+        "train/train_rollout_logprob_abs_diff": 2.1e-6,
+        "perf/rollout_time": 1.6,
+        "perf/actor_train_time": 0.9,
+        "perf/update_weights_time": 0.05,
+        "perf/step_time": 2.8,
+    }
+
+
+def make_update(step: int = 3, **changes: object) -> UpdateReport:
+    row = {k: v for k, v in make_metrics(step).items() if k.startswith("train/")}
+    report = UpdateReport(
+        step=step, metrics=row, per_step=(row,), samples=128, tokens=1_024, seconds=0.9
+    )
+    return replace(report, **changes)  # type: ignore[arg-type]
+
+
+def make_mismatch(**changes: object) -> MismatchReport:
+    report = MismatchReport(
+        verdict="warn",
+        cause="The rollout was written by weights version 2; the trainer is at 3. Generate again.",
+        mean_abs_diff=0.034,
+        max_abs_diff=0.81,
+        kl=0.0021,
+        tokens=24_576,
+        warn_above=0.02,
+        fail_above=0.1,
+        worst=(
+            TokenDifference(3, 1, "7", -2.31, -1.5),
+            TokenDifference(11, 0, " therefore", -0.2, -0.61),
+        ),
+        trainer_version=3,
+        rollout_versions=(2,),
+    )
+    return replace(report, **changes)  # type: ignore[arg-type]
+
+
+def make_evaluation(step: int = 3, right: float = 0.6, size: int = 1) -> EvalReport:
+    rollout = make_rollout(groups=64, size=size, seed=7, step=step, right=right)
+    return EvalReport(
+        dataset="addition",
+        accuracy=rollout.mean_reward(),
+        prompts=64,
+        n_samples_per_prompt=size,
+        temperature=0.0 if size == 1 else 1.0,
+        pass_at_k={} if size == 1 else {1: 0.55, 2: 0.7, 4: 0.82},
+        rollout=rollout,
+        step=step,
+        seconds=0.7,
+    )
+
+
+def make_step(step: int = 3, evaluated: bool = False) -> StepReport:
+    return StepReport(
+        step=step,
+        metrics=make_metrics(step),
+        rollout=make_rollout(step=step),
+        update=make_update(step),
+        sync=SyncReport(weight_version=step + 1, seconds=0.055, tensors=310, bytes=1_192_000_000),
+        mismatch=make_mismatch(),
+        evaluation=make_evaluation(step) if evaluated else None,
+    )
+
+
+def make_run(steps: int = 40) -> TrainReport:
+    evaluations = tuple(make_evaluation(s, 0.15 + 0.7 * s / steps) for s in range(0, steps, 10))
+    return TrainReport(
+        steps=tuple(make_step(step) for step in range(steps)),
+        evaluations=evaluations,
+        seconds=112.0,
+        history=tuple(make_metrics(step) for step in range(steps)),
+    )
+
+
+def make_batch() -> Batch:
+    rollout = make_rollout()
+    advantages = []
+    for group in rollout.groups():
+        rewards = [s.reward or 0.0 for s in group]
+        mean = sum(rewards) / len(rewards)
+        spread = math.sqrt(sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1))
+        advantages += [(r - mean) / (spread + 1e-6) for r in rewards]
+    return Batch(
+        samples=rollout.samples,
+        advantages=tuple(advantages),
+        step=3,
+        left_out=("prompt 12: the reward failed on 1 of 8 samples",),
+    )

@@ -1,0 +1,210 @@
+"""Nothing that a model, a data set or a reward function wrote can leave its place on the page."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kit.config import SessionConfig
+from kit.reports import SyncReport, TokenDifference, TrainReport
+from kit.samples import Batch, Rollout, Sample, Status
+from kit.viz import compare_samples, curves
+from kit.viz.text import cut, visible
+from tests.viz.conftest import Show
+from tests.viz.results import (
+    make_batch,
+    make_evaluation,
+    make_mismatch,
+    make_rollout,
+    make_run,
+    make_step,
+    make_update,
+)
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</script></style></pre></details><h1>out</h1>",
+    '"><img src=x onerror=alert(1)>',
+    "<a href='javascript:alert(1)'>x</a><iframe></iframe>",
+    "\x1b[31mred\x1b[0m\x1b]0;title\x07\x9b31m",
+    "\u202egnp.exe\u202c\u2066\u200b\ufeff",
+    "null\x00byte\x7f\r\b",
+    "half \ud800 pair \udfff \ufffe",
+    "{{ 7 * 7 }} {% raw %} $\\bad$ %s {0}",
+    "--></table></div>" + "x" * 100_000,
+    "<" * 5_000 + "&" * 5_000,
+)
+DISPLAY = {"div", "style", "b", "span", "table", "thead", "tbody", "tr", "th", "td", "details"}
+DISPLAY |= {"summary", "pre", "i", "u", "ul", "li"}
+DRAWING = {"svg", "g", "path", "text", "defs", "use", "clippath", "rect"}
+TAGS = DISPLAY | DRAWING
+
+
+class Outline(HTMLParser):
+    """Which tags and attributes a browser would find."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.links: set[str] = set()
+        self.depth = 0
+        self.lowest = 0
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.links |= {value or "" for name, value in attrs if name.endswith(("href", "src"))}
+        self.depth += 1
+
+    def handle_endtag(self, tag: str) -> None:
+        self.depth -= 1
+        self.lowest = min(self.lowest, self.depth)
+
+
+def assert_harmless(page: str) -> None:
+    seen = Outline(page)
+    assert seen.tags <= TAGS, seen.tags - TAGS
+    assert not [name for name in seen.attributes if name.startswith("on")]
+    assert all(link.startswith("#") for link in seen.links)
+    assert (seen.depth, seen.lowest) == (0, 0), "a tag was closed or left open from inside"
+    assert_visible(page)
+
+
+def assert_visible(text: str) -> None:
+    assert not re.search(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]", text
+    )
+    text.encode("utf-8")
+
+
+def poisoned(text: str) -> list[object]:
+    """Every kind of result, with the text in every field that takes text."""
+    sample = Sample(
+        prompt=text, response=text, response_length=3, tokens=[1, 2, 3], label=text, reward=1.0,
+        error=text, status=Status.COMPLETED, metadata={"token_texts": [text] * 3},
+        rollout_log_probs=[-0.1] * 3,
+    )  # fmt: skip
+    chat = replace(sample, prompt=[{"role": text, "content": text}], label=None, index=1)
+    rollout = Rollout([sample, chat, replace(chat, label=text)])
+    metrics = {text: 1.0, "eval/" + text: 0.5, "train/grad_norm": 0.0}
+    update = make_update(metrics=metrics, per_step=(metrics, metrics), left_out=(text,))
+    mismatch = make_mismatch(cause=text, worst=(TokenDifference(0, 0, text, -1.0, -2.0),))
+    evaluation = replace(make_evaluation(), dataset=text, rollout=rollout, accuracy=1.0)
+    step = replace(
+        make_step(), rollout=rollout, update=update, mismatch=mismatch, evaluation=evaluation,
+        metrics=metrics,
+    )  # fmt: skip
+    run = TrainReport((step,), (evaluation,), 1.0, text, ({**metrics, "rollout/raw_reward": 0.5},))
+    config = SessionConfig(name=text[:50].replace("\ud800", "?").replace("\udfff", "?"))
+    return [
+        sample, chat, rollout, Batch((sample, chat), (1.0, -1.0), left_out=(text,)), update,
+        mismatch, evaluation, step, run, config, curves(run), curves(run, [text]),
+        compare_samples(rollout, rollout),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:16]))
+def test_no_display_lets_text_out_of_its_place(text: str, html: Show, plain: Show) -> None:
+    for result in poisoned(text):
+        page = html(result)
+        assert_harmless(page)
+        assert len(page) < 500_000
+        assert_visible(plain(result))
+        assert len(plain(result)) < 10_000
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_visible_text_encodes_and_stays_as_it_is(text: str) -> None:
+    shown = visible(text)
+    assert_visible(shown)
+    assert visible(shown) == shown
+
+
+@given(st.text(st.characters(exclude_categories=())), st.integers(0, 200))
+def test_cut_text_is_a_start_that_fits(text: str, limit: int) -> None:
+    from html import escape
+
+    shown, missing = cut(text, limit)
+    assert shown == visible(text[: len(text) - missing])
+    # html.escape writes one byte more for each quote than the kit does.
+    assert len(escape(shown, quote=False).encode()) <= limit
+
+
+@pytest.mark.parametrize(
+    ("hidden", "shown"),
+    [("\x00", "␀"), ("\x1b[31m", "␛[31m"), ("\u202e", "⟨U+202E⟩"), ("\ud800", "⟨U+D800⟩"),
+     ("\r", "␍"), ("\u00a0", "⟨U+00A0⟩"), ("\u200b", "⟨U+200B⟩"), ("a\n\tb", "a\n\tb"),
+     ("日本\u3000語 é", "日本\u3000語 é")],
+)  # fmt: skip
+def test_hidden_characters_are_written_out(hidden: str, shown: str) -> None:
+    assert visible(hidden) == shown
+
+
+def test_a_script_is_shown_as_the_words_it_is(html: Show) -> None:
+    page = html(Sample(response="<script>alert(1)</script>", response_length=1, tokens=[1]))
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<script" not in page
+
+
+def test_no_display_names_an_address_or_a_script(html: Show) -> None:
+    rollout = make_rollout()
+    results = [
+        rollout, rollout[0], make_batch(), make_update(), make_mismatch(), make_evaluation(),
+        make_step(evaluated=True), make_run(), SessionConfig.preset("tiny"), curves(make_run()),
+        compare_samples(rollout, rollout), SyncReport(1, 0.1, 3, 1000),
+    ]  # fmt: skip
+    for result in results:
+        page = html(result)
+        assert_harmless(page)
+        assert "http" not in page
+        assert "url(" not in page.replace("url(#", "")
+        assert "@import" not in page
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["word " * 1000, "<b>&" * 1250, "日本語\u202e" * 1250, "\x00" * 5000],
+    ids=["words", "markup", "marks", "nulls"],
+)
+@pytest.mark.parametrize("size", [1, 8, 512])
+def test_512_samples_of_1000_tokens_stay_under_a_megabyte(text: str, size: int, html: Show) -> None:
+    samples = [
+        Sample(
+            group_index=i // size, index=i, response=text, response_length=1000, error=text,
+            label=f"{i} {text}", reward=float(i % 2), status=Status.TRUNCATED,
+            prompt=[{"role": text, "content": text}] * 5,
+        )
+        for i in range(512)
+    ]  # fmt: skip
+    assert len(html(Rollout(samples)).encode()) < 1_000_000
+    assert len(html(Batch(tuple(samples), (0.5,) * 512)).encode()) < 1_000_000
+
+
+def test_samples_that_are_not_shown_are_counted(html: Show) -> None:
+    samples = [Sample(group_index=i // 2, index=i, response=f"<{i}>") for i in range(4096)]
+    page = html(Rollout(samples))
+    assert len(page.encode()) < 1_000_000
+    assert "3,584 more samples not shown here: rollout[512:] shows them" in page
+    assert "&lt;511&gt;" in page
+    assert "&lt;512&gt;" not in page
+
+
+def test_what_is_cut_is_counted(html: Show) -> None:
+    samples = [Sample(response="x" * 100_000, response_length=20_000)] * 2
+    assert "… 96,000 more characters not shown here" in html(Rollout(samples))
+
+
+def test_a_long_strip_of_tokens_is_cut_and_counted(html: Show) -> None:
+    sample = Sample(response="é", response_length=5000, tokens=list(range(5000)),
+                    rollout_log_probs=[-1.0] * 5000)  # fmt: skip
+    page = html(sample)
+    assert "… 4,400 more tokens not shown here" in page
+    assert len(page) < 200_000

@@ -1,0 +1,251 @@
+"""What a person reads off the reports and the settings, in a notebook and in a terminal."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from kit.config import SessionConfig
+from kit.reports import SyncReport, TrainReport
+from kit.samples import Rollout
+from kit.viz import show_report
+from kit.viz.checks import interval, right_and_wrong, wilson
+from kit.viz.text import data_size, duration, number
+from kit.viz.theme import DARK, LIGHT
+from kit.viz.training import phases
+from kit.viz.updates import update_concerns
+from tests.viz.conftest import Show
+from tests.viz.results import (
+    make_evaluation,
+    make_mismatch,
+    make_rollout,
+    make_run,
+    make_step,
+    make_update,
+)
+
+
+def test_a_healthy_update_has_nothing_to_look_at(html: Show, plain: Show) -> None:
+    report = make_update()
+    assert update_concerns(report) == {}
+    assert "to look at" not in html(report)
+    assert "!" not in plain(report)
+    assert "0 at the first optimizer step" in html(report)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("train/loss", math.nan),
+        ("train/pg_loss", math.inf),
+        ("train/grad_norm", 0.0),
+        ("train/pg_clipfrac", 0.31),
+        ("train/ppo_kl", -0.2),
+        ("train/train_rollout_logprob_abs_diff", 0.2),
+    ],
+)
+def test_a_metric_that_is_off_is_marked_and_explained(
+    name: str, value: float, html: Show, plain: Show
+) -> None:
+    report = make_update(metrics={**make_update().metrics, name: value})
+    assert list(update_concerns(report)) == [name]
+    assert "! 1 metric to look at" in html(report)
+    assert f"! {name}: " in plain(report)
+
+
+def test_clipping_at_the_limit_is_not_off() -> None:
+    assert update_concerns(make_update(metrics={"train/pg_clipfrac": 0.3})) == {}
+
+
+def test_a_policy_that_moved_before_its_first_step_is_off() -> None:
+    report = make_update(per_step=({"train/ppo_kl": 0.02}, {"train/ppo_kl": 0.01}))
+    assert "first optimizer step" in update_concerns(report)["train/ppo_kl"]
+
+
+def test_several_optimizer_steps_are_listed_one_by_one(html: Show) -> None:
+    steps = tuple({"train/pg_loss": 0.25 * i} for i in range(1, 4))
+    page = html(make_update(per_step=steps))
+    assert "3 optimizer steps one by one" in page
+    assert '<td class="kv-num">0.75</td>' in page
+    assert "one by one" not in html(make_update())
+
+
+def test_a_repeated_update_says_that_nothing_was_done(html: Show, plain: Show) -> None:
+    report = make_update(applied=False)
+    assert "nothing was done again" in html(report)
+    assert "nothing was done again" in plain(report)
+
+
+def test_an_update_without_metrics_shows(html: Show, plain: Show) -> None:
+    report = make_update(metrics={}, per_step=(), samples=0, tokens=0, seconds=0.0,
+                         left_out=("prompt 1: failed",))  # fmt: skip
+    assert "prompt 1: failed" in html(report)
+    assert "0 samples" in plain(report)
+
+
+def test_a_hand_over_is_one_line(plain: Show) -> None:
+    report = SyncReport(weight_version=4, seconds=0.055, tensors=310, bytes=1_192_000_000)
+    assert plain(report) == (
+        "Weights version 4 handed to the engine: 310 tensors, 1.2 GB in 55 ms (21.7 GB/s)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"), [("pass", "✓ pass"), ("warn", "! warn"), ("fail", "✗ fail")]
+)
+def test_a_verdict_is_a_word_and_a_sign(verdict: str, words: str, html: Show, plain: Show) -> None:
+    report = make_mismatch(verdict=verdict)
+    assert f"{words}</span>" in html(report)
+    assert words in plain(report)
+
+
+def test_a_mismatch_shows_thresholds_cause_and_worst_tokens(html: Show) -> None:
+    page = html(make_mismatch())
+    for shown in (">0.034<", ">0.02<", ">0.1<", ">0.81<", ">+0.81<", ">-0.41<", "␣therefore"):
+        assert shown in page
+    for shown in ("Generate again.", "written by weights version 2, trainer at version 3"):
+        assert shown in page
+
+
+def test_the_wilson_interval_agrees_with_published_values() -> None:
+    # R: prop.test(x, n, correct = FALSE)$conf.int
+    assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert wilson(0.0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert wilson(1.0, 20) == pytest.approx((0.8389, 1.0), abs=1e-4)
+    assert all(math.isnan(bound) for bound in wilson(math.nan, 0))
+
+
+def test_an_evaluation_shows_accuracy_with_its_interval(html: Show, plain: Show) -> None:
+    report = make_evaluation(right=0.6)
+    low, high = wilson(report.accuracy, 64)
+    words = f"{report.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"
+    assert words in html(report)
+    assert words in plain(report)
+
+
+def test_graded_rewards_have_no_interval_of_a_proportion(plain: Show) -> None:
+    rollout = Rollout([s.with_reward(0.3) for s in make_rollout(2)])
+    report = replace(make_evaluation(), rollout=rollout, accuracy=0.3)
+    assert interval(report) is None
+    assert "mean reward 0.3" in plain(report)
+
+
+def test_an_evaluation_lists_pass_at_k_and_both_kinds_of_prompts(html: Show, plain: Show) -> None:
+    report = make_evaluation(size=4)
+    page = html(report)
+    assert "pass@1 55.0%   pass@2 70.0%   pass@4 82.0%" in plain(report)
+    right, wrong = right_and_wrong(report.rollout)
+    assert len(right) + len(wrong) == 64
+    assert f"✗ not right: 4 of {len(wrong)} prompts" in page
+    assert f"✓ right: 4 of {len(right)} prompts" in page
+    assert "the true interval is wider" in page
+
+
+def test_an_evaluation_of_nothing_shows(html: Show, plain: Show) -> None:
+    report = replace(make_evaluation(), rollout=Rollout([]), accuracy=math.nan, prompts=0)
+    assert "mean reward NaN" in plain(report)
+    assert "<details" not in html(report)
+
+
+def test_the_phases_of_a_step_add_up_to_the_whole() -> None:
+    parts = phases(make_step())
+    assert [name for name, _ in parts] == [
+        "generate", "train", "hand over weights", "everything else",
+    ]  # fmt: skip
+    assert sum(seconds for _, seconds in parts) == pytest.approx(2.8)
+
+
+def test_the_phases_of_a_step_without_timings_come_from_its_results() -> None:
+    parts = dict(phases(replace(make_step(), metrics={})))
+    assert parts == {"generate": 1.6, "train": 0.9, "hand over weights": 0.055}
+
+
+def test_a_step_shows_headlines_phases_and_verdict(html: Show, plain: Show) -> None:
+    step = make_step(evaluated=True)
+    page = html(step)
+    for shown in ("generate 1.6 s (57.1%)", "! warn", "addition (evaluation)", "The update"):
+        assert shown in page
+    assert "train 900 ms" in plain(step)
+
+
+def test_a_step_of_missing_and_broken_metrics_shows(html: Show, plain: Show) -> None:
+    step = replace(
+        make_step(), mismatch=None, rollout=Rollout([]),
+        metrics={"rollout/raw_reward": math.nan, "perf/rollout_time": math.nan},
+    )  # fmt: skip
+    assert "reward NaN" in plain(step)
+    assert "rollout/raw_reward" in html(step)
+
+
+def test_a_run_compares_its_first_tenth_with_its_last(plain: Show) -> None:
+    history = tuple({"rollout/raw_reward": float(i)} for i in range(20))
+    report = TrainReport(steps=(replace(make_step(), step=19),), history=history)
+    line = next(x for x in plain(report).splitlines() if "raw_reward" in x)
+    assert line.split() == ["rollout/raw_reward", "0.5", "18.5", "+18"]
+    assert "first 2 steps" in plain(report)
+
+
+def test_a_run_that_stopped_early_says_why(html: Show, plain: Show) -> None:
+    report = replace(make_run(12), stopped="interrupted in step 12")
+    assert "! stopped early: interrupted in step 12" in html(report)
+    assert "! stopped early: interrupted in step 12" in plain(report)
+
+
+def test_a_run_without_steps_shows(html: Show, plain: Show) -> None:
+    assert "no steps yet" in html(TrainReport())
+    assert "no steps yet" in plain(TrainReport())
+
+
+def test_settings_show_what_was_changed_and_what_each_does(html: Show, plain: Show) -> None:
+    config = SessionConfig.preset("tiny").replace("training.learning_rate", 3e-4)
+    page = html(config)
+    assert "Settings of tiny: 3 settings changed" in page
+    assert "changed; default 1e-06" in page
+    assert "Prompts a step." in page
+    assert plain(config) == config.to_yaml()
+
+
+def test_a_thing_that_is_no_report_is_refused() -> None:
+    with pytest.raises(TypeError, match="no display for dict"):
+        show_report({})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.5312345, "0.5312"), (12345, "12,345"), (0.000012, "1.2e-05"), (math.nan, "NaN"),
+     (-math.inf, "-inf"), (-0.0, "0"), (None, "–"), (3.0, "3"), (9999.7, "10,000"),
+     (1e20, "1e+20")],
+)  # fmt: skip
+def test_numbers_read_well(value: float | None, shown: str) -> None:
+    assert number(value) == shown
+
+
+def test_times_and_sizes_read_well() -> None:
+    assert [duration(s) for s in (0.0351, 1.25, 200.0, 7500.0)] == [
+        "35 ms", "1.2 s", "3 min 20 s", "2 h 5 min",
+    ]  # fmt: skip
+    assert [data_size(s) for s in (512, 3.2e6, 1.2e9)] == ["512 B", "3.2 MB", "1.2 GB"]
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, as WCAG 2 defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
+def test_words_are_legible_on_every_background(palette: dict[str, str]) -> None:
+    for back in ("bg", "soft", "p0", "p1", "p2", "p3", "p4"):
+        assert contrast(palette["fg"], palette[back]) >= 4.5, back
+    for back in ("bg", "soft"):
+        assert contrast(palette["muted"], palette[back]) >= 4.5, back
+    for mark in ("up", "down", "curve", "point"):
+        assert contrast(palette[mark], palette["bg"]) >= 3, mark
