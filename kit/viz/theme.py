@@ -153,9 +153,9 @@ def style_sheet() -> str:
     rules = _RULES.replace("@ ", ".kit-viz.kit-viz ").replace(".kit-viz.kit-viz {", ".kit-viz{")
     return (
         f".kit-viz{{{light}}}"
-        "@media (prefers-color-scheme:dark){"
+        "@media screen and (prefers-color-scheme:dark){"
         f"body:not([data-jp-theme-light]):not(.vscode-light) .kit-viz{{{dark}}}}}"
         f'[data-jp-theme-light="false"] .kit-viz,body.vscode-dark .kit-viz{{{dark}}}'
         f"{rules}"
-        f"@media print{{body[class] .kit-viz,body .kit-viz.kit-viz{{{_variables(LIGHT, False)}}}}}"
+        f"@media print{{body .kit-viz.kit-viz{{{_variables(LIGHT, False)}}}}}"
     ).replace("\n", "")
