@@ -18,20 +18,27 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kit.stack import processes
 from kit.stack.cpu import lean_imports, zygote
 
+RAYLET_SECONDS = 300.0
+"""How long the raylet may take to start; the client's own limit is engine.start_timeout."""
 OBJECT_STORE_BYTES = 512 * 2**20
 """Rollouts and batches pass through here; weights do not."""
 
 
 def start_ray(directory: Path, *, gpus: int, fork_workers: bool) -> Any:
     """Start Ray's two processes and return the running node."""
+    from ray._private import services
     from ray._private.node import Node
     from ray._private.parameter import RayParams
+
+    services.get_node = patient(services.get_node)
 
     class LeanNode(Node):
         """A head without the HTTP server that Ray starts even when no dashboard is wanted."""
@@ -64,6 +71,22 @@ def start_ray(directory: Path, *, gpus: int, fork_workers: bool) -> Any:
     return LeanNode(
         params, head=True, shutdown_at_exit=False, spawn_reaper=False, ray_init_cluster=False
     )
+
+
+def patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
+    """Ask until the raylet is up. Ray gives it 30 s, which a busy machine can exceed."""
+
+    def ask(*args: Any) -> Any:
+        deadline = time.monotonic() + RAYLET_SECONDS
+        while True:
+            try:
+                return get_node(*args)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+    return ask
 
 
 def main(directory: Path, *, device: str, gpus: int) -> None:

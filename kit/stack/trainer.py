@@ -138,6 +138,9 @@ class Trainer:
         model.eval()
         with torch.no_grad():
             logp_R: torch.Tensor = model(packed, self.settings.temperature)[0]
+        # Only a backward pass makes FSDP shard the root's own parameters again.
+        sharded: Any = model
+        sharded.reshard()
         model.train()
         return logp_R
 
