@@ -37,4 +37,5 @@ def group_normalize(
         std_G = (square_G / (count_G - 1).clamp(min=1)).sqrt()
         scale_G = torch.where(std_G > 0, std_G + 1e-6, 1.0)
         centred_N = centred_N / scale_G[group_N]
-    return centred_N.to(reward_N.dtype)
+    floating = reward_N.is_floating_point()  # whole-number rewards have fractional advantages
+    return centred_N.to(reward_N.dtype if floating else torch.get_default_dtype())

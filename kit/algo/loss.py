@@ -56,7 +56,7 @@ def weights(
     total_samples: int,
     total_tokens: int,
 ) -> torch.Tensor:
-    """What each token counts in the batch's loss, shape (T); `(loss_T * weights).sum()` reduces.
+    """What each token counts in the batch's loss, (T) in float64; `weighted_sum` reduces with it.
 
     `sample_mean`: 1 / (active tokens of its sample, at least 1) / (samples of the whole batch).
     `token_mean`: 1 / (active tokens of the whole batch). Masked tokens count 0. The totals are
@@ -75,13 +75,13 @@ def weights(
     """
     active_T = mask_T.double()
     if how == "token_mean":
-        return (active_T / max(total_tokens, 1)).to(torch.float32)
+        return active_T / max(total_tokens, 1)
     if how != "sample_mean":
         raise ValueError(f"reduction {how!r} is neither sample_mean nor token_mean")
     samples = int(sample_T.max()) + 1 if sample_T.numel() else 0
     count_N = torch.zeros(samples, dtype=torch.float64, device=mask_T.device)
     count_N.index_add_(0, sample_T, active_T)
-    return (active_T / count_N.clamp(min=1)[sample_T] / total_samples).to(torch.float32)
+    return active_T / count_N.clamp(min=1)[sample_T] / total_samples
 
 
 def reduce(
@@ -98,4 +98,13 @@ def reduce(
 
 def weighted_sum(value_T: torch.Tensor, weight_T: torch.Tensor) -> torch.Tensor:
     """Sum of value * weight over the tokens whose weight is not 0; a NaN elsewhere is harmless."""
-    return (torch.where(weight_T == 0, 0.0, value_T) * weight_T).sum()
+    return (torch.where(weight_T == 0, 0.0, value_T) * weight_T.to(value_T.dtype)).sum()
+
+
+def where_active(value_T: torch.Tensor, mask_T: torch.Tensor) -> torch.Tensor:
+    """The values of trained tokens, and 0 on the others, through which no gradient flows.
+
+    For the inputs of a loss: a NaN or infinity on a masked token would reach the gradient through
+    the derivatives in between (0 * inf = NaN), even though `weighted_sum` leaves its value out.
+    """
+    return torch.where(mask_T == 0, 0.0, value_T)
