@@ -196,7 +196,7 @@ class SessionConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     mismatch: MismatchConfig = MismatchConfig()
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, /, **settings: Any) -> None:
         try:
             super().__init__(**settings)
         except ValidationError as error:
@@ -232,7 +232,11 @@ class SessionConfig(Section):
                 f"learning_rate {training.learning_rate}. What to do: lower it."
             )
         mismatch = self.mismatch
-        if mismatch.warn_above and mismatch.fail_above and mismatch.warn_above > mismatch.fail_above:
+        if (
+            mismatch.warn_above
+            and mismatch.fail_above
+            and mismatch.warn_above > mismatch.fail_above
+        ):
             raise ValueError(
                 f"mismatch.warn_above {mismatch.warn_above} is above fail_above "
                 f"{mismatch.fail_above}. What to do: swap them."
@@ -286,7 +290,8 @@ class SessionConfig(Section):
 
     def to_yaml(self) -> str:
         """The whole tree as YAML, defaults included."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        tree = self.model_dump(mode="json")
+        return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
     def dump(self, path: str | Path) -> Path:
         """Write the whole tree; `load` reads it back equal."""
@@ -326,11 +331,16 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads `1e-6` as a string, which is how everybody writes a learning rate."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the strings that `_Loader` would read as numbers."""
+
+
+for _end in (_Loader, _Dumper):
+    _end.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )
 
 
 def _nearest_divisor(number: int, target: int) -> int:

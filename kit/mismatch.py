@@ -50,7 +50,9 @@ def compare(
     gaps = [abs(d.difference) for d in differences]
     mean = math.fsum(gaps) / len(gaps) if gaps else 0.0
     warn_default, fail_default = THRESHOLDS[dtype]
-    warn, fail = config.warn_above or warn_default, config.fail_above or fail_default
+    # A default gives way to a threshold that is set on its other side.
+    warn = config.warn_above or min(warn_default, config.fail_above or math.inf)
+    fail = config.fail_above or max(fail_default, warn)
     versions = tuple(sorted({v for sample in samples for v in sample.weight_versions}))
     stale = any(version != trainer_version for version in versions)
     verdict = _verdict(mean, warn, fail, stale)
@@ -58,20 +60,26 @@ def compare(
         verdict=verdict,
         cause=_cause(verdict, versions, trainer_version, dtype),
         mean_abs_diff=mean,
-        max_abs_diff=max(gaps, default=0.0),
+        max_abs_diff=max(gaps, key=_badness, default=0.0),
         kl=_k3(differences),
         tokens=len(differences),
         warn_above=warn,
         fail_above=fail,
-        worst=tuple(sorted(differences, key=lambda d: -abs(d.difference))[:WORST]),
+        worst=tuple(sorted(differences, key=lambda d: -_badness(d.difference))[:WORST]),
         trainer_version=trainer_version,
         rollout_versions=versions,
     )
 
 
+def _badness(difference: float) -> float:
+    """Orders differences; NaN, which compares with nothing, is as bad as can be."""
+    return math.inf if math.isnan(difference) else abs(difference)
+
+
 def _k3(differences: Sequence[TokenDifference]) -> float:
     """KL(rollout || trainer) per token, from the rollout's own tokens."""
-    terms = [math.expm1(min(d.difference, 20.0)) - d.difference for d in differences]
+    clamped = [min(d.difference, 20.0) for d in differences]
+    terms = [math.expm1(x) - x for x in clamped]
     return math.fsum(terms) / len(terms) if terms else 0.0
 
 

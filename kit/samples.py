@@ -207,7 +207,7 @@ class Rollout(Sequence[Sample]):
     def load(cls, path: str | Path) -> Rollout:
         """Read what `save` wrote. Raises DataError with the number of a line that is broken."""
         samples = []
-        with Path(path).open(encoding="utf-8") as file:
+        with Path(path).open("rb") as file:  # so that a line of other bytes is found out by number
             for number, line in enumerate(file, start=1):
                 try:
                     samples.append(Sample.from_dict(json.loads(line)))
