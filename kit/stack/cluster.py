@@ -137,6 +137,8 @@ class Cluster:
             with contextlib.suppress(Exception):
                 ray.shutdown()
             self._connected = False
+        else:
+            self._head.kill()  # still starting: there is nothing that it could end in order
         if self._head.stdin and not self._head.stdin.closed:
             with contextlib.suppress(OSError):
                 self._head.stdin.close()

@@ -89,19 +89,29 @@ def server_arguments(settings: EngineSettings) -> dict[str, Any]:
 
 def check_extra(extra: dict[str, Any]) -> None:
     """Raise ConfigError for a key that SGLang does not know."""
-    if not extra:
-        return
-    from dataclasses import fields
-
-    from sglang.srt.server_args import ServerArgs
-
-    known = {f.name for f in fields(ServerArgs)}
+    known = sglang_settings() if extra else set()
     for key in extra:
         if key not in known:
             raise ConfigError(
                 f"engine.extra has {key!r}, which SGLang does not know.",
                 fix=did_you_mean(key, known),
             )
+
+
+def sglang_settings() -> set[str]:
+    """The fields of `sglang.ServerArgs`, read from its source: importing it takes ten seconds."""
+    import ast
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    package = find_spec("sglang")
+    assert package is not None and package.submodule_search_locations
+    source = Path(package.submodule_search_locations[0]) / "srt" / "server_args.py"
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == "ServerArgs":
+            fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
+            return {item.target.id for item in fields if isinstance(item.target, ast.Name)}
+    raise StackError("This SGLang has no class ServerArgs.", fix="install the pinned version.")
 
 
 def run_scheduler(*args: Any, **kwargs: Any) -> None:

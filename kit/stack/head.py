@@ -94,6 +94,14 @@ def main(directory: Path, *, device: str, gpus: int) -> None:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: ended.set())
+
+    def wait_for_client() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 1024):
+                pass
+        ended.set()
+
+    threading.Thread(target=wait_for_client, daemon=True).start()
     node = None
     try:
         if device == "cpu":
@@ -109,13 +117,6 @@ def main(directory: Path, *, device: str, gpus: int) -> None:
         partial.write_text(node.gcs_address)
         partial.rename(directory / "address")
 
-        def wait_for_client() -> None:
-            with contextlib.suppress(OSError):
-                while os.read(0, 1024):
-                    pass
-            ended.set()
-
-        threading.Thread(target=wait_for_client, daemon=True).start()
         ended.wait()
     finally:
         # Not Ray's graceful end: that drains the node for half a minute. Nothing here needs it.

@@ -71,6 +71,8 @@ class Outbox:
             if self.device.type == "cuda":
                 self.buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
             else:
+                if self._memory_file >= 0:
+                    os.close(self._memory_file)
                 self._memory_file = os.memfd_create("kit-weights")
                 os.ftruncate(self._memory_file, size)
                 path = f"/proc/self/fd/{self._memory_file}"
