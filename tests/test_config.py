@@ -215,7 +215,7 @@ def test_a_missing_file_is_refused_by_its_path(tmp_path: Path, name: str) -> Non
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest_one() -> None:
-    with pytest.raises(ConfigError, match="no preset 'tinny'.*\n.*Did you mean 'tiny'"):
+    with pytest.raises(ConfigError, match=r"no preset 'tinny'.*\n.*Did you mean 'tiny'"):
         SessionConfig.preset("tinny")
 
 

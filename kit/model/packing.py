@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from kit.errors import DataError
+
 
 @dataclass(frozen=True, slots=True)
 class Packed:
@@ -25,6 +27,7 @@ class Packed:
     """Which of these samples each response token belongs to."""
 
     def to(self, device: torch.device) -> Packed:
+        """The same on another device."""
         return Packed(
             self.tokens_T.to(device, non_blocking=True),
             self.position_T.to(device, non_blocking=True),
@@ -36,8 +39,19 @@ class Packed:
 
 
 def pack(tokens: Sequence[Sequence[int]], response_lengths: Sequence[int]) -> Packed:
-    """Lay samples out in one row. Every sample has at least one token before its response."""
+    """Lay samples out in one row.
+
+    Raises:
+        DataError: a sample has no token before its response, so nothing predicts its first one.
+    """
     lengths = [len(row) for row in tokens]
+    for place, (length, response) in enumerate(zip(lengths, response_lengths, strict=True)):
+        if length <= response:
+            raise DataError(
+                f"Sample {place} of a micro-batch has {length} tokens, {response} of them its "
+                f"response: no token comes before it.",
+                fix="give every prompt at least one token.",
+            )
     length_N = torch.tensor(lengths)
     response_N = torch.tensor(list(response_lengths))
     end_N = length_N.cumsum(0)

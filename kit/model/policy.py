@@ -89,20 +89,24 @@ def load(path: str, *, trust_remote_code: bool = False) -> Policy:
     """Load a Hugging Face model with float32 weights.
 
     Raises:
-        ModelError: the directory holds no causal language model, or it cannot be read.
+        ModelError: the directory holds no causal language model, or it cannot be read whole.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     attention.register()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=torch.float32,
             attn_implementation=attention.NAME,
             trust_remote_code=trust_remote_code,
             local_files_only=Path(path).is_dir(),
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+        if found["missing_keys"]:  # Transformers would go on with random numbers in their place
+            raise ValueError(f"its files lack {', '.join(sorted(found['missing_keys'])[:5])}")
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"The model {path!r} cannot be loaded.",
             why=str(error),

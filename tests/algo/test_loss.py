@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import get_args
 
 import pytest
@@ -142,7 +143,7 @@ def test_the_loss_of_a_batch_is_the_sum_over_any_micro_batches_in_any_order(
     cuts = data.draw(st.sets(st.integers(1, len(samples)), max_size=3)) | {0, len(samples)}
     bounds = sorted(cuts)
     summed = torch.zeros((), dtype=torch.float64)
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    for first, last in pairwise(bounds):
         part = packed([samples[i] for i in order[first:last]])
         weight = weights(part.mask, part.sample, how, *totals(samples))
         summed += weighted_sum(part.advantage, weight)
