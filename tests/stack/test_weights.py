@@ -1,0 +1,93 @@
+"""Weights reach another process whole, and leave nothing behind."""
+
+import multiprocessing
+import os
+
+import torch
+
+from kit.stack.weights import Handle, Outbox, open_flat
+
+CPU = torch.device("cpu")
+
+
+def named(fill: float = 0.0) -> list[tuple[str, torch.Tensor]]:
+    random = torch.Generator().manual_seed(4)
+    shapes = {"embed": (11, 8), "norm": (8,), "scale": ()}
+    return [(name, torch.randn(s, generator=random) + fill) for name, s in shapes.items()]
+
+
+def read(handle: Handle) -> dict[str, torch.Tensor]:
+    """The tensors in the buffer, by the table alone."""
+    flat = open_flat(handle)
+    return {
+        e.name: flat[e.start : e.end].view(getattr(torch, e.dtype)).view(e.shape)
+        for e in handle.entries
+    }
+
+
+def test_another_process_reads_the_same_bytes() -> None:
+    weights = named()
+    handle = Outbox(CPU, torch.float32).fill(weights)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        flat = pool.apply(open_flat, [handle])
+    assert flat.numpy().tobytes() == b"".join(t.numpy().tobytes() for _, t in weights)
+
+
+def test_the_table_says_where_each_tensor_lies_and_what_it_is() -> None:
+    weights = dict(named())
+    back = read(Outbox(CPU, torch.float32).fill(weights.items()))
+    assert list(back) == list(weights)
+    for name, value in weights.items():
+        assert back[name].shape == value.shape
+        assert torch.equal(back[name], value)
+
+
+def test_weights_are_handed_over_in_the_dtype_of_the_engine() -> None:
+    weights = dict(named())
+    handle = Outbox(CPU, torch.bfloat16).fill(weights.items())
+    assert handle.bytes == 2 * sum(t.numel() for t in weights.values())
+    for name, value in read(handle).items():
+        assert torch.equal(value, weights[name].bfloat16())
+
+
+def test_parameters_that_train_can_be_handed_over() -> None:
+    parameter = torch.nn.Parameter(torch.randn(3, 2))
+    transposed = parameter.T  # its memory is not in order
+    back = read(Outbox(CPU, torch.float32).fill([("w", parameter), ("t", transposed)]))
+    assert torch.equal(back["w"], parameter.detach())
+    assert torch.equal(back["t"], transposed.detach())
+
+
+def test_filling_again_reuses_the_buffer_and_shows_the_new_weights() -> None:
+    outbox = Outbox(CPU, torch.float32)
+    first = outbox.fill(named())
+    assert outbox.buffer is not None
+    address = outbox.buffer.data_ptr()
+    held = open_flat(first)
+    second = outbox.fill(named(fill=1.0))
+    assert outbox.buffer.data_ptr() == address
+    assert second == first
+    assert torch.equal(read(second)["norm"], dict(named(fill=1.0))["norm"])
+    # What the engine took before is its own copy.
+    assert torch.equal(held, open_flat(Outbox(CPU, torch.float32).fill(named())))
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_nothing_with_a_name_is_left_in_shared_memory() -> None:
+    outbox = Outbox(CPU, torch.float32)
+    handle = outbox.fill(named())
+    open_flat(handle)
+    assert os.stat(handle.path).st_nlink == 0
+    assert os.readlink(handle.path).startswith("/memfd:")
+
+
+def test_a_buffer_of_another_size_takes_the_place_of_the_first() -> None:
+    outbox = Outbox(CPU, torch.float32)
+    outbox.fill(named())
+    before = open_files()
+    handle = outbox.fill([*named(), ("more", torch.ones(100))])
+    assert open_files() == before
+    assert torch.equal(read(handle)["more"], torch.ones(100))
