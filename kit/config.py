@@ -39,6 +39,8 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
+    """Which model, and how it computes."""
+
     name: str = TINY
     """A directory, a Hugging Face name such as Qwen/Qwen3-0.6B, or `tiny`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -53,6 +55,8 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
+    """Where prompts come from, and how they become tokens."""
+
     source: str = ""
     """Where training prompts come from: a JSONL, JSON, CSV or Parquet file, a directory saved by
     `datasets`, `tiny:TASK`, or `reasoning_gym:TASK`. A slice may follow: `train.jsonl@[0:1000]`.
@@ -80,6 +84,8 @@ class DataConfig(Section):
 
 
 class RewardConfig(Section):
+    """What a response is worth."""
+
     name: str = ""
     """A built-in reward: exact, number, math, gsm8k, format, reasoning_gym. Empty takes the one
     that fits the data source, else `exact`."""
@@ -90,6 +96,8 @@ class RewardConfig(Section):
 
 
 class RolloutConfig(Section):
+    """How responses are sampled."""
+
     temperature: float = Field(default=1.0, gt=0.0)
     top_p: Fraction = 1.0
     top_k: int = Field(default=-1, ge=-1)
@@ -101,6 +109,8 @@ class RolloutConfig(Section):
 
 
 class TrainingConfig(Section):
+    """Batches, optimizer, schedule and loss."""
+
     num_rollout: Positive = 60
     """Steps of a whole training run: each generates once and updates at least once."""
     rollout_batch_size: Positive = 16
@@ -144,6 +154,8 @@ class TrainingConfig(Section):
 
 
 class EngineConfig(Section):
+    """SGLang."""
+
     mem_fraction_static: Fraction | None = None
     """Share of the device for engine weights and KV cache; None lets the kit choose. GPU only."""
     max_total_tokens: Positive | None = None
@@ -161,6 +173,8 @@ class EngineConfig(Section):
 
 
 class EvaluationConfig(Section):
+    """Held-out accuracy."""
+
     interval: int = Field(default=0, ge=0)
     """Evaluate every so many steps of `train`; 0 only when asked."""
     n_samples_per_prompt: Positive = 1
@@ -171,6 +185,8 @@ class EvaluationConfig(Section):
 
 
 class MismatchConfig(Section):
+    """When trainer and engine count as disagreeing."""
+
     interval: int = Field(default=0, ge=0)
     """Check trainer against engine every so many steps of `train`; 0 only when asked."""
     warn_above: Annotated[float, Field(gt=0.0)] | None = None
@@ -264,7 +280,7 @@ class SessionConfig(Section):
         if not file.is_file():
             raise ConfigError(
                 f"There is no configuration file {str(file)!r}.",
-                fix="check the path; `SessionConfig.preset('tiny').dump('config.yaml')` writes one.",
+                fix="check the path; SessionConfig.preset('tiny').dump('config.yaml') writes one.",
             )
         try:
             tree = yaml.load(file.read_text(encoding="utf-8"), _Loader)

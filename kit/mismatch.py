@@ -10,7 +10,7 @@ from kit.reports import MismatchReport, TokenDifference, Verdict
 from kit.samples import Sample
 
 THRESHOLDS = {"float32": (1e-5, 1e-3), "bfloat16": (0.02, 0.1)}
-"""Mean |trainer - rollout| log-prob above which to warn and to fail, by dtype of the computation."""
+"""Mean |trainer - rollout| log-prob above which to warn and to fail, by dtype."""
 WORST = 8
 
 

@@ -69,6 +69,7 @@ class TokenDifference:
 
     @property
     def difference(self) -> float:
+        """Trainer minus rollout, in nats."""
         return self.train_log_prob - self.rollout_log_prob
 
 
@@ -113,6 +114,7 @@ class EvalReport(Shown):
 
     @property
     def metrics(self) -> Metrics:
+        """Under Miles' name."""
         return {f"eval/{self.dataset}": self.accuracy}
 
 

@@ -66,10 +66,12 @@ class Sample:
 
     @property
     def prompt_tokens(self) -> list[int]:
+        """The prompt's token ids."""
         return self.tokens[: len(self.tokens) - self.response_length]
 
     @property
     def response_tokens(self) -> list[int]:
+        """The response's token ids."""
         return self.tokens[len(self.tokens) - self.response_length :]
 
     @property
@@ -85,6 +87,7 @@ class Sample:
         return [1] * self.response_length if self.loss_mask is None else self.loss_mask
 
     def with_reward(self, reward: float) -> Sample:
+        """The same sample with its reward."""
         return replace(self, reward=reward, error=None)
 
     def with_failure(self, error: str) -> Sample:
@@ -92,6 +95,7 @@ class Sample:
         return replace(self, reward=None, status=Status.FAILED, error=error)
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain types only, as `save` writes them."""
         return asdict(self) | {"status": self.status.value}
 
     @classmethod
@@ -156,9 +160,11 @@ class Rollout(Sequence[Sample]):
         return sum(rewards) / len(rewards) if rewards else math.nan
 
     def best(self) -> Sample:
+        """The sample with the highest reward. Raises DataError before `score`."""
         return max(self._scored(), key=lambda s: s.reward or 0.0)
 
     def worst(self) -> Sample:
+        """The sample with the lowest reward. Raises DataError before `score`."""
         return min(self._scored(), key=lambda s: s.reward or 0.0)
 
     def failed(self) -> list[Sample]:

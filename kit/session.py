@@ -117,7 +117,12 @@ class RLSession:
         if self._recorder:
             self._recorder.start(config)
         me = weakref.ref(self)
-        atexit.register(lambda: (session := me()) and session.close())
+
+        def close_at_exit() -> None:
+            if session := me():
+                session.close()
+
+        atexit.register(close_at_exit)
         self.start_seconds = time.perf_counter() - begin
 
     def close(self) -> None:
@@ -235,9 +240,7 @@ class RLSession:
 
         stack, begin = self._running, time.perf_counter()
         if not batch.samples:
-            return UpdateReport(
-                self.step_count, {}, (), 0, 0, 0.0, batch.left_out, applied=False
-            )
+            return UpdateReport(self.step_count, {}, (), 0, 0, 0.0, batch.left_out, applied=False)
         samples = batch.samples
         logged = all(s.rollout_log_probs is not None for s in samples)
         per_step, applied = stack.update(
@@ -265,7 +268,7 @@ class RLSession:
         )
 
     def sync(self) -> SyncReport:
-        """Hand the trainer's weights to the engine, which forgets what it cached of the old ones."""
+        """Hand the trainer's weights to the engine, which forgets all it cached of old ones."""
         begin = time.perf_counter()
         tensors, size = self._running.sync(self.step_count)
         self.engine_version = self.step_count
@@ -312,7 +315,8 @@ class RLSession:
             "perf/actor_train_time": update.seconds,
             "perf/update_weights_time": sync.seconds,
             "perf/step_time": seconds,
-            "perf/tokens_per_gpu_per_sec": sum(s.response_length for s in rollout) / rollout.seconds,
+            "perf/tokens_per_gpu_per_sec": sum(s.response_length for s in rollout)
+            / rollout.seconds,
         }
         evaluated = self.evaluate() if _due(index + 1, config.evaluation.interval) else None
         if evaluated:

@@ -29,7 +29,8 @@ def test_five_verbs_make_one_step(session: RLSession) -> None:
     assert {s.reward for s in scored} == {0.0, 1.0}
     batch = session.advantages(scored)
     report = session.update(batch)
-    assert report.applied and report.samples == 128
+    assert report.applied
+    assert report.samples == 128
     assert report.metrics["train/grad_norm"] > 0
     assert abs(report.metrics["train/ppo_kl"]) < 1e-9
     sync = session.sync()
@@ -61,7 +62,8 @@ def test_a_skipped_sync_fails_the_check_and_is_named(session: RLSession) -> None
     session.update(session.advantages(session.score(session.generate())))
     report = session.check_mismatch(session.generate())
     assert report.verdict == "fail"
-    assert "Stale weights" in report.cause and "session.sync()" in report.cause
+    assert "Stale weights" in report.cause
+    assert "session.sync()" in report.cause
     session.sync()
     assert session.check_mismatch(session.generate()).verdict == "pass"
 
@@ -79,7 +81,8 @@ def test_the_same_batch_again_changes_nothing(session: RLSession, tmp_path: Path
     first = session.update(batch)
     after = weights(session, tmp_path / "a")
     second = session.update(batch)
-    assert first.applied and not second.applied
+    assert first.applied
+    assert not second.applied
     assert second.metrics == first.metrics
     assert session.step_count == 1
     assert weights(session, tmp_path / "b") == after
@@ -135,13 +138,15 @@ def test_pass_at_k_grows_with_k(session: RLSession) -> None:
     report = session.evaluate(n_samples_per_prompt=8, temperature=1.0)
     assert set(report.pass_at_k) == {1, 2, 4, 8}
     shares = [report.pass_at_k[k] for k in (1, 2, 4, 8)]
-    assert shares == sorted(shares) and shares[0] < shares[-1]
+    assert shares == sorted(shares)
+    assert shares[0] < shares[-1]
     assert report.accuracy == pytest.approx(shares[0])
 
 
 def test_a_step_is_the_verbs_in_order(session: RLSession) -> None:
     report = session.step()
-    assert report.step == 0 and session.step_count == session.engine_version == 1
+    assert report.step == 0
+    assert session.step_count == session.engine_version == 1
     for name in (
         "rollout/raw_reward",
         "rollout/response_len/mean",
@@ -156,7 +161,8 @@ def test_a_step_is_the_verbs_in_order(session: RLSession) -> None:
 
 def test_training_stops_where_it_is_told_to(session: RLSession) -> None:
     report = session.train(10, until=lambda step: step.step == 1, show=False)
-    assert len(report) == 2 and "until" in report.stopped
+    assert len(report) == 2
+    assert "until" in report.stopped
 
 
 def test_training_checks_and_evaluates_when_it_is_due(session: RLSession) -> None:
@@ -178,7 +184,8 @@ def test_a_reward_that_raises_leaves_its_groups_out_and_says_why(session: RLSess
     assert {s.group_index for s in scored.failed()} == {0, 5}
     report = session.update(session.advantages(scored))
     assert report.samples == 14 * 8
-    assert len(report.left_out) == 2 and "no label here" in report.left_out[0]
+    assert len(report.left_out) == 2
+    assert "no label here" in report.left_out[0]
 
 
 @pytest.mark.parametrize("value", [None, math.nan, "good", [1.0]])
@@ -190,7 +197,8 @@ def test_a_reward_that_is_no_number_is_a_failure_of_its_sample(
 
     scored = session.score(session.generate(), reward=odd)
     assert [s.index for s in scored.failed()] == [3]
-    assert scored[3].status is Status.FAILED and scored[3].error
+    assert scored[3].status is Status.FAILED
+    assert scored[3].error
 
 
 def test_the_wrong_number_of_rewards_names_both_numbers(session: RLSession) -> None:
@@ -206,7 +214,8 @@ def test_a_step_in_which_every_reward_fails_trains_nothing(session: RLSession) -
         raise KeyError("answer")
 
     report = session.update(session.advantages(session.score(session.generate(), reward=broken)))
-    assert not report.applied and session.step_count == 0
+    assert not report.applied
+    assert session.step_count == 0
 
 
 def test_advantages_need_rewards(session: RLSession) -> None:
@@ -274,7 +283,8 @@ def test_a_checkpoint_continues_as_if_nothing_had_happened(
 
     _, state = checkpoint.read(path)
     checkpoint.restore(session, session._running, path, state)
-    assert session.step_count == 3 and len(session.history) == 3
+    assert session.step_count == 3
+    assert len(session.history) == 3
     assert [_numbers(session) for _ in range(3)] == expected
 
 
@@ -282,9 +292,7 @@ def _numbers(session: RLSession) -> dict[str, float]:
     return {k: v for k, v in session.step().metrics.items() if not k.startswith("perf/")}
 
 
-def test_saving_never_overwrites_what_is_no_checkpoint(
-    session: RLSession, tmp_path: Path
-) -> None:
+def test_saving_never_overwrites_what_is_no_checkpoint(session: RLSession, tmp_path: Path) -> None:
     from kit.errors import CheckpointError
 
     (tmp_path / "thesis").mkdir()

@@ -131,7 +131,8 @@ def test_a_session_of_many_parts_trains_and_ends(tmp_path: Path) -> None:
         assert first.update.per_step[0]["train/kl_loss"] == pytest.approx(0.0, abs=1e-7)
         assert last.metrics["train/kl_loss"] > 0
         rates = [row["train/lr"] for s in (first, last) for row in s.update.per_step]
-        assert rates[0] == pytest.approx(5e-5) and rates[1] == pytest.approx(1e-4)
+        assert rates[0] == pytest.approx(5e-5)
+        assert rates[1] == pytest.approx(1e-4)
         assert rates[-1] < rates[1]
         assert session.check_mismatch(session.generate()).max_abs_diff < 1e-5
         assert session.evaluate().prompts == 4

@@ -70,13 +70,11 @@ def attend(
         from torch.nn.attention.varlen import varlen_attn
 
         ends, longest = packed.ends_N, packed.longest
-        out = varlen_attn(
-            q, k, v, ends, ends, longest, longest, scale=scaling, window_size=(-1, 0)
-        )
+        out = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=(-1, 0))
         assert isinstance(out, torch.Tensor)
         return out[None], None
-    padded = (x[packed.padded_rows].transpose(1, 2) for x in (q, k, v))  # (N, heads, L, D)
-    out = scaled_dot_product_attention(*padded, is_causal=True, scale=scaling, dropout_p=dropout)
+    q, k, v = (x[packed.padded_rows].transpose(1, 2) for x in (q, k, v))  # (N, heads, L, D)
+    out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout)
     return out.transpose(1, 2).flatten(0, 1)[packed.place_T][None], None
 
 

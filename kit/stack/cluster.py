@@ -84,7 +84,7 @@ class Cluster:
         os.environ["RAY_AUTH_TOKEN"] = self._token
         import ray
         from ray._private import ray_constants
-        from ray._raylet import AuthenticationTokenLoader
+        from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
         if ray.is_initialized():
             raise SessionError(
@@ -154,4 +154,3 @@ class Cluster:
 
 def _joined(*paths: str) -> str:
     return os.pathsep.join(path for path in paths if path)
-

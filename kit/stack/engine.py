@@ -1,4 +1,4 @@
-"""`Engine`: SGLang as an asynchronous Ray actor. Several calls run at once; `abort` is one of them."""
+"""`Engine`: SGLang as an asynchronous Ray actor. Several calls run at once; `abort` is one."""
 
 from __future__ import annotations
 
@@ -105,7 +105,8 @@ def sglang_settings() -> set[str]:
     from pathlib import Path
 
     package = find_spec("sglang")
-    assert package is not None and package.submodule_search_locations
+    assert package is not None
+    assert package.submodule_search_locations
     source = Path(package.submodule_search_locations[0]) / "srt" / "server_args.py"
     for node in ast.parse(source.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef) and node.name == "ServerArgs":
@@ -147,7 +148,7 @@ class Engine:
 
             use_zygote()
 
-            class CpuEngine(SglangEngine):  # type: ignore[misc]
+            class CpuEngine(SglangEngine):
                 run_scheduler_process_func = staticmethod(run_scheduler)
 
             if self.settings.attention_backend == "auto":

@@ -90,6 +90,7 @@ def patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def main(directory: Path, *, device: str, gpus: int) -> None:
+    """Start everything, wait for the client's end, and end everything."""
     stack = os.environ[processes.MARK]
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -132,9 +132,7 @@ class Stack:
         metrics, applied = self._get(calls, "update")[0]
         return metrics, applied
 
-    def log_probs(
-        self, tokens: list[list[int]], response_lengths: list[int]
-    ) -> list[list[float]]:
+    def log_probs(self, tokens: list[list[int]], response_lengths: list[int]) -> list[list[float]]:
         """The trainer's log-probability of each response token."""
         calls = [t.log_probs.remote(tokens, response_lengths) for t in self._trainers]
         values: list[list[float]] = self._get(calls, "log_probs")[0]
@@ -144,12 +142,14 @@ class Stack:
         """Hand the trainer's weights to the engine as `version`: (tensors, bytes)."""
         handles = self._get([t.export_weights.remote() for t in self._trainers], "sync")
         self._get(self._engine.receive_weights.remote(handles[0], version), "sync")
-        return len(handles[0].entries), handles[0].bytes
+        return len(handles[0].entries), handles[0].size
 
     def save(self, directory: str) -> None:
+        """Have the trainers write weights and optimizer into a directory."""
         self._get([t.save.remote(directory) for t in self._trainers], "save")
 
     def load(self, directory: str) -> None:
+        """Have the trainers read what `save` wrote."""
         self._get([t.load.remote(directory) for t in self._trainers], "load")
 
     def _get(self, calls: Any, doing: str, timeout: float | None = None) -> Any:
@@ -184,4 +184,3 @@ class Stack:
     def close(self) -> None:
         """End every process. Safe to call again."""
         self.cluster.close()
-

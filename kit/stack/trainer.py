@@ -210,9 +210,12 @@ class Trainer:
     ) -> dict[str, float]:
         training = self.settings.training
         settings = LossSettings(
-            training, total_samples=len(part), total_tokens=sum(sum(batch.loss_masks[i]) for i in part)
+            training,
+            total_samples=len(part),
+            total_tokens=sum(sum(batch.loss_masks[i]) for i in part),
         )
         sums: dict[str, float] = {}
+        self.optimizer.zero_grad()  # an update that broke off half-way leaves gradients behind
         for members in self._shares(batch, part):
             indices = members or [part[0]]
             packed = pack(
@@ -273,7 +276,7 @@ class Trainer:
             self.optimizer.zero_grad()
             raise StackError(
                 f"The update was refused: loss {metrics['train/loss']}, gradient norm {grad_norm}.",
-                why="A step with these numbers would have destroyed the weights; they are unchanged.",
+                why="A step with them would have destroyed the weights, which are unchanged.",
                 fix="look at the batch's rewards and log-probs, or lower training.learning_rate.",
             )
         for group in self.optimizer.param_groups:

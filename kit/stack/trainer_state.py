@@ -37,7 +37,7 @@ def save(trainer: Trainer, directory: str) -> None:
     if inner.config.tie_word_embeddings:
         weights.pop("model.lm_head.weight", None)
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
-    state: dict[str, Any] = optimizer["state"]
+    state: Any = optimizer["state"]
     flat = {
         f"{name}//{key}": value.contiguous()
         for name, values in state.items()
@@ -57,7 +57,7 @@ def load(trainer: Trainer, directory: str) -> None:
 
     folder = Path(directory)
     try:
-        weights = load_file(folder / WEIGHTS)
+        weights: dict[str, Any] = load_file(folder / WEIGHTS)
         flat = load_file(folder / OPTIMIZER)
         counters = json.loads((folder / COUNTERS).read_text())
     except Exception as error:
@@ -71,7 +71,7 @@ def load(trainer: Trainer, directory: str) -> None:
     if inner.config.tie_word_embeddings:
         weights["model.lm_head.weight"] = weights["model.model.embed_tokens.weight"]
     set_model_state_dict(trainer.policy, weights, options=FULL)
-    state: dict[str, dict[str, torch.Tensor]] = {}
+    state: Any = {}
     for path, value in flat.items():
         name, _, key = path.partition("//")
         state.setdefault(name, {})[key] = value

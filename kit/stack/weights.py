@@ -31,7 +31,8 @@ class Handle:
     """Everything another process needs to see the weights."""
 
     entries: tuple[Entry, ...]
-    bytes: int
+    size: int
+    """Of the flat buffer, in bytes."""
     path: str = ""
     """CPU: where the memory file can be opened."""
     ipc: bytes = b""
@@ -85,7 +86,7 @@ def open_flat(handle: Handle) -> torch.Tensor:
 
     A copy, because torch hands a tensor on to another process only where it owns the memory.
     """
-    return torch.from_file(handle.path, shared=True, size=handle.bytes, dtype=torch.uint8).clone()
+    return torch.from_file(handle.path, shared=True, size=handle.size, dtype=torch.uint8).clone()
 
 
 def serialize(flat: torch.Tensor, entries: Iterable[Entry]) -> bytes:

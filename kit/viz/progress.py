@@ -29,7 +29,8 @@ class Progress:
         if self.enabled and _in_notebook():
             from IPython.display import display
 
-            self.handle = display(self._data(), raw=True, display_id=True)
+            show: Any = display
+            self.handle = show(self._data(), raw=True, display_id=True)
         return self
 
     def update(self, report: StepReport) -> None:

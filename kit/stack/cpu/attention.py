@@ -85,6 +85,7 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
         self._plan: list[Slice] = []
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        """Plan one forward pass; SGLang calls this before the layers run."""
         super().init_forward_metadata(forward_batch)
         lens = forward_batch.seq_lens
         new = forward_batch.extend_seq_lens
@@ -105,8 +106,12 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
     ) -> torch.Tensor:
+        """Attend for the new tokens of a prefill."""
         if not self._plain(layer):
-            return super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
+            whole: torch.Tensor = super().forward_extend(
+                q, k, v, layer, forward_batch, save_kv_cache
+            )
+            return whole
         return self._attend(q, k, v, layer, forward_batch, save_kv_cache)
 
     def forward_decode(
@@ -118,8 +123,12 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
     ) -> torch.Tensor:
+        """Attend for one new token a request."""
         if not self._plain(layer):
-            return super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
+            whole: torch.Tensor = super().forward_decode(
+                q, k, v, layer, forward_batch, save_kv_cache
+            )
+            return whole
         return self._attend(q, k, v, layer, forward_batch, save_kv_cache)
 
     def _plain(self, layer: RadixAttention) -> bool:
@@ -148,8 +157,10 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
         for part in self._plan:
             batch, width = part.query_rows.shape
             # A group's query heads share their keys, so they stand in line as further queries.
-            queries = query[part.query_rows].permute(0, 2, 3, 1, 4).reshape(
-                batch, heads, groups * width, layer.qk_head_dim
+            queries = (
+                query[part.query_rows]
+                .permute(0, 2, 3, 1, 4)
+                .reshape(batch, heads, groups * width, layer.qk_head_dim)
             )
             attended = scaled_dot_product_attention(
                 queries,

@@ -43,7 +43,7 @@ def use_zygote() -> None:
     answer = zygote.ask(request, [listener.fileno(), alive_read])
     pid = int.from_bytes(answer.recv(8), "big")
     os.close(alive_read)
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     server._forkserver_address = address
     server._forkserver_alive_fd = alive_write  # closing it, or our death, ends the fork server
     server._forkserver_pid = pid

@@ -7,8 +7,8 @@ found, and what it imports without asking is a placeholder that raises where it 
 
 from __future__ import annotations
 
+import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -59,13 +59,11 @@ class _Placeholder(ModuleType):
         return _Unavailable(f"{self.__name__}.{name}", (), {})
 
 
-class _PlaceholderLoader:
-    @staticmethod
-    def create_module(spec: importlib.machinery.ModuleSpec) -> ModuleType:
+class _PlaceholderLoader(importlib.abc.Loader):
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         return _Placeholder(spec.name)
 
-    @staticmethod
-    def exec_module(module: ModuleType) -> None:
+    def exec_module(self, module: ModuleType) -> None:
         module.__path__ = []
 
 
@@ -76,6 +74,7 @@ class LeanFinder:
     def find_spec(
         name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
+        """What Python's own finder finds, less what is left out."""
         package = name.partition(".")[0]
         if package in OPTIONAL:
             return None
@@ -85,6 +84,7 @@ class LeanFinder:
 
     @staticmethod
     def invalidate_caches() -> None:
+        """As Python's own finder does."""
         importlib.machinery.PathFinder.invalidate_caches()
 
     @staticmethod

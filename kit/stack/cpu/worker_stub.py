@@ -25,6 +25,7 @@ def ordinary(argv: list[str]) -> bool:
 
 
 def main() -> None:
+    """Ask for the fork and wait until it has ended."""
     own = ("--serialized-runtime-env-context", "--language")
     argv = [word for word in sys.argv[1:] if not word.startswith(own)]
     if not ordinary(sys.argv[1:]):
