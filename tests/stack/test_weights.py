@@ -45,7 +45,7 @@ def test_the_table_says_where_each_tensor_lies_and_what_it_is() -> None:
 def test_weights_are_handed_over_in_the_dtype_of_the_engine() -> None:
     weights = dict(named())
     handle = Outbox(CPU, torch.bfloat16).fill(weights.items())
-    assert handle.bytes == 2 * sum(t.numel() for t in weights.values())
+    assert handle.size == 2 * sum(t.numel() for t in weights.values())
     for name, value in read(handle).items():
         assert torch.equal(value, weights[name].bfloat16())
 

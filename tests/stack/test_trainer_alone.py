@@ -1,0 +1,333 @@
+"""The trainer by itself: one FSDP2 rank in this process, without Ray and without an engine."""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from kit.config import TrainingConfig
+from kit.errors import CheckpointError, DataError, StackError
+from kit.stack.trainer import TrainBatch, Trainer, TrainerSettings
+from kit.stack.weights import open_flat
+from kit.tiny import MODEL_DIR
+
+# AdamW with a large eps is nearly plain gradient descent: small differences stay small.
+PLAIN = {"learning_rate": 0.1, "adam_eps": 1.0, "clip_grad": 0.0}
+Make = Callable[..., Trainer]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Starts trainers with these settings, one at a time."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    threads = torch.get_num_threads()
+    count = 0
+
+    def make(**training: Any) -> Trainer:
+        nonlocal count
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        count += 1
+        trainer = Trainer(
+            TrainerSettings(
+                model_path=str(MODEL_DIR),
+                training=TrainingConfig(**training),
+                temperature=0.8,
+                device="cpu",
+                dtype="float32",
+                seed=0,
+                rank=0,
+                rendezvous=str(tmp_path / f"rendezvous-{count}"),
+            )
+        )
+        trainer.start()
+        return trainer
+
+    yield make
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    torch.set_num_threads(threads)
+
+
+def batch(seed: int = 0) -> TrainBatch:
+    """Eight samples of different lengths, some of their tokens masked."""
+    random = torch.Generator().manual_seed(seed)
+    shapes = [(5, 4), (9, 1), (3, 7), (12, 3), (4, 4), (6, 2), (8, 5), (2, 6)]
+    return TrainBatch(
+        tokens=[torch.randint(3, 104, (p + r,), generator=random).tolist() for p, r in shapes],
+        response_lengths=[r for _, r in shapes],
+        loss_masks=[[int(i != 1) for i in range(r)] for _, r in shapes],
+        advantages=[1.0, -1.0, 0.5, 0.0, -0.5, 2.0, -2.0, 1.0],
+        rollout_log_probs=None,
+    )
+
+
+def weights(trainer: Trainer) -> torch.Tensor:
+    """Every weight, as the engine would get it."""
+    handle = trainer.export_weights()
+    assert handle is not None
+    return open_flat(handle).view(torch.float32)
+
+
+def test_one_step_is_that_of_a_plain_loop_over_samples(make: Make) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
+    given, trainer = batch(), make(**PLAIN)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=0.1, betas=(0.9, 0.98), eps=1.0, weight_decay=0.0
+    )
+    for row, count, mask, advantage in zip(
+        given.tokens, given.response_lengths, given.loss_masks, given.advantages, strict=True
+    ):
+        logp = (model(torch.tensor([row])).logits[0] / 0.8).log_softmax(-1)
+        places = range(len(row) - count, len(row))
+        own = torch.stack([logp[place - 1, row[place]] for place in places])
+        active = torch.tensor(mask)
+        (-(advantage * own * active).sum() / active.sum() / len(given)).backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    optimizer.step()
+
+    before = weights(trainer)
+    (metrics,), applied = trainer.update(given, "a")
+    expected = torch.cat([p.detach().flatten() for p in model.parameters()])
+    after = weights(trainer)
+    assert applied
+    assert (after - before).abs().max() > 1e-2
+    torch.testing.assert_close(after, expected, rtol=0, atol=1e-6)
+    assert metrics["train/grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    assert metrics["train/pg_loss"] == pytest.approx(-sum(given.advantages) / 8, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"calculate_per_token_loss": True, "entropy_coef": 0.1},
+        {"global_batch_size": 4, "kl_loss_coef": 0.1},
+    ],
+)
+def test_how_samples_are_packed_changes_no_weight(make: Make, extra: dict[str, Any]) -> None:
+    results = []
+    for limit in (1, 20, 100_000):
+        trainer = make(**PLAIN | {"learning_rate": 0.01}, **extra, max_tokens_per_gpu=limit)
+        before = weights(trainer)
+        trainer.update(batch(), "a")
+        results.append(weights(trainer))
+        assert (results[-1] - before).abs().max() > 1e-3
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=0, atol=1e-6)
+
+
+def test_the_order_of_samples_within_a_step_changes_no_weight(make: Make) -> None:
+    given, results = batch(), []
+    for order in (range(8), [6, 1, 7, 0, 3, 5, 2, 4]):
+        trainer = make(**PLAIN)
+        moved = {
+            name: [getattr(given, name)[i] for i in order]
+            for name in ("tokens", "response_lengths", "loss_masks", "advantages")
+        }
+        trainer.update(TrainBatch(**moved, rollout_log_probs=None), "a")
+        results.append(weights(trainer))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-6)
+
+
+def test_the_same_update_twice_is_applied_once(make: Make) -> None:
+    trainer = make(learning_rate=1e-4)
+    first, applied = trainer.update(batch(), "a")
+    after = weights(trainer)
+    again, applied_again = trainer.update(batch(), "a")
+    assert (applied, applied_again) == (True, False)
+    assert again == first
+    assert torch.equal(weights(trainer), after)
+    assert trainer.optimizer_steps == 1
+    assert trainer.update(batch(), "b")[1]
+    assert not torch.equal(weights(trainer), after)
+
+
+def test_a_rate_of_zero_changes_no_bit(make: Make) -> None:
+    trainer = make(learning_rate=0.0, weight_decay=0.1)
+    before = weights(trainer)
+    (metrics,), _ = trainer.update(batch(), "a")
+    assert metrics["train/grad_norm"] > 0
+    assert torch.equal(weights(trainer), before)
+
+
+@pytest.mark.parametrize("advantage", [math.nan, math.inf])
+def test_an_advantage_that_is_no_number_is_refused_and_changes_no_bit(
+    make: Make, advantage: float
+) -> None:
+    trainer = make(learning_rate=1e-4)
+    before = weights(trainer)
+    bad = replace(batch(), advantages=[advantage, *batch().advantages[1:]])
+    with pytest.raises(StackError, match="The update was refused") as caught:
+        trainer.update(bad, "a")
+    assert "they are unchanged" in str(caught.value)
+    assert torch.equal(weights(trainer), before)
+    # The next good update is the one that a fresh trainer would make.
+    trainer.update(batch(), "a")
+    after = weights(trainer)
+    fresh = make(learning_rate=1e-4)
+    fresh.update(batch(), "a")
+    assert torch.equal(weights(fresh), after)
+
+
+def test_an_update_that_broke_off_half_way_leaves_no_gradient_behind(make: Make) -> None:
+    trainer = make(**PLAIN, max_tokens_per_gpu=1)
+    good = batch()
+    broken = replace(good, tokens=[[10**6, *row[1:]] if i == 7 else row for i, row in
+                                   enumerate(good.tokens)])  # fmt: skip
+    with pytest.raises(IndexError):
+        trainer.update(broken, "a")
+    trainer.update(good, "b")
+    after = weights(trainer)
+    fresh = make(**PLAIN, max_tokens_per_gpu=1)
+    fresh.update(good, "b")
+    assert torch.equal(weights(fresh), after)
+
+
+def test_a_sample_without_a_prompt_is_refused(make: Make) -> None:
+    bad = replace(batch(), tokens=[batch().tokens[0][-4:], *batch().tokens[1:]])
+    with pytest.raises(DataError, match="no token comes before it"):
+        make().update(bad, "a")
+
+
+def test_the_gradient_is_clipped_to_the_limit_and_reported_as_it_was(make: Make) -> None:
+    free = make(**PLAIN | {"adam_beta1": 0.5})
+    start = weights(free)
+    (metrics,), _ = free.update(batch(), "a")
+    norm = metrics["train/grad_norm"]
+    limit = norm / 10
+    clipped = make(**PLAIN | {"adam_beta1": 0.5, "clip_grad": limit})
+    (metrics,), _ = clipped.update(batch(), "a")
+    assert metrics["train/grad_norm"] == pytest.approx(norm)
+    # One step of AdamW: rate * g / (|g| + eps), so the gradient can be read off the weights.
+    moved = (start - weights(clipped)).double() / PLAIN["learning_rate"]
+    gradient = moved / (1 - moved.abs())
+    assert gradient.norm().item() == pytest.approx(limit, rel=1e-3)
+
+
+def test_a_global_batch_is_one_optimizer_step_each_against_the_weights_of_the_start(
+    make: Make,
+) -> None:
+    trainer = make(**PLAIN, global_batch_size=2)
+    metrics, _ = trainer.update(batch(), "a")
+    assert trainer.optimizer_steps == len(metrics) == 4
+    assert metrics[0]["train/ppo_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert abs(metrics[1]["train/ppo_kl"]) > 1e-4
+
+
+def test_the_rate_follows_the_schedule_over_all_optimizer_steps_of_a_run(make: Make) -> None:
+    # Two rollouts of four steps each; two of the eight are warm-up.
+    trainer = make(
+        learning_rate=0.8,
+        lr_schedule="linear",
+        warmup_steps=2,
+        min_learning_rate=0.2,
+        num_rollout=2,
+        rollout_batch_size=2,
+        n_samples_per_prompt=4,
+        global_batch_size=2,
+        adam_eps=1e3,
+    )
+    rates = [m["train/lr"] for name in "ab" for m in trainer.update(batch(), name)[0]]
+    assert rates == pytest.approx([0.4, 0.8, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
+
+
+def test_log_probs_come_back_in_the_order_they_were_asked_for(make: Make) -> None:
+    given = batch()
+    one_by_one = make(max_tokens_per_gpu=1).log_probs(given.tokens, given.response_lengths)
+    together = make().log_probs(given.tokens, given.response_lengths)
+    assert [len(row) for row in together] == given.response_lengths
+    for row, expected in zip(together, one_by_one, strict=True):
+        assert row == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_reference_keeps_the_weights_of_the_start(make: Make) -> None:
+    trainer = make(learning_rate=1e-3, kl_loss_coef=0.1)
+    given = batch()
+    start = trainer.log_probs(given.tokens, given.response_lengths)
+    (first,), _ = trainer.update(given, "a")
+    (second,), _ = trainer.update(given, "b")
+    assert first["train/kl_loss"] == pytest.approx(0.0, abs=1e-6)
+    assert second["train/kl_loss"] > 1e-4
+    held = trainer.log_probs(given.tokens, given.response_lengths, reference=True)
+    assert held == start
+
+
+def test_asking_for_a_reference_that_was_not_loaded_names_the_setting(make: Make) -> None:
+    with pytest.raises(StackError, match=r"training\.kl_loss_coef"):
+        make().log_probs([[1, 2]], [1], reference=True)
+
+
+def test_a_loaded_trainer_goes_on_exactly_where_the_saved_one_would(
+    make: Make, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {
+        "learning_rate": 1e-3,
+        "lr_schedule": "cosine",
+        "warmup_steps": 3,
+        "kl_loss_coef": 0.1,
+    }
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    trainer = make(**settings)
+    trainer.update(batch(0), "a")
+    trainer.save(str(folder))
+    saved = weights(trainer)
+    metrics, _ = trainer.update(batch(1), "b")
+    after = weights(trainer)
+
+    other = make(**settings)
+    other.update(batch(5), "x")
+    other.load(str(folder))
+    assert torch.equal(weights(other), saved)
+    assert other.optimizer_steps == 1
+    assert other.update(batch(1), "b") == (metrics, True)
+    assert torch.equal(weights(other), after)
+
+
+def test_loading_an_update_id_again_does_not_pass_for_applied(make: Make, tmp_path: Path) -> None:
+    trainer = make(learning_rate=1e-3)
+    trainer.save(str(tmp_path))
+    before = weights(trainer)
+    trainer.update(batch(), "a")
+    after = weights(trainer)
+    trainer.load(str(tmp_path))
+    assert torch.equal(weights(trainer), before)
+    assert trainer.update(batch(), "a")[1]
+    assert torch.equal(weights(trainer), after)
+
+
+@pytest.mark.parametrize("broken", ["weights.safetensors", "optimizer.safetensors", "trainer.json"])
+def test_a_broken_checkpoint_is_refused_and_changes_no_bit(
+    make: Make, tmp_path: Path, broken: str
+) -> None:
+    trainer = make(learning_rate=1e-3)
+    trainer.save(str(tmp_path))
+    trainer.update(batch(), "a")
+    before = weights(trainer)
+    os.truncate(tmp_path / broken, 5)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        trainer.load(str(tmp_path))
+    assert torch.equal(weights(trainer), before)
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_the_tensor(make: Make, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    trainer = make()
+    trainer.save(str(tmp_path))
+    tensors = load_file(tmp_path / "weights.safetensors")
+    name = "model.model.norm.weight"
+    save_file(tensors | {name: torch.ones(7)}, tmp_path / "weights.safetensors")
+    before = weights(trainer)
+    with pytest.raises(CheckpointError, match=r"model\.model\.norm\.weight has shape.*\(7,\)"):
+        trainer.load(str(tmp_path))
+    assert torch.equal(weights(trainer), before)
