@@ -78,7 +78,6 @@ def server_arguments(settings: EngineSettings) -> dict[str, Any]:
         arguments |= {
             "attention_backend": "triton",
             "mem_fraction_static": settings.mem_fraction_static,
-            "enable_memory_saver": True,
             # Graphs of the prefill take minutes to compile and save little in long generations.
             "disable_prefill_cuda_graph": True,
         }
