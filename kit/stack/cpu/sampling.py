@@ -44,7 +44,8 @@ def uniform(seed: torch.Tensor, positions: torch.Tensor, columns: int) -> torch.
     """Numbers in (0, 1), float64, shape (B, columns), from seed and position (B) alone."""
     row = _mixed(_mixed(seed.long() * GOLDEN) + positions.long() * GOLDEN)
     bits = _mixed(row[:, None] + torch.arange(1, columns + 1)[None] * GOLDEN)
-    return (((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) / (1 << 53)
+    # 52 bits: with 53 the half is rounded away, and the largest number would be 1.
+    return (((bits >> 12) & ((1 << 52) - 1)).double() + 0.5) / (1 << 52)
 
 
 def multinomial_with_seed(
