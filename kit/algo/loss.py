@@ -104,7 +104,7 @@ def weighted_sum(value_T: torch.Tensor, weight_T: torch.Tensor) -> torch.Tensor:
 def where_active(value_T: torch.Tensor, mask_T: torch.Tensor) -> torch.Tensor:
     """The values of trained tokens, and 0 on the others, through which no gradient flows.
 
-    For the inputs of a loss: a NaN or infinity on a masked token would reach the gradient through
-    the derivatives in between (0 * inf = NaN), even though `weighted_sum` leaves its value out.
+    For the log-probs that a loss is made of. `weighted_sum` leaves a NaN or infinity on a masked
+    token out of the value, but the gradient would meet it on its way back (0 * inf = NaN).
     """
     return torch.where(mask_T == 0, 0.0, value_T)

@@ -43,10 +43,7 @@ def policy_loss(
     training = settings.training
     mask_R = inputs.mask_R
     logp_R, entropy_R = (losses.where_active(x, mask_R) for x in (logp_R, entropy_R))
-    advantage_R = losses.where_active(inputs.advantage_R, mask_R)
-    old_R = logp_R.detach()
-    if inputs.old_logp_R is not None:
-        old_R = losses.where_active(inputs.old_logp_R, mask_R)
+    old_R = logp_R.detach() if inputs.old_logp_R is None else inputs.old_logp_R
     weight_R = losses.weights(
         mask_R,
         sample_R,
@@ -57,7 +54,7 @@ def policy_loss(
     pg_R, clipped_R = losses.ppo_clip(
         logp_R,
         old_R,
-        advantage_R,
+        inputs.advantage_R,
         training.eps_clip,
         training.eps_clip_high,
         training.eps_clip_c,
@@ -73,8 +70,7 @@ def policy_loss(
     }
     if inputs.ref_logp_R is not None:
         ratio_R = (logp_R - old_R).clamp(-20.0, 20.0).exp()
-        ref_R = losses.where_active(inputs.ref_logp_R, mask_R)
-        kl_R = approx_kl(logp_R, ref_R, training.kl_loss_type, ratio_R)
+        kl_R = approx_kl(logp_R, inputs.ref_logp_R, training.kl_loss_type, ratio_R)
         kl = losses.weighted_sum(kl_R, weight_R)
         loss = loss + training.kl_loss_coef * kl
         values["train/kl_loss"] = kl

@@ -167,8 +167,7 @@ def test_what_stands_on_masked_tokens_reaches_neither_loss_nor_gradient(
 
     def run(*inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         logp = inputs[0].clone().requires_grad_()
-        logp_T, old_T, advantage_T = (where_active(x, t.mask) for x in (logp, *inputs[1:]))
-        loss_T, _ = ppo_clip(logp_T, old_T, advantage_T, 0.2, 0.28, 3.0)
+        loss_T, _ = ppo_clip(where_active(logp, t.mask), *inputs[1:], 0.2, 0.28, 3.0)
         total = reduce(loss_T, t.mask, t.sample, how)
         total.backward()
         return total.detach(), logp.grad
