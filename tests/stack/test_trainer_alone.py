@@ -168,7 +168,7 @@ def test_an_advantage_that_is_no_number_is_refused_and_changes_no_bit(
     bad = replace(batch(), advantages=[advantage, *batch().advantages[1:]])
     with pytest.raises(StackError, match="The update was refused") as caught:
         trainer.update(bad, "a")
-    assert "they are unchanged" in str(caught.value)
+    assert "unchanged" in str(caught.value)
     assert torch.equal(weights(trainer), before)
     # The next good update is the one that a fresh trainer would make.
     trainer.update(batch(), "a")
