@@ -86,7 +86,7 @@ def _k3(differences: Sequence[TokenDifference]) -> float:
 def _verdict(mean: float, warn: float, fail: float, stale: bool) -> Verdict:
     if not mean <= warn:  # NaN is no agreement either
         return "fail" if stale or not mean <= fail else "warn"
-    return "pass"
+    return "warn" if stale else "pass"  # small steps in bfloat16 hide in its rounding
 
 
 def _cause(verdict: Verdict, versions: Sequence[int], trainer: int, dtype: str) -> str:

@@ -83,7 +83,8 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=files))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise ModelError(
-            f"The model {name!r} is neither in the local cache nor can it be downloaded.",
+            f"The model {name!r} is no directory here, is not in the local cache, and cannot be "
+            f"downloaded.",
             why=str(error).splitlines()[0],
             fix="connect to the network once, or download the model on another machine, copy the "
             "directory here and set model.name to its path.",

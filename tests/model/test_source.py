@@ -63,9 +63,8 @@ def test_a_hub_model_that_cannot_be_had_names_the_ways_without_a_network(
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     message = refusal("nobody/no-such-model")
-    assert (
-        "'nobody/no-such-model' is neither in the local cache nor can it be downloaded" in message
-    )
+    assert "'nobody/no-such-model' is no directory here" in message
+    assert "not in the local cache" in message
     assert "set model.name to its path" in message
 
 
