@@ -37,6 +37,7 @@ class Prompting:
     held_out: PromptSet | None
     max_response_len: int
     tokenizer: Any = field(default=None)
+    _texts: dict[int, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, config: SessionConfig, model: ModelSource, data: Any, eval_data: Any) -> Self:
@@ -134,14 +135,17 @@ class Prompting:
             response_length=len(generation.tokens),
             label=row.label,
             status=STATUS[generation.finish],
-            metadata=dict(row.metadata),
+            # Ids alone cannot be shown, and a sample has no tokenizer.
+            metadata={**row.metadata, "token_texts": [*map(self.token_text, generation.tokens)]},
             rollout_log_probs=generation.log_probs,
             weight_versions=[generation.weight_version],
         )
 
     def token_text(self, token: int) -> str:
         """One token as text."""
-        return str(self.tokenizer.decode([token]))
+        if token not in self._texts:
+            self._texts[token] = str(self.tokenizer.decode([token]))
+        return self._texts[token]
 
 
 def as_rows(prompts: Sequence[str | Messages] | None) -> list[PromptRow]:
