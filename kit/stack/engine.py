@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,6 +140,9 @@ class Engine:
         """Start SGLang and its two processes; returns what the session shows of it."""
         import sglang
 
+        # SGLang's processes meet at a TCP port that answers on every interface; a file does not.
+        meeting = os.path.join(tempfile.mkdtemp(prefix="meeting"), "file")
+        os.environ["SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"] = f"file://{meeting}"
         engine_class: Any = sglang.Engine
         if self.settings.device == "cpu":
             from sglang.srt.entrypoints.engine import Engine as SglangEngine

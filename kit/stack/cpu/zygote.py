@@ -63,7 +63,7 @@ def serve(path: str) -> None:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(path)
     listener.listen(64)
-    _preload()
+    preload()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps what we fork
     gc.collect()
     gc.freeze()
@@ -77,7 +77,7 @@ def serve(path: str) -> None:
         _run(connection)
 
 
-def _preload() -> None:
+def preload() -> None:
     from kit.stack.cpu.lean_imports import leave_out
 
     leave_out()
