@@ -78,6 +78,7 @@ def serve(path: str) -> None:
 
 
 def preload() -> None:
+    """Import everything that a start needs; Python keeps it compiled for the next one."""
     from kit.stack.cpu.lean_imports import leave_out
 
     leave_out()
