@@ -15,6 +15,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +23,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from kit.stack import processes
 from kit.stack.cpu import lean_imports, zygote
@@ -55,6 +58,7 @@ def start_ray(directory: Path, *, gpus: int, fork_workers: bool) -> Any:
 
         os.environ["KIT_RAY_SETUP_WORKER"] = str(Path(workers.__file__).parent / "setup_worker.py")
         settings["setup_worker_path"] = str(Path(zygote.__file__).with_name("worker_stub.py"))
+    ports = free_ports(4)
     params = RayParams(
         num_cpus=64,  # actors share the machine; Ray's bookkeeping of cores is not wanted
         num_gpus=gpus,
@@ -66,6 +70,12 @@ def start_ray(directory: Path, *, gpus: int, fork_workers: bool) -> Any:
         object_store_memory=OBJECT_STORE_BYTES,
         gcs_server_port=0,
         env_vars={},
+        # Where a port is left open, the raylet waits 15 s for an agent, a Python process, to start
+        # and choose one, and dies after that: too short for a busy machine.
+        runtime_env_agent_port=ports[0],
+        metrics_agent_port=ports[1],
+        metrics_export_port=ports[2],
+        dashboard_agent_listen_port=ports[3],
         **settings,
     )
     return LeanNode(
@@ -82,11 +92,26 @@ def patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 return get_node(*args)
             except RuntimeError:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or raylet_died():
                     raise
                 time.sleep(0.05)
 
     return ask
+
+
+def raylet_died() -> bool:
+    """Has this process a raylet that has ended?"""
+    children = psutil.Process().children()
+    return any(c.name() == "raylet" and c.status() == psutil.STATUS_ZOMBIE for c in children)
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that nobody holds now."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
 
 
 def main(directory: Path, *, device: str, gpus: int) -> None:
