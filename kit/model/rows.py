@@ -18,7 +18,7 @@ def put_rows(x: torch.Tensor, rows_T: torch.Tensor, size: int) -> torch.Tensor:
 
 def take_rows(x: torch.Tensor, rows_T: torch.Tensor) -> torch.Tensor:
     """`x[rows_T]`; each row at most once."""
-    taken: torch.Tensor = _TakeRows.apply(x, rows_T)
+    taken: torch.Tensor = _TakeRows.apply(x, rows_T)  # type: ignore[no-untyped-call]
     return taken
 
 
