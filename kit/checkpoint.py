@@ -79,7 +79,7 @@ def read(folder: Path) -> tuple[SessionConfig, dict[str, Any]]:
     """A checkpoint's configuration and state. Raises CheckpointError for what is none."""
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
             f"{folder.absolute()} is no checkpoint: it has no state.json.",
             fix="give the directory that session.save() returned.",

@@ -300,6 +300,11 @@ class SessionConfig(Section):
         """What `RLSession.start` accepts: a configuration, a preset's name, or a YAML file."""
         if isinstance(config, SessionConfig):
             return config
+        if not isinstance(config, (str, Path)):
+            raise ConfigError(
+                f"A configuration was expected, not {config!r} ({type(config).__name__}).",
+                fix="give a preset's name ('tiny'), the path of a YAML file, or a SessionConfig.",
+            )
         if isinstance(config, Path) or config.endswith((".yaml", ".yml")):
             return cls.load(config)
         return cls.preset(config)

@@ -96,8 +96,8 @@ def _cause(verdict: Verdict, versions: Sequence[int], trainer: int, dtype: str) 
     if any(version != trainer for version in versions):
         return (
             f"Stale weights: the rollout was written by weights version {old}, the trainer now "
-            f"holds version {trainer}. Call session.sync() and generate again; train only on what "
-            f"the present weights wrote."
+            f"holds version {trainer}. Call session.sync() if you have not since the last update, "
+            f"and generate again; train only on what the present weights wrote."
         )
     return (
         f"Both sides hold weights version {trainer}, so the weights are not stale. What is left is "

@@ -157,6 +157,19 @@ def as_rows(prompts: Sequence[str | Messages] | None) -> list[PromptRow]:
             f"generate needs a list of prompts, got {prompts!r}.",
             fix="write session.generate(['12+34=']).",
         )
+    given: Sequence[Any] = prompts
+    for number, prompt in enumerate(given, start=1):
+        if isinstance(prompt, dict):
+            raise DataError(
+                f"Prompt {number} is one chat message, not a conversation.",
+                fix="a conversation is a list of messages, and generate takes a list of prompts: "
+                'write session.generate([[{"role": "user", "content": "..."}]]).',
+            )
+        if not isinstance(prompt, (str, list)):
+            raise DataError(
+                f"Prompt {number} is {prompt!r} ({type(prompt).__name__}).",
+                fix="a prompt is a string, or a list of chat messages.",
+            )
     return [
         PromptRow(prompt=prompt, label=None, metadata={}, number=number)
         for number, prompt in enumerate(prompts, start=1)

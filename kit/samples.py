@@ -167,6 +167,10 @@ class Rollout(Sequence[Sample]):
         """The sample with the lowest reward. Raises DataError before `score`."""
         return min(self._scored(), key=lambda s: s.reward or 0.0)
 
+    def written_by(self, versions: set[int]) -> bool:
+        """Did only these weight versions write it?"""
+        return {v for s in self.samples for v in s.weight_versions} <= versions
+
     def failed(self) -> list[Sample]:
         """The samples whose reward could not be computed; each one's `error` says why."""
         return [s for s in self.samples if s.status is Status.FAILED]

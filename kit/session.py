@@ -13,148 +13,37 @@ result that shows itself.
 
 from __future__ import annotations
 
-import atexit
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from kit import checkpoint, mismatch
-from kit.config import SessionConfig
-from kit.data.stream import PromptStream
+from kit.arguments import at_least_one, expect
+from kit.arguments import temperature as checked_temperature
+from kit.batching import grpo_batch
 from kit.errors import DataError, SessionError
-from kit.metrics import pass_at_k, rollout_metrics
-from kit.prompting import Prompting, as_rows
+from kit.evaluation import summarize
+from kit.lifecycle import Lifecycle
+from kit.metrics import rollout_metrics
+from kit.prompting import as_rows
 from kit.reports import (
     EvalReport,
-    Metrics,
     MismatchReport,
     StepReport,
     SyncReport,
     TrainReport,
     UpdateReport,
 )
-from kit.rewards import build, score_samples
-from kit.rewards.runner import failure_summary
-from kit.runs.record import Recorder, current_run
-from kit.samples import Batch, Messages, Rollout, Status
+from kit.rewards import score_samples
+from kit.samples import Batch, Messages, Rollout
 
 if TYPE_CHECKING:
     from kit.rewards.runner import Reward
-    from kit.stack.stack import Stack
 
 
-class RLSession:
+class RLSession(Lifecycle):
     """One model in training, with its engine, its trainer, its prompts and its reward."""
-
-    def __init__(self, config: SessionConfig | str | Path = "tiny") -> None:
-        """A session that is not running yet; `RLSession.start` makes one that is."""
-        self.config = SessionConfig.of(config)
-        self.step_count = 0
-        """Updates applied so far."""
-        self.engine_version = 0
-        """The weight version that the engine generates with; the trainer's is `step_count`."""
-        self.history: list[Metrics] = []
-        """One row of metrics a step."""
-        self.last_rollout: Rollout | None = None
-        self._generations = 0
-        self._stack: Stack | None = None
-        self._state = "not started"
-
-    # ---- starting and ending -------------------------------------------------------------------
-
-    @classmethod
-    def start(
-        cls,
-        config: SessionConfig | str | Path = "tiny",
-        *,
-        data: Any = None,
-        eval_data: Any = None,
-        reward: Reward | None = None,
-    ) -> Self:
-        """Check everything that can be checked, start the stack, and return a running session.
-
-        Args:
-            config: a SessionConfig, a preset's name, or the path of a YAML file.
-            data: training prompts instead of `data.source`: another source, a list of rows, or a
-                `datasets.Dataset`.
-            eval_data: held-out prompts in the same forms.
-            reward: a function `f(sample) -> float` or `f(samples) -> list[float]`, or a built-in's
-                name, instead of `reward` in the configuration.
-
-        Raises:
-            ConfigError, DataError, ModelError, RewardError: what the message names is wrong.
-            StackError: a process could not start. In every case none is left behind.
-        """
-        session = cls(config)
-        session._start(data, eval_data, reward)
-        return session
-
-    def _start(self, data: Any, eval_data: Any, reward: Reward | None) -> None:
-        from kit.model.source import find
-        from kit.stack.engine import check_extra
-        from kit.stack.stack import Stack, pick_device
-
-        begin = time.perf_counter()
-        config = self.config
-        device = pick_device(config.device)
-        model = find(config.model)
-        self._prompting = Prompting.load(config, model, data, eval_data)
-        self._reward = reward or build(config.reward, self._prompting.train.default_reward)
-        check_extra(dict(config.engine.extra))
-        stack = Stack(config, model, device)
-        try:
-            self._prompting.load_tokenizer()  # while the stack's first process starts
-            self._stream = PromptStream(self._prompting.train, config.seed, config.data.shuffle)
-            stack.start()
-        except BaseException:
-            stack.close()
-            raise
-        self._stack, self._state = stack, "running"
-        self._recorder: Recorder | None = current_run()
-        if self._recorder:
-            self._recorder.start(config)
-        me = weakref.ref(self)
-
-        def close_at_exit() -> None:
-            if session := me():
-                session.close()
-
-        atexit.register(close_at_exit)
-        self.start_seconds = time.perf_counter() - begin
-
-    def close(self) -> None:
-        """End every process of this session. Safe to call again."""
-        stack, self._stack = self._stack, None
-        if stack:
-            self._state = "closed"
-            stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @property
-    def _running(self) -> Stack:
-        if self._stack is None:
-            raise SessionError(
-                f"The session is {self._state}.",
-                fix="make a running one with `session = RLSession.start(...)`"
-                + ("" if self._state == "not started" else ", or `RLSession.load(path)`")
-                + ".",
-            )
-        return self._stack
-
-    # ---- the verbs -----------------------------------------------------------------------------
 
     def generate(
         self,
@@ -171,12 +60,17 @@ class RLSession:
             temperature: 0 is greedy; None takes the configured one.
         """
         stack, training = self._running, self.config.training
+        count = training.n_samples_per_prompt
+        if n_samples_per_prompt is not None:
+            count = at_least_one(n_samples_per_prompt, "n_samples_per_prompt")
+        if temperature is not None:
+            temperature = checked_temperature(temperature)
         rows = as_rows(prompts) or self._stream.next(training.rollout_batch_size)
         self._generations += 1
         rollout = self._prompting.generate(
             stack,
             rows,
-            n_samples_per_prompt or training.n_samples_per_prompt,
+            count,
             temperature,
             seed=f"{self.config.seed} rollout {self._generations}",
             step=self.step_count,
@@ -194,7 +88,9 @@ class RLSession:
         Raises:
             RewardError: a function for all samples returned the wrong number of values.
         """
-        scored = replace_samples(rollout, score_samples(rollout.samples, reward or self._reward))
+        rollout = expect(rollout, Rollout, "score", "pass what `session.generate()` returned.")
+        chosen = self._reward if reward is None else reward
+        scored = replace_samples(rollout, score_samples(rollout.samples, chosen))
         self.last_rollout = scored
         return scored
 
@@ -207,28 +103,10 @@ class RLSession:
         Raises:
             SessionError: the rollout has no rewards yet.
         """
-        import torch
-
-        from kit.algo.advantages import group_normalize
-
-        samples, left_out = [], []
-        for group in rollout.groups():
-            bad = [s for s in group if s.status in (Status.FAILED, Status.ABORTED)]
-            if not bad and any(s.reward is None for s in group):
-                raise SessionError(
-                    "The rollout has no rewards.", fix="call `rollout = session.score(rollout)`."
-                )
-            if bad:
-                why = failure_summary(bad) or [f"{len(bad)} aborted"]
-                left_out.append(f"group {group[0].group_index}: {'; '.join(why)}")
-            else:
-                samples += [s for s in group if s.response_length]
-        advantage_N = group_normalize(
-            torch.tensor([s.reward for s in samples], dtype=torch.float64),
-            torch.tensor([s.group_index for s in samples], dtype=torch.int64),
-            self.config.training.grpo_std_normalization,
-        )
-        return Batch(tuple(samples), tuple(advantage_N.tolist()), rollout.step, tuple(left_out))
+        fix = "pass what `session.score(...)` returned."
+        rollout = expect(rollout, Rollout, "advantages", fix)
+        divide = self.config.training.grpo_std_normalization
+        return grpo_batch(rollout, divide_by_std=divide)
 
     def update(self, batch: Batch) -> UpdateReport:
         """Train on a batch. The same batch again, by a cell run twice, changes nothing.
@@ -238,6 +116,8 @@ class RLSession:
         """
         from kit.stack.trainer import TrainBatch
 
+        fix = "pass a batch: `session.update(session.advantages(rollout))`."
+        batch = expect(batch, Batch, "update", fix)
         stack, begin = self._running, time.perf_counter()
         if not batch.samples:
             return UpdateReport(self.step_count, {}, (), 0, 0, 0.0, batch.left_out, applied=False)
@@ -278,10 +158,15 @@ class RLSession:
         """Recompute a rollout's log-probs in the trainer and compare, token by token.
 
         Args:
-            rollout: None takes the last one; with none so far, one is generated.
+            rollout: None takes the last one, if the engine's present weights wrote it; else one is
+                generated.
         """
         stack = self._running
-        rollout = rollout or self.last_rollout or self.generate()
+        if rollout is None:
+            last = self.last_rollout
+            fresh = last is not None and last.written_by({self.engine_version})
+            rollout = last if last is not None and fresh else self.generate()
+        rollout = expect(rollout, Rollout, "check_mismatch", "pass a rollout, or nothing.")
         samples = [s for s in rollout if s.response_length and s.rollout_log_probs]
         if not samples:
             raise DataError("The rollout has no tokens with log-probs to compare.")
@@ -298,6 +183,8 @@ class RLSession:
     def step(self) -> StepReport:
         """One whole step: generate, score, advantages, update, sync."""
         begin, index, config = time.perf_counter(), self.step_count, self.config
+        if self.engine_version != self.step_count:
+            self.sync()  # after an update by hand: train only on what the present weights write
         rollout = self.score(self.generate())
         checked = self.check_mismatch(rollout) if _due(index, config.mismatch.interval) else None
         update = self.update(self.advantages(rollout))
@@ -342,7 +229,9 @@ class RLSession:
         """
         from kit.viz.progress import Progress
 
-        total, begin = steps or self.config.training.num_rollout, time.perf_counter()
+        total, begin = self.config.training.num_rollout, time.perf_counter()
+        if steps is not None:
+            total = at_least_one(steps, "steps")
         done: list[StepReport] = []
         stopped = ""
         with Progress(total, enabled=show) as progress:
@@ -382,32 +271,21 @@ class RLSession:
                 "There are no held-out prompts.",
                 fix="set data.eval_source, or pass eval_data= to RLSession.start.",
             )
-        count = n_samples_per_prompt or settings.n_samples_per_prompt
-        heat = settings.temperature if temperature is None else temperature
+        count = settings.n_samples_per_prompt
+        if n_samples_per_prompt is not None:
+            count = at_least_one(n_samples_per_prompt, "n_samples_per_prompt")
+        heat = settings.temperature if temperature is None else checked_temperature(temperature)
         rows = held_out.rows[: settings.max_prompts]
         seed = f"{self.config.seed} evaluation"
         rollout = self._prompting.generate(stack, rows, count, heat, seed, self.step_count)
         rollout = replace_samples(rollout, score_samples(rollout.samples, self._reward))
-        right = [
-            sum((s.reward or 0.0) >= 1.0 for s in group)
-            for group in rollout.groups()
-            if all(s.reward is not None for s in group)
-        ]
-        report = EvalReport(
+        report = summarize(
+            rollout,
             dataset=held_out.name,
-            accuracy=rollout.mean_reward(),
-            prompts=len(rows),
             n_samples_per_prompt=count,
             temperature=heat,
-            pass_at_k={
-                k: sum(pass_at_k(n, count, k) for n in right) / len(right)
-                for k in (1, 2, 4, 8, 16, 32, 64)
-                if k <= count and right
-            },
-            rollout=rollout,
             step=self.step_count,
             seconds=time.perf_counter() - begin,
-            left_out=len(rollout.failed()),
         )
         if self._recorder:
             self._recorder.evaluation(report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kit import Batch, RLSession, Rollout, Sample, Status
-from kit.errors import DataError, RewardError, SessionError, StackError
+from kit.errors import DataError, KitError, RewardError, SessionError, StackError
 from kit.stack.engine import SamplingSettings
 
 
@@ -245,6 +246,62 @@ def test_a_prompt_longer_than_the_context_is_refused(session: RLSession) -> None
     with pytest.raises(DataError, match="tokens"):
         session.generate(["9" * 600])
     assert len(session.generate()) == 128
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda s: s.update(s.generate()), "update needs a Batch, got Rollout"),
+        (lambda s: s.score(None), "score needs a Rollout, got NoneType"),
+        (lambda s: s.generate(n_samples_per_prompt=0), "n_samples_per_prompt is 0"),
+        (lambda s: s.generate(temperature=-1), "temperature is -1"),
+        (lambda s: s.train(0), "steps is 0"),
+        (lambda s: s.train("3"), "steps is '3'"),
+        (lambda s: s.generate([{"role": "user", "content": "1+1="}]), "one chat message"),
+        (lambda s: s.generate([12]), "Prompt 1 is 12"),
+    ],
+)
+def test_a_wrong_argument_names_itself(
+    session: RLSession, call: Callable[[RLSession], object], says: str
+) -> None:
+    with pytest.raises(KitError, match=says):
+        call(session)
+    assert session.step_count == 0
+
+
+def test_a_second_session_in_the_process_is_refused_at_once(session: RLSession) -> None:
+    with pytest.raises(SessionError, match=r"RLSession\.current\(\)"):
+        RLSession.start("tiny")
+    assert RLSession.current() is session
+    assert len(session.generate()) == 128
+
+
+def test_a_check_after_training_looks_at_fresh_samples(session: RLSession) -> None:
+    session.train(2, show=False)
+    assert session.check_mismatch().verdict == "pass"
+
+
+def test_a_step_after_an_update_by_hand_samples_from_the_present_weights(
+    session: RLSession,
+) -> None:
+    session.update(session.advantages(session.score(session.generate())))
+    step = session.step()
+    assert step.rollout.written_by({1})
+    assert step.metrics["train/train_rollout_logprob_abs_diff"] < 1e-5
+
+
+def test_an_interrupt_while_generating_leaves_nothing_running(session: RLSession) -> None:
+    session.config = session.config.replace("rollout.temperature", 50.0)
+    session._prompting.max_response_len, before = 480, session._prompting.max_response_len
+    timer = threading.Timer(0.5, signal.raise_signal, (signal.SIGINT,))
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            session.evaluate(n_samples_per_prompt=64, temperature=50.0)
+    finally:
+        timer.cancel()
+        session._prompting.max_response_len = before
+    assert session.check_mismatch(session.generate(temperature=1.0)).verdict == "pass"
 
 
 @pytest.mark.parametrize("prompts", ["12+34=", []])

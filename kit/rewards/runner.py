@@ -69,6 +69,11 @@ def score_samples(samples: Sequence[Sample], reward: Reward) -> list[Sample]:
     return [s if s.status is Status.ABORTED else next(results) for s in fresh]
 
 
+def check_reward(reward: Reward) -> None:
+    """Raise RewardError for what `score_samples` could not call, before there are samples."""
+    _takes_batch(_function(reward))
+
+
 def failure_summary(samples: Iterable[Sample]) -> list[str]:
     """The reasons why samples failed, the most frequent first: `3 of 8 samples: KeyError: 'x'`."""
     every = list(samples)

@@ -133,7 +133,7 @@ def main(directory: Path, *, device: str, gpus: int) -> None:
         if device == "cpu":
             with (directory / "zygote.log").open("wb") as log:
                 subprocess.Popen(
-                    [sys.executable, "-m", "kit.stack.cpu.zygote"],
+                    [sys.executable, "-W", "ignore", "-m", "kit.stack.cpu.zygote"],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

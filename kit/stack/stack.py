@@ -116,7 +116,11 @@ class Stack:
     def generate(self, prompts: list[list[int]], sampling: Any, seeds: list[int]) -> list[Any]:
         """One `Generation` a prompt."""
         call = self._engine.generate.remote(prompts, sampling, seeds)
-        generations: list[Any] = self._get(call, "generate")
+        try:
+            generations: list[Any] = self._get(call, "generate")
+        except KeyboardInterrupt:
+            self.abort()  # else the engine would finish it, and the next call wait for that
+            raise
         return generations
 
     def abort(self) -> None:

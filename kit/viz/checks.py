@@ -207,7 +207,8 @@ def _examples(rollout: Rollout) -> Markup | None:
     parts = []
     for words, samples in (("✗ not right", wrong), ("✓ right", right)):
         if samples:
-            summary = f"{words}: {min(len(samples), SHOWN_EACH)} of {count(len(samples), 'prompt')}"
+            shown = f", the first {SHOWN_EACH} shown" if len(samples) > SHOWN_EACH else ""
+            summary = f"{words}: {count(len(samples), 'prompt')}{shown}"
             parts.append(fold(summary, _example_table(samples[:SHOWN_EACH]), is_open=True))
     return join(parts)
 

@@ -46,7 +46,7 @@ MEANINGS: dict[str, Meaning] = {
         _above(0.3, "the policy moves too far: lower learning_rate or take fewer steps a rollout"),
     ),
     "train/ppo_kl": Meaning(
-        "distance of the new policy from the one that generated, in nats a token",
+        "distance of the new policy from the one the update began with, in nats a token",
         "0 at the first optimizer step, then small",
         lambda value: "far from the rollout's policy" if abs(value) > 0.1 else "",
     ),
@@ -64,12 +64,12 @@ MEANINGS: dict[str, Meaning] = {
     "train/train_rollout_logprob_abs_diff": Meaning(
         "mean |trainer - engine| log-prob of the same tokens",
         "about 1e-6 in float32, 0.01 in bfloat16",
-        _above(0.1, "trainer and engine disagree: call session.check_mismatch(rollout)"),
+        _above(0.02, "trainer and engine disagree: call session.check_mismatch(rollout)"),
     ),
     "train/train_rollout_kl": Meaning(
         "KL between engine and trainer, in nats a token",
         "near 0",
-        _above(0.1, "trainer and engine disagree: call session.check_mismatch(rollout)"),
+        _above(0.02, "trainer and engine disagree: call session.check_mismatch(rollout)"),
     ),
     "train/tis": Meaning("mean importance weight, trainer over engine", "1"),
     "train/tis_clipfrac": Meaning(

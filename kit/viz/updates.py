@@ -20,6 +20,8 @@ MOST_STEPS = 64
 def update_title(report: UpdateReport) -> str:
     """`Update of step 3: 128 samples`, and whether it was a repeated call."""
     words = f"Update of step {report.step}: {count(report.samples, 'sample')}"
+    if not report.samples:
+        return f"{words}: nothing to train on, the weights are unchanged"
     return words if report.applied else f"{words}, applied before; nothing was done again"
 
 

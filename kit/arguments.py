@@ -1,0 +1,35 @@
+"""What a verb was given, checked before it is used."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from kit.errors import SessionError
+
+T = TypeVar("T")
+
+
+def expect(value: Any, kind: type[T], verb: str, fix: str) -> T:
+    """The value, if it is of this kind. Raises SessionError otherwise."""
+    if isinstance(value, kind):
+        return value
+    raise SessionError(
+        f"{verb} needs a {kind.__name__}, got {type(value).__name__} ({str(value)[:60]!r}).",
+        fix=fix,
+    )
+
+
+def at_least_one(value: Any, name: str) -> int:
+    """A whole number of 1 or more. Raises SessionError otherwise."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise SessionError(f"{name} is {value!r}.", fix=f"give {name} a whole number of 1 or more.")
+
+
+def temperature(value: Any) -> float:
+    """A number of 0 or more. Raises SessionError otherwise."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e6:
+        return float(value)
+    raise SessionError(
+        f"temperature is {value!r}.", fix="give a number of 0 (greedy) or more; 1 is usual."
+    )

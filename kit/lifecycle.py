@@ -1,0 +1,153 @@
+"""How a session starts and ends: everything is checked first, and nothing is left behind."""
+
+from __future__ import annotations
+
+import atexit
+import time
+import weakref
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from kit.config import SessionConfig
+from kit.data.stream import PromptStream
+from kit.errors import SessionError
+from kit.prompting import Prompting
+from kit.reports import Metrics
+from kit.rewards import build
+from kit.runs.record import Recorder, current_run
+from kit.samples import Rollout
+
+if TYPE_CHECKING:
+    from kit.rewards.runner import Reward
+    from kit.stack.stack import Stack
+
+
+class Lifecycle:
+    """The part of `RLSession` that is not a verb: its state, its start and its end."""
+
+    def __init__(self, config: SessionConfig | str | Path = "tiny") -> None:
+        """A session that is not running yet; `RLSession.start` makes one that is."""
+        self.config = SessionConfig.of(config)
+        self.step_count = 0
+        """Updates applied so far."""
+        self.engine_version = 0
+        """The weight version that the engine generates with; the trainer's is `step_count`."""
+        self.history: list[Metrics] = []
+        """One row of metrics a step."""
+        self.last_rollout: Rollout | None = None
+        self._generations = 0
+        self._stack: Stack | None = None
+        self._state = "not started"
+
+    @classmethod
+    def start(
+        cls,
+        config: SessionConfig | str | Path = "tiny",
+        *,
+        data: Any = None,
+        eval_data: Any = None,
+        reward: Reward | None = None,
+    ) -> Self:
+        """Check everything that can be checked, start the stack, and return a running session.
+
+        Args:
+            config: a SessionConfig, a preset's name, or the path of a YAML file.
+            data: training prompts instead of `data.source`: another source, a list of rows, or a
+                `datasets.Dataset`.
+            eval_data: held-out prompts in the same forms.
+            reward: a function `f(sample) -> float` or `f(samples) -> list[float]`, or a built-in's
+                name, instead of `reward` in the configuration.
+
+        Raises:
+            ConfigError, DataError, ModelError, RewardError: what the message names is wrong.
+            StackError: a process could not start. In every case none is left behind.
+        """
+        session = cls(config)
+        session._start(data, eval_data, reward)
+        return session
+
+    def _start(self, data: Any, eval_data: Any, reward: Reward | None) -> None:
+        from kit.model.source import find
+        from kit.rewards.runner import check_reward
+        from kit.stack.engine import check_extra
+        from kit.stack.stack import Stack, pick_device
+
+        begin = time.perf_counter()
+        config = self.config
+        other = Lifecycle.current()
+        if other is not None:
+            raise SessionError(
+                f"The session {other.config.name!r} is running in this process already.",
+                why="A process drives one stack at a time.",
+                fix="go on with it (`session = RLSession.current()`), or end it first: "
+                "`RLSession.current().close()`.",
+            )
+        device = pick_device(config.device)
+        model = find(config.model)
+        self._prompting = Prompting.load(config, model, data, eval_data)
+        self._reward = (
+            build(config.reward, self._prompting.train.default_reward) if reward is None else reward
+        )
+        check_reward(self._reward)
+        check_extra(dict(config.engine.extra))
+        stack = Stack(config, model, device)
+        _running.add(self)
+        try:
+            self._prompting.load_tokenizer()  # while the stack's first process starts
+            self._stream = PromptStream(self._prompting.train, config.seed, config.data.shuffle)
+            stack.start()
+        except BaseException:
+            _running.discard(self)
+            stack.close()
+            raise
+        self._stack, self._state = stack, "running"
+        self._recorder: Recorder | None = current_run()
+        if self._recorder:
+            self._recorder.start(config)
+        me = weakref.ref(self)
+
+        def close_at_exit() -> None:
+            if session := me():
+                session.close()
+
+        atexit.register(close_at_exit)
+        self.start_seconds = time.perf_counter() - begin
+
+    def close(self) -> None:
+        """End every process of this session. Safe to call again."""
+        stack, self._stack = self._stack, None
+        if stack:
+            self._state = "closed"
+            stack.close()
+            _running.discard(self)
+
+    @staticmethod
+    def current() -> Lifecycle | None:
+        """The session that runs in this process, for when its name was lost; None without one."""
+        return next(iter(_running), None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def _running(self) -> Stack:
+        if self._stack is None:
+            raise SessionError(
+                f"The session is {self._state}.",
+                fix="make a running one with `session = RLSession.start(...)`"
+                + ("" if self._state == "not started" else ", or `RLSession.load(path)`")
+                + ".",
+            )
+        return self._stack
+
+
+_running: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
