@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from kit import RLSession, checkpoint
 from kit.data.stream import PromptStream
+
+# What a busy machine takes for an example says nothing of the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
+# A test run in the background is started with interrupts ignored, and some tests send them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
