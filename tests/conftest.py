@@ -22,33 +22,42 @@ settings.load_profile("untimed")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+class Shared:
+    """The running session, started when first asked for and again after somebody closed it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.session: RLSession | None = None
+
+    def at(self, seed: int) -> RLSession:
+        """The session as it was in its first moment, with this seed."""
+        if self.session is None or RLSession.current() is not self.session:
+            os.environ.pop("KIT_RUN_DIR", None)
+            self.session = RLSession.start("tiny")
+            self.session.save(self.folder)
+        reset(self.session, self.folder, seed)
+        return self.session
+
+
 @pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RLSession, Path]]:
-    """A running session, and a checkpoint of its first moment."""
-    os.environ.pop("KIT_RUN_DIR", None)
-    session = RLSession.start("tiny")
-    first = session.save(tmp_path_factory.mktemp("running") / "first")
-    yield session, first
-    session.close()
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """Holds the one session of the whole test run."""
+    holder = Shared(tmp_path_factory.mktemp("shared") / "first")
+    yield holder
+    if holder.session:
+        holder.session.close()
 
 
 @pytest.fixture
-def session(running: tuple[RLSession, Path]) -> RLSession:
-    """The running session, brought back to its first moment."""
-    session, first = running
-    reset(session, first)
-    return session
+def session(shared: Shared) -> RLSession:
+    """A running session in its first moment."""
+    return shared.at(seed=0)
 
 
 @pytest.fixture
-def reseeded(running: tuple[RLSession, Path]) -> Callable[[int], RLSession]:
-    """Brings the running session back to its first moment, with another seed."""
-
-    def restart(seed: int) -> RLSession:
-        reset(*running, seed)
-        return running[0]
-
-    return restart
+def reseeded(shared: Shared) -> Callable[[int], RLSession]:
+    """Gives the running session in its first moment, with another seed."""
+    return shared.at
 
 
 def reset(session: RLSession, first: Path, seed: int = 0) -> None:
