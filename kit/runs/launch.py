@@ -175,3 +175,5 @@ def _summarize(result: RunResult, console: Console) -> None:
     say(f"  {result.folder}")
     for file in sorted(result.folder.iterdir()):
         say(f"    {file.name}{'/' if file.is_dir() else ''}")
+    if (result.folder / "notebook.html").is_file():
+        say("Read it in a browser: notebook.html. Step through it yourself: make lab.")

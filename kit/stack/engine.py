@@ -65,6 +65,8 @@ def server_arguments(settings: EngineSettings) -> dict[str, Any]:
         "random_seed": settings.seed,
         "skip_tokenizer_init": not settings.needs_tokenizer,
         "skip_server_warmup": True,
+        # Without it the scheduler keeps a core busy while the trainer or nobody works.
+        "sleep_on_idle": True,
         "trust_remote_code": settings.trust_remote_code,
         "sampling_backend": "pytorch",
         "log_level": "error",
