@@ -5,7 +5,7 @@ of all requests are gathered from the cache into one padded tensor, and one call
 Which cache slots, and who may see whom, is worked out once a step and shared by all layers.
 
 Shapes: B requests, Q new tokens a request (1 in decode), K tokens seen at most, H key/value heads,
-G query heads for each of them, D head size.
+D head size.
 """
 
 from __future__ import annotations
@@ -151,30 +151,29 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
             where = KVWriteLoc(forward_batch.out_cache_loc, self.swa_out_cache_loc)
             pool.set_kv_buffer(layer, where, k, v)
         keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
-        heads, groups = layer.tp_k_head_num, layer.tp_q_head_num // layer.tp_k_head_num
-        query = q.reshape(-1, heads, groups, layer.qk_head_dim)
-        output = query.new_zeros(len(query), heads, groups, layer.v_head_dim)
+        query = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        outputs = []
         for part in self._plan:
             batch, width = part.query_rows.shape
-            # A group's query heads share their keys, so they stand in line as further queries.
-            queries = (
-                query[part.query_rows]
-                .permute(0, 2, 3, 1, 4)
-                .reshape(batch, heads, groups * width, layer.qk_head_dim)
-            )
+            rows = query.index_select(0, part.query_rows.flatten())
             attended = scaled_dot_product_attention(
-                queries,
-                keys[part.cache_slots].transpose(1, 2).to(queries.dtype),
-                values[part.cache_slots].transpose(1, 2).to(queries.dtype),
-                attn_mask=part.visible.repeat(1, 1, groups, 1),
+                rows.unflatten(0, (batch, width)).transpose(1, 2),
+                _gather(keys, part.cache_slots).to(q.dtype),
+                _gather(values, part.cache_slots).to(q.dtype),
+                attn_mask=part.visible,
                 scale=layer.scaling,
+                enable_gqa=True,
+            ).transpose(1, 2)
+            # Padding left out, the queries stand in the order in which they were packed.
+            outputs.append(
+                attended.flatten(0, 1) if part.is_query is None else attended[part.is_query]
             )
-            rows = attended.view(batch, heads, groups, width, -1).permute(0, 3, 1, 2, 4)
-            if part.is_query is None:
-                output[part.query_rows] = rows
-            else:
-                output[part.query_rows[part.is_query]] = rows[part.is_query]
-        return output.view(len(query), -1)
+        return torch.cat(outputs).flatten(1)
+
+
+def _gather(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """What the cache (slots, H, D) holds at these slots (B, K), as (B, H, K, D)."""
+    return cache.index_select(0, slots.flatten()).unflatten(0, slots.shape).transpose(1, 2)
 
 
 def register() -> None:
