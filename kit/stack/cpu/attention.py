@@ -173,7 +173,8 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
 
 def _gather(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     """What the cache (slots, H, D) holds at these slots (B, K), as (B, H, K, D)."""
-    return cache.index_select(0, slots.flatten()).unflatten(0, slots.shape).transpose(1, 2)
+    rows = cache.index_select(0, slots.flatten())
+    return rows.view(*slots.shape, *cache.shape[1:]).transpose(1, 2)
 
 
 def register() -> None:
