@@ -1,0 +1,1 @@
+"""What the kit measures itself against, side by side in one run."""
