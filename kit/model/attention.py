@@ -1,6 +1,7 @@
 """Causal attention over packed samples, registered with Transformers as `kit_packed`.
 
-On a GPU torch's own variable-length flash attention; on a CPU one padded call for all samples.
+On a GPU torch's own variable-length flash attention; on a CPU one padded call for all samples. A
+beginning that samples share is computed once and seen by each of them.
 Tensors here have Transformers' shapes: (1, heads, T, head size).
 """
 
@@ -12,36 +13,65 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kit.model.rows import put_rows, take_rows
+from kit.model.packing import Packed
+from kit.model.rows import put_rows, repeat_rows, take_rows
 
 NAME = "kit_packed"
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where each sample lies in the row; worked out once, used by every layer."""
+    """Where each sequence lies in the row; worked out once, used by every layer."""
 
-    samples: int
+    sequences: int
+    own: Lengths
+    """Of the tokens that ask: each row once."""
+    seen: Lengths
+    """Of the tokens they ask about: a shared beginning is seen by several sequences."""
+    seen_rows: torch.Tensor | None
+    """Row of each token seen; on a CPU of each place of the padded batch. None: nothing is shared,
+    the rows are the sequences."""
+    visible: torch.Tensor | None
+    """CPU, something shared: which token each token sees, (sequences, 1, own, seen)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Sequences of tokens, one after the other."""
+
     longest: int
-    ends_N: torch.Tensor
+    ends: torch.Tensor
     """Cumulative lengths with a leading 0, int32: what variable-length kernels take."""
-    place_T: torch.Tensor
-    """Place of each packed token in the flattened padded batch."""
+    places: torch.Tensor
+    """Place of each token in the flattened padded batch."""
 
 
-def layout(lengths: tuple[int, ...], device: torch.device) -> Layout:
-    """Work out the layout of samples of these lengths."""
-    length_N = torch.tensor(lengths, device=device)
-    end_N = length_N.cumsum(0)
-    longest = max(lengths)
-    sample_T = torch.repeat_interleave(torch.arange(len(lengths), device=device), length_N)
-    within_T = torch.arange(len(sample_T), device=device) - (end_N - length_N)[sample_T]
-    return Layout(
-        samples=len(lengths),
-        longest=longest,
-        ends_N=torch.nn.functional.pad(end_N, (1, 0)).to(torch.int32),
-        place_T=sample_T * longest + within_T,
+def layout(packed: Packed, device: torch.device) -> Layout:
+    """Work out the layout of packed samples."""
+    own = _lengths(packed.own_lengths, device)
+    if packed.seen_rows is None:
+        return Layout(len(packed.own_lengths), own, own, None, None)
+    seen = _lengths(packed.seen_lengths, device)
+    if device.type == "cuda":
+        return Layout(len(packed.own_lengths), own, seen, packed.seen_rows, None)
+    shape = (len(packed.own_lengths), seen.longest)
+    padded = put_rows(packed.seen_rows, seen.places, shape[0] * shape[1])  # padding: any row
+    own_S, seen_S = (
+        torch.tensor(x, device=device) for x in (packed.own_lengths, packed.seen_lengths)
     )
+    asking = torch.arange(own.longest, device=device) + (seen_S - own_S)[:, None]
+    visible = torch.arange(seen.longest, device=device) <= asking[:, :, None]
+    return Layout(shape[0], own, seen, padded, visible[:, None])
+
+
+def _lengths(lengths: tuple[int, ...], device: torch.device) -> Lengths:
+    length_S = torch.tensor(lengths, device=device)
+    end_S = length_S.cumsum(0)
+    longest = max(lengths)
+    sequence_T = torch.repeat_interleave(torch.arange(len(lengths), device=device), length_S)
+    within_T = torch.arange(len(sequence_T), device=device) - (end_S - length_S)[sequence_T]
+    ends = torch.nn.functional.pad(end_S, (1, 0)).to(torch.int32)
+    return Lengths(longest, ends, sequence_T * longest + within_T)
 
 
 def attend(
@@ -61,27 +91,73 @@ def attend(
         ValueError: called without the layout of the packed samples.
     """
     if packed is None:
-        raise ValueError("kit_packed attention needs packed=layout(lengths, device)")
+        raise ValueError("kit_packed attention needs packed=layout(samples, device)")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
-    if q.is_cuda:
-        from torch.nn.attention.varlen import varlen_attn
+    if packed.seen_rows is not None:
+        # One gather of both: what each sequence sees, the shared beginnings repeated.
+        both = repeat_rows(torch.cat([k, v], dim=1), packed.seen_rows)
+        k, v = both.split([k.shape[1], v.shape[1]], dim=1)
+    attended = _on_gpu if q.is_cuda else _on_cpu
+    return attended(q, k, v, scaling, dropout, packed)[None], None
 
-        groups = q.shape[1] // k.shape[1]
-        if groups > 1:
-            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        ends, longest = packed.ends_N, packed.longest
-        out = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=(-1, 0))
-        assert isinstance(out, torch.Tensor)
-        return out[None], None
-    shape = (packed.samples, packed.longest)
-    q, k, v = (
-        put_rows(x, packed.place_T, shape[0] * shape[1]).unflatten(0, shape).transpose(1, 2)
-        for x in (q, k, v)
-    )  # (N, heads, L, D); padding comes last, where no token looks
-    out = scaled_dot_product_attention(
-        q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=True
+
+def _on_gpu(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+    packed: Layout,
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    if dropout:
+        raise ValueError("kit_packed attention has no dropout on a GPU")
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    own, seen = packed.own, packed.seen
+    # Causal, counted from the end: a sequence's last token sees all of it.
+    out = varlen_attn(
+        q,
+        k,
+        v,
+        own.ends,
+        seen.ends,
+        own.longest,
+        seen.longest,
+        scale=scaling,
+        window_size=(-1, 0),
     )
-    return take_rows(out.transpose(1, 2).flatten(0, 1), packed.place_T)[None], None
+    assert isinstance(out, torch.Tensor)
+    return out
+
+
+def _on_cpu(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+    packed: Layout,
+) -> torch.Tensor:
+    def padded(x: torch.Tensor, lengths: Lengths) -> torch.Tensor:
+        """(sequences, heads, longest, D); padding comes last."""
+        size = packed.sequences * lengths.longest
+        whole = x if len(x) == size else put_rows(x, lengths.places, size)
+        return whole.unflatten(0, (packed.sequences, lengths.longest)).transpose(1, 2)
+
+    out = scaled_dot_product_attention(
+        padded(q, packed.own),
+        padded(k, packed.seen),
+        padded(v, packed.seen),
+        attn_mask=packed.visible,
+        is_causal=packed.visible is None,  # then padding is where no token looks
+        scale=scaling,
+        dropout_p=dropout,
+        enable_gqa=True,
+    )
+    return take_rows(out.transpose(1, 2).flatten(0, 1), packed.own.places)
 
 
 def register() -> None:

@@ -36,7 +36,7 @@ class Policy(nn.Module):
             input_ids=packed.tokens_T[None],
             position_ids=packed.position_T[None],
             use_cache=False,
-            packed=attention.layout(packed.lengths, device),
+            packed=attention.layout(packed, device),
         ).last_hidden_state[0]
         return token_log_probs(
             take_rows(hidden, packed.predictor_R),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from kit.errors import ConfigError, StackError, did_you_mean
@@ -104,7 +106,6 @@ def sglang_settings() -> set[str]:
     """The fields of `sglang.ServerArgs`, read from its source: importing it takes ten seconds."""
     import ast
     from importlib.util import find_spec
-    from pathlib import Path
 
     package = find_spec("sglang")
     assert package is not None
@@ -117,17 +118,25 @@ def sglang_settings() -> set[str]:
     raise StackError("This SGLang has no class ServerArgs.", fix="install the pinned version.")
 
 
-def run_scheduler(*args: Any, **kwargs: Any) -> None:
-    """SGLang's scheduler process on a CPU, with the kit's attention and sampling in place."""
+SMALL_HIDDEN_SIZE = 256
+"""A step of a model up to this size is so little work that a second core, which has to be woken for
+each operation, slows it down."""
+
+
+def run_scheduler(server_arguments: Any, *args: Any, **kwargs: Any) -> None:
+    """SGLang's scheduler process on a CPU, with what the kit does differently in place."""
     import torch
     from sglang.srt.managers.scheduler import run_scheduler_process
 
-    from kit.stack.cpu import attention, sampling
+    from kit.stack.cpu import attention, cache, sampling
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    model = json.loads((Path(server_arguments.model_path) / "config.json").read_text())
+    small = model.get("hidden_size", SMALL_HIDDEN_SIZE + 1) <= SMALL_HIDDEN_SIZE
+    torch.set_num_threads(1 if small else os.cpu_count() or 1)
     attention.register()
+    cache.register()
     sampling.register()
-    run_scheduler_process(*args, **kwargs)
+    run_scheduler_process(server_arguments, *args, **kwargs)
 
 
 class Engine:

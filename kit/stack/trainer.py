@@ -179,7 +179,8 @@ class Trainer:
         self, tokens: Sequence[Sequence[int]], response_lengths: Sequence[int], part: Sequence[int]
     ) -> Iterator[tuple[list[int], Packed]]:
         limit = self.settings.training.max_tokens_per_gpu or MAX_TOKENS
-        for members in micro_batches([len(tokens[i]) for i in part], limit):
+        own = [tokens[i] for i in part], [response_lengths[i] for i in part]
+        for members in micro_batches(*own, limit):
             indices = [part[i] for i in members]
             packed = pack([tokens[i] for i in indices], [response_lengths[i] for i in indices])
             yield indices, packed.to(self.device)
@@ -194,8 +195,11 @@ class Trainer:
         world = training.num_trainers
         by_rank = []
         for rank in range(world):
-            own = part[rank::world]
-            bins = micro_batches([len(batch.tokens[i]) for i in own], limit)
+            # Neighbours, so that the samples of a prompt mostly stay with one rank.
+            own = part[rank * len(part) // world : (rank + 1) * len(part) // world]
+            bins = micro_batches(
+                [batch.tokens[i] for i in own], [batch.response_lengths[i] for i in own], limit
+            )
             by_rank.append([[own[i] for i in members] for members in bins])
         most = max(len(bins) for bins in by_rank)
         mine = by_rank[self.settings.rank]

@@ -1,12 +1,14 @@
 """Packing loses no token, and micro-batches lose no sample."""
 
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.errors import DataError
-from kit.model.packing import micro_batches, pack
+from kit.model.packing import Packed, fit, micro_batches, pack
 
 # Tokens of a sample and how many of them are its response: at least one comes before.
 samples = st.lists(
@@ -17,30 +19,83 @@ samples = st.lists(
     max_size=6,
 )
 sizes = st.lists(st.integers(1, 40), max_size=30)
+groups = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 9), min_size=1, max_size=6),  # a prompt
+        st.lists(st.lists(st.integers(0, 9), max_size=5), min_size=1, max_size=4),  # responses
+    ),
+    min_size=1,
+    max_size=4,
+)
+Groups = list[tuple[list[int], list[list[int]]]]
 
 
-@given(samples)
-def test_every_sample_can_be_read_back_from_the_row(samples: list[tuple[list[int], int]]) -> None:
-    packed = pack([row for row, _ in samples], [count for _, count in samples])
-    assert packed.lengths == tuple(len(row) for row, _ in samples)
-    parts = packed.tokens_T.split(packed.lengths)
-    assert [part.tolist() for part in parts] == [row for row, _ in samples]
-    for part in packed.position_T.split(packed.lengths):
-        assert part.tolist() == list(range(len(part)))
+def flat(groups: Groups) -> tuple[list[list[int]], list[int]]:
+    """Tokens and response lengths of all samples."""
+    pairs = [(prompt, response) for prompt, responses in groups for response in responses]
+    return [prompt + response for prompt, response in pairs], [len(r) for _, r in pairs]
 
 
-@given(samples)
-def test_every_response_token_is_predicted_from_the_token_before_it_in_its_own_sample(
-    samples: list[tuple[list[int], int]],
+def seen(packed: Packed) -> list[tuple[list[int], list[int]]]:
+    """What each sequence sees: tokens and positions."""
+    rows = packed.seen_rows
+    if rows is None:
+        rows = torch.arange(len(packed.tokens_T))
+    parts = rows.split(packed.seen_lengths)
+    return [(packed.tokens_T[p].tolist(), packed.position_T[p].tolist()) for p in parts]
+
+
+@given(samples, st.booleans())
+def test_every_sample_can_be_read_back_from_the_row(
+    samples: list[tuple[list[int], int]], share: bool
 ) -> None:
-    packed = pack([row for row, _ in samples], [count for _, count in samples])
+    rows = [row for row, _ in samples]
+    packed = pack(rows, [count for _, count in samples], share_prompts=share)
+    expected = [(row, list(range(len(row)))) for row in rows]
+    assert seen(packed)[-len(rows) :] == expected
+    assert sum(packed.own_lengths) == len(packed.tokens_T)
+
+
+@given(groups)
+def test_a_prompt_that_samples_share_is_in_the_row_once_save_for_its_last_token(
+    groups: Groups,
+) -> None:
+    tokens, counts = flat(groups)
+    packed = pack(tokens, counts)
+    assert [row for row, _ in seen(packed)[-len(tokens) :]] == tokens
+    beginnings = Counter(
+        tuple(row[: len(row) - n - 1]) for row, n in zip(tokens, counts, strict=True)
+    )
+    repeated = sum(len(b) * (times - 1) for b, times in beginnings.items())
+    assert len(packed.tokens_T) == sum(map(len, tokens)) - repeated
+    assert len(pack(tokens, counts, share_prompts=False).tokens_T) == sum(map(len, tokens))
+
+
+def test_what_is_shared_and_what_is_not() -> None:
+    packed = pack([[1, 2, 3, 7], [5, 6], [1, 2, 3, 8, 9], [3, 4]], [1, 1, 2, 0])
+    assert packed.tokens_T.tolist() == [1, 2, 3, 7, 5, 6, 3, 8, 9, 3, 4]
+    assert packed.own_lengths == (2, 2, 2, 3, 2)
+    assert packed.seen_lengths == (2, 4, 2, 5, 2)
+    assert packed.seen_rows is not None
+    assert packed.seen_rows.tolist() == [0, 1, 0, 1, 2, 3, 4, 5, 0, 1, 6, 7, 8, 9, 10]
+    assert packed.predictor_R.tolist() == [2, 4, 6, 7]
+    assert pack([[1, 2], [3, 4]], [1, 1]).seen_rows is None
+
+
+@given(samples, st.booleans())
+def test_every_response_token_is_predicted_from_the_token_before_it_in_its_own_sample(
+    samples: list[tuple[list[int], int]], share: bool
+) -> None:
+    packed = pack([row for row, _ in samples], [count for _, count in samples], share_prompts=share)
     expected = [
         (token, i, place)
         for i, (row, count) in enumerate(samples)
         for place, token in enumerate(row)
         if place >= len(row) - count
     ]
-    owner_T = torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(packed.lengths))
+    owner_T = torch.repeat_interleave(
+        torch.arange(len(packed.own_lengths)), torch.tensor(packed.own_lengths)
+    ) - (len(packed.own_lengths) - len(samples))
     assert packed.target_R.tolist() == [token for token, _, _ in expected]
     assert packed.sample_R.tolist() == [i for _, i, _ in expected]
     assert owner_T[packed.predictor_R].tolist() == [i for _, i, _ in expected]
@@ -56,11 +111,27 @@ def test_a_response_without_a_token_before_it_is_refused_by_its_place(
         pack([[1, 2, 3], row], [1, count])
 
 
+@given(groups, st.integers(1, 60))
+def test_micro_batches_hold_every_sample_once_within_the_limit(groups: Groups, limit: int) -> None:
+    tokens, counts = flat(groups)
+    bins = micro_batches(tokens, counts, limit)
+    assert sorted(i for members in bins for i in members) == list(range(len(tokens)))
+    for members in bins:
+        packed = pack([tokens[i] for i in members], [counts[i] for i in members])
+        assert len(packed.tokens_T) <= limit or len(members) == 1
+
+
+def test_samples_of_one_prompt_stay_together_where_they_fit() -> None:
+    one, other = [1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4]
+    tokens = [[*one, 7], [*other, 7], [*one, 7, 8], [*other, 7, 8]]
+    assert micro_batches(tokens, [1, 1, 2, 2], 10) == [[0, 2], [1, 3]]
+    assert micro_batches(tokens, [1, 1, 2, 2], 20) == [[0, 1, 2, 3]]
+    assert micro_batches(tokens, [1, 1, 2, 2], 8) == [[2], [3], [0], [1]]
+
+
 @given(sizes, st.integers(1, 100))
-def test_micro_batches_hold_every_sample_once_within_the_limit(
-    sizes: list[int], limit: int
-) -> None:
-    bins = micro_batches(sizes, limit)
+def test_bins_hold_every_size_once_within_the_limit(sizes: list[int], limit: int) -> None:
+    bins = fit(sizes, limit)
     assert sorted(i for members in bins for i in members) == list(range(len(sizes)))
     for members in bins:
         assert members
@@ -68,10 +139,10 @@ def test_micro_batches_hold_every_sample_once_within_the_limit(
 
 
 @given(sizes, st.integers(40, 100))
-def test_no_two_micro_batches_would_have_fitted_into_one(sizes: list[int], limit: int) -> None:
-    totals = sorted(sum(sizes[i] for i in members) for members in micro_batches(sizes, limit))
+def test_no_two_bins_would_have_fitted_into_one(sizes: list[int], limit: int) -> None:
+    totals = sorted(sum(sizes[i] for i in members) for members in fit(sizes, limit))
     assert len(totals) < 2 or totals[0] + totals[1] > limit
 
 
-def test_samples_are_laid_where_they_first_fit_in_order_of_falling_length() -> None:
-    assert micro_batches([3, 7, 5, 2, 9], 10) == [[4], [0, 1], [2, 3]]
+def test_sizes_are_laid_where_they_first_fit_in_falling_order() -> None:
+    assert fit([3, 7, 5, 2, 9], 10) == [[4], [0, 1], [2, 3]]

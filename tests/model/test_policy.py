@@ -10,6 +10,7 @@ from kit.model import policy as policy_module
 from kit.model.attention import attend, layout
 from kit.model.packing import pack
 from kit.model.policy import Policy, load, token_log_probs
+from kit.model.rows import repeat_rows
 from kit.tiny import MODEL_DIR
 
 TEMPERATURE = 0.7
@@ -141,7 +142,7 @@ def test_packed_attention_is_causal_attention_within_each_sample() -> None:
     torch.manual_seed(3)
     lengths = (4, 1, 7)
     query, key, value = (torch.randn(1, heads, 12, 6) for heads in (4, 2, 2))
-    packed = layout(lengths, torch.device("cpu"))
+    packed = layout(pack([[1] * 4, [2], [3] * 7], [0, 0, 0]), torch.device("cpu"))
     out, _ = attend(torch.nn.Module(), query, key, value, None, scaling=0.3, packed=packed)
     assert out.shape == (1, 12, 4, 6)
     first = 0
@@ -153,6 +154,41 @@ def test_packed_attention_is_causal_attention_within_each_sample() -> None:
             expected = torch.softmax(q @ k.T * 0.3 + hidden, dim=-1) @ v
             assert_close(out[0, rows, head], expected, rtol=1e-5, atol=1e-5)
         first += length
+
+
+GROUPS = [([5, 6, 7, 8], 3), ([9, 10, 11], 1), ([5, 6, 7, 8], 6), ([9, 10, 11], 0), ([4], 2)]
+"""Prompts, some of which are shared, and response tokens."""
+
+
+def test_sharing_a_prompt_changes_neither_log_probs_nor_gradients(policy: Policy) -> None:
+    random = torch.Generator().manual_seed(4)
+    counts = [count for _, count in GROUPS]
+    rows = [p + torch.randint(3, 104, (n,), generator=random).tolist() for p, n in GROUPS]
+    share = torch.linspace(-1, 1, sum(counts))
+    results = []
+    for shared in (True, False):
+        policy.zero_grad()
+        packed = pack(rows, counts, share_prompts=shared)
+        assert (packed.seen_rows is not None) is shared
+        logp, entropy = policy(packed, TEMPERATURE)
+        ((logp + 0.1 * entropy) * share).sum().backward()
+        grads = [p.grad.clone() for p in policy.parameters() if p.grad is not None]
+        results.append([logp.detach(), entropy.detach(), *grads])
+    assert len(results[0]) > 40
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other, rtol=1e-4, atol=2e-5)
+
+
+def test_shared_rows_add_up_their_gradients_in_float32() -> None:
+    x = torch.ones(3, 2, dtype=torch.bfloat16, requires_grad=True)
+    rows = torch.tensor([0, 2] + [2] * 400)
+    repeat_rows(x, rows).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [
+        [1, 1],
+        [0, 0],
+        [400, 400],
+    ]  # bfloat16 has no 401, and adding up in it stops at 256
 
 
 def test_attention_without_a_layout_says_what_it_needs() -> None:
