@@ -159,11 +159,14 @@ class EngineConfig(Section):
     mem_fraction_static: Fraction | None = None
     """Share of the device for engine weights and KV cache; None lets the kit choose. GPU only."""
     max_total_tokens: Positive | None = None
-    """Size of the KV cache in tokens; None lets the kit (CPU) or SGLang (GPU) choose."""
+    """Size of each replica's KV cache in tokens; None lets the kit (CPU) or SGLang (GPU) choose."""
     attention_backend: str = "auto"
     """SGLang's name for it; auto is the kit's batched backend on the CPU, Triton on a GPU."""
     max_running_requests: Positive | None = None
-    """Requests decoded together; None takes a whole rollout."""
+    """Requests decoded together, over all replicas; None takes a whole rollout."""
+    replicas: Positive | None = None
+    """Engines side by side, each with all weights and a share of the cores and of the prompts; None
+    takes two for a small model on a CPU with two cores or more, else one."""
     start_timeout: float = Field(default=600.0, gt=0.0)
     """Seconds that starting Ray, engine and trainer may take."""
     call_timeout: float = Field(default=1800.0, gt=0.0)

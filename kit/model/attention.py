@@ -145,9 +145,9 @@ def _on_cpu(
         """(sequences, heads, longest, D); padding comes last."""
         size = packed.sequences * lengths.longest
         whole = x if len(x) == size else put_rows(x, lengths.places, size)
-        return whole.unflatten(0, (packed.sequences, lengths.longest)).transpose(1, 2)
+        return whole.view(packed.sequences, lengths.longest, *x.shape[1:]).transpose(1, 2)
 
-    out = scaled_dot_product_attention(
+    out: torch.Tensor = scaled_dot_product_attention(
         padded(q, packed.own),
         padded(k, packed.seen),
         padded(v, packed.seen),

@@ -1,8 +1,8 @@
-"""Samples of different lengths in one long row, without padding and without repeated prompts.
+"""Samples of different lengths in one long row, without padding and without repetition.
 
-The samples of a group begin with the same prompt. What the model computes for a prompt depends on
-nothing after it, so it is computed once, and every sample of the group attends to it. Only the
-last token of a prompt is repeated: each sample predicts its own first token from it.
+What the model computes for a token depends on it and on the tokens before it. Samples that begin
+alike (all samples of a group have the prompt in common, and often more) therefore share rows: a
+beginning is computed once, and every sample that has it attends to it.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ from kit.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Some samples in one row of T tokens: shared beginnings first, then each sample's own tokens.
+    """Some samples in one row of T tokens.
 
-    S sequences attend in it (a shared beginning is one, and so is each of the N samples), and R
-    response tokens are predicted.
+    A sequence is a stretch of the row in which each token follows the one before: the prompt of a
+    group, or what a sample adds to what is there already. There are S of them; R response tokens
+    are predicted.
     """
 
     tokens_T: torch.Tensor
     position_T: torch.Tensor
-    """Place of each token in its own sample."""
+    """Place of each token in the samples that it belongs to."""
     own_lengths: tuple[int, ...]
     """Tokens of each sequence in the row, (S); they sum to T."""
     seen_lengths: tuple[int, ...]
-    """Tokens that each sequence's last token attends to: its beginning's, and its own, (S)."""
+    """Tokens that each sequence's last token attends to, itself and those before it, (S)."""
     seen_rows: torch.Tensor | None
-    """Row of each of these, sequence after sequence; None where nothing is shared."""
+    """Row of each of these, sequence after sequence; None where no two sequences share a row."""
     predictor_R: torch.Tensor
-    """For each response token, the row of the token before it, whose output predicts it."""
+    """For each response token, the row of the token before it, whose output predicts it. Samples
+    with this beginning in common have it in common."""
     target_R: torch.Tensor
     """The response tokens."""
     sample_R: torch.Tensor
@@ -58,14 +60,14 @@ def pack(
     tokens: Sequence[Sequence[int]],
     response_lengths: Sequence[int],
     *,
-    share_prompts: bool = True,
+    share: bool = True,
 ) -> Packed:
     """Lay samples out in one row.
 
     Args:
         tokens: prompt and response of each sample.
         response_lengths: how many of them are the response.
-        share_prompts: compute equal prompts once; the results differ by rounding only.
+        share: compute equal beginnings once; the results differ by rounding only.
 
     Raises:
         DataError: a sample has no token before its response, so nothing predicts its first one.
@@ -77,40 +79,48 @@ def pack(
                 f"response: no token comes before it.",
                 fix="give every prompt at least one token.",
             )
-    beginnings = [tuple(row[: _shareable(row, r)]) for row, r in _pairs(tokens, response_lengths)]
-    times = Counter(beginnings if share_prompts else ())
-    first_row: dict[tuple[int, ...], int] = {}
-    """Where each shared beginning lies in the row."""
+    row_of: dict[tuple[int, int], int] = {}
+    """Row of a token, by the row of the token before it."""
     flat: list[int] = []
-    for beginning, count in times.items():
-        if beginning and count > 1:
-            first_row[beginning] = len(flat)
-            flat += beginning
-    own_lengths, seen_lengths = ([len(beginning) for beginning in first_row] for _ in range(2))
-    position = [place for length in own_lengths for place in range(length)]
-    seen = list(range(len(flat)))
+    position: list[int] = []
+    own_lengths: list[int] = []
+    seen_lengths: list[int] = []
+    seen: list[int] = []
     predictor: list[int] = []
-    for row, response, beginning in zip(tokens, response_lengths, beginnings, strict=True):
-        begin = first_row.get(beginning)
-        skipped = 0 if begin is None else len(beginning)
-        if begin is not None:
-            seen += range(begin, begin + skipped)
-        end = len(flat) + len(row) - skipped
-        seen += range(len(flat), end)
-        flat += row[skipped:]
-        position += range(skipped, len(row))
-        own_lengths.append(len(row) - skipped)
-        seen_lengths.append(len(row))
-        predictor += range(end - response - 1, end - 1)
-    tokens_T, predictor_R = torch.tensor(flat), torch.tensor(predictor, dtype=torch.long)
+
+    def lay(tokens: Sequence[int]) -> list[int]:
+        """The row of each token; what is not in the row yet is put at its end, as a sequence."""
+        before, rows, row = len(flat), [], -1
+        for place, token in enumerate(tokens):
+            known = row_of.get((row, token)) if share else None
+            if known is None:
+                known = row_of[row, token] = len(flat)
+                flat.append(token)
+                position.append(place)
+            row = known
+            rows.append(row)
+        if len(flat) > before:
+            own_lengths.append(len(flat) - before)
+            seen_lengths.append(len(rows))
+            seen.extend(rows)
+        return rows
+
+    times = Counter(tuple(row[: len(row) - r]) for row, r in _pairs(tokens, response_lengths))
+    for prompt, count in times.items():
+        if share and count > 1:
+            lay(prompt)  # by itself, so that no sample of the group is longer than the others
+    for row, response in _pairs(tokens, response_lengths):
+        rows = lay(row)
+        predictor += rows[len(rows) - response - 1 : len(rows) - 1]
+    targets = [t for row, r in _pairs(tokens, response_lengths) for t in row[len(row) - r :]]
     return Packed(
-        tokens_T,
+        torch.tensor(flat),
         torch.tensor(position),
         tuple(own_lengths),
         tuple(seen_lengths),
-        torch.tensor(seen) if first_row else None,
-        predictor_R,
-        tokens_T[predictor_R + 1],
+        torch.tensor(seen) if len(seen) > len(flat) else None,
+        torch.tensor(predictor, dtype=torch.long),
+        torch.tensor(targets, dtype=torch.long),
         torch.repeat_interleave(torch.arange(len(tokens)), torch.tensor(list(response_lengths))),
     )
 
@@ -121,26 +131,21 @@ def _pairs(
     return zip(tokens, response_lengths, strict=True)
 
 
-def _shareable(row: Sequence[int], response_length: int) -> int:
-    """Tokens of a sample that its group may share: the prompt without its last token."""
-    return len(row) - response_length - 1
-
-
 def micro_batches(
     tokens: Sequence[Sequence[int]], response_lengths: Sequence[int], max_tokens: int
 ) -> list[list[int]]:
     """Which samples to pack together: indices, each in one list.
 
-    Samples of one prompt stay together where they fit. No list has more than `max_tokens` tokens,
-    a shared prompt counted once, save for a single sample that is longer.
+    Samples of one prompt stay together where they fit. No list takes more than `max_tokens` rows,
+    save for a single sample that is longer.
     """
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for index, (row, response) in enumerate(_pairs(tokens, response_lengths)):
-        by_prompt.setdefault(tuple(row[: _shareable(row, response)]), []).append(index)
+        by_prompt.setdefault(tuple(row[: len(row) - response]), []).append(index)
     units: list[tuple[int, list[int]]] = []
-    for beginning, members in by_prompt.items():
-        shared = len(beginning)
-        own = [len(tokens[i]) - shared for i in members]
+    for prompt, members in by_prompt.items():
+        shared = len(prompt)
+        own = [max(1, response_lengths[i]) for i in members]
         for part in fit(own, max(1, max_tokens - shared)):
             units.append((shared + sum(own[i] for i in part), [members[i] for i in part]))
     return [

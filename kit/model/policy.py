@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from kit.errors import ModelError
 from kit.model import attention
 from kit.model.packing import Packed
-from kit.model.rows import take_rows
+from kit.model.rows import repeat_rows, take_rows
 
 LOGITS_AT_ONCE = 1 << 26
 """Logits held in float32 at a time: 256 MiB. More are computed in recomputed chunks."""
@@ -39,7 +39,7 @@ class Policy(nn.Module):
             packed=attention.layout(packed, device),
         ).last_hidden_state[0]
         return token_log_probs(
-            take_rows(hidden, packed.predictor_R),
+            (take_rows if packed.seen_rows is None else repeat_rows)(hidden, packed.predictor_R),
             self.model.lm_head.weight,  # type: ignore[union-attr, arg-type]
             packed.target_R,
             temperature,

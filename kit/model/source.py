@@ -21,6 +21,8 @@ class ModelSource:
     path: str
     context_length: int
     architecture: str
+    bytes: int
+    """Size of its weight files."""
 
 
 def find(config: ModelConfig) -> ModelSource:
@@ -51,7 +53,8 @@ def find(config: ModelConfig) -> ModelSource:
             f"tokens.",
             fix=f"set model.context_length to {limit} or less.",
         )
-    return ModelSource(str(path), config.context_length or limit, architecture)
+    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    return ModelSource(str(path), config.context_length or limit, architecture, size)
 
 
 def _directory(name: str) -> Path:

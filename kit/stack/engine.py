@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from kit.errors import ConfigError, StackError, did_you_mean
-from kit.stack.weights import Handle, open_flat, serialize
+from kit.stack.weights import Handle, Inbox, serialize
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +28,8 @@ class EngineSettings:
     mem_fraction_static: float | None = None
     needs_tokenizer: bool = False
     """Only stop strings do: prompts and responses travel as token ids."""
+    threads: int = 1
+    """On a CPU: cores that its arithmetic takes."""
     trust_remote_code: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -76,6 +77,9 @@ def server_arguments(settings: EngineSettings) -> dict[str, Any]:
     if settings.device == "cpu":
         arguments |= {
             "attention_backend": "torch_native",
+            # Every sync forgets the cached prefixes, and short prompts are computed faster than
+            # they are looked up.
+            "disable_radix_cache": True,
             "disable_overlap_schedule": True,
             "grammar_backend": "none",
         }
@@ -106,6 +110,7 @@ def sglang_settings() -> set[str]:
     """The fields of `sglang.ServerArgs`, read from its source: importing it takes ten seconds."""
     import ast
     from importlib.util import find_spec
+    from pathlib import Path
 
     package = find_spec("sglang")
     assert package is not None
@@ -118,25 +123,17 @@ def sglang_settings() -> set[str]:
     raise StackError("This SGLang has no class ServerArgs.", fix="install the pinned version.")
 
 
-SMALL_HIDDEN_SIZE = 256
-"""A step of a model up to this size is so little work that a second core, which has to be woken for
-each operation, slows it down."""
-
-
-def run_scheduler(server_arguments: Any, *args: Any, **kwargs: Any) -> None:
+def run_scheduler(threads: int, *args: Any, **kwargs: Any) -> None:
     """SGLang's scheduler process on a CPU, with what the kit does differently in place."""
     import torch
     from sglang.srt.managers.scheduler import run_scheduler_process
 
-    from kit.stack.cpu import attention, cache, sampling
+    from kit.stack.cpu import attention, cache, operators, sampling
 
-    model = json.loads((Path(server_arguments.model_path) / "config.json").read_text())
-    small = model.get("hidden_size", SMALL_HIDDEN_SIZE + 1) <= SMALL_HIDDEN_SIZE
-    torch.set_num_threads(1 if small else os.cpu_count() or 1)
-    attention.register()
-    cache.register()
-    sampling.register()
-    run_scheduler_process(server_arguments, *args, **kwargs)
+    torch.set_num_threads(threads)
+    for part in (attention, cache, operators, sampling):
+        part.register()
+    run_scheduler_process(*args, **kwargs)
 
 
 class Engine:
@@ -146,6 +143,7 @@ class Engine:
         self.settings = settings
         self.weight_version = 0
         self._sglang: Any = None
+        self._inbox = Inbox()
 
     async def start(self) -> dict[str, Any]:
         """Start SGLang and its two processes; returns what the session shows of it."""
@@ -163,7 +161,7 @@ class Engine:
             use_zygote()
 
             class CpuEngine(SglangEngine):
-                run_scheduler_process_func = staticmethod(run_scheduler)
+                run_scheduler_process_func = partial(run_scheduler, self.settings.threads)
 
             if self.settings.attention_backend == "auto":
                 engine_class = CpuEngine
@@ -219,15 +217,15 @@ class Engine:
         """Stop all running requests; each returns what it has."""
         self._sglang.tokenizer_manager.abort_request(abort_all=True)
 
-    async def receive_weights(self, handle: Handle, version: int) -> None:
-        """Take new weights and forget the cached prefixes of the old ones.
+    async def receive_weights(self, handle: Handle, version: int) -> tuple[int, int]:
+        """Take new weights and forget the cached prefixes of the old ones: (tensors, bytes).
 
         Raises:
             StackError: SGLang refused them.
         """
         from sglang.srt.managers.io_struct import UpdateWeightsFromTensorReqInput
 
-        payload = handle.ipc or serialize(open_flat(handle), handle.entries)
+        payload = handle.ipc or serialize(self._inbox.receive(handle), handle.entries)
         request = UpdateWeightsFromTensorReqInput(
             serialized_named_tensors=[payload],
             load_format="flattened_bucket",
@@ -240,6 +238,7 @@ class Engine:
         if not success:
             raise StackError("The engine refused the new weights.", why=message)
         self.weight_version = version
+        return len(handle.entries), handle.size
 
     async def alive(self) -> bool:
         """Is SGLang's scheduler still running?"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import Any
 
 from kit.config import SessionConfig
@@ -35,6 +36,16 @@ def gpu_count() -> int:
     return count.value
 
 
+SMALL_MODEL = 64 << 20
+"""Bytes of weights. Handling requests costs a model of this size more than its arithmetic does."""
+
+
+def default_replicas(device: str, model_bytes: int) -> int:
+    """How many engines to start where the configuration leaves it open."""
+    small = device == "cpu" and model_bytes <= SMALL_MODEL
+    return 2 if small and (os.cpu_count() or 1) > 1 else 1
+
+
 class Stack:
     """Starts in two strokes, so that the caller can do other work while the first one runs."""
 
@@ -46,7 +57,8 @@ class Stack:
             self.dtype = "bfloat16" if device == "cuda" else "float32"
         self.info: dict[str, Any] = {}
         self.cluster = Cluster(device, gpus=gpu_count() if device == "cuda" else 0)
-        self._engine: Any = None
+        self.replicas = config.engine.replicas or default_replicas(device, model.bytes)
+        self._engines: list[Any] = []
         self._trainers: list[Any] = []
 
     def start(self) -> None:
@@ -60,24 +72,28 @@ class Stack:
 
         # On a GPU all of them share the first card; Ray only counts the shares.
         world = config.training.num_trainers
-        share = 1.0 / (1 + world) if self.device == "cuda" else 0.0
+        share = 1.0 / (self.replicas + world) if self.device == "cuda" else 0.0
         options: dict[str, Any] = {"num_cpus": 0, "num_gpus": share, "max_restarts": 0}
-        engine = ray.remote(Engine).options(**options, name="engine")
-        self._engine = engine.remote(self._engine_settings())
+        engine = ray.remote(Engine)
+        self._engines = [
+            engine.options(**options, name=f"engine-{index}").remote(self._engine_settings())
+            for index in range(self.replicas)
+        ]
         trainer = ray.remote(Trainer)
         self._trainers = [
             trainer.options(**options, name=f"trainer-{rank}").remote(self._trainer_settings(rank))
             for rank in range(world)
         ]
-        starts = [actor.start.remote() for actor in [self._engine, *self._trainers]]
-        engine_info, trainer_info, *_ = self._get(starts, "start", config.engine.start_timeout)
-        self.info = {**engine_info, **trainer_info, "device": self.device, "dtype": self.dtype}
+        starts = [actor.start.remote() for actor in [*self._engines, *self._trainers]]
+        infos = self._get(starts, "start", config.engine.start_timeout)
+        self.info = {**infos[0], **infos[-1], "device": self.device, "dtype": self.dtype}
 
     def _engine_settings(self) -> Any:
         from kit.stack.engine import EngineSettings
 
         config, engine = self.config, self.config.engine
         requests = engine.max_running_requests or max(config.rollout_size, 256)
+        requests = -(-requests // self.replicas)
         tokens = engine.max_total_tokens
         if tokens is None and self.device == "cpu":
             tokens = min(requests, 512) * min(self.model.context_length, 1024)
@@ -92,6 +108,7 @@ class Stack:
             max_total_tokens=tokens,
             mem_fraction_static=engine.mem_fraction_static or 0.4,
             needs_tokenizer=bool(config.rollout.stop),
+            threads=max(1, (os.cpu_count() or 1) // self.replicas),
             trust_remote_code=config.model.trust_remote_code,
             extra=dict(engine.extra),
         )
@@ -115,17 +132,23 @@ class Stack:
 
     def generate(self, prompts: list[list[int]], sampling: Any, seeds: list[int]) -> list[Any]:
         """One `Generation` a prompt."""
-        call = self._engine.generate.remote(prompts, sampling, seeds)
+        # Neighbours go to one engine: they have their prompt in common.
+        count, total = min(self.replicas, len(prompts)), len(prompts)
+        parts = [slice(i * total // count, (i + 1) * total // count) for i in range(count)]
+        calls = [
+            engine.generate.remote(prompts[part], sampling, seeds[part])
+            for engine, part in zip(self._engines, parts, strict=False)
+        ]
         try:
-            generations: list[Any] = self._get(call, "generate")
+            answers = self._get(calls, "generate")
         except KeyboardInterrupt:
             self.abort()  # else the engine would finish it, and the next call wait for that
             raise
-        return generations
+        return [generation for answer in answers for generation in answer]
 
     def abort(self) -> None:
         """Stop everything that is being generated."""
-        self._get(self._engine.abort.remote(), "abort")
+        self._get([engine.abort.remote() for engine in self._engines], "abort")
 
     def update(self, batch: Any, update_id: str) -> tuple[list[dict[str, float]], bool]:
         """Optimizer steps on every trainer; (metrics of each step, whether it was done now)."""
@@ -144,9 +167,10 @@ class Stack:
 
     def sync(self, version: int) -> tuple[int, int]:
         """Hand the trainer's weights to the engine as `version`: (tensors, bytes)."""
-        handles = self._get([t.export_weights.remote() for t in self._trainers], "sync")
-        self._get(self._engine.receive_weights.remote(handles[0], version), "sync")
-        return len(handles[0].entries), handles[0].size
+        exports = [trainer.export_weights.remote() for trainer in self._trainers]
+        taken = [engine.receive_weights.remote(exports[0], version) for engine in self._engines]
+        (tensors, size), *_ = self._get([*taken, *exports], "sync")
+        return tensors, size
 
     def save(self, directory: str) -> None:
         """Have the trainers write weights and optimizer into a directory."""
@@ -166,6 +190,10 @@ class Stack:
             return ray.get(calls, timeout=limit)
         except RayTaskError as error:
             cause = error.cause
+            if isinstance(cause, StackError) and doing == "start":
+                # What SGLang's processes had to say is in their log, which goes with the stack.
+                why = "\n".join(part for part in (cause.why, self.cluster.log_tail()) if part)
+                raise StackError(cause.what, why=why, fix=cause.fix) from None
             if isinstance(cause, KitError):
                 raise cause from None
             last = str(error).strip().splitlines()

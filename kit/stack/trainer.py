@@ -28,6 +28,14 @@ from kit.stack import trainer_state
 from kit.stack.policy_loss import LossSettings, TokenInputs, policy_loss
 from kit.stack.weights import Handle, Outbox
 
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    """A parameter as one tensor: gathered from all ranks, as it is where there is one."""
+    if not isinstance(value, DTensor):
+        return value
+    return value.to_local() if value.device_mesh.size() == 1 else value.full_tensor()
+
+
 MAX_TOKENS = 16384
 """Tokens a micro-batch where `training.max_tokens_per_gpu` is not set."""
 
@@ -300,7 +308,7 @@ class Trainer:
         inner: Any = self.policy.model
         tied = inner.config.tie_word_embeddings
         named = (
-            (name, value.full_tensor() if isinstance(value, DTensor) else value)
+            (name, whole(value))
             for name, value in inner.named_parameters()
             if not (tied and name == "lm_head.weight")
         )

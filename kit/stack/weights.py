@@ -81,12 +81,27 @@ class Outbox:
         return self.buffer
 
 
-def open_flat(handle: Handle) -> torch.Tensor:
-    """The engine's side on a CPU: what is in the trainer's buffer.
+@dataclass(slots=True)
+class Inbox:
+    """The engine's side on a CPU: a tensor that SGLang's processes can map, refilled each sync.
 
-    A copy, because torch hands a tensor on to another process only where it owns the memory.
+    Not the trainer's own buffer, because torch hands a tensor on to another process only where it
+    has made the memory itself; and one for all syncs, because fresh memory is what takes the time.
     """
-    return torch.from_file(handle.path, shared=True, size=handle.size, dtype=torch.uint8).clone()
+
+    flat: torch.Tensor | None = None
+    _from: tuple[str, int] = ("", 0)
+    _theirs: torch.Tensor | None = None
+
+    def receive(self, handle: Handle) -> torch.Tensor:
+        """What is in the trainer's buffer now, as one shared tensor of bytes."""
+        if self.flat is None or self._theirs is None or self._from != (handle.path, handle.size):
+            self._from = (handle.path, handle.size)
+            self._theirs = torch.from_file(
+                handle.path, shared=True, size=handle.size, dtype=torch.uint8
+            )
+            self.flat = torch.empty(handle.size, dtype=torch.uint8).share_memory_()
+        return self.flat.copy_(self._theirs)
 
 
 def serialize(flat: torch.Tensor, entries: Iterable[Entry]) -> bytes:

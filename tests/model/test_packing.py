@@ -45,40 +45,40 @@ def seen(packed: Packed) -> list[tuple[list[int], list[int]]]:
     return [(packed.tokens_T[p].tolist(), packed.position_T[p].tolist()) for p in parts]
 
 
-@given(samples, st.booleans())
-def test_every_sample_can_be_read_back_from_the_row(
-    samples: list[tuple[list[int], int]], share: bool
+@given(groups, st.booleans())
+def test_every_token_sees_itself_and_all_before_it_in_its_sample(
+    groups: Groups, share: bool
 ) -> None:
-    rows = [row for row, _ in samples]
-    packed = pack(rows, [count for _, count in samples], share_prompts=share)
-    expected = [(row, list(range(len(row)))) for row in rows]
-    assert seen(packed)[-len(rows) :] == expected
-    assert sum(packed.own_lengths) == len(packed.tokens_T)
+    tokens, counts = flat(groups)
+    packed = pack(tokens, counts, share=share)
+    beginnings = {tuple(row[: i + 1]) for row in tokens for i in range(len(row))}
+    first, found = 0, Counter[tuple[int, ...]]()
+    for (row, positions), own in zip(seen(packed), packed.own_lengths, strict=True):
+        assert positions == list(range(len(row)))
+        assert row[len(row) - own :] == packed.tokens_T[first : first + own].tolist()
+        first += own
+        found.update(tuple(row[: i + 1]) for i in range(len(row) - own, len(row)))
+    assert first == len(packed.tokens_T)
+    assert set(found) == beginnings
 
 
 @given(groups)
-def test_a_prompt_that_samples_share_is_in_the_row_once_save_for_its_last_token(
-    groups: Groups,
-) -> None:
+def test_every_beginning_is_in_the_row_once(groups: Groups) -> None:
     tokens, counts = flat(groups)
-    packed = pack(tokens, counts)
-    assert [row for row, _ in seen(packed)[-len(tokens) :]] == tokens
-    beginnings = Counter(
-        tuple(row[: len(row) - n - 1]) for row, n in zip(tokens, counts, strict=True)
-    )
-    repeated = sum(len(b) * (times - 1) for b, times in beginnings.items())
-    assert len(packed.tokens_T) == sum(map(len, tokens)) - repeated
-    assert len(pack(tokens, counts, share_prompts=False).tokens_T) == sum(map(len, tokens))
+    beginnings = {tuple(row[: i + 1]) for row in tokens for i in range(len(row))}
+    assert len(pack(tokens, counts).tokens_T) == len(beginnings)
+    assert len(pack(tokens, counts, share=False).tokens_T) == sum(map(len, tokens))
 
 
 def test_what_is_shared_and_what_is_not() -> None:
-    packed = pack([[1, 2, 3, 7], [5, 6], [1, 2, 3, 8, 9], [3, 4]], [1, 1, 2, 0])
-    assert packed.tokens_T.tolist() == [1, 2, 3, 7, 5, 6, 3, 8, 9, 3, 4]
-    assert packed.own_lengths == (2, 2, 2, 3, 2)
-    assert packed.seen_lengths == (2, 4, 2, 5, 2)
+    packed = pack([[1, 2, 3, 7], [5, 6], [1, 2, 3, 7, 9], [3, 4], [1, 2, 3, 7]], [1, 1, 2, 0, 1])
+    assert packed.tokens_T.tolist() == [1, 2, 3, 7, 5, 6, 9, 3, 4]
+    assert packed.own_lengths == (3, 1, 2, 1, 2)
+    assert packed.seen_lengths == (3, 4, 2, 5, 2)
     assert packed.seen_rows is not None
-    assert packed.seen_rows.tolist() == [0, 1, 0, 1, 2, 3, 4, 5, 0, 1, 6, 7, 8, 9, 10]
-    assert packed.predictor_R.tolist() == [2, 4, 6, 7]
+    assert packed.seen_rows.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 6, 7, 8]
+    assert packed.predictor_R.tolist() == [2, 4, 2, 3, 2]
+    assert packed.target_R.tolist() == [7, 6, 7, 9, 7]
     assert pack([[1, 2], [3, 4]], [1, 1]).seen_rows is None
 
 
@@ -86,21 +86,23 @@ def test_what_is_shared_and_what_is_not() -> None:
 def test_every_response_token_is_predicted_from_the_token_before_it_in_its_own_sample(
     samples: list[tuple[list[int], int]], share: bool
 ) -> None:
-    packed = pack([row for row, _ in samples], [count for _, count in samples], share_prompts=share)
+    rows = [row for row, _ in samples]
+    packed = pack(rows, [count for _, count in samples], share=share)
     expected = [
         (token, i, place)
         for i, (row, count) in enumerate(samples)
         for place, token in enumerate(row)
         if place >= len(row) - count
     ]
-    owner_T = torch.repeat_interleave(
-        torch.arange(len(packed.own_lengths)), torch.tensor(packed.own_lengths)
-    ) - (len(packed.own_lengths) - len(samples))
     assert packed.target_R.tolist() == [token for token, _, _ in expected]
     assert packed.sample_R.tolist() == [i for _, i, _ in expected]
-    assert owner_T[packed.predictor_R].tolist() == [i for _, i, _ in expected]
-    places = packed.position_T[packed.predictor_R] + 1
-    assert places.tolist() == [place for _, _, place in expected]
+    ends = torch.tensor(packed.own_lengths).cumsum(0).tolist()
+    beginnings = []
+    for row in packed.predictor_R.tolist():
+        sequence = next(i for i, end in enumerate(ends) if row < end)
+        whole, _ = seen(packed)[sequence]
+        beginnings.append(whole[: len(whole) - (ends[sequence] - row - 1)])
+    assert beginnings == [rows[i][:place] for _, i, place in expected]
 
 
 @pytest.mark.parametrize(("row", "count"), [([5, 6], 2), ([5, 6], 3), ([], 0)])

@@ -168,7 +168,7 @@ def test_sharing_a_prompt_changes_neither_log_probs_nor_gradients(policy: Policy
     results = []
     for shared in (True, False):
         policy.zero_grad()
-        packed = pack(rows, counts, share_prompts=shared)
+        packed = pack(rows, counts, share=shared)
         assert (packed.seen_rows is not None) is shared
         logp, entropy = policy(packed, TEMPERATURE)
         ((logp + 0.1 * entropy) * share).sum().backward()

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from kit.config import TrainingConfig
 from kit.errors import CheckpointError, DataError, StackError
 from kit.stack.trainer import TrainBatch, Trainer, TrainerSettings
-from kit.stack.weights import open_flat
+from kit.stack.weights import Inbox
 from kit.tiny import MODEL_DIR
 
 # AdamW with a large eps is nearly plain gradient descent: small differences stay small.
@@ -72,7 +72,7 @@ def weights(trainer: Trainer) -> torch.Tensor:
     """Every weight, as the engine would get it."""
     handle = trainer.export_weights()
     assert handle is not None
-    return open_flat(handle).view(torch.float32)
+    return Inbox().receive(handle).view(torch.float32)
 
 
 def test_one_step_is_that_of_a_plain_loop_over_samples(make: Make) -> None:

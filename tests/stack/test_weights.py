@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from kit.stack.weights import Handle, Outbox, open_flat
+from kit.stack.weights import Handle, Inbox, Outbox
 
 CPU = torch.device("cpu")
 
@@ -18,18 +18,22 @@ def named(fill: float = 0.0) -> list[tuple[str, torch.Tensor]]:
 
 def read(handle: Handle) -> dict[str, torch.Tensor]:
     """The tensors in the buffer, by the table alone."""
-    flat = open_flat(handle)
+    flat = Inbox().receive(handle)
     return {
         e.name: flat[e.start : e.end].view(getattr(torch, e.dtype)).view(e.shape)
         for e in handle.entries
     }
 
 
+def received(handle: Handle) -> torch.Tensor:
+    return Inbox().receive(handle)
+
+
 def test_another_process_reads_the_same_bytes() -> None:
     weights = named()
     handle = Outbox(CPU, torch.float32).fill(weights)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        flat = pool.apply(open_flat, [handle])
+        flat = pool.apply(received, [handle])
     assert flat.numpy().tobytes() == b"".join(t.numpy().tobytes() for _, t in weights)
 
 
@@ -63,13 +67,25 @@ def test_filling_again_reuses_the_buffer_and_shows_the_new_weights() -> None:
     first = outbox.fill(named())
     assert outbox.buffer is not None
     address = outbox.buffer.data_ptr()
-    held = open_flat(first)
+    held = Inbox().receive(first)
     second = outbox.fill(named(fill=1.0))
     assert outbox.buffer.data_ptr() == address
     assert second == first
     assert torch.equal(read(second)["norm"], dict(named(fill=1.0))["norm"])
     # What the engine took before is its own copy.
-    assert torch.equal(held, open_flat(Outbox(CPU, torch.float32).fill(named())))
+    assert torch.equal(held, Inbox().receive(Outbox(CPU, torch.float32).fill(named())))
+
+
+def test_what_is_received_lies_in_the_same_memory_until_its_size_changes() -> None:
+    outbox, inbox = Outbox(CPU, torch.float32), Inbox()
+    first = inbox.receive(outbox.fill(named()))
+    assert first.is_shared()
+    before = first.clone()
+    again = inbox.receive(outbox.fill(named(fill=1.0)))
+    assert again.data_ptr() == first.data_ptr()
+    assert not torch.equal(again, before)
+    larger = outbox.fill([*named(), ("more", torch.ones(100))])
+    assert inbox.receive(larger)[-400:].view(torch.float32).tolist() == [1.0] * 100
 
 
 def open_files() -> int:
@@ -79,7 +95,7 @@ def open_files() -> int:
 def test_nothing_with_a_name_is_left_in_shared_memory() -> None:
     outbox = Outbox(CPU, torch.float32)
     handle = outbox.fill(named())
-    open_flat(handle)
+    Inbox().receive(handle)
     assert os.stat(handle.path).st_nlink == 0
     assert os.readlink(handle.path).startswith("/memfd:")
 

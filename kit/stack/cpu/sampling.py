@@ -2,8 +2,8 @@
 
 SGLang samples with a seed per request only in its deterministic mode, which wants GPU kernels. The
 sampler itself works anywhere; what switches it on is one setting, read where a batch's sampling
-parameters are put together. Here that place reads it as on, and the random numbers, a Triton kernel
-in SGLang, are made in torch.
+parameters are put together. Here that place reads it as on, and the drawing, a Triton kernel in
+SGLang, is done in torch.
 """
 
 from __future__ import annotations
@@ -40,20 +40,23 @@ def _mixed(x: torch.Tensor) -> torch.Tensor:
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
-def uniform(seed: torch.Tensor, positions: torch.Tensor, columns: int) -> torch.Tensor:
-    """Numbers in (0, 1), float64, shape (B, columns), from seed and position (B) alone."""
-    row = _mixed(_mixed(seed.long() * GOLDEN) + positions.long() * GOLDEN)
-    bits = _mixed(row[:, None] + torch.arange(1, columns + 1)[None] * GOLDEN)
-    # 52 bits: with 53 the half is rounded away, and the largest number would be 1.
-    return (((bits >> 12) & ((1 << 52) - 1)).double() + 0.5) / (1 << 52)
+def uniform(seed: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Numbers in (0, 1), float64, (B), from seed and position alone."""
+    bits = _mixed(_mixed(seed.long() * GOLDEN) + positions.long() * GOLDEN)
+    # 48 bits: so far from 1 that no product with a sum of probabilities is rounded up to the sum.
+    return (((bits >> 16) & ((1 << 48) - 1)).double() + 0.5) / (1 << 48)
 
 
 def multinomial_with_seed(
     logprobs: torch.Tensor, seed: torch.Tensor, positions: torch.Tensor
 ) -> torch.Tensor:
-    """One sample a row, (B, 1), by the Gumbel-max trick; `logprobs` is (B, vocabulary)."""
-    noise = -torch.log(-torch.log(uniform(seed, positions, logprobs.shape[1])))
-    return torch.argmax(logprobs.double() + noise, dim=1, keepdim=True)
+    """One sample a row, (B, 1), by inversion of the distribution; `logprobs` is (B, vocabulary).
+
+    One random number a row, where the Gumbel trick takes one a token.
+    """
+    up_to = logprobs.double().exp_().cumsum_(dim=1)
+    drawn = uniform(seed, positions)[:, None] * up_to[:, -1:]
+    return torch.searchsorted(up_to, drawn, right=True)  # the first that is above
 
 
 def register() -> None:
