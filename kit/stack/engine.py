@@ -128,10 +128,10 @@ def run_scheduler(threads: int, *args: Any, **kwargs: Any) -> None:
     import torch
     from sglang.srt.managers.scheduler import run_scheduler_process
 
-    from kit.stack.cpu import attention, cache, operators, sampling
+    from kit.stack.cpu import attention, operators, sampling
 
     torch.set_num_threads(threads)
-    for part in (attention, cache, operators, sampling):
+    for part in (attention, operators, sampling):
         part.register()
     run_scheduler_process(*args, **kwargs)
 

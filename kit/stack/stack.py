@@ -46,6 +46,12 @@ def default_replicas(device: str, model_bytes: int) -> int:
     return 2 if small and (os.cpu_count() or 1) > 1 else 1
 
 
+def shares(count: int, among: int) -> list[slice]:
+    """Neighbouring stretches of `count` things, as even as can be; none is empty."""
+    among = min(among, count)
+    return [slice(i * count // among, (i + 1) * count // among) for i in range(among)]
+
+
 class Stack:
     """Starts in two strokes, so that the caller can do other work while the first one runs."""
 
@@ -133,8 +139,7 @@ class Stack:
     def generate(self, prompts: list[list[int]], sampling: Any, seeds: list[int]) -> list[Any]:
         """One `Generation` a prompt."""
         # Neighbours go to one engine: they have their prompt in common.
-        count, total = min(self.replicas, len(prompts)), len(prompts)
-        parts = [slice(i * total // count, (i + 1) * total // count) for i in range(count)]
+        parts = shares(len(prompts), self.replicas)
         calls = [
             engine.generate.remote(prompts[part], sampling, seeds[part])
             for engine, part in zip(self._engines, parts, strict=False)
