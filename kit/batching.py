@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from kit.config_training import COMPARES_A_GROUP, TrainingConfig
 from kit.errors import SessionError
 from kit.rewards.runner import failure_summary
 from kit.samples import Batch, Rollout, Sample, Status
 
+if TYPE_CHECKING:
+    import torch
 
-def grpo_batch(rollout: Rollout, *, divide_by_std: bool) -> Batch:
-    """Each sample with its reward against its group's.
+ByToken = Callable[[Sequence[Sample], str], list[list[float]]]
+"""Asks the trainer for a number a response token: (samples, `policy|reference|values`)."""
+
+
+def make_batch(rollout: Rollout, training: TrainingConfig, ask: ByToken) -> Batch:
+    """Each sample with its advantage, as `training.advantage_estimator` says.
 
     A group with a failed or aborted sample is left out whole: its mean would be of other samples
     than were drawn.
 
     Args:
         rollout: with rewards.
-        divide_by_std: divide by the group's standard deviation.
+        training: estimator and coefficients.
+        ask: for log-probs and values, where the estimator needs them.
 
     Raises:
         SessionError: a sample has no reward yet.
     """
-    import torch
+    samples, left_out = trainable(rollout, training)
+    if not samples:
+        return Batch((), (), rollout.step, left_out)
+    if training.advantage_estimator == "ppo":
+        return _ppo(samples, rollout.step, left_out, training, ask)
+    advantage_T = _advantages(samples, training, ask)
+    if training.whitens:
+        from kit.algo.advantages import whiten
 
-    from kit.algo.advantages import group_normalize
+        advantage_T = whiten(advantage_T, _masks(samples))
+    per_sample = training.advantage_estimator in COMPARES_A_GROUP - {"reinforce_plus_plus_baseline"}
+    return _batch(samples, rollout.step, left_out, advantage_T, alike=per_sample)
 
+
+def trainable(
+    rollout: Rollout, training: TrainingConfig
+) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+    """The samples that can train, and for each group that cannot, why."""
     samples: list[Sample] = []
     left_out: list[str] = []
     for group in rollout.groups():
@@ -37,9 +62,122 @@ def grpo_batch(rollout: Rollout, *, divide_by_std: bool) -> Batch:
             left_out.append(f"group {group[0].group_index}: {'; '.join(why)}")
         else:
             samples += [s for s in group if s.response_length]
-    advantage_N = group_normalize(
-        torch.tensor([s.reward for s in samples], dtype=torch.float64),
-        torch.tensor([s.group_index for s in samples], dtype=torch.int64),
-        divide_by_std,
+    return tuple(samples), tuple(left_out)
+
+
+def _advantages(samples: Sequence[Sample], training: TrainingConfig, ask: ByToken) -> torch.Tensor:
+    """One a response token, (T), before whitening."""
+    import torch
+
+    from kit.algo import advantages
+
+    estimator = training.advantage_estimator
+    reward_N = torch.tensor([s.reward for s in samples], dtype=torch.float64)
+    group_N = torch.tensor([s.group_index for s in samples], dtype=torch.int64)
+    mask_T, sample_T = _masks(samples), _sample_of_token(samples)
+    kl_T = _kl(samples, training, ask)
+    if estimator == "reinforce_plus_plus":
+        return advantages.reinforce_plus_plus(
+            reward_N, kl_T, sample_T, mask_T, training.kl_coef, training.gamma
+        )
+    if estimator == "reinforce_plus_plus_baseline":
+        return advantages.reinforce_plus_plus_baseline(
+            reward_N, group_N, kl_T, sample_T, mask_T, training.kl_coef
+        )
+    if training.kl_coef:  # one number a sample: the KL of the whole response
+        total_N = torch.zeros_like(reward_N).index_add_(0, sample_T, kl_T * mask_T)
+        reward_N = reward_N - training.kl_coef * total_N
+    if estimator == "rloo":
+        return advantages.leave_one_out(reward_N, group_N)[sample_T]
+    if estimator == "dr_grpo":
+        return advantages.dr_grpo(reward_N, group_N)[sample_T]
+    divide = training.grpo_std_normalization
+    return advantages.group_normalize(reward_N, group_N, divide)[sample_T]
+
+
+def _ppo(
+    samples: tuple[Sample, ...],
+    step: int,
+    left_out: tuple[str, ...],
+    training: TrainingConfig,
+    ask: ByToken,
+) -> Batch:
+    import torch
+
+    from kit.algo import advantages
+
+    mask_T, sample_T = _masks(samples), _sample_of_token(samples)
+    reward_N = torch.tensor([s.reward for s in samples], dtype=torch.float64)
+    kl_T = _kl(samples, training, ask)
+    reward_T = advantages.token_rewards(reward_N, kl_T, sample_T, mask_T, training.kl_coef)
+    values = ask(samples, "values")
+    value_T = torch.tensor([x for row in values for x in row], dtype=torch.float64)
+    advantage_T, return_T = advantages.gae(
+        value_T, reward_T, sample_T, mask_T, training.gamma, training.lambd
     )
-    return Batch(tuple(samples), tuple(advantage_N.tolist()), rollout.step, tuple(left_out))
+    if training.whitens:
+        advantage_T = advantages.whiten(advantage_T, mask_T)
+    return _batch(
+        samples, step, left_out, advantage_T, alike=False, values=values, return_T=return_T
+    )
+
+
+def _batch(
+    samples: tuple[Sample, ...],
+    step: int,
+    left_out: tuple[str, ...],
+    advantage_T: torch.Tensor,
+    *,
+    alike: bool,
+    values: list[list[float]] | None = None,
+    return_T: torch.Tensor | None = None,
+) -> Batch:
+    lengths = [s.response_length for s in samples]
+    by_token = [part.tolist() for part in advantage_T.split(lengths)]
+    return Batch(
+        samples,
+        tuple(_mean(row, s.mask) for row, s in zip(by_token, samples, strict=True)),
+        step,
+        left_out,
+        token_advantages=None if alike else tuple(map(tuple, by_token)),
+        values=None if values is None else tuple(map(tuple, values)),
+        returns=None
+        if return_T is None
+        else tuple(tuple(part.tolist()) for part in return_T.split(lengths)),
+    )
+
+
+def _mean(row: Sequence[float], mask: Sequence[int]) -> float:
+    """A sample's advantage as one number: the mean of its trained tokens'."""
+    trained = [value for value, active in zip(row, mask, strict=True) if active]
+    if not trained or min(trained) == max(trained):
+        return trained[0] if trained else 0.0
+    return sum(trained) / len(trained)
+
+
+def _masks(samples: Sequence[Sample]) -> torch.Tensor:
+    import torch
+
+    return torch.tensor([m for s in samples for m in s.mask], dtype=torch.float64)
+
+
+def _sample_of_token(samples: Sequence[Sample]) -> torch.Tensor:
+    import torch
+
+    lengths = torch.tensor([s.response_length for s in samples])
+    return torch.repeat_interleave(torch.arange(len(samples)), lengths)
+
+
+def _kl(samples: Sequence[Sample], training: TrainingConfig, ask: ByToken) -> torch.Tensor:
+    """KL of the policy to the reference by token, (T); zeros where it has no weight."""
+    import torch
+
+    from kit.algo.kl import approx_kl
+
+    if not training.kl_coef:
+        return torch.zeros(sum(s.response_length for s in samples), dtype=torch.float64)
+    policy_T, reference_T = (
+        torch.tensor([x for row in ask(samples, of) for x in row], dtype=torch.float64)
+        for of in ("policy", "reference")
+    )
+    return approx_kl(policy_T, reference_T, training.kl_loss_type)

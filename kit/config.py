@@ -13,29 +13,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from kit.config_base import Above0, Fraction, NonNegative, Positive, Section
 from kit.config_errors import explain
+from kit.config_training import CriticConfig, MisConfig, TrainingConfig
 from kit.errors import ConfigError, did_you_mean
+
+__all__ = ["CriticConfig", "MisConfig", "SessionConfig", "TrainingConfig"]
 
 TINY = "tiny"
 """The model that ships with the kit; see `kit/tiny/`."""
-
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
-NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
-
-
-class Section(BaseModel):
-    """A part of the tree: frozen, and closed to keys that nobody reads."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class ModelConfig(Section):
@@ -108,51 +99,6 @@ class RolloutConfig(Section):
     """Strings that end a response, besides the model's own end-of-sequence token."""
 
 
-class TrainingConfig(Section):
-    """Batches, optimizer, schedule and loss."""
-
-    num_rollout: Positive = 60
-    """Steps of a whole training run: each generates once and updates at least once."""
-    rollout_batch_size: Positive = 16
-    """Prompts a step."""
-    n_samples_per_prompt: Positive = 8
-    """Responses to each prompt: the group that rewards are compared in."""
-    global_batch_size: Positive | None = None
-    """Samples an optimizer step; None takes the whole rollout. Must divide the rollout."""
-    learning_rate: float = Field(default=1e-6, ge=0.0, lt=1.0)
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(default=0, ge=0)
-    """Optimizer steps over which the rate rises from zero."""
-    min_learning_rate: NonNegative = 0.0
-    """Where linear and cosine end, after `num_rollout` steps."""
-    adam_beta1: Rate = 0.9
-    adam_beta2: Rate = 0.98
-    adam_eps: float = Field(default=1e-8, gt=0.0)
-    weight_decay: NonNegative = 0.0
-    clip_grad: NonNegative = 1.0
-    """Largest global gradient norm; 0 does not clip."""
-    advantage_estimator: Literal["grpo"] = "grpo"
-    grpo_std_normalization: bool = True
-    """Divide a group's centred rewards by their standard deviation."""
-    eps_clip: Rate = 0.2
-    eps_clip_high: Annotated[float, Field(gt=0.0)] | None = 0.28
-    """Upper clip range (clip-higher); None takes eps_clip."""
-    eps_clip_c: Annotated[float, Field(gt=1.0)] | None = None
-    """Dual clip: bounds the loss of a negative advantage at this multiple; None leaves it open."""
-    kl_loss_coef: NonNegative = 0.0
-    """Weight of the KL to the reference model in the loss; above 0 loads a reference model."""
-    kl_loss_type: Literal["k1", "k2", "k3", "low_var_kl"] = "k3"
-    entropy_coef: NonNegative = 0.0
-    """Weight of the entropy bonus."""
-    calculate_per_token_loss: bool = False
-    """Average over all tokens of a batch; otherwise over samples, each by its own length."""
-    max_tokens_per_gpu: Positive | None = None
-    """Tokens packed into one micro-batch. It bounds memory; the result does not depend on it.
-    None: 16384, or what one longest sample needs where that is more."""
-    num_trainers: Positive = 1
-    """Trainer processes that share the model through FSDP2."""
-
-
 class EngineConfig(Section):
     """SGLang."""
 
@@ -192,9 +138,9 @@ class MismatchConfig(Section):
 
     interval: int = Field(default=0, ge=0)
     """Check trainer against engine every so many steps of `train`; 0 only when asked."""
-    warn_above: Annotated[float, Field(gt=0.0)] | None = None
+    warn_above: Above0 | None = None
     """Mean |trainer - rollout| log-prob; None: 1e-5 in float32, 0.02 in bfloat16."""
-    fail_above: Annotated[float, Field(gt=0.0)] | None = None
+    fail_above: Above0 | None = None
     """None: 1e-3 in float32, 0.1 in bfloat16."""
 
 
@@ -223,33 +169,6 @@ class SessionConfig(Section):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
-        training = self.training
-        rollout_size = training.rollout_batch_size * training.n_samples_per_prompt
-        batch = training.global_batch_size
-        if batch is not None and rollout_size % batch:
-            raise ValueError(
-                f"training.global_batch_size is {batch}, which does not divide the rollout of "
-                f"{rollout_size} samples (rollout_batch_size {training.rollout_batch_size} x "
-                f"n_samples_per_prompt {training.n_samples_per_prompt}). What to do: choose a "
-                f"divisor of {rollout_size}, such as {_nearest_divisor(rollout_size, batch)}."
-            )
-        if training.n_samples_per_prompt == 1:
-            raise ValueError(
-                "training.n_samples_per_prompt is 1: grpo compares the samples of one prompt, so "
-                "every advantage would be 0 and nothing would train. What to do: set it to 2 or "
-                "more (8 is usual)."
-            )
-        if training.num_trainers > 1 and (batch or rollout_size) % training.num_trainers:
-            raise ValueError(
-                f"training.num_trainers is {training.num_trainers}, which does not divide the "
-                f"{batch or rollout_size} samples of an optimizer step. What to do: change "
-                f"num_trainers or global_batch_size."
-            )
-        if training.min_learning_rate > training.learning_rate:
-            raise ValueError(
-                f"training.min_learning_rate {training.min_learning_rate} is above "
-                f"learning_rate {training.learning_rate}. What to do: lower it."
-            )
         mismatch = self.mismatch
         if (
             mismatch.warn_above
@@ -340,7 +259,7 @@ class SessionConfig(Section):
     @property
     def rollout_size(self) -> int:
         """Samples a step."""
-        return self.training.rollout_batch_size * self.training.n_samples_per_prompt
+        return self.training.rollout_size
 
     def __str__(self) -> str:
         return self.to_yaml()
@@ -365,8 +284,3 @@ for _end in (_Loader, _Dumper):
         re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
         list("-+0123456789."),
     )
-
-
-def _nearest_divisor(number: int, target: int) -> int:
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
-    return min(divisors, key=lambda d: abs(d - target))

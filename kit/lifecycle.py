@@ -91,7 +91,7 @@ class Lifecycle:
         )
         check_reward(self._reward)
         check_extra(dict(config.engine.extra))
-        stack = Stack(config, model, device)
+        stack = Stack(config, model, device, self._prompting.max_response_len)
         _running.add(self)
         try:
             self._prompting.load_tokenizer()  # while the stack's first process starts

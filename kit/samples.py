@@ -240,9 +240,16 @@ class Batch:
 
     samples: tuple[Sample, ...]
     advantages: tuple[float, ...]
-    """One a sample (shape N); every trained token of a sample carries it."""
+    """One a sample (shape N); every trained token of a sample carries it. Where the tokens have
+    their own, their mean."""
     step: int = 0
     left_out: tuple[str, ...] = ()
+    token_advantages: tuple[tuple[float, ...], ...] | None = None
+    """One a response token, for estimators that tell the tokens of a sample apart."""
+    values: tuple[tuple[float, ...], ...] | None = None
+    """PPO: what the critic expected before each response token."""
+    returns: tuple[tuple[float, ...], ...] | None = None
+    """PPO: what the critic should have expected."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     """An update remembers it: the same batch cannot be applied twice in a row by mistake."""
 
@@ -252,6 +259,14 @@ class Batch:
                 f"A batch needs one advantage per sample: got {len(self.samples)} samples and "
                 f"{len(self.advantages)} advantages."
             )
+        for name in ("token_advantages", "values", "returns"):
+            rows = getattr(self, name)
+            lengths = [s.response_length for s in self.samples]
+            if rows is not None and [len(row) for row in rows] != lengths:
+                raise DataError(
+                    f"{name} needs one number for each response token of each sample: got "
+                    f"{[len(row) for row in rows][:8]}, the responses have {lengths[:8]} tokens."
+                )
 
     def __len__(self) -> int:
         return len(self.samples)

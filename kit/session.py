@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 from kit import checkpoint, mismatch
 from kit.arguments import at_least_one, expect
 from kit.arguments import temperature as checked_temperature
-from kit.batching import grpo_batch
+from kit.batching import make_batch
 from kit.errors import DataError, SessionError
 from kit.evaluation import summarize
 from kit.lifecycle import Lifecycle
@@ -36,7 +36,7 @@ from kit.reports import (
     UpdateReport,
 )
 from kit.rewards import score_samples
-from kit.samples import Batch, Messages, Rollout
+from kit.samples import Batch, Messages, Rollout, Sample
 
 if TYPE_CHECKING:
     from kit.rewards.runner import Reward
@@ -95,7 +95,7 @@ class RLSession(Lifecycle):
         return scored
 
     def advantages(self, rollout: Rollout) -> Batch:
-        """What an update will see: each sample's reward against its group's (GRPO).
+        """What an update will see: rewards made into advantages by the configured estimator.
 
         A group with a failed or aborted sample is left out whole: its mean would be of other
         samples than were drawn.
@@ -105,8 +105,13 @@ class RLSession(Lifecycle):
         """
         fix = "pass what `session.score(...)` returned."
         rollout = expect(rollout, Rollout, "advantages", fix)
-        divide = self.config.training.grpo_std_normalization
-        return grpo_batch(rollout, divide_by_std=divide)
+        return make_batch(rollout, self.config.training, self._ask)
+
+    def _ask(self, samples: Sequence[Sample], of: str) -> list[list[float]]:
+        """A number for each response token from the trainer: `policy`, `reference` or `values`."""
+        return self._running.by_token(
+            [s.tokens for s in samples], [s.response_length for s in samples], of
+        )
 
     def update(self, batch: Batch) -> UpdateReport:
         """Train on a batch. The same batch again, by a cell run twice, changes nothing.
@@ -114,7 +119,7 @@ class RLSession(Lifecycle):
         Raises:
             StackError: loss or gradient is not finite; the weights are as before.
         """
-        from kit.stack.trainer import TrainBatch
+        from kit.stack.batches import TrainBatch
 
         fix = "pass a batch: `session.update(session.advantages(rollout))`."
         batch = expect(batch, Batch, "update", fix)
@@ -130,6 +135,9 @@ class RLSession(Lifecycle):
                 loss_masks=[s.mask for s in samples],
                 advantages=list(batch.advantages),
                 rollout_log_probs=[s.rollout_log_probs or [] for s in samples] if logged else None,
+                token_advantages=as_lists(batch.token_advantages),
+                values=as_lists(batch.values),
+                returns=as_lists(batch.returns),
             ),
             batch.id,
         )
@@ -170,7 +178,7 @@ class RLSession(Lifecycle):
         samples = [s for s in rollout if s.response_length and s.rollout_log_probs]
         if not samples:
             raise DataError("The rollout has no tokens with log-probs to compare.")
-        values = stack.log_probs([s.tokens for s in samples], [s.response_length for s in samples])
+        values = self._ask(samples, "policy")
         return mismatch.compare(
             samples,
             values,
@@ -345,6 +353,11 @@ class RLSession(Lifecycle):
 def replace_samples(rollout: Rollout, samples: Sequence[Any]) -> Rollout:
     """The same rollout with other samples."""
     return Rollout(samples, rollout.step, rollout.seconds)
+
+
+def as_lists(rows: tuple[tuple[float, ...], ...] | None) -> list[list[float]] | None:
+    """The same as lists, which travel as they are."""
+    return None if rows is None else [list(row) for row in rows]
 
 
 def _due(step: int, interval: int) -> bool:

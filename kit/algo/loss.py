@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-Reduction = Literal["sample_mean", "token_mean"]
+Reduction = Literal["sample_mean", "token_mean", "constant"]
 
 
 def ppo_clip(
@@ -35,8 +35,111 @@ def ppo_clip(
         eps_clip_high: how far above 1; None takes `eps_clip`.
         eps_clip_c: None leaves negative advantages unbounded.
     """
+    log_ratio_T = finite_log_ratio(logp_T, old_logp_T)
+    return _clipped(log_ratio_T, advantage_T, eps_clip, eps_clip_high, eps_clip_c)
+
+
+def gspo(
+    logp_T: torch.Tensor,
+    old_logp_T: torch.Tensor,
+    advantage_T: torch.Tensor,
+    sample_T: torch.Tensor,
+    mask_T: torch.Tensor,
+    eps_clip: float,
+    eps_clip_high: float | None = None,
+    eps_clip_c: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """GSPO: PPO's clipped objective with one ratio a sample, (loss_T, clipped_T), both (T).
+
+    The log-ratio of each token is replaced by its mean over the sample's trained tokens, so that
+    the ratio is that of the whole response to the power 1 / length. The gradient reaches every
+    trained token through that mean.
+
+    Source: Zheng et al., "Group Sequence Policy Optimization", 2025.
+
+    Args:
+        logp_T: log-probability of each token under the weights being trained.
+        old_logp_T: the same under the weights the update began with.
+        advantage_T: each token's advantage, the same within a sample.
+        sample_T: which sample each token belongs to.
+        mask_T: 1 where a token is trained on.
+        eps_clip: how far below 1 the ratio counts; sequence ratios move little, the paper has 3e-4.
+        eps_clip_high: how far above 1; None takes `eps_clip`.
+        eps_clip_c: dual clip, as in `ppo_clip`.
+    """
+    log_ratio_T = where_active(finite_log_ratio(logp_T, old_logp_T), mask_T)
+    samples = int(sample_T.max()) + 1 if sample_T.numel() else 0
+    total_N = log_ratio_T.new_zeros(samples).index_add(0, sample_T, log_ratio_T)
+    count_N = log_ratio_T.new_zeros(samples)
+    count_N = count_N.index_add(0, sample_T, (mask_T != 0).to(log_ratio_T.dtype))
+    mean_T = (total_N / count_N.clamp(min=1))[sample_T]
+    return _clipped(mean_T, advantage_T, eps_clip, eps_clip_high, eps_clip_c)
+
+
+def cispo(
+    logp_T: torch.Tensor,
+    old_logp_T: torch.Tensor,
+    advantage_T: torch.Tensor,
+    eps_clip: float,
+    eps_clip_high: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """CISPO: -stopgrad(clip(r, 1 - eps_clip, 1 + eps_clip_high)) A logp, (loss_T, clipped_T).
+
+    The importance weight is bounded and no token loses its gradient. `clipped_T` is 1 where the
+    ratio was outside.
+
+    Source: MiniMax, "MiniMax-M1", 2025, section 3.1.
+
+    Args:
+        logp_T: log-probability of each token under the weights being trained.
+        old_logp_T: the same under the weights the update began with.
+        advantage_T: each token's advantage.
+        eps_clip: how far below 1 the weight goes; 1 leaves it open to 0.
+        eps_clip_high: how far above 1; None takes `eps_clip`.
+    """
+    ratio_T = finite_log_ratio(logp_T, old_logp_T).detach().exp()
+    high = eps_clip if eps_clip_high is None else eps_clip_high
+    bounded_T = ratio_T.clamp(1.0 - eps_clip, 1.0 + high)
+    return -bounded_T * advantage_T * logp_T, (bounded_T != ratio_T).to(logp_T.dtype)
+
+
+def value_clip(
+    value_T: torch.Tensor, old_value_T: torch.Tensor, return_T: torch.Tensor, eps: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The critic's loss by token: (loss_T, clipped_T), both (T).
+
+    max((V - R)^2, (clip(V, V_old +- eps) - R)^2) / 2. `clipped_T` is 1 where the clipped term was
+    the larger one.
+
+    Source: Schulman et al.'s PPO as published in OpenAI baselines (ppo2), 2017.
+
+    Args:
+        value_T: what the critic says now.
+        old_value_T: what it said when the advantages were made.
+        return_T: what it should have said.
+        eps: how far it may move in one update; None does not clip.
+    """
+    plain_T = (value_T - return_T).square() / 2
+    if eps is None:
+        return plain_T, torch.zeros_like(plain_T)
+    moved_T = old_value_T + (value_T - old_value_T).clamp(-eps, eps)
+    bounded_T = (moved_T - return_T).square() / 2
+    return torch.maximum(plain_T, bounded_T), (bounded_T > plain_T).to(plain_T.dtype)
+
+
+def finite_log_ratio(logp_T: torch.Tensor, old_logp_T: torch.Tensor) -> torch.Tensor:
+    """The log-ratio logp - old_logp, (T), clamped to +-20; NaN (inf - inf) counts as 0."""
     log_ratio_T = logp_T - old_logp_T
-    log_ratio_T = torch.where(log_ratio_T.isnan(), 0.0, log_ratio_T).clamp(-20.0, 20.0)
+    return torch.where(log_ratio_T.isnan(), 0.0, log_ratio_T).clamp(-20.0, 20.0)
+
+
+def _clipped(
+    log_ratio_T: torch.Tensor,
+    advantage_T: torch.Tensor,
+    eps_clip: float,
+    eps_clip_high: float | None,
+    eps_clip_c: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     ratio_T = log_ratio_T.exp()
     high = eps_clip if eps_clip_high is None else eps_clip_high
     plain_T = -ratio_T * advantage_T
@@ -55,29 +158,34 @@ def weights(
     how: Reduction,
     total_samples: int,
     total_tokens: int,
+    constant_length: int = 1,
 ) -> torch.Tensor:
     """What each token counts in the batch's loss, (T) in float64; `weighted_sum` reduces with it.
 
     `sample_mean`: 1 / (active tokens of its sample, at least 1) / (samples of the whole batch).
-    `token_mean`: 1 / (active tokens of the whole batch). Masked tokens count 0. The totals are
-    those of the whole batch, not of a micro-batch or of one trainer: that is what makes the result
-    independent of how samples were packed.
+    `token_mean`: 1 / (active tokens of the whole batch). `constant`: 1 / constant_length / (samples
+    of the whole batch), so that a long sample counts more (Dr. GRPO). Masked tokens count 0. The
+    totals are those of the whole batch, not of a micro-batch or of one trainer: that is what makes
+    the result independent of how samples were packed.
 
     Args:
         mask_T: 1 where a token is trained on.
         sample_T: which sample each token belongs to; the samples of a micro-batch are whole.
-        how: `sample_mean` or `token_mean`.
+        how: `sample_mean`, `token_mean` or `constant`.
         total_samples: samples of the batch, fully masked ones included.
         total_tokens: active tokens of the batch.
+        constant_length: what `constant` divides by: the longest that a response can be.
 
     Raises:
-        ValueError: `how` is neither.
+        ValueError: `how` is none of them.
     """
     active_T = mask_T.double()
     if how == "token_mean":
         return active_T / max(total_tokens, 1)
+    if how == "constant":
+        return active_T / constant_length / total_samples
     if how != "sample_mean":
-        raise ValueError(f"reduction {how!r} is neither sample_mean nor token_mean")
+        raise ValueError(f"reduction {how!r} is none of sample_mean, token_mean, constant")
     samples = int(sample_T.max()) + 1 if sample_T.numel() else 0
     count_N = torch.zeros(samples, dtype=torch.float64, device=mask_T.device)
     count_N.index_add_(0, sample_T, active_T)
@@ -85,14 +193,19 @@ def weights(
 
 
 def reduce(
-    loss_T: torch.Tensor, mask_T: torch.Tensor, sample_T: torch.Tensor, how: Reduction
+    loss_T: torch.Tensor,
+    mask_T: torch.Tensor,
+    sample_T: torch.Tensor,
+    how: Reduction,
+    constant_length: int = 1,
 ) -> torch.Tensor:
     """The loss of a batch that is all here: a scalar. Values on masked tokens are ignored.
 
     Args and errors are those of `weights`.
     """
     samples = int(sample_T.max()) + 1 if sample_T.numel() else 0
-    weight_T = weights(mask_T, sample_T, how, max(samples, 1), int(mask_T.sum()))
+    tokens = int(mask_T.sum())
+    weight_T = weights(mask_T, sample_T, how, max(samples, 1), tokens, constant_length)
     return weighted_sum(loss_T, weight_T)
 
 

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from kit.algo import loss as losses
+from kit.algo.corrections import tis
 from kit.algo.kl import approx_kl
 from kit.config import TrainingConfig
+
+ESS = ("ess/weights", "ess/squares", "ess/tokens")
+"""Sums over the tokens of an optimizer step, of which `finish` makes train/ess_ratio."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +22,18 @@ class LossSettings:
     training: TrainingConfig
     total_samples: int
     total_tokens: int
+    constant_length: int = 1
+    """What dr_grpo divides by: the longest that a response can be."""
+
+    def weights(self, mask_R: torch.Tensor, sample_R: torch.Tensor) -> torch.Tensor:
+        """What each token counts in the loss."""
+        how: losses.Reduction = "sample_mean"
+        if self.training.advantage_estimator == "dr_grpo":
+            how = "constant"
+        elif self.training.calculate_per_token_loss:
+            how = "token_mean"
+        totals = (self.total_samples, self.total_tokens, self.constant_length)
+        return losses.weights(mask_R, sample_R, how, *totals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +46,10 @@ class TokenInputs:
     """None where the weights have not moved since the rollout was scored."""
     ref_logp_R: torch.Tensor | None
     rollout_logp_R: torch.Tensor | None
+    weight_R: torch.Tensor | None = None
+    """Importance weights that were worked out for the whole batch."""
+    keep_R: torch.Tensor | None = None
+    """0 where a correction leaves a token out of the policy loss."""
 
 
 def policy_loss(
@@ -43,41 +63,80 @@ def policy_loss(
     training = settings.training
     mask_R = inputs.mask_R
     logp_R, entropy_R = (losses.where_active(x, mask_R) for x in (logp_R, entropy_R))
-    old_R = logp_R.detach() if inputs.old_logp_R is None else inputs.old_logp_R
-    weight_R = losses.weights(
-        mask_R,
-        sample_R,
-        "token_mean" if training.calculate_per_token_loss else "sample_mean",
-        settings.total_samples,
-        settings.total_tokens,
-    )
-    pg_R, clipped_R = losses.ppo_clip(
-        logp_R,
-        old_R,
-        inputs.advantage_R,
-        training.eps_clip,
-        training.eps_clip_high,
-        training.eps_clip_c,
-    )
-    pg = losses.weighted_sum(pg_R, weight_R)
+    trainer_R = logp_R.detach() if inputs.old_logp_R is None else inputs.old_logp_R
+    old_R = trainer_R
+    if training.use_rollout_logprobs and inputs.rollout_logp_R is not None:
+        old_R = inputs.rollout_logp_R
+    weight_R = settings.weights(mask_R, sample_R)
+    # Tokens that a correction leaves out leave the sum, not what it is divided by.
+    kept_R = weight_R
+    if inputs.keep_R is not None:
+        kept_R = weight_R * losses.where_active(inputs.keep_R, mask_R)
+    pg_R, clipped_R = _surrogate(logp_R, old_R, inputs.advantage_R, sample_R, mask_R, training)
+    values: dict[str, torch.Tensor] = {}
+    if training.use_tis and inputs.rollout_logp_R is not None:
+        low, high = training.tis_clip_low, training.tis_clip
+        tis_R = tis(trainer_R, inputs.rollout_logp_R, low, high)
+        pg_R = pg_R * tis_R
+        values["train/tis"] = losses.weighted_sum(tis_R, weight_R)
+        at_bound_R = ((tis_R >= high) | (tis_R <= low)).to(tis_R.dtype)
+        values["train/tis_clipfrac"] = losses.weighted_sum(at_bound_R, weight_R)
+    if inputs.weight_R is not None:
+        pg_R = pg_R * inputs.weight_R
+    pg = losses.weighted_sum(pg_R, kept_R)
     entropy = losses.weighted_sum(entropy_R, weight_R)
     loss = pg - training.entropy_coef * entropy
-    values = {
+    values |= {
         "train/pg_loss": pg,
         "train/entropy_loss": entropy,
-        "train/pg_clipfrac": losses.weighted_sum(clipped_R, weight_R),
-        "train/ppo_kl": losses.weighted_sum(old_R - logp_R, weight_R),
+        "train/pg_clipfrac": losses.weighted_sum(clipped_R, kept_R),
+        "train/ppo_kl": losses.weighted_sum(old_R - logp_R, kept_R),
     }
     if inputs.ref_logp_R is not None:
-        ratio_R = (logp_R - old_R).clamp(-20.0, 20.0).exp()
+        ratio_R = losses.finite_log_ratio(logp_R, old_R).exp()
         kl_R = approx_kl(logp_R, inputs.ref_logp_R, training.kl_loss_type, ratio_R)
         kl = losses.weighted_sum(kl_R, weight_R)
         loss = loss + training.kl_loss_coef * kl
         values["train/kl_loss"] = kl
+    behind_R = old_R
     if inputs.rollout_logp_R is not None:
-        gap_R = old_R - inputs.rollout_logp_R
+        behind_R = inputs.rollout_logp_R
+        gap_R = trainer_R - behind_R
         values["train/train_rollout_logprob_abs_diff"] = losses.weighted_sum(gap_R.abs(), weight_R)
-        k3_R = approx_kl(inputs.rollout_logp_R, old_R, "k3")
+        k3_R = approx_kl(behind_R, trainer_R, "k3")
         values["train/train_rollout_kl"] = losses.weighted_sum(k3_R, weight_R)
+    ratio_R = losses.finite_log_ratio(logp_R.detach(), behind_R).double().exp() * (mask_R != 0)
+    values |= dict(zip(ESS, (ratio_R.sum(), ratio_R.square().sum(), mask_R.sum()), strict=True))
     values["train/loss"] = loss
     return loss, {name: float(value.detach()) for name, value in values.items()}
+
+
+def _surrogate(
+    logp_R: torch.Tensor,
+    old_R: torch.Tensor,
+    advantage_R: torch.Tensor,
+    sample_R: torch.Tensor,
+    mask_R: torch.Tensor,
+    training: TrainingConfig,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The estimator's loss by token, and which tokens it clipped."""
+    low, high = training.eps_clip, training.eps_clip_high
+    if training.advantage_estimator == "gspo":
+        return losses.gspo(
+            logp_R, old_R, advantage_R, sample_R, mask_R, low, high, training.eps_clip_c
+        )
+    if training.advantage_estimator == "cispo":
+        return losses.cispo(logp_R, old_R, advantage_R, low, high)
+    return losses.ppo_clip(logp_R, old_R, advantage_R, low, high, training.eps_clip_c)
+
+
+def finish(sums: dict[str, float]) -> dict[str, float]:
+    """The metrics of an optimizer step from the sums over its micro-batches.
+
+    The effective sample size is (sum of w)^2 / (tokens x sum of w^2), with w the probability ratio
+    of the weights being trained to those that wrote the samples.
+    """
+    total, squares, tokens = (sums.get(name, 0.0) for name in ESS)
+    metrics = {name: value for name, value in sums.items() if name not in ESS}
+    metrics["train/ess_ratio"] = total**2 / (tokens * squares) if squares else 1.0
+    return metrics

@@ -55,9 +55,12 @@ def shares(count: int, among: int) -> list[slice]:
 class Stack:
     """Starts in two strokes, so that the caller can do other work while the first one runs."""
 
-    def __init__(self, config: SessionConfig, model: ModelSource, device: str) -> None:
+    def __init__(
+        self, config: SessionConfig, model: ModelSource, device: str, max_response_len: int
+    ) -> None:
         """Start the head process; returns at once."""
         self.config, self.model, self.device = config, model, device
+        self.max_response_len = max_response_len
         self.dtype = config.model.dtype
         if self.dtype == "auto":
             self.dtype = "bfloat16" if device == "cuda" else "float32"
@@ -132,6 +135,7 @@ class Stack:
             seed=config.seed,
             rank=rank,
             rendezvous=str(self.cluster.directory / "tmp" / "rendezvous"),
+            max_response_len=self.max_response_len,
             trust_remote_code=config.model.trust_remote_code,
             gradient_checkpointing=config.model.gradient_checkpointing,
         )
@@ -164,10 +168,17 @@ class Stack:
         metrics, applied = self._get(calls, "update")[0]
         return metrics, applied
 
-    def log_probs(self, tokens: list[list[int]], response_lengths: list[int]) -> list[list[float]]:
-        """The trainer's log-probability of each response token."""
-        calls = [t.log_probs.remote(tokens, response_lengths) for t in self._trainers]
-        values: list[list[float]] = self._get(calls, "log_probs")[0]
+    def by_token(
+        self, tokens: list[list[int]], response_lengths: list[int], of: str
+    ) -> list[list[float]]:
+        """A number for each response token: log-probs of the `policy` or the `reference`, or the
+        critic's `values`.
+        """
+        if of == "values":
+            calls = [t.values.remote(tokens, response_lengths) for t in self._trainers]
+        else:
+            calls = [t.log_probs.remote(tokens, response_lengths, of) for t in self._trainers]
+        values: list[list[float]] = self._get(calls, of)[0]
         return values
 
     def sync(self, version: int) -> tuple[int, int]:

@@ -9,35 +9,29 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 
 from kit.algo.schedule import learning_rate
 from kit.config import TrainingConfig
 from kit.errors import StackError
-from kit.model.packing import Packed, micro_batches, pack
+from kit.model.packing import Packed, pack
 from kit.model.policy import Policy, load
 from kit.stack import trainer_state
-from kit.stack.policy_loss import LossSettings, TokenInputs, policy_loss
+from kit.stack.batches import TrainBatch, flat, optimizer_steps, packed_parts, rank_share
+from kit.stack.corrections import Corrections
+from kit.stack.critic import Critic, ValueModel
+from kit.stack.fsdp import clip_gradients, shard, whole, without_gradient
+from kit.stack.policy_loss import LossSettings, TokenInputs, finish, policy_loss
 from kit.stack.weights import Handle, Outbox
 
-
-def whole(value: torch.Tensor) -> torch.Tensor:
-    """A parameter as one tensor: gathered from all ranks, as it is where there is one."""
-    if not isinstance(value, DTensor):
-        return value
-    return value.to_local() if value.device_mesh.size() == 1 else value.full_tensor()
-
-
-MAX_TOKENS = 16384
-"""Tokens a micro-batch where `training.max_tokens_per_gpu` is not set."""
+Of = Literal["policy", "reference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,34 +46,23 @@ class TrainerSettings:
     seed: int
     rank: int
     rendezvous: str
+    max_response_len: int = 1
+    """What a loss over a constant length divides by."""
     trust_remote_code: bool = False
     gradient_checkpointing: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class TrainBatch:
-    """What an update trains on: N samples."""
-
-    tokens: list[list[int]]
-    response_lengths: list[int]
-    loss_masks: list[list[int]]
-    advantages: list[float]
-    rollout_log_probs: list[list[float]] | None
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
 class Trainer:
-    """Holds one rank's share of the policy, the reference, and the optimizer."""
+    """Holds one rank's share of policy, reference and critic, and of their optimizers."""
 
     def __init__(self, settings: TrainerSettings) -> None:
         self.settings = settings
         self.optimizer_steps = 0
+        self.updates = 0
         self.last_update: tuple[str, list[dict[str, float]]] | None = None
 
     def start(self) -> dict[str, Any]:
-        """Load the model and shard it. Returns what the session shows of it."""
+        """Load the models and shard them. Returns what the session shows of them."""
         settings, training = self.settings, self.settings.training
         torch.manual_seed(settings.seed)
         if settings.device == "cuda":
@@ -98,59 +81,88 @@ class Trainer:
         )
         self.mesh = init_device_mesh(settings.device, (training.num_trainers,))
         self.policy = self._load()
-        self.reference = self._load().requires_grad_(False) if training.kl_loss_coef else None
-        self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(),
-            lr=training.learning_rate,
-            betas=(training.adam_beta1, training.adam_beta2),
-            eps=training.adam_eps,
-            weight_decay=training.weight_decay,
-            fused=True,
-        )
+        self.reference = self._load().requires_grad_(False) if training.has_reference else None
+        self.optimizer = self._adamw(self.policy, training.learning_rate)
+        self.critic = self._critic() if training.advantage_estimator == "ppo" else None
         self.outbox = Outbox(self.device, getattr(torch, settings.dtype))
         return {"parameters": sum(p.numel() for p in self.policy.parameters())}
 
     def _load(self) -> Policy:
+        policy = self._unsharded()
+        inner: Any = policy.model
+        shard(policy, inner.model.layers, self.mesh, getattr(torch, self.settings.dtype))
+        return policy
+
+    def _unsharded(self) -> Policy:
         settings = self.settings
         policy = load(settings.model_path, trust_remote_code=settings.trust_remote_code)
         policy.to(self.device)
         inner: Any = policy.model
         if settings.gradient_checkpointing:
             inner.gradient_checkpointing_enable({"use_reentrant": False})
-        mixed = MixedPrecisionPolicy(
-            param_dtype=getattr(torch, settings.dtype), reduce_dtype=torch.float32
-        )
-        for layer in inner.model.layers:
-            fully_shard(layer, mesh=self.mesh, mp_policy=mixed)
-        fully_shard(policy, mesh=self.mesh, mp_policy=mixed)
         return policy
 
+    def _critic(self) -> Critic:
+        inner: Any = self._unsharded().model
+        config = self.settings.training.critic
+        model = ValueModel(inner.model, inner.config.hidden_size).to(self.device)
+        shard(model, inner.model.layers, self.mesh, getattr(torch, self.settings.dtype))
+        return Critic(model, config, self._adamw(model, config.learning_rate))
+
+    def _adamw(self, model: nn.Module, rate: float) -> torch.optim.AdamW:
+        training = self.settings.training
+        return torch.optim.AdamW(
+            model.parameters(),
+            lr=rate,
+            betas=(training.adam_beta1, training.adam_beta2),
+            eps=training.adam_eps,
+            weight_decay=training.weight_decay,
+            fused=True,
+        )
+
+    # ---- looking -------------------------------------------------------------------------------
+
     def log_probs(
-        self, tokens: list[list[int]], response_lengths: list[int], *, reference: bool = False
+        self, tokens: list[list[int]], response_lengths: list[int], of: Of = "policy"
     ) -> list[list[float]]:
-        """Log-probability of each response token under the current (or reference) weights."""
-        model = self.reference if reference else self.policy
+        """Log-probability of each response token under the present weights, or the reference's."""
+        model = self.policy if of == "policy" else self.reference
         if model is None:
             raise StackError(
-                "There is no reference model.", fix="set training.kl_loss_coef above 0."
+                "There is no reference model.",
+                fix="set training.kl_loss_coef or training.kl_coef above 0.",
             )
-        out: list[list[float]] = [[] for _ in tokens]
-        for members, packed in self._micro_batches(tokens, response_lengths, range(len(tokens))):
-            logp_R = self._no_grad(model, packed).cpu()
-            parts = torch.split(logp_R, [response_lengths[i] for i in members])
+        return [row.tolist() for row in self._all_log_probs(tokens, response_lengths, model)]
+
+    def values(self, tokens: list[list[int]], response_lengths: list[int]) -> list[list[float]]:
+        """What the critic expects before each response token."""
+        if self.critic is None:
+            raise StackError(
+                "There is no critic.", fix="set training.advantage_estimator: ppo to have one."
+            )
+        rows: list[list[float]] = [[] for _ in tokens]
+        for members, packed in self._parts(tokens, response_lengths):
+            parts = self.critic.values(packed).split([response_lengths[i] for i in members])
             for index, part in zip(members, parts, strict=True):
-                out[index] = part.tolist()
+                rows[index] = part.tolist()
+        return rows
+
+    def _all_log_probs(
+        self, tokens: list[list[int]], response_lengths: list[int], model: Policy
+    ) -> list[torch.Tensor]:
+        """By sample, on the device; computed on every rank for all samples."""
+        out = [torch.empty(0)] * len(tokens)
+        for members, packed in self._parts(tokens, response_lengths):
+            logp_R = without_gradient(model, packed, self.settings.temperature)[0]
+            parts = logp_R.split([response_lengths[i] for i in members])
+            for index, part in zip(members, parts, strict=True):
+                out[index] = part
         return out
 
-    def _no_grad(self, model: Policy, packed: Packed) -> torch.Tensor:
-        model.eval()
-        with torch.no_grad():
-            logp_R: torch.Tensor = model(packed, self.settings.temperature)[0]
-        # Only a backward pass makes FSDP shard the root's own parameters again.
-        sharded: Any = model
-        sharded.reshard()
-        model.train()
-        return logp_R
+    def _parts(self, tokens: list[list[int]], response_lengths: list[int]) -> Any:
+        return packed_parts(tokens, response_lengths, self.settings.training, self.device)
+
+    # ---- learning ------------------------------------------------------------------------------
 
     def update(self, batch: TrainBatch, update_id: str) -> tuple[list[dict[str, float]], bool]:
         """Optimizer steps over the batch: (metrics of each step, whether anything was done).
@@ -164,83 +176,81 @@ class Trainer:
         """
         if self.last_update and self.last_update[0] == update_id:
             return self.last_update[1], False
-        size = self.settings.training.global_batch_size or len(batch)
-        slices = [range(i, min(i + size, len(batch))) for i in range(0, len(batch), size)]
+        training = self.settings.training
+        steps = optimizer_steps(len(batch), training, f"{self.settings.seed} {self.updates}")
         # With one optimizer step the old weights are the present ones: nothing to compute.
-        old = self._all_log_probs(batch, self.policy) if len(slices) > 1 else None
-        reference = self._all_log_probs(batch, self.reference) if self.reference else None
-        metrics = [self._optimizer_step(batch, part, old, reference) for part in slices]
+        moves = len(steps) > 1 and not training.use_rollout_logprobs
+        old = None
+        if moves or Corrections.need_old(training):
+            old = self._all_log_probs(batch.tokens, batch.response_lengths, self.policy)
+        reference = None
+        if training.kl_loss_coef and self.reference:
+            reference = self._all_log_probs(batch.tokens, batch.response_lengths, self.reference)
+        corrections = Corrections.of(batch, old, training)
+        metrics = [
+            self._optimizer_step(batch, part, old, reference, corrections) | corrections.metrics
+            for part in steps
+        ]
+        self.updates += 1
+        interval = training.ref_update_interval
+        if interval and self.reference and self.updates % interval == 0:
+            self._refresh_reference(self.reference)
         self.last_update = (update_id, metrics)
         return metrics, True
-
-    def _all_log_probs(self, batch: TrainBatch, model: Policy) -> list[torch.Tensor]:
-        """By sample, on the device; computed on every rank for all samples."""
-        out = [torch.empty(0)] * len(batch)
-        whole = self._micro_batches(batch.tokens, batch.response_lengths, range(len(batch)))
-        for members, packed in whole:
-            parts = self._no_grad(model, packed).split([batch.response_lengths[i] for i in members])
-            for index, part in zip(members, parts, strict=True):
-                out[index] = part
-        return out
-
-    def _micro_batches(
-        self, tokens: Sequence[Sequence[int]], response_lengths: Sequence[int], part: Sequence[int]
-    ) -> Iterator[tuple[list[int], Packed]]:
-        limit = self.settings.training.max_tokens_per_gpu or MAX_TOKENS
-        own = [tokens[i] for i in part], [response_lengths[i] for i in part]
-        for members in micro_batches(*own, limit):
-            indices = [part[i] for i in members]
-            packed = pack([tokens[i] for i in indices], [response_lengths[i] for i in indices])
-            yield indices, packed.to(self.device)
-
-    def _shares(self, batch: TrainBatch, part: range) -> list[list[int]]:
-        """This rank's micro-batches; an empty one where another rank has more of them.
-
-        FSDP ranks run in step: each must call the model as often as the others.
-        """
-        training = self.settings.training
-        limit = training.max_tokens_per_gpu or MAX_TOKENS
-        world = training.num_trainers
-        by_rank = []
-        for rank in range(world):
-            # Neighbours, so that the samples of a prompt mostly stay with one rank.
-            own = part[rank * len(part) // world : (rank + 1) * len(part) // world]
-            bins = micro_batches(
-                [batch.tokens[i] for i in own], [batch.response_lengths[i] for i in own], limit
-            )
-            by_rank.append([[own[i] for i in members] for members in bins])
-        most = max(len(bins) for bins in by_rank)
-        mine = by_rank[self.settings.rank]
-        return mine + [[]] * (most - len(mine))
 
     def _optimizer_step(
         self,
         batch: TrainBatch,
-        part: range,
+        part: Sequence[int],
         old: list[torch.Tensor] | None,
         reference: list[torch.Tensor] | None,
+        corrections: Corrections,
     ) -> dict[str, float]:
         training = self.settings.training
         settings = LossSettings(
             training,
             total_samples=len(part),
             total_tokens=sum(sum(batch.loss_masks[i]) for i in part),
+            constant_length=self.settings.max_response_len,
         )
+        learns = not (self.critic and self.updates < self.critic.config.warmup_rollouts)
         sums: dict[str, float] = {}
-        self.optimizer.zero_grad()  # an update that broke off half-way leaves gradients behind
-        for members in self._shares(batch, part):
+        self._forget_gradients()  # an update that broke off half-way leaves gradients behind
+        for members in rank_share(batch, part, training, self.settings.rank):
             indices = members or [part[0]]
             packed = pack(
                 [batch.tokens[i] for i in indices], [batch.response_lengths[i] for i in indices]
             ).to(self.device)
-            inputs = self._inputs(batch, indices, old, reference, counts=bool(members))
+            inputs = self._inputs(batch, indices, old, reference, corrections, bool(members))
             logp_R, entropy_R = self.policy(packed, self.settings.temperature)
             loss, values = policy_loss(logp_R, entropy_R, packed.sample_R, inputs, settings)
             # FSDP averages gradients over ranks; ours are shares of one sum.
-            (loss * training.num_trainers).backward()
+            (loss * training.num_trainers * learns).backward()
+            if self.critic:
+                values |= self._critic_backward(batch, indices, packed, inputs, settings)
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value
-        return self._apply(sums)
+        return self._apply(sums, learns=learns)
+
+    def _critic_backward(
+        self,
+        batch: TrainBatch,
+        indices: list[int],
+        packed: Packed,
+        inputs: TokenInputs,
+        settings: LossSettings,
+    ) -> dict[str, float]:
+        assert self.critic
+        if batch.values is None or batch.returns is None:
+            raise StackError(
+                "The batch has no values for the critic to learn.",
+                fix="make it with `session.advantages(rollout)` of this session.",
+            )
+        old, returns = (flat(x, indices).to(self.device) for x in (batch.values, batch.returns))
+        weight_R = settings.weights(inputs.mask_R, packed.sample_R)
+        return self.critic.backward(
+            packed, old, returns, weight_R, self.settings.training.num_trainers
+        )
 
     def _inputs(
         self,
@@ -248,60 +258,74 @@ class Trainer:
         indices: list[int],
         old: list[torch.Tensor] | None,
         reference: list[torch.Tensor] | None,
-        *,
+        corrections: Corrections,
         counts: bool,
     ) -> TokenInputs:
-        lengths = torch.tensor([batch.response_lengths[i] for i in indices])
-        advantage_N = torch.tensor([batch.advantages[i] for i in indices], dtype=torch.float32)
         mask = torch.tensor([m for i in indices for m in batch.loss_masks[i]], dtype=torch.float32)
         rollout = None
         if batch.rollout_log_probs is not None:
-            flat = [x for i in indices for x in batch.rollout_log_probs[i]]
-            rollout = torch.tensor(flat, dtype=torch.float32).to(self.device)
+            rollout = flat(batch.rollout_log_probs, indices).to(self.device)
+        weight, keep = corrections.of_samples(indices)
         return TokenInputs(
-            advantage_R=torch.repeat_interleave(advantage_N, lengths).to(self.device),
+            advantage_R=batch.flat_advantages(indices).to(self.device),
             mask_R=(mask if counts else torch.zeros_like(mask)).to(self.device),
             old_logp_R=torch.cat([old[i] for i in indices]) if old else None,
             ref_logp_R=torch.cat([reference[i] for i in indices]) if reference else None,
             rollout_logp_R=rollout,
+            weight_R=weight,
+            keep_R=keep,
         )
 
-    def _apply(self, sums: dict[str, float]) -> dict[str, float]:
+    def _apply(self, sums: dict[str, float], *, learns: bool) -> dict[str, float]:
         """Clip, step, and return the step's metrics, summed over ranks."""
         training = self.settings.training
         names = sorted(sums)
         total = torch.tensor([sums[name] for name in names], dtype=torch.float64)
         dist.all_reduce(total)
-        metrics = dict(zip(names, total.tolist(), strict=True))
-        limit = training.clip_grad or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
-        grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        metrics = finish(dict(zip(names, total.tolist(), strict=True)))
+        metrics["train/grad_norm"] = clip_gradients(self.policy, training.clip_grad)
+        if self.critic:
+            metrics["train/critic_grad_norm"] = self.critic.clip()
+        checked = ("train/loss", "train/grad_norm", "train/value_loss", "train/critic_grad_norm")
+        if wrong := [n for n in checked if n in metrics and not math.isfinite(metrics[n])]:
+            self._forget_gradients()
+            raise StackError(
+                "The update was refused: "
+                + ", ".join(f"{name.removeprefix('train/')} is {metrics[name]}" for name in wrong)
+                + f" (loss {metrics['train/loss']}, gradient norm {metrics['train/grad_norm']}).",
+                why="A step with them would have destroyed the weights, which are unchanged.",
+                fix="look at the batch's rewards and log-probs, or lower training.learning_rate.",
+            )
         rate = learning_rate(
             self.optimizer_steps,
             peak=training.learning_rate,
             lowest=training.min_learning_rate,
             warmup=training.warmup_steps,
-            total=self._total_steps(),
+            total=training.num_rollout * training.steps_per_rollout,
             schedule=training.lr_schedule,
         )
-        if not (math.isfinite(metrics["train/loss"]) and math.isfinite(grad_norm)):
-            self.optimizer.zero_grad()
-            raise StackError(
-                f"The update was refused: loss {metrics['train/loss']}, gradient norm {grad_norm}.",
-                why="A step with them would have destroyed the weights, which are unchanged.",
-                fix="look at the batch's rewards and log-probs, or lower training.learning_rate.",
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.optimizer_steps += 1
-        return metrics | {"train/grad_norm": grad_norm, "train/lr": rate}
+        if learns:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self.optimizer_steps += 1
+        if self.critic:
+            self.critic.step()
+        self._forget_gradients()
+        return metrics | {"train/lr": rate if learns else 0.0}
 
-    def _total_steps(self) -> int:
-        training = self.settings.training
-        rollout = training.rollout_batch_size * training.n_samples_per_prompt
-        return training.num_rollout * (rollout // (training.global_batch_size or rollout))
+    def _forget_gradients(self) -> None:
+        self.optimizer.zero_grad()
+        if self.critic:
+            self.critic.optimizer.zero_grad()
+
+    def _refresh_reference(self, reference: Policy) -> None:
+        pairs = zip(reference.parameters(), self.policy.parameters(), strict=True)
+        with torch.no_grad():
+            for old, new in pairs:
+                old.copy_(new)
+
+    # ---- handing over --------------------------------------------------------------------------
 
     def export_weights(self) -> Handle | None:
         """Gather the weights for the engine; rank 0 returns where they are."""
@@ -319,7 +343,7 @@ class Trainer:
         return None
 
     def save(self, directory: str) -> None:
-        """Write weights and optimizer; all ranks call, rank 0 writes."""
+        """Write weights and optimizers; all ranks call, rank 0 writes."""
         trainer_state.save(self, directory)
 
     def load(self, directory: str) -> None:

@@ -21,30 +21,25 @@ if TYPE_CHECKING:
     from kit.stack.trainer import Trainer
 
 WEIGHTS, OPTIMIZER, COUNTERS = "weights.safetensors", "optimizer.safetensors", "trainer.json"
+REFERENCE = "reference.safetensors"
+CRITIC_WEIGHTS, CRITIC_OPTIMIZER = "critic.safetensors", "critic_optimizer.safetensors"
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def save(trainer: Trainer, directory: str) -> None:
     """Gather everything on rank 0 and write it there. All ranks must call."""
-    from safetensors.torch import save_file
-
-    weights: dict[str, Any] = get_model_state_dict(trainer.policy, options=FULL)
-    optimizer = get_optimizer_state_dict(trainer.policy, trainer.optimizer, options=FULL)
-    if trainer.settings.rank:
-        return
     folder = Path(directory)
-    inner: Any = trainer.policy.model
-    if inner.config.tie_word_embeddings:
-        weights.pop("model.lm_head.weight", None)
-    save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
-    state: Any = optimizer["state"]
-    flat = {
-        f"{name}//{key}": value.contiguous()
-        for name, values in state.items()
-        for key, value in values.items()
-    }
-    save_file(flat, folder / OPTIMIZER)
-    (folder / COUNTERS).write_text(json.dumps({"optimizer_steps": trainer.optimizer_steps}))
+    _save_model(trainer, trainer.policy, folder / WEIGHTS)
+    _save_optimizer(trainer, trainer.policy, trainer.optimizer, folder / OPTIMIZER)
+    if _reference_moves(trainer):
+        _save_model(trainer, trainer.reference, folder / REFERENCE)
+    if trainer.critic:
+        critic = trainer.critic
+        _save_model(trainer, critic.model, folder / CRITIC_WEIGHTS)
+        _save_optimizer(trainer, critic.model, critic.optimizer, folder / CRITIC_OPTIMIZER)
+    if not trainer.settings.rank:
+        counters = {"optimizer_steps": trainer.optimizer_steps, "updates": trainer.updates}
+        (folder / COUNTERS).write_text(json.dumps(counters))
 
 
 def load(trainer: Trainer, directory: str) -> None:
@@ -56,9 +51,11 @@ def load(trainer: Trainer, directory: str) -> None:
     from safetensors.torch import load_file
 
     folder = Path(directory)
+    names = [WEIGHTS, OPTIMIZER]
+    names += [REFERENCE] if _reference_moves(trainer) else []
+    names += [CRITIC_WEIGHTS, CRITIC_OPTIMIZER] if trainer.critic else []
     try:
-        weights: dict[str, Any] = load_file(folder / WEIGHTS)
-        flat = load_file(folder / OPTIMIZER)
+        read: dict[str, Any] = {name: load_file(folder / name) for name in names}
         counters = json.loads((folder / COUNTERS).read_text())
     except Exception as error:
         raise CheckpointError(
@@ -66,28 +63,75 @@ def load(trainer: Trainer, directory: str) -> None:
             why=str(error),
             fix="load another checkpoint; the session's weights are unchanged.",
         ) from error
-    _check_shapes(trainer, weights, directory)
-    inner: Any = trainer.policy.model
-    if inner.config.tie_word_embeddings:
+    models: list[tuple[str, Any]] = [(WEIGHTS, trainer.policy)]
+    models += [(REFERENCE, trainer.reference)] if REFERENCE in read else []
+    models += [(CRITIC_WEIGHTS, trainer.critic.model)] if trainer.critic else []
+    for name, model in models:
+        _check_shapes(model, read[name], directory)
+    for name, model in models:
+        _load_model(model, read[name])
+    _load_optimizer(trainer.policy, trainer.optimizer, read[OPTIMIZER])
+    if trainer.critic:
+        _load_optimizer(trainer.critic.model, trainer.critic.optimizer, read[CRITIC_OPTIMIZER])
+    trainer.optimizer_steps = int(counters["optimizer_steps"])
+    trainer.updates = int(counters.get("updates", 0))
+    trainer.last_update = None
+
+
+def _reference_moves(trainer: Trainer) -> bool:
+    """Else it is the model that the session starts from, and need not be kept."""
+    return bool(trainer.reference and trainer.settings.training.ref_update_interval)
+
+
+def _tied(model: Any) -> bool:
+    """Is the output embedding the input embedding? Then it is kept once."""
+    return hasattr(model, "model") and bool(model.model.config.tie_word_embeddings)
+
+
+def _save_model(trainer: Trainer, model: Any, file: Path) -> None:
+    from safetensors.torch import save_file
+
+    weights: dict[str, Any] = get_model_state_dict(model, options=FULL)
+    if trainer.settings.rank:
+        return
+    if _tied(model):
+        weights.pop("model.lm_head.weight", None)
+    save_file({name: value.contiguous() for name, value in weights.items()}, file)
+
+
+def _load_model(model: Any, weights: dict[str, Any]) -> None:
+    if _tied(model):
         weights["model.lm_head.weight"] = weights["model.model.embed_tokens.weight"]
-    set_model_state_dict(trainer.policy, weights, options=FULL)
+    set_model_state_dict(model, weights, options=FULL)
+
+
+def _save_optimizer(trainer: Trainer, model: Any, optimizer: Any, file: Path) -> None:
+    from safetensors.torch import save_file
+
+    state: Any = get_optimizer_state_dict(model, optimizer, options=FULL)["state"]
+    if trainer.settings.rank:
+        return
+    flat = {
+        f"{name}//{key}": value.contiguous()
+        for name, values in state.items()
+        for key, value in values.items()
+    }
+    save_file(flat, file)
+
+
+def _load_optimizer(model: Any, optimizer: Any, flat: dict[str, Any]) -> None:
     state: Any = {}
     for path, value in flat.items():
         name, _, key = path.partition("//")
         state.setdefault(name, {})[key] = value
-    groups = get_optimizer_state_dict(trainer.policy, trainer.optimizer, options=FULL)
+    groups = get_optimizer_state_dict(model, optimizer, options=FULL)["param_groups"]
     set_optimizer_state_dict(
-        trainer.policy,
-        trainer.optimizer,
-        {"state": state, "param_groups": groups["param_groups"]},
-        options=FULL,
+        model, optimizer, {"state": state, "param_groups": groups}, options=FULL
     )
-    trainer.optimizer_steps = int(counters["optimizer_steps"])
-    trainer.last_update = None
 
 
-def _check_shapes(trainer: Trainer, weights: dict[str, torch.Tensor], directory: str) -> None:
-    own = {name: tuple(p.shape) for name, p in trainer.policy.named_parameters()}
+def _check_shapes(model: Any, weights: dict[str, torch.Tensor], directory: str) -> None:
+    own = {name: tuple(p.shape) for name, p in model.named_parameters()}
     read = {name: tuple(value.shape) for name, value in weights.items()}
     wrong = sorted(name for name in own if read.get(name) != own[name])
     if wrong:

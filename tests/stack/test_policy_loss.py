@@ -17,6 +17,8 @@ INPUTS = TokenInputs(
     old_logp_R=tensor([-1.0, -1.0, -2.0, -0.5, -0.5]),
     ref_logp_R=tensor([-1.5, -1.0, -1.0, -0.5, -0.5]),
     rollout_logp_R=tensor([-1.0, -1.0, -2.5, -0.5, -0.5]),
+    weight_R=torch.ones(5),
+    keep_R=torch.ones(5),
 )
 LOGP = tensor([-0.5, -1.0, -2.0, -0.4, -0.5])
 ENTROPY = tensor([1.0, 9.0, 2.0, 3.0, 9.0])

@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from kit.config import TrainingConfig
 from kit.errors import CheckpointError, DataError, StackError
-from kit.stack.trainer import TrainBatch, Trainer, TrainerSettings
+from kit.stack.batches import TrainBatch
+from kit.stack.trainer import Trainer, TrainerSettings
 from kit.stack.weights import Inbox
 from kit.tiny import MODEL_DIR
 
@@ -257,13 +258,13 @@ def test_the_reference_keeps_the_weights_of_the_start(make: Make) -> None:
     (second,), _ = trainer.update(given, "b")
     assert first["train/kl_loss"] == pytest.approx(0.0, abs=1e-6)
     assert second["train/kl_loss"] > 1e-4
-    held = trainer.log_probs(given.tokens, given.response_lengths, reference=True)
+    held = trainer.log_probs(given.tokens, given.response_lengths, "reference")
     assert held == start
 
 
 def test_asking_for_a_reference_that_was_not_loaded_names_the_setting(make: Make) -> None:
     with pytest.raises(StackError, match=r"training\.kl_loss_coef"):
-        make().log_probs([[1, 2]], [1], reference=True)
+        make().log_probs([[1, 2]], [1], "reference")
 
 
 def test_a_loaded_trainer_goes_on_exactly_where_the_saved_one_would(

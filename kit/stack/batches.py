@@ -1,0 +1,95 @@
+"""What an update trains on, and how it is cut: into optimizer steps, ranks and micro-batches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kit.config import TrainingConfig
+from kit.model.packing import Packed, micro_batches, pack
+
+MAX_TOKENS = 16384
+"""Tokens a micro-batch where `training.max_tokens_per_gpu` is not set."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainBatch:
+    """What an update trains on: N samples. What is by token has one list a sample."""
+
+    tokens: list[list[int]]
+    response_lengths: list[int]
+    loss_masks: list[list[int]]
+    advantages: list[float]
+    rollout_log_probs: list[list[float]] | None
+    token_advantages: list[list[float]] | None = None
+    """Where the tokens of a sample have advantages of their own."""
+    values: list[list[float]] | None = None
+    """With a critic: what it said when the advantages were made."""
+    returns: list[list[float]] | None = None
+    """With a critic: what it should have said."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def flat_advantages(self, indices: Sequence[int]) -> torch.Tensor:
+        """One a response token of these samples, (R)."""
+        if self.token_advantages is not None:
+            return flat(self.token_advantages, indices)
+        lengths = torch.tensor([self.response_lengths[i] for i in indices])
+        advantage_N = torch.tensor([self.advantages[i] for i in indices], dtype=torch.float32)
+        return torch.repeat_interleave(advantage_N, lengths)
+
+
+def flat(rows: Sequence[Sequence[float]], indices: Sequence[int]) -> torch.Tensor:
+    """The values of these samples, one after the other, float32."""
+    return torch.tensor([x for i in indices for x in rows[i]], dtype=torch.float32)
+
+
+def optimizer_steps(count: int, training: TrainingConfig, seed: str) -> list[list[int]]:
+    """Which samples each optimizer step of an update takes; epochs after the first reshuffle."""
+    size = training.global_batch_size or count
+    steps = []
+    draw = random.Random(seed)
+    for epoch in range(training.epochs_per_rollout):
+        order = list(range(count))
+        if epoch:
+            draw.shuffle(order)
+        steps += [sorted(order[i : i + size]) for i in range(0, count, size)]
+    return steps
+
+
+def packed_parts(
+    tokens: Sequence[Sequence[int]],
+    response_lengths: Sequence[int],
+    training: TrainingConfig,
+    device: torch.device,
+) -> Iterator[tuple[list[int], Packed]]:
+    """All samples in micro-batches: (indices, packed on the device)."""
+    limit = training.max_tokens_per_gpu or MAX_TOKENS
+    for members in micro_batches(tokens, response_lengths, limit):
+        packed = pack([tokens[i] for i in members], [response_lengths[i] for i in members])
+        yield members, packed.to(device)
+
+
+def rank_share(
+    batch: TrainBatch, part: Sequence[int], training: TrainingConfig, rank: int
+) -> list[list[int]]:
+    """One rank's micro-batches; an empty one where another rank has more of them.
+
+    FSDP ranks run in step: each must call the model as often as the others.
+    """
+    limit = training.max_tokens_per_gpu or MAX_TOKENS
+    world = training.num_trainers
+    by_rank = []
+    for other in range(world):
+        # Neighbours, so that the samples of a prompt mostly stay with one rank.
+        own = part[other * len(part) // world : (other + 1) * len(part) // world]
+        bins = micro_batches(
+            [batch.tokens[i] for i in own], [batch.response_lengths[i] for i in own], limit
+        )
+        by_rank.append([[own[i] for i in members] for members in bins])
+    most = max(len(bins) for bins in by_rank)
+    return by_rank[rank] + [[]] * (most - len(by_rank[rank]))
