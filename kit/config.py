@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -113,6 +113,9 @@ class EngineConfig(Section):
     replicas: Positive | None = None
     """Engines side by side, each with all weights and a share of the cores and of the prompts; None
     takes two for a small model on a CPU with two cores or more, else one."""
+    weight_bits: Annotated[int, Field(ge=2, le=16)] | None = None
+    """Round each row of every weight matrix to so many bits on its way to the engine, as a
+    quantised engine has them; None does not. The trainer's weights stay as they are."""
     start_timeout: float = Field(default=600.0, gt=0.0)
     """Seconds that starting Ray, engine and trainer may take."""
     call_timeout: float = Field(default=1800.0, gt=0.0)

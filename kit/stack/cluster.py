@@ -59,6 +59,9 @@ class Cluster:
             processes.MARK: self.stack,
             "TMPDIR": str(self.directory / "tmp"),
             "RAY_enable_worker_prestart": "0",
+            # Half a minute by default, after which the raylet ends: too short for a busy machine.
+            "RAY_agent_register_timeout_ms": "600000",
+            "RAY_worker_register_timeout_seconds": "600",
             "RAY_enable_metrics_collection": "0",
             "PYTHONPATH": _joined(str(PACKAGE_ROOT), env.get("PYTHONPATH", "")),
             "TOKENIZERS_PARALLELISM": "false",
@@ -130,9 +133,10 @@ class Cluster:
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of the stack's own logs, for error messages."""
         text = []
-        for name in ("head.log", "zygote.log"):
+        raylet = "ray/session_latest/logs/raylet.out"
+        for name, count in (("head.log", lines), ("zygote.log", lines), (raylet, 5)):
             with contextlib.suppress(OSError):
-                text += (self.directory / name).read_text(errors="replace").splitlines()[-lines:]
+                text += (self.directory / name).read_text(errors="replace").splitlines()[-count:]
         return "\n".join(text)
 
     def close(self) -> None:

@@ -136,6 +136,7 @@ class Stack:
             rank=rank,
             rendezvous=str(self.cluster.directory / "tmp" / "rendezvous"),
             max_response_len=self.max_response_len,
+            weight_bits=config.engine.weight_bits,
             trust_remote_code=config.model.trust_remote_code,
             gradient_checkpointing=config.model.gradient_checkpointing,
         )

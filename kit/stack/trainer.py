@@ -48,6 +48,8 @@ class TrainerSettings:
     rendezvous: str
     max_response_len: int = 1
     """What a loss over a constant length divides by."""
+    weight_bits: int | None = None
+    """What the engine's weights are rounded to."""
     trust_remote_code: bool = False
     gradient_checkpointing: bool = False
 
@@ -84,7 +86,7 @@ class Trainer:
         self.reference = self._load().requires_grad_(False) if training.has_reference else None
         self.optimizer = self._adamw(self.policy, training.learning_rate)
         self.critic = self._critic() if training.advantage_estimator == "ppo" else None
-        self.outbox = Outbox(self.device, getattr(torch, settings.dtype))
+        self.outbox = Outbox(self.device, getattr(torch, settings.dtype), settings.weight_bits)
         return {"parameters": sum(p.numel() for p in self.policy.parameters())}
 
     def _load(self) -> Policy:
