@@ -134,7 +134,7 @@ class Cluster:
         """The last lines of the stack's own logs, for error messages."""
         text = []
         raylet = "ray/session_latest/logs/raylet.out"
-        for name, count in (("head.log", lines), ("zygote.log", lines), (raylet, 5)):
+        for name, count in (("head.log", lines), ("zygote.log", lines), (raylet, 40)):
             with contextlib.suppress(OSError):
                 text += (self.directory / name).read_text(errors="replace").splitlines()[-count:]
         return "\n".join(text)

@@ -1,0 +1,187 @@
+"""Every estimator on the embedded model: does it learn, and how fast?
+
+    python -m benchmarks.estimators                          # all, three seeds: docs/images/*.svg
+    python -m benchmarks.estimators --only grpo ppo --seeds 0
+    python -m benchmarks.estimators --study tis              # a coarse engine, with and without TIS
+
+Each run starts from the same half-able base model and trains on two-digit addition; accuracy is
+greedy, on held-out problems. One setting each, the table's second column: everything else is the
+`tiny` preset. Curves and table are written to `docs/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kit import RLSession, SessionConfig
+
+ROOT = Path(__file__).parents[1]
+EVERY = 4
+"""Steps between two evaluations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One line of the table: a name, and what it changes in the preset."""
+
+    name: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def config(self, seed: int) -> SessionConfig:
+        """The preset with the changes."""
+        config = SessionConfig.preset("tiny").replace("seed", seed)
+        for key, value in self.changes.items():
+            config = config.replace(key, value)
+        return config
+
+    @property
+    def setting(self) -> str:
+        """The changes as a person writes them."""
+        keys = {key.removeprefix("training."): value for key, value in self.changes.items()}
+        return ", ".join(f"{key}: {value}" for key, value in keys.items())
+
+
+def estimator(name: str, **training: Any) -> Contender:
+    """A contender that changes the training section only."""
+    changes = {"advantage_estimator": name, **training}
+    return Contender(name, {f"training.{key}": value for key, value in changes.items()})
+
+
+ESTIMATORS = [
+    estimator("grpo"),
+    estimator("dr_grpo"),
+    estimator("rloo"),
+    estimator("gspo", eps_clip=0.003, eps_clip_high=0.004, global_batch_size=64),
+    estimator("cispo", eps_clip=1.0, eps_clip_high=2.0, global_batch_size=64),
+    estimator("reinforce_plus_plus", kl_coef=0.001),
+    estimator("reinforce_plus_plus_baseline", kl_coef=0.001),
+    estimator("ppo", critic={"learning_rate": 1e-3}),
+]
+COARSE = {"engine.weight_bits": 3}
+STUDIES = {
+    "estimators": ESTIMATORS,
+    "tis": [
+        Contender("exact engine"),
+        Contender("3-bit engine", COARSE),
+        Contender("3-bit engine, TIS", {**COARSE, "training.use_tis": True}),
+    ],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One run: held-out accuracy after so many steps."""
+
+    name: str
+    setting: str
+    seed: int
+    steps: tuple[int, ...]
+    accuracy: tuple[float, ...]
+    seconds: float
+    """Of the training steps, evaluations and start left out."""
+
+
+def run(contender: Contender, seed: int, steps: int) -> Curve:
+    """Train once from the base model."""
+    with RLSession.start(contender.config(seed)) as session:
+        at, accuracy, seconds = [0], [session.evaluate().accuracy], 0.0
+        for step in range(1, steps + 1):
+            seconds += session.step().metrics["perf/step_time"]
+            if step % EVERY == 0 or step == steps:
+                at.append(step)
+                accuracy.append(session.evaluate().accuracy)
+    return Curve(contender.name, contender.setting, seed, tuple(at), tuple(accuracy), seconds)
+
+
+def table(curves: Sequence[Curve], goal: float) -> str:
+    """Markdown, one line a contender: its worst seed, and steps until the goal by seed."""
+    lines = [
+        f"| | what is set | final accuracy, by seed | steps to {goal:.2f} | s a step |",
+        "|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(curve.name for curve in curves):
+        own = [curve for curve in curves if curve.name == name]
+        final = ", ".join(f"{curve.accuracy[-1]:.3f}" for curve in own)
+        reached = ", ".join(_reached(curve, goal) for curve in own)
+        seconds = sum(curve.seconds / curve.steps[-1] for curve in own) / len(own)
+        setting = f"`{own[0].setting}`" if own[0].setting else ""
+        lines.append(f"| {name} | {setting} | {final} | {reached} | {seconds:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _reached(curve: Curve, goal: float) -> str:
+    pairs = zip(curve.steps, curve.accuracy, strict=True)
+    return next((str(step) for step, value in pairs if value >= goal), "not")
+
+
+def draw(curves: Sequence[Curve], file: Path) -> None:
+    """All curves in one picture: the mean over seeds, and the range as a band."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    import matplotlib.pyplot as plt
+
+    mpl.rcParams |= {"svg.hashsalt": "kit", "svg.fonttype": "path"}
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for name in dict.fromkeys(curve.name for curve in curves):
+        own = [curve.accuracy for curve in curves if curve.name == name]
+        steps = next(curve.steps for curve in curves if curve.name == name)
+        by_step = list(zip(*own, strict=True))
+        mean = [sum(values) / len(values) for values in by_step]
+        (line,) = axes.plot(steps, mean, label=name, linewidth=1.6)
+        low, high = [min(v) for v in by_step], [max(v) for v in by_step]
+        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set(xlabel="step", ylabel="held-out accuracy (greedy)", ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(file, metadata={"Date": None})
+    plt.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run, draw, and write the table and the numbers."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--study", choices=STUDIES, default="estimators")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="some contenders only")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--goal", type=float, default=0.85, help="accuracy that counts as solved")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", metavar="DIRECTORY")
+    options = parser.parse_args(argv)
+    contenders = STUDIES[options.study]
+    unknown = set(options.only or []) - {c.name for c in contenders}
+    if unknown:
+        parser.error(f"no contender {', '.join(sorted(unknown))} in {options.study}")
+    curves = []
+    for contender in contenders:
+        if options.only and contender.name not in options.only:
+            continue
+        for seed in options.seeds:
+            curves.append(run(contender, seed, options.steps))
+            print(
+                f"{contender.name:30} seed {seed}   {curves[-1].accuracy[0]:.3f} -> "
+                f"{curves[-1].accuracy[-1]:.3f}   at {options.goal:.2f} after "
+                f"{_reached(curves[-1], options.goal)} steps",
+                flush=True,
+            )
+    (options.out / "images").mkdir(parents=True, exist_ok=True)
+    (options.out / f"{options.study}.md").write_text(table(curves, options.goal))
+    rows = [_row(curve) for curve in curves]
+    (options.out / f"{options.study}.json").write_text(json.dumps(rows, indent=1) + "\n")
+    draw(curves, options.out / "images" / f"{options.study}.svg")
+    print("\n" + table(curves, options.goal))
+
+
+def _row(curve: Curve) -> dict[str, Any]:
+    return {name: getattr(curve, name) for name in ("name", "setting", "seed", "steps", "accuracy")}
+
+
+if __name__ == "__main__":
+    main()
