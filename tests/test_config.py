@@ -179,6 +179,43 @@ def test_batch_sizes_and_rates_that_cannot_go_together_are_refused_with_numbers(
     assert "What to do:" in message
 
 
+@pytest.mark.parametrize(
+    ("training", "parts"),
+    [
+        ({"kl_loss_coef": 0.1, "kl_coef": 0.1}, ["kl_loss_coef", "kl_coef", "twice"]),
+        ({"use_tis": True, "mis": {}}, ["use_tis", "mis", "keep one"]),
+        ({"use_tis": True, "use_rollout_logprobs": True}, ["use_rollout_logprobs", "again"]),
+        ({"mis": {}, "use_rollout_logprobs": True}, ["use_rollout_logprobs", "again"]),
+        ({"ref_update_interval": 5}, ["ref_update_interval", "no reference model", "kl_coef"]),
+        (
+            {"advantage_estimator": "dr_grpo", "calculate_per_token_loss": True},
+            ["calculate_per_token_loss", "constant length"],
+        ),
+        ({"advantage_estimator": "cispo", "eps_clip_c": 3.0}, ["eps_clip_c", "cispo"]),
+        ({"critic": {"learning_rate": 1e-4}}, ["critic", "grpo has no critic", "ppo"]),
+        ({"gamma": 0.9}, ["gamma is 0.9", "grpo", "same advantage"]),
+        ({"lambd": 0.9, "advantage_estimator": "reinforce_plus_plus"}, ["lambd", "only ppo"]),
+        ({"use_tis": True, "tis_clip": 1.0, "tis_clip_low": 2.0}, ["tis_clip_low 2.0", "1.0"]),
+        ({"n_samples_per_prompt": 1, "advantage_estimator": "rloo"}, ["rloo", "2 or more"]),
+        ({"mis": {"low": 3.0}}, ["low (3.0)", "high (2.0)"]),
+        ({"mis": {"rs_low": 0.1}}, ["rs_level", "nothing would be rejected"]),
+        ({"mis": {"level": "batch"}}, ["training.mis.level", "'batch'"]),
+        ({"advantage_estimator": "grp"}, ["advantage_estimator", "'grp'", "grpo"]),
+    ],
+)
+def test_what_cannot_be_combined_is_refused_with_the_reason(
+    training: dict[str, Any], parts: list[str]
+) -> None:
+    message = refusal(training=training)
+    assert [part for part in parts if part not in message] == []
+
+
+@pytest.mark.parametrize("estimator", ["reinforce_plus_plus", "ppo"])
+def test_estimators_that_need_no_group_take_one_sample_a_prompt(estimator: str) -> None:
+    training = {"advantage_estimator": estimator, "n_samples_per_prompt": 1}
+    assert SessionConfig(training=training).rollout_size == 16
+
+
 def test_a_warning_threshold_above_the_failing_one_is_refused() -> None:
     assert "warn_above 0.2" in refusal(mismatch={"warn_above": 0.2, "fail_above": 0.1})
 

@@ -57,9 +57,9 @@ MEANINGS: dict[str, Meaning] = {
         "length of the gradient before clipping", "above 0, without jumps", _no_gradient
     ),
     "train/ess_ratio": Meaning(
-        "effective share of samples after importance weights",
+        "effective share of tokens: how evenly the probability ratios weigh them",
         "1 on-policy",
-        _below(0.5, "a few samples carry the update"),
+        _below(0.5, "a few tokens carry the update"),
     ),
     "train/train_rollout_logprob_abs_diff": Meaning(
         "mean |trainer - engine| log-prob of the same tokens",
@@ -77,6 +77,28 @@ MEANINGS: dict[str, Meaning] = {
         "near 0",
         _above(0.3, "trainer and engine disagree: call session.check_mismatch(rollout)"),
     ),
+    "train/mis/weight_mean": Meaning("mean importance weight, trainer over engine", "near 1"),
+    "train/mis/weight_min": Meaning("smallest importance weight"),
+    "train/mis/weight_max": Meaning("largest importance weight"),
+    "train/mis/batch_norm": Meaning("what the importance weights were divided by", "near 1"),
+    "train/mis/kept_fraction": Meaning(
+        "share of tokens that the correction lets train",
+        "near 1",
+        _below(0.5, "most tokens are rejected: call session.check_mismatch(rollout)"),
+    ),
+    "train/mis/rs_fraction": Meaning("share of tokens rejected by rs_level", "near 0"),
+    "train/mis/veto_fraction": Meaning("share of samples left out by the veto", "near 0"),
+    "train/mis/truncate_fraction": Meaning("share of weights above the upper bound", "near 0"),
+    "train/opsm/masked_fraction": Meaning("share of tokens left out as off-policy", "near 0"),
+    "train/opsm/masked_samples": Meaning("share of samples left out as off-policy", "near 0"),
+    "train/opsm/kl_mean": Meaning(
+        "how far log-probs fell since generation, in nats a token", "near 0"
+    ),
+    "train/value_loss": Meaning("squared error of the critic, halved", "falls"),
+    "train/value_clipfrac": Meaning("share of values whose update was clipped", "small"),
+    "train/value_mean": Meaning("what the critic expects, on average", "follows the returns"),
+    "train/return_mean": Meaning("what came, on average", "rises over a run"),
+    "train/critic_grad_norm": Meaning("length of the critic's gradient before clipping"),
     "train/lr": Meaning("learning rate", "as configured"),
     "rollout/raw_reward": Meaning("mean reward of the rollout", "rises over a run"),
     "rollout/response_len/mean": Meaning("mean response length in tokens", "no sudden growth"),
@@ -112,11 +134,15 @@ SHORT = {
 
 def meaning(name: str) -> Meaning:
     """What is known about a metric; an empty meaning for one that is not listed."""
+    if name in MEANINGS:
+        return MEANINGS[name]
     if name.startswith("eval/"):
         return Meaning("mean reward on held-out prompts", "rises over a run")
+    if name.startswith("train/mis/"):
+        return Meaning("share of importance weights outside the bounds", "near 0")
     if name.startswith("rollout/zero_std/"):
         return Meaning("groups whose rewards are all equal: nothing to learn", "few")
-    return MEANINGS.get(name, Meaning(""))
+    return Meaning("")
 
 
 def what_is_off(name: str, value: object) -> str:
