@@ -16,13 +16,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from kit import checkpoint, mismatch
 from kit.arguments import at_least_one, expect
 from kit.arguments import temperature as checked_temperature
 from kit.batching import make_batch
-from kit.errors import DataError, SessionError
+from kit.config_training import Estimator
+from kit.errors import ConfigError, DataError, SessionError, did_you_mean
 from kit.evaluation import summarize
 from kit.lifecycle import Lifecycle
 from kit.metrics import rollout_metrics
@@ -94,21 +95,45 @@ class RLSession(Lifecycle):
         self.last_rollout = scored
         return scored
 
-    def advantages(self, rollout: Rollout) -> Batch:
+    def advantages(self, rollout: Rollout, advantage_estimator: Estimator | None = None) -> Batch:
         """What an update will see: rewards made into advantages by the configured estimator.
 
         A group with a failed or aborted sample is left out whole: its mean would be of other
         samples than were drawn.
+
+        Args:
+            rollout: what `score` returned.
+            advantage_estimator: another one than the configured, to compare. The update still
+                takes the configured one's loss.
 
         Raises:
             SessionError: the rollout has no rewards yet.
         """
         fix = "pass what `session.score(...)` returned."
         rollout = expect(rollout, Rollout, "advantages", fix)
-        return make_batch(rollout, self.config.training, self._ask)
+        training = self.config.training
+        if advantage_estimator is not None:
+            if advantage_estimator not in (known := get_args(Estimator)):
+                raise ConfigError(
+                    f"There is no advantage_estimator {advantage_estimator!r}.",
+                    fix=did_you_mean(advantage_estimator, known),
+                )
+            # Settings of other estimators do no harm here, so they are not checked again.
+            training = training.model_copy(update={"advantage_estimator": advantage_estimator})
+        return make_batch(rollout, training, self.log_probs)
 
-    def _ask(self, samples: Sequence[Sample], of: str) -> list[list[float]]:
-        """A number for each response token from the trainer: `policy`, `reference` or `values`."""
+    def log_probs(self, samples: Sequence[Sample], of: str = "policy") -> list[list[float]]:
+        """What the trainer says of each response token, one list a sample.
+
+        Args:
+            samples: a rollout, or some of its samples.
+            of: log-probs, in nats, of the `policy` or the `reference`; or the critic's `values`.
+
+        Raises:
+            StackError: there is no reference or no critic.
+        """
+        if of not in (known := ("policy", "reference", "values")):
+            raise SessionError(f"log_probs knows no {of!r}.", fix=did_you_mean(of, known))
         return self._running.by_token(
             [s.tokens for s in samples], [s.response_length for s in samples], of
         )
@@ -178,7 +203,7 @@ class RLSession(Lifecycle):
         samples = [s for s in rollout if s.response_length and s.rollout_log_probs]
         if not samples:
             raise DataError("The rollout has no tokens with log-probs to compare.")
-        values = self._ask(samples, "policy")
+        values = self.log_probs(samples)
         return mismatch.compare(
             samples,
             values,

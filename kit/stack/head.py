@@ -59,6 +59,7 @@ def start_ray(directory: Path, *, gpus: int, fork_workers: bool) -> Any:
         os.environ["KIT_RAY_SETUP_WORKER"] = str(Path(workers.__file__).parent / "setup_worker.py")
         settings["setup_worker_path"] = str(Path(zygote.__file__).with_name("worker_stub.py"))
     ports = free_ports(4)
+    services.start_ray_process = naming_port(services.start_ray_process, ports[3])
     params = RayParams(
         num_cpus=64,  # actors share the machine; Ray's bookkeeping of cores is not wanted
         num_gpus=gpus,
@@ -71,7 +72,7 @@ def start_ray(directory: Path, *, gpus: int, fork_workers: bool) -> Any:
         gcs_server_port=0,
         env_vars={},
         # Where a port is left open, the raylet waits 15 s for an agent, a Python process, to start
-        # and choose one, and dies after that: too short for a busy machine.
+        # and choose one, and dies after that: too short for a busy machine. See `naming_port`.
         runtime_env_agent_port=ports[0],
         metrics_agent_port=ports[1],
         metrics_export_port=ports[2],
@@ -81,6 +82,17 @@ def start_ray(directory: Path, *, gpus: int, fork_workers: bool) -> Any:
     return LeanNode(
         params, head=True, shutdown_at_exit=False, spawn_reaper=False, ray_init_cluster=False
     )
+
+
+def naming_port(start: Callable[..., Any], port: int) -> Callable[..., Any]:
+    """Tell the raylet its agent's port. Ray tells the agent only, and has the raylet wait."""
+
+    def start_process(command: list[str], process_type: str, *args: Any, **kwargs: Any) -> Any:
+        if process_type == "raylet":
+            command = [*command, f"--dashboard_agent_listen_port={port}"]
+        return start(command, process_type, *args, **kwargs)
+
+    return start_process
 
 
 def patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
