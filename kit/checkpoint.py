@@ -1,6 +1,7 @@
 """Checkpoints of a session: one directory, complete or not there.
 
-    config.yaml   the settings          state.json   counters, data position, metrics
+    config.yaml   the settings
+    state.json    counters, data position, the buffer of unfinished groups, metrics
     weights.safetensors, optimizer.safetensors, trainer.json   what the trainer wrote
 
 It is written beside its place and renamed in one move. Nothing in it is pickled.
@@ -71,6 +72,7 @@ def _state(session: RLSession) -> dict[str, Any]:
         "step_count": session.step_count,
         "generations": session._generations,
         "stream": session._stream.state(),
+        "buffer": session._buffer.state(),
         "history": session.history,
     }
 
@@ -100,5 +102,6 @@ def restore(session: RLSession, stack: Stack, folder: Path, state: dict[str, Any
     session.step_count = int(state["step_count"])
     session._generations = int(state["generations"])
     session._stream.load_state(state["stream"])
+    session._buffer.load_state(state.get("buffer", []))
     session.history = list(state["history"])
     session.sync()
