@@ -48,6 +48,14 @@ def save(session: RLSession, stack: Stack, path: str | Path | None) -> Path:
             shutil.rmtree(old)
         else:
             partial.rename(target)
+    except TypeError as error:
+        raise CheckpointError(
+            "The buffer of unfinished groups cannot be written: the metadata of a prompt holds "
+            "what JSON does not know.",
+            why=str(error),
+            fix="keep text, numbers, lists and mappings in the data's metadata, or set "
+            "rollout.partial_rollout: false.",
+        ) from error
     except OSError as error:
         raise CheckpointError(
             f"The checkpoint {target} cannot be written.",

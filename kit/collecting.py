@@ -24,7 +24,7 @@ from kit.data.buffer import Group, unfinished
 from kit.errors import SessionError, StackError
 from kit.metrics import equal_rewards
 from kit.rewards import score_samples
-from kit.samples import NEW_TOKENS, Rollout, Sample, Status
+from kit.samples import NEW_TOKENS, Rollout, Sample
 
 if TYPE_CHECKING:
     from kit.lifecycle import Lifecycle
@@ -63,7 +63,7 @@ class Collection:
         self.pool: dict[int, Group] = {}
         """Everything drawn and not dropped, as the engine left it: what is not lost if a reward
         function or an interrupt ends this."""
-        self.drawn = self.rounds = self.continued = self.new_tokens = 0
+        self.drawn = self.rounds = self.continued = self.aborted = self.new_tokens = 0
         self.dropped: Counter[float] = Counter()
         """Groups whose rewards are all equal, by that reward."""
         self.judged_rewards: list[float] = []
@@ -139,25 +139,23 @@ class Collection:
         self.rounds += 1
         draw = random.Random(session._next_seed())
         most = self.settings.over_sampling_batch_size or self.wanted
-        groups: list[Group] = []
-        if self.settings.partial_rollout:
-            groups = self._numbered(session._buffer.take(most))
+        waiting = self.settings.partial_rollout * len(session._buffer)
+        groups = self._numbered(session._buffer.take(min(most, waiting)))
+        self._judge([group for group in groups if not any(map(unfinished, group))])
+        if not self.missing:
+            return
         rows = session._stream.next(most - len(groups))
         groups += self._numbered(prompting.pending(rows, self.per_prompt))
-        ready = []
         for group in groups:
-            number, open_ = group[0].group_index, [s for s in group if unfinished(s)]
-            self.continued += sum(s.response_length > 0 for s in open_)
-            if open_:
+            todo = [sample for sample in group if unfinished(sample)]
+            self.continued += sum(sample.response_length > 0 for sample in todo)
+            if todo:
                 underway.add(
-                    number,
-                    [s.tokens for s in open_],
-                    [draw.getrandbits(31) for _ in open_],
-                    [max(prompting.max_response_len - s.response_length, 1) for s in open_],
+                    group[0].group_index,
+                    [s.tokens for s in todo],
+                    [draw.getrandbits(31) for _ in todo],
+                    [max(prompting.max_response_len - s.response_length, 1) for s in todo],
                 )
-            else:
-                ready.append(group)
-        self._judge(ready)
 
     def _numbered(self, groups: Iterable[Group]) -> list[Group]:
         """The groups under numbers of this collection, and in its pool."""
@@ -174,6 +172,7 @@ class Collection:
         for number, generations in finished:
             answers = iter(generations)
             self.new_tokens += sum(len(generation.tokens) for generation in generations)
+            self.aborted += sum(generation.finish == "abort" for generation in generations)
             group = tuple(
                 self.session._prompting.written(s, next(answers)) if unfinished(s) else s
                 for s in self.pool[number]
@@ -239,17 +238,15 @@ class Collection:
         )
 
     def _metrics(self, samples: Sequence[Sample], version: int) -> dict[str, float]:
-        rest = [group for number, group in self.pool.items() if number not in self.kept]
-        aborted = sum(s.status is Status.ABORTED for group in rest for s in group)
         spans = [span for sample in samples for span in sample.spans]
-        metrics: dict[str, float] = {NEW_TOKENS: self.new_tokens, "rollout/aborted": aborted}
+        metrics: dict[str, float] = {NEW_TOKENS: self.new_tokens, "rollout/aborted": self.aborted}
         if self.settings.partial_rollout:
             tokens = sum(length for _, length in spans)
             old = sum(length for wrote, length in spans if wrote != version)
             metrics |= {
                 "rollout/partial/continued": self.continued,
                 "rollout/partial/off_policy_frac": old / tokens if tokens else 0.0,
-                "rollout/partial/buffered_groups": len(rest),
+                "rollout/partial/buffered_groups": len(self.pool) - len(self.kept),
             }
         if self.reward is not None:
             metrics |= {

@@ -37,7 +37,7 @@ class Buffer:
         return [self._groups.popleft() for _ in range(min(most, len(self._groups)))]
 
     def state(self) -> list[list[dict[str, Any]]]:
-        """All groups, in JSON's types."""
+        """All groups, in JSON's types, as far as the metadata of the prompts is made of them."""
         return [[sample.to_dict() for sample in group] for group in self._groups]
 
     def load_state(self, state: Iterable[Iterable[Mapping[str, Any]]]) -> None:
