@@ -140,7 +140,7 @@ class Collection:
         draw = random.Random(session._next_seed())
         most = self.settings.over_sampling_batch_size or self.wanted
         waiting = self.settings.partial_rollout * len(session._buffer)
-        groups = self._numbered(session._buffer.take(min(most, waiting)))
+        groups = self._numbered(map(self._worth, session._buffer.take(min(most, waiting))))
         self._judge([group for group in groups if not any(map(unfinished, group))])
         if not self.missing:
             return
@@ -156,6 +156,17 @@ class Collection:
                     [draw.getrandbits(31) for _ in todo],
                     [max(prompting.max_response_len - s.response_length, 1) for s in todo],
                 )
+
+    def _worth(self, group: Group) -> Group:
+        """The group; its prompt alone where the mask would leave nothing of it to train on."""
+        version = self.session.engine_version
+        if (
+            self.settings.mask_offpolicy_in_partial_rollout
+            and not any(map(unfinished, group))
+            and not any(any(sample.masked_to(version).mask) for sample in group)
+        ):
+            return tuple(sample.unwritten() for sample in group)
+        return group
 
     def _numbered(self, groups: Iterable[Group]) -> list[Group]:
         """The groups under numbers of this collection, and in its pool."""

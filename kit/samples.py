@@ -149,6 +149,22 @@ class Sample:
         kept = [mask * mine for mask, mine in zip(self.mask, own, strict=True)]
         return replace(self, loss_mask=kept)
 
+    def unwritten(self) -> Sample:
+        """The same sample before anything was written: its prompt alone."""
+        return replace(
+            self,
+            tokens=self.prompt_tokens,
+            response="",
+            response_length=0,
+            reward=None,
+            loss_mask=None,
+            status=Status.PENDING,
+            rollout_log_probs=None,
+            weight_versions=[],
+            version_lengths=[],
+            error=None,
+        )
+
     def with_reward(self, reward: float) -> Sample:
         """The same sample with its reward."""
         return replace(self, reward=reward, error=None)

@@ -311,6 +311,20 @@ def test_tokens_of_older_weights_are_masked_where_it_is_asked_for(
     assert session.update(session.advantages(rollout)).applied
 
 
+def test_what_the_mask_would_empty_is_written_anew(policies: Callable[..., RLSession]) -> None:
+    session = policies(**SURPLUS, mask_offpolicy_in_partial_rollout=True)
+    waiting = session._prompting.generate(
+        session._running, session._stream.next(4), 4, None, "waiting", 0
+    )
+    session._buffer.put(map(tuple, waiting.groups()))
+    session.update(session.advantages(session.score(waiting, reward=luck)))
+    session.sync()
+    rollout = generate_until(session, lambda s: s.prompt == waiting[0].prompt)
+    again = [s for s in rollout if s.prompt in {w.prompt_text for w in waiting}]
+    assert all(s.weight_versions == [1] and all(s.mask) for s in again)
+    assert all(len(s.tokens) == len(s.prompt_tokens) + s.response_length for s in again)
+
+
 def test_a_checkpoint_holds_the_buffer_and_training_goes_on_with_it(
     policies: Callable[..., RLSession], rambling: None, tmp_path: Path
 ) -> None:
