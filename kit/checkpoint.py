@@ -1,6 +1,7 @@
 """Checkpoints of a session: one directory, complete or not there.
 
-    config.yaml   the settings          state.json   counters, data position, metrics
+    config.yaml   the settings
+    state.json    counters, data position, the buffer of unfinished groups, metrics
     weights.safetensors, optimizer.safetensors, trainer.json   what the trainer wrote
 
 It is written beside its place and renamed in one move. Nothing in it is pickled.
@@ -47,6 +48,14 @@ def save(session: RLSession, stack: Stack, path: str | Path | None) -> Path:
             shutil.rmtree(old)
         else:
             partial.rename(target)
+    except TypeError as error:
+        raise CheckpointError(
+            "The buffer of unfinished groups cannot be written: the metadata of a prompt holds "
+            "what JSON does not know.",
+            why=str(error),
+            fix="keep text, numbers, lists and mappings in the data's metadata, or set "
+            "rollout.partial_rollout: false.",
+        ) from error
     except OSError as error:
         raise CheckpointError(
             f"The checkpoint {target} cannot be written.",
@@ -71,6 +80,7 @@ def _state(session: RLSession) -> dict[str, Any]:
         "step_count": session.step_count,
         "generations": session._generations,
         "stream": session._stream.state(),
+        "buffer": session._buffer.state(),
         "history": session.history,
     }
 
@@ -100,5 +110,6 @@ def restore(session: RLSession, stack: Stack, folder: Path, state: dict[str, Any
     session.step_count = int(state["step_count"])
     session._generations = int(state["generations"])
     session._stream.load_state(state["stream"])
+    session._buffer.load_state(state.get("buffer", []))
     session.history = list(state["history"])
     session.sync()

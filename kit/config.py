@@ -19,6 +19,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from kit.config_base import Above0, Fraction, NonNegative, Positive, Section
+from kit.config_checks import check_rollout_policies
 from kit.config_errors import explain
 from kit.config_training import CriticConfig, MisConfig, TrainingConfig
 from kit.errors import ConfigError, did_you_mean
@@ -97,6 +98,20 @@ class RolloutConfig(Section):
     """In tokens. None: what the tiny task needs, otherwise 1024."""
     stop: tuple[str, ...] = ()
     """Strings that end a response, besides the model's own end-of-sequence token."""
+    dynamic_sampling: bool = False
+    """Leave out groups whose rewards are all equal, which teach nothing, and draw further prompts
+    until `rollout_batch_size` groups are left (DAPO)."""
+    dynamic_sampling_max_rounds: Positive = 10
+    """So often it draws for one step; then it trains on what there is, and the report says so."""
+    over_sampling_batch_size: Positive | None = None
+    """Prompts sent to the engine at once; as soon as `rollout_batch_size` groups are finished, the
+    rest is aborted. Prefers short responses, and which groups are first depends on the machine's
+    timing: the same seed need not give the same samples. None sends what the step needs."""
+    partial_rollout: bool = False
+    """Keep what was aborted, with its tokens, and continue it in the next rollout, with the weights
+    of then. It waits in the session's buffer, which is part of a checkpoint."""
+    mask_offpolicy_in_partial_rollout: bool = False
+    """Do not train on tokens of continued responses that older weights wrote."""
 
 
 class EngineConfig(Section):
@@ -172,6 +187,7 @@ class SessionConfig(Section):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
+        check_rollout_policies(self.rollout, self.training)
         mismatch = self.mismatch
         if (
             mismatch.warn_above
@@ -263,6 +279,12 @@ class SessionConfig(Section):
     def rollout_size(self) -> int:
         """Samples a step."""
         return self.training.rollout_size
+
+    @property
+    def samples_at_once(self) -> int:
+        """Samples that the engine is given at once: a step's, or more where it over-samples."""
+        prompts = self.rollout.over_sampling_batch_size or self.training.rollout_batch_size
+        return prompts * self.training.n_samples_per_prompt
 
     def __str__(self) -> str:
         return self.to_yaml()

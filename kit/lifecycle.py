@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from kit.config import SessionConfig
+from kit.data.buffer import Buffer
 from kit.data.stream import PromptStream
 from kit.errors import SessionError
 from kit.prompting import Prompting
@@ -36,6 +37,7 @@ class Lifecycle:
         self.history: list[Metrics] = []
         """One row of metrics a step."""
         self.last_rollout: Rollout | None = None
+        self._buffer = Buffer()
         self._generations = 0
         self._stack: Stack | None = None
         self._state = "not started"
@@ -137,6 +139,11 @@ class Lifecycle:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _next_seed(self) -> str:
+        """What the next draw of responses takes its randomness from."""
+        self._generations += 1
+        return f"{self.config.seed} rollout {self._generations}"
 
     @property
     def _running(self) -> Stack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 
 from kit.reports import Metrics
 from kit.samples import Rollout, Sample, Status
@@ -29,17 +30,22 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
         metrics = {"rollout/raw_reward": rollout.mean_reward()} | metrics
         for reward, groups in sorted(zero_std_groups(rollout).items()):
             metrics[f"rollout/zero_std/count_{reward:g}"] = float(groups)
-    return metrics
+    return metrics | rollout.metrics
 
 
 def zero_std_groups(rollout: Rollout) -> Counter[float]:
     """Groups whose samples all have the same reward, counted by that reward: nothing to learn."""
     counts: Counter[float] = Counter()
     for group in rollout.groups():
-        rewards = {sample.reward for sample in group}
-        if len(rewards) == 1 and None not in rewards:
-            counts[round(float(rewards.pop() or 0.0), 4)] += 1
+        if equal_rewards(group):
+            counts[round(float(group[0].reward or 0.0), 4)] += 1
     return counts
+
+
+def equal_rewards(group: Sequence[Sample]) -> bool:
+    """Do all samples have a reward, and the same one?"""
+    rewards = {sample.reward for sample in group}
+    return len(rewards) == 1 and None not in rewards
 
 
 def _share(rollout: Rollout, status: Status) -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from kit.config import SessionConfig
 from kit.data import load_prompts
+from kit.data.buffer import Group
 from kit.data.prompts import PromptRow, PromptSet
 from kit.data.templates import check_fits, render
 from kit.errors import DataError, ModelError
@@ -18,7 +19,7 @@ from kit.model.source import ModelSource
 from kit.samples import Messages, Rollout, Sample, Status
 
 if TYPE_CHECKING:
-    from kit.stack.engine import Generation
+    from kit.stack.engine import Generation, SamplingSettings
     from kit.stack.stack import Stack
 
 LONGEST = 32
@@ -94,51 +95,69 @@ class Prompting:
         step: int,
     ) -> Rollout:
         """`n_samples_per_prompt` responses to each row."""
+        groups = self.pending(rows, n_samples_per_prompt)
+        samples = [sample for group in groups for sample in group]
+        draw = random.Random(seed)
+        seeds = [draw.getrandbits(31) for _ in samples]
+        begin = time.perf_counter()
+        generations = stack.generate([s.tokens for s in samples], self.sampling(temperature), seeds)
+        seconds = time.perf_counter() - begin
+        return Rollout(map(self.written, samples, generations), step, seconds)
+
+    def sampling(self, temperature: float | None = None) -> SamplingSettings:
+        """How the engine draws tokens; a temperature of None is the configured one."""
         from kit.stack.engine import SamplingSettings
 
         settings = self.config.rollout
-        sampling = SamplingSettings(
+        return SamplingSettings(
             temperature=settings.temperature if temperature is None else temperature,
             max_new_tokens=self.max_response_len,
             top_p=settings.top_p,
             top_k=settings.top_k,
             stop=settings.stop,
         )
-        tokens = [self._tokens(row) for row in rows]
-        prompts = [ids for ids in tokens for _ in range(n_samples_per_prompt)]
-        draw = random.Random(seed)
-        seeds = [draw.getrandbits(31) for _ in prompts]
-        begin = time.perf_counter()
-        generations = stack.generate(prompts, sampling, seeds)
-        seconds = time.perf_counter() - begin
-        samples = [
-            self._sample(index, index // n_samples_per_prompt, rows, prompts[index], generation)
-            for index, generation in enumerate(generations)
-        ]
-        return Rollout(samples, step, seconds)
 
-    def _sample(
-        self,
-        index: int,
-        group: int,
-        rows: Sequence[PromptRow],
-        prompt: list[int],
-        generation: Generation,
-    ) -> Sample:
-        row = rows[group]
-        return Sample(
-            group_index=group,
-            index=index,
-            prompt=row.prompt,
-            tokens=prompt + generation.tokens,
-            response=self.tokenizer.decode(generation.tokens, skip_special_tokens=True),
-            response_length=len(generation.tokens),
-            label=row.label,
-            status=STATUS[generation.finish],
+    def pending(self, rows: Sequence[PromptRow], n_samples_per_prompt: int) -> list[Group]:
+        """Samples that are not written yet, a group for each row. Raises DataError where a prompt
+        and the longest response do not fit into the context.
+        """
+        groups = []
+        for number, row in enumerate(rows):
+            tokens = self._tokens(row)
+            first = number * n_samples_per_prompt
+            groups.append(
+                tuple(
+                    Sample(
+                        group_index=number,
+                        index=index,
+                        prompt=row.prompt,
+                        tokens=tokens,
+                        label=row.label,
+                        metadata=row.metadata,
+                    )
+                    for index in range(first, first + n_samples_per_prompt)
+                )
+            )
+        return groups
+
+    def written(self, sample: Sample, generation: Generation) -> Sample:
+        """The sample with what the engine wrote now behind what it had."""
+        kept, status = len(generation.tokens), STATUS[generation.finish]
+        texts = [*map(self.token_text, generation.tokens)]
+        before = sample.metadata.get("token_texts", []) if sample.response_length else []
+        if before and (end := stop_over_seam(before, texts, self.config.rollout.stop)):
+            kept, status = end, Status.COMPLETED
+        longer = sample.continued(
+            generation.tokens[:kept], generation.log_probs[:kept], generation.weight_version
+        )
+        if status is Status.ABORTED and longer.response_length >= self.max_response_len:
+            status = Status.TRUNCATED
+        return replace(
+            longer,
+            response=self.tokenizer.decode(longer.response_tokens, skip_special_tokens=True),
+            status=status,
             # Ids alone cannot be shown, and a sample has no tokenizer.
-            metadata={**row.metadata, "token_texts": [*map(self.token_text, generation.tokens)]},
-            rollout_log_probs=generation.log_probs,
-            weight_versions=[generation.weight_version],
+            metadata={**sample.metadata, "token_texts": [*before, *texts[:kept]]},
         )
 
     def token_text(self, token: int) -> str:
@@ -146,6 +165,25 @@ class Prompting:
         if token not in self._texts:
             self._texts[token] = str(self.tokenizer.decode([token]))
         return self._texts[token]
+
+
+def stop_over_seam(before: Sequence[str], after: Sequence[str], stops: Sequence[str]) -> int:
+    """How many tokens of a continuation are left where a stop string began before it; else 0.
+
+    The engine looks for stop strings in what it writes now, so it cannot see such a one.
+    """
+    if not stops:
+        return 0
+    longest = max(map(len, stops))
+    text = "".join(before)[-longest:]
+    seam = len(text)
+    for count, token in enumerate(after, start=1):
+        text += token
+        if any(0 <= text.find(stop) < seam for stop in stops):
+            return count
+        if len(text) > seam + longest:
+            break
+    return 0
 
 
 def as_rows(prompts: Sequence[str | Messages] | None) -> list[PromptRow]:

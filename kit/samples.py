@@ -17,6 +17,7 @@ from typing import Any
 from kit.errors import DataError
 
 Messages = list[dict[str, str]]
+NEW_TOKENS = "rollout/new_tokens"
 
 
 class Status(StrEnum):
@@ -60,9 +61,34 @@ class Sample:
     """The engine's log-probability of each response token, at the sampling temperature."""
     rollout_routed_experts: Any = None
     weight_versions: list[int] = field(default_factory=list)
-    """Which trainer weights wrote it (one entry per span of tokens)."""
+    """Which trainer weights wrote it, one entry per span of response tokens."""
+    version_lengths: list[int] = field(default_factory=list)
+    """Response tokens of each span; empty where one version wrote them all."""
     error: str | None = None
     """Why the reward function failed, in its own words."""
+
+    def __post_init__(self) -> None:
+        lengths = self.version_lengths
+        if lengths and (
+            len(lengths) != len(self.weight_versions)
+            or min(lengths) < 1
+            or sum(lengths) != self.response_length
+        ):
+            raise DataError(
+                f"version_lengths {lengths} does not part {self.response_length} response tokens "
+                f"among the weight_versions {self.weight_versions}.",
+                fix="give one length of 1 or more for each version, together response_length; or "
+                "leave version_lengths empty where one version wrote all.",
+            )
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """(weight version, response tokens it wrote), in order; empty where that is unknown."""
+        if self.version_lengths:
+            return list(zip(self.weight_versions, self.version_lengths, strict=True))
+        if len(self.weight_versions) == 1 and self.response_length:
+            return [(self.weight_versions[0], self.response_length)]
+        return []
 
     @property
     def prompt_tokens(self) -> list[int]:
@@ -85,6 +111,59 @@ class Sample:
     def mask(self) -> list[int]:
         """The loss mask, written out: one 0 or 1 per response token."""
         return [1] * self.response_length if self.loss_mask is None else self.loss_mask
+
+    def continued(
+        self, tokens: Sequence[int], log_probs: Sequence[float], weight_version: int
+    ) -> Sample:
+        """The same sample with further response tokens, which these weights wrote.
+
+        Raises:
+            DataError: it has tokens of which nobody knows who wrote them.
+        """
+        spans = self.spans
+        if self.response_length and not (spans and self.rollout_log_probs):
+            raise DataError(
+                "A sample without log-probs or weight versions cannot be continued.",
+                why=f"Its {self.response_length} response tokens were not written by the engine.",
+                fix="generate it anew.",
+            )
+        if tokens and spans and spans[-1][0] == weight_version:
+            spans[-1] = (weight_version, spans[-1][1] + len(tokens))
+        elif tokens:
+            spans.append((weight_version, len(tokens)))
+        return replace(
+            self,
+            tokens=[*self.tokens, *tokens],
+            response_length=self.response_length + len(tokens),
+            loss_mask=None if self.loss_mask is None else [*self.loss_mask, *[1] * len(tokens)],
+            rollout_log_probs=[*(self.rollout_log_probs or ()), *log_probs],
+            weight_versions=[version for version, _ in spans] or [weight_version],
+            version_lengths=[length for _, length in spans] if len(spans) > 1 else [],
+        )
+
+    def masked_to(self, weight_version: int) -> Sample:
+        """The same sample, with only what these weights wrote left to train on."""
+        if all(version == weight_version for version, _ in self.spans):
+            return self
+        own = [version == weight_version for version, length in self.spans for _ in range(length)]
+        kept = [mask * mine for mask, mine in zip(self.mask, own, strict=True)]
+        return replace(self, loss_mask=kept)
+
+    def unwritten(self) -> Sample:
+        """The same sample before anything was written: its prompt alone."""
+        return replace(
+            self,
+            tokens=self.prompt_tokens,
+            response="",
+            response_length=0,
+            reward=None,
+            loss_mask=None,
+            status=Status.PENDING,
+            rollout_log_probs=None,
+            weight_versions=[],
+            version_lengths=[],
+            error=None,
+        )
 
     def with_reward(self, reward: float) -> Sample:
         """The same sample with its reward."""
@@ -125,11 +204,24 @@ class Rollout(Sequence[Sample]):
     """The training step whose weights wrote it."""
     seconds: float = 0.0
     """How long generating took."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What the rollout policies did (aborted, dropped, continued), under Miles' names."""
+    notes: tuple[str, ...] = ()
+    """What is to know before training on it, such as why it is smaller than configured."""
 
-    def __init__(self, samples: Iterable[Sample], step: int = 0, seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        samples: Iterable[Sample],
+        step: int = 0,
+        seconds: float = 0.0,
+        metrics: Mapping[str, float] | None = None,
+        notes: Iterable[str] = (),
+    ) -> None:
         object.__setattr__(self, "samples", tuple(samples))
         object.__setattr__(self, "step", step)
         object.__setattr__(self, "seconds", seconds)
+        object.__setattr__(self, "metrics", dict(metrics or {}))
+        object.__setattr__(self, "notes", tuple(notes))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -149,6 +241,15 @@ class Rollout(Sequence[Sample]):
         for sample in self.samples:
             by_prompt.setdefault(sample.group_index, []).append(sample)
         return list(by_prompt.values())
+
+    def with_samples(self, samples: Iterable[Sample]) -> Rollout:
+        """The same rollout with other samples."""
+        return Rollout(samples, self.step, self.seconds, self.metrics, self.notes)
+
+    @property
+    def new_tokens(self) -> int:
+        """Response tokens that were written for it, those of groups that are not in it included."""
+        return int(self.metrics.get(NEW_TOKENS, sum(s.response_length for s in self.samples)))
 
     def rewards(self) -> list[float]:
         """The rewards of all samples that have one."""
@@ -170,6 +271,10 @@ class Rollout(Sequence[Sample]):
     def written_by(self, versions: set[int]) -> bool:
         """Did only these weight versions write it?"""
         return {v for s in self.samples for v in s.weight_versions} <= versions
+
+    def of_version(self, version: int) -> Rollout:
+        """Only the samples that these weights alone wrote."""
+        return self.with_samples(s for s in self.samples if set(s.weight_versions) <= {version})
 
     def failed(self) -> list[Sample]:
         """The samples whose reward could not be computed; each one's `error` says why."""

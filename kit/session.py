@@ -8,7 +8,8 @@
     session.sync()
 
 `step()` is those five in order; `train(n)` is a loop of `step()`. Each verb returns a frozen
-result that shows itself.
+result that shows itself. `collect()` is the first two in one, and repeats them where `rollout` in
+the configuration asks for it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
-from kit import checkpoint, mismatch
+from kit import checkpoint, collecting, mismatch
 from kit.arguments import at_least_one, expect
 from kit.arguments import temperature as checked_temperature
 from kit.batching import make_batch
@@ -55,6 +56,9 @@ class RLSession(Lifecycle):
     ) -> Rollout:
         """Write responses: to the next prompts of the training data, or to these.
 
+        With `rollout.over_sampling_batch_size`, a call without arguments sends so many prompts and
+        returns the first `rollout_batch_size` groups that are finished.
+
         Args:
             prompts: prompts of your own, instead of the next `rollout_batch_size` of the data.
             n_samples_per_prompt: responses to each; None takes the configured number.
@@ -66,15 +70,13 @@ class RLSession(Lifecycle):
             count = at_least_one(n_samples_per_prompt, "n_samples_per_prompt")
         if temperature is not None:
             temperature = checked_temperature(temperature)
+        own = not (prompts is None and n_samples_per_prompt is None and temperature is None)
+        if self.config.rollout.over_sampling_batch_size and not own:
+            self.last_rollout = collecting.generate(self)
+            return self.last_rollout
         rows = as_rows(prompts) or self._stream.next(training.rollout_batch_size)
-        self._generations += 1
         rollout = self._prompting.generate(
-            stack,
-            rows,
-            count,
-            temperature,
-            seed=f"{self.config.seed} rollout {self._generations}",
-            step=self.step_count,
+            stack, rows, count, temperature, self._next_seed(), self.step_count
         )
         self.last_rollout = rollout
         return rollout
@@ -91,9 +93,26 @@ class RLSession(Lifecycle):
         """
         rollout = expect(rollout, Rollout, "score", "pass what `session.generate()` returned.")
         chosen = self._reward if reward is None else reward
-        scored = replace_samples(rollout, score_samples(rollout.samples, chosen))
+        scored = rollout.with_samples(score_samples(rollout.samples, chosen))
         self.last_rollout = scored
         return scored
+
+    def collect(self, reward: Reward | None = None) -> Rollout:
+        """Generate and score what a step trains on.
+
+        With `rollout.dynamic_sampling`, groups whose rewards are all equal are left out and
+        further prompts drawn until `rollout_batch_size` groups are left.
+
+        Args:
+            reward: a function or a built-in's name, instead of the session's.
+
+        Raises:
+            SessionError: dynamic sampling found no group whose rewards differ.
+        """
+        if not self.config.rollout.dynamic_sampling:
+            return self.score(self.generate(), reward)
+        self.last_rollout = collecting.collect(self, self._reward if reward is None else reward)
+        return self.last_rollout
 
     def advantages(self, rollout: Rollout, advantage_estimator: Estimator | None = None) -> Batch:
         """What an update will see: rewards made into advantages by the configured estimator.
@@ -214,12 +233,14 @@ class RLSession(Lifecycle):
         )
 
     def step(self) -> StepReport:
-        """One whole step: generate, score, advantages, update, sync."""
+        """One whole step: collect (generate and score), advantages, update, sync."""
         begin, index, config = time.perf_counter(), self.step_count, self.config
         if self.engine_version != self.step_count:
             self.sync()  # after an update by hand: train only on what the present weights write
-        rollout = self.score(self.generate())
-        checked = self.check_mismatch(rollout) if _due(index, config.mismatch.interval) else None
+        rollout = self.collect()
+        fresh = rollout.of_version(index)  # without what older weights began
+        due = len(fresh) and _due(index, config.mismatch.interval)
+        checked = self.check_mismatch(fresh) if due else None
         update = self.update(self.advantages(rollout))
         if not update.applied:
             raise SessionError(
@@ -235,8 +256,7 @@ class RLSession(Lifecycle):
             "perf/actor_train_time": update.seconds,
             "perf/update_weights_time": sync.seconds,
             "perf/step_time": seconds,
-            "perf/tokens_per_gpu_per_sec": sum(s.response_length for s in rollout)
-            / rollout.seconds,
+            "perf/tokens_per_gpu_per_sec": rollout.new_tokens / rollout.seconds,
         }
         evaluated = self.evaluate() if _due(index + 1, config.evaluation.interval) else None
         if evaluated:
@@ -311,7 +331,7 @@ class RLSession(Lifecycle):
         rows = held_out.rows[: settings.max_prompts]
         seed = f"{self.config.seed} evaluation"
         rollout = self._prompting.generate(stack, rows, count, heat, seed, self.step_count)
-        rollout = replace_samples(rollout, score_samples(rollout.samples, self._reward))
+        rollout = rollout.with_samples(score_samples(rollout.samples, self._reward))
         report = summarize(
             rollout,
             dataset=held_out.name,
@@ -369,15 +389,12 @@ class RLSession(Lifecycle):
         return session
 
     def __repr__(self) -> str:
+        groups = len(self._buffer)
+        waiting = f", groups waiting to be continued: {groups}" if groups else ""
         return (
             f"RLSession({self.config.name!r}, {self._state}, model {self.config.model.name}, "
-            f"step {self.step_count}, engine holds weights {self.engine_version})"
+            f"step {self.step_count}, engine holds weights {self.engine_version}{waiting})"
         )
-
-
-def replace_samples(rollout: Rollout, samples: Sequence[Any]) -> Rollout:
-    """The same rollout with other samples."""
-    return Rollout(samples, rollout.step, rollout.seconds)
 
 
 def as_lists(rows: tuple[tuple[float, ...], ...] | None) -> list[list[float]] | None:

@@ -178,7 +178,11 @@ class Engine:
         return {"max_total_tokens": info.get("max_total_num_tokens")}
 
     async def generate(
-        self, prompts: list[list[int]], sampling: SamplingSettings, seeds: list[int]
+        self,
+        prompts: list[list[int]],
+        sampling: SamplingSettings,
+        seeds: list[int],
+        budgets: list[int] | None = None,
     ) -> list[Generation]:
         """One response to each prompt, in order. Aborted ones keep the tokens they have.
 
@@ -187,18 +191,23 @@ class Engine:
             sampling: the same for all.
             seeds: one a prompt; the same seed, prompt and weights give the same response, whatever
                 else is generated beside it (CPU engine).
+            budgets: the most new tokens of each prompt, where they differ; None takes
+                `sampling.max_new_tokens` for all.
         """
         common: dict[str, Any] = {
             "temperature": sampling.temperature,
-            "max_new_tokens": sampling.max_new_tokens,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
         }
         if sampling.stop:
             common |= {"stop": list(sampling.stop), "no_stop_trim": True}
+        limits = budgets or [sampling.max_new_tokens] * len(prompts)
         outputs = await self._sglang.async_generate(
             input_ids=prompts,
-            sampling_params=[common | {"sampling_seed": seed} for seed in seeds],
+            sampling_params=[
+                common | {"sampling_seed": seed, "max_new_tokens": limit}
+                for seed, limit in zip(seeds, limits, strict=True)
+            ],
             return_logprob=True,
         )
         return [self._generation(output) for output in outputs]

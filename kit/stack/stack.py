@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from kit.config import SessionConfig
 from kit.errors import KitError, StackError
 from kit.model.source import ModelSource
 from kit.stack.cluster import Cluster
+
+if TYPE_CHECKING:
+    from kit.stack.underway import Underway
 
 
 def pick_device(wanted: str) -> str:
@@ -83,9 +87,13 @@ class Stack:
         world = config.training.num_trainers
         share = 1.0 / (self.replicas + world) if self.device == "cuda" else 0.0
         options: dict[str, Any] = {"num_cpus": 0, "num_gpus": share, "max_restarts": 0}
+        # A group of its own call each, and room for the call that aborts them.
+        calls = 1000 + (config.rollout.over_sampling_batch_size or 0)
         engine = ray.remote(Engine)
         self._engines = [
-            engine.options(**options, name=f"engine-{index}").remote(self._engine_settings())
+            engine.options(**options, name=f"engine-{index}", max_concurrency=calls).remote(
+                self._engine_settings()
+            )
             for index in range(self.replicas)
         ]
         trainer = ray.remote(Trainer)
@@ -101,7 +109,7 @@ class Stack:
         from kit.stack.engine import EngineSettings
 
         config, engine = self.config, self.config.engine
-        requests = engine.max_running_requests or max(config.rollout_size, 256)
+        requests = engine.max_running_requests or max(config.samples_at_once, 256)
         requests = -(-requests // self.replicas)
         tokens = engine.max_total_tokens
         if tokens is None and self.device == "cpu":
@@ -155,6 +163,12 @@ class Stack:
             self.abort()  # else the engine would finish it, and the next call wait for that
             raise
         return [generation for answer in answers for generation in answer]
+
+    def underway(self, sampling: Any) -> Underway:
+        """For groups of requests of which each is handed over as soon as it is finished."""
+        from kit.stack.underway import Underway
+
+        return Underway(self, self._engines, partial(self._get, doing="generate"), sampling)
 
     def abort(self) -> None:
         """Stop everything that is being generated."""

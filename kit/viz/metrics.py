@@ -107,6 +107,27 @@ MEANINGS: dict[str, Meaning] = {
         "near 0",
         _above(0.3, "many never finish: raise rollout.max_response_len"),
     ),
+    "rollout/new_tokens": Meaning("response tokens written for this rollout, used or not"),
+    "rollout/aborted": Meaning("responses stopped because the rollout was full"),
+    "rollout/partial/continued": Meaning("responses that went on where they had been stopped"),
+    "rollout/partial/off_policy_frac": Meaning(
+        "share of the rollout's tokens that older weights wrote", "small; the rest is on-policy"
+    ),
+    "rollout/partial/buffered_groups": Meaning("groups that wait for the next rollout"),
+    "rollout/dynamic_sampling/rounds": Meaning("how often prompts were drawn for this step"),
+    "rollout/dynamic_sampling/dropped_groups": Meaning(
+        "groups left out because their rewards are all equal", "grows as prompts get too easy"
+    ),
+    "rollout/dynamic_sampling/missing_groups": Meaning(
+        "groups that the rollout lacks",
+        "0",
+        _above(
+            0, "too few prompts are solved sometimes: raise rollout.dynamic_sampling_max_rounds"
+        ),
+    ),
+    "rollout/dynamic_sampling/raw_reward": Meaning(
+        "mean reward of all groups that were drawn, the dropped ones included", "rises over a run"
+    ),
     "rollout/repetition_frac": Meaning("share of responses that repeat themselves", "near 0"),
     "perf/rollout_time": Meaning("seconds to generate"),
     "perf/actor_train_time": Meaning("seconds to train"),

@@ -70,7 +70,7 @@ def summary_facts(rollout: Rollout) -> list[tuple[str, str]]:
         ("truncated", percent(mean(truncated))),
     ]
     if rollout.seconds > 0:
-        rows.append(("generated", f"{sum(lengths) / rollout.seconds:,.0f} tokens/s"))
+        rows.append(("generated", f"{rollout.new_tokens / rollout.seconds:,.0f} tokens/s"))
     if failed := len(rollout.failed()):
         rows.append(("failed", count(failed, "sample")))
     if scored:
@@ -90,7 +90,7 @@ def heading(rollout: Rollout) -> str:
 
 def rollout_summary(rollout: Rollout) -> Markup:
     """Title and headline numbers."""
-    return join((title(heading(rollout)), facts(summary_facts(rollout))))
+    return join((title(heading(rollout)), facts(summary_facts(rollout)), *map(note, rollout.notes)))
 
 
 def rollout_groups(rollout: Rollout, open_groups: int = OPEN_GROUPS) -> Markup:
@@ -241,7 +241,7 @@ def response_cell(sample: Sample, limit: int) -> Markup:
 
 def _plain(rollout: Rollout) -> str:
     facts_line = "   ".join(f"{name} {value}" for name, value in summary_facts(rollout))
-    lines = [heading(rollout), f"  {facts_line}"]
+    lines = [heading(rollout), f"  {facts_line}", *(f"  {words}" for words in rollout.notes)]
     for group in rollout.groups()[:3]:
         answer = shared_label(group)
         lines.append(f"  prompt {group[0].group_index}: {shorten(group[0].prompt_text, 70)}")

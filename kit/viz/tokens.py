@@ -48,8 +48,10 @@ def sample_facts(sample: Sample) -> list[tuple[str, str]]:
     if sample.loss_mask is not None:
         rows.append(("trained on", count(sum(sample.loss_mask), "token")))
     if sample.weight_versions:
-        versions = ", ".join(map(str, sample.weight_versions[:6]))
-        rows.append(("weights", f"version {versions}"))
+        versions = [str(version) for version in sample.weight_versions]
+        if len(sample.spans) > 1:
+            versions = [f"{version} ({count(n, 'token')})" for version, n in sample.spans]
+        rows.append(("weights", f"version {', '.join(versions[:6])}"))
     return rows
 
 

@@ -1,0 +1,272 @@
+"""Which groups of responses a step trains on: over-sampling, partial rollout, dynamic sampling.
+
+    buffer ──┐                        ┌── finished ── score ── rewards differ ──► rollout
+             ├─► draw ──► engine ─────┤                    └── all equal: dropped, draw again
+    data ────┘                        └── rollout is full: aborted ──► buffer, or forgotten
+
+`generate` and `collect` are what `RLSession` calls. Without over-sampling a round is one ordinary
+call of the engine, and the same seed gives the same samples.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from kit.data.buffer import Group, unfinished
+from kit.errors import SessionError, StackError
+from kit.metrics import equal_rewards
+from kit.rewards import score_samples
+from kit.samples import NEW_TOKENS, Rollout, Sample
+
+if TYPE_CHECKING:
+    from kit.lifecycle import Lifecycle
+    from kit.rewards.runner import Reward
+    from kit.stack.underway import Finished, Underway
+
+
+def generate(session: Lifecycle) -> Rollout:
+    """The first `rollout_batch_size` groups that are finished, of all that were sent."""
+    return Collection(session).over_sample()
+
+
+def collect(session: Lifecycle, reward: Reward) -> Rollout:
+    """Scored groups whose rewards differ, `rollout_batch_size` of them if they can be found."""
+    collection = Collection(session, reward)
+    if session.config.rollout.over_sampling_batch_size:
+        return collection.over_sample()
+    return collection.by_rounds()
+
+
+def further_prompts(missing: int, kept: int, judged: int, most: int) -> int:
+    """How many prompts to draw next, if as large a share of them is kept as was so far."""
+    return min(most, math.ceil(missing * judged / kept)) if kept else most
+
+
+class Collection:
+    """One rollout in the making."""
+
+    def __init__(self, session: Lifecycle, reward: Reward | None = None) -> None:
+        """Without a reward every finished group is kept, and none is scored."""
+        self.session, self.reward = session, reward
+        self.settings, training = session.config.rollout, session.config.training
+        self.wanted, self.per_prompt = training.rollout_batch_size, training.n_samples_per_prompt
+        self.kept: dict[int, Group] = {}
+        """By the number under which they were drawn; scored, where there is a reward."""
+        self.pool: dict[int, Group] = {}
+        """Everything drawn and not dropped, as the engine left it: what is not lost if a reward
+        function or an interrupt ends this."""
+        self.drawn = self.rounds = self.continued = self.aborted = self.new_tokens = 0
+        self.dropped: Counter[float] = Counter()
+        """Groups whose rewards are all equal, by that reward."""
+        self.judged_rewards: list[float] = []
+        self.seconds = 0.0
+
+    @property
+    def missing(self) -> int:
+        """Groups that the rollout still lacks."""
+        return self.wanted - len(self.kept)
+
+    @property
+    def judged(self) -> int:
+        """Finished groups that were looked at."""
+        return len(self.kept) + self.dropped.total()
+
+    @property
+    def may_draw(self) -> bool:
+        """Is another round allowed? Without a reward nothing is dropped, and one is enough."""
+        most = self.settings.dynamic_sampling_max_rounds if self.reward is not None else 1
+        return self.rounds < most
+
+    # ---- the two ways --------------------------------------------------------------------------
+
+    def by_rounds(self) -> Rollout:
+        """Round after round, each finished before it is judged."""
+        session = self.session
+        while self.missing and self.may_draw:
+            self.rounds += 1
+            count = further_prompts(self.missing, len(self.kept), self.judged, self.wanted)
+            rollout = session._prompting.generate(
+                session._running,
+                session._stream.next(count),
+                self.per_prompt,
+                None,
+                session._next_seed(),
+                session.step_count,
+            )
+            self.seconds += rollout.seconds
+            self.new_tokens += rollout.new_tokens
+            self._judge(self._numbered(map(tuple, rollout.groups())))
+        return self._rollout()
+
+    def over_sample(self) -> Rollout:
+        """More than is needed at once; what is finished is judged while the rest is written."""
+        underway = self.session._running.underway(self.session._prompting.sampling())
+        begin = time.perf_counter()
+        try:
+            while self.missing and (self.may_draw or underway):
+                if self.missing > len(underway) and self.may_draw:
+                    self._send(underway)
+                else:
+                    self._judge(self._written(underway.finished()))
+            self._written(underway.stop())
+            self.seconds = time.perf_counter() - begin
+            rollout = self._rollout()
+        except BaseException:
+            try:
+                with suppress(StackError):
+                    self._written(underway.stop())
+            finally:
+                self._put_back()
+            raise
+        for number in self.kept:
+            del self.pool[number]
+        self._put_back()
+        return rollout
+
+    # ---- their parts ---------------------------------------------------------------------------
+
+    def _send(self, underway: Underway) -> None:
+        """Draw prompts, what waits in the buffer first, and give the engines what is unfinished."""
+        session, prompting = self.session, self.session._prompting
+        self.rounds += 1
+        draw = random.Random(session._next_seed())
+        most = self.settings.over_sampling_batch_size or self.wanted
+        waiting = self.settings.partial_rollout * len(session._buffer)
+        groups = self._numbered(map(self._worth, session._buffer.take(min(most, waiting))))
+        self._judge([group for group in groups if not any(map(unfinished, group))])
+        if not self.missing:
+            return
+        rows = session._stream.next(most - len(groups))
+        groups += self._numbered(prompting.pending(rows, self.per_prompt))
+        for group in groups:
+            todo = [sample for sample in group if unfinished(sample)]
+            self.continued += sum(sample.response_length > 0 for sample in todo)
+            if todo:
+                underway.add(
+                    group[0].group_index,
+                    [s.tokens for s in todo],
+                    [draw.getrandbits(31) for _ in todo],
+                    [max(prompting.max_response_len - s.response_length, 1) for s in todo],
+                )
+
+    def _worth(self, group: Group) -> Group:
+        """The group; its prompt alone where the mask would leave nothing of it to train on."""
+        version = self.session.engine_version
+        if (
+            self.settings.mask_offpolicy_in_partial_rollout
+            and not any(map(unfinished, group))
+            and not any(any(sample.masked_to(version).mask) for sample in group)
+        ):
+            return tuple(sample.unwritten() for sample in group)
+        return group
+
+    def _numbered(self, groups: Iterable[Group]) -> list[Group]:
+        """The groups under numbers of this collection, and in its pool."""
+        numbered = []
+        for group in groups:
+            numbered.append(tuple(replace(s, group_index=self.drawn) for s in group))
+            self.pool[self.drawn] = numbered[-1]
+            self.drawn += 1
+        return numbered
+
+    def _written(self, finished: Finished) -> list[Group]:
+        """The groups with what the engine wrote; those that it finished are returned."""
+        whole = []
+        for number, generations in finished:
+            answers = iter(generations)
+            self.new_tokens += sum(len(generation.tokens) for generation in generations)
+            self.aborted += sum(generation.finish == "abort" for generation in generations)
+            group = tuple(
+                self.session._prompting.written(s, next(answers)) if unfinished(s) else s
+                for s in self.pool[number]
+            )
+            self.pool[number] = group
+            if not any(map(unfinished, group)):
+                whole.append(group)
+        return whole
+
+    def _judge(self, groups: Sequence[Group]) -> None:
+        """Score groups, drop those whose rewards are equal, and keep as many as are missing."""
+        if self.reward is not None and groups:
+            scored = iter(score_samples([s for group in groups for s in group], self.reward))
+            groups = [tuple(islice(scored, len(group))) for group in groups]
+        for group in groups:
+            self.judged_rewards += [s.reward for s in group if s.reward is not None]
+            number = group[0].group_index
+            if self.reward is not None and equal_rewards(group):
+                self.dropped[round(float(group[0].reward or 0.0), 4)] += 1
+                del self.pool[number]
+            elif self.missing:
+                self.kept[number] = group
+
+    def _put_back(self) -> None:
+        """Let wait what was drawn and not used, where the settings want it continued."""
+        if self.settings.partial_rollout:
+            self.session._buffer.put(self.pool[number] for number in sorted(self.pool))
+        self.pool.clear()
+
+    # ---- the result ----------------------------------------------------------------------------
+
+    def _rollout(self) -> Rollout:
+        """The kept groups, in the order in which they were drawn, as one rollout.
+
+        Raises:
+            SessionError: there are none.
+        """
+        notes = self._notes()
+        if not self.kept:
+            raise SessionError(f"There is nothing to train on: {notes[0]}")
+        version = self.session.engine_version
+        samples: list[Sample] = []
+        for place, number in enumerate(sorted(self.kept)):
+            for sample in self.kept[number]:
+                if self.settings.mask_offpolicy_in_partial_rollout:
+                    sample = sample.masked_to(version)
+                samples.append(replace(sample, group_index=place, index=len(samples)))
+        return Rollout(
+            samples, self.session.step_count, self.seconds, self._metrics(samples, version), notes
+        )
+
+    def _notes(self) -> tuple[str, ...]:
+        if not self.missing:
+            return ()
+        got = f"{len(self.kept)} of {self.wanted} groups."
+        if self.reward is None:
+            return (f"{got} The others were aborted before they were finished.",)
+        return (
+            f"{got} In {self.rounds} rounds of dynamic sampling {self.dropped.total()} of "
+            f"{self.judged} groups had equal rewards. What to do: raise "
+            "rollout.dynamic_sampling_max_rounds, or give prompts that the model solves sometimes: "
+            "not always, not never.",
+        )
+
+    def _metrics(self, samples: Sequence[Sample], version: int) -> dict[str, float]:
+        spans = [span for sample in samples for span in sample.spans]
+        metrics: dict[str, float] = {NEW_TOKENS: self.new_tokens, "rollout/aborted": self.aborted}
+        if self.settings.partial_rollout:
+            tokens = sum(length for _, length in spans)
+            old = sum(length for wrote, length in spans if wrote != version)
+            metrics |= {
+                "rollout/partial/continued": self.continued,
+                "rollout/partial/off_policy_frac": old / tokens if tokens else 0.0,
+                "rollout/partial/buffered_groups": len(self.pool) - len(self.kept),
+            }
+        if self.reward is not None:
+            metrics |= {
+                "rollout/dynamic_sampling/rounds": self.rounds,
+                "rollout/dynamic_sampling/dropped_groups": self.dropped.total(),
+                "rollout/dynamic_sampling/missing_groups": self.missing,
+                "rollout/dynamic_sampling/raw_reward": sum(self.judged_rewards)
+                / max(len(self.judged_rewards), 1),
+            }
+            for reward, groups in sorted(self.dropped.items()):
+                metrics[f"rollout/zero_std/count_{reward:g}"] = groups
+        return {name: float(value) for name, value in metrics.items()}
