@@ -24,16 +24,10 @@ from kit.config import TrainingConfig
 from kit.errors import StackError
 from kit.model.packing import Packed, micro_batches, pack
 from kit.model.policy import Policy, load
-from kit.stack import trainer_state
+from kit.stack import probes, trainer_state
 from kit.stack.policy_loss import LossSettings, TokenInputs, policy_loss
+from kit.stack.unsharded import whole
 from kit.stack.weights import Handle, Outbox
-
-
-def whole(value: torch.Tensor) -> torch.Tensor:
-    """A parameter as one tensor: gathered from all ranks, as it is where there is one."""
-    if not isinstance(value, DTensor):
-        return value
-    return value.to_local() if value.device_mesh.size() == 1 else value.full_tensor()
 
 
 MAX_TOKENS = 16384
@@ -317,6 +311,10 @@ class Trainer:
         for _ in named:  # gathering takes all ranks
             pass
         return None
+
+    def probe(self, name: str, *arguments: Any) -> Any:
+        """Run an experiment of `kit.stack.probes`; all ranks call."""
+        return probes.EXPERIMENTS[name](self, *arguments)
 
     def save(self, directory: str) -> None:
         """Write weights and optimizer; all ranks call, rank 0 writes."""
