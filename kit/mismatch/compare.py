@@ -1,4 +1,4 @@
-"""Do trainer and engine agree on the log-probabilities of a rollout?"""
+"""Both sides' log-probs, token by token, and the verdict on them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable, Sequence
 
 from kit.config import MismatchConfig
+from kit.mismatch import curves
 from kit.reports import MismatchReport, TokenDifference, Verdict
 from kit.samples import Sample
 
 THRESHOLDS = {"float32": (1e-5, 1e-3), "bfloat16": (0.02, 0.1)}
 """Mean |trainer - rollout| log-prob above which to warn and to fail, by dtype."""
 WORST = 8
+CONTEXT = 6
+"""Tokens shown on either side of one of the worst."""
 
 
 def compare(
@@ -23,7 +26,10 @@ def compare(
     trainer_version: int,
     token_text: Callable[[int], str],
 ) -> MismatchReport:
-    """Compare both sides' log-probs, token by token.
+    """Compare both sides' log-probs, token by token. The cause is left open, save for old weights.
+
+    A sample with another number of log-probs than of tokens is compared as far as both go, and
+    fails the check.
 
     Args:
         samples: with `rollout_log_probs`.
@@ -33,54 +39,76 @@ def compare(
         trainer_version: weight version the trainer holds now.
         token_text: a token id as text, for the list of the worst tokens.
     """
-    differences = [
-        TokenDifference(sample.index, place, token_text(token), rollout, train)
-        for sample, train_row in zip(samples, train_log_probs, strict=True)
-        for place, (token, rollout, train, active) in enumerate(
-            zip(
-                sample.response_tokens,
-                sample.rollout_log_probs or [],
-                train_row,
-                sample.mask,
-                strict=True,
-            )
+    found = [
+        (number, TokenDifference(sample.index, place, "", rollout, train))
+        for number, (sample, train_row) in enumerate(zip(samples, train_log_probs, strict=True))
+        for place, (rollout, train, active) in enumerate(
+            zip(sample.rollout_log_probs or [], train_row, sample.mask, strict=False)
         )
         if active
     ]
-    gaps = [abs(d.difference) for d in differences]
-    mean = math.fsum(gaps) / len(gaps) if gaps else 0.0
-    warn_default, fail_default = THRESHOLDS[dtype]
-    # A default gives way to a threshold that is set on its other side.
-    warn = config.warn_above or min(warn_default, config.fail_above or math.inf)
-    fail = config.fail_above or max(fail_default, warn)
+    differences = [d for _, d in found]
+    signed = [d.difference for d in differences]
+    gaps = [abs(x) for x in signed]
+    mean = curves.mean(gaps)
+    ratios = curves.ratios(signed)
+    warn, fail = thresholds(config, dtype)
     versions = tuple(sorted({v for sample in samples for v in sample.weight_versions}))
     stale = any(version != trainer_version for version in versions)
     verdict = _verdict(mean, warn, fail, stale)
+    if unaligned(samples):
+        verdict = "fail"
+    worst = sorted(found, key=lambda item: -curves.badness(item[1].difference))[:WORST]
     return MismatchReport(
         verdict=verdict,
         cause=_cause(verdict, versions, trainer_version, dtype),
         mean_abs_diff=mean,
-        max_abs_diff=max(gaps, key=_badness, default=0.0),
-        kl=_k3(differences),
+        max_abs_diff=max(gaps, key=curves.badness, default=0.0),
+        kl_k1=curves.k1(signed),
+        kl_k3=curves.k3(signed),
         tokens=len(differences),
         warn_above=warn,
         fail_above=fail,
-        worst=tuple(sorted(differences, key=lambda d: -_badness(d.difference))[:WORST]),
+        worst=tuple(_in_context(samples[number], d, token_text) for number, d in worst),
         trainer_version=trainer_version,
         rollout_versions=versions,
+        cause_kind="none" if verdict == "pass" else "stale_weights" if stale else "unknown",
+        quantiles=curves.quantiles(gaps),
+        ratio_range=(min(ratios), max(ratios)) if ratios else (1.0, 1.0),
+        effective_sample_size=curves.effective_sample_size(ratios),
+        by_position=curves.by_position(differences),
+        by_probability=curves.by_probability(differences),
     )
 
 
-def _badness(difference: float) -> float:
-    """Orders differences; NaN, which compares with nothing, is as bad as can be."""
-    return math.inf if math.isnan(difference) else abs(difference)
+def thresholds(config: MismatchConfig, dtype: str) -> tuple[float, float]:
+    """Mean |difference| above which to warn and to fail."""
+    warn_default, fail_default = THRESHOLDS[dtype]
+    # A default gives way to a threshold that is set on its other side.
+    warn = config.warn_above or min(warn_default, config.fail_above or math.inf)
+    return warn, config.fail_above or max(fail_default, warn)
 
 
-def _k3(differences: Sequence[TokenDifference]) -> float:
-    """KL(rollout || trainer) per token, from the rollout's own tokens."""
-    clamped = [min(d.difference, 20.0) for d in differences]
-    terms = [math.expm1(x) - x for x in clamped]
-    return math.fsum(terms) / len(terms) if terms else 0.0
+def unaligned(samples: Sequence[Sample]) -> list[Sample]:
+    """Samples with another number of log-probs than of response tokens."""
+    return [s for s in samples if len(s.rollout_log_probs or []) != s.response_length]
+
+
+def _in_context(
+    sample: Sample, difference: TokenDifference, token_text: Callable[[int], str]
+) -> TokenDifference:
+    place = len(sample.tokens) - sample.response_length + difference.position
+    before = sample.tokens[max(place - CONTEXT, 0) : place]
+    after = sample.tokens[place + 1 : place + 1 + CONTEXT]
+    return TokenDifference(
+        difference.sample_index,
+        difference.position,
+        token_text(sample.tokens[place]),
+        difference.rollout_log_prob,
+        difference.train_log_prob,
+        "".join(map(token_text, before)),
+        "".join(map(token_text, after)),
+    )
 
 
 def _verdict(mean: float, warn: float, fail: float, stale: bool) -> Verdict:

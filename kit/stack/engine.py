@@ -130,10 +130,10 @@ def run_scheduler(threads: int, *args: Any, **kwargs: Any) -> None:
     import torch
     from sglang.srt.managers.scheduler import run_scheduler_process
 
-    from kit.stack.cpu import attention, checksums, operators, sampling
+    from kit.stack.cpu import attention, capture, checksums, operators, sampling
 
     torch.set_num_threads(threads)
-    for part in (attention, checksums, operators, sampling):
+    for part in (attention, capture, checksums, operators, sampling):
         part.register()
     run_scheduler_process(*args, **kwargs)
 
