@@ -145,7 +145,9 @@ def _of_the_hand_over(session: RLSession, stack: Stack) -> Invariant:
     ours, before = stack.probe("checksums"), stack.checksums()
     found = Checksums(ours, before, stack.dtype)
     if found.different:
-        note = f"not synced: the engine's {', '.join(found.different[:3])} differ from the trainer's"
+        note = (
+            f"not synced: the engine's {', '.join(found.different[:3])} differ from the trainer's"
+        )
         return Invariant(name, float(len(found.different)), bound, False, note)
     stack.sync(session.engine_version)
     once = stack.checksums()

@@ -107,6 +107,9 @@ def explain(lab: Lab, *, deep: bool) -> MismatchReport:
     elif unaligned(lab.samples):
         verdict = "fail"
     return replace(
-        report, verdict=verdict, cause=cause.words, cause_kind=cause.kind or "unknown",
+        report,
+        verdict=verdict,
+        cause=cause.words,
+        cause_kind=cause.kind or "unknown",
         evidence=tuple(evidence),
-    )  # fmt: skip
+    )

@@ -110,7 +110,9 @@ class Lab:
         """Where the trainer's experts get their tokens; None without experts."""
         return self.stack.probe("routing", self._tokens(), self.temperature, forced)
 
-    def with_tokens(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Lab:
+    def with_tokens(
+        self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+    ) -> Lab:
         """The same samples with other tokens."""
         changed = [
             replace(
@@ -130,9 +132,7 @@ class Lab:
     def _tokens(self) -> Any:
         from kit.stack.probes import Samples
 
-        return Samples(
-            [s.tokens for s in self.samples], [s.response_length for s in self.samples]
-        )
+        return Samples([s.tokens for s in self.samples], [s.response_length for s in self.samples])
 
 
 def suspects(samples: Sequence[Sample], trained: Rows) -> list[int]:

@@ -131,12 +131,16 @@ def _rendered(lab: Lab, sample: Sample) -> list[int]:
 
     data = lab.config.data
     try:
-        return sample.prompt and render(
-            sample.prompt,
-            lab.prompting.tokenizer,
-            apply_chat_template=data.apply_chat_template,
-            system_prompt=data.system_prompt,
-        ) or sample.prompt_tokens
+        return (
+            (sample.prompt
+            and render(
+                sample.prompt,
+                lab.prompting.tokenizer,
+                apply_chat_template=data.apply_chat_template,
+                system_prompt=data.system_prompt,
+            ))
+            or sample.prompt_tokens
+        )
     except DataError:
         return sample.prompt_tokens
 
@@ -186,9 +190,7 @@ def _dropout_words(lab: Lab, what: str, apart: float) -> str:
 def prefix_cache(lab: Lab) -> Finding:
     """The engine's log-probs with and without its prefix cache."""
     cached, fresh = (lab.rescore(cached=mode) for mode in (True, False))
-    apart = max(
-        lab.gap(_scores(a), _scores(b)) for a, b in zip(cached, fresh, strict=True)
-    )
+    apart = max(lab.gap(_scores(a), _scores(b)) for a, b in zip(cached, fresh, strict=True))
     raw = lab.recompute([1.0])[0]
     against = max(lab.gap(raw, _scores(rows)) for rows in fresh)
     lines = (

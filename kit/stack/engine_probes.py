@@ -43,9 +43,7 @@ async def rescore(
 
     if not tokens:
         return []
-    starts = [
-        max(len(row) - n - 1, 0) for row, n in zip(tokens, response_lengths, strict=True)
-    ]
+    starts = [max(len(row) - n - 1, 0) for row, n in zip(tokens, response_lengths, strict=True)]
     request = GenerateReqInput(
         input_ids=[list(row) for row in tokens],
         sampling_params={"max_new_tokens": 0, "temperature": 0.0},
@@ -89,7 +87,9 @@ async def checksums(sglang: Any) -> dict[str, str]:
     from sglang.srt.managers.io_struct import CheckWeightsReqInput
 
     manager = sglang.tokenizer_manager
-    success, message, ranks, _ = await manager.check_weights(CheckWeightsReqInput(action="checksum"))
+    success, message, ranks, _ = await manager.check_weights(
+        CheckWeightsReqInput(action="checksum")
+    )
     if not success or not ranks:
         raise StackError(
             "The engine gave no checksums of its weights.",

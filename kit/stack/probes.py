@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kit.errors import StackError
 from kit.model.packing import pack
 from kit.stack.routing import routing
 from kit.stack.startup import startup

@@ -1,5 +1,6 @@
 """Which experts the trainer's mixture of experts sends each token to, and the same with its choice
-replaced by somebody else's."""
+replaced by somebody else's.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ def routing(
     """
     policy: Any = trainer.policy
     routers = [
-        module for name, module in policy.named_modules() if type(module).__name__.endswith("Router")
+        module
+        for name, module in policy.named_modules()
+        if type(module).__name__.endswith("Router")
     ]
     if not routers:
         return None

@@ -29,7 +29,6 @@ from kit.stack.policy_loss import LossSettings, TokenInputs, policy_loss
 from kit.stack.unsharded import whole
 from kit.stack.weights import Handle, Outbox
 
-
 MAX_TOKENS = 16384
 """Tokens a micro-batch where `training.max_tokens_per_gpu` is not set."""
 

@@ -48,5 +48,3 @@ def full_logits(policy: Policy, packed: Packed) -> torch.Tensor:
     hidden_R = kept[0][packed.predictor_R]
     head = whole(inner.lm_head.weight).to(hidden_R.dtype)
     return hidden_R @ head.T
-
-
