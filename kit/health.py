@@ -143,7 +143,7 @@ def _of_the_hand_over(session: RLSession, stack: Stack) -> Invariant:
         )
         return Invariant(name, None, bound, None, note)
     ours, before = stack.probe("checksums"), stack.checksums()
-    found = Checksums(ours, before, stack.dtype)
+    found = Checksums.of(ours, before, stack.dtype)
     if found.different:
         note = (
             f"not synced: the engine's {', '.join(found.different[:3])} differ from the trainer's"

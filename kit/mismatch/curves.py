@@ -72,7 +72,7 @@ def by_probability(differences: Sequence[TokenDifference]) -> tuple[CurvePoint, 
 
 
 def k1(differences: Sequence[float]) -> float:
-    """KL(rollout || trainer) in nats a token: the plain mean, unbiased and noisy; may be below 0."""
+    """KL(rollout || trainer), nats a token: the plain mean: unbiased, noisy, at times below 0."""
     return mean([-d for d in differences]) if all(map(math.isfinite, differences)) else math.nan
 
 

@@ -1,4 +1,4 @@
-"""`Lab`: the samples under suspicion, and the experiments that engine and trainer can do on them."""
+"""`Lab`: the samples under suspicion, and what engine and trainer can compute of them again."""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import dataclass
+from typing import Self
 
 from kit.errors import DataError
 from kit.mismatch.lab import Finding, Lab, Rows
@@ -26,7 +28,7 @@ def weights(lab: Lab) -> Finding:
     wrote = ", ".join(map(str, lab.report.rollout_versions)) or "unknown"
     lines = [f"weight versions: rollout {wrote}, engine {engine}, trainer {trainer}"]
     found = compare_checksums(lab)
-    lines += found.lines
+    lines += found.lines()
     if any(version != trainer for version in lab.report.rollout_versions):
         # The words with both versions are in the report already.
         return Finding(tuple(lines), "stale_weights", lab.report.cause)
@@ -41,43 +43,56 @@ def weights(lab: Lab) -> Finding:
     return Finding(tuple(lines))
 
 
+@dataclass(frozen=True, slots=True)
 class Checksums:
-    """Trainer's and engine's parameters side by side."""
+    """Trainer's and engine's parameters side by side, by SGLang's names."""
 
-    def __init__(
-        self, ours: dict[str, dict[str, list[str]]], engines: list[dict[str, str]], dtype: str
-    ) -> None:
-        """Sort the parameters into equal, rounded, different, and only on one side."""
-        different, rounded, self.compared = set(), set(), 0
-        names = {name for theirs in engines for name in theirs}
-        for name in names & set(ours):
-            self.compared += 1
-            for theirs in engines:
-                if theirs.get(name) in ours[name][dtype]:
-                    continue
-                other = [d for d, sums in ours[name].items() if theirs.get(name) in sums]
-                (rounded if other else different).add(name)
-                if other:
-                    self.engine_dtype = other[0]
-        self.different, self.rounded = sorted(different), sorted(rounded)
-        self.one_sided = sorted(names ^ set(ours))
-        self.lines = [
-            f"checksums of {self.compared} parameters: {len(different)} differ"
-            + (f" ({', '.join(self.different[:3])})" if different else "")
-        ]
-        if rounded:
-            self.lines.append(f"{len(rounded)} parameters are {self.engine_dtype} in the engine")
+    compared: int
+    different: list[str]
+    rounded: list[str]
+    """Equal, but for a dtype that is not the trainer's."""
+    engine_dtype: str
+    """Of these; empty where there are none."""
+    one_sided: list[str]
+
+    @classmethod
+    def of(
+        cls, trainer: dict[str, dict[str, list[str]]], engines: list[dict[str, str]], dtype: str
+    ) -> Self:
+        """Sort the parameters of all replicas."""
+        different: set[str] = set()
+        rounded: dict[str, str] = {}
+        names = {name for engine in engines for name in engine}
+        for name in names & set(trainer):
+            for engine in engines:
+                fits = [d for d, sums in trainer[name].items() if engine.get(name) in sums]
+                if not fits:
+                    different.add(name)
+                elif dtype not in fits:
+                    rounded[name] = fits[0]
+        return cls(
+            len(names & set(trainer)),
+            sorted(different),
+            sorted(rounded),
+            next(iter(rounded.values()), ""),
+            sorted(names ^ set(trainer)),
+        )
+
+    def lines(self) -> list[str]:
+        """What was found, as evidence."""
+        shown = f" ({', '.join(self.different[:3])})" if self.different else ""
+        found = [f"checksums of {self.compared} parameters: {len(self.different)} differ{shown}"]
+        if self.rounded:
+            found.append(f"{len(self.rounded)} parameters are {self.engine_dtype} in the engine")
         if self.one_sided:
             shown = ", ".join(self.one_sided[:3])
-            self.lines.append(f"{len(self.one_sided)} parameters could not be matched ({shown})")
-
-    engine_dtype = ""
-    """Of the engine's weights, where it is not the trainer's."""
+            found.append(f"{len(self.one_sided)} parameters could not be matched ({shown})")
+        return found
 
 
 def compare_checksums(lab: Lab) -> Checksums:
     """Ask both sides. Raises StackError where the engine has no checksums."""
-    return Checksums(lab.stack.probe("checksums"), lab.stack.checksums(), lab.stack.dtype)
+    return Checksums.of(lab.stack.probe("checksums"), lab.stack.checksums(), lab.stack.dtype)
 
 
 def tokens(lab: Lab) -> Finding:
@@ -132,15 +147,14 @@ def _rendered(lab: Lab, sample: Sample) -> list[int]:
     data = lab.config.data
     try:
         return (
-            (sample.prompt
+            sample.prompt
             and render(
                 sample.prompt,
                 lab.prompting.tokenizer,
                 apply_chat_template=data.apply_chat_template,
                 system_prompt=data.system_prompt,
-            ))
-            or sample.prompt_tokens
-        )
+            )
+        ) or sample.prompt_tokens
     except DataError:
         return sample.prompt_tokens
 

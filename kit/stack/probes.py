@@ -96,13 +96,13 @@ def plainly(
     state = gathered(inner)
     found = []
     for dtype in dtypes:
-        config = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             trainer.settings.model_path,
             dtype=getattr(torch, dtype),
             attn_implementation="eager",
             trust_remote_code=trainer.settings.trust_remote_code,
         )
-        model: Any = config.to(trainer.device).eval()
+        model.to(trainer.device).eval()
         model.load_state_dict(state, strict=False)
         found.append(_alone(model, samples, temperature, trainer.device))
     return found
@@ -214,7 +214,7 @@ def checksum(tensor: torch.Tensor) -> str:
 
         return f"{tensor_hash(tensor):016x}"
     # The same, without SGLang's imports, which take a CPU many seconds.
-    digest = hashlib.sha256(memoryview(tensor.reshape(-1).view(torch.uint8).numpy())).digest()
+    digest = hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).digest()
     return f"{int.from_bytes(digest[:8], 'big'):016x}"
 
 

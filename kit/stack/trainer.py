@@ -26,7 +26,7 @@ from kit.model.packing import Packed, micro_batches, pack
 from kit.model.policy import Policy, load
 from kit.stack import probes, trainer_state
 from kit.stack.policy_loss import LossSettings, TokenInputs, policy_loss
-from kit.stack.unsharded import whole
+from kit.stack.unsharded import as_saved, whole
 from kit.stack.weights import Handle, Outbox
 
 MAX_TOKENS = 16384
@@ -301,9 +301,10 @@ class Trainer:
         inner: Any = self.policy.model
         tied = inner.config.tie_word_embeddings
         named = (
-            (name, whole(value))
+            entry
             for name, value in inner.named_parameters()
             if not (tied and name == "lm_head.weight")
+            for entry in as_saved(name, whole(value))
         )
         if self.settings.rank == 0:
             return self.outbox.fill(named)

@@ -1,7 +1,8 @@
-"""What experiments need of a sharded model: its weights whole, and its logits."""
+"""A sharded model from outside: its weights whole and under their checkpoint names, its logits."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,6 +27,25 @@ def gathered(model: Any) -> dict[str, torch.Tensor]:
         for name, value in model.named_parameters()
         if not (tied and name == "lm_head.weight")
     }
+
+
+def as_saved(name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """A parameter under the names of a checkpoint, which are those that SGLang loads.
+
+    Transformers holds the experts of a layer in one tensor; checkpoints have them one by one, and
+    SGLang passes over names that it does not know.
+    """
+    place, _, part = name.rpartition(".experts.")
+    if part == "down_proj" and value.ndim == 3:
+        for expert, down in enumerate(value):
+            yield f"{place}.experts.{expert}.down_proj.weight", down
+    elif part == "gate_up_proj" and value.ndim == 3:
+        for expert, both in enumerate(value):
+            gate, up = both.chunk(2)
+            yield f"{place}.experts.{expert}.gate_proj.weight", gate
+            yield f"{place}.experts.{expert}.up_proj.weight", up
+    else:
+        yield name, value
 
 
 def full_logits(policy: Policy, packed: Packed) -> torch.Tensor:
