@@ -77,7 +77,7 @@ def test_text_encoded_again_is_found_by_its_missing_tokens(session: RLSession) -
 
     report = session.check_mismatch(Rollout(map(again, rollout)))
     assert (report.verdict, report.cause_kind) == ("fail", "tokenization")
-    assert "24 samples have another number of the one than of the other" in evidence(report)
+    assert "16 samples have another number of the one than of the other" in evidence(report)
     (repaired,) = [line for line in report.evidence if "as they were written" in line]
     assert float(repaired.rsplit(" ", 1)[1]) < 1e-6
 
@@ -108,7 +108,7 @@ def test_a_prompt_without_the_chat_template_is_found_by_rendering_it_anew(
     ]
     report = session.check_mismatch(Rollout(bare))
     assert (report.verdict, report.cause_kind) == ("fail", "chat_template")
-    assert "24 of 24 prompts are not what the session's template makes of them" in report.cause
+    assert "16 of 16 prompts are not what the session's template makes of them" in report.cause
 
 
 def test_log_probs_after_top_k_are_found_by_cutting_the_trainers(session: RLSession) -> None:

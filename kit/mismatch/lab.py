@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kit.stack.stack import Stack
 
 Rows = Sequence[Sequence[float]]
-SUSPECTS = 24
+SUSPECTS = 16
 """So many of the samples that differ most are computed again."""
 
 
@@ -78,26 +78,24 @@ class Lab:
             return agrees
         return after <= self.observed / 10 or (agrees and after <= self.observed / 3)
 
-    def recompute(
-        self, temperatures: Sequence[float], *, packed: bool = True, training_mode: bool = False
-    ) -> list[Rows]:
-        """The trainer's log-probs once more, at each temperature."""
-        rows: list[Rows] = self.stack.probe(
-            "recompute", self._tokens(), list(temperatures), packed, training_mode
+    def recompute(self, *, packed: bool = True, training_mode: bool = False) -> Rows:
+        """The trainer's log-probs once more."""
+        rows: Rows = self.stack.probe(
+            "recompute", self._tokens(), self.temperature, packed, training_mode
         )
+        return rows
+
+    def sampled(self, ways: Sequence[tuple[float, float, int]]) -> list[Rows]:
+        """The trainer's log-probs at each (temperature, top_p, top_k)."""
+        from kit.stack.probes import Way
+
+        rows: list[Rows] = self.stack.probe("sampled", self._tokens(), [Way(*way) for way in ways])
         return rows
 
     def plainly(self, dtypes: Sequence[str]) -> dict[str, Rows]:
         """Transformers' own log-probs with the trainer's weights, by dtype."""
         rows = self.stack.probe("plainly", self._tokens(), list(dtypes), self.temperature)
         return dict(zip(dtypes, rows, strict=True))
-
-    def cut_and_scaled(self, top_p: float, top_k: int) -> Rows:
-        """Log-probs after top-k and top-p, renormalised."""
-        rows: Rows = self.stack.probe(
-            "cut_and_scaled", self._tokens(), self.temperature, top_p, top_k
-        )
-        return rows
 
     def rescore(self, *, cached: bool, experts: bool = False) -> list[list[Any]]:
         """What each engine makes of the samples now, at temperature 1."""
@@ -127,7 +125,7 @@ class Lab:
 
     def agreement(self) -> float:
         """Mean |difference| of the log-probs of these tokens, computed now, from the recorded."""
-        return self.gap(self.recompute([self.temperature])[0], self.recorded)
+        return self.gap(self.recompute(), self.recorded)
 
     def _tokens(self) -> Any:
         from kit.stack.probes import Samples

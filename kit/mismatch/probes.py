@@ -172,7 +172,7 @@ def _as_written(lab: Lab, sample: Sample) -> list[int]:
 
 def repetition(lab: Lab) -> Finding:
     """The same pass twice: a model that drops something at random does not repeat itself."""
-    first, second = (lab.recompute([lab.temperature])[0] for _ in range(2))
+    first, second = (lab.recompute() for _ in range(2))
     apart = lab.gap(first, second)
     lines = (f"the trainer's pass repeated: mean difference {amount(apart)}",)
     if not apart > max(lab.report.warn_above, lab.observed / 10):
@@ -182,9 +182,7 @@ def repetition(lab: Lab) -> Finding:
 
 def training_mode(lab: Lab) -> Finding:
     """The same pass in training mode, in which an update computes."""
-    still, moving = (
-        lab.recompute([lab.temperature], training_mode=mode)[0] for mode in (False, True)
-    )
+    still, moving = (lab.recompute(training_mode=mode) for mode in (False, True))
     apart = lab.gap(still, moving)
     lines = (f"the trainer in training mode against evaluation: mean difference {amount(apart)}",)
     if not apart > lab.report.warn_above:
@@ -205,7 +203,7 @@ def prefix_cache(lab: Lab) -> Finding:
     """The engine's log-probs with and without its prefix cache."""
     cached, fresh = (lab.rescore(cached=mode) for mode in (True, False))
     apart = max(lab.gap(_scores(a), _scores(b)) for a, b in zip(cached, fresh, strict=True))
-    raw = lab.recompute([1.0])[0]
+    raw = lab.sampled([(1.0, 1.0, -1)])[0]
     against = max(lab.gap(raw, _scores(rows)) for rows in fresh)
     lines = (
         f"the engine's log-probs with its prefix cache and without: mean difference "
@@ -239,8 +237,10 @@ def sampling(lab: Lab) -> Finding:
         return Finding(tuple(lines), kind, words)
     settings = lab.config.rollout
     own = (settings.top_p, settings.top_k)
-    for top_p, top_k in (own,) if own != (1.0, -1) else CUTS:
-        after = lab.gap(lab.cut_and_scaled(top_p, top_k), lab.recorded)
+    cuts = (own,) if own != (1.0, -1) else CUTS
+    ways = lab.sampled([(lab.temperature, *cut) for cut in cuts])
+    for (top_p, top_k), rows in zip(cuts, ways, strict=True):
+        after = lab.gap(rows, lab.recorded)
         if lab.gone(after):
             cut = f"top_k {top_k}" if top_k > 0 else f"top_p {top_p:g}"
             lines.append(f"after {cut}, renormalised: mean difference {amount(after)}")
@@ -276,7 +276,7 @@ def fitting_temperature(lab: Lab) -> tuple[float, float]:
 
     def attempt(temperatures: list[float]) -> float:
         new = [t for t in temperatures if t not in tried]
-        for temperature, rows in zip(new, lab.recompute(new), strict=True):
+        for temperature, rows in zip(new, lab.sampled([(t, 1.0, -1) for t in new]), strict=True):
             found = lab.gap(rows, lab.recorded)
             tried[temperature] = math.inf if math.isnan(found) else found
         return min(tried, key=lambda t: tried[t])
@@ -292,7 +292,7 @@ def fitting_temperature(lab: Lab) -> tuple[float, float]:
 
 def packing(lab: Lab) -> Finding:
     """Each sample by itself, and in Transformers' own attention."""
-    alone = lab.gap(lab.recompute([lab.temperature], packed=False)[0], lab.recorded)
+    alone = lab.gap(lab.recompute(packed=False), lab.recorded)
     lines = [f"the trainer with each sample by itself: mean difference {amount(alone)}"]
     if lab.gone(alone):
         words = (

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kit.model.packing import pack
+from kit.model.policy import LOGITS_AT_ONCE
 from kit.stack.routing import routing
 from kit.stack.startup import startup
-from kit.stack.unsharded import gathered
+from kit.stack.unsharded import full_logits, gathered
 
 if TYPE_CHECKING:
     from kit.stack.trainer import Trainer
@@ -37,27 +38,19 @@ class Samples:
 def recompute(
     trainer: Trainer,
     samples: Samples,
-    temperatures: Sequence[float],
+    temperature: float,
     packed: bool = True,
     training_mode: bool = False,
-) -> list[Rows]:
-    """Log-probs of the response tokens, once for each temperature.
+) -> Rows:
+    """Log-probs of the response tokens once more.
 
     Args:
         trainer: whose policy computes.
         samples: the tokens.
-        temperatures: each divides the logits of one pass.
+        temperature: divides the logits.
         packed: several samples in a row, as in an update; else each by itself.
         training_mode: with dropout, where the model has any, as in an update.
     """
-    return [
-        _rows(trainer, samples, temperature, packed, training_mode) for temperature in temperatures
-    ]
-
-
-def _rows(
-    trainer: Trainer, samples: Samples, temperature: float, packed: bool, training_mode: bool
-) -> Rows:
     lengths = samples.response_lengths
     out: Rows = [[] for _ in lengths]
     policy: Any = trainer.policy
@@ -109,50 +102,62 @@ def plainly(
 
 
 def _alone(model: Any, samples: Samples, temperature: float, device: torch.device) -> Rows:
-    out = []
-    with torch.no_grad():
-        for row, length in zip(samples.tokens, samples.response_lengths, strict=True):
-            ids = torch.tensor([row], device=device)
-            logits = model(input_ids=ids, use_cache=False).logits[0, -length - 1 : -1]
-            wide = logits if logits.dtype is torch.float64 else logits.float()
-            logp = torch.log_softmax(wide / temperature, dim=-1)
-            out.append(logp.gather(-1, ids[0, -length:, None])[:, 0].tolist())
+    tokens, lengths = samples.tokens, samples.response_lengths
+    longest = max(map(len, tokens))
+    size = max(1, LOGITS_AT_ONCE // (longest * model.config.vocab_size))
+    out: Rows = []
+    for start in range(0, len(tokens), size):
+        rows = tokens[start : start + size]
+        # Padding comes last, where no token looks.
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+        with torch.no_grad():
+            logits = model(input_ids=ids, use_cache=False).logits
+        wide = logits if logits.dtype is torch.float64 else logits.float()
+        logp = torch.log_softmax(wide / temperature, dim=-1)
+        for row, length, of_row in zip(rows, lengths[start : start + size], logp, strict=True):
+            targets = torch.tensor(row[-length:], device=device)
+            predicted = of_row[len(row) - length - 1 : len(row) - 1]
+            out.append(predicted.gather(-1, targets[:, None])[:, 0].tolist())
     return out
 
 
-def cut_and_scaled(
-    trainer: Trainer, samples: Samples, temperature: float, top_p: float, top_k: int
-) -> Rows:
-    """Log-probs after temperature, top-k and top-p, renormalised: what a sampler draws from.
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How log-probs are made of logits."""
 
-    Args:
-        trainer: whose weights compute.
-        samples: the tokens.
-        temperature: divides the logits first.
-        top_p: keep the likeliest tokens up to this share.
-        top_k: keep so many of the likeliest; -1 keeps all.
-    """
-    processed: Rows = []
-    device = trainer.device
-    inner: Any = trainer.policy
-    inner.eval()
-    from kit.stack.unsharded import full_logits
+    temperature: float
+    top_p: float = 1.0
+    """Keep the likeliest tokens up to this share, and renormalise."""
+    top_k: int = -1
+    """Keep so many of the likeliest, and renormalise; -1 keeps all."""
 
+
+def sampled(trainer: Trainer, samples: Samples, ways: Sequence[Way]) -> list[Rows]:
+    """Log-probs of the response tokens in several ways, from one pass over each sample."""
+    out: list[Rows] = [[] for _ in ways]
+    policy: Any = trainer.policy
+    policy.eval()
     with torch.no_grad():
         for row, length in zip(samples.tokens, samples.response_lengths, strict=True):
-            one = pack([row], [length], share=False).to(device)
-            logits = full_logits(inner, one).float() / temperature
-            if 0 < top_k < logits.shape[-1]:
-                least = logits.topk(top_k, dim=-1).values[:, -1:]
-                logits = logits.masked_fill(logits < least, -torch.inf)
-            if top_p < 1:
-                ranked, order = logits.softmax(-1).sort(dim=-1, descending=True)
-                drop = ranked.cumsum(-1) - ranked > top_p
-                logits = logits.masked_fill(drop.gather(-1, order.argsort(-1)), -torch.inf)
-            logp = logits.log_softmax(-1).gather(-1, one.target_R[:, None])[:, 0]
-            processed.append(logp.tolist())
-    inner.train()
-    return processed
+            one = pack([row], [length], share=False).to(trainer.device)
+            logits = full_logits(policy, one).float()
+            for rows, way in zip(out, ways, strict=True):
+                logp = _processed(logits, way).log_softmax(-1)
+                rows.append(logp.gather(-1, one.target_R[:, None])[:, 0].tolist())
+    policy.train()
+    return out
+
+
+def _processed(logits: torch.Tensor, way: Way) -> torch.Tensor:
+    logits = logits / way.temperature
+    if 0 < way.top_k < logits.shape[-1]:
+        least = logits.topk(way.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if way.top_p < 1:
+        ranked, order = logits.softmax(-1).sort(dim=-1, descending=True)
+        drop = ranked.cumsum(-1) - ranked > way.top_p
+        logits = logits.masked_fill(drop.gather(-1, order.argsort(-1)), -torch.inf)
+    return logits
 
 
 FUSED = {
@@ -236,7 +241,7 @@ def dropouts(trainer: Trainer) -> list[str]:
 EXPERIMENTS: dict[str, Callable[..., Any]] = {
     "recompute": recompute,
     "plainly": plainly,
-    "cut_and_scaled": cut_and_scaled,
+    "sampled": sampled,
     "checksums": checksums,
     "dropouts": dropouts,
     "routing": routing,
