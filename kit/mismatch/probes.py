@@ -227,12 +227,15 @@ def _scores(rescored: list[object]) -> Rows:
 
 def sampling(lab: Lab) -> Finding:
     """Another temperature, or log-probs after top-k and top-p: do they fit the rollout?"""
-    best, after = fitting_temperature(lab)
+    best, after, same = fitting_temperature(lab)
     lines = [
         f"the rollout fits temperature {best:.3g} best: mean difference {amount(after)} "
         f"(trainer at {lab.temperature:g}: {amount(lab.observed)})"
     ]
-    if lab.gone(after) and abs(best / lab.temperature - 1) > 1e-3:
+    if lab.gone(same):
+        lines.append("at the trainer's temperature they agree, each sample computed by itself")
+        return Finding(tuple(lines))
+    if lab.gone(after):
         kind, words = _temperature_words(lab, best, after)
         return Finding(tuple(lines), kind, words)
     settings = lab.config.rollout
@@ -270,8 +273,10 @@ def _temperature_words(lab: Lab, best: float, after: float) -> tuple[Cause, str]
     )
 
 
-def fitting_temperature(lab: Lab) -> tuple[float, float]:
-    """The temperature at which the trainer comes closest to the rollout, and the difference."""
+def fitting_temperature(lab: Lab) -> tuple[float, float, float]:
+    """The temperature at which the trainer comes closest to the rollout, the mean difference there,
+    and that at the trainer's own; each sample is computed by itself.
+    """
     tried: dict[float, float] = {}
 
     def attempt(temperatures: list[float]) -> float:
@@ -287,7 +292,7 @@ def fitting_temperature(lab: Lab) -> tuple[float, float]:
     while width > 1.0005 and not tried[best] <= lab.report.warn_above:
         width **= 0.25
         best = attempt([best * width**i for i in (-3, -2, -1, 1, 2, 3)])
-    return best, tried[best]
+    return best, tried[best], tried[lab.temperature]
 
 
 def packing(lab: Lab) -> Finding:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from kit.reports import CheckReport, Invariant
-from kit.viz.html import Column, badge, fold, join, note, table, tag, title
+from kit.reports import CheckReport
+from kit.viz.html import Column, badge, fold, join, note, table, title
 from kit.viz.mismatch import mismatch_html
 from kit.viz.text import columns, duration, number, shorten
 
@@ -31,7 +31,13 @@ def check_html(report: CheckReport) -> Markup:
         Column("", "mid"),
     ]
     rows = [
-        [MARKS[i.holds], i.name, number(i.value), i.bound, tag("span", _note(i, 600))]
+        [
+            MARKS[i.holds],
+            shorten(i.name, 60),
+            number(i.value),
+            shorten(i.bound, 60),
+            shorten(i.note, 600),
+        ]
         for i in report.invariants
     ]
     agrees = report.mismatch.verdict == "pass"
@@ -45,13 +51,16 @@ def check_html(report: CheckReport) -> Markup:
     )
 
 
-def _note(invariant: Invariant, width: int) -> str:
-    return shorten(invariant.note, width)
-
-
 def check_plain(report: CheckReport) -> str:
     """The same for a terminal."""
     rows = [
-        [MARKS[i.holds], i.name, number(i.value), i.bound, _note(i, 90)] for i in report.invariants
+        [
+            MARKS[i.holds],
+            shorten(i.name, 60),
+            number(i.value),
+            shorten(i.bound, 60),
+            shorten(i.note, 90),
+        ]
+        for i in report.invariants
     ]
     return "\n".join((check_title(report), columns(rows)))
