@@ -78,10 +78,10 @@ class Lab:
             return agrees
         return after <= self.observed / 10 or (agrees and after <= self.observed / 3)
 
-    def recompute(self, *, packed: bool = True, training_mode: bool = False) -> Rows:
-        """The trainer's log-probs once more."""
+    def recompute(self, *, packed: bool = True, training_mode: bool = False, seed: int = 0) -> Rows:
+        """The trainer's log-probs once more; what it drops at random, if anything, by the seed."""
         rows: Rows = self.stack.probe(
-            "recompute", self._tokens(), self.temperature, packed, training_mode
+            "recompute", self._tokens(), self.temperature, packed, training_mode, seed
         )
         return rows
 

@@ -41,6 +41,7 @@ def recompute(
     temperature: float,
     packed: bool = True,
     training_mode: bool = False,
+    seed: int = 0,
 ) -> Rows:
     """Log-probs of the response tokens once more.
 
@@ -50,12 +51,14 @@ def recompute(
         temperature: divides the logits.
         packed: several samples in a row, as in an update; else each by itself.
         training_mode: with dropout, where the model has any, as in an update.
+        seed: of what is dropped at random; the trainer's own randomness stays as it is.
     """
     lengths = samples.response_lengths
     out: Rows = [[] for _ in lengths]
     policy: Any = trainer.policy
     policy.train(training_mode)
     with torch.random.fork_rng(devices=_cards(trainer)), torch.no_grad():
+        torch.manual_seed(seed)
         for members, row in _packs(trainer, samples, packed):
             logp_R = policy(row, temperature)[0].cpu()
             policy.reshard()
