@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         StackError,
     )
     from kit.reports import (
+        CheckReport,
         EvalReport,
         MismatchReport,
         StepReport,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "CheckReport",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -73,6 +75,7 @@ except PackageNotFoundError:  # a checkout on PYTHONPATH that nobody installed
 _HOMES = {
     "kit.config": ("SessionConfig",),
     "kit.reports": (
+        "CheckReport",
         "EvalReport",
         "MismatchReport",
         "StepReport",

@@ -14,6 +14,21 @@ from kit.samples import Rollout
 
 Metrics = dict[str, float]
 Verdict = Literal["pass", "warn", "fail"]
+Cause = Literal[
+    "none",
+    "stale_weights",
+    "stale_prefix_cache",
+    "temperature",
+    "processed_log_probs",
+    "tokenization",
+    "chat_template",
+    "precision",
+    "dropout",
+    "packing",
+    "expert_routing",
+    "unknown",
+]
+"""Why trainer and engine disagree; `none` where they do not."""
 
 
 class Shown:
@@ -66,11 +81,25 @@ class TokenDifference:
     token: str
     rollout_log_prob: float
     train_log_prob: float
+    before: str = ""
+    """A few tokens to its left, the end of the prompt included."""
+    after: str = ""
+    """A few tokens to its right."""
 
     @property
     def difference(self) -> float:
         """Trainer minus rollout, in nats."""
         return self.train_log_prob - self.rollout_log_prob
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """Tokens that are alike in one thing, and how far both sides are apart on them."""
+
+    low: float
+    high: float
+    mean_abs_diff: float
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +112,10 @@ class MismatchReport(Shown):
     mean_abs_diff: float
     """Mean over unmasked response tokens of |trainer - rollout| log-prob, in nats."""
     max_abs_diff: float
-    kl: float
-    """k3 estimate of KL(rollout || trainer), in nats per token."""
+    kl_k1: float
+    """KL(rollout || trainer) in nats per token, plain mean: unbiased, may be below 0."""
+    kl_k3: float
+    """The same, k3 estimate: less noise, never below 0."""
     tokens: int
     warn_above: float
     fail_above: float
@@ -92,6 +123,49 @@ class MismatchReport(Shown):
     trainer_version: int = 0
     rollout_versions: tuple[int, ...] = ()
     """Every weight version that wrote a token of the rollout."""
+    cause_kind: Cause = "none"
+    """The cause, for programs."""
+    evidence: tuple[str, ...] = ()
+    """What was looked at to find the cause, and what was found; one line each."""
+    quantiles: dict[float, float] = field(default_factory=dict)
+    """|trainer - rollout| that this share of the tokens does not exceed, by share."""
+    ratio_range: tuple[float, float] = (1.0, 1.0)
+    """Smallest and largest of trainer's over engine's probability of a token."""
+    effective_sample_size: float = 1.0
+    """What reweighting by these ratios would leave of the tokens, as a share of 1."""
+    by_position: tuple[CurvePoint, ...] = ()
+    """Over the place in the response, first and last place of each point."""
+    by_probability: tuple[CurvePoint, ...] = ()
+    """Over the probability that the engine gave."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invariant:
+    """One thing that holds in a healthy session."""
+
+    name: str
+    value: float | None
+    """What was seen; None where it could not be looked at."""
+    bound: str
+    """What it has to be, in words: `0 within 1e-09`."""
+    holds: bool | None
+    """None where it could not be looked at."""
+    note: str = ""
+    """What it means, or why it was not looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport(Shown):
+    """The invariants of a healthy start."""
+
+    invariants: tuple[Invariant, ...]
+    mismatch: MismatchReport
+    seconds: float
+
+    @property
+    def healthy(self) -> bool:
+        """No invariant that could be looked at is broken."""
+        return all(invariant.holds is not False for invariant in self.invariants)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
-from kit import checkpoint, collecting, mismatch
+from kit import checkpoint, collecting, health, mismatch
 from kit.arguments import at_least_one, expect
 from kit.arguments import temperature as checked_temperature
 from kit.batching import make_batch
@@ -30,6 +30,7 @@ from kit.lifecycle import Lifecycle
 from kit.metrics import rollout_metrics
 from kit.prompting import as_rows
 from kit.reports import (
+    CheckReport,
     EvalReport,
     MismatchReport,
     StepReport,
@@ -206,12 +207,17 @@ class RLSession(Lifecycle):
         self.engine_version = self.step_count
         return SyncReport(self.step_count, time.perf_counter() - begin, tensors, size)
 
-    def check_mismatch(self, rollout: Rollout | None = None) -> MismatchReport:
+    def check_mismatch(
+        self, rollout: Rollout | None = None, *, deep: bool = False
+    ) -> MismatchReport:
         """Recompute a rollout's log-probs in the trainer and compare, token by token.
+
+        Where they disagree, experiments with engine and trainer look for the cause.
 
         Args:
             rollout: None takes the last one, if the engine's present weights wrote it; else one is
                 generated.
+            deep: look for causes even where they agree.
         """
         stack = self._running
         if rollout is None:
@@ -222,15 +228,23 @@ class RLSession(Lifecycle):
         samples = [s for s in rollout if s.response_length and s.rollout_log_probs]
         if not samples:
             raise DataError("The rollout has no tokens with log-probs to compare.")
-        values = self.log_probs(samples)
-        return mismatch.compare(
+        return mismatch.check(
             samples,
-            values,
-            config=self.config.mismatch,
-            dtype=stack.dtype,
+            config=self.config,
+            stack=stack,
+            prompting=self._prompting,
             trainer_version=self.step_count,
-            token_text=self._prompting.token_text,
+            engine_version=self.engine_version,
+            deep=deep,
         )
+
+    def check(self) -> CheckReport:
+        """The invariants of a healthy start: one by one, with value and bound.
+
+        A few responses are written and an update is tried at learning rate 0. The session is as it
+        was afterwards: weights, optimizer, counters, randomness, place in the data.
+        """
+        return health.check(self, self._running)
 
     def step(self) -> StepReport:
         """One whole step: collect (generate and score), advantages, update, sync."""

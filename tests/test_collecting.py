@@ -266,9 +266,7 @@ def went_on(sample: Sample) -> bool:
 
 def trainer_gap(session: RLSession, samples: list[Sample]) -> float:
     """Largest |trainer - engine| log-prob of the tokens that the masks leave."""
-    values = session._running.log_probs(
-        [s.tokens for s in samples], [s.response_length for s in samples]
-    )
+    values = session.log_probs(samples)
     return max(
         abs(train - (sample.rollout_log_probs or [])[place])
         for sample, row in zip(samples, values, strict=True)

@@ -10,6 +10,8 @@ from functools import partial
 from typing import Any
 
 from kit.errors import ConfigError, StackError, did_you_mean
+from kit.stack import engine_probes
+from kit.stack.engine_probes import Rescored
 from kit.stack.weights import Handle, Inbox, serialize
 
 
@@ -128,10 +130,10 @@ def run_scheduler(threads: int, *args: Any, **kwargs: Any) -> None:
     import torch
     from sglang.srt.managers.scheduler import run_scheduler_process
 
-    from kit.stack.cpu import attention, operators, sampling
+    from kit.stack.cpu import attention, capture, checksums, operators, sampling
 
     torch.set_num_threads(threads)
-    for part in (attention, operators, sampling):
+    for part in (attention, capture, checksums, operators, sampling):
         part.register()
     run_scheduler_process(*args, **kwargs)
 
@@ -226,8 +228,32 @@ class Engine:
         """Stop all running requests; each returns what it has."""
         self._sglang.tokenizer_manager.abort_request(abort_all=True)
 
-    async def receive_weights(self, handle: Handle, version: int) -> tuple[int, int]:
+    async def rescore(
+        self,
+        tokens: list[list[int]],
+        response_lengths: list[int],
+        *,
+        cached: bool,
+        experts: bool = False,
+    ) -> list[Rescored]:
+        """Log-probs of responses that are there already, at temperature 1; see `engine_probes`."""
+        return await engine_probes.rescore(
+            self._sglang, tokens, response_lengths, cached=cached, experts=experts
+        )
+
+    async def checksums(self) -> dict[str, str]:
+        """A checksum of each parameter, under SGLang's names; see `engine_probes`."""
+        return await engine_probes.checksums(self._sglang)
+
+    async def receive_weights(
+        self, handle: Handle, version: int, *, flush_cache: bool = True
+    ) -> tuple[int, int]:
         """Take new weights and forget the cached prefixes of the old ones: (tensors, bytes).
+
+        Args:
+            handle: where the weights are.
+            version: the number of updates that made them.
+            flush_cache: False keeps the prefixes, which no longer fit the weights.
 
         Raises:
             StackError: SGLang refused them.
@@ -238,7 +264,7 @@ class Engine:
         request = UpdateWeightsFromTensorReqInput(
             serialized_named_tensors=[payload],
             load_format="flattened_bucket",
-            flush_cache=True,
+            flush_cache=flush_cache,
             weight_version=str(version),
         )
         success, message = await self._sglang.tokenizer_manager.update_weights_from_tensor(

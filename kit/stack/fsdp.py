@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+
+from kit.stack.unsharded import whole
 
 
 def shard(model: nn.Module, layers: Iterable[nn.Module], mesh: Any, dtype: torch.dtype) -> None:
@@ -30,13 +31,6 @@ def without_gradient(model: nn.Module, *args: Any) -> Any:
     sharded.reshard()
     model.train()
     return answer
-
-
-def whole(value: torch.Tensor) -> torch.Tensor:
-    """A parameter as one tensor: gathered from all ranks, as it is where there is one."""
-    if not isinstance(value, DTensor):
-        return value
-    return value.to_local() if value.device_mesh.size() == 1 else value.full_tensor()
 
 
 def clip_gradients(model: nn.Module, limit: float) -> float:

@@ -196,10 +196,40 @@ class Stack:
         values: list[list[float]] = self._get(calls, of)[0]
         return values
 
-    def sync(self, version: int) -> tuple[int, int]:
+    def rescore(
+        self,
+        tokens: list[list[int]],
+        response_lengths: list[int],
+        *,
+        cached: bool,
+        experts: bool = False,
+    ) -> list[list[Any]]:
+        """What each replica makes of the samples now: a `Rescored` a sample, replica by replica."""
+        calls = [
+            engine.rescore.remote(tokens, response_lengths, cached=cached, experts=experts)
+            for engine in self._engines
+        ]
+        found: list[list[Any]] = self._get(calls, "rescore")
+        return found
+
+    def checksums(self) -> list[dict[str, str]]:
+        """A checksum of each parameter under SGLang's names, replica by replica."""
+        found: list[dict[str, str]] = self._get(
+            [engine.checksums.remote() for engine in self._engines], "checksums"
+        )
+        return found
+
+    def probe(self, name: str, *arguments: Any) -> Any:
+        """Run an experiment of `kit.stack.probes` in every trainer; the first one's result."""
+        return self._get([t.probe.remote(name, *arguments) for t in self._trainers], name)[0]
+
+    def sync(self, version: int, *, flush_cache: bool = True) -> tuple[int, int]:
         """Hand the trainer's weights to the engine as `version`: (tensors, bytes)."""
         exports = [trainer.export_weights.remote() for trainer in self._trainers]
-        taken = [engine.receive_weights.remote(exports[0], version) for engine in self._engines]
+        taken = [
+            engine.receive_weights.remote(exports[0], version, flush_cache=flush_cache)
+            for engine in self._engines
+        ]
         (tensors, size), *_ = self._get([*taken, *exports], "sync")
         return tensors, size
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,12 +23,13 @@ from kit.config import TrainingConfig
 from kit.errors import StackError
 from kit.model.packing import Packed, pack
 from kit.model.policy import Policy, load
-from kit.stack import trainer_state
+from kit.stack import probes, trainer_state
 from kit.stack.batches import TrainBatch, flat, optimizer_steps, packed_parts, rank_share
 from kit.stack.corrections import Corrections
 from kit.stack.critic import Critic, ValueModel
-from kit.stack.fsdp import clip_gradients, shard, whole, without_gradient
+from kit.stack.fsdp import clip_gradients, shard, without_gradient
 from kit.stack.policy_loss import LossSettings, TokenInputs, finish, policy_loss
+from kit.stack.unsharded import as_saved, whole
 from kit.stack.weights import Handle, Outbox
 
 Of = Literal["policy", "reference"]
@@ -143,7 +144,7 @@ class Trainer:
                 "There is no critic.", fix="set training.advantage_estimator: ppo to have one."
             )
         rows: list[list[float]] = [[] for _ in tokens]
-        for members, packed in self._parts(tokens, response_lengths):
+        for members, packed in self.parts(tokens, response_lengths):
             parts = self.critic.values(packed).split([response_lengths[i] for i in members])
             for index, part in zip(members, parts, strict=True):
                 rows[index] = part.tolist()
@@ -154,14 +155,17 @@ class Trainer:
     ) -> list[torch.Tensor]:
         """By sample, on the device; computed on every rank for all samples."""
         out = [torch.empty(0)] * len(tokens)
-        for members, packed in self._parts(tokens, response_lengths):
+        for members, packed in self.parts(tokens, response_lengths):
             logp_R = without_gradient(model, packed, self.settings.temperature)[0]
             parts = logp_R.split([response_lengths[i] for i in members])
             for index, part in zip(members, parts, strict=True):
                 out[index] = part
         return out
 
-    def _parts(self, tokens: list[list[int]], response_lengths: list[int]) -> Any:
+    def parts(
+        self, tokens: list[list[int]], response_lengths: list[int]
+    ) -> Iterator[tuple[list[int], Packed]]:
+        """All samples in micro-batches: (indices, packed)."""
         return packed_parts(tokens, response_lengths, self.settings.training, self.device)
 
     # ---- learning ------------------------------------------------------------------------------
@@ -334,15 +338,20 @@ class Trainer:
         inner: Any = self.policy.model
         tied = inner.config.tie_word_embeddings
         named = (
-            (name, whole(value))
+            entry
             for name, value in inner.named_parameters()
             if not (tied and name == "lm_head.weight")
+            for entry in as_saved(name, whole(value))
         )
         if self.settings.rank == 0:
             return self.outbox.fill(named)
         for _ in named:  # gathering takes all ranks
             pass
         return None
+
+    def probe(self, name: str, *arguments: Any) -> Any:
+        """Run an experiment of `kit.stack.probes`; all ranks call."""
+        return probes.EXPERIMENTS[name](self, *arguments)
 
     def save(self, directory: str) -> None:
         """Write weights and optimizers; all ranks call, rank 0 writes."""

@@ -9,7 +9,8 @@ functions that draw with them.
     theme.py       colours, light and dark
     metrics.py     what each metric means, should be, and when it is off
     rollouts.py, tokens.py, batches.py, compare.py    samples and their groups
-    updates.py, checks.py, training.py, settings.py   reports and settings
+    updates.py, checks.py, mismatch.py, health.py,    reports and settings
+    training.py, settings.py
     history.py, plots.py, terminal.py                 curves
 """
 

@@ -1,4 +1,4 @@
-"""`MismatchReport` and `EvalReport`: do trainer and engine agree, and how good is the model."""
+"""`EvalReport`: how good is the model."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import math
 
 from markupsafe import Markup
 
-from kit.reports import EvalReport, MismatchReport, TokenDifference
+from kit.reports import EvalReport
 from kit.samples import Rollout, Sample
 from kit.viz.html import (
     Child,
     Column,
-    badge,
     bar,
     facts,
     fold,
@@ -25,97 +24,12 @@ from kit.viz.html import (
 from kit.viz.rollouts import prompt_html, response_cell
 from kit.viz.text import columns, count, duration, number, percent, shorten
 
-VERDICTS = {"pass": ("✓ pass", "good"), "warn": ("! warn", "warn"), "fail": ("✗ fail", "bad")}
 _ALIKE = (
     "The interval takes responses as independent. Those to one prompt are alike, so the true "
     "interval is wider."
 )
 SHOWN_EACH = 4
 """Prompts shown of those that are right, and of those that are wrong."""
-
-
-def verdict_badge(report: MismatchReport) -> Markup:
-    """The verdict as a framed word with its sign."""
-    return badge(*VERDICTS[report.verdict])
-
-
-def mismatch_html(report: MismatchReport) -> Markup:
-    """Verdict, numbers against their thresholds, the cause, the worst tokens."""
-    heads = [Column("measure"), Column("value", "num"), Column("pass up to", "num")]
-    heads.append(Column("fail above", "num"))
-    rows = [
-        [
-            "mean |trainer - engine| log-prob",
-            number(report.mean_abs_diff),
-            number(report.warn_above),
-            number(report.fail_above),
-        ],
-        ["largest", number(report.max_abs_diff), "", ""],
-        ["KL, nats a token", number(report.kl), "", ""],
-    ]
-    return join(
-        (
-            title("Trainer against engine ", verdict_badge(report)),
-            tag("div", shorten(report.cause, 2_000)) if report.cause else None,
-            table(heads, rows),
-            note(f"{count(report.tokens, 'token')} compared; {versions(report)}"),
-            _worst(report.worst) if report.worst else None,
-        )
-    )
-
-
-def versions(report: MismatchReport) -> str:
-    """Which weights wrote the rollout and which judged it."""
-    wrote = ", ".join(map(str, report.rollout_versions[:8])) or "unknown"
-    return (
-        f"rollout written by weights version {wrote}, trainer at version {report.trainer_version}"
-    )
-
-
-def _worst(worst: tuple[TokenDifference, ...]) -> Markup:
-    heads = [
-        Column("token"),
-        Column("sample", "num"),
-        Column("position", "num"),
-        Column("engine", "num"),
-        Column("trainer", "num"),
-        Column("difference", "num"),
-    ]
-    rows = [
-        [
-            tag("span", shorten(w.token, 60).replace(" ", "␣"), class_="kv-text"),
-            str(w.sample_index),
-            str(w.position),
-            number(w.rollout_log_prob),
-            number(w.train_log_prob),
-            f"{w.difference:+.3g}",
-        ]
-        for w in worst[:20]
-    ]
-    return join((tag("div", "the tokens that differ most", class_="kv-muted"), table(heads, rows)))
-
-
-def mismatch_plain(report: MismatchReport) -> str:
-    """The same for a terminal."""
-    lines = [
-        f"Trainer against engine: {VERDICTS[report.verdict][0]}",
-        f"  mean |difference| {number(report.mean_abs_diff)}   "
-        f"(warns above {number(report.warn_above)}, fails above {number(report.fail_above)})   "
-        f"largest {number(report.max_abs_diff)}   KL {number(report.kl)}",
-        f"  {count(report.tokens, 'token')}; {versions(report)}",
-    ]
-    if report.cause:
-        lines.append(f"  {shorten(report.cause, 500)}")
-    rows = [
-        [
-            shorten(w.token, 20),
-            f"sample {w.sample_index}",
-            f"position {w.position}",
-            f"{w.difference:+.3g}",
-        ]
-        for w in report.worst[:5]
-    ]
-    return "\n".join([*lines, columns(rows)] if rows else lines)
 
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kit.reports import (
+    CheckReport,
     EvalReport,
     MismatchReport,
     Shown,
@@ -14,14 +15,17 @@ from kit.reports import (
     TrainReport,
     UpdateReport,
 )
-from kit.viz.checks import eval_html, eval_plain, mismatch_html, mismatch_plain
+from kit.viz.checks import eval_html, eval_plain
+from kit.viz.health import check_html, check_plain
 from kit.viz.html import Bundle, bundle, page, tag
+from kit.viz.mismatch import mismatch_html, mismatch_plain
 from kit.viz.training import step_html, step_plain, train_html, train_plain
 from kit.viz.updates import sync_line, update_html, update_plain
 
 _DISPLAYS: dict[type[Shown], tuple[Callable[[Any], str], Callable[[Any], str]]] = {
     UpdateReport: (update_html, update_plain),
     SyncReport: (lambda report: tag("div", f"✓ {sync_line(report)}"), sync_line),
+    CheckReport: (check_html, check_plain),
     MismatchReport: (mismatch_html, mismatch_plain),
     EvalReport: (eval_html, eval_plain),
     StepReport: (step_html, step_plain),

@@ -8,16 +8,11 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from kit.reports import StepReport, TrainReport
-from kit.viz.checks import (
-    VERDICTS,
-    eval_headline,
-    eval_html,
-    mismatch_html,
-    verdict_badge,
-)
+from kit.viz.checks import eval_headline, eval_html
 from kit.viz.history import Row, curve, evaluations_of, rows_of, run_curves
 from kit.viz.html import Column, facts, fold, join, note, table, tag, title
 from kit.viz.metrics import concerns, short_name
+from kit.viz.mismatch import VERDICTS, mismatch_html, verdict_badge
 from kit.viz.plots import CURVES, curves_svg
 from kit.viz.rollouts import rollout_groups, rollout_summary
 from kit.viz.text import columns, count, duration, mean, number, percent, shorten

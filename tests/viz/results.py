@@ -7,7 +7,10 @@ import random
 from dataclasses import replace
 
 from kit.reports import (
+    CheckReport,
+    CurvePoint,
     EvalReport,
+    Invariant,
     MismatchReport,
     StepReport,
     SyncReport,
@@ -94,16 +97,37 @@ def make_mismatch(**changes: object) -> MismatchReport:
         cause="The rollout was written by weights version 2; the trainer is at 3. Generate again.",
         mean_abs_diff=0.034,
         max_abs_diff=0.81,
-        kl=0.0021,
+        kl_k1=-0.0004,
+        kl_k3=0.0021,
         tokens=24_576,
         warn_above=0.02,
         fail_above=0.1,
         worst=(
-            TokenDifference(3, 1, "7", -2.31, -1.5),
+            TokenDifference(3, 1, "7", -2.31, -1.5, "12+35=4", "<|end|>"),
             TokenDifference(11, 0, " therefore", -0.2, -0.61),
         ),
         trainer_version=3,
         rollout_versions=(2,),
+        cause_kind="stale_weights",
+        evidence=("weight versions: rollout 2, engine 2, trainer 3",),
+        quantiles={0.5: 0.011, 0.9: 0.08, 0.99: 0.31, 0.999: 0.7},
+        ratio_range=(0.66, 2.25),
+        effective_sample_size=0.94,
+        by_position=tuple(CurvePoint(p, p, 0.01 * (p + 1), 1024) for p in range(12)),
+        by_probability=(CurvePoint(0.0, 0.5, 0.2, 900), CurvePoint(0.99, 1.0, 0.001, 9_000)),
+    )
+    return replace(report, **changes)  # type: ignore[arg-type]
+
+
+def make_check(**changes: object) -> CheckReport:
+    report = CheckReport(
+        invariants=(
+            Invariant("ppo_kl at the first step", 0.0, "0 within 1e-09", True, "dropout breaks it"),
+            Invariant("entropy, nats a token", float("nan"), "finite and above 0", False),
+            Invariant("two syncs in a row", None, "0", None, "not looked at: sync first"),
+        ),
+        mismatch=make_mismatch(),
+        seconds=0.4,
     )
     return replace(report, **changes)  # type: ignore[arg-type]
 

@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.config import SessionConfig
-from kit.reports import SyncReport, TokenDifference, TrainReport
+from kit.reports import Invariant, SyncReport, TokenDifference, TrainReport
 from kit.samples import Batch, Rollout, Sample, Status
 from kit.viz import compare_samples, curves
 from kit.viz.text import cut, visible
 from tests.viz.conftest import Show
 from tests.viz.results import (
     make_batch,
+    make_check,
     make_evaluation,
     make_mismatch,
     make_rollout,
@@ -96,7 +97,9 @@ def poisoned(text: str) -> list[object]:
     rollout = Rollout([sample, chat, replace(chat, label=text)])
     metrics = {text: 1.0, "eval/" + text: 0.5, "train/grad_norm": 0.0}
     update = make_update(metrics=metrics, per_step=(metrics, metrics), left_out=(text,))
-    mismatch = make_mismatch(cause=text, worst=(TokenDifference(0, 0, text, -1.0, -2.0),))
+    worst = TokenDifference(0, 0, text, -1.0, -2.0, before=text, after=text)
+    mismatch = make_mismatch(cause=text, evidence=(text, text), worst=(worst,))
+    checked = make_check(mismatch=mismatch, invariants=(Invariant(text, 1.0, "0", False, text),))
     evaluation = replace(make_evaluation(), dataset=text, rollout=rollout, accuracy=1.0)
     step = replace(
         make_step(), rollout=rollout, update=update, mismatch=mismatch, evaluation=evaluation,
@@ -106,7 +109,7 @@ def poisoned(text: str) -> list[object]:
     config = SessionConfig(name=text[:50].replace("\ud800", "?").replace("\udfff", "?"))
     return [
         sample, chat, rollout, Batch((sample, chat), (1.0, -1.0), left_out=(text,)), update,
-        mismatch, evaluation, step, run, config, curves(run), curves(run, [text]),
+        mismatch, checked, evaluation, step, run, config, curves(run), curves(run, [text]),
         compare_samples(rollout, rollout),
     ]  # fmt: skip
 
@@ -157,7 +160,8 @@ def test_a_script_is_shown_as_the_words_it_is(html: Show) -> None:
 def test_no_display_names_an_address_or_a_script(html: Show) -> None:
     rollout = make_rollout()
     results = [
-        rollout, rollout[0], make_batch(), make_update(), make_mismatch(), make_evaluation(),
+        rollout, rollout[0], make_batch(), make_update(), make_mismatch(), make_check(),
+        make_evaluation(),
         make_step(evaluated=True), make_run(), SessionConfig.preset("tiny"), curves(make_run()),
         compare_samples(rollout, rollout), SyncReport(1, 0.1, 3, 1000),
     ]  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from kit.config import SessionConfig
-from kit.reports import SyncReport, TrainReport
+from kit.reports import CurvePoint, SyncReport, TrainReport
 from kit.samples import Rollout
 from kit.viz import show_report
 from kit.viz.checks import interval, right_and_wrong, wilson
@@ -18,6 +18,7 @@ from kit.viz.training import phases
 from kit.viz.updates import update_concerns
 from tests.viz.conftest import Show
 from tests.viz.results import (
+    make_check,
     make_evaluation,
     make_mismatch,
     make_rollout,
@@ -107,6 +108,42 @@ def test_a_mismatch_shows_thresholds_cause_and_worst_tokens(html: Show) -> None:
         assert shown in page
     for shown in ("Generate again.", "written by weights version 2, trainer at version 3"):
         assert shown in page
+
+
+def test_a_mismatch_shows_its_kind_evidence_quantiles_and_curves(html: Show, plain: Show) -> None:
+    page, words = html(make_mismatch()), plain(make_mismatch())
+    for shown in ("stale weights.", "rollout 2, engine 2", "99.9%", ">0.31<", ">2.25<", ">94.0%<"):
+        assert shown in page
+    assert page.count("<svg") == 2
+    assert page.count("<rect") == 12 + 2
+    assert "weight versions: rollout 2, engine 2, trainer 3" in words
+    assert "by position, 0 to 11: ▁▂▃▃▄▅▅▆▇▇██ (up to 0.12)" in words
+    assert "KL k1 -0.0004" in words or "KL k1 -4.0e-04" in words
+
+
+def test_a_caret_stands_under_the_token_that_differs(html: Show, plain: Show) -> None:
+    lines = plain(make_mismatch()).splitlines()
+    place = next(i for i, line in enumerate(lines) if "12+35=47<|end|>" in line)
+    assert lines[place].index("7<|end|>") == lines[place + 1].index("^")
+    assert "12+35=47&lt;|end|&gt;\n       ^</pre>" in html(make_mismatch())
+
+
+def test_a_curve_with_a_point_that_is_no_number_is_drawn_without_it(html: Show) -> None:
+    points = (CurvePoint(0, 0, math.nan, 1), CurvePoint(1, 1, 0.5, 3))
+    page = html(make_mismatch(by_position=points, by_probability=()))
+    assert "place 0: NaN; place 1: 0.5" in page
+    assert 'height="nan"' not in page
+
+
+def test_a_check_marks_what_holds_what_does_not_and_what_was_not_looked_at(
+    html: Show, plain: Show
+) -> None:
+    page, words = html(make_check()), plain(make_check())
+    for shown in ("1 of 2 invariants hold", "not looked at: sync first", "0 within 1e-09"):
+        assert shown in page
+        assert shown in words
+    marks = [line.split()[0] for line in words.splitlines()[1:]]
+    assert marks == ["✓", "✗", "–"]
 
 
 def test_the_wilson_interval_agrees_with_published_values() -> None:

@@ -1,0 +1,98 @@
+"""Where the differences lie: quantiles, curves over position and probability, importance ratios."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from kit.reports import CurvePoint, TokenDifference
+
+QUANTILES = (0.5, 0.9, 0.99, 0.999)
+MOST_POINTS = 32
+"""Places of a response are put together where it has more."""
+PROBABILITIES = (0.0, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0)
+"""Edges of the classes of the engine's probability."""
+LARGEST_LOG_RATIO = 20.0
+"""Beyond it a log-ratio is cut before it is exponentiated, as in the corrections."""
+
+
+def badness(difference: float) -> float:
+    """Orders differences; NaN, which compares with nothing, is as bad as can be."""
+    return math.inf if math.isnan(difference) else abs(difference)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Exactly rounded; 0 of nothing."""
+    return math.fsum(values) / len(values) if values else 0.0
+
+
+def quantiles(gaps: Iterable[float]) -> dict[float, float]:
+    """|trainer - rollout| that so many of the tokens do not exceed, by share.
+
+    The value is one that occurs (the nearest rank), so that it can be found among the tokens.
+    """
+    ordered = sorted(gaps, key=badness)
+    if not ordered:
+        return {}
+    return {q: ordered[max(math.ceil(q * len(ordered)) - 1, 0)] for q in QUANTILES}
+
+
+def by_position(differences: Sequence[TokenDifference]) -> tuple[CurvePoint, ...]:
+    """Mean |difference| over the places of a response; drift shows as a rise."""
+    if not differences:
+        return ()
+    places = max(d.position for d in differences) + 1
+    width = -(-places // MOST_POINTS)
+    classes: dict[int, list[float]] = {}
+    for d in differences:
+        classes.setdefault(d.position // width, []).append(abs(d.difference))
+    return tuple(
+        CurvePoint(place * width, min((place + 1) * width, places) - 1, mean(gaps), len(gaps))
+        for place, gaps in sorted(classes.items())
+    )
+
+
+def by_probability(differences: Sequence[TokenDifference]) -> tuple[CurvePoint, ...]:
+    """Mean |difference| over the probability that the engine gave a token.
+
+    Rounding moves unlikely tokens more; another temperature leaves the sure ones alone.
+    """
+    classes: dict[int, list[float]] = {}
+    for d in differences:
+        if math.isnan(d.rollout_log_prob):
+            continue
+        probability = math.exp(min(d.rollout_log_prob, 0.0))
+        last = len(PROBABILITIES) - 2
+        place = next((i for i in range(last) if probability < PROBABILITIES[i + 1]), last)
+        classes.setdefault(place, []).append(abs(d.difference))
+    return tuple(
+        CurvePoint(PROBABILITIES[i], PROBABILITIES[i + 1], mean(gaps), len(gaps))
+        for i, gaps in sorted(classes.items())
+    )
+
+
+def k1(differences: Sequence[float]) -> float:
+    """KL(rollout || trainer), nats a token: the plain mean: unbiased, noisy, at times below 0."""
+    return mean([-d for d in differences]) if all(map(math.isfinite, differences)) else math.nan
+
+
+def k3(differences: Sequence[float]) -> float:
+    """The same with less noise, never below 0: e^d - 1 - d, with d trainer minus rollout."""
+    clamped = [min(d, LARGEST_LOG_RATIO) for d in differences]
+    return mean([math.expm1(x) - x for x in clamped])
+
+
+def ratios(differences: Iterable[float]) -> list[float]:
+    """Trainer's probability over the engine's, token by token."""
+    limit = LARGEST_LOG_RATIO
+    return [math.exp(d if math.isnan(d) else max(-limit, min(d, limit))) for d in differences]
+
+
+def effective_sample_size(differences: Sequence[float]) -> float:
+    """What reweighting by these log-ratios leaves of the tokens, a share of 1."""
+    import torch
+
+    from kit.algo import corrections
+
+    ratio_T = torch.tensor(differences, dtype=torch.float64)
+    return corrections.effective_sample_size(ratio_T, torch.ones(len(differences)))
