@@ -223,7 +223,9 @@ class RLSession(Lifecycle):
         if rollout is None:
             last = self.last_rollout
             fresh = last is not None and last.written_by({self.engine_version})
-            rollout = last if last is not None and fresh else self.generate()
+            # A count of its own makes it one plain call, which continues nothing.
+            count = self.config.training.n_samples_per_prompt
+            rollout = last if last and fresh else self.generate(n_samples_per_prompt=count)
         rollout = expect(rollout, Rollout, "check_mismatch", "pass a rollout, or nothing.")
         samples = [s for s in rollout if s.response_length and s.rollout_log_probs]
         if not samples:
@@ -401,6 +403,11 @@ class RLSession(Lifecycle):
             session.close()
             raise
         return session
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, from Transformers."""
+        return self._prompting.tokenizer
 
     def __repr__(self) -> str:
         groups = len(self._buffer)

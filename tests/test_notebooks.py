@@ -36,6 +36,49 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     return run(folder, "02_train_to_solve.ipynb", steps=30, seed=1, eval_every=0)
 
 
+@pytest.fixture(scope="module")
+def mismatches(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    return run(tmp_path_factory.mktemp("runs"), "03_why_log_probs_differ.ipynb")
+
+
+@pytest.fixture(scope="module")
+def estimators(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    folder = tmp_path_factory.mktemp("runs")
+    return run(folder, "05_estimators.ipynb", steps=2, contenders=["rloo"])
+
+
+def texts(result: RunResult) -> str:
+    """Everything that the cells show, as plain text."""
+    cells = nbformat.read(result.notebook, as_version=4).cells
+    outputs = [o for cell in cells for o in cell.get("outputs", [])]
+    return "\n".join(o.get("data", {}).get("text/plain", "") or o.get("text", "") for o in outputs)
+
+
+def test_five_causes_made_on_purpose_are_found(mismatches: RunResult) -> None:
+    table = texts(mismatches).split("what was done")[1]
+    rows = {line[:40].strip(): line for line in table.splitlines()}
+    for what, cause in [
+        ("no sync", "stale_weights"),
+        ("temperature", "temperature"),
+        ("text and back", "tokenization"),
+        ("no template", "chat_template"),
+        ("coarse engine", "precision"),
+    ]:
+        (line,) = [line for line in rows.values() if what in line and "fail" in line]
+        assert cause in line
+    assert "7 of 7 invariants hold" in texts(mismatches)
+
+
+def test_one_batch_goes_through_every_estimator_and_a_contender_trains(
+    estimators: RunResult,
+) -> None:
+    cells = nbformat.read(estimators.notebook, as_version=4).cells
+    pictures = [o for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert len(pictures) == 4
+    assert "reinforce_plus_plus" in texts(estimators)
+    assert re.search(r"rloo +\d+\.\d% -> \d+\.\d%", texts(estimators))
+
+
 def test_every_verb_of_one_step_shows_its_result(one_step: RunResult) -> None:
     cells = nbformat.read(one_step.notebook, as_version=4).cells
     silent = [
@@ -69,7 +112,7 @@ def test_a_training_run_leaves_settings_metrics_picture_and_checkpoint(
     assert list((training.folder / "checkpoint").rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("name", ["one_step", "training"])
+@pytest.mark.parametrize("name", ["one_step", "training", "mismatches", "estimators"])
 def test_the_pages_of_the_lessons_need_no_network(
     name: str, request: pytest.FixtureRequest
 ) -> None:

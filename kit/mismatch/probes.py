@@ -40,6 +40,14 @@ def weights(lab: Lab) -> Finding:
             f"without a hand-over. Call session.sync() and generate again."
         )
         return Finding(tuple(lines), "stale_weights", words)
+    if bits := lab.config.engine.weight_bits:
+        lines.append(f"the engine's matrices are the trainer's, rounded to {bits} bits")
+        words = (
+            f"Precision: engine.weight_bits is {bits}, so the engine generates with weights that "
+            f"are rounded. Correct for it with training.use_tis or training.mis, or give it more "
+            f"bits."
+        )
+        return Finding(tuple(lines), "precision", words)
     return Finding(tuple(lines))
 
 

@@ -19,6 +19,7 @@ from kit.model.policy import LOGITS_AT_ONCE
 from kit.stack.routing import routing
 from kit.stack.startup import startup
 from kit.stack.unsharded import full_logits, gathered
+from kit.stack.weights import rounded
 
 if TYPE_CHECKING:
     from kit.stack.trainer import Trainer
@@ -185,7 +186,9 @@ def checksums(trainer: Trainer) -> dict[str, dict[str, list[str]]]:
     found: dict[str, dict[str, list[str]]] = {}
     parts: dict[str, dict[int, torch.Tensor]] = {}
     inner: Any = trainer.policy.model
-    for name, value in gathered(inner).items():
+    bits = trainer.settings.weight_bits
+    for name, exact in gathered(inner).items():
+        value = rounded(exact, bits) if bits and exact.ndim > 1 else exact  # as it was handed over
         piece = next((p for p in FUSED if f".{p}." in name), None)
         if piece is None:
             renamed = name

@@ -103,6 +103,8 @@ class Stack:
         ]
         starts = [actor.start.remote() for actor in [*self._engines, *self._trainers]]
         infos = self._get(starts, "start", config.engine.start_timeout)
+        if config.engine.weight_bits:
+            self.sync(0)  # the engine has read the exact weights
         self.info = {**infos[0], **infos[-1], "device": self.device, "dtype": self.dtype}
 
     def _engine_settings(self) -> Any:
