@@ -108,12 +108,12 @@ def _load_model(model: Any, weights: dict[str, Any]) -> None:
 def _save_optimizer(trainer: Trainer, model: Any, optimizer: Any, file: Path) -> None:
     from safetensors.torch import save_file
 
-    state: Any = get_optimizer_state_dict(model, optimizer, options=FULL)["state"]
+    gathered: Any = get_optimizer_state_dict(model, optimizer, options=FULL)  # on rank 0 only
     if trainer.settings.rank:
         return
     flat = {
         f"{name}//{key}": value.contiguous()
-        for name, values in state.items()
+        for name, values in gathered["state"].items()
         for key, value in values.items()
     }
     save_file(flat, file)
