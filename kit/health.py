@@ -6,11 +6,11 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from kit import mismatch
 from kit.errors import DataError
 from kit.mismatch.probes import Checksums
 from kit.reports import CheckReport, Invariant, MismatchReport
-from kit.samples import Rollout, Sample
+from kit.samples import Batch, Rollout, Sample
+from kit.updating import train_batch
 
 if TYPE_CHECKING:
     from kit.session import RLSession
@@ -32,14 +32,7 @@ def check(session: RLSession, stack: Stack) -> CheckReport:
             "The model ended every response before its first token.",
             fix="look at the chat template, and at session.generate().",
         )
-    compared = mismatch.check(
-        samples,
-        config=session.config,
-        stack=stack,
-        prompting=session._prompting,
-        trainer_version=session.step_count,
-        engine_version=session.engine_version,
-    )
+    compared = session.check_mismatch(rollout.with_samples(samples))
     started = stack.probe("startup", _batch(samples))
     return CheckReport(
         invariants=(
@@ -66,15 +59,8 @@ def _rollout(session: RLSession, stack: Stack) -> Rollout:
 
 def _batch(samples: list[Sample]) -> Any:
     """An update with a gradient, whatever the rewards would be; calls no reward function."""
-    from kit.stack.batches import TrainBatch
-
-    return TrainBatch(
-        tokens=[s.tokens for s in samples],
-        response_lengths=[s.response_length for s in samples],
-        loss_masks=[s.mask for s in samples],
-        advantages=[(-1.0) ** index for index in range(len(samples))],
-        rollout_log_probs=[s.rollout_log_probs or [] for s in samples],
-    )
+    signs = tuple((-1.0) ** index for index in range(len(samples)))
+    return train_batch(Batch(tuple(samples), signs))
 
 
 def _of_the_update(started: Any) -> list[Invariant]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
-from kit import checkpoint, collecting, health, mismatch
+from kit import checkpoint, collecting, health, mismatch, updating
 from kit.arguments import at_least_one, expect
 from kit.arguments import temperature as checked_temperature
 from kit.batching import make_batch
@@ -164,41 +164,11 @@ class RLSession(Lifecycle):
         Raises:
             StackError: loss or gradient is not finite; the weights are as before.
         """
-        from kit.stack.batches import TrainBatch
-
         fix = "pass a batch: `session.update(session.advantages(rollout))`."
         batch = expect(batch, Batch, "update", fix)
-        stack, begin = self._running, time.perf_counter()
-        if not batch.samples:
-            return UpdateReport(self.step_count, {}, (), 0, 0, 0.0, batch.left_out, applied=False)
-        samples = batch.samples
-        logged = all(s.rollout_log_probs is not None for s in samples)
-        per_step, applied = stack.update(
-            TrainBatch(
-                tokens=[s.tokens for s in samples],
-                response_lengths=[s.response_length for s in samples],
-                loss_masks=[s.mask for s in samples],
-                advantages=list(batch.advantages),
-                rollout_log_probs=[s.rollout_log_probs or [] for s in samples] if logged else None,
-                token_advantages=as_lists(batch.token_advantages),
-                values=as_lists(batch.values),
-                returns=as_lists(batch.returns),
-            ),
-            batch.id,
-        )
-        step = self.step_count
-        self.step_count += applied
-        names = per_step[0]
-        return UpdateReport(
-            step=step,
-            metrics={n: sum(row[n] for row in per_step) / len(per_step) for n in names},
-            per_step=tuple(per_step),
-            samples=len(samples),
-            tokens=sum(len(s.tokens) for s in samples),
-            seconds=time.perf_counter() - begin,
-            left_out=batch.left_out,
-            applied=applied,
-        )
+        report = updating.update(self._running, batch, self.step_count)
+        self.step_count += report.applied
+        return report
 
     def sync(self) -> SyncReport:
         """Hand the trainer's weights to the engine, which forgets all it cached of old ones."""
@@ -416,11 +386,6 @@ class RLSession(Lifecycle):
             f"RLSession({self.config.name!r}, {self._state}, model {self.config.model.name}, "
             f"step {self.step_count}, engine holds weights {self.engine_version}{waiting})"
         )
-
-
-def as_lists(rows: tuple[tuple[float, ...], ...] | None) -> list[list[float]] | None:
-    """The same as lists, which travel as they are."""
-    return None if rows is None else [list(row) for row in rows]
 
 
 def _due(step: int, interval: int) -> bool:

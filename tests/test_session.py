@@ -13,6 +13,7 @@ import pytest
 from kit import Batch, RLSession, Rollout, Sample, Status
 from kit.errors import DataError, KitError, RewardError, SessionError, StackError
 from kit.stack.engine import SamplingSettings
+from tests.steps import responses_and_metrics
 
 
 def weights(session: RLSession, folder: Path) -> bytes:
@@ -96,11 +97,7 @@ def test_the_same_seed_gives_the_same_samples_and_metrics(
     for _ in range(2):
         session = reseeded(3)
         steps = session.train(4, show=False).steps
-        responses = [[(s.response, s.rollout_log_probs) for s in step.rollout] for step in steps]
-        numbers = [
-            {k: v for k, v in step.metrics.items() if not k.startswith("perf/")} for step in steps
-        ]
-        runs.append((responses, numbers))
+        runs.append(responses_and_metrics(steps))
     assert runs[0] == runs[1]
 
 

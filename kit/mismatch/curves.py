@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from kit.reports import CurvePoint, TokenDifference
 
@@ -72,14 +73,23 @@ def by_probability(differences: Sequence[TokenDifference]) -> tuple[CurvePoint, 
 
 
 def k1(differences: Sequence[float]) -> float:
-    """KL(rollout || trainer), nats a token: the plain mean: unbiased, noisy, at times below 0."""
-    return mean([-d for d in differences]) if all(map(math.isfinite, differences)) else math.nan
+    """KL(rollout || trainer), nats a token: unbiased, noisy, at times below 0."""
+    return _kl(differences, "k1") if all(map(math.isfinite, differences)) else math.nan
 
 
 def k3(differences: Sequence[float]) -> float:
-    """The same with less noise, never below 0: e^d - 1 - d, with d trainer minus rollout."""
-    clamped = [min(d, LARGEST_LOG_RATIO) for d in differences]
-    return mean([math.expm1(x) - x for x in clamped])
+    """The same with less noise, never below 0."""
+    return _kl([min(d, LARGEST_LOG_RATIO) for d in differences], "k3")
+
+
+def _kl(differences: Sequence[float], kind: Literal["k1", "k3"]) -> float:
+    """By trainer minus rollout: the rollout's log-probs, taken as 0, against the trainer's."""
+    import torch
+
+    from kit.algo.kl import approx_kl
+
+    trainer_T = torch.tensor(differences, dtype=torch.float64)
+    return mean(approx_kl(torch.zeros_like(trainer_T), trainer_T, kind).tolist())
 
 
 def ratios(differences: Iterable[float]) -> list[float]:

@@ -6,9 +6,12 @@ Where each row is named once, taking and putting are each other's gradient, and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+
+PutBack = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
 def put_rows(x: torch.Tensor, rows_T: torch.Tensor, size: int) -> torch.Tensor:
@@ -18,43 +21,37 @@ def put_rows(x: torch.Tensor, rows_T: torch.Tensor, size: int) -> torch.Tensor:
 
 def take_rows(x: torch.Tensor, rows_T: torch.Tensor) -> torch.Tensor:
     """`x[rows_T]`; each row at most once."""
-    taken: torch.Tensor = _TakeRows.apply(x, rows_T)  # type: ignore[no-untyped-call]
+    taken: torch.Tensor = _Rows.apply(x, rows_T, put_rows)  # type: ignore[no-untyped-call]
     return taken
-
-
-class _TakeRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, rows_T: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(rows_T)
-        ctx.size = len(x)
-        return x.index_select(0, rows_T)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (rows_T,) = ctx.saved_tensors
-        return put_rows(gradient, rows_T, ctx.size), None
 
 
 def repeat_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """`x[rows]`; a row may be named often. Its gradient is summed in float32, in a fixed order."""
-    repeated: torch.Tensor = _RepeatRows.apply(x, rows)  # type: ignore[no-untyped-call]
+    repeated: torch.Tensor = _Rows.apply(x, rows, _add_rows)  # type: ignore[no-untyped-call]
     return repeated
 
 
-class _RepeatRows(torch.autograd.Function):
+def _add_rows(x: torch.Tensor, rows: torch.Tensor, size: int) -> torch.Tensor:
+    """A tensor of `size` rows, each the sum of what `x` has for it."""
+    wide = x.float() if x.element_size() < 4 else x
+    total = wide.new_zeros(size, *x.shape[1:])
+    if x.is_cuda:  # index_add_ adds there in the order in which threads come
+        total.index_put_((rows,), wide, accumulate=True)
+    else:
+        total.index_add_(0, rows, wide)
+    return total.to(x.dtype)
+
+
+class _Rows(torch.autograd.Function):
+    """`x[rows]`, whose gradient goes back by a function of its own."""
+
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, rows: torch.Tensor, back: PutBack) -> torch.Tensor:
         ctx.save_for_backward(rows)
-        ctx.size = len(x)
+        ctx.size, ctx.back = len(x), back
         return x.index_select(0, rows)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (rows,) = ctx.saved_tensors
-        wide = gradient.float() if gradient.element_size() < 4 else gradient
-        total = wide.new_zeros(ctx.size, *gradient.shape[1:])
-        if gradient.is_cuda:  # index_add_ adds there in the order in which threads come
-            total.index_put_((rows,), wide, accumulate=True)
-        else:
-            total.index_add_(0, rows, wide)
-        return total.to(gradient.dtype), None
+        return ctx.back(gradient, rows, ctx.size), None, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -26,6 +27,9 @@ CLIENT_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 """What Ray has to find in the environment of every process that talks to the head."""
+
+RAYLET_TROUBLE = re.compile(r"\[[\d :,-]+ [EFC] ")
+"""How a line of the raylet's log begins that tells of an error: date, time, severity."""
 
 
 class Cluster:
@@ -133,11 +137,18 @@ class Cluster:
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of the stack's own logs, for error messages."""
         text = []
-        raylet = "ray/session_latest/logs/raylet.out"
-        for name, count in (("head.log", lines), ("zygote.log", lines), (raylet, 40)):
-            with contextlib.suppress(OSError):
-                text += (self.directory / name).read_text(errors="replace").splitlines()[-count:]
+        for name in ("head.log", "zygote.log"):
+            text += self._lines(name)[-lines:]
+        # The raylet also says much that is no trouble.
+        raylet = self._lines("ray/session_latest/logs/raylet.out")
+        text += [line for line in raylet if RAYLET_TROUBLE.match(line)][-lines:]
         return "\n".join(text)
+
+    def _lines(self, name: str) -> list[str]:
+        try:
+            return (self.directory / name).read_text(errors="replace").splitlines()
+        except OSError:
+            return []
 
     def close(self) -> None:
         """End every process of the stack and remove its directory. Safe to call again."""

@@ -30,16 +30,7 @@ def check_html(report: CheckReport) -> Markup:
         Column("has to be", "fit"),
         Column("", "mid"),
     ]
-    rows = [
-        [
-            MARKS[i.holds],
-            shorten(i.name, 60),
-            number(i.value),
-            shorten(i.bound, 60),
-            shorten(i.note, 600),
-        ]
-        for i in report.invariants
-    ]
+    rows = _rows(report, longest_note=600)
     agrees = report.mismatch.verdict == "pass"
     return join(
         (
@@ -53,14 +44,18 @@ def check_html(report: CheckReport) -> Markup:
 
 def check_plain(report: CheckReport) -> str:
     """The same for a terminal."""
-    rows = [
+    rows = _rows(report, longest_note=90)
+    return "\n".join((check_title(report), columns(rows)))
+
+
+def _rows(report: CheckReport, longest_note: int) -> list[list[str]]:
+    return [
         [
             MARKS[i.holds],
             shorten(i.name, 60),
             number(i.value),
             shorten(i.bound, 60),
-            shorten(i.note, 90),
+            shorten(i.note, longest_note),
         ]
         for i in report.invariants
     ]
-    return "\n".join((check_title(report), columns(rows)))

@@ -1,15 +1,11 @@
-"""Corrections of off-policy samples: values by hand, and the laws they obey."""
+"""Corrections of off-policy samples: weights and masks by hand, at the edges too."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from random import Random
-from typing import Any, get_args
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import tensor
 
 from kit.algo.corrections import (
@@ -17,78 +13,20 @@ from kit.algo.corrections import (
     Mode,
     Rejection,
     effective_sample_size,
-    entropy,
     icepop,
     mis,
     opsm,
     tis,
 )
-
-LEVELS: tuple[Level, ...] = get_args(Level)
-MODES: tuple[Mode, ...] = get_args(Mode)
-INF, NAN = math.inf, math.nan
-
-token = st.tuples(
-    st.floats(-5, 0), st.floats(-2, 2), st.floats(-3, 3), st.integers(0, 1)
-)  # rollout log-prob, log-ratio, advantage, mask
-Token = tuple[float, float, float, int]
-Samples = list[list[Token]]
-batches = st.lists(st.lists(token, min_size=1, max_size=5), min_size=1, max_size=5)
-settings = st.fixed_dictionaries(
-    {
-        "level": st.sampled_from(LEVELS),
-        "mode": st.sampled_from(MODES),
-        "low": st.sampled_from([None, 0.0, 0.4, 0.9]),
-        "high": st.sampled_from([1.1, 2.0, 5.0]),
-        "veto": st.sampled_from([None, 0.2]),
-        "rs": st.sampled_from(
-            [None, Rejection("token"), Rejection("sequence", 0.3), Rejection("geometric", 0.5, 3.0)]
-        ),
-    }
+from tests.algo.token_batches import (
+    INF,
+    LEVELS,
+    NAN,
+    Tokens,
+    double,
+    packed,
+    ratios,
 )
-Settings = dict[str, Any]
-
-
-def double(values: Sequence[float]) -> torch.Tensor:
-    return tensor(values, dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A batch packed, in float64."""
-
-    train: torch.Tensor
-    rollout: torch.Tensor
-    advantage: torch.Tensor
-    sample: torch.Tensor
-    mask: torch.Tensor
-
-    def mis(self, **more: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
-        return mis(self.train, self.rollout, self.sample, self.mask, **more)
-
-    def opsm(self, delta: float) -> tuple[torch.Tensor, dict[str, float]]:
-        return opsm(self.train, self.rollout, self.advantage, self.sample, self.mask, delta)
-
-
-def packed(samples: Samples) -> Tokens:
-    rows = double([t for s in samples for t in s])  # type: ignore[misc]
-    lengths = tensor([len(s) for s in samples])
-    return Tokens(
-        train=rows[:, 0] + rows[:, 1],
-        rollout=rows[:, 0],
-        advantage=rows[:, 2],
-        sample=torch.repeat_interleave(torch.arange(len(samples)), lengths),
-        mask=rows[:, 3],
-    )
-
-
-def ratios(*samples: list[float], mask: list[int] | None = None) -> Tokens:
-    """Samples whose tokens have these ratios of trainer to engine."""
-    count = sum(map(len, samples))
-    batch = packed([[(-1.0, math.log(r) if r else -INF, -1.0, 1) for r in s] for s in samples])
-    return Tokens(
-        batch.train, batch.rollout, batch.advantage, batch.sample, tensor(mask or [1] * count)
-    )
 
 
 def test_truncated_weights_are_those_worked_out_by_hand() -> None:
@@ -262,135 +200,6 @@ def test_normalising_counts_the_tokens_that_are_rejected() -> None:
     assert mask.tolist() == [0, 1, 1]
 
 
-@given(batches, settings)
-def test_equal_log_probs_weigh_one_and_keep_the_mask(samples: Samples, how: Settings) -> None:
-    b = packed(samples)
-    for normalize in (False, True):
-        got, mask, _ = mis(b.train, b.train, b.sample, b.mask, **how, batch_normalize=normalize)
-        assert torch.equal(got, b.mask)
-        assert torch.equal(mask, b.mask)
-    assert (tis(b.train, b.train, 0.5, 2.0) == 1).all()
-    assert (icepop(b.train, b.train, 0.5, 2.0) == 1).all()
-
-
-@given(batches, settings)
-def test_weights_and_masks_stay_within_their_bounds(samples: Samples, how: Settings) -> None:
-    b = packed(samples)
-    got, mask, told = b.mis(**how)
-    low, high = 1 / how["high"] if how["low"] is None else how["low"], how["high"]
-    active = b.mask == 1
-    assert (got[~active] == 0).all()
-    assert (got[active] > 0).all()
-    assert ((mask == b.mask) | (mask == 0)).all()
-    if how["mode"] == "truncate":
-        assert (got <= high).all()
-    if how["mode"] == "clip":
-        assert ((got[active] >= low) & (got[active] <= high)).all()
-    if how["mode"] == "mask":
-        assert ((got[mask == 1] >= low) & (got[mask == 1] <= high)).all()
-    fractions = [value for name, value in told.items() if "fraction" in name]
-    assert all(0 <= f <= 1 for f in fractions)
-    weights = tis(b.train, b.rollout, low, high)
-    assert ((weights >= low) & (weights <= high)).all()
-    popped = icepop(b.train, b.rollout, low, high)
-    assert ((popped == 0) | ((popped >= low) & (popped <= high))).all()
-
-
-@given(batches, settings, st.booleans(), st.data())
-def test_what_is_on_masked_tokens_changes_nothing(
-    samples: Samples, how: Settings, normalize: bool, data: st.DataObject
-) -> None:
-    b = packed(samples)
-    odd = st.lists(
-        st.sampled_from([NAN, INF, -INF, -3.0]), min_size=len(b.mask), max_size=len(b.mask)
-    )
-    train, rollout, advantage = (
-        torch.where(b.mask == 1, x, double(data.draw(odd)))
-        for x in (b.train, b.rollout, b.advantage)
-    )
-    moved = Tokens(train, rollout, advantage, b.sample, b.mask)
-    for call in (
-        lambda x: x.mis(**how, batch_normalize=normalize),
-        lambda x: x.opsm(0.05),
-    ):
-        before, after = call(b), call(moved)
-        assert after[-1] == before[-1]
-        assert all(torch.equal(x, y) for x, y in zip(after[:-1], before[:-1], strict=True))
-    assert effective_sample_size(train - rollout, b.mask) == pytest.approx(
-        effective_sample_size(b.train - b.rollout, b.mask)
-    )
-
-
-@given(batches, settings, st.booleans(), st.randoms(use_true_random=False))
-def test_the_order_of_the_samples_does_not_matter(
-    samples: Samples, how: Settings, normalize: bool, random: Random
-) -> None:
-    order = list(range(len(samples)))
-    random.shuffle(order)
-    b, moved = packed(samples), packed([samples[i] for i in order])
-    places = torch.cat([(b.sample == i).nonzero()[:, 0] for i in order])
-    weights, mask, told = b.mis(**how, batch_normalize=normalize)
-    moved_weights, moved_mask, moved_told = moved.mis(**how, batch_normalize=normalize)
-    torch.testing.assert_close(moved_weights, weights[places])
-    assert torch.equal(moved_mask, mask[places])
-    assert moved_told == pytest.approx(told)
-    assert torch.equal(moved.opsm(0.1)[0], b.opsm(0.1)[0][places])
-
-
-@given(batches, settings, st.booleans(), st.lists(token, min_size=1, max_size=3))
-def test_padding_adds_nothing(
-    samples: Samples, how: Settings, normalize: bool, pad: list[Token]
-) -> None:
-    blank = [(p, r, a, 0) for p, r, a, _ in pad]
-    b, longer = packed(samples), packed([[*s, *blank] for s in samples] + [blank])
-    real = torch.cat([tensor([1] * len(s) + [0] * len(blank)) for s in [*samples, []]]) == 1
-    weights, mask, told = b.mis(**how, batch_normalize=normalize)
-    long_weights, long_mask, long_told = longer.mis(**how, batch_normalize=normalize)
-    torch.testing.assert_close(long_weights[real], weights)
-    assert torch.equal(long_mask[real], mask)
-    assert not long_weights[~real].any()
-    assert not long_mask[~real].any()
-    assert long_told == pytest.approx(told)
-    masked, told = b.opsm(0.1)
-    long_masked, long_told = longer.opsm(0.1)
-    assert torch.equal(long_masked[real], masked)
-    assert long_told == pytest.approx(told)
-
-
-@given(batches, settings)
-def test_samples_alone_are_treated_as_they_are_together(samples: Samples, how: Settings) -> None:
-    weights, mask, _ = packed(samples).mis(**how)
-    alone = [packed([s]).mis(**how) for s in samples]
-    assert torch.equal(torch.cat([w for w, _, _ in alone]), weights)
-    assert torch.equal(torch.cat([m for _, m, _ in alone]), mask)
-    masked = torch.cat([packed([s]).opsm(0.1)[0] for s in samples])
-    assert torch.equal(masked, packed(samples).opsm(0.1)[0])
-
-
-@given(st.lists(token, min_size=1, max_size=8), settings, st.booleans())
-def test_for_responses_of_one_token_every_level_is_the_same(
-    tokens: list[Token], how: Settings, normalize: bool
-) -> None:
-    b = packed([[t] for t in tokens])
-    by_token, *others = (
-        b.mis(**how | {"level": level}, batch_normalize=normalize) for level in LEVELS
-    )
-    for other in others:
-        torch.testing.assert_close(other[0], by_token[0])
-        assert torch.equal(other[1], by_token[1])
-
-
-@given(batches, settings, st.randoms(use_true_random=False))
-def test_tokens_of_a_sample_need_not_be_neighbours(
-    samples: Samples, how: Settings, random: Random
-) -> None:
-    b = packed(samples)
-    order = list(range(len(b.mask)))
-    random.shuffle(order)
-    moved = Tokens(*(x[order] for x in (b.train, b.rollout, b.advantage, b.sample, b.mask)))
-    torch.testing.assert_close(moved.mis(**how)[0], b.mis(**how)[0][order])
-
-
 def test_infinite_and_nan_log_probs_of_trained_tokens_have_bounded_weights() -> None:
     train, rollout = double([0.0, -INF, NAN, -INF, -1.0]), double([-INF, -1.0, -1.0, -INF, NAN])
     assert tis(train, rollout, 0.1, 2.0).tolist() == [2.0, 0.1, 1.0, 1.0, 1.0]
@@ -481,103 +290,6 @@ def test_a_batch_with_nothing_to_train_on_is_no_trouble() -> None:
         assert effective_sample_size(b.train, b.mask) == 1.0
     assert tis(torch.empty(0), torch.empty(0), 0.0, 2.0).shape == (0,)
     assert icepop(torch.empty(0), torch.empty(0), 0.0, 2.0).shape == (0,)
-
-
-def test_a_bad_sample_that_drifted_is_masked_and_no_other() -> None:
-    # KL is the mean of log(1 / ratio): ln 2 for the first two, ln 4 / 2 with a gap in the third,
-    # -ln 2 for the last, which became likelier.
-    b = ratios([0.5, 0.5], [0.5], [0.25, 0.1, 1.0], [2.0], mask=[1, 1, 1, 1, 0, 1, 1])
-    advantage = double([-1, -1, 1, -2, -2, -2, -1])
-    b = Tokens(b.train, b.rollout, advantage, b.sample, b.mask)
-    mask, told = b.opsm(0.69)
-    assert mask.tolist() == [0, 0, 1, 0, 0, 0, 1]
-    assert told == pytest.approx(
-        {
-            "opsm/masked_fraction": 4 / 6,
-            "opsm/masked_samples": 2 / 4,
-            "opsm/kl_mean": math.log(2) / 2,
-        }
-    )
-    assert b.opsm(0.70)[0].tolist() == [1, 1, 1, 1, 0, 1, 1]
-
-
-def test_no_drift_and_no_bad_sample_mask_nothing() -> None:
-    b = ratios([1.0, 1.0])
-    assert b.opsm(0.0)[0].tolist() == [1, 1]
-    b = ratios([0.1, 0.1])
-    for advantage in (0.0, 1.0):
-        flat = torch.full((2,), advantage)
-        assert opsm(b.train, b.rollout, flat, b.sample, b.mask, 0.0)[0].tolist() == [1, 1]
-
-
-def test_where_advantages_differ_in_a_sample_its_good_tokens_stay() -> None:
-    b = ratios([0.5, 0.5])
-    mask, told = opsm(b.train, b.rollout, tensor([-1.0, 1.0]), b.sample, b.mask, 0.1)
-    assert mask.tolist() == [0, 1]
-    assert told["opsm/masked_samples"] == 1.0
-
-
-def test_the_effective_sample_size_is_that_worked_out_by_hand() -> None:
-    # Weights 1, 2, 3: 36 / (3 x 14). The masked one would change it.
-    value = double([1.0, 2.0, 3.0, 100.0]).log()
-    assert effective_sample_size(value, tensor([1, 1, 1, 0])) == pytest.approx(6 / 7)
-    assert effective_sample_size(torch.zeros(5), torch.ones(5)) == 1.0
-    assert effective_sample_size(tensor([0.0, -INF, -INF, -INF]), torch.ones(4)) == 0.25
-
-
-@given(st.lists(st.floats(-800, 800), min_size=1, max_size=20), st.floats(-1e4, 1e4))
-def test_the_effective_sample_size_lies_between_one_nth_and_one_whatever_the_scale(
-    values: list[float], shift: float
-) -> None:
-    mask = torch.ones(len(values))
-    ratio = effective_sample_size(double(values), mask)
-    assert (1 - 1e-12) / len(values) <= ratio <= 1 + 1e-12
-    assert effective_sample_size(double(values) + shift, mask) == pytest.approx(ratio, rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("values", "ratio"),
-    [
-        ([1e4, 0.0], 1 / 2),
-        ([INF, INF, 5.0, -INF], 2 / 4),
-        ([-INF, -INF], 1.0),
-        ([NAN, 0.0], 1.0),
-        ([NAN, math.log(3)], 16 / 20),
-    ],
-)
-def test_the_effective_sample_size_of_extreme_ratios_is_its_limit(
-    values: list[float], ratio: float
-) -> None:
-    for dtype in (torch.float32, torch.float64):
-        got = effective_sample_size(tensor(values, dtype=dtype), torch.ones(len(values)))
-        assert got == pytest.approx(ratio)
-
-
-def test_entropy_is_that_worked_out_by_hand() -> None:
-    rows = [[0.0, 0.0, 0.0, 0.0], [7.0, 7.0, -INF, -INF], [5.0, -INF, -INF, -INF]]
-    logits = tensor([*rows, [math.log(0.5), math.log(0.25), math.log(0.25), -INF]])
-    by_hand = [math.log(4), math.log(2), 0.0, 1.5 * math.log(2)]
-    assert entropy(logits).tolist() == pytest.approx(by_hand)
-    assert entropy(logits.bfloat16()).dtype is torch.float32
-    assert entropy(logits.view(2, 2, 4)).shape == (2, 2)
-
-
-def test_entropy_of_impossible_tokens_has_the_gradient_of_the_others() -> None:
-    # dH/dz = -p (ln p + H), with p = 3/4, 1/4.
-    p = [0.75, 0.25]
-    h = -sum(x * math.log(x) for x in p)
-    logits = double([math.log(3), 0.0, -INF, -1e6]).requires_grad_()
-    value = entropy(logits)
-    value.backward()
-    assert value.item() == pytest.approx(h)
-    assert logits.grad is not None
-    assert logits.grad.tolist() == pytest.approx([-x * (math.log(x) + h) for x in p] + [0.0, 0.0])
-
-
-@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=8))
-def test_entropy_lies_between_nothing_and_that_of_even_chances(row: list[float]) -> None:
-    value = entropy(tensor(row)).item()
-    assert -1e-6 <= value <= math.log(len(row)) + 1e-5
 
 
 ONE = torch.zeros(1)

@@ -1,0 +1,54 @@
+"""The running session with rollout policies, and responses and rewards that give them work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from kit import RLSession, Rollout, Sample, SessionConfig
+
+SURPLUS = {"over_sampling_batch_size": 24, "partial_rollout": True}
+LONGEST = 120
+FEW = {"rollout_batch_size": 4, "n_samples_per_prompt": 4}
+"""A rollout of 16 samples: most of a surplus is not finished when it is full."""
+
+
+def set_policies(session: RLSession, **settings: Any) -> None:
+    tree = session.config.model_dump()
+    tree["rollout"] |= settings
+    if settings.get("partial_rollout"):
+        tree["training"] |= FEW
+    session.config = SessionConfig(**tree)
+
+
+@pytest.fixture
+def policies(session: RLSession) -> Callable[..., RLSession]:
+    """Gives the running session with these settings of `rollout`."""
+
+    def with_settings(**settings: Any) -> RLSession:
+        set_policies(session, **settings)
+        return session
+
+    return with_settings
+
+
+@pytest.fixture
+def rambling(session: RLSession) -> Iterator[None]:
+    """Responses of very different lengths: noise that ends when it happens to."""
+    prompting = session._prompting
+    before = prompting.config, prompting.max_response_len
+    prompting.config = prompting.config.replace("rollout.temperature", 6.0)
+    prompting.max_response_len = LONGEST
+    yield
+    prompting.config, prompting.max_response_len = before
+
+
+def luck(sample: Sample) -> float:
+    """A reward that differs in nearly every group, whatever the model writes."""
+    return float(sum(sample.response_tokens) % 2)
+
+
+def rewards_by_group(rollout: Rollout) -> list[set[float | None]]:
+    return [{s.reward for s in group} for group in rollout.groups()]
