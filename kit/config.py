@@ -131,12 +131,21 @@ class EngineConfig(Section):
     weight_bits: Annotated[int, Field(ge=2, le=16)] | None = None
     """Round each row of every weight matrix to so many bits on its way to the engine, as a
     quantised engine has them; None does not. The trainer's weights stay as they are."""
+    weight_noise: float = Field(default=0.0, ge=0.0)
+    """Add normal noise to every weight matrix on its way to the engine, anew at each sync: its
+    standard deviation, as a share of the root mean square of the matrix's row. To see what
+    corrections such as `training.use_tis` mend."""
     start_timeout: float = Field(default=600.0, gt=0.0)
     """Seconds that starting Ray, engine and trainer may take."""
     call_timeout: float = Field(default=1800.0, gt=0.0)
     """Seconds that one call of engine or trainer may take."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Further `sglang.ServerArgs` fields; keys are checked against SGLang's own."""
+
+    @property
+    def disturbed(self) -> bool:
+        """Does the engine get other weights than the trainer's?"""
+        return bool(self.weight_bits or self.weight_noise)
 
 
 class EvaluationConfig(Section):

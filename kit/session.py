@@ -170,10 +170,15 @@ class RLSession(Lifecycle):
         self.step_count += report.applied
         return report
 
-    def sync(self) -> SyncReport:
-        """Hand the trainer's weights to the engine, which forgets all it cached of old ones."""
+    def sync(self, *, exact: bool = False) -> SyncReport:
+        """Hand the trainer's weights to the engine, which forgets all it cached of old ones.
+
+        Args:
+            exact: without what `engine.weight_bits` and `engine.weight_noise` do to them, until
+                the next sync; to evaluate the weights themselves.
+        """
         begin = time.perf_counter()
-        tensors, size = self._running.sync(self.step_count)
+        tensors, size = self._running.sync(self.step_count, exact=exact)
         self.engine_version = self.step_count
         return SyncReport(self.step_count, time.perf_counter() - begin, tensors, size)
 

@@ -18,7 +18,9 @@ from kit.tiny import MODEL_DIR
 
 
 @contextmanager
-def started(engine: dict[str, Any] | None = None, **settings: Any) -> Iterator[RLSession]:
+def started(
+    engine: dict[str, Any] | None = None, weight_noise: float = 0.0, **settings: Any
+) -> Iterator[RLSession]:
     """A session of its own, with one engine and few samples."""
     if other := RLSession.current():
         other.close()
@@ -26,7 +28,7 @@ def started(engine: dict[str, Any] | None = None, **settings: Any) -> Iterator[R
         "model": {"name": "tiny"},
         "data": {"source": "tiny:addition"},
         "training": {"rollout_batch_size": 8, "learning_rate": 1e-3},
-        "engine": {"replicas": 1, "extra": engine or {}},
+        "engine": {"replicas": 1, "weight_noise": weight_noise, "extra": engine or {}},
     }
     with RLSession.start(SessionConfig(**config | settings)) as session:
         yield session
@@ -126,6 +128,18 @@ def test_faults_of_a_models_own_code_are_told_apart(tmp_path: Path) -> None:
         assert health["weights changed by learning rate 0"] is True
         fault.write_text("")
         assert session.check().healthy
+
+
+def test_weights_disturbed_on_purpose_are_named_until_they_are_handed_over_exactly() -> None:
+    with started(weight_noise=0.3) as session:
+        report = session.check_mismatch()
+        assert (report.verdict, report.cause_kind) == ("fail", "precision")
+        assert "with noise of 0.3 of their size" in report.cause
+        assert "checksums of 34 parameters: 0 differ" in evidence(report)
+        session.sync(exact=True)
+        assert session.check_mismatch(session.generate()).verdict == "pass"
+        session.sync()
+        assert session.check_mismatch(session.generate()).cause_kind == "precision"
 
 
 def test_experts_chosen_differently_are_found_by_taking_the_engines_choice(tmp_path: Path) -> None:

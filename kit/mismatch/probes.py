@@ -40,12 +40,12 @@ def weights(lab: Lab) -> Finding:
             f"without a hand-over. Call session.sync() and generate again."
         )
         return Finding(tuple(lines), "stale_weights", words)
-    if bits := lab.config.engine.weight_bits:
-        lines.append(f"the engine's matrices are the trainer's, rounded to {bits} bits")
+    if done := lab.stack.probe("disturbance"):
+        lines.append(f"the engine's matrices are the trainer's, {done}")
         words = (
-            f"Precision: engine.weight_bits is {bits}, so the engine generates with weights that "
-            f"are rounded. Correct for it with training.use_tis or training.mis, or give it more "
-            f"bits."
+            f"Precision: the engine generates with weights that are {done}, as engine.weight_bits "
+            f"and engine.weight_noise ask. Correct for it with training.use_tis or training.mis, "
+            f"or take the setting out."
         )
         return Finding(tuple(lines), "precision", words)
     return Finding(tuple(lines))

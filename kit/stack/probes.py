@@ -19,7 +19,6 @@ from kit.model.policy import LOGITS_AT_ONCE
 from kit.stack.routing import routing
 from kit.stack.startup import startup
 from kit.stack.unsharded import full_logits, gathered
-from kit.stack.weights import rounded
 
 if TYPE_CHECKING:
     from kit.stack.trainer import Trainer
@@ -186,9 +185,8 @@ def checksums(trainer: Trainer) -> dict[str, dict[str, list[str]]]:
     found: dict[str, dict[str, list[str]]] = {}
     parts: dict[str, dict[int, torch.Tensor]] = {}
     inner: Any = trainer.policy.model
-    bits = trainer.settings.weight_bits
     for name, exact in gathered(inner).items():
-        value = rounded(exact, bits) if bits and exact.ndim > 1 else exact  # as it was handed over
+        value = trainer.handed_over.as_engine_has(name, exact)
         piece = next((p for p in FUSED if f".{p}." in name), None)
         if piece is None:
             renamed = name
@@ -244,11 +242,17 @@ def dropouts(trainer: Trainer) -> list[str]:
     ]
 
 
+def disturbance(trainer: Trainer) -> str:
+    """What was done to the weights that the engine has, in words; empty where they are exact."""
+    return str(trainer.handed_over.disturbance)
+
+
 EXPERIMENTS: dict[str, Callable[..., Any]] = {
     "recompute": recompute,
     "plainly": plainly,
     "sampled": sampled,
     "checksums": checksums,
+    "disturbance": disturbance,
     "dropouts": dropouts,
     "routing": routing,
     "startup": startup,

@@ -103,7 +103,7 @@ class Stack:
         ]
         starts = [actor.start.remote() for actor in [*self._engines, *self._trainers]]
         infos = self._get(starts, "start", config.engine.start_timeout)
-        if config.engine.weight_bits:
+        if config.engine.disturbed:
             self.sync(0)  # the engine has read the exact weights
         self.info = {**infos[0], **infos[-1], "device": self.device, "dtype": self.dtype}
 
@@ -133,6 +133,7 @@ class Stack:
         )
 
     def _trainer_settings(self, rank: int) -> Any:
+        from kit.stack.disturbance import Disturbance
         from kit.stack.trainer import TrainerSettings
 
         config = self.config
@@ -146,7 +147,9 @@ class Stack:
             rank=rank,
             rendezvous=str(self.cluster.directory / "tmp" / "rendezvous"),
             max_response_len=self.max_response_len,
-            weight_bits=config.engine.weight_bits,
+            disturbance=Disturbance(
+                config.engine.weight_bits, config.engine.weight_noise, config.seed
+            ),
             trust_remote_code=config.model.trust_remote_code,
             gradient_checkpointing=config.model.gradient_checkpointing,
         )
@@ -225,9 +228,11 @@ class Stack:
         """Run an experiment of `kit.stack.probes` in every trainer; the first one's result."""
         return self._get([t.probe.remote(name, *arguments) for t in self._trainers], name)[0]
 
-    def sync(self, version: int, *, flush_cache: bool = True) -> tuple[int, int]:
+    def sync(
+        self, version: int, *, exact: bool = False, flush_cache: bool = True
+    ) -> tuple[int, int]:
         """Hand the trainer's weights to the engine as `version`: (tensors, bytes)."""
-        exports = [trainer.export_weights.remote() for trainer in self._trainers]
+        exports = [trainer.export_weights.remote(version, exact) for trainer in self._trainers]
         taken = [
             engine.receive_weights.remote(exports[0], version, flush_cache=flush_cache)
             for engine in self._engines

@@ -27,6 +27,7 @@ from kit.stack import probes, trainer_state
 from kit.stack.batches import TrainBatch, flat, optimizer_steps, packed_parts, rank_share
 from kit.stack.corrections import Corrections
 from kit.stack.critic import Critic, ValueModel
+from kit.stack.disturbance import EXACT, Disturbance, HandedOver
 from kit.stack.fsdp import clip_gradients, shard, without_gradient
 from kit.stack.policy_loss import LossSettings, TokenInputs, finish, policy_loss
 from kit.stack.unsharded import as_saved, whole
@@ -49,8 +50,8 @@ class TrainerSettings:
     rendezvous: str
     max_response_len: int = 1
     """What a loss over a constant length divides by."""
-    weight_bits: int | None = None
-    """What the engine's weights are rounded to."""
+    disturbance: Disturbance = EXACT
+    """What is done to the weights on their way to the engine."""
     trust_remote_code: bool = False
     gradient_checkpointing: bool = False
 
@@ -63,6 +64,7 @@ class Trainer:
         self.optimizer_steps = 0
         self.updates = 0
         self.last_update: tuple[str, list[dict[str, float]]] | None = None
+        self.handed_over = HandedOver(EXACT, 0)
 
     def start(self) -> dict[str, Any]:
         """Load the models and shard them. Returns what the session shows of them."""
@@ -87,7 +89,7 @@ class Trainer:
         self.reference = self._load().requires_grad_(False) if training.has_reference else None
         self.optimizer = self._adamw(self.policy, training.learning_rate)
         self.critic = self._critic() if training.advantage_estimator == "ppo" else None
-        self.outbox = Outbox(self.device, getattr(torch, settings.dtype), settings.weight_bits)
+        self.outbox = Outbox(self.device, getattr(torch, settings.dtype))
         return {"parameters": sum(p.numel() for p in self.policy.parameters())}
 
     def _load(self) -> Policy:
@@ -333,15 +335,16 @@ class Trainer:
 
     # ---- handing over --------------------------------------------------------------------------
 
-    def export_weights(self) -> Handle | None:
+    def export_weights(self, version: int = 0, exact: bool = False) -> Handle | None:
         """Gather the weights for the engine; rank 0 returns where they are."""
         inner: Any = self.policy.model
         tied = inner.config.tie_word_embeddings
+        self.handed_over = HandedOver(EXACT if exact else self.settings.disturbance, version)
         named = (
             entry
             for name, value in inner.named_parameters()
             if not (tied and name == "lm_head.weight")
-            for entry in as_saved(name, whole(value))
+            for entry in as_saved(name, self.handed_over.as_engine_has(name, whole(value).detach()))
         )
         if self.settings.rank == 0:
             return self.outbox.fill(named)

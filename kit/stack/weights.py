@@ -45,8 +45,6 @@ class Outbox:
 
     device: torch.device
     dtype: torch.dtype
-    bits: int | None = None
-    """Round matrices to so many bits a row; None does not."""
     buffer: torch.Tensor | None = None
     _memory_file: int = field(default=-1)
 
@@ -59,10 +57,7 @@ class Outbox:
         entries, start = [], 0
         for name, tensor in tensors:
             end = start + tensor.numel() * width
-            value = tensor.detach()
-            if self.bits and value.dim() > 1:
-                value = rounded(value, self.bits)
-            buffer[start:end].view(self.dtype).copy_(value.reshape(-1))
+            buffer[start:end].view(self.dtype).copy_(tensor.detach().reshape(-1))
             dtype = str(self.dtype).removeprefix("torch.")
             entries.append(Entry(name, tuple(tensor.shape), dtype, start, end))
             start = end
@@ -84,12 +79,6 @@ class Outbox:
                 path = f"/proc/self/fd/{self._memory_file}"
                 self.buffer = torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
         return self.buffer
-
-
-def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
-    """Each row on a grid of 2^bits - 1 steps that is symmetric about 0 and reaches its maximum."""
-    step = weight.abs().amax(dim=-1, keepdim=True) / (2 ** (bits - 1) - 1)
-    return torch.where(step > 0, (weight / step).round() * step, weight)
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from kit.stack.weights import Handle, Inbox, Outbox, rounded
+from kit.stack.weights import Handle, Inbox, Outbox
 
 CPU = torch.device("cpu")
 
@@ -107,19 +107,3 @@ def test_a_buffer_of_another_size_takes_the_place_of_the_first() -> None:
     handle = outbox.fill([*named(), ("more", torch.ones(100))])
     assert open_files() == before
     assert torch.equal(read(handle)["more"], torch.ones(100))
-
-
-def test_rounding_puts_each_row_on_its_own_grid() -> None:
-    weight = torch.tensor([[1.0, 0.4, -0.9], [0.1, 0.0, -0.02], [0.0, 0.0, 0.0]])
-    # Three bits: steps of a third of the largest.
-    expected = torch.tensor([[1.0, 1 / 3, -1.0], [0.1, 0.0, -0.1 / 3], [0.0, 0.0, 0.0]])
-    torch.testing.assert_close(rounded(weight, 3), expected)
-    torch.testing.assert_close(rounded(weight, 16), weight, rtol=0, atol=1e-4)
-
-
-def test_only_matrices_are_rounded_on_their_way() -> None:
-    weights = dict(named())
-    back = read(Outbox(CPU, torch.float32, bits=3).fill(weights.items()))
-    assert torch.equal(back["embed"], rounded(weights["embed"], 3))
-    assert not torch.equal(back["embed"], weights["embed"])
-    assert torch.equal(back["norm"], weights["norm"])
