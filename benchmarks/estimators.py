@@ -2,7 +2,7 @@
 
     python -m benchmarks.estimators                          # all, three seeds: docs/images/*.svg
     python -m benchmarks.estimators --only grpo ppo --seeds 0
-    python -m benchmarks.estimators --study tis              # a coarse engine, with and without TIS
+    python -m benchmarks.estimators --study tis --steps 48   # a disturbed engine, with and without
 
 Each run starts from the same half-able base model and trains on two-digit addition; accuracy is
 greedy, on held-out problems. One setting each, the table's second column: everything else is the
@@ -62,13 +62,17 @@ ESTIMATORS = [
     estimator("reinforce_plus_plus_baseline", kl_coef=0.001),
     estimator("ppo", critic={"learning_rate": 1e-3}),
 ]
-COARSE = {"engine.weight_bits": 3}
+NOISY = {"engine.weight_noise": 1.0}
 STUDIES = {
     "estimators": ESTIMATORS,
     "tis": [
         Contender("exact engine"),
-        Contender("3-bit engine", COARSE),
-        Contender("3-bit engine, TIS", {**COARSE, "training.use_tis": True}),
+        Contender("noisy engine", NOISY),
+        Contender("noisy engine, TIS", {**NOISY, "training.use_tis": True}),
+        Contender(
+            "noisy engine, TIS clipped at 1",
+            {**NOISY, "training.use_tis": True, "training.tis_clip": 1.0},
+        ),
     ],
 }
 
@@ -89,13 +93,23 @@ class Curve:
 def run(contender: Contender, seed: int, steps: int) -> Curve:
     """Train once from the base model."""
     with RLSession.start(contender.config(seed)) as session:
-        at, accuracy, seconds = [0], [session.evaluate().accuracy], 0.0
+        at, accuracy, seconds = [0], [_accuracy(session)], 0.0
         for step in range(1, steps + 1):
             seconds += session.step().metrics["perf/step_time"]
             if step % EVERY == 0 or step == steps:
                 at.append(step)
-                accuracy.append(session.evaluate().accuracy)
+                accuracy.append(_accuracy(session))
     return Curve(contender.name, contender.setting, seed, tuple(at), tuple(accuracy), seconds)
+
+
+def _accuracy(session: RLSession) -> float:
+    """Of the weights that are trained, whatever is done to those that the engine has otherwise."""
+    if not session.config.engine.disturbed:
+        return session.evaluate().accuracy
+    session.sync(exact=True)
+    accuracy = session.evaluate().accuracy
+    session.sync()
+    return accuracy
 
 
 def table(curves: Sequence[Curve], goal: float) -> str:
@@ -120,17 +134,32 @@ Held-out accuracy of the embedded model on two-digit addition, greedy, while it 
 over seeds {seeds}, and their range as a band. Made by `python -m benchmarks.estimators --study
 {study} --steps {steps}`; every contender is the `tiny` preset (16 prompts x 8 samples a step) with
 what the second column sets. Seconds are those of a shared machine, and say nothing beyond it.
-
+{about}
 ![Curves](images/{study}.svg)
 
 """
-TITLES = {"estimators": "Every estimator", "tis": "A coarse engine, with and without correction"}
+TITLES = {"estimators": "Every estimator", "tis": "A disturbed engine, with and without TIS"}
+ABOUT = {
+    "tis": """
+The noisy engine writes its samples with other weights than those that are trained: normal noise as
+large as the weights themselves is added to every matrix, and drawn anew at each sync. The update
+then learns from what another policy wrote. Truncated importance sampling (TIS) weights each token
+by how likely the trained policy finds it against the one that wrote it, up to `tis_clip`. Accuracy
+is that of the trained weights, without the noise.
+"""
+}
 
 
 def page(study: str, curves: Sequence[Curve], goal: float) -> str:
     """The study as a page of documentation."""
     seeds = ", ".join(str(seed) for seed in dict.fromkeys(curve.seed for curve in curves))
-    head = INTRO.format(title=TITLES[study], study=study, seeds=seeds, steps=curves[0].steps[-1])
+    head = INTRO.format(
+        title=TITLES[study],
+        study=study,
+        seeds=seeds,
+        steps=curves[0].steps[-1],
+        about=ABOUT.get(study, ""),
+    )
     return head + table(curves, goal)
 
 

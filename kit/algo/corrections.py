@@ -287,7 +287,13 @@ def effective_sample_size(log_ratio: torch.Tensor, mask: torch.Tensor) -> float:
     value_A = torch.where(value_A.isnan(), 0.0, value_A)
     # Infinity minus itself is NaN, but the largest is as large as itself.
     weight_A = torch.where(value_A == value_A.max(), 0.0, value_A - value_A.max()).exp()
-    return float(weight_A.sum().square() / weight_A.square().sum() / value_A.numel())
+    total, squares = float(weight_A.sum()), float(weight_A.square().sum())
+    return effective_share(total, squares, value_A.numel())
+
+
+def effective_share(total: float, squares: float, count: float) -> float:
+    """The same from sums over the entries: of the weights, and of their squares."""
+    return total**2 / (count * squares) if squares else 1.0
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
@@ -298,7 +304,11 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
     """
     logp = torch.log_softmax(logits.to(result_dtype(logits)), dim=-1)
     # 0 * -inf is NaN. Where this clamp acts, the probability is 0 even in float64.
-    logp = logp.clamp(min=-1e4)
+    return entropy_of(logp.clamp(min=-1e4))
+
+
+def entropy_of(logp: torch.Tensor) -> torch.Tensor:
+    """The same from log-probs that are there already, all of them finite."""
     return -(logp.exp() * logp).sum(-1)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from kit.algo.corrections import entropy_of
 from kit.errors import ModelError
 from kit.model import attention
 from kit.model.packing import Packed
@@ -82,8 +83,7 @@ def _chunk(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     logits = (hidden @ head.T).float() / temperature
     logp = torch.log_softmax(logits, dim=-1)
-    entropy = -(logp.exp() * logp).sum(-1)
-    return logp.gather(-1, target[:, None])[:, 0], entropy
+    return logp.gather(-1, target[:, None])[:, 0], entropy_of(logp)
 
 
 def load(path: str, *, trust_remote_code: bool = False) -> Policy:

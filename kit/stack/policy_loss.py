@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from kit.algo import loss as losses
-from kit.algo.corrections import tis
+from kit.algo.corrections import effective_share, tis
 from kit.algo.kl import approx_kl
 from kit.config import TrainingConfig
 
@@ -133,10 +133,9 @@ def _surrogate(
 def finish(sums: dict[str, float]) -> dict[str, float]:
     """The metrics of an optimizer step from the sums over its micro-batches.
 
-    The effective sample size is (sum of w)^2 / (tokens x sum of w^2), with w the probability ratio
-    of the weights being trained to those that wrote the samples.
+    The effective sample size is that of the tokens, weighted by the probability ratio of the
+    weights being trained to those that wrote the samples.
     """
-    total, squares, tokens = (sums.get(name, 0.0) for name in ESS)
     metrics = {name: value for name, value in sums.items() if name not in ESS}
-    metrics["train/ess_ratio"] = total**2 / (tokens * squares) if squares else 1.0
+    metrics["train/ess_ratio"] = effective_share(*(sums.get(name, 0.0) for name in ESS))
     return metrics
