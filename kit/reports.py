@@ -41,6 +41,9 @@ class Shown:
 
         return show_report(self)
 
+    def __str__(self) -> str:
+        return self._repr_mimebundle_()["text/plain"]
+
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport(Shown):

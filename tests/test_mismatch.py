@@ -119,6 +119,7 @@ def test_masked_tokens_count_in_nothing() -> None:
 
 def test_the_worst_tokens_come_first_with_sample_place_text_and_both_numbers() -> None:
     samples = [sample([-1.0] * 6, index=7), sample([-1.0] * 6, index=9)]
+    samples[0] = replace(samples[0], tokens=[80, *samples[0].tokens])
     train = [[-1.0] * 6, [-1.0, -1.0, -1.5, -1.0, -0.9, -1.0]]
     report = check(samples, train)
     assert len(report.worst) == WORST
@@ -206,3 +207,9 @@ def test_checksums_tell_rounded_from_different_and_from_missing() -> None:
     found = Checksums.of(trainer, [engine, engine | {"a": "0"}], "float32")
     assert (found.compared, found.different, found.rounded) == (3, ["a", "c"], ["b"])
     assert (found.engine_dtype, found.one_sided) == ("bfloat16", ["ours", "theirs"])
+
+
+def test_samples_that_begin_alike_show_their_worst_token_once() -> None:
+    twins = [sample(rollout=[-1.0, -0.5]) for _ in range(3)]
+    report = check(twins, [[-1.4, -0.6]] * 3)
+    assert [t.position for t in report.worst] == [0, 1]

@@ -132,6 +132,7 @@ def test_a_session_of_many_parts_trains_and_ends(tmp_path: Path) -> None:
     config = SessionConfig(model={"name": "tiny"}, training=settings)
     with RLSession.start(config, data=rows, eval_data=rows[:4], reward=reward) as session:
         assert session.check_mismatch().verdict == "pass"
+        assert session.check().healthy
         first, *_, last = session.train(4, show=False).steps
         assert len(first.update.per_step) == 2
         assert first.update.per_step[0]["train/kl_loss"] == pytest.approx(0.0, abs=1e-7)
@@ -140,7 +141,9 @@ def test_a_session_of_many_parts_trains_and_ends(tmp_path: Path) -> None:
         assert rates[0] == pytest.approx(5e-5)
         assert rates[1] == pytest.approx(1e-4)
         assert rates[-1] < rates[1]
-        assert session.check_mismatch(session.generate()).max_abs_diff < 1e-5
+        deep = session.check_mismatch(session.generate(), deep=True)
+        assert deep.max_abs_diff < 1e-5
+        assert "checksums of 34 parameters: 0 differ" in deep.evidence
         assert session.evaluate().prompts == 4
         saved = session.save(tmp_path / "two-trainers")
         stack = session._running.cluster.directory

@@ -58,7 +58,7 @@ def compare(
     verdict = _verdict(mean, warn, fail, stale)
     if unaligned(samples):
         verdict = "fail"
-    worst = sorted(found, key=lambda item: -curves.badness(item[1].difference))[:WORST]
+    worst = _worst(samples, found)
     return MismatchReport(
         verdict=verdict,
         cause=_cause(verdict, versions, trainer_version, dtype),
@@ -92,6 +92,20 @@ def thresholds(config: MismatchConfig, dtype: str) -> tuple[float, float]:
 def unaligned(samples: Sequence[Sample]) -> list[Sample]:
     """Samples with another number of log-probs than of response tokens."""
     return [s for s in samples if len(s.rollout_log_probs or []) != s.response_length]
+
+
+def _worst(
+    samples: Sequence[Sample], found: Sequence[tuple[int, TokenDifference]]
+) -> list[tuple[int, TokenDifference]]:
+    """The largest differences, of samples that begin alike only the first."""
+    worst: dict[tuple[int, ...], tuple[int, TokenDifference]] = {}
+    for number, difference in sorted(found, key=lambda item: -curves.badness(item[1].difference)):
+        sample = samples[number]
+        place = len(sample.tokens) - sample.response_length + difference.position
+        worst.setdefault(tuple(sample.tokens[: place + 1]), (number, difference))
+        if len(worst) == WORST:
+            break
+    return list(worst.values())
 
 
 def _in_context(

@@ -286,3 +286,8 @@ def test_words_are_legible_on_every_background(palette: dict[str, str]) -> None:
         assert contrast(palette["muted"], palette[back]) >= 4.5, back
     for mark in ("up", "down", "curve", "point"):
         assert contrast(palette[mark], palette["bg"]) >= 3, mark
+
+
+def test_printing_a_report_gives_its_plain_text(plain: Show) -> None:
+    for report in (make_update(), make_mismatch(), make_evaluation(), make_run(3)):
+        assert str(report) == plain(report)
