@@ -43,9 +43,9 @@ def weights(lab: Lab) -> Finding:
     if done := lab.stack.probe("disturbance"):
         lines.append(f"the engine's matrices are the trainer's, {done}")
         words = (
-            f"Precision: the engine generates with weights that are {done}, as engine.weight_bits "
-            f"and engine.weight_noise ask. Correct for it with training.use_tis or training.mis, "
-            f"or take the setting out."
+            f"Precision: the engine generates with the trainer's matrices {done}, as "
+            f"engine.weight_bits and engine.weight_noise ask. Correct for it with "
+            f"training.use_tis or training.mis, or take the setting out."
         )
         return Finding(tuple(lines), "precision", words)
     return Finding(tuple(lines))
