@@ -25,6 +25,10 @@ EVERY = 4
 """Steps between two evaluations."""
 
 
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f"]
+"""The Okabe-Ito palette; a marker each says the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Contender:
     """One line of the table: a name, and what it changes in the preset."""
@@ -174,18 +178,22 @@ def draw(curves: Sequence[Curve], file: Path) -> None:
 
     mpl.use("svg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     mpl.rcParams |= {"svg.hashsalt": "kit", "svg.fonttype": "path"}
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for name in dict.fromkeys(curve.name for curve in curves):
+    for index, name in enumerate(dict.fromkeys(curve.name for curve in curves)):
         own = [curve.accuracy for curve in curves if curve.name == name]
         steps = next(curve.steps for curve in curves if curve.name == name)
         by_step = list(zip(*own, strict=True))
         mean = [sum(values) / len(values) for values in by_step]
-        (line,) = axes.plot(steps, mean, label=name, linewidth=1.6)
+        colour, mark = COLOURS[index % len(COLOURS)], "os^DvPX*"[index % 8]
+        axes.plot(steps, mean, label=name, color=colour, marker=mark, markersize=5, linewidth=1.5)
         low, high = [min(v) for v in by_step], [max(v) for v in by_step]
-        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.set(xlabel="step", ylabel="held-out accuracy (greedy)", ylim=(0, 1.02))
+        axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+    bottom = min(value for curve in curves for value in curve.accuracy)
+    axes.set(xlabel="step", ylabel="held-out accuracy (greedy)", ylim=(bottom - 0.03, 1.01))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
     figure.savefig(file, metadata={"Date": None})
