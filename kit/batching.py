@@ -9,6 +9,7 @@ from kit.config_training import COMPARES_A_GROUP, TrainingConfig
 from kit.errors import SessionError
 from kit.rewards.runner import failure_summary
 from kit.samples import Batch, Rollout, Sample, Status
+from kit.token_values import trained_mean
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +137,7 @@ def _batch(
     by_token = [part.tolist() for part in advantage_T.split(lengths)]
     return Batch(
         samples,
-        tuple(_mean(row, s.mask) for row, s in zip(by_token, samples, strict=True)),
+        tuple(trained_mean(row, s.mask) for row, s in zip(by_token, samples, strict=True)),
         step,
         left_out,
         token_advantages=None if alike else tuple(map(tuple, by_token)),
@@ -145,14 +146,6 @@ def _batch(
         if return_T is None
         else tuple(tuple(part.tolist()) for part in return_T.split(lengths)),
     )
-
-
-def _mean(row: Sequence[float], mask: Sequence[int]) -> float:
-    """A sample's advantage as one number: the mean of its trained tokens'."""
-    trained = [value for value, active in zip(row, mask, strict=True) if active]
-    if not trained or min(trained) == max(trained):
-        return trained[0] if trained else 0.0
-    return sum(trained) / len(trained)
 
 
 def _masks(samples: Sequence[Sample]) -> torch.Tensor:

@@ -5,16 +5,20 @@ Field names are those of Miles, so that a saved rollout reads the same in both.
 
 from __future__ import annotations
 
-import json
 import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from kit import token_values as by_token
 from kit.errors import DataError
+from kit.sample_checks import check_batch, check_sample
+
+if TYPE_CHECKING:
+    from kit.viz.html import Picture
 
 Messages = list[dict[str, str]]
 NEW_TOKENS = "rollout/new_tokens"
@@ -66,20 +70,14 @@ class Sample:
     """Response tokens of each span; empty where one version wrote them all."""
     error: str | None = None
     """Why the reward function failed, in its own words."""
+    token_values: dict[str, list[float]] = field(default_factory=dict)
+    """What is known of each response token, by name: `trainer_log_prob`, `entropy`, `advantage`,
+    `loss`, ... (`kit.token_values`); `session.annotate` fills it in."""
+    annotated_versions: list[int] = field(default_factory=list)
+    """Weight versions of `trainer_log_prob_before`, where known, and of `trainer_log_prob`."""
 
     def __post_init__(self) -> None:
-        lengths = self.version_lengths
-        if lengths and (
-            len(lengths) != len(self.weight_versions)
-            or min(lengths) < 1
-            or sum(lengths) != self.response_length
-        ):
-            raise DataError(
-                f"version_lengths {lengths} does not part {self.response_length} response tokens "
-                f"among the weight_versions {self.weight_versions}.",
-                fix="give one length of 1 or more for each version, together response_length; or "
-                "leave version_lengths empty where one version wrote all.",
-            )
+        check_sample(self)
 
     @property
     def spans(self) -> list[tuple[int, int]]:
@@ -112,6 +110,33 @@ class Sample:
         """The loss mask, written out: one 0 or 1 per response token."""
         return [1] * self.response_length if self.loss_mask is None else self.loss_mask
 
+    @property
+    def advantage(self) -> float | None:
+        """The mean over the tokens that train; None where it is not among `token_values`."""
+        values = self.token_values.get("advantage")
+        return None if values is None else by_token.trained_mean(values, self.mask)
+
+    def strip(self, quantity: str | None = None, start: int = 0) -> Picture:
+        """Every response token, coloured by a quantity that is known of it.
+
+        Args:
+            quantity: one of `kit.token_values.QUANTITIES`, such as `entropy` or `change`, or a
+                name of your own in `token_values`; None takes the most telling one.
+            start: the first token drawn, for responses longer than one strip.
+
+        Raises:
+            DataError: it is not known of this sample; the message says what to call.
+        """
+        from kit.viz.strips import show_strip
+
+        return show_strip(self, quantity, start)
+
+    def to_pandas(self) -> Any:
+        """One row a response token, with a column for each quantity that is known."""
+        from kit.rollout_files import token_table
+
+        return token_table(self)
+
     def continued(
         self, tokens: Sequence[int], log_probs: Sequence[float], weight_version: int
     ) -> Sample:
@@ -139,6 +164,8 @@ class Sample:
             rollout_log_probs=[*(self.rollout_log_probs or ()), *log_probs],
             weight_versions=[version for version, _ in spans] or [weight_version],
             version_lengths=[length for _, length in spans] if len(spans) > 1 else [],
+            token_values={},
+            annotated_versions=[],
         )
 
     def masked_to(self, weight_version: int) -> Sample:
@@ -163,7 +190,14 @@ class Sample:
             weight_versions=[],
             version_lengths=[],
             error=None,
+            token_values={},
+            annotated_versions=[],
         )
+
+    def with_values(self, **values: Sequence[float]) -> Sample:
+        """The same sample with these `token_values` beside those it has."""
+        new = {name: list(row) for name, row in values.items()}
+        return replace(self, token_values=self.token_values | new)
 
     def with_reward(self, reward: float) -> Sample:
         """The same sample with its reward."""
@@ -291,44 +325,22 @@ class Rollout(Sequence[Sample]):
 
     def to_pandas(self) -> Any:
         """One row a sample, with the columns a person sorts by."""
-        import pandas as pd
+        from kit.rollout_files import sample_table
 
-        return pd.DataFrame(
-            [
-                {
-                    "group": s.group_index,
-                    "index": s.index,
-                    "prompt": s.prompt_text,
-                    "response": s.response,
-                    "label": s.label,
-                    "reward": s.reward,
-                    "length": s.response_length,
-                    "status": s.status.value,
-                    "error": s.error,
-                }
-                for s in self.samples
-            ]
-        )
+        return sample_table(self)
 
     def save(self, path: str | Path) -> Path:
         """Write one JSON line a sample."""
-        target = Path(path)
-        with target.open("w", encoding="utf-8") as file:
-            for sample in self.samples:
-                file.write(json.dumps(sample.to_dict()) + "\n")
-        return target
+        from kit.rollout_files import write
+
+        return write(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Rollout:
         """Read what `save` wrote. Raises DataError with the number of a line that is broken."""
-        samples = []
-        with Path(path).open("rb") as file:  # so that a line of other bytes is found out by number
-            for number, line in enumerate(file, start=1):
-                try:
-                    samples.append(Sample.from_dict(json.loads(line)))
-                except (ValueError, TypeError, DataError) as error:
-                    raise DataError(f"{path}, line {number}: not a sample: {error}") from error
-        return cls(samples)
+        from kit.rollout_files import read
+
+        return read(path)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         from kit.viz import show_rollout
@@ -359,22 +371,23 @@ class Batch:
     """An update remembers it: the same batch cannot be applied twice in a row by mistake."""
 
     def __post_init__(self) -> None:
-        if len(self.samples) != len(self.advantages):
-            raise DataError(
-                f"A batch needs one advantage per sample: got {len(self.samples)} samples and "
-                f"{len(self.advantages)} advantages."
-            )
-        for name in ("token_advantages", "values", "returns"):
-            rows = getattr(self, name)
-            lengths = [s.response_length for s in self.samples]
-            if rows is not None and [len(row) for row in rows] != lengths:
-                raise DataError(
-                    f"{name} needs one number for each response token of each sample: got "
-                    f"{[len(row) for row in rows][:8]}, the responses have {lengths[:8]} tokens."
-                )
+        check_batch(self)
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def rollout(self) -> Rollout:
+        """The samples as a rollout, each token with its advantage."""
+        rows = self.token_advantages
+        every = enumerate(zip(self.samples, self.advantages, strict=True))
+        return Rollout(
+            (
+                s.with_values(advantage=rows[i] if rows else [value] * s.response_length)
+                for i, (s, value) in every
+            ),
+            self.step,
+        )
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         from kit.viz import show_batch

@@ -49,10 +49,52 @@ def test_a_saved_rollout_is_read_back_equal(
     tmp_path_factory: pytest.TempPathFactory, samples: list[Sample]
 ) -> None:
     path = tmp_path_factory.mktemp("rollout") / "r.jsonl"
-    loaded = Rollout.load(Rollout(samples).save(path))
-    assert loaded.samples == tuple(samples)
+    rollout = Rollout(samples, 3, 1.5, {"rollout/aborted": 2.0}, ["smaller than configured"])
+    loaded = Rollout.load(rollout.save(path))
+    assert loaded == rollout
     assert all(isinstance(s.status, Status) for s in loaded)
-    assert len(path.read_bytes().splitlines()) == len(samples)
+    assert len(path.read_bytes().splitlines()) == max(len(samples), 1)
+
+
+def test_files_of_samples_alone_are_still_read(tmp_path: Path) -> None:
+    old = {"group_index": 1, "index": 2, "tokens": [4, 5], "response_length": 1, "reward": 0.5}
+    path = tmp_path / "old.jsonl"
+    path.write_text(json.dumps(old) + "\n" + json.dumps(old) + "\n")
+    rollout = Rollout.load(path)
+    assert (rollout.step, rollout.seconds, len(rollout)) == (0, 0.0, 2)
+    assert rollout[0].token_values == {}
+
+
+def test_a_first_line_whose_rollout_is_damaged_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"rollout": {"stepp": 3}}\n')
+    with pytest.raises(DataError, match=r"line 1: not a sample: .*stepp"):
+        Rollout.load(path)
+
+
+def test_values_of_tokens_survive_a_file(tmp_path: Path) -> None:
+    sample = Sample(
+        tokens=[4, 5, 6], response_length=2, annotated_versions=[0, 1],
+        token_values={"entropy": [0.5, math.inf], "advantage": [1.0, -2.0]},
+    )  # fmt: skip
+    (again,) = Rollout.load(Rollout([sample]).save(tmp_path / "r.jsonl"))
+    assert again == sample
+
+
+def test_values_that_do_not_fit_the_response_are_refused() -> None:
+    with pytest.raises(DataError, match=r"'entropy'\] has 1 numbers for 2"):
+        Sample(tokens=[4, 5, 6], response_length=2, token_values={"entropy": [0.5]})
+    with pytest.raises(DataError, match="more than two weight versions"):
+        Sample(annotated_versions=[0, 1, 2])
+
+
+def test_what_is_written_behind_a_sample_makes_its_values_unknown() -> None:
+    sample = Sample(
+        tokens=[4, 5], response_length=1, weight_versions=[0], rollout_log_probs=[-0.1],
+        token_values={"entropy": [0.5]}, annotated_versions=[0],
+    )  # fmt: skip
+    for other in (sample.continued([6], [-0.2], 1), sample.unwritten()):
+        assert (other.token_values, other.annotated_versions) == ({}, [])
 
 
 @pytest.mark.parametrize(
@@ -168,6 +210,29 @@ def test_a_table_has_a_row_for_each_sample_and_keeps_missing_rewards_missing() -
     assert math.isnan(table["reward"][1])
     assert table["error"][1] == "KeyError: 'x'"
     assert list(table["length"]) == [1, 0]
+    assert table["advantage"].isna().all()
+
+
+def test_a_sample_as_a_table_has_a_row_for_each_token_and_a_column_for_each_quantity() -> None:
+    sample = Sample(
+        tokens=[1, 5, 6], response_length=2, response="ab", rollout_log_probs=[-0.5, -1.0],
+        token_values={"trainer_log_prob": [-0.25, -1.0], "own": [3.0, 4.0]}, loss_mask=[1, 0],
+    )  # fmt: skip
+    table = sample.to_pandas()
+    assert list(table["text"]) == ["a", "b"]
+    assert list(table["token"]) == [5, 6]
+    assert list(table["trained"]) == [True, False]
+    assert list(table["difference"]) == [0.25, 0.0]
+    assert list(table["own"]) == [3.0, 4.0]
+
+
+def test_a_batch_as_a_rollout_knows_the_advantages_of_its_tokens() -> None:
+    samples = tuple(Sample(index=i, tokens=[1, 2, 3], response_length=2) for i in range(2))
+    alike = Batch(samples, (0.5, -0.5), step=4).rollout
+    assert [s.token_values["advantage"] for s in alike] == [[0.5, 0.5], [-0.5, -0.5]]
+    assert (alike.step, [s.advantage for s in alike]) == (4, [0.5, -0.5])
+    own = Batch(samples, (0.0, 0.0), token_advantages=((1.0, 2.0), (3.0, 4.0))).rollout
+    assert own[1].token_values["advantage"] == [3.0, 4.0]
 
 
 def test_a_batch_names_both_numbers_where_samples_and_advantages_differ() -> None:
