@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kit.comparing import compare
     from kit.config import SessionConfig
     from kit.errors import (
         CheckpointError,
@@ -65,6 +66,7 @@ __all__ = [
     "TrainReport",
     "UpdateReport",
     "__version__",
+    "compare",
 ]
 
 try:
@@ -73,6 +75,7 @@ except PackageNotFoundError:  # a checkout on PYTHONPATH that nobody installed
     __version__ = "0+unknown"
 
 _HOMES = {
+    "kit.comparing": ("compare",),
     "kit.config": ("SessionConfig",),
     "kit.reports": (
         "CheckReport",

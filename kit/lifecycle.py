@@ -140,6 +140,19 @@ class Lifecycle:
     ) -> None:
         self.close()
 
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, from Transformers."""
+        return self._prompting.tokenizer
+
+    def __repr__(self) -> str:
+        groups = len(self._buffer)
+        waiting = f", groups waiting to be continued: {groups}" if groups else ""
+        return (
+            f"RLSession({self.config.name!r}, {self._state}, model {self.config.model.name}, "
+            f"step {self.step_count}, engine holds weights {self.engine_version}{waiting})"
+        )
+
     def _next_seed(self) -> str:
         """What the next draw of responses takes its randomness from."""
         self._generations += 1

@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
-from kit import checkpoint, collecting, health, mismatch, updating
+from kit import annotating, checkpoint, collecting, health, mismatch, updating
+from kit.annotating import Annotated
 from kit.arguments import at_least_one, expect
 from kit.arguments import temperature as checked_temperature
 from kit.batching import make_batch
@@ -157,6 +158,18 @@ class RLSession(Lifecycle):
         return self._running.by_token(
             [s.tokens for s in samples], [s.response_length for s in samples], of
         )
+
+    def annotate(self, what: Annotated) -> Annotated:
+        """The same with what the present weights say of each response token: see `Sample.strip`.
+
+        Log-probs and entropies; in a batch also advantages and each token's share of the loss.
+        After an update, the log-probs of the annotation before are kept beside the new ones.
+
+        Args:
+            what: a rollout, a batch, or one sample.
+        """
+        text = self._prompting.token_text
+        return annotating.annotate(self._running, what, self.step_count, text)
 
     def update(self, batch: Batch) -> UpdateReport:
         """Train on a batch. The same batch again, by a cell run twice, changes nothing.
@@ -378,19 +391,6 @@ class RLSession(Lifecycle):
             session.close()
             raise
         return session
-
-    @property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer, from Transformers."""
-        return self._prompting.tokenizer
-
-    def __repr__(self) -> str:
-        groups = len(self._buffer)
-        waiting = f", groups waiting to be continued: {groups}" if groups else ""
-        return (
-            f"RLSession({self.config.name!r}, {self._state}, model {self.config.model.name}, "
-            f"step {self.step_count}, engine holds weights {self.engine_version}{waiting})"
-        )
 
 
 def _due(step: int, interval: int) -> bool:

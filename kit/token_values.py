@@ -44,6 +44,8 @@ class Quantity:
     """What makes it known."""
     worst: str = "largest"
     """What the token that stands out is called."""
+    least: float = 0.0
+    """Numbers with a sign: up to a tenth of it, one counts as none however small the others are."""
 
 
 _ALL = (
@@ -76,11 +78,11 @@ _ALL = (
     ),
     Quantity(
         "difference", "log-prob in the trainer minus in the engine", "nats", "signed",
-        worst="furthest apart",
+        worst="furthest apart", least=1e-3,
     ),
     Quantity(
         "ratio", "importance ratio: probability in the trainer over in the engine", "", "ratio",
-        worst="furthest from 1",
+        worst="furthest from 1", least=1e-3,
     ),
     Quantity(
         "entropy", "entropy of the trainer's choice at this place", "nats", "amount",
@@ -100,7 +102,7 @@ _DERIVED: dict[str, tuple[str, str, Callable[[float, float], float]]] = {
 
 
 def ratio(log_ratio: float) -> float:
-    """e to this power, which is kept within +-20."""
+    """The ratio of this logarithm, which is kept within +-20."""
     if math.isnan(log_ratio):
         return math.nan
     return math.exp(max(-LARGEST_LOG_RATIO, min(log_ratio, LARGEST_LOG_RATIO)))

@@ -211,7 +211,12 @@ def reduce(
 
 def weighted_sum(value_T: torch.Tensor, weight_T: torch.Tensor) -> torch.Tensor:
     """Sum of value * weight over the tokens whose weight is not 0; a NaN elsewhere is harmless."""
-    return (torch.where(weight_T == 0, 0.0, value_T) * weight_T.to(value_T.dtype)).sum()
+    return weighted(value_T, weight_T).sum()
+
+
+def weighted(value_T: torch.Tensor, weight_T: torch.Tensor) -> torch.Tensor:
+    """What each token adds to `weighted_sum`, (T)."""
+    return torch.where(weight_T == 0, 0.0, value_T) * weight_T.to(value_T.dtype)
 
 
 def where_active(value_T: torch.Tensor, mask_T: torch.Tensor) -> torch.Tensor:

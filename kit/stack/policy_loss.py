@@ -52,6 +52,20 @@ class TokenInputs:
     """0 where a correction leaves a token out of the policy loss."""
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What each token adds to the parts of an optimizer step's loss; all of shape (R)."""
+
+    pg_R: torch.Tensor
+    entropy_R: torch.Tensor
+    kl_R: torch.Tensor | None
+    """None without a reference."""
+
+    def loss(self, training: TrainingConfig) -> torch.Tensor:
+        """What each token adds to the loss, (R); its sum is what `policy_loss` gives."""
+        return _total(self.pg_R, self.entropy_R, self.kl_R, training)
+
+
 def policy_loss(
     logp_R: torch.Tensor,
     entropy_R: torch.Tensor,
@@ -60,6 +74,31 @@ def policy_loss(
     settings: LossSettings,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """(share of the optimizer step's loss, metrics to be summed over its micro-batches)."""
+    terms, values = token_terms(logp_R, entropy_R, sample_R, inputs, settings)
+    pg, entropy = terms.pg_R.sum(), terms.entropy_R.sum()
+    kl = None if terms.kl_R is None else terms.kl_R.sum()
+    loss = _total(pg, entropy, kl, settings.training)
+    values |= {"train/pg_loss": pg, "train/entropy_loss": entropy, "train/loss": loss}
+    if kl is not None:
+        values["train/kl_loss"] = kl
+    return loss, {name: float(value.detach()) for name, value in values.items()}
+
+
+def _total(
+    pg: torch.Tensor, entropy: torch.Tensor, kl: torch.Tensor | None, training: TrainingConfig
+) -> torch.Tensor:
+    loss = pg - training.entropy_coef * entropy
+    return loss if kl is None else loss + training.kl_loss_coef * kl
+
+
+def token_terms(
+    logp_R: torch.Tensor,
+    entropy_R: torch.Tensor,
+    sample_R: torch.Tensor,
+    inputs: TokenInputs,
+    settings: LossSettings,
+) -> tuple[Terms, dict[str, torch.Tensor]]:
+    """(the loss token by token, metrics that are no part of it)."""
     training = settings.training
     mask_R = inputs.mask_R
     logp_R, entropy_R = (losses.where_active(x, mask_R) for x in (logp_R, entropy_R))
@@ -83,21 +122,13 @@ def policy_loss(
         values["train/tis_clipfrac"] = losses.weighted_sum(at_bound_R, weight_R)
     if inputs.weight_R is not None:
         pg_R = pg_R * inputs.weight_R
-    pg = losses.weighted_sum(pg_R, kept_R)
-    entropy = losses.weighted_sum(entropy_R, weight_R)
-    loss = pg - training.entropy_coef * entropy
-    values |= {
-        "train/pg_loss": pg,
-        "train/entropy_loss": entropy,
-        "train/pg_clipfrac": losses.weighted_sum(clipped_R, kept_R),
-        "train/ppo_kl": losses.weighted_sum(old_R - logp_R, kept_R),
-    }
+    values["train/pg_clipfrac"] = losses.weighted_sum(clipped_R, kept_R)
+    values["train/ppo_kl"] = losses.weighted_sum(old_R - logp_R, kept_R)
+    kl_R = None
     if inputs.ref_logp_R is not None:
         ratio_R = losses.finite_log_ratio(logp_R, old_R).exp()
         kl_R = approx_kl(logp_R, inputs.ref_logp_R, training.kl_loss_type, ratio_R)
-        kl = losses.weighted_sum(kl_R, weight_R)
-        loss = loss + training.kl_loss_coef * kl
-        values["train/kl_loss"] = kl
+        kl_R = losses.weighted(kl_R, weight_R)
     behind_R = old_R
     if inputs.rollout_logp_R is not None:
         behind_R = inputs.rollout_logp_R
@@ -107,8 +138,8 @@ def policy_loss(
         values["train/train_rollout_kl"] = losses.weighted_sum(k3_R, weight_R)
     ratio_R = losses.finite_log_ratio(logp_R.detach(), behind_R).double().exp() * (mask_R != 0)
     values |= dict(zip(ESS, (ratio_R.sum(), ratio_R.square().sum(), mask_R.sum()), strict=True))
-    values["train/loss"] = loss
-    return loss, {name: float(value.detach()) for name, value in values.items()}
+    terms = Terms(losses.weighted(pg_R, kept_R), losses.weighted(entropy_R, weight_R), kl_R)
+    return terms, values
 
 
 def _surrogate(

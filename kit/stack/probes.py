@@ -1,8 +1,8 @@
 """Experiments in the trainer: the same computation with one thing changed.
 
-`kit.mismatch` asks for them by name to find out why trainer and engine disagree, and `check` to
-see whether a session starts in health. None of them changes weights, optimizer or randomness.
-All ranks run each one; rank 0's result counts.
+`kit.mismatch` asks for them by name to find out why trainer and engine disagree, `check` to see
+whether a session starts in health, and `annotate` to show what is known of each token. None of
+them changes weights, optimizer or randomness. All ranks run each one; rank 0's result counts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from kit.model.packing import pack
 from kit.model.policy import LOGITS_AT_ONCE
+from kit.stack.annotations import annotate_batch, annotate_samples
 from kit.stack.routing import routing
 from kit.stack.startup import startup
 from kit.stack.unsharded import full_logits, gathered
@@ -256,4 +257,6 @@ EXPERIMENTS: dict[str, Callable[..., Any]] = {
     "dropouts": dropouts,
     "routing": routing,
     "startup": startup,
+    "annotate_samples": annotate_samples,
+    "annotate_batch": annotate_batch,
 }

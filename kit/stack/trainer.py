@@ -185,15 +185,13 @@ class Trainer:
         if self.last_update and self.last_update[0] == update_id:
             return self.last_update[1], False
         training = self.settings.training
-        steps = optimizer_steps(len(batch), training, f"{self.settings.seed} {self.updates}")
+        steps = self.steps_of(batch)
         # With one optimizer step the old weights are the present ones: nothing to compute.
         moves = len(steps) > 1 and not training.use_rollout_logprobs
         old = None
         if moves or Corrections.need_old(training):
             old = self._all_log_probs(batch.tokens, batch.response_lengths, self.policy)
-        reference = None
-        if training.kl_loss_coef and self.reference:
-            reference = self._all_log_probs(batch.tokens, batch.response_lengths, self.reference)
+        reference = self.reference_log_probs(batch)
         corrections = Corrections.of(batch, old, training)
         metrics = [
             self._optimizer_step(batch, part, old, reference, corrections) | corrections.metrics
@@ -206,6 +204,17 @@ class Trainer:
         self.last_update = (update_id, metrics)
         return metrics, True
 
+    def steps_of(self, batch: TrainBatch) -> list[list[int]]:
+        """Which samples each optimizer step of the next update takes."""
+        seed = f"{self.settings.seed} {self.updates}"
+        return optimizer_steps(len(batch), self.settings.training, seed)
+
+    def reference_log_probs(self, batch: TrainBatch) -> list[torch.Tensor] | None:
+        """By sample; None where the loss has no KL."""
+        if not (self.settings.training.kl_loss_coef and self.reference):
+            return None
+        return self._all_log_probs(batch.tokens, batch.response_lengths, self.reference)
+
     def _optimizer_step(
         self,
         batch: TrainBatch,
@@ -215,12 +224,7 @@ class Trainer:
         corrections: Corrections,
     ) -> dict[str, float]:
         training = self.settings.training
-        settings = LossSettings(
-            training,
-            total_samples=len(part),
-            total_tokens=sum(sum(batch.loss_masks[i]) for i in part),
-            constant_length=self.settings.max_response_len,
-        )
+        settings = self.loss_settings(batch, part)
         learns = not (self.critic and self.updates < self.critic.config.warmup_rollouts)
         sums: dict[str, float] = {}
         self._forget_gradients()  # an update that broke off half-way leaves gradients behind
@@ -229,7 +233,7 @@ class Trainer:
             packed = pack(
                 [batch.tokens[i] for i in indices], [batch.response_lengths[i] for i in indices]
             ).to(self.device)
-            inputs = self._inputs(batch, indices, old, reference, corrections, bool(members))
+            inputs = self.inputs(batch, indices, old, reference, corrections, bool(members))
             logp_R, entropy_R = self.policy(packed, self.settings.temperature)
             loss, values = policy_loss(logp_R, entropy_R, packed.sample_R, inputs, settings)
             # FSDP averages gradients over ranks; ours are shares of one sum.
@@ -239,6 +243,15 @@ class Trainer:
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value
         return self._apply(sums, learns=learns)
+
+    def loss_settings(self, batch: TrainBatch, part: Sequence[int]) -> LossSettings:
+        """What the loss of an optimizer step over these samples needs to know of all of them."""
+        return LossSettings(
+            self.settings.training,
+            total_samples=len(part),
+            total_tokens=sum(sum(batch.loss_masks[i]) for i in part),
+            constant_length=self.settings.max_response_len,
+        )
 
     def _critic_backward(
         self,
@@ -260,15 +273,16 @@ class Trainer:
             packed, old, returns, weight_R, self.settings.training.num_trainers
         )
 
-    def _inputs(
+    def inputs(
         self,
         batch: TrainBatch,
         indices: list[int],
         old: list[torch.Tensor] | None,
         reference: list[torch.Tensor] | None,
         corrections: Corrections,
-        counts: bool,
+        counts: bool = True,
     ) -> TokenInputs:
+        """What is known of each response token of these samples; `counts` False masks them all."""
         mask = torch.tensor([m for i in indices for m in batch.loss_masks[i]], dtype=torch.float32)
         rollout = None
         if batch.rollout_log_probs is not None:

@@ -1,10 +1,14 @@
-"""The same prompts before and after, side by side: what training changed, one prompt at a time."""
+"""The same prompts before and after, side by side: what training changed, one prompt at a time.
+
+Where both sides were annotated, also which tokens gained and lost probability: `kit.viz.moved`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kit import token_values
 from kit.samples import Rollout, Sample
 from kit.viz.html import (
     Child,
@@ -19,10 +23,16 @@ from kit.viz.html import (
     tag,
     title,
 )
+from kit.viz.moved import moved_html, moved_plain, moves
 from kit.viz.rollouts import prompt_html, response_cell, reward_scale
+from kit.viz.strips import chips_alone
 from kit.viz.text import columns, count, mean, number, shorten
 
 _FIRST = "Shown is the first response to each prompt; its reward is the mean over all of them."
+_COLOURS = (
+    "Tokens with a thick upper edge, blue, gained probability in the update; those with a thick "
+    "lower edge, orange, lost."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +55,11 @@ def compare_samples(before: Rollout, after: Rollout, n: int = 8) -> Picture:
 
     Prompts are the same where their text is. Shown is the first response to each; where a prompt
     has several, its reward is their mean. The counts above the table are over all prompts that
-    both hold, not only those shown.
+    both hold, not only those shown. Under it, the tokens whose probability moved most, of samples
+    that were annotated with the weights before and after.
     """
     pairs, alone = _pairs(before, after)
+    moved = moves(before, after)
     words = f"Before and after: {count(len(pairs), 'prompt')} in both"
     changes = [pair.change for pair in pairs]
     tallies = [
@@ -57,8 +69,11 @@ def compare_samples(before: Rollout, after: Rollout, n: int = 8) -> Picture:
     ]
     left = note(f"{count(alone, 'prompt')} only in one of the two") if alone else None
     more = note(f"… {count(len(pairs) - n, 'more prompt')}") if len(pairs) > n else None
-    html = page(title(words), facts(tallies), left, _table(pairs[:n]) if pairs else None, more)
-    return Picture(html, _plain(words, tallies, pairs[:n]))
+    shown = _table(pairs[:n]) if pairs else None
+    striped = any(_changed(s) for p in pairs[:n] for s in (p.before[0], p.after[0]))
+    more = join((more, note(_COLOURS))) if striped else more
+    html = page(title(words), facts(tallies), left, shown, more, moved_html(moved))
+    return Picture(html, "\n".join((_plain(words, tallies, pairs[:n]), moved_plain(moved))))
 
 
 def _pairs(before: Rollout, after: Rollout) -> tuple[list[_Pair], int]:
@@ -91,7 +106,7 @@ def _table(pairs: Sequence[_Pair]) -> Child:
         shown = number_bar(None if reward != reward else reward, *scale)
         several = tag("span", f" mean of {len(group)}", class_="kv-muted")
         bar = tag("div", shown, several if len(group) > 1 else None)
-        return join((response_cell(group[0], limit), bar))
+        return join((_response(group[0], limit), bar))
 
     rows = [
         [
@@ -103,6 +118,17 @@ def _table(pairs: Sequence[_Pair]) -> Child:
         for p in pairs
     ]
     return table(heads, rows)
+
+
+def _response(sample: Sample, limit: int) -> Child:
+    """The response, as a strip where the change of its tokens is known."""
+    if _changed(sample):
+        return chips_alone(sample, "change", most=max(limit // 60, 10))
+    return response_cell(sample, limit)
+
+
+def _changed(sample: Sample) -> bool:
+    return "change" in token_values.known(sample)
 
 
 def _answer(sample: Sample) -> Child:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from markupsafe import Markup
@@ -40,6 +42,11 @@ TEXT_BYTES = 300_000
 PROMPT_BYTES = 60_000
 """The same for prompts, which the groups share."""
 
+_MORE = (
+    "rollout[0] shows one sample with its tokens; rollout.best(), .worst() and .failed() pick "
+    "some; rollout.to_pandas() is all of it as a table."
+)
+
 STATUS_SIGNS = {
     Status.PENDING: "○ pending",
     Status.COMPLETED: "✓ completed",
@@ -54,7 +61,8 @@ def show_rollout(rollout: Rollout) -> Bundle:
     if not rollout.samples:
         words = "Rollout, empty: no samples."
         return bundle(page(title(words)), words)
-    return bundle(page(rollout_summary(rollout), rollout_groups(rollout)), _plain(rollout))
+    html = page(rollout_summary(rollout), rollout_groups(rollout), note(_MORE))
+    return bundle(html, _plain(rollout))
 
 
 def summary_facts(rollout: Rollout) -> list[tuple[str, str]]:
@@ -100,8 +108,8 @@ def rollout_groups(rollout: Rollout, open_groups: int = OPEN_GROUPS) -> Markup:
     groups = rollout.groups()
     limit = max(min(4000, TEXT_BYTES // min(len(rollout), MOST_SAMPLES)), 120)
     prompt_limit = prompt_bytes(len(groups))
-    scale = reward_scale(rollout.rewards())
-    parts, left = draw_groups(groups, lambda group: _group(group, limit, prompt_limit, scale))
+    scales = _Scales.of(rollout)
+    parts, left = draw_groups(groups, lambda group: _group(group, limit, prompt_limit, scales))
     rest = parts[open_groups:]
     folded = fold(f"{count(len(rest), 'more group')} of this rollout", *rest) if rest else None
     missing = (
@@ -206,21 +214,38 @@ def _quiet(words: str) -> Markup:
     return tag("span", words, class_="kv-muted")
 
 
-def _group(
-    group: Sequence[Sample], limit: int, prompt_limit: int, scale: tuple[float, bool]
-) -> Markup:
+@dataclass(frozen=True, slots=True)
+class _Scales:
+    """What full bars stand for in one rollout."""
+
+    reward: tuple[float, bool]
+    advantage: float | None
+    """None where no sample knows its advantage."""
+
+    @classmethod
+    def of(cls, rollout: Rollout) -> _Scales:
+        known = [s.advantage for s in rollout if s.advantage is not None]
+        largest = max([1e-9, *(abs(a) for a in known if math.isfinite(a))])
+        return cls(reward_scale(rollout.rewards()), largest if known else None)
+
+
+def _group(group: Sequence[Sample], limit: int, prompt_limit: int, scales: _Scales) -> Markup:
     labelled = shared_label(group) is None and any(s.label is not None for s in group)
-    heads = [Column("reward", "num"), Column("response"), Column("tokens", "num")]
-    heads.append(Column("status", "fit"))
+    heads = [Column("reward", "num")]
+    if scales.advantage is not None:
+        heads.append(Column("advantage", "num"))
+    heads += [Column("response"), Column("tokens", "num"), Column("status", "fit")]
     if labelled:
         heads.append(Column("answer", "fit"))
-    rows = [_row(sample, limit, scale, labelled) for sample in group]
+    rows = [_row(sample, limit, scales, labelled) for sample in group]
     return tag("div", group_head(group, prompt_limit), table(heads, rows), class_="kv-group")
 
 
-def _row(sample: Sample, limit: int, scale: tuple[float, bool], labelled: bool) -> list[Child]:
-    cells: list[Child] = [
-        number_bar(sample.reward, *scale),
+def _row(sample: Sample, limit: int, scales: _Scales, labelled: bool) -> list[Child]:
+    cells: list[Child] = [number_bar(sample.reward, *scales.reward)]
+    if scales.advantage is not None:
+        cells.append(number_bar(sample.advantage, scales.advantage, signed=True))
+    cells += [
         response_cell(sample, limit),
         f"{sample.response_length:,}",
         STATUS_SIGNS[sample.status],
@@ -239,9 +264,14 @@ def response_cell(sample: Sample, limit: int) -> Markup:
     return join((long_text(sample.response, limit), error))
 
 
+def _signed(advantage: float | None) -> str:
+    return "–" if advantage is None else f"advantage {advantage:+.3g}"
+
+
 def _plain(rollout: Rollout) -> str:
     facts_line = "   ".join(f"{name} {value}" for name, value in summary_facts(rollout))
     lines = [heading(rollout), f"  {facts_line}", *(f"  {words}" for words in rollout.notes)]
+    advantages = any("advantage" in s.token_values for s in rollout)
     for group in rollout.groups()[:3]:
         answer = shared_label(group)
         lines.append(f"  prompt {group[0].group_index}: {shorten(group[0].prompt_text, 70)}")
@@ -249,7 +279,12 @@ def _plain(rollout: Rollout) -> str:
             lines[-1] += f"   (answer: {shorten(answer, 20)})"
         lines += [f"    {mark}" for mark in group_marks(group)]
         rows = [
-            [number(s.reward, 3), shorten(s.response, 60), STATUS_SIGNS[s.status]]
+            [
+                number(s.reward, 3),
+                *([_signed(s.advantage)] if advantages else []),
+                shorten(s.response, 60),
+                STATUS_SIGNS[s.status],
+            ]
             for s in group[:4]
         ]
         lines.append(columns(rows, indent="    "))

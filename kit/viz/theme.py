@@ -30,6 +30,12 @@ LIGHT = {
     "p2": "#fbe0a3",
     "p3": "#f3c155",
     "p4": "#e69f00",
+    "u1": "#e3f0fa",
+    "u2": "#b9dbf3",
+    "u3": "#7fbde6",
+    "d1": "#fdece0",
+    "d2": "#fbcfae",
+    "d3": "#f5a26b",
 }
 DARK = {
     "fg": "#e6e9ed",
@@ -50,6 +56,12 @@ DARK = {
     "p2": "#4c3a0c",
     "p3": "#664b05",
     "p4": "#855f00",
+    "u1": "#12283a",
+    "u2": "#143f5f",
+    "u3": "#0f5a8c",
+    "d1": "#36200f",
+    "d2": "#5a3009",
+    "d3": "#8a4306",
 }
 PHASES = ("#0072b2", "#e69f00", "#009e73", "#999999")
 """Generate, train, hand over, everything else: told apart by their order and their words too."""
@@ -110,17 +122,32 @@ _RULES = """
 @ .kv-bar i{position:absolute;top:0;bottom:0;background:var(--kv-up)}
 @ .kv-bar i.kv-minus{background:var(--kv-down)}
 @ .kv-bar u{position:absolute;top:0;bottom:0;left:50%;width:1px;background:var(--kv-muted)}
-@ .kv-strip{display:flex;flex-wrap:wrap;gap:4px 3px;margin:6px 0;align-items:flex-start}
-@ .kv-chip{font-family:var(--jp-code-font-family,ui-monospace,Menlo,Consolas,monospace);
- font-size:.92em;padding:0 4px;min-height:1.45em;max-width:100%;box-sizing:border-box;
- border:1px solid var(--kv-line);
- border-radius:3px;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate;
- color:var(--kv-fg)}
-@ .kv-p0{background:var(--kv-p0)}@ .kv-p1{background:var(--kv-p1)}
-@ .kv-p2{background:var(--kv-p2);border-bottom-width:2px}
-@ .kv-p3{background:var(--kv-p3);border-bottom-width:3px}
-@ .kv-p4{background:var(--kv-p4);border-bottom:4px double var(--kv-fg)}
-@ .kv-masked{border-style:dashed;border-color:var(--kv-muted);text-decoration:line-through}
+@ .kv-strip{margin:6px 0 12px;line-height:2.3;overflow-wrap:anywhere}
+@ .kv-strip i,@ .kv-legend i{font-style:normal;line-height:1.4;display:inline-block;
+ font-family:var(--jp-code-font-family,ui-monospace,Menlo,Consolas,monospace);font-size:.92em;
+ padding:0 3px;margin:0 2px 0 0;max-width:100%;min-height:1.4em;box-sizing:border-box;
+ border:1px solid var(--kv-line);border-radius:3px;white-space:pre-wrap;overflow-wrap:anywhere;
+ unicode-bidi:isolate;color:var(--kv-fg)}
+@ i.p1{background:var(--kv-p1)}
+@ i.p2{background:var(--kv-p2);border-bottom-width:2px}
+@ i.p3{background:var(--kv-p3);border-bottom-width:3px}
+@ i.p4{background:var(--kv-p4);border-bottom:4px double var(--kv-fg)}
+@ i.u1{background:var(--kv-u1);border-top:2px solid var(--kv-up)}
+@ i.u2{background:var(--kv-u2);border-top:3px solid var(--kv-up)}
+@ i.u3{background:var(--kv-u3);border-top:4px double var(--kv-fg)}
+@ i.d1{background:var(--kv-d1);border-bottom:2px solid var(--kv-down)}
+@ i.d2{background:var(--kv-d2);border-bottom:3px solid var(--kv-down)}
+@ i.d3{background:var(--kv-d3);border-bottom:4px double var(--kv-fg)}
+@ i.q{border-style:dotted;border-color:var(--kv-fg)}
+@ i.m{border-style:dashed;border-color:var(--kv-muted);text-decoration:line-through}
+@ .kv-strip i.w{position:relative;outline:2px solid var(--kv-fg);outline-offset:1px}
+@ .kv-strip i.w b{position:absolute;left:0;right:0;top:100%;text-align:center;line-height:1;
+ padding-top:7px;font-size:1.15em}
+@ table.kv-grid{border-collapse:collapse;font-size:.86em;border:0}
+@ table.kv-grid th,@ table.kv-grid td{padding:2px 8px 2px 0;border:0;text-align:left;
+ border-bottom:1px solid var(--kv-line);background:none;color:inherit;white-space:nowrap}
+@ table.kv-grid td{font-variant-numeric:tabular-nums}
+@ table.kv-grid th{color:var(--kv-muted);font-weight:500}
 @ .kv-legend{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:.88em;color:var(--kv-fg);
  align-items:baseline}
 @ .kv-stack{display:flex;height:16px;border-radius:3px;overflow:hidden;margin:6px 0;

@@ -1,4 +1,4 @@
-"""`Sample` as a person reads it, with a strip of its tokens coloured by how sure the engine was."""
+"""`Sample` as a person reads it, with strips of its tokens."""
 
 from __future__ import annotations
 
@@ -7,32 +7,59 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from kit import token_values
 from kit.samples import Sample
-from kit.viz.html import Bundle, bundle, facts, join, long_text, note, page, tag, title
+from kit.viz.html import Bundle, bundle, facts, fold, join, long_text, note, page, tag, title
 from kit.viz.rollouts import STATUS_SIGNS, prompt_html
-from kit.viz.text import count, number, one_line, percent, shorten
+from kit.viz.strips import STRIP_BYTES, strip, strip_plain, token_table
+from kit.viz.text import count, number, shorten
 
-MOST_CHIPS = 600
-"""Tokens drawn in one strip; what is over is counted in words."""
-
-BINS = ((0.9, "over 90%"), (0.5, "50–90%"), (0.1, "10–50%"), (0.01, "1–10%"), (0.0, "under 1%"))
-"""Probability classes of a token, sure to surprising: the lower end of each, and its words."""
+OTHERS_BYTES = 200_000
+"""Bytes up to which strips of other quantities join the first one, which is drawn in any case."""
 
 
 def show_sample(sample: Sample) -> Bundle:
-    """HTML and plain text of one sample: prompt, response, reward, token strip."""
+    """HTML and plain text of one sample: prompt, response, reward, token strips."""
     error = note(f"✗ the reward failed: {shorten(sample.error, 400)}") if sample.error else None
     html = page(
-        title(f"Sample {sample.index} of prompt {sample.group_index}"),
+        title(_heading(sample)),
         facts(sample_facts(sample)),
         error,
         tag("span", "prompt", class_="kv-muted"),
         prompt_html(sample, 8_000),
         tag("span", "response", class_="kv-muted"),
-        tag("div", long_text(sample.response, 60_000, preview=2_000), class_="kv-prompt"),
-        token_strip(sample),
+        tag("div", long_text(sample.response, 30_000, preview=2_000), class_="kv-prompt"),
+        _strips(sample),
     )
     return bundle(html, _plain(sample))
+
+
+def _heading(sample: Sample) -> str:
+    return f"Sample {sample.index} of prompt {sample.group_index}"
+
+
+def _strips(sample: Sample) -> Markup | None:
+    """The most telling quantity, the others behind a line to click on while there is room."""
+    names, written = token_values.known(sample), sample.response_length > 0
+    if not names:
+        none = "no numbers of these tokens are known: the engine gave no log-probabilities"
+        return (
+            note(f"{none}; session.annotate(sample) asks the trainer") if _written(sample) else None
+        )
+    drawn = {name: token_values.require(sample, name) for name in names}
+    quantities = {name: token_values.quantity(name, values) for name, values in drawn.items()}
+    parts = [strip(sample, quantities[names[0]], drawn[names[0]])]
+    room = STRIP_BYTES - len(parts[0].encode())
+    parts.append(token_table(sample, quantities[names[0]], drawn[names[0]], room=room))
+    used, left = sum(len(part.encode()) for part in parts), []
+    for name in names[1:]:
+        part = fold(f"by {quantities[name].words}", strip(sample, quantities[name], drawn[name]))
+        used += len(part.encode())
+        if used > OTHERS_BYTES:
+            left.append(f'sample.strip("{shorten(name, 40)}")')
+        else:
+            parts.insert(-1, part)
+    return join((*parts, note(f"Also known: {', '.join(left[:12])}") if left else None))
 
 
 def sample_facts(sample: Sample) -> list[tuple[str, str]]:
@@ -45,6 +72,8 @@ def sample_facts(sample: Sample) -> list[tuple[str, str]]:
     rows.append(("response", count(sample.response_length, "token")))
     if log_probs := _finite(sample.rollout_log_probs or ()):
         rows.append(("mean log-prob", number(sum(log_probs) / len(log_probs), 3)))
+    if sample.advantage is not None:
+        rows.append(("advantage", f"{sample.advantage:+.3g}"))
     if sample.loss_mask is not None:
         rows.append(("trained on", count(sum(sample.loss_mask), "token")))
     if sample.weight_versions:
@@ -55,89 +84,6 @@ def sample_facts(sample: Sample) -> list[tuple[str, str]]:
     return rows
 
 
-def token_texts(sample: Sample) -> list[str]:
-    """What each response token says, as far as the sample knows.
-
-    From `metadata["token_texts"]`, else letter by letter where the response has as many letters
-    as tokens, else the token ids.
-    """
-    given = sample.metadata.get("token_texts")
-    if isinstance(given, Sequence) and len(given) == sample.response_length:
-        return [str(text) for text in given]
-    if sample.response_length and len(sample.response) == sample.response_length:
-        return list(sample.response)
-    return [str(token) for token in sample.response_tokens] if sample.response_length else []
-
-
-def token_strip(sample: Sample) -> Markup | None:
-    """One chip per response token, or None for an empty response."""
-    texts = token_texts(sample)
-    if not texts:
-        return None
-    log_probs: Sequence[float] = sample.rollout_log_probs or ()
-    mask = sample.mask
-    shown = min(len(texts), MOST_CHIPS)
-    chips = [
-        _chip(
-            position,
-            texts[position],
-            sample.response_tokens[position] if position < len(sample.response_tokens) else None,
-            log_probs[position] if position < len(log_probs) else None,
-            trained=position >= len(mask) or bool(mask[position]),
-        )
-        for position in range(shown)
-    ]
-    left = len(texts) - shown
-    return join(
-        (
-            tag("div", "tokens, by the probability the engine gave each", class_="kv-muted"),
-            _legend(log_probs, untrained=0 in mask),
-            tag("div", *chips, class_="kv-strip"),
-            note(f"… {count(left, 'more token')} not shown here") if left else None,
-        )
-    )
-
-
-def surprise(log_prob: float) -> int:
-    """The class of a log-probability in `BINS`: 0 is sure, 4 surprising."""
-    probability = math.exp(min(log_prob, 0.0))
-    return next(i for i, (low, _) in enumerate(BINS) if probability >= low)
-
-
-def _chip(
-    position: int, text: str, token: int | None, log_prob: float | None, trained: bool
-) -> Markup:
-    words = [f"token {position}"]
-    if token is not None:
-        words.append(f"id {token}")
-    kind = "kv-chip"
-    if log_prob is not None and not math.isnan(log_prob):
-        chance = percent(math.exp(min(log_prob, 0.0)))
-        words.append(f"log-prob {number(log_prob)} (probability {chance})")
-        kind += f" kv-p{surprise(log_prob)}"
-    if not trained:
-        words.append("not trained on")
-        kind += " kv-masked"
-    letters = one_line(text[:60]).replace(" ", "␣") + ("…" if len(text) > 60 else "")
-    return tag("span", letters or "∅", class_=kind, title=", ".join(words))
-
-
-def _legend(log_probs: Sequence[float], untrained: bool) -> Markup:
-    counts = [0] * len(BINS)
-    for log_prob in log_probs:
-        if not math.isnan(log_prob):
-            counts[surprise(log_prob)] += 1
-    entries = [
-        tag("span", tag("span", str(counts[i]), class_=f"kv-chip kv-p{i}"), f" {words}")
-        for i, (_, words) in enumerate(BINS)
-    ]
-    if not any(counts):
-        entries = [tag("span", "the engine gave no log-probabilities")]
-    if untrained:
-        entries.append(tag("span", tag("span", "a", class_="kv-chip kv-masked"), " not trained on"))
-    return tag("div", *entries, class_="kv-legend")
-
-
 def _finite(values: Sequence[float]) -> list[float]:
     return [value for value in values if math.isfinite(value)]
 
@@ -145,11 +91,15 @@ def _finite(values: Sequence[float]) -> list[float]:
 def _plain(sample: Sample) -> str:
     numbers = "   ".join(f"{name} {value}" for name, value in sample_facts(sample))
     lines = [
-        f"Sample {sample.index} of prompt {sample.group_index}",
+        _heading(sample),
         f"  {numbers}",
         f"  prompt    {shorten(sample.prompt_text, 400)}",
         f"  response  {shorten(sample.response, 400)}",
     ]
     if sample.error:
         lines.append(f"  error     {shorten(sample.error, 400)}")
+    if names := token_values.known(sample):
+        values = token_values.require(sample, names[0])
+        quantity = token_values.quantity(names[0], values)
+        lines.append(strip_plain(sample, quantity, values, "  token by token"))
     return "\n".join(lines)

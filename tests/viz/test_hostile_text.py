@@ -41,7 +41,7 @@ HOSTILE = (
     "<" * 5_000 + "&" * 5_000,
 )
 DISPLAY = {"div", "style", "b", "span", "table", "thead", "tbody", "tr", "th", "td", "details"}
-DISPLAY |= {"summary", "pre", "i", "u", "ul", "li"}
+DISPLAY |= {"summary", "pre", "i", "u", "ul", "li", "br"}
 DRAWING = {"svg", "g", "path", "text", "defs", "use", "clippath", "rect"}
 TAGS = DISPLAY | DRAWING
 
@@ -63,7 +63,7 @@ class Outline(HTMLParser):
         self.tags.add(tag)
         self.attributes |= {name for name, _ in attrs}
         self.links |= {value or "" for name, value in attrs if name.endswith(("href", "src"))}
-        self.depth += 1
+        self.depth += tag != "br"
 
     def handle_endtag(self, tag: str) -> None:
         self.depth -= 1
@@ -91,7 +91,10 @@ def poisoned(text: str) -> list[object]:
     sample = Sample(
         prompt=text, response=text, response_length=3, tokens=[1, 2, 3], label=text, reward=1.0,
         error=text, status=Status.COMPLETED, metadata={"token_texts": [text] * 3},
-        rollout_log_probs=[-0.1] * 3,
+        rollout_log_probs=[-0.1] * 3, annotated_versions=[0, 1], token_values={
+            "trainer_log_prob": [-0.1, -0.2, -3.0], "trainer_log_prob_before": [-0.2, -0.1, -9.0],
+            text: [1.0, -1.0, 0.0],
+        },
     )  # fmt: skip
     chat = replace(sample, prompt=[{"role": text, "content": text}], label=None, index=1)
     rollout = Rollout([sample, chat, replace(chat, label=text)])
@@ -110,7 +113,7 @@ def poisoned(text: str) -> list[object]:
     return [
         sample, chat, rollout, Batch((sample, chat), (1.0, -1.0), left_out=(text,)), update,
         mismatch, checked, evaluation, step, run, config, curves(run), curves(run, [text]),
-        compare_samples(rollout, rollout),
+        compare_samples(rollout, rollout), sample.strip(quantity=text), sample.strip("change"),
     ]  # fmt: skip
 
 
@@ -210,5 +213,8 @@ def test_a_long_strip_of_tokens_is_cut_and_counted(html: Show) -> None:
     sample = Sample(response="é", response_length=5000, tokens=list(range(5000)),
                     rollout_log_probs=[-1.0] * 5000)  # fmt: skip
     page = html(sample)
-    assert "… 4,400 more tokens not shown here" in page
-    assert len(page) < 200_000
+    call = "sample.strip(&#34;rollout_log_prob&#34;, start=4000)"
+    assert f"… 1,000 more tokens not shown here: {call}" in page
+    assert page.count('<i class="p2" title="') == 4_000
+    rest = sample.strip("rollout_log_prob", start=4000).html
+    assert rest.count('<i class="p2" title="4') == 1_000

@@ -9,8 +9,9 @@ import pytest
 
 from kit.samples import Batch, Rollout, Sample, Status
 from kit.viz import compare_samples
+from kit.token_values import texts as token_texts
 from kit.viz.rollouts import all_equal, group_marks
-from kit.viz.tokens import surprise, token_texts
+from kit.viz.scales import surprise
 from tests.viz.conftest import Show
 from tests.viz.results import make_batch, make_rollout
 
@@ -112,8 +113,8 @@ def test_a_sample_shows_each_token_with_its_log_prob(html: Show) -> None:
         sample(1.0, response="47", response_length=2, tokens=[1, 20, 23],
                rollout_log_probs=[math.log(0.5), math.log(0.001)])
     )  # fmt: skip
-    assert 'title="token 0, id 20, log-prob -0.6931 (probability 50.0%)">4</span>' in shown
-    assert 'title="token 1, id 23, log-prob -6.908 (probability 0.1%)">7</span>' in shown
+    assert '<i class="p1" title="token 0, id 20, rollout log-prob -0.693 (50.0%)">4</i>' in shown
+    assert 'title="token 1, id 23, rollout log-prob -6.91 (0.1%)">7<b>^</b></i>' in shown
 
 
 @pytest.mark.parametrize(
@@ -134,9 +135,10 @@ def test_token_texts_come_from_metadata_then_letters_then_ids() -> None:
 
 
 def test_tokens_that_do_not_train_are_marked(html: Show) -> None:
-    page = html(sample(1.0, response="ab", response_length=2, tokens=[1, 2], loss_mask=[1, 0]))
-    assert page.count("not trained on") == 2  # the token's title and the legend
-    assert "trained on</span>" in page
+    page = html(sample(1.0, response="ab", response_length=2, tokens=[1, 2], loss_mask=[1, 0],
+                       rollout_log_probs=[-0.5, -0.5]))  # fmt: skip
+    assert page.count("not trained on") == 3  # the token's title, the legend, the table
+    assert '<i class="p1 m"' in page
 
 
 def test_a_sample_without_log_probs_says_so(html: Show) -> None:
@@ -172,7 +174,8 @@ def test_a_comparison_pairs_prompts_by_their_words() -> None:
     assert "1 prompt only in one of the two" in shown.html
     words = str(shown)
     assert "▲ better 1   = same 0   ▼ worse 1" in words
-    first, second = words.splitlines()[-2:]
+    first, second, how = words.splitlines()[-3:]
+    assert "session.annotate" in how
     assert first.split()[0] == "a"
     assert "▲ better" in first
     assert "▼ worse" in second
