@@ -177,6 +177,7 @@ class SessionConfig(Section):
     name: str = "session"
     """Names the session in messages and reports."""
     seed: int = Field(default=0, ge=0)
+    """Of prompts' order, of sampling, of what a trainer draws: the same seed, the same run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is CUDA where there is one."""
     model: ModelConfig = ModelConfig()

@@ -153,6 +153,12 @@ class Lifecycle:
             f"step {self.step_count}, engine holds weights {self.engine_version}{waiting})"
         )
 
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        from kit.overview import overview
+        from kit.viz import show_report
+
+        return show_report(overview(self))
+
     def _next_seed(self) -> str:
         """What the next draw of responses takes its randomness from."""
         self._generations += 1

@@ -209,6 +209,34 @@ class StepReport(Shown):
 
 
 @dataclass(frozen=True, slots=True)
+class SessionState(Shown):
+    """Where a session stands; a session shows itself with it."""
+
+    name: str
+    state: str
+    """`not started`, `running` or `closed`."""
+    model: str
+    parameters: int | None
+    device: str
+    dtype: str
+    step: int
+    """Updates applied: the trainer's weight version."""
+    planned: int
+    """`training.num_rollout`."""
+    engine_version: int
+    last_reward: float | None
+    """Mean reward of the last rollout; None before it is scored."""
+    rewards: tuple[float, ...] = ()
+    """Mean reward of each step so far."""
+    waiting: int = 0
+    """Groups that wait to be continued."""
+    host_memory: int | None = None
+    """Bytes that the stack's processes hold for themselves; None where there are none."""
+    next_calls: tuple[tuple[str, str], ...] = ()
+    """(call, what it does), the most likely one first."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainReport(Shown):
     """The steps of one `train`, with their curves."""
 

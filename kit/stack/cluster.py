@@ -150,6 +150,10 @@ class Cluster:
         except OSError:
             return []
 
+    def host_memory(self) -> int:
+        """Bytes that the stack's processes hold for themselves, without what they share."""
+        return processes.own_memory(processes.of_stack(self.stack, self._head.pid))
+
     def close(self) -> None:
         """End every process of the stack and remove its directory. Safe to call again."""
         if self._connected:

@@ -33,6 +33,16 @@ def of_stack(stack: str, head: int) -> list[psutil.Process]:
     return found
 
 
+def own_memory(processes: list[psutil.Process]) -> int:
+    """Bytes of memory that they have to themselves, together; files and shared pages left out."""
+    total = 0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            memory = process.memory_info()
+            total += max(memory.rss - memory.shared, 0)
+    return total
+
+
 def end(processes: list[psutil.Process]) -> None:
     """Kill them and wait until they are gone."""
     for process in processes:

@@ -281,6 +281,10 @@ class Stack:
                 fix=f"raise {setting}, or look at what keeps the machine busy.",
             ) from error
 
+    def host_memory(self) -> int:
+        """Bytes of host memory that the stack's processes hold for themselves."""
+        return self.cluster.host_memory()
+
     def close(self) -> None:
         """End every process. Safe to call again."""
         self.cluster.close()

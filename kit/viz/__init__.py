@@ -8,10 +8,11 @@ functions that draw with them.
     text.py        characters made visible, numbers in plain units
     theme.py       colours, light and dark
     metrics.py     what each metric means, should be, and when it is off
-    rollouts.py, tokens.py, batches.py, compare.py    samples and their groups
+    scales.py, strips.py, tokens.py                   tokens, coloured by what is known of them
+    rollouts.py, batches.py, compare.py, moved.py     samples and their groups, before and after
     updates.py, checks.py, mismatch.py, health.py,    reports and settings
-    training.py, settings.py
-    history.py, plots.py, terminal.py                 curves
+    training.py, settings.py, sessions.py
+    bars.py, history.py, plots.py, terminal.py        bars and curves
 """
 
 from kit.viz.batches import show_batch

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from markupsafe import Markup
 
 from kit.reports import EvalReport
 from kit.samples import Rollout, Sample
+from kit.viz.bars import bars, side_by_side
 from kit.viz.html import (
     Child,
     Column,
@@ -28,6 +30,7 @@ _ALIKE = (
     "The interval takes responses as independent. Those to one prompt are alike, so the true "
     "interval is wider."
 )
+MOST_BARS = 64
 SHOWN_EACH = 4
 """Prompts shown of those that are right, and of those that are wrong."""
 
@@ -89,6 +92,7 @@ def eval_html(report: EvalReport) -> Markup:
             tag("div", tag("b", eval_headline(report)), _interval_bar(report)),
             facts(_eval_facts(report)),
             note(_ALIKE) if several else None,
+            side_by_side(_histogram(report)),
             _pass_at_k(report),
             _examples(report.rollout),
         )
@@ -105,6 +109,20 @@ def _pass_at_k(report: EvalReport) -> Child:
     ks = sorted(report.pass_at_k)
     rows = [[f"pass@{k}", percent(report.pass_at_k[k]), bar(report.pass_at_k[k], 1.0)] for k in ks]
     return table([Column("", "fit"), Column("share", "num"), Column("")], rows[:20])
+
+
+def _histogram(report: EvalReport) -> list[Markup]:
+    """How many prompts have so many right responses: those in the middle can be learned from."""
+    several = report.n_samples_per_prompt
+    if several < 2 or several > MOST_BARS or interval(report) is None:
+        return []
+    right = Counter(
+        sum(s.reward == 1 for s in group)
+        for group in report.rollout.groups()
+        if len(group) == several and all(s.reward is not None for s in group)
+    )
+    points = [(str(n), float(right[n])) for n in range(several + 1)]
+    return [bars(points, f"prompts by how many of their {several} responses are right")]
 
 
 def right_and_wrong(rollout: Rollout) -> tuple[list[Sample], list[Sample]]:

@@ -142,6 +142,7 @@ SHORT = {
     "rollout/response_len/mean": "response length, tokens",
     "rollout/truncated_ratio": "truncated share",
     "train/entropy_loss": "entropy, nats a token",
+    "train/loss": "loss",
     "train/grad_norm": "gradient norm",
     "train/pg_loss": "policy loss",
     "train/pg_clipfrac": "clipped share",

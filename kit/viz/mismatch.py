@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
 from kit.reports import CurvePoint, MismatchReport, TokenDifference
+from kit.viz.bars import bars, side_by_side
 from kit.viz.html import Child, Column, badge, fold, join, note, table, tag, title
 from kit.viz.text import count, number, one_line, percent, shorten
 
 VERDICTS = {"pass": ("✓ pass", "good"), "warn": ("! warn", "warn"), "fail": ("✗ fail", "bad")}
+EXPECT = {
+    "largest": "some tens of the mean; far more is a few tokens gone wrong",
+    "KL, nats a token (k1)": "near 0, of either sign",
+    "KL, nats a token (k3)": "near 0, never below",
+    "ratio trainer / engine, from": "near 1",
+    "ratio trainer / engine, to": "near 1",
+    "effective sample size": "near 100%",
+}
+"""What a measure is where both sides agree."""
 SIDE = 24
 """Characters of context on either side of a token."""
 MOST_EVIDENCE = 30
-WIDTH, HEIGHT = 360, 96
-"""Of a curve, in CSS pixels."""
 
 
 def verdict_badge(report: MismatchReport) -> Markup:
@@ -26,16 +34,21 @@ def verdict_badge(report: MismatchReport) -> Markup:
 
 def mismatch_html(report: MismatchReport) -> Markup:
     """Verdict, cause and evidence, numbers against their thresholds, curves, the worst tokens."""
-    heads = [Column("measure"), Column("value", "num"), Column("pass up to", "num")]
-    heads.append(Column("fail above", "num"))
-    rows = [
+    heads = [Column("", "fit"), Column("measure", "fit"), Column("value", "num")]
+    heads += [Column("pass up to", "num"), Column("fail above", "num"), Column("what it should be")]
+    rows: list[list[Child]] = [
         [
+            _mark(report),
             "mean |trainer - engine| log-prob",
             number(report.mean_abs_diff),
             number(report.warn_above),
             number(report.fail_above),
+            _quiet("about 1e-6 in float32, 0.01 in bfloat16"),
         ],
-        *([name, value, "", ""] for name, value in _numbers(report)),
+        *(
+            ["", name, value, "", "", _quiet(EXPECT.get(name, ""))]
+            for name, value in _numbers(report)
+        ),
     ]
     kind = tag("b", f"{report.cause_kind.replace('_', ' ')}. ")
     return join(
@@ -55,6 +68,17 @@ def mismatch_html(report: MismatchReport) -> Markup:
             _worst(report.worst) if report.worst else None,
         )
     )
+
+
+def _mark(report: MismatchReport) -> str:
+    """How the mean stands to its own thresholds; the verdict looks at more."""
+    if report.mean_abs_diff <= report.warn_above:
+        return "✓"
+    return "!" if report.mean_abs_diff <= report.fail_above else "✗"
+
+
+def _quiet(words: str) -> Markup:
+    return tag("span", words, class_="kv-muted")
 
 
 def _numbers(report: MismatchReport) -> list[tuple[str, str]]:
@@ -96,18 +120,15 @@ def versions(report: MismatchReport) -> str:
 
 
 def _curves(report: MismatchReport) -> Markup | None:
-    said: list[tuple[str, Sequence[CurvePoint], Callable[[CurvePoint], str]]] = [
-        ("place in the response", report.by_position, _place),
-        ("probability the engine gave", report.by_probability, _probability),
-    ]
     drawn = [
-        tag("div", tag("div", heading, class_="kv-muted"), _bars(points, heading, say))
-        for heading, points, say in (
-            (f"mean |difference| over the {name}", points, say) for name, points, say in said
+        bars([(say(p), p.mean_abs_diff) for p in points], f"mean |difference| over the {name}")
+        for name, points, say in (
+            ("place in the response", report.by_position, _place),
+            ("probability the engine gave", report.by_probability, _probability),
         )
         if points
     ]
-    return tag("div", *drawn, class_="kv-two") if drawn else None
+    return side_by_side(drawn)
 
 
 def _place(point: CurvePoint) -> str:
@@ -116,49 +137,6 @@ def _place(point: CurvePoint) -> str:
 
 def _probability(point: CurvePoint) -> str:
     return f"{number(point.low)} to {number(point.high)}"
-
-
-def _bars(points: Sequence[CurvePoint], heading: str, say: Callable[[CurvePoint], str]) -> Markup:
-    """One bar a point, as SVG; the largest is written over them."""
-    values = [p.mean_abs_diff if math.isfinite(p.mean_abs_diff) else math.nan for p in points]
-    top = max((v for v in values if not math.isnan(v)), default=0.0)
-    step = WIDTH / len(points)
-    floor, room = HEIGHT - 16, HEIGHT - 32
-    bars: list[Child] = []
-    for place, value in enumerate(values):
-        missing = math.isnan(value)
-        size = room if missing else max(room * value / top, 0.5) if top else 0.5
-        colour = "track" if missing else "curve"
-        bars.append(
-            tag(
-                "rect",
-                x=f"{place * step + 0.1 * step:.1f}",
-                y=f"{floor - size:.1f}",
-                width=f"{0.8 * step:.1f}",
-                height=f"{size:.1f}",
-                style=f"fill:var(--kv-{colour})",
-            )
-        )
-    spoken = "; ".join(
-        f"{say(p)}: {number(v)}" for p, v in list(zip(points, values, strict=True))[:8]
-    )
-    return tag(
-        "svg",
-        _label(number(top), 0, 11, "start"),
-        *bars,
-        _label(say(points[0]), 0, HEIGHT - 3, "start"),
-        _label(say(points[-1]), WIDTH, HEIGHT - 3, "end") if len(points) > 1 else None,
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        width=str(WIDTH),
-        height=str(HEIGHT),
-        role="img",
-        aria_label=f"{heading}: {spoken}",
-    )
-
-
-def _label(words: str, x: int, y: int, anchor: str) -> Markup:
-    style = f"fill:var(--kv-muted);font-size:10.5px;text-anchor:{anchor}"
-    return tag("text", words, x=str(x), y=str(y), style=style)
 
 
 # ---- the worst tokens ----------------------------------------------------------------------------

@@ -141,7 +141,7 @@ def chips(
             style = f"{style} m".strip()
         if place == worst:
             style = f"{style} w".strip()
-        said = _every(sample, full, place) if full else f"{place}: {_say(quantity, value)}"
+        said = _every(sample, full, place) if full else f"{place}: {_say(quantity, value, 2)}"
         kind = f' class="{style}"' if style else ""
         caret = "<b>^</b>" if place == worst else ""
         newline = "<br>" if "\u21b5" in text else ""
@@ -199,11 +199,12 @@ def _title(quantity: Quantity) -> str:
     return shorten(quantity.name, 40).replace("log_prob", "log-prob").replace("_", " ")
 
 
-def _say(quantity: Quantity, value: float) -> str:
+def _say(quantity: Quantity, value: float, digits: int = 3) -> str:
     """A number in three digits, with its sign where both signs mean something."""
     if not math.isfinite(value):
         return number(value)
-    return f"{value:+.3g}" if quantity.kind == "signed" and value else f"{value:.3g}"
+    signed = quantity.kind == "signed" and value
+    return f"{value:+.{digits}g}" if signed else f"{value:.{digits}g}"
 
 
 def _chance(quantity: Quantity, value: float) -> str:
@@ -301,7 +302,7 @@ def strip_plain(sample: Sample, quantity: Quantity, values: Sequence[float], hea
 
 
 def in_context(sample: Sample, place: int) -> tuple[str, str]:
-    """The token between its neighbours, the prompt's end included, and a line of carets under it."""
+    """The token between its neighbours, the prompt's end included, and carets under it."""
     texts = [sample.prompt_text[-SIDE:], *token_values.texts(sample)]
     place += 1
     beside = texts[max(place - SIDE, 0) : place], texts[place + 1 : place + 1 + SIDE]

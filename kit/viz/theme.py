@@ -154,7 +154,7 @@ _RULES = """
  background:var(--kv-track)}
 @ .kv-stack i{display:block;height:100%;border-right:2px solid var(--kv-bg);box-sizing:border-box}
 @ .kv-dot{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:5px}
-@ .kv-two{display:grid;grid-template-columns:1fr 1fr;gap:0 18px}
+@ .kv-two{display:grid;grid-template-columns:1fr 1fr;gap:6px 18px;margin:10px 0 6px}
 @ svg{max-width:100%;height:auto;display:block;stroke-linejoin:round}
 @ svg text{font-family:inherit!important}
 @ pre.kv-text{margin:4px 0;padding:0;border:0;line-height:1.4}

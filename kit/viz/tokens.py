@@ -43,9 +43,7 @@ def _strips(sample: Sample) -> Markup | None:
     names, written = token_values.known(sample), sample.response_length > 0
     if not names:
         none = "no numbers of these tokens are known: the engine gave no log-probabilities"
-        return (
-            note(f"{none}; session.annotate(sample) asks the trainer") if _written(sample) else None
-        )
+        return note(f"{none}; session.annotate(sample) asks the trainer") if written else None
     drawn = {name: token_values.require(sample, name) for name in names}
     quantities = {name: token_values.quantity(name, values) for name, values in drawn.items()}
     parts = [strip(sample, quantities[names[0]], drawn[names[0]])]

@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from kit.reports import Metrics, SyncReport, UpdateReport
+from kit.viz.bars import bars, side_by_side
 from kit.viz.batches import left_out
 from kit.viz.html import Column, facts, fold, join, note, table, tag, title
-from kit.viz.metrics import concerns, meaning, what_is_off
+from kit.viz.metrics import concerns, meaning, short_name, what_is_off
 from kit.viz.text import columns, count, data_size, duration, number, shorten
 
 MOST_METRICS = 80
 MOST_STEPS = 64
+DRAWN = ("train/loss", "train/ppo_kl", "train/pg_clipfrac", "train/grad_norm")
+"""What is drawn of an update with several optimizer steps."""
 
 
 def update_title(report: UpdateReport) -> str:
@@ -33,6 +36,7 @@ def update_html(report: UpdateReport) -> Markup:
             facts(_facts(report)),
             concern_list(update_concerns(report)),
             metric_table(report.metrics, update_concerns(report)),
+            _curves(report.per_step),
             _steps(report.per_step) if len(report.per_step) > 1 else None,
             left_out(report.left_out),
         )
@@ -112,6 +116,23 @@ def metric_table(metrics: Metrics, off: Mapping[str, str]) -> Markup:
     ]
     more = len(metrics) - len(rows)
     return join((table(heads, rows), note(count(more, "more metric")) if more > 0 else None))
+
+
+def _curves(per_step: Sequence[Metrics]) -> Markup | None:
+    """How the update went from its first optimizer step to its last; None where it made one."""
+    if len(per_step) < 2:
+        return None
+    shown = per_step[:MOST_STEPS]
+    return side_by_side(
+        [
+            bars(
+                [(f"step {i}", step.get(name, math.nan)) for i, step in enumerate(shown, start=1)],
+                f"{short_name(name)}, by optimizer step",
+            )
+            for name in DRAWN
+            if any(name in step for step in shown)
+        ]
+    )
 
 
 def _steps(per_step: Sequence[Metrics]) -> Markup:

@@ -216,5 +216,5 @@ def test_a_long_strip_of_tokens_is_cut_and_counted(html: Show) -> None:
     call = "sample.strip(&#34;rollout_log_prob&#34;, start=4000)"
     assert f"… 1,000 more tokens not shown here: {call}" in page
     assert page.count('<i class="p2" title="') == 4_000
-    rest = sample.strip("rollout_log_prob", start=4000).html
+    rest = sample.strip(quantity="rollout_log_prob", start=4000).html
     assert rest.count('<i class="p2" title="4') == 1_000

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from kit.samples import Batch, Rollout, Sample, Status
-from kit.viz import compare_samples
 from kit.token_values import texts as token_texts
+from kit.viz import compare_samples
 from kit.viz.rollouts import all_equal, group_marks
 from kit.viz.scales import surprise
 from tests.viz.conftest import Show
