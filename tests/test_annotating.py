@@ -140,3 +140,22 @@ def test_annotating_changes_no_weight_and_no_later_sample(
 def test_what_has_no_tokens_is_refused(session: RLSession) -> None:
     with pytest.raises(SessionError, match="annotate needs a rollout, a batch or a sample"):
         session.annotate([1, 2])  # type: ignore[type-var]
+
+
+def test_a_session_shows_what_to_call_next_as_it_goes_on(session: RLSession) -> None:
+    def first() -> str:
+        shown = session._repr_mimebundle_()["text/plain"].split("what to call next")[1]
+        return shown.split()[0] if "=" not in shown.splitlines()[1] else shown.split()[2]
+
+    assert first() == "session.generate()"
+    rollout = session.generate()
+    assert first() == "session.score(rollout)"
+    rollout = session.score(rollout)
+    assert first() == "session.advantages(rollout)"
+    session.update(session.advantages(rollout))
+    assert first() == "session.sync()"
+    session.sync()
+    assert first() == "session.generate()"
+    shown = session._repr_mimebundle_()["text/html"]
+    for words in ("✓ running", "cpu, float32", "host memory", "session.evaluate()"):
+        assert words in shown

@@ -44,12 +44,10 @@ def mismatch_html(report: MismatchReport) -> Markup:
             number(report.warn_above),
             number(report.fail_above),
             _quiet("about 1e-6 in float32, 0.01 in bfloat16"),
-        ],
-        *(
-            ["", name, value, "", "", _quiet(EXPECT.get(name, ""))]
-            for name, value in _numbers(report)
-        ),
+        ]
     ]
+    for name, value in _numbers(report):
+        rows.append(["", name, value, "", "", _quiet(EXPECT.get(name, ""))])
     kind = tag("b", f"{report.cause_kind.replace('_', ' ')}. ")
     return join(
         (

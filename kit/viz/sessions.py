@@ -86,8 +86,5 @@ def _rewards(state: SessionState) -> Markup | None:
     if len(state.rewards) < 2:
         return None
     first = max(len(state.rewards) - MOST_STEPS, 0)
-    last = state.step - len(state.rewards)
-    points = [
-        (f"step {last + i}", reward) for i, reward in enumerate(state.rewards[first:], start=first)
-    ]
+    points = [(str(i), reward) for i, reward in enumerate(state.rewards[first:], start=first + 1)]
     return bars(points, f"mean reward, {'last ' if first else ''}{count(len(points), 'step')}")

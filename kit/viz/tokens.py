@@ -14,8 +14,8 @@ from kit.viz.rollouts import STATUS_SIGNS, prompt_html
 from kit.viz.strips import STRIP_BYTES, strip, strip_plain, token_table
 from kit.viz.text import count, number, shorten
 
-OTHERS_BYTES = 200_000
-"""Bytes up to which strips of other quantities join the first one, which is drawn in any case."""
+OTHERS_BYTES = 150_000
+"""Bytes of strips after which no further quantity is drawn; the first one is in any case."""
 
 
 def show_sample(sample: Sample) -> Bundle:
@@ -51,12 +51,12 @@ def _strips(sample: Sample) -> Markup | None:
     parts.append(token_table(sample, quantities[names[0]], drawn[names[0]], room=room))
     used, left = sum(len(part.encode()) for part in parts), []
     for name in names[1:]:
-        part = fold(f"by {quantities[name].words}", strip(sample, quantities[name], drawn[name]))
-        used += len(part.encode())
         if used > OTHERS_BYTES:
             left.append(f'sample.strip("{shorten(name, 40)}")')
-        else:
-            parts.insert(-1, part)
+            continue
+        part = fold(f"by {quantities[name].words}", strip(sample, quantities[name], drawn[name]))
+        used += len(part.encode())
+        parts.insert(-1, part)
     return join((*parts, note(f"Also known: {', '.join(left[:12])}") if left else None))
 
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from kit import RLSession
 from kit.config import SessionConfig
-from kit.reports import CurvePoint, SyncReport, TrainReport
+from kit.reports import CurvePoint, SessionState, SyncReport, TrainReport
 from kit.samples import Rollout
 from kit.viz import show_report
 from kit.viz.checks import interval, right_and_wrong, wilson
@@ -71,6 +72,62 @@ def test_several_optimizer_steps_are_listed_one_by_one(html: Show) -> None:
     assert "3 optimizer steps one by one" in page
     assert '<td class="kv-num">0.75</td>' in page
     assert "one by one" not in html(make_update())
+
+
+def test_several_optimizer_steps_are_drawn_and_one_is_not(html: Show) -> None:
+    steps = tuple({"train/loss": 0.5 - i, "train/grad_norm": math.nan} for i in range(3))
+    page = html(make_update(per_step=steps))
+    assert page.count("<svg") == 2
+    assert "loss, by optimizer step: step 1: 0.5; step 2: -0.5; step 3: -1.5" in page
+    assert ">0.5 to -1.5<" in page
+    assert 'height="nan"' not in page
+    assert "<svg" not in html(make_update())
+
+
+def test_an_evaluation_of_several_responses_shows_how_many_of_each_prompt_are_right(
+    html: Show,
+) -> None:
+    page = html(make_evaluation(size=4))
+    assert page.count("<rect") == 5
+    assert "prompts by how many of their 4 responses are right: 0: " in page
+    assert "<rect" not in html(make_evaluation(size=1))
+
+
+@pytest.mark.parametrize(("mean", "mark"), [(0.01, "✓"), (0.05, "!"), (0.2, "✗"), (math.nan, "✗")])
+def test_a_mean_difference_is_marked_against_its_thresholds(
+    mean: float, mark: str, html: Show
+) -> None:
+    page = html(make_mismatch(mean_abs_diff=mean))
+    assert f'<td class="kv-fit">{mark}</td><td class="kv-fit">mean |trainer' in page
+
+
+def make_state(**changes: object) -> SessionState:
+    state = SessionState(
+        name="tiny", state="running", model="tiny", parameters=826_000, device="cpu",
+        dtype="float32", step=3, planned=60, engine_version=3, last_reward=0.5,
+        rewards=(0.25, 0.5, 0.75), next_calls=(("session.sync()", "hand over"),),
+    )  # fmt: skip
+    return replace(state, **changes)  # type: ignore[arg-type]
+
+
+def test_a_session_shows_where_it_stands_and_what_to_call(html: Show, plain: Show) -> None:
+    page, words = html(make_state(host_memory=2_300_000_000)), plain(make_state())
+    for shown in ("✓ running", "826 k", "cpu, float32", "3 of 60", "2.3 GB", "session.sync()"):
+        assert shown in page
+    assert "mean reward, 3 steps: 1: 0.25; 2: 0.5; 3: 0.75" in page
+    assert "session.sync()  hand over" in words
+    assert "off-policy" not in page
+
+
+def test_an_engine_that_is_behind_is_told(html: Show, plain: Show) -> None:
+    for shown in (html(make_state(engine_version=2)), plain(make_state(engine_version=2))):
+        assert "trainer is at weights version 3, the engine at 2" in shown
+
+
+def test_a_session_that_was_not_started_says_how(html: Show, plain: Show) -> None:
+    session = RLSession("tiny")
+    assert "○ not started" in html(session)
+    assert "session = RLSession.start(...)" in plain(session)
 
 
 def test_a_repeated_update_says_that_nothing_was_done(html: Show, plain: Show) -> None:
@@ -280,7 +337,8 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
 def test_words_are_legible_on_every_background(palette: dict[str, str]) -> None:
-    for back in ("bg", "soft", "p0", "p1", "p2", "p3", "p4"):
+    strong = ("p0", "p1", "p2", "p3", "p4", "u1", "u2", "u3", "d1", "d2", "d3")
+    for back in ("bg", "soft", *strong):
         assert contrast(palette["fg"], palette[back]) >= 4.5, back
     for back in ("bg", "soft"):
         assert contrast(palette["muted"], palette[back]) >= 4.5, back

@@ -82,6 +82,20 @@ def test_eight_groups_are_open_and_the_rest_is_folded(html: Show) -> None:
     assert folded.count('<div class="kv-group">') == 4
 
 
+def test_advantages_have_a_column_where_they_are_known(html: Show, plain: Show) -> None:
+    rollout = make_batch().rollout
+    assert "advantage" not in html(make_rollout()).split("</style>")[1]
+    assert html(rollout).count('<th scope="col" class="kv-num">advantage</th>') == 10
+    assert "advantage +0.935" in plain(rollout)
+    mixed = Rollout([rollout[0], *make_rollout()[1:8]])
+    assert ">–</span>" in html(mixed)
+    assert "–" in plain(mixed)
+
+
+def test_a_rollout_says_how_to_look_closer(html: Show) -> None:
+    assert "rollout.best()" in html(make_rollout(1))
+
+
 def test_an_empty_rollout_says_so(html: Show, plain: Show) -> None:
     assert "no samples" in html(Rollout([]))
     assert "no samples" in plain(Rollout([]))
