@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
@@ -39,6 +39,12 @@ class Move:
         """New minus old, in nats."""
         return self.new - self.old
 
+    @property
+    def context(self) -> tuple[int, ...]:
+        """The token and all before it, the prompt included: what its probability depends on."""
+        prompt = len(self.sample.tokens) - self.sample.response_length
+        return tuple(self.sample.tokens[: prompt + self.position + 1])
+
 
 @dataclass(slots=True)
 class Moves:
@@ -49,9 +55,9 @@ class Moves:
     lost: int = 0
     total: float = 0.0
     up: list[Move] = field(default_factory=list)
-    """The largest gains, the largest first."""
+    """The largest gains, the largest first; a beginning that samples share is in it once."""
     down: list[Move] = field(default_factory=list)
-    """The largest losses, the largest first."""
+    """The largest losses, likewise."""
     kinds: list[tuple[str, int, float]] = field(default_factory=list)
     """By token: its text, how often it was written, and its mean change; most moved first."""
 
@@ -75,13 +81,23 @@ def moves(before: Rollout, after: Rollout) -> Moves:
             times, total = sums.get(text, (0, 0.0))
             sums[text] = (times + 1, total + change)
         own = [Move(sample, i, old[i], new[i]) for i in _extremes(changes)]
-        found.up = heapq.nlargest(MOST, (*found.up, *own), key=lambda move: move.change)
-        found.down = heapq.nsmallest(MOST, (*found.down, *own), key=lambda move: move.change)
+        found.up = _first_of_each([*found.up, *own], lambda move: -move.change)
+        found.down = _first_of_each([*found.down, *own], lambda move: move.change)
     found.up = [move for move in found.up if move.change > 0]
     found.down = [move for move in found.down if move.change < 0]
     largest = heapq.nlargest(MOST, sums.items(), key=lambda item: abs(item[1][1]))
     found.kinds = [(text, times, total / times) for text, (times, total) in largest]
     return found
+
+
+def _first_of_each(found: list[Move], key: Callable[[Move], float]) -> list[Move]:
+    """The first few by this key. Samples that begin alike have tokens in common: listed once."""
+    seen: dict[tuple[int, ...], Move] = {}
+    for move in sorted(found, key=key):
+        seen.setdefault(move.context, move)
+        if len(seen) == MOST:
+            break
+    return list(seen.values())
 
 
 def _extremes(changes: Sequence[float]) -> set[int]:

@@ -106,7 +106,7 @@ def _signed(
 ) -> Scale:
     """Classes around 0, of `of(number)`; `values` are such already."""
     sizes = sorted(abs(v) for v in values if math.isfinite(v) and v)
-    usual = sizes[int(0.95 * (len(sizes) - 1))] if sizes else 0.0
+    usual = sizes[math.ceil(0.95 * len(sizes)) - 1] if sizes else 0.0
     usual = max(usual, quantity.least) or 1.0
     edges = [usual * share for share in SHARES]
 

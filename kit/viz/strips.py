@@ -27,6 +27,8 @@ STRIP_BYTES = 285_000
 """A strip and its table together; what is around them takes the rest of 300 kB."""
 TEXT_BYTES = 40_000
 """All token texts of a strip together, before they are cut."""
+MOST_NAMES = 24
+"""Quantities that are named of one token."""
 ACROSS = 10
 """Tokens in a row of the compact table."""
 WORST = 5
@@ -40,14 +42,14 @@ def show_strip(sample: Sample, name: str | None = None, start: int = 0) -> Pictu
     values = token_values.require(sample, name)
     quantity = token_values.quantity(name, values)
     heading = f"Sample {sample.index} of prompt {sample.group_index}, token by token"
-    others = [other for other in token_values.known(sample) if other != name]
+    others = [shorten(other, 40) for other in token_values.known(sample) if other != name]
     drawn = strip(sample, quantity, values, start=start)
     room = STRIP_BYTES - len(drawn.encode())
     html = page(
         title(heading),
         drawn,
         token_table(sample, quantity, values, start, room),
-        note(f"Also known of these tokens: {', '.join(others)}.") if others else None,
+        note(f"Also known of these tokens: {', '.join(others[:MOST_NAMES])}.") if others else None,
     )
     return Picture(html, strip_plain(sample, quantity, values, heading))
 
@@ -62,7 +64,7 @@ def strip(
     worst = scale.stands_out(values)
     left = len(values) - end
     texts = token_values.texts(sample)
-    call = f'sample.strip("{quantity.name}", start={end})'
+    call = f'sample.strip("{shorten(quantity.name, 40)}", start={end})'
     return join(
         (
             tag("div", _heading(sample, quantity, values), class_="kv-muted"),
@@ -175,7 +177,8 @@ def _short(texts: Sequence[str]) -> list[str]:
 
 
 def _all_known(sample: Sample) -> dict[str, tuple[Quantity, list[float]]]:
-    found = {name: token_values.require(sample, name) for name in token_values.known(sample)}
+    names = token_values.known(sample)[:MOST_NAMES]
+    found = {name: token_values.require(sample, name) for name in names}
     return {name: (token_values.quantity(name, row), row) for name, row in found.items()}
 
 

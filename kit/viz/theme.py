@@ -25,7 +25,6 @@ LIGHT = {
     "track": "#e4e8ed",
     "curve": "#0072b2",
     "point": "#d55e00",
-    "p0": "#ffffff",
     "p1": "#fdf0d3",
     "p2": "#fbe0a3",
     "p3": "#f3c155",
@@ -51,7 +50,6 @@ DARK = {
     "track": "#2c323a",
     "curve": "#56b4e9",
     "point": "#f0803c",
-    "p0": "#14171b",
     "p1": "#33290f",
     "p2": "#4c3a0c",
     "p3": "#664b05",
@@ -148,8 +146,8 @@ _RULES = """
  border-bottom:1px solid var(--kv-line);background:none;color:inherit;white-space:nowrap}
 @ table.kv-grid td{font-variant-numeric:tabular-nums}
 @ table.kv-grid th{color:var(--kv-muted);font-weight:500}
-@ .kv-legend{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:.88em;color:var(--kv-fg);
- align-items:baseline}
+@ .kv-legend{display:flex;flex-wrap:wrap;gap:4px 14px;margin:3px 0 5px;font-size:.88em;
+ color:var(--kv-fg);align-items:baseline}
 @ .kv-stack{display:flex;height:16px;border-radius:3px;overflow:hidden;margin:6px 0;
  background:var(--kv-track)}
 @ .kv-stack i{display:block;height:100%;border-right:2px solid var(--kv-bg);box-sizing:border-box}

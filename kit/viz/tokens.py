@@ -54,7 +54,10 @@ def _strips(sample: Sample) -> Markup | None:
         if used > OTHERS_BYTES:
             left.append(f'sample.strip("{shorten(name, 40)}")')
             continue
-        part = fold(f"by {quantities[name].words}", strip(sample, quantities[name], drawn[name]))
+        part = fold(
+            f"by {shorten(quantities[name].words, 80)}",
+            strip(sample, quantities[name], drawn[name]),
+        )
         used += len(part.encode())
         parts.insert(-1, part)
     return join((*parts, note(f"Also known: {', '.join(left[:12])}") if left else None))

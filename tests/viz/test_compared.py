@@ -60,7 +60,8 @@ def test_the_same_weights_twice_move_nothing() -> None:
 
 
 def test_the_most_moved_of_many_are_found_wherever_they_are() -> None:
-    rollout = long_rollout(16, 50, annotated=True)
+    alike = long_rollout(16, 50, annotated=True)
+    rollout = alike.with_samples(replace(s, tokens=[s.index, *s.tokens]) for s in alike)
     found = moves(rollout, rollout)
     changes = sorted(
         y - x
@@ -71,6 +72,22 @@ def test_the_most_moved_of_many_are_found_wherever_they_are() -> None:
     assert [move.change for move in found.up] == changes[:-9:-1]
     assert [move.change for move in found.down] == changes[:8]
     assert found.total == pytest.approx(sum(changes))
+
+
+def test_a_beginning_that_samples_share_is_listed_once() -> None:
+    def answer(index: int, *tokens: int) -> Sample:
+        values = [-1.0 - 0.1 * i for i in range(len(tokens))]
+        return Sample(
+            index=index, prompt="1+1=", tokens=[1, 2, *tokens], response_length=len(tokens),
+            annotated_versions=[0, 1], token_values={
+                "trainer_log_prob": values, "trainer_log_prob_before": [-3.0] * len(tokens),
+            },
+        )  # fmt: skip
+
+    rollout = Rollout([answer(0, 7, 8), answer(1, 7, 9), answer(2, 7, 8)])
+    found = moves(rollout, rollout)
+    assert found.tokens == 6
+    assert [(move.sample.index, move.position) for move in found.up] == [(0, 0), (0, 1), (1, 1)]
 
 
 def test_without_annotations_it_says_how_to_have_them() -> None:
