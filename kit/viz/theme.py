@@ -120,7 +120,7 @@ _RULES = """
 @ .kv-bar i{position:absolute;top:0;bottom:0;background:var(--kv-up)}
 @ .kv-bar i.kv-minus{background:var(--kv-down)}
 @ .kv-bar u{position:absolute;top:0;bottom:0;left:50%;width:1px;background:var(--kv-muted)}
-@ .kv-strip{margin:6px 0 12px;line-height:2.3;overflow-wrap:anywhere}
+@ .kv-strip{margin:6px 0 17px;line-height:2.3;overflow-wrap:anywhere}
 @ .kv-strip i,@ .kv-legend i{font-style:normal;line-height:1.4;display:inline-block;
  font-family:var(--jp-code-font-family,ui-monospace,Menlo,Consolas,monospace);font-size:.92em;
  padding:0 3px;margin:0 2px 0 0;max-width:100%;min-height:1.4em;box-sizing:border-box;
