@@ -310,9 +310,9 @@ class Rollout(Sequence[Sample]):
         """Only the samples that these weights alone wrote."""
         return self.with_samples(s for s in self.samples if set(s.weight_versions) <= {version})
 
-    def failed(self) -> list[Sample]:
+    def failed(self) -> Rollout:
         """The samples whose reward could not be computed; each one's `error` says why."""
-        return [s for s in self.samples if s.status is Status.FAILED]
+        return Rollout((s for s in self if s.status is Status.FAILED), self.step)
 
     def _scored(self) -> list[Sample]:
         scored = [s for s in self.samples if s.reward is not None]

@@ -181,7 +181,8 @@ def test_asking_for_the_best_before_scoring_says_to_score(ask: Any) -> None:
 
 def test_failed_samples_can_be_listed() -> None:
     bad = Sample(index=1).with_failure("no")
-    assert Rollout([Sample(), bad, Sample(index=2)]).failed() == [bad]
+    assert Rollout([Sample(), bad, Sample(index=2)]).failed().samples == (bad,)
+    assert not Rollout([Sample()]).failed()
 
 
 def test_a_slice_of_a_rollout_is_a_rollout_of_the_same_step() -> None:

@@ -7,14 +7,13 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from kit.reports import CurvePoint, TokenDifference
+from kit.token_values import LARGEST_LOG_RATIO, ratio
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 MOST_POINTS = 32
 """Places of a response are put together where it has more."""
 PROBABILITIES = (0.0, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0)
 """Edges of the classes of the engine's probability."""
-LARGEST_LOG_RATIO = 20.0
-"""Beyond it a log-ratio is cut before it is exponentiated, as in the corrections."""
 
 
 def badness(difference: float) -> float:
@@ -94,8 +93,7 @@ def _kl(differences: Sequence[float], kind: Literal["k1", "k3"]) -> float:
 
 def ratios(differences: Iterable[float]) -> list[float]:
     """Trainer's probability over the engine's, token by token."""
-    limit = LARGEST_LOG_RATIO
-    return [math.exp(d if math.isnan(d) else max(-limit, min(d, limit))) for d in differences]
+    return [ratio(difference) for difference in differences]
 
 
 def effective_sample_size(differences: Sequence[float]) -> float:

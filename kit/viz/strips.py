@@ -83,13 +83,20 @@ def _heading(sample: Sample, quantity: Quantity, values: Sequence[float]) -> str
     if finite:
         ends = ((text, _say(quantity, v)) for text, v in _ends(quantity, finite))
         words += ": " + ", ".join(f"{text} {value}" for text, value in ends)
-    versions = sample.annotated_versions
-    if quantity.name == "change" and len(versions) == 2:
-        words += f"; weights version {versions[0]} to {versions[1]}"
-    elif versions and quantity.name not in ("rollout_log_prob", "advantage", "loss", "change"):
-        known = quantity.name in token_values.QUANTITIES
-        words += f"; trainer at weights version {versions[-1]}" if known else ""
-    return shorten(words, 300)
+    return shorten(words + _versions(quantity.name, sample.annotated_versions), 300)
+
+
+def _versions(name: str, versions: Sequence[int]) -> str:
+    """Which weights the trainer's numbers are of, for those that it gave."""
+    if not versions:
+        return ""
+    if name == "change" and len(versions) == 2:
+        return f"; weights version {versions[0]} to {versions[1]}"
+    if name == "trainer_log_prob_before":
+        return f"; trainer at weights version {versions[0]}"
+    if name in ("trainer_log_prob", "difference", "ratio", "entropy"):
+        return f"; trainer at weights version {versions[-1]}"
+    return ""
 
 
 def _ends(quantity: Quantity, finite: Sequence[float]) -> list[tuple[str, float]]:
@@ -232,14 +239,19 @@ def token_table(
     still, a line that says how to have them.
     """
     if len(values) <= DETAILED:
-        return fold("all tokens as a table", _table_of_all(sample))
+        return fold("all tokens as a table", _wide(_table_of_all(sample)))
     start, end = max(start, 0), min(max(start, 0) + MOST_CHIPS, len(values))
     texts = _short(token_values.texts(sample)[start:end])
     for shown in (texts, [""] * len(texts)):
         drawn = _table_of_one(shown, quantity, values, start, end)
         if len(drawn.encode()) <= room:
-            return fold(f"all tokens as a table: {_title(quantity)}", drawn)
+            return fold(f"all tokens as a table: {_title(quantity)}", _wide(drawn))
     return note("As a table: sample.to_pandas()")
+
+
+def _wide(drawn: Markup) -> Markup:
+    """Scrolls by itself where the page is narrower."""
+    return tag("div", drawn, class_="kv-wide")
 
 
 def _table_of_all(sample: Sample) -> Markup:

@@ -191,6 +191,8 @@ def test_the_versions_that_a_change_lies_between_are_named() -> None:
     )
     assert "weights version 3 to 4" in made.strip().html
     assert "trainer at weights version 4" in made.strip(quantity="trainer_log_prob").html
+    before = made.strip(quantity="trainer_log_prob_before").html
+    assert "trainer at weights version 3" in before
 
 
 @pytest.mark.parametrize("name", ["rollout_log_prob", "change", "loss", "difference"])
