@@ -289,6 +289,16 @@ class Rollout(Sequence[Sample]):
             )
         return scored
 
+    def browse(self, labels: Sequence[str] = ("good", "bad", "odd")) -> Any:
+        """Look through the samples in a notebook: filter, sort, step, mark. See `SampleBrowser`.
+
+        Args:
+            labels: what a sample can be marked as.
+        """
+        from kit.viz.browser import SampleBrowser
+
+        return SampleBrowser(self, labels)
+
     def to_pandas(self) -> Any:
         """One row a sample, with the columns a person sorts by."""
         import pandas as pd

@@ -9,6 +9,7 @@ from kit.reports import (
     CheckReport,
     EvalReport,
     MismatchReport,
+    RewardTrial,
     Shown,
     StepReport,
     SyncReport,
@@ -20,6 +21,7 @@ from kit.viz.health import check_html, check_plain
 from kit.viz.html import Bundle, bundle, page, tag
 from kit.viz.mismatch import mismatch_html, mismatch_plain
 from kit.viz.training import step_html, step_plain, train_html, train_plain
+from kit.viz.trials import trial_html, trial_plain
 from kit.viz.updates import sync_line, update_html, update_plain
 
 _DISPLAYS: dict[type[Shown], tuple[Callable[[Any], str], Callable[[Any], str]]] = {
@@ -30,6 +32,7 @@ _DISPLAYS: dict[type[Shown], tuple[Callable[[Any], str], Callable[[Any], str]]] 
     EvalReport: (eval_html, eval_plain),
     StepReport: (step_html, step_plain),
     TrainReport: (train_html, train_plain),
+    RewardTrial: (trial_html, trial_plain),
 }
 
 
