@@ -77,4 +77,6 @@ def marks_table(marks: Iterable[Mark]) -> Any:
     import pandas as pd
 
     names = list(Mark.__dataclass_fields__)
-    return pd.DataFrame([asdict(mark) for mark in marks], columns=names)
+    # As objects, because pandas' own text has no place for the half of a surrogate pair.
+    table = pd.DataFrame([asdict(mark) for mark in marks], columns=names, dtype=object)
+    return table.astype({"step": int, "group_index": int, "index": int, "reward": float})

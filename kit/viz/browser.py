@@ -21,13 +21,10 @@ from kit.marks import Mark, marks_table, read_marks, write_marks
 from kit.samples import Rollout, Sample
 from kit.viz.browser_widgets import Controls, list_line
 from kit.viz.html import Bundle, Child, badge, facts, note, page, tag, title
-from kit.viz.rollouts import STATUS_SIGNS, show_rollout
+from kit.viz.rollouts import show_rollout
 from kit.viz.selection import ANY_MARK, NO_MARK, Numbers, arranged, orders, sortable
 from kit.viz.text import count, number, one_line
 from kit.viz.tokens import sample_body, sample_title, token_strip
-
-_ALL = "all"
-_NO_LABEL = "no mark"
 
 
 def strips(sample: Sample) -> dict[str, Callable[[], Child]]:
@@ -72,10 +69,9 @@ class SampleBrowser:
         self._wrong: list[str] = []
         self._quiet = False
         self.controls = Controls(
-            statuses=[(_ALL, None), *((sign, status) for status, sign in STATUS_SIGNS.items())],
-            marks=[(_ALL, None), *((name, name) for name in (*self.labels, ANY_MARK, NO_MARK))],
+            marks=(*self.labels, ANY_MARK, NO_MARK),
             orders=orders(self._numbers),
-            labels=(_NO_LABEL, *self.labels),
+            labels=self.labels,
         )
         self._connect()
         self._list()
@@ -198,8 +194,10 @@ class SampleBrowser:
         controls.order.observe(self._unless_quiet(self._list), names="value")
         controls.list.observe(self._unless_quiet(self._show), names="index")
         controls.strip.observe(self._unless_quiet(self._draw), names="value")
-        controls.label.observe(self._unless_quiet(self._marked), names="value")
-        controls.note.observe(self._unless_quiet(self._marked), names="value")
+        controls.line.observe(self._unless_quiet(self._go_to_line), names="value")
+        controls.note.observe(self._unless_quiet(self._noted), names="value")
+        for label, button in controls.labels.items():
+            button.on_click(lambda _, label=label: self._labelled(label))
         controls.reset.on_click(lambda _: self.reset())
         for button, by in ((controls.previous, -1), (controls.next, 1)):
             button.on_click(lambda _, by=by: self.move(by))
@@ -229,14 +227,28 @@ class SampleBrowser:
             self.controls.clear()
         self._list()
 
-    def _marked(self) -> None:
-        if self.position is not None:
-            label = self.controls.label.value
-            words = self.controls.note.value.strip()
-            self._keep(self.position, "" if label == _NO_LABEL else label, words)
-            # The mark may not fit the filter any more, but the sample stays where it is looked at.
-            self._write_list()
-            self._write_status()
+    def _go_to_line(self) -> None:
+        if self.listed:
+            self.controls.list.index = self.controls.line.value - 1
+
+    def _labelled(self, label: str) -> None:
+        if (position := self.position) is not None:
+            mark = self._marks.get(position)
+            label = "" if mark and mark.label == label else label
+            self._keep(position, label, mark.note if mark else "")
+            self._after_marking()
+
+    def _noted(self) -> None:
+        if (position := self.position) is not None:
+            mark = self._marks.get(position)
+            self._keep(position, mark.label if mark else "", self.controls.note.value.strip())
+            self._after_marking()
+
+    def _after_marking(self) -> None:
+        # The mark may not fit the filter any more, but the sample stays where it is looked at.
+        self._write_list()
+        self._write_mark()
+        self._write_status()
 
     # ---- drawing -------------------------------------------------------------------------------
 
@@ -268,18 +280,26 @@ class SampleBrowser:
 
     def _show(self) -> None:
         """Fill in everything that is about the selected sample."""
-        controls, position, sample = self.controls, self.position, self.sample
+        controls, sample = self.controls, self.sample
         with self._quietly():
             controls.enable(sample is not None)
-            mark = self._marks.get(position) if position is not None else None
-            controls.label.value = (mark and mark.label) or _NO_LABEL
-            controls.note.value = mark.note if mark else ""
+            controls.line.min = 0  # first, for a bound may not pass the other on its way
+            controls.line.max = len(self.listed)
+            controls.line.min = min(len(self.listed), 1)
+            controls.line.value = 0 if sample is None else controls.list.index + 1
             if sample is not None and (names := list(strips(sample))):
                 chosen = controls.strip.value
                 controls.strip.options = names
                 controls.strip.value = chosen if chosen in names else names[0]
+                controls.strip.layout.display = "" if len(names) > 1 else "none"
+        self._write_mark()
         self._write_status()
         self._draw()
+
+    def _write_mark(self) -> None:
+        mark = self._marks.get(-1 if self.position is None else self.position, Mark())
+        with self._quietly():
+            self.controls.show_mark(mark.label, mark.note)
 
     def _draw(self) -> None:
         position, sample = self.position, self.sample

@@ -1,4 +1,9 @@
-"""The widgets of `SampleBrowser`: which there are, how they look, what stands in them."""
+"""The widgets of `SampleBrowser`: which there are, how they look, what stands in them.
+
+JupyterLab keeps arrow keys and letters for its cells while a list, a slider or a radio button in an
+output has the focus (an `x` cuts the cell); it leaves them alone in boxes to type in, and leaves
+Enter and Space to buttons and menus. So whatever the list does, a box and buttons do too.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,7 @@ from kit.viz.text import number, shorten
 
 LINES = 9
 """Lines of the list that are seen at once."""
+_ALL = "all"
 _HARD_SPACE = "\u00a0"
 _STYLE = """<style>
 .kit-browser select[size]{font-family:var(--jp-code-font-family,ui-monospace,Menlo,Consolas,
@@ -21,15 +27,15 @@ monospace);font-size:13px;line-height:1.45}
 .kit-browser .kit-browser-heading .widget-html-content{font-family:var(--jp-code-font-family,
 ui-monospace,Menlo,Consolas,monospace);font-size:13px;white-space:pre;overflow:hidden;
 padding-left:5px;line-height:1.3;height:auto}
+.kit-browser .kit-viz{padding:3px 5px}
 .kit-browser .widget-button:focus-visible,.kit-browser select:focus-visible,
 .kit-browser input:focus-visible{outline:2px solid
  var(--jp-brand-color1,#0072b2);outline-offset:1px}
-.kit-browser .widget-radio-box{flex-wrap:wrap;margin-bottom:0}
 </style>"""
 
 _COLUMNS = ((6, "sample"), (6, "group"), (9, "reward"), (7, "tokens"))
 """Width and name of the numbers of a line."""
-_STATUS, _MARK = 12, 10
+_STATUS, _MARK = 13, 10
 
 
 class Controls:
@@ -37,8 +43,7 @@ class Controls:
 
     def __init__(
         self,
-        statuses: Sequence[tuple[str, Status | None]],
-        marks: Sequence[tuple[str, str | None]],
+        marks: Sequence[str],
         orders: Sequence[str],
         labels: Sequence[str],
     ) -> None:
@@ -68,8 +73,10 @@ class Controls:
         self.reward_from, self.reward_to = box("Reward from", "11em"), box("to", "7em")
         self.length_from, self.length_to = box("Tokens from", "11em"), box("to", "7em")
         self.reward_to.tooltip, self.length_to.tooltip = "Reward to", "Tokens to"
-        self.status_is = choice("Status", statuses)
-        self.mark_is = choice("Marked", marks)
+        # A menu takes None for nothing chosen, so that `all` has to be a value of its own.
+        statuses = [(sign, status.value) for status, sign in STATUS_SIGNS.items()]
+        self.status_is = choice("Status", [(_ALL, _ALL), *statuses])
+        self.mark_is = choice("Marked", [_ALL, *marks])
         self.text = box("Text", "20em")
         self.text.continuous_update = True
         self.text.placeholder = "in prompt, response, answer, error"
@@ -81,20 +88,26 @@ class Controls:
         self.heading = widgets.HTML(list_heading())
         self.heading.add_class("kit-browser-heading")
         self.list = widgets.Select(rows=LINES, layout=widgets.Layout(width="auto"))
-        self.list.tooltip = "Samples: arrow keys move"
+        self.list.tooltip = "Samples. JupyterLab moves between cells by arrow keys: step in Line"
         self.previous_group = button("◀◀ Previous group", "To the first sample of the group before")
         self.previous = button("◀ Previous sample", "One line up")
         self.next = button("Next sample ▶", "One line down")
         self.next_group = button("Next group ▶▶", "To the first sample of the next group")
-        self.label = widgets.RadioButtons(
-            description="Mark",
-            options=labels,
-            orientation="horizontal",
-            layout=widgets.Layout(width="auto"),
+        self.line = widgets.BoundedIntText(
+            description="Line",
+            min=0,
+            max=0,
+            tooltip="Line of the list: arrow up for the next, arrow down for the one before",
+            layout=widgets.Layout(width="8em"),
             style={"description_width": "initial"},
         )
+        self.labels = {
+            name: button(_pressed(name, False), f"Mark as {shorten(name, 40)}; again to take back")
+            for name in labels
+        }
         self.note = box("Note", "auto")
         self.note.placeholder, self.note.layout.flex = "what you see; Enter keeps it", "1 1 18em"
+        self._moves = (self.previous_group, self.previous, self.next, self.next_group)
         self.strip = choice("Tokens show", ())
         self.sample = widgets.HTML()
         self.root = self._arranged()
@@ -106,15 +119,14 @@ class Controls:
             layout = widgets.Layout(flex_flow="row wrap", align_items="center", grid_gap="0 10px")
             return widgets.Box(members, layout=layout)
 
-        moves = (self.previous_group, self.previous, self.next, self.next_group)
         root = widgets.VBox(
             [
                 widgets.HTML(_STYLE, layout=widgets.Layout(display="none")),
                 row(*self.filters, self.order, self.reset),
                 self.status,
                 widgets.VBox([self.heading, self.list]),
-                row(self.label, self.note),
-                row(*moves, self.strip),
+                row(self.line, *self._moves, *self.labels.values(), self.note),
+                row(self.strip),
                 self.sample,
             ]
         )
@@ -143,9 +155,9 @@ class Controls:
             reward_to=bound(self.reward_to, "Reward to"),
             length_from=bound(self.length_from, "Tokens from"),
             length_to=bound(self.length_to, "Tokens to"),
-            status=self.status_is.value,
+            status=None if self.status_is.value == _ALL else Status(self.status_is.value),
             text=self.text.value,
-            mark=self.mark_is.value,
+            mark=None if self.mark_is.value == _ALL else self.mark_is.value,
         )
         return wanted, wrong
 
@@ -158,9 +170,19 @@ class Controls:
 
     def enable(self, on: bool) -> None:
         """Switch off what needs a selected sample where there is none."""
-        moves = (self.previous_group, self.previous, self.next, self.next_group)
-        for widget in (*moves, self.label, self.note, self.strip):
+        marks = (*self.labels.values(), self.note)
+        for widget in (*self._moves, *marks, self.line, self.strip):
             widget.disabled = not on
+
+    def show_mark(self, label: str, note: str) -> None:
+        """Which label the selected sample has, if any, and its note."""
+        for name, button in self.labels.items():
+            button.description = _pressed(name, name == label)
+        self.note.value = note
+
+
+def _pressed(label: str, on: bool) -> str:
+    return f"{'●' if on else '○'} {shorten(label, 20)}"
 
 
 def list_heading() -> str:

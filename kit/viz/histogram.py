@@ -28,7 +28,8 @@ def bins(first: Sequence[float], second: Sequence[float]) -> list[Bin]:
     counts = [[0] * BINS, [0] * BINS]
     for row, series in zip(counts, (first, second), strict=True):
         for value in series:
-            row[min(int((value - low) / width), BINS - 1)] += 1
+            # Divided first: the largest floats have no difference.
+            row[min(int(value / width - low / width), BINS - 1)] += 1
     names = [number(low + width * (place + 0.5), 3) for place in range(BINS)]
     return list(zip(names, *counts, strict=True))
 

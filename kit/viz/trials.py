@@ -97,6 +97,8 @@ def _verdict(trial: RewardTrial) -> Markup:
 def _verdict_words(trial: RewardTrial) -> tuple[str, str]:
     """The one thing to know first, worst first: (good, warn or bad; words)."""
     samples, failed = len(trial.tried.rollout), len(trial.tried.rollout.failed())
+    if not samples:
+        return "warn", "! the rollout has no samples"
     if failed:
         return "bad", f"✗ it fails on {failed:,} of {count(samples, 'sample')}"
     groups = len(trial.tried.rollout.groups())
