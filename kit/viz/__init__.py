@@ -10,8 +10,10 @@ functions that draw with them.
     metrics.py     what each metric means, should be, and when it is off
     rollouts.py, tokens.py, batches.py, compare.py    samples and their groups
     updates.py, checks.py, mismatch.py, health.py,    reports and settings
-    training.py, settings.py
-    history.py, plots.py, terminal.py                 curves
+    training.py, settings.py, trials.py
+    browser.py, browser_widgets.py, selection.py      samples one at a time, with widgets
+    lasting.py, frontend.py                           widgets, and what stays of them in a file
+    history.py, plots.py, terminal.py, histogram.py   curves and distributions
 """
 
 from kit.viz.batches import show_batch

@@ -30,7 +30,7 @@ def rollout(responses: str = "1234 5678", label: str = "4") -> Rollout:
 
 
 def tried(reward: Any, against: Any = "exact", on: Rollout | None = None) -> RewardTrial:
-    return try_reward(on or rollout(), reward, against)
+    return try_reward(rollout() if on is None else on, reward, against)
 
 
 def html(trial: RewardTrial) -> str:
