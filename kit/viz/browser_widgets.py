@@ -70,9 +70,8 @@ class Controls:
             layout = widgets.Layout(width="auto")
             return widgets.Button(description=words, tooltip=tip, layout=layout)
 
-        self.reward_from, self.reward_to = box("Reward from", "11em"), box("to", "7em")
-        self.length_from, self.length_to = box("Tokens from", "11em"), box("to", "7em")
-        self.reward_to.tooltip, self.length_to.tooltip = "Reward to", "Tokens to"
+        self.reward_from, self.reward_to = box("Reward from", "11em"), box("Reward to", "10em")
+        self.length_from, self.length_to = box("Tokens from", "11em"), box("Tokens to", "10em")
         # A menu takes None for nothing chosen, so that `all` has to be a value of its own.
         statuses = [(sign, status.value) for status, sign in STATUS_SIGNS.items()]
         self.status_is = choice("Status", [(_ALL, _ALL), *statuses])

@@ -133,10 +133,10 @@ def _measures(trial: RewardTrial) -> list[tuple[str, tuple[str, str], str]]:
         row(
             "groups left out",
             lambda s: f"{s.left_out_groups:,} of {groups:,}",
-            "a sample has no reward: the update leaves out its group",
+            "a sample has no reward, so the update leaves its group out",
         ),
         row("groups to learn from", lambda s: f"{s.groups_to_learn_from:,} of {groups:,}"),
-        row("all calls took", lambda s: duration(s.seconds), "a step waits so long"),
+        row("all calls took", lambda s: duration(s.seconds), "so long a training step would wait"),
     ]
 
 
@@ -196,7 +196,7 @@ def _differences(trial: RewardTrial) -> Markup:
         one.reward is not None and two.reward is not None
         for one, two in zip(trial.tried.rollout, trial.against.rollout, strict=True)
     )
-    words = f"Differences: {len(differences):,} of {count(both, 'sample')} that both gave a reward"
+    words = f"Differences: {len(differences):,} of {count(both, 'sample')} that both scored"
     pairs = trial.pairs_alike + trial.pairs_told_apart_by_one + trial.pairs_opposed
     order = (
         f"Within the groups, where only the order counts: of {count(pairs, 'pair')} "
