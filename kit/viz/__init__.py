@@ -11,7 +11,8 @@ functions that draw with them.
     rollouts.py, tokens.py, batches.py, compare.py    samples and their groups
     updates.py, checks.py, mismatch.py, health.py,    reports and settings
     training.py, settings.py, trials.py
-    browser.py, browser_widgets.py, selection.py      samples one at a time, with widgets
+    browser.py, browser_widgets.py, selection.py,     samples one at a time, with widgets
+    quantities.py
     lasting.py, frontend.py                           widgets, and what stays of them in a file
     history.py, plots.py, terminal.py, histogram.py   curves and distributions
 """

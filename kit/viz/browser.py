@@ -20,16 +20,12 @@ from kit.errors import DataError, did_you_mean
 from kit.marks import Mark, marks_table, read_marks, write_marks
 from kit.samples import Rollout, Sample
 from kit.viz.browser_widgets import Controls, list_line
-from kit.viz.html import Bundle, Child, badge, facts, note, page, tag, title
+from kit.viz.html import Bundle, badge, facts, note, page, tag, title
+from kit.viz.quantities import strips
 from kit.viz.rollouts import show_rollout
 from kit.viz.selection import ANY_MARK, NO_MARK, Numbers, arranged, orders, sortable
 from kit.viz.text import count, number, one_line
-from kit.viz.tokens import sample_body, sample_title, token_strip
-
-
-def strips(sample: Sample) -> dict[str, Callable[[], Child]]:
-    """What the token strip of this sample can show: a function that draws it, by name."""
-    return {"rollout log-prob": lambda: token_strip(sample)}
+from kit.viz.tokens import sample_body, sample_title
 
 
 class SampleBrowser:

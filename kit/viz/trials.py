@@ -23,9 +23,10 @@ from kit.viz.html import (
     tag,
     title,
 )
+from kit.viz.quantities import strips
 from kit.viz.rollouts import heading
 from kit.viz.text import columns, count, cut, duration, mean, number, percent, shorten
-from kit.viz.tokens import sample_body, sample_title, token_strip
+from kit.viz.tokens import sample_body, sample_title
 
 SHOWN = 12
 """Samples written out in each table."""
@@ -278,9 +279,15 @@ def _case(sample: Sample) -> Markup:
     """A line about a sample; a click shows it."""
     prompt, response = shorten(sample.prompt_text, 50), shorten(sample.response, 50)
     answer = f" (answer: {shorten(sample.label, 30)})" if sample.label is not None else ""
-    strip = token_strip(sample) if sample.response_length <= SHORT_RESPONSE else None
+    drawers = list(strips(sample).values()) if sample.response_length <= SHORT_RESPONSE else []
     body = sample_body(sample, prompt_bytes=600, response_bytes=3_000, preview=400)
     return fold(
         f"{prompt} → {response or 'nothing'}{answer}",
-        tag("div", note(sample_title(sample)), body, strip, class_="kv-prompt"),
+        tag(
+            "div",
+            note(sample_title(sample)),
+            body,
+            *(draw() for draw in drawers[:1]),
+            class_="kv-prompt",
+        ),
     )
