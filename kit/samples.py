@@ -290,11 +290,7 @@ class Rollout(Sequence[Sample]):
         return scored
 
     def browse(self, labels: Sequence[str] = ("good", "bad", "odd")) -> Any:
-        """Look through the samples in a notebook: filter, sort, step, mark. See `SampleBrowser`.
-
-        Args:
-            labels: what a sample can be marked as.
-        """
+        """Look through the samples in a notebook: filter, sort, step, mark with these labels."""
         from kit.viz.browser import SampleBrowser
 
         return SampleBrowser(self, labels)
