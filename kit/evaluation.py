@@ -1,12 +1,47 @@
-"""What a scored rollout on held-out prompts says of the model."""
+"""Responses to held-out prompts, and what they say of the model."""
 
 from __future__ import annotations
 
+import time
+from typing import TYPE_CHECKING
+
+from kit.errors import DataError
 from kit.metrics import pass_at_k
 from kit.reports import EvalReport
+from kit.rewards import score_samples
 from kit.samples import Rollout
 
+if TYPE_CHECKING:
+    from kit.lifecycle import Lifecycle
+    from kit.stack.stack import Stack
+
 KS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def evaluate(
+    session: Lifecycle, stack: Stack, n_samples_per_prompt: int, temperature: float
+) -> EvalReport:
+    """Answer and score held-out prompts. Raises DataError where there are none."""
+    begin, held_out = time.perf_counter(), session._prompting.held_out
+    if held_out is None:
+        raise DataError(
+            "There are no held-out prompts.",
+            fix="set data.eval_source, or pass eval_data= to RLSession.start.",
+        )
+    rows = held_out.rows[: session.config.evaluation.max_prompts]
+    seed, step = f"{session.config.seed} evaluation", session.step_count
+    rollout = session._prompting.generate(
+        stack, rows, n_samples_per_prompt, temperature, seed, step
+    )
+    rollout = rollout.with_samples(score_samples(rollout.samples, session._reward))
+    return summarize(
+        rollout,
+        dataset=held_out.name,
+        n_samples_per_prompt=n_samples_per_prompt,
+        temperature=temperature,
+        step=step,
+        seconds=time.perf_counter() - begin,
+    )
 
 
 def summarize(

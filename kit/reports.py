@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from kit.samples import Rollout
+from kit.samples import Rollout, Sample
 
 Metrics = dict[str, float]
 Verdict = Literal["pass", "warn", "fail"]
@@ -257,3 +257,99 @@ class TrainReport(Shown):
     def curve(self, name: str) -> list[float]:
         """One metric over the session's steps. Steps that did not log it are left out."""
         return [row[name] for row in self.history if name in row]
+
+
+@dataclass(frozen=True, slots=True)
+class RewardFailure:
+    """Samples that a reward failed on with the same message."""
+
+    message: str
+    traceback: str
+    """Of the first of them; empty where the function returned something that is no number."""
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """What one reward made of a rollout."""
+
+    name: str
+    rollout: Rollout
+    """Scored; samples that the reward failed on are marked and say why."""
+    seconds: float
+    """All calls together, as time passed."""
+    call_seconds: tuple[float | None, ...]
+    """One a sample: its own call. None where one call scored all samples, or none was made."""
+    failures: tuple[RewardFailure, ...]
+    """The most frequent first."""
+    zero_variance_groups: int
+    """Groups whose samples all have the same reward: nothing to learn."""
+    left_out_groups: int
+    """Groups with a sample without a reward: an update leaves them out whole."""
+
+    @property
+    def groups_to_learn_from(self) -> int:
+        """Groups that an update would train on and learn something from."""
+        return len(self.rollout.groups()) - self.zero_variance_groups - self.left_out_groups
+
+    def slowest(self) -> list[tuple[Sample, float]]:
+        """Each sample that had a call of its own, with its seconds, the slowest first."""
+        timed = zip(self.rollout, self.call_seconds, strict=True)
+        calls = [(sample, seconds) for sample, seconds in timed if seconds is not None]
+        return sorted(calls, key=lambda call: -call[1])
+
+
+@dataclass(frozen=True, slots=True)
+class RewardDifference:
+    """A sample that two rewards judge differently."""
+
+    sample: Sample
+    reward: float
+    against: float
+
+    @property
+    def difference(self) -> float:
+        """The tried reward minus the one it is compared with."""
+        return self.reward - self.against
+
+
+@dataclass(frozen=True, slots=True)
+class RewardTrial(Shown):
+    """A reward tried on a rollout beside another one, without training."""
+
+    tried: Scoring
+    against: Scoring
+    differences: tuple[RewardDifference, ...]
+    """Samples to which both gave a reward, and not the same; the largest difference first."""
+    pairs_alike: int
+    """Pairs of samples of one group that both rewards order alike, or both call equal."""
+    pairs_told_apart_by_one: int
+    """Pairs that only one of the two calls equal."""
+    pairs_opposed: int
+    """Pairs of which each reward prefers the other sample."""
+
+    def to_pandas(self) -> Any:
+        """One row a sample: the rollout's columns, then what both rewards made of it."""
+        table = self.tried.rollout.to_pandas()
+        other = self.against.rollout.to_pandas()
+        return table.assign(
+            against=other["reward"],
+            difference=table["reward"] - other["reward"],
+            against_error=other["error"],
+            seconds=self.tried.call_seconds,
+            against_seconds=self.against.call_seconds,
+        )
+
+    def browse(self) -> Any:
+        """The rollout as the tried reward scored it, sample by sample; see `Rollout.browse`."""
+        from kit.viz.browser import SampleBrowser
+
+        rewards = [[sample.reward for sample in s.rollout] for s in (self.tried, self.against)]
+        differences = [
+            None if one is None or other is None else one - other
+            for one, other in zip(*rewards, strict=True)
+        ]
+        numbers = {"against": rewards[1], "difference": differences}
+        if any(seconds is not None for seconds in self.tried.call_seconds):
+            numbers["seconds"] = list(self.tried.call_seconds)
+        return SampleBrowser(self.tried.rollout, numbers=numbers)

@@ -71,8 +71,7 @@ class Sample:
     error: str | None = None
     """Why the reward function failed, in its own words."""
     token_values: dict[str, list[float]] = field(default_factory=dict)
-    """What is known of each response token, by name: `trainer_log_prob`, `entropy`, `advantage`,
-    `loss`, ... (`kit.token_values`); `session.annotate` fills it in."""
+    """What is known of each response token, by name (`kit.token_values`); see `session.annotate`."""
     annotated_versions: list[int] = field(default_factory=list)
     """Weight versions of `trainer_log_prob_before`, where known, and of `trainer_log_prob`."""
 
@@ -322,6 +321,12 @@ class Rollout(Sequence[Sample]):
                 fix="call `rollout = session.score(rollout)` first.",
             )
         return scored
+
+    def browse(self, labels: Sequence[str] = ("good", "bad", "odd")) -> Any:
+        """Look through the samples in a notebook: filter, sort, step, mark with these labels."""
+        from kit.viz.browser import SampleBrowser
+
+        return SampleBrowser(self, labels)
 
     def to_pandas(self) -> Any:
         """One row a sample, with the columns a person sorts by."""

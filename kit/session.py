@@ -19,14 +19,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
-from kit import annotating, checkpoint, collecting, health, mismatch, updating
+from kit import annotating, checkpoint, collecting, evaluation, health, mismatch, updating
 from kit.annotating import Annotated
 from kit.arguments import at_least_one, expect
 from kit.arguments import temperature as checked_temperature
 from kit.batching import make_batch
 from kit.config_training import Estimator
 from kit.errors import ConfigError, DataError, SessionError, did_you_mean
-from kit.evaluation import summarize
 from kit.lifecycle import Lifecycle
 from kit.metrics import rollout_metrics
 from kit.prompting import as_rows
@@ -34,12 +33,14 @@ from kit.reports import (
     CheckReport,
     EvalReport,
     MismatchReport,
+    RewardTrial,
     StepReport,
     SyncReport,
     TrainReport,
     UpdateReport,
 )
 from kit.rewards import score_samples
+from kit.rewards.trial import try_reward
 from kit.samples import Batch, Messages, Rollout, Sample
 
 if TYPE_CHECKING:
@@ -98,6 +99,21 @@ class RLSession(Lifecycle):
         scored = rollout.with_samples(score_samples(rollout.samples, chosen))
         self.last_rollout = scored
         return scored
+
+    def try_reward(
+        self, fn: Reward, rollout: Rollout | None = None, against: Reward | None = None
+    ) -> RewardTrial:
+        """What a reward would give, beside another one; nothing trains, nothing changes.
+
+        Args:
+            fn: a function or a built-in's name, as for `score`.
+            rollout: None takes the last one.
+            against: what to compare with; None takes the session's own reward.
+        """
+        fix = "generate one first (`session.generate()`), or pass `rollout=`."
+        rollout = self.last_rollout if rollout is None else rollout
+        rollout = expect(rollout, Rollout, "try_reward", fix)
+        return try_reward(rollout, fn, self._reward if against is None else against)
 
     def collect(self, reward: Reward | None = None) -> Rollout:
         """Generate and score what a step trains on.
@@ -321,29 +337,12 @@ class RLSession(Lifecycle):
         Raises:
             DataError: there are no held-out prompts.
         """
-        stack, settings, begin = self._running, self.config.evaluation, time.perf_counter()
-        held_out = self._prompting.held_out
-        if held_out is None:
-            raise DataError(
-                "There are no held-out prompts.",
-                fix="set data.eval_source, or pass eval_data= to RLSession.start.",
-            )
+        settings = self.config.evaluation
         count = settings.n_samples_per_prompt
         if n_samples_per_prompt is not None:
             count = at_least_one(n_samples_per_prompt, "n_samples_per_prompt")
         heat = settings.temperature if temperature is None else checked_temperature(temperature)
-        rows = held_out.rows[: settings.max_prompts]
-        seed = f"{self.config.seed} evaluation"
-        rollout = self._prompting.generate(stack, rows, count, heat, seed, self.step_count)
-        rollout = rollout.with_samples(score_samples(rollout.samples, self._reward))
-        report = summarize(
-            rollout,
-            dataset=held_out.name,
-            n_samples_per_prompt=count,
-            temperature=heat,
-            step=self.step_count,
-            seconds=time.perf_counter() - begin,
-        )
+        report = evaluation.evaluate(self, self._running, count, heat)
         if self._recorder:
             self._recorder.evaluation(report)
         return report

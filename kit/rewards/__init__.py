@@ -4,6 +4,7 @@
     text.py       verifiers that look at the text alone: exact, number, gsm8k, format
     apart.py      a helper process for the graders that compute with what a model wrote
     runner.py     score_samples: any reward over any samples, one failure at a time
+    trial.py      try_reward: two rewards over the same samples, compared
     values.py     what counts as a reward, and how a failure is told
 
 A reward is a built-in's name, a mapping of weights, or plain Python run in the caller's process:

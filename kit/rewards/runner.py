@@ -1,5 +1,7 @@
 """`score_samples`: any reward over any samples, where one failure spoils one sample only.
 
+`score_each` is the same with more to tell of each sample: how long it took, what was raised.
+
 A reward function that raises, or returns something that is no number, marks its sample as failed
 and says why; the others keep their rewards. What cannot be meant (a batch function that returns
 three values for 128 samples) is an error: rewards are never broadcast.
@@ -12,10 +14,11 @@ import bdb
 import contextlib
 import inspect
 import threading
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from kit.errors import RewardError
@@ -35,6 +38,17 @@ _BATCH_NAMES = ("samples", "rollout", "batch")
 _BATCH_TYPES = ("list", "List", "Sequence", "tuple", "Tuple", "Iterable", "Rollout")
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One sample with its reward, and how it came by it."""
+
+    sample: Sample
+    seconds: float | None = None
+    """How long its own call took; None where one call scored all samples, or none was made."""
+    exception: Exception | None = None
+    """What was raised instead of a reward, with its traceback."""
+
+
 def score_samples(samples: Sequence[Sample], reward: Reward) -> list[Sample]:
     """The samples with their rewards, in order.
 
@@ -51,27 +65,35 @@ def score_samples(samples: Sequence[Sample], reward: Reward) -> list[Sample]:
     Raises RewardError for an unknown name, a function of the wrong form, and a batch function
     that returns the wrong number of values. An interrupt is never swallowed.
     """
-    function = _function(reward)
+    return [scored.sample for scored in score_each(samples, reward)]
+
+
+def score_each(samples: Sequence[Sample], reward: Reward) -> list[Scored]:
+    """What `score_samples` returns, with the seconds and the exception of each sample.
+
+    Calls of an async function wait together, so the sum of their seconds is more than passed.
+    """
+    function = reward_function(reward)
     fresh = [_unmarked(sample) for sample in samples]
-    scored = [sample for sample in fresh if sample.status is not Status.ABORTED]
-    if not scored:
-        return fresh
-    outcomes: Sequence[Any]
+    open_samples = [sample for sample in fresh if sample.status is not Status.ABORTED]
+    if not open_samples:
+        return [Scored(sample) for sample in fresh]
+    calls: list[_Call]
     if _takes_batch(function):
-        outcomes = _call_batch(function, scored)
+        calls = [_Call(outcome) for outcome in _call_batch(function, open_samples)]
     elif _is_async(function):
-        outcomes = _run(_call_each_async(function, scored))
+        calls = _run(_call_each_async(function, open_samples))
     else:
-        outcomes = [_call(function, sample) for sample in scored]
+        calls = [_call(function, sample) for sample in open_samples]
     results = iter(
-        _marked(sample, outcome, function) for sample, outcome in zip(scored, outcomes, strict=True)
+        _marked(sample, call, function) for sample, call in zip(open_samples, calls, strict=True)
     )
-    return [s if s.status is Status.ABORTED else next(results) for s in fresh]
+    return [Scored(s) if s.status is Status.ABORTED else next(results) for s in fresh]
 
 
 def check_reward(reward: Reward) -> None:
     """Raise RewardError for what `score_samples` could not call, before there are samples."""
-    _takes_batch(_function(reward))
+    _takes_batch(reward_function(reward))
 
 
 def failure_summary(samples: Iterable[Sample]) -> list[str]:
@@ -83,7 +105,8 @@ def failure_summary(samples: Iterable[Sample]) -> list[str]:
     return [f"{count} of {len(every)} samples: {why}" for why, count in reasons.most_common()]
 
 
-def _function(reward: Reward) -> Callable[..., Any]:
+def reward_function(reward: Reward) -> Callable[..., Any]:
+    """The function behind a name, weights or a function. Raises RewardError for anything else."""
     if isinstance(reward, str):
         return of_weights({reward: 1.0})
     if isinstance(reward, Mapping):
@@ -131,27 +154,38 @@ def _is_async(function: Callable[..., Any]) -> bool:
     )
 
 
-def _call(function: Callable[..., Any], sample: Sample) -> Any:
-    """A value, or the exception that came instead."""
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What a call returned, or the exception that came instead, and how long it took."""
+
+    outcome: Any
+    seconds: float | None = None
+
+
+def _call(function: Callable[..., Any], sample: Sample) -> _Call:
+    begin = time.perf_counter()
     try:
-        return function(sample)
+        outcome = function(sample)
     except bdb.BdbQuit:  # the user left the debugger: not to enter it 127 more times
         raise
     except Exception as error:
-        return error
+        outcome = error
+    return _Call(outcome, time.perf_counter() - begin)
 
 
-async def _call_each_async(function: Callable[..., Any], samples: Sequence[Sample]) -> list[Any]:
+async def _call_each_async(function: Callable[..., Any], samples: Sequence[Sample]) -> list[_Call]:
     gate = asyncio.Semaphore(_AT_ONCE)
 
-    async def call(sample: Sample) -> Any:
+    async def call(sample: Sample) -> _Call:
         async with gate:
+            begin = time.perf_counter()
             try:
-                return await _guarded(function(sample))
+                outcome = await _guarded(function(sample))
             except _InterruptedError:
                 raise
             except Exception as error:
-                return error
+                outcome = error
+            return _Call(outcome, time.perf_counter() - begin)
 
     return await asyncio.gather(*(call(sample) for sample in samples))
 
@@ -198,7 +232,8 @@ def _values(returned: Any) -> list[Any] | None:
     return list(returned) if isinstance(returned, Iterable) else None
 
 
-def _marked(sample: Sample, outcome: Any, function: Callable[..., Any]) -> Sample:
+def _marked(sample: Sample, call: _Call, function: Callable[..., Any]) -> Scored:
+    outcome = call.outcome
     try:
         if isinstance(outcome, Exception):
             raise outcome
@@ -207,10 +242,11 @@ def _marked(sample: Sample, outcome: Any, function: Callable[..., Any]) -> Sampl
             raise NotARewardError(
                 "the reward function returned a coroutine: write it with `async def` and `await`"
             )
-        return sample.with_reward(to_reward(outcome))
+        return Scored(sample.with_reward(to_reward(outcome)), call.seconds)
     except Exception as error:
         failed = sample.with_failure(failure_message(error, function))
-        return replace(failed, metadata={**sample.metadata, _STATUS_BEFORE: sample.status.value})
+        metadata = {**sample.metadata, _STATUS_BEFORE: sample.status.value}
+        return Scored(replace(failed, metadata=metadata), call.seconds, error)
 
 
 def _unmarked(sample: Sample) -> Sample:

@@ -73,6 +73,21 @@ def failure_message(error: Exception, function: Callable[..., Any]) -> str:
     return f"{message} (line {line} of reward function)" if line else message
 
 
+def traceback_text(error: Exception, function: Callable[..., Any]) -> str:
+    """What Python would print of an exception, from the reward function's own frame on.
+
+    Empty for what the function did not raise: a value that is no number.
+    """
+    if isinstance(error, NotARewardError):
+        return ""
+    code = getattr(code_owner(function), "__code__", None)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code is not code:
+        trace = trace.tb_next
+    lines = traceback.format_exception(type(error), error, trace or error.__traceback__)
+    return "".join(lines).rstrip()
+
+
 def code_owner(function: Callable[..., Any]) -> Callable[..., Any]:
     """The plain function behind partials, decorators and callable objects."""
     while isinstance(function, partial):

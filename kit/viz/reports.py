@@ -9,6 +9,7 @@ from kit.reports import (
     CheckReport,
     EvalReport,
     MismatchReport,
+    RewardTrial,
     SessionState,
     Shown,
     StepReport,
@@ -22,6 +23,7 @@ from kit.viz.html import Bundle, bundle, page, tag
 from kit.viz.mismatch import mismatch_html, mismatch_plain
 from kit.viz.sessions import session_html, session_plain
 from kit.viz.training import step_html, step_plain, train_html, train_plain
+from kit.viz.trials import trial_html, trial_plain
 from kit.viz.updates import sync_line, update_html, update_plain
 
 _DISPLAYS: dict[type[Shown], tuple[Callable[[Any], str], Callable[[Any], str]]] = {
@@ -33,6 +35,7 @@ _DISPLAYS: dict[type[Shown], tuple[Callable[[Any], str], Callable[[Any], str]]] 
     StepReport: (step_html, step_plain),
     TrainReport: (train_html, train_plain),
     SessionState: (session_html, session_plain),
+    RewardTrial: (trial_html, trial_plain),
 }
 
 

@@ -20,22 +20,8 @@ OTHERS_BYTES = 150_000
 
 def show_sample(sample: Sample) -> Bundle:
     """HTML and plain text of one sample: prompt, response, reward, token strips."""
-    error = note(f"✗ the reward failed: {shorten(sample.error, 400)}") if sample.error else None
-    html = page(
-        title(_heading(sample)),
-        facts(sample_facts(sample)),
-        error,
-        tag("span", "prompt", class_="kv-muted"),
-        prompt_html(sample, 8_000),
-        tag("span", "response", class_="kv-muted"),
-        tag("div", long_text(sample.response, 30_000, preview=2_000), class_="kv-prompt"),
-        _strips(sample),
-    )
+    html = page(title(sample_title(sample)), sample_body(sample), _strips(sample))
     return bundle(html, _plain(sample))
-
-
-def _heading(sample: Sample) -> str:
-    return f"Sample {sample.index} of prompt {sample.group_index}"
 
 
 def _strips(sample: Sample) -> Markup | None:
@@ -61,6 +47,27 @@ def _strips(sample: Sample) -> Markup | None:
         used += len(part.encode())
         parts.insert(-1, part)
     return join((*parts, note(f"Also known: {', '.join(left[:12])}") if left else None))
+
+
+def sample_body(
+    sample: Sample, prompt_bytes: int = 8_000, response_bytes: int = 30_000, preview: int = 2_000
+) -> Markup:
+    """Everything about a sample but its tokens; `preview` characters of its response unfolded."""
+    return join(
+        (
+            facts(sample_facts(sample)),
+            note(f"✗ the reward failed: {shorten(sample.error, 400)}") if sample.error else None,
+            tag("span", "prompt", class_="kv-muted"),
+            prompt_html(sample, prompt_bytes),
+            tag("span", "response", class_="kv-muted"),
+            tag("div", long_text(sample.response, response_bytes, preview), class_="kv-prompt"),
+        )
+    )
+
+
+def sample_title(sample: Sample) -> str:
+    """`Sample 12 of prompt 3`."""
+    return f"Sample {sample.index} of prompt {sample.group_index}"
 
 
 def sample_facts(sample: Sample) -> list[tuple[str, str]]:
@@ -92,7 +99,7 @@ def _finite(values: Sequence[float]) -> list[float]:
 def _plain(sample: Sample) -> str:
     numbers = "   ".join(f"{name} {value}" for name, value in sample_facts(sample))
     lines = [
-        _heading(sample),
+        sample_title(sample),
         f"  {numbers}",
         f"  prompt    {shorten(sample.prompt_text, 400)}",
         f"  response  {shorten(sample.response, 400)}",
