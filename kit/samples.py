@@ -71,7 +71,7 @@ class Sample:
     error: str | None = None
     """Why the reward function failed, in its own words."""
     token_values: dict[str, list[float]] = field(default_factory=dict)
-    """What is known of each response token, by name (`kit.token_values`); see `session.annotate`."""
+    """What is known of each response token (`kit.token_values`), as `session.annotate` fills in."""
     annotated_versions: list[int] = field(default_factory=list)
     """Weight versions of `trainer_log_prob_before`, where known, and of `trainer_log_prob`."""
 
