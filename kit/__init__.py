@@ -35,11 +35,13 @@ if TYPE_CHECKING:
         MismatchReport,
         StepReport,
         SyncReport,
+        TrainingStatus,
         TrainReport,
         UpdateReport,
     )
     from kit.samples import Batch, Rollout, Sample, Status
     from kit.session import RLSession
+    from kit.training import Training
 
 __all__ = [
     "Batch",
@@ -63,6 +65,8 @@ __all__ = [
     "StepReport",
     "SyncReport",
     "TrainReport",
+    "Training",
+    "TrainingStatus",
     "UpdateReport",
     "__version__",
 ]
@@ -81,10 +85,12 @@ _HOMES = {
         "StepReport",
         "SyncReport",
         "TrainReport",
+        "TrainingStatus",
         "UpdateReport",
     ),
     "kit.samples": ("Batch", "Rollout", "Sample", "Status"),
     "kit.session": ("RLSession",),
+    "kit.training": ("Training",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names} | {
     name: "kit.errors" for name in __all__ if name.endswith("Error")

@@ -18,10 +18,15 @@ from kit.reports import Metrics
 from kit.rewards import build
 from kit.runs.record import Recorder, current_run
 from kit.samples import Rollout
+from kit.turns import Turns
 
 if TYPE_CHECKING:
     from kit.rewards.runner import Reward
     from kit.stack.stack import Stack
+    from kit.training import Training
+
+CLOSE_SECONDS = 1.0
+"""How long closing waits for a training step to end by itself."""
 
 
 class Lifecycle:
@@ -41,6 +46,7 @@ class Lifecycle:
         self._generations = 0
         self._stack: Stack | None = None
         self._state = "not started"
+        self._turns = Turns()
 
     @classmethod
     def start(
@@ -117,10 +123,13 @@ class Lifecycle:
         self.start_seconds = time.perf_counter() - begin
 
     def close(self) -> None:
-        """End every process of this session. Safe to call again."""
+        """End every process of this session, and a training that runs. Safe to call again."""
         stack, self._stack = self._stack, None
         if stack:
             self._state = "closed"
+            if self.training and not self.training.close(CLOSE_SECONDS):
+                stack.halt()  # else the training's thread would wait in a Ray that goes away
+                self.training.close(CLOSE_SECONDS)
             stack.close()
             _running.discard(self)
 
@@ -140,10 +149,28 @@ class Lifecycle:
     ) -> None:
         self.close()
 
+    @property
+    def training(self) -> Training | None:
+        """The last training that had a dashboard: to pause, resume or stop it from a cell."""
+        return self._turns.training
+
     def _next_seed(self) -> str:
         """What the next draw of responses takes its randomness from."""
         self._generations += 1
         return f"{self.config.seed} rollout {self._generations}"
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, from Transformers."""
+        return self._prompting.tokenizer
+
+    def __repr__(self) -> str:
+        groups = len(self._buffer)
+        waiting = f", groups waiting to be continued: {groups}" if groups else ""
+        return (
+            f"RLSession({self.config.name!r}, {self._state}, model {self.config.model.name}, "
+            f"step {self.step_count}, engine holds weights {self.engine_version}{waiting})"
+        )
 
     @property
     def _running(self) -> Stack:

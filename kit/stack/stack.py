@@ -281,6 +281,13 @@ class Stack:
                 fix=f"raise {setting}, or look at what keeps the machine busy.",
             ) from error
 
+    def halt(self) -> None:
+        """Kill engine and trainers: a call that waits for one raises StackError at once."""
+        import ray
+
+        for actor in [*self._engines, *self._trainers]:
+            ray.kill(actor)
+
     def close(self) -> None:
         """End every process. Safe to call again."""
         self.cluster.close()

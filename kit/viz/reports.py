@@ -12,10 +12,12 @@ from kit.reports import (
     Shown,
     StepReport,
     SyncReport,
+    TrainingStatus,
     TrainReport,
     UpdateReport,
 )
 from kit.viz.checks import eval_html, eval_plain
+from kit.viz.dashboard import dashboard_html, dashboard_plain
 from kit.viz.health import check_html, check_plain
 from kit.viz.html import Bundle, bundle, page, tag
 from kit.viz.mismatch import mismatch_html, mismatch_plain
@@ -30,6 +32,7 @@ _DISPLAYS: dict[type[Shown], tuple[Callable[[Any], str], Callable[[Any], str]]] 
     EvalReport: (eval_html, eval_plain),
     StepReport: (step_html, step_plain),
     TrainReport: (train_html, train_plain),
+    TrainingStatus: (dashboard_html, dashboard_plain),
 }
 
 
