@@ -74,15 +74,20 @@ def dashboard_html(status: TrainingStatus) -> Markup:
 def head_html(status: TrainingStatus) -> Markup:
     """What is going on, how far it is, and what went wrong."""
     words, kind = state_words(status)
-    reasons = [tag("div", shorten(w, 500)) for w in (status.stopped, status.error) if w]
+    reasons = [line for text in (status.stopped, status.error) for line in _lines(text)]
     return join(
         (
             title("Training ", badge(words, kind)),
             _progress(status),
             tag("div", progress_words(status), class_="kv-muted"),
-            *reasons,
+            *(tag("div", line) for line in reasons),
         )
     )
+
+
+def _lines(text: str) -> list[str]:
+    """What went wrong, as it was written, where it is of a sane length."""
+    return [shorten(line, 400) for line in text.splitlines()[:12] if line.strip()]
 
 
 def _progress(status: TrainingStatus) -> Markup:
@@ -135,7 +140,7 @@ def _times(status: TrainingStatus) -> Markup | None:
     if bar is None:
         return None
     words = f"Where a step's time goes (mean of the last {count(len(recent), 'step')})"
-    return join((tag("div", words, class_="kv-muted"), bar))
+    return tag("div", tag("div", words, class_="kv-muted"), bar, class_="kv-section")
 
 
 def samples_html(step: StepReport | None) -> Markup | None:
@@ -162,19 +167,19 @@ def samples_html(step: StepReport | None) -> Markup | None:
         ]
         for sample in chosen[:SHOWN_SAMPLES]
     ]
-    return join(
-        (
-            tag("div", f"Newest samples, of step {step.step}", class_="kv-title"),
-            table(heads, rows),
-            note("session.last_rollout shows them all once training pauses."),
-        )
+    return tag(
+        "div",
+        title(f"Newest samples, of step {step.step}"),
+        table(heads, rows),
+        note("session.last_rollout shows them all once training pauses."),
+        class_="kv-section",
     )
 
 
 def dashboard_plain(status: TrainingStatus) -> str:
     """The same for a terminal."""
     lines = [f"Training: {state_words(status)[0]}", f"  {progress_words(status)}"]
-    lines += [f"  {shorten(words, 300)}" for words in (status.stopped, status.error) if words]
+    lines += [f"  {line}" for text in (status.stopped, status.error) for line in _lines(text)]
     rows = {c.name: c.points[-1][1] for c in measures(status) if c.points}
     lines += [f"  {name}  {number(value)}" for name, value in rows.items()]
     return "\n".join(lines)

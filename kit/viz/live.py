@@ -32,7 +32,7 @@ from kit.viz.dashboard import (
     head_html,
     samples_html,
 )
-from kit.viz.frontend import cell
+from kit.viz.frontend import cell, let_clicks_through
 from kit.viz.html import Bundle, bundle, page, part, style, tag
 from kit.viz.text import shorten
 
@@ -210,6 +210,7 @@ class Dashboard:
         self.go.description = "Pause" if goes_on else "Resume" if begun else "Start"
         self.go.tooltip = "Hold after the step under way" if goes_on else "Go on with the training"
         self.step.disabled = goes_on
+        let_clicks_through(self.go, self.step, self.stop)
         self.head.value = part(head_html(status))
         self.curves.value = part(curves_html(status))
         if now >= self._samples_due or not goes_on:

@@ -17,8 +17,8 @@ from kit.viz.plots import SMOOTHED_FROM, in_words
 from kit.viz.text import count, number, shorten
 
 WIDTH, HEIGHT = 300.0, 96.0
-LEFT, RIGHT, TOP, BOTTOM = 6.0, 6.0, 14.0, 16.0
-"""Margins; the numbers of the axes are written above and below the drawing."""
+LEFT, RIGHT, TOP, BOTTOM = 44.0, 6.0, 8.0, 18.0
+"""Margins, where the numbers of the axes are."""
 MOST_POINTS = 150
 """A panel is no wider than so many points can be told apart."""
 
@@ -91,15 +91,17 @@ class _Scale:
         return LEFT + wide * across, TOP + high * (1 - up)
 
     def axes(self) -> list[Markup]:
-        """Two quiet lines with the highest and the lowest value, and the first and last step."""
+        """Two quiet lines at the highest and the lowest value; the first and the last step."""
         top, bottom = TOP, HEIGHT - BOTTOM
         lines = f"M{LEFT:g} {top:g}H{WIDTH - RIGHT:g}M{LEFT:g} {bottom:g}H{WIDTH - RIGHT:g}"
         words = [
+            _label(LEFT - 5, self.at(self.first, self.low)[1] + 3, number(self.low, 3), "end"),
             _label(WIDTH - RIGHT, HEIGHT - 4, f"step {self.last:g}", "end"),
-            _label(LEFT, HEIGHT - 4, number(self.low, 3)),
         ]
+        if self.last > self.first:
+            words.append(_label(LEFT, HEIGHT - 4, f"step {self.first:g}"))
         if not self.flat:
-            words.append(_label(LEFT, TOP - 4, number(self.high, 3)))
+            words.append(_label(LEFT - 5, top + 3, number(self.high, 3), "end"))
         return [tag("path", d=lines, stroke="var(--kv-track)", fill="none"), *words]
 
 
@@ -117,10 +119,8 @@ def _line(scale: _Scale, points: Points) -> list[Markup]:
     if len(points) < SMOOTHED_FROM:
         dots = "".join(_dot(*scale.at(*point), 2.2) for point in points)
         return [_stroke(scale, points, 1.6), tag("path", d=dots, fill="var(--kv-curve)")]
-    means = smooth(points, max(3, len(points) // 20))
-    thin = _thinned(points)
-    step = -(-len(means) // MOST_POINTS)
-    thick = [*means[::step], means[-1]]
+    window, every = max(3, len(points) // 20), -(-len(points) // MOST_POINTS)
+    thin, thick = _thinned(points), smooth(points, window, every)
     end = tag("path", d=_dot(*scale.at(*points[-1]), 2.6), fill="var(--kv-curve)")
     return [_stroke(scale, thin, 0.8, "0.55"), _stroke(scale, thick, 2.0), end]
 

@@ -130,7 +130,9 @@ _RULES = """
 @ .kv-progress{height:10px;border-radius:3px;overflow:hidden;margin:6px 0;
  background:var(--kv-track)}
 @ .kv-progress i{display:block;height:100%;background:var(--kv-up)}
-@ .kv-panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(15em,1fr));gap:10px 22px}
+@ .kv-panels{display:grid;gap:10px 22px;margin:8px 0;
+ grid-template-columns:repeat(auto-fill,minmax(max(13em,30%),1fr))}
+@ .kv-section{margin:12px 0 0}
 @ .kv-panel{break-inside:avoid}
 @ .kv-panel svg{width:100%}
 @ .kv-panel-head{display:flex;justify-content:space-between;gap:8px}
