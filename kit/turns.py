@@ -86,6 +86,7 @@ def verb(
 
     @functools.wraps(method)
     def in_turn(self: Self_, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        __tracebackhide__ = True  # IPython then shows the verb's own lines
         with self._turns.take(method.__name__):
             return method(self, *args, **kwargs)
 

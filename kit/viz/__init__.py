@@ -11,7 +11,8 @@ functions that draw with them.
     rollouts.py, tokens.py, batches.py, compare.py    samples and their groups
     updates.py, checks.py, mismatch.py, health.py,    reports and settings
     training.py, settings.py
-    history.py, plots.py, terminal.py                 curves
+    history.py, plots.py, panels.py, terminal.py      curves: to keep, to draw often, in a terminal
+    dashboard.py, live.py, frontend.py, progress.py   a training under way, and who looks at it
 """
 
 from kit.viz.batches import show_batch

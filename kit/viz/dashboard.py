@@ -139,7 +139,8 @@ def _times(status: TrainingStatus) -> Markup | None:
     bar = phase_bar(phases(replace(status.last, metrics=means)))
     if bar is None:
         return None
-    words = f"Where a step's time goes (mean of the last {count(len(recent), 'step')})"
+    span = f"mean of the last {len(recent)} steps" if len(recent) > 1 else "the last step"
+    words = f"Where a step's time goes ({span})"
     return tag("div", tag("div", words, class_="kv-muted"), bar, class_="kv-section")
 
 

@@ -16,8 +16,8 @@ from kit.viz.metrics import meaning, short_name
 from kit.viz.plots import SMOOTHED_FROM, in_words
 from kit.viz.text import count, number, shorten
 
-WIDTH, HEIGHT = 300.0, 96.0
-LEFT, RIGHT, TOP, BOTTOM = 44.0, 6.0, 8.0, 18.0
+WIDTH, HEIGHT = 300.0, 100.0
+LEFT, RIGHT, TOP, BOTTOM = 50.0, 6.0, 8.0, 19.0
 """Margins, where the numbers of the axes are."""
 MOST_POINTS = 150
 """A panel is no wider than so many points can be told apart."""
@@ -95,20 +95,20 @@ class _Scale:
         top, bottom = TOP, HEIGHT - BOTTOM
         lines = f"M{LEFT:g} {top:g}H{WIDTH - RIGHT:g}M{LEFT:g} {bottom:g}H{WIDTH - RIGHT:g}"
         words = [
-            _label(LEFT - 5, self.at(self.first, self.low)[1] + 3, number(self.low, 3), "end"),
+            _label(LEFT - 5, self.at(self.first, self.low)[1] + 4, number(self.low, 3), "end"),
             _label(WIDTH - RIGHT, HEIGHT - 4, f"step {self.last:g}", "end"),
         ]
         if self.last > self.first:
             words.append(_label(LEFT, HEIGHT - 4, f"step {self.first:g}"))
         if not self.flat:
-            words.append(_label(LEFT - 5, top + 3, number(self.high, 3), "end"))
+            words.append(_label(LEFT - 5, top + 4, number(self.high, 3), "end"))
         return [tag("path", d=lines, stroke="var(--kv-track)", fill="none"), *words]
 
 
 def _label(x: float, y: float, words: str, anchor: str | None = None) -> Markup:
     return tag(
         "text", words, x=f"{x:g}", y=f"{y:g}", text_anchor=anchor, fill="var(--kv-muted)",
-        font_size="10",
+        font_size="11.5",
     )  # fmt: skip
 
 
