@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -240,6 +241,21 @@ def test_a_verb_called_by_a_step_is_part_of_it(session: RLSession) -> None:
     session._turns.training = training
     training.resume()
     assert len(training.wait()) == 1
+
+
+def test_interrupting_the_wait_for_a_training_leaves_it_running(
+    begin: Callable[..., Training],
+) -> None:
+    gate = Gate()
+    training = begin(2, gate)
+    gate.await_step()
+    timer = threading.Timer(0.2, signal.raise_signal, (signal.SIGINT,))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        training.wait()
+    assert training.state == "running"
+    gate.open(2)
+    assert len(training.wait()) == 2
 
 
 def test_waiting_for_a_training_that_has_not_begun_is_refused(session: RLSession) -> None:

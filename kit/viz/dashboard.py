@@ -172,7 +172,7 @@ def samples_html(step: StepReport | None) -> Markup | None:
         "div",
         title(f"Newest samples, of step {step.step}"),
         table(heads, rows),
-        note("session.last_rollout shows them all once training pauses."),
+        note("session.last_rollout shows all samples of its step."),
         class_="kv-section",
     )
 
