@@ -63,6 +63,7 @@ class Training:
         self._stopped = ""
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
+        """The one that the loop runs in."""
         self._watchers: list[Callable[[], None]] = []
 
     # ---- what it is at -------------------------------------------------------------------------
@@ -191,7 +192,7 @@ class Training:
 
     def run(self) -> TrainReport:
         """All steps, in the caller's thread. An interrupt ends it and keeps what is done."""
-        self._wanted = "run"
+        self._wanted, self._thread = "run", threading.current_thread()
         try:
             with self._session._turns.take("train"):
                 self._loop()
