@@ -24,7 +24,6 @@ import json, time
 from kit import RLSession
 from kit.train import show
 from kit.training import Training
-from kit.viz import live
 
 def block(session, steps, dashboard):
     training = Training(session, steps)
@@ -34,7 +33,7 @@ def block(session, steps, dashboard):
     training.resume()
     seconds = [s.metrics["perf/step_time"] for s in training.wait()]
     wall = time.perf_counter() - begin
-    drawing = live._shown[training].drawing_seconds if dashboard else 0.0
+    drawing = training.shown.drawing_seconds if dashboard else 0.0
     return {"steps": seconds, "wall": wall, "drawing": drawing}
 
 with RLSession.start("tiny") as session:

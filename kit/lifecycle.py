@@ -124,12 +124,13 @@ class Lifecycle:
 
     def close(self) -> None:
         """End every process of this session, and a training that runs. Safe to call again."""
-        stack, self._stack = self._stack, None
+        stack, training = self._stack, self.training
         if stack:
-            self._state = "closed"
-            if self.training and not self.training.close(CLOSE_SECONDS):
-                stack.halt()  # else the training's thread would wait in a Ray that goes away
-                self.training.close(CLOSE_SECONDS)
+            ended = training is None or training.close(CLOSE_SECONDS)
+            self._stack, self._state = None, "closed"
+            if training and not ended:
+                stack.halt()  # else its thread would wait in a Ray that goes away
+                training.close(CLOSE_SECONDS)
             stack.close()
             _running.discard(self)
 

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kit.errors import KitError, SessionError
 from kit.reports import StepReport, TrainingState, TrainingStatus, TrainReport
@@ -65,6 +65,9 @@ class Training:
         self._thread: threading.Thread | None = None
         """The one that the loop runs in."""
         self._watchers: list[Callable[[], None]] = []
+        self._closing = False
+        self.shown: Any = None
+        """What displays it, once something does; `kit.viz.live` keeps it here."""
 
     # ---- what it is at -------------------------------------------------------------------------
 
@@ -205,6 +208,7 @@ class Training:
 
     def close(self, seconds: float) -> bool:
         """Stop, and wait so long for the step under way; whether the thread has ended."""
+        self._closing = True
         self.stop(CLOSED)
         thread = self._thread
         if thread is None or thread is threading.current_thread():
@@ -229,8 +233,8 @@ class Training:
         try:
             self._loop()
         except BaseException as error:
-            if self._stopped == CLOSED and isinstance(error, KitError):
-                self._end("stopped", CLOSED)  # the stack went away under the step
+            if self._closing and isinstance(error, Exception):
+                self._end("stopped", self._stopped)  # the stack went away under the step
             else:
                 self._end("failed", error=error)
 

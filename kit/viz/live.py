@@ -16,10 +16,10 @@ import contextvars
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from markupsafe import Markup
 
@@ -61,11 +61,10 @@ would write `Error displaying widget: model not found`."""
 def show_training(training: Training, *, live: bool) -> None:
     """Display a training: as a dashboard with buttons, or as a picture that follows it."""
     with _making:
-        shown = _shown.get(training)
-        if shown is None:
-            shown = Dashboard(training) if live and not training.ended else Follower(training)
-            _shown[training] = shown
-    shown.show()
+        if training.shown is None:
+            steered = live and not training.ended
+            training.shown = Dashboard(training) if steered else Follower(training)
+    training.shown.show()
 
 
 class Still:
@@ -107,7 +106,10 @@ class Follower:
         if time.monotonic() < self._due and not self._training.ended:
             return
         begin = time.thread_time()
-        self._still.update(self._training.status)
+        try:
+            self._still.update(self._training.status)
+        except Exception as error:  # the training goes on, so that is all it may cost
+            warnings.warn(f"The training cannot be drawn: {error}", RuntimeWarning, stacklevel=2)
         cost = time.thread_time() - begin
         self._due = time.monotonic() + max(PICTURE_SECONDS, cost / SHARE)
 
@@ -236,4 +238,3 @@ def _display(data: dict[str, Any], display_id: str, update: bool = False) -> Non
 
 
 _making = threading.Lock()
-_shown: WeakKeyDictionary[Training, Dashboard | Follower] = WeakKeyDictionary()
