@@ -71,7 +71,11 @@ def run(steps: int, pairs: int) -> list[list[dict[str, Any]]]:
 
 def _words(row: list[dict[str, Any]]) -> str:
     without, under = (median(block["steps"]) for block in row)
-    return f"{without:.3f} s a step without, {under:.3f} s with it: {under / without:.3f}"
+    drawing = row[1]["drawing"] / row[1]["wall"]
+    return (
+        f"{without:.3f} s a step without, {under:.3f} s with it: {under / without:.3f}; "
+        f"drawing {drawing:.1%}"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -188,7 +188,10 @@ class Training:
                 raise SessionError(
                     "wait was called on a training that has not begun.", fix="call resume() first."
                 )
-            self._changed.wait_for(lambda: self.ended)
+            # In short waits: one without end would not see an interrupt that the system handed to
+            # another thread.
+            while not self._changed.wait_for(lambda: self.ended, timeout=1.0):
+                pass
         if self._error:
             raise self._error
         return self.report
