@@ -37,11 +37,13 @@ if TYPE_CHECKING:
         RewardTrial,
         StepReport,
         SyncReport,
+        TrainingStatus,
         TrainReport,
         UpdateReport,
     )
     from kit.samples import Batch, Rollout, Sample, Status
     from kit.session import RLSession
+    from kit.training import Training
 
 __all__ = [
     "Batch",
@@ -66,6 +68,8 @@ __all__ = [
     "StepReport",
     "SyncReport",
     "TrainReport",
+    "Training",
+    "TrainingStatus",
     "UpdateReport",
     "__version__",
     "compare",
@@ -87,10 +91,12 @@ _HOMES = {
         "StepReport",
         "SyncReport",
         "TrainReport",
+        "TrainingStatus",
         "UpdateReport",
     ),
     "kit.samples": ("Batch", "Rollout", "Sample", "Status"),
     "kit.session": ("RLSession",),
+    "kit.training": ("Training",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names} | {
     name: "kit.errors" for name in __all__ if name.endswith("Error")

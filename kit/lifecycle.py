@@ -18,10 +18,15 @@ from kit.reports import Metrics
 from kit.rewards import build
 from kit.runs.record import Recorder, current_run
 from kit.samples import Rollout
+from kit.turns import Turns
 
 if TYPE_CHECKING:
     from kit.rewards.runner import Reward
     from kit.stack.stack import Stack
+    from kit.training import Training
+
+CLOSE_SECONDS = 1.0
+"""How long closing waits for a training step to end by itself."""
 
 
 class Lifecycle:
@@ -41,6 +46,7 @@ class Lifecycle:
         self._generations = 0
         self._stack: Stack | None = None
         self._state = "not started"
+        self._turns = Turns()
 
     @classmethod
     def start(
@@ -117,10 +123,14 @@ class Lifecycle:
         self.start_seconds = time.perf_counter() - begin
 
     def close(self) -> None:
-        """End every process of this session. Safe to call again."""
-        stack, self._stack = self._stack, None
+        """End every process of this session, and a training that runs. Safe to call again."""
+        stack, training = self._stack, self.training
         if stack:
-            self._state = "closed"
+            ended = training is None or training.close(CLOSE_SECONDS)
+            self._stack, self._state = None, "closed"
+            if training and not ended:
+                stack.halt()  # else its thread would wait in a Ray that goes away
+                training.close(CLOSE_SECONDS)
             stack.close()
             _running.discard(self)
 
@@ -158,6 +168,11 @@ class Lifecycle:
         from kit.viz import show_report
 
         return show_report(overview(self))
+
+    @property
+    def training(self) -> Training | None:
+        """The last training that had a dashboard: to pause, resume or stop it from a cell."""
+        return self._turns.training
 
     def _next_seed(self) -> str:
         """What the next draw of responses takes its randomness from."""

@@ -7,11 +7,26 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 
-from kit.reports import Metrics
+from kit.reports import Metrics, SyncReport, UpdateReport
 from kit.samples import Rollout, Sample, Status
 
 REPETITIVE = 10.0
 """A response that zlib shrinks this many times repeats itself."""
+
+
+def step_metrics(
+    rollout: Rollout, update: UpdateReport, sync: SyncReport, seconds: float
+) -> dict[str, float]:
+    """All metrics of one step that took so many seconds."""
+    return {
+        **rollout_metrics(rollout),
+        **update.metrics,
+        "perf/rollout_time": rollout.seconds,
+        "perf/actor_train_time": update.seconds,
+        "perf/update_weights_time": sync.seconds,
+        "perf/step_time": seconds,
+        "perf/tokens_per_gpu_per_sec": rollout.new_tokens / rollout.seconds,
+    }
 
 
 def rollout_metrics(rollout: Rollout) -> Metrics:

@@ -6,6 +6,7 @@ picture of each result is drawn by `kit.viz` when somebody looks at it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -29,6 +30,8 @@ Cause = Literal[
     "unknown",
 ]
 """Why trainer and engine disagree; `none` where they do not."""
+TrainingState = Literal["ready", "running", "paused", "stopped", "finished", "failed"]
+"""`ready` is paused before the first step; the last three are ends."""
 
 
 class Shown:
@@ -353,3 +356,37 @@ class RewardTrial(Shown):
         if any(seconds is not None for seconds in self.tried.call_seconds):
             numbers["seconds"] = list(self.tried.call_seconds)
         return SampleBrowser(self.tried.rollout, numbers=numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingStatus(Shown):
+    """A training at one moment. Shows itself as the picture that the dashboard draws."""
+
+    state: TrainingState
+    total: int
+    """Steps that were asked for."""
+    done: int = 0
+    asked: Literal["", "run", "pause", "stop"] = ""
+    """What was asked for and waits: for the step under way to end, or for a verb."""
+    step: int = 0
+    """Updates that the session has applied, those before this training included."""
+    history: tuple[Metrics, ...] = ()
+    """One row of metrics a step, from the session's first step on."""
+    last: StepReport | None = None
+    """The newest step of this training."""
+    step_seconds: float = math.nan
+    """Mean over the last steps, evaluations included."""
+    stopped: str = ""
+    """Why it ended early; empty where it did not."""
+    error: str = ""
+    """What the exception said, where it failed."""
+
+    @property
+    def ended(self) -> bool:
+        """Will there be no further step?"""
+        return self.state in ("stopped", "finished", "failed")
+
+    @property
+    def seconds_left(self) -> float:
+        """Until all steps are done, at the pace of the last ones; NaN before the first."""
+        return self.step_seconds * (self.total - self.done)

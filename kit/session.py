@@ -15,11 +15,12 @@ the configuration asks for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
 
 from kit import annotating, checkpoint, collecting, evaluation, health, mismatch, updating
+from kit import train as training_loop
 from kit.annotating import Annotated
 from kit.arguments import at_least_one, expect
 from kit.arguments import temperature as checked_temperature
@@ -27,7 +28,7 @@ from kit.batching import make_batch
 from kit.config_training import Estimator
 from kit.errors import ConfigError, DataError, SessionError, did_you_mean
 from kit.lifecycle import Lifecycle
-from kit.metrics import rollout_metrics
+from kit.metrics import step_metrics
 from kit.prompting import as_rows
 from kit.reports import (
     CheckReport,
@@ -42,6 +43,8 @@ from kit.reports import (
 from kit.rewards import score_samples
 from kit.rewards.trial import try_reward
 from kit.samples import Batch, Messages, Rollout, Sample
+from kit.training import Training, Until
+from kit.turns import verb
 
 if TYPE_CHECKING:
     from kit.rewards.runner import Reward
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
 class RLSession(Lifecycle):
     """One model in training, with its engine, its trainer, its prompts and its reward."""
 
+    @verb
     def generate(
         self,
         prompts: Sequence[str | Messages] | None = None,
@@ -84,6 +88,7 @@ class RLSession(Lifecycle):
         self.last_rollout = rollout
         return rollout
 
+    @verb
     def score(self, rollout: Rollout, reward: Reward | None = None) -> Rollout:
         """The same rollout with rewards. A sample whose reward fails is marked, and says why.
 
@@ -115,6 +120,7 @@ class RLSession(Lifecycle):
         rollout = expect(rollout, Rollout, "try_reward", fix)
         return try_reward(rollout, fn, self._reward if against is None else against)
 
+    @verb
     def collect(self, reward: Reward | None = None) -> Rollout:
         """Generate and score what a step trains on.
 
@@ -132,6 +138,7 @@ class RLSession(Lifecycle):
         self.last_rollout = collecting.collect(self, self._reward if reward is None else reward)
         return self.last_rollout
 
+    @verb
     def advantages(self, rollout: Rollout, advantage_estimator: Estimator | None = None) -> Batch:
         """What an update will see: rewards made into advantages by the configured estimator.
 
@@ -159,6 +166,7 @@ class RLSession(Lifecycle):
             training = training.model_copy(update={"advantage_estimator": advantage_estimator})
         return make_batch(rollout, training, self.log_probs)
 
+    @verb
     def log_probs(self, samples: Sequence[Sample], of: str = "policy") -> list[list[float]]:
         """What the trainer says of each response token, one list a sample.
 
@@ -175,6 +183,7 @@ class RLSession(Lifecycle):
             [s.tokens for s in samples], [s.response_length for s in samples], of
         )
 
+    @verb
     def annotate(self, what: Annotated) -> Annotated:
         """The same with what the present weights say of each response token: see `Sample.strip`.
 
@@ -187,6 +196,7 @@ class RLSession(Lifecycle):
         text = self._prompting.token_text
         return annotating.annotate(self._running, what, self.step_count, text)
 
+    @verb
     def update(self, batch: Batch) -> UpdateReport:
         """Train on a batch. The same batch again, by a cell run twice, changes nothing.
 
@@ -199,6 +209,7 @@ class RLSession(Lifecycle):
         self.step_count += report.applied
         return report
 
+    @verb
     def sync(self, *, exact: bool = False) -> SyncReport:
         """Hand the trainer's weights to the engine, which forgets all it cached of old ones.
 
@@ -211,6 +222,7 @@ class RLSession(Lifecycle):
         self.engine_version = self.step_count
         return SyncReport(self.step_count, time.perf_counter() - begin, tensors, size)
 
+    @verb
     def check_mismatch(
         self, rollout: Rollout | None = None, *, deep: bool = False
     ) -> MismatchReport:
@@ -244,6 +256,7 @@ class RLSession(Lifecycle):
             deep=deep,
         )
 
+    @verb
     def check(self) -> CheckReport:
         """The invariants of a healthy start: one by one, with value and bound.
 
@@ -252,6 +265,7 @@ class RLSession(Lifecycle):
         """
         return health.check(self, self._running)
 
+    @verb
     def step(self) -> StepReport:
         """One whole step: collect (generate and score), advantages, update, sync."""
         begin, index, config = time.perf_counter(), self.step_count, self.config
@@ -269,15 +283,7 @@ class RLSession(Lifecycle):
                 fix="mend the reward function; the message above is its own.",
             )
         sync = self.sync()
-        seconds = time.perf_counter() - begin
-        metrics = rollout_metrics(rollout) | update.metrics
-        metrics |= {
-            "perf/rollout_time": rollout.seconds,
-            "perf/actor_train_time": update.seconds,
-            "perf/update_weights_time": sync.seconds,
-            "perf/step_time": seconds,
-            "perf/tokens_per_gpu_per_sec": rollout.new_tokens / rollout.seconds,
-        }
+        metrics = step_metrics(rollout, update, sync, time.perf_counter() - begin)
         evaluated = self.evaluate() if _due(index + 1, config.evaluation.interval) else None
         if evaluated:
             metrics |= evaluated.metrics
@@ -286,45 +292,40 @@ class RLSession(Lifecycle):
             self._recorder.step(metrics, index)
         return StepReport(index, metrics, rollout, update, sync, checked, evaluated)
 
+    @overload
+    def train(
+        self, steps: int | None = ..., *, until: Until | None = ..., show: bool = ...
+    ) -> TrainReport: ...
+    @overload
+    def train(
+        self, steps: int | None = ..., *, until: Until | None = ..., dashboard: Literal[True]
+    ) -> Training: ...
     def train(
         self,
         steps: int | None = None,
         *,
-        until: Callable[[StepReport], bool] | None = None,
+        until: Until | None = None,
         show: bool = True,
-    ) -> TrainReport:
+        dashboard: bool = False,
+    ) -> TrainReport | Training:
         """A loop of `step()`, shown live. Interrupting it keeps the steps that are done.
 
         Args:
             steps: None takes the configured `num_rollout`.
             until: called after each step; True ends training.
             show: draw the progress while training.
+            dashboard: train in the background, under curves, samples and buttons, and return a
+                `Training` at once; its `wait()` gives the report. A batch run returns it finished.
         """
-        from kit.viz.progress import Progress
+        if dashboard:
+            return training_loop.train_on_dashboard(self, steps, until)
+        return training_loop.train(self, steps, until, show)
 
-        total, begin = self.config.training.num_rollout, time.perf_counter()
-        if steps is not None:
-            total = at_least_one(steps, "steps")
-        done: list[StepReport] = []
-        stopped = ""
-        with Progress(total, enabled=show) as progress:
-            try:
-                for _ in range(total):
-                    done.append(self.step())
-                    progress.update(done[-1])
-                    if until and until(done[-1]):
-                        stopped = "the condition given as `until` was met"
-                        break
-            except KeyboardInterrupt:
-                stopped = f"interrupted in step {self.step_count}"
-        return TrainReport(
-            steps=tuple(done),
-            evaluations=tuple(s.evaluation for s in done if s.evaluation),
-            seconds=time.perf_counter() - begin,
-            stopped=stopped,
-            history=tuple(self.history),
-        )
+    def dashboard(self, steps: int | None = None) -> Training:
+        """The training under way; or the history so far, and buttons to begin so many steps."""
+        return training_loop.dashboard(self, steps)
 
+    @verb
     def evaluate(
         self, *, n_samples_per_prompt: int | None = None, temperature: float | None = None
     ) -> EvalReport:
@@ -349,6 +350,7 @@ class RLSession(Lifecycle):
 
     # ---- keeping -------------------------------------------------------------------------------
 
+    @verb
     def save(self, path: str | Path | None = None) -> Path:
         """Write a checkpoint: weights, optimizer, data position, counters, metrics, configuration.
 

@@ -285,6 +285,13 @@ class Stack:
         """Bytes of host memory that the stack's processes hold for themselves."""
         return self.cluster.host_memory()
 
+    def halt(self) -> None:
+        """Kill engine and trainers: a call that waits for one raises StackError at once."""
+        import ray
+
+        for actor in [*self._engines, *self._trainers]:
+            ray.kill(actor)
+
     def close(self) -> None:
         """End every process. Safe to call again."""
         self.cluster.close()

@@ -16,7 +16,8 @@ functions that draw with them.
     quantities.py
     lasting.py, frontend.py                           widgets, and what stays of them in a file
     bars.py, histogram.py                             bars and distributions
-    history.py, plots.py, terminal.py                 curves
+    history.py, plots.py, panels.py, terminal.py      curves: to keep, to draw often, in a terminal
+    dashboard.py, live.py, progress.py                a training under way
 """
 
 from kit.viz.batches import show_batch

@@ -26,6 +26,18 @@ def cell() -> str:
     return str(_request().get("header", {}).get("msg_id", ""))
 
 
+def let_clicks_through(*widgets: Any) -> None:
+    """Have what these widgets send handled while a cell runs, where front-end and kernel can.
+
+    JupyterLab addresses it to a thread of the kernel that runs no cells. ipykernel from 7.4 on
+    redirects it to the thread that last wrote to the widget, and that runs cells: a click would
+    then wait for the cell that waits for the training. So this forgets who wrote last.
+    """
+    for widget in widgets:
+        if hasattr(widget.comm, "_reply_subshell_id"):
+            del widget.comm._reply_subshell_id
+
+
 def _kernel() -> Any:
     interactive = sys.modules.get("IPython")
     return getattr(interactive.get_ipython(), "kernel", None) if interactive else None

@@ -92,10 +92,11 @@ def run_curves(
     return drawn
 
 
-def smooth(points: Points, window: int) -> Points:
-    """The mean over the last `window` points, at each point."""
+def smooth(points: Points, window: int, every: int = 1) -> Points:
+    """The mean over the last `window` points, at the last point and at every so many before it."""
     values = [value for _, value in points]
-    means = (
-        sum(values[max(0, i - window + 1) : i + 1]) / min(window, i + 1) for i in range(len(values))
-    )
-    return [(step, mean) for (step, _), mean in zip(points, means, strict=True)]
+    places = range((len(points) - 1) % every, len(points), every)
+    return [
+        (points[i][0], sum(values[max(0, i - window + 1) : i + 1]) / min(window, i + 1))
+        for i in places
+    ]

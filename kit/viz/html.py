@@ -67,8 +67,17 @@ def page(*children: Child) -> str:
     The last pass makes hidden characters visible that somebody forgot to; it leaves tags alone,
     which are plain ASCII.
     """
-    style = Markup("<style>") + Markup(style_sheet()) + Markup("</style>")
-    return visible(str(tag("div", style, *children, class_="kit-viz")))
+    return visible(str(tag("div", style(), *children, class_="kit-viz")))
+
+
+def part(*children: Child) -> str:
+    """One of several displays that share a style; see `page`."""
+    return visible(str(tag("div", *children, class_="kit-viz")))
+
+
+def style() -> Markup:
+    """The style of every display, for a page of parts."""
+    return Markup("<style>") + Markup(style_sheet()) + Markup("</style>")
 
 
 def title(words: str, *rest: Child) -> Markup:

@@ -23,6 +23,10 @@ _RULE = (
 )
 
 
+NOTHING: Bundle = {"text/html": "", "text/plain": ""}
+"""What stands where widgets are unknown, such as in an exported page."""
+
+
 def show_lasting(widget: Any, picture: Bundle) -> None:
     """Display a widget where somebody can use it, and the picture that the file keeps.
 
@@ -36,11 +40,24 @@ def show_lasting(widget: Any, picture: Bundle) -> None:
     if frontend() != "live":
         show(picture, raw=True)
         return
-    name = uuid.uuid4().hex[:12]
+    name = new_name()
     widget.add_class(f"kit-live-{name}")
-    view = {"model_id": widget.model_id, "version_major": 2, "version_minor": 0}
-    # The empty words stand where widgets are unknown, such as in an exported page.
-    nothing = {"text/html": "", "text/plain": ""}
-    show(nothing | {"application/vnd.jupyter.widget-view+json": view}, raw=True)
-    still = Markup(_RULE.format(id=name)) + Markup(picture["text/html"]) + Markup("</div>")
-    show({**picture, "text/html": str(still)}, raw=True)
+    show(view(widget), raw=True)
+    show(still(picture, name), raw=True)
+
+
+def new_name() -> str:
+    """What ties a widget of class `kit-live-NAME` to the picture that stays for it."""
+    return uuid.uuid4().hex[:12]
+
+
+def view(widget: Any) -> dict[str, Any]:
+    """What a notebook stores of a widget."""
+    number = {"model_id": widget.model_id, "version_major": 2, "version_minor": 0}
+    return {**NOTHING, "application/vnd.jupyter.widget-view+json": number}
+
+
+def still(picture: Bundle, name: str) -> Bundle:
+    """The picture, shown only where the widget of that name is not."""
+    html = Markup(_RULE.format(id=name)) + Markup(picture["text/html"]) + Markup("</div>")
+    return {**picture, "text/html": str(html)}

@@ -63,7 +63,7 @@ def curves_svg(drawn: Sequence[Curve]) -> Markup | None:
     seen = [curve for curve in drawn if _has_points(curve)]
     if not seen:
         return None
-    words = "; ".join(_in_words(curve) for curve in seen)
+    words = "; ".join(in_words(curve) for curve in seen)
     return _inline(_svg(_figure(seen, _INK), salt=words), words)
 
 
@@ -95,10 +95,11 @@ def save_curve(
 
 def curves_plain(drawn: Sequence[Curve]) -> str:
     """First and last value of each curve, for a terminal."""
-    return "\n".join(["Curves of the run", *(f"  {_in_words(curve)}" for curve in drawn)])
+    return "\n".join(["Curves of the run", *(f"  {in_words(curve)}" for curve in drawn)])
 
 
-def _in_words(curve: Curve) -> str:
+def in_words(curve: Curve) -> str:
+    """First and last value, for those who do not see the drawing."""
     if not curve.points:
         words = f"{shorten(curve.name, 60)}: {'no finite value' if curve.dropped else 'not logged'}"
     else:

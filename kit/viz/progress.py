@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from kit.reports import StepReport
+from kit.viz.frontend import frontend
 
 REDRAW_SECONDS = 0.5
 """A faster redraw costs training time and no eye can follow it."""
@@ -26,7 +27,7 @@ class Progress:
         self.handle: Any = None
 
     def __enter__(self) -> Self:
-        if self.enabled and _in_notebook():
+        if self.enabled and frontend() != "terminal":
             from IPython.display import display
 
             show: Any = display
@@ -67,10 +68,3 @@ class Progress:
         bar = f'<progress value="{self.done}" max="{self.total}" style="width:16em"></progress>'
         html = f'<div style="font-family:monospace">{bar} {escape(self.line)}</div>'
         return {"text/html": html, "text/plain": self.line}
-
-
-def _in_notebook() -> bool:
-    """Is there a kernel that can update a display?"""
-    interactive = sys.modules.get("IPython")
-    shell = interactive.get_ipython() if interactive else None
-    return shell is not None and hasattr(shell, "kernel")

@@ -14,10 +14,12 @@ from kit.reports import (
     Shown,
     StepReport,
     SyncReport,
+    TrainingStatus,
     TrainReport,
     UpdateReport,
 )
 from kit.viz.checks import eval_html, eval_plain
+from kit.viz.dashboard import dashboard_html, dashboard_plain
 from kit.viz.health import check_html, check_plain
 from kit.viz.html import Bundle, bundle, page, tag
 from kit.viz.mismatch import mismatch_html, mismatch_plain
@@ -36,6 +38,7 @@ _DISPLAYS: dict[type[Shown], tuple[Callable[[Any], str], Callable[[Any], str]]] 
     TrainReport: (train_html, train_plain),
     SessionState: (session_html, session_plain),
     RewardTrial: (trial_html, trial_plain),
+    TrainingStatus: (dashboard_html, dashboard_plain),
 }
 
 

@@ -72,6 +72,14 @@ def shorten(text: str, width: int) -> str:
     return line if len(line) <= width and len(text) <= width else line[: width - 1] + "…"
 
 
+def both_ends(text: str, width: int) -> str:
+    """One visible line like `shorten`, but the middle is left out: an answer stands at the end."""
+    if len(text) <= width:
+        return one_line(text)
+    tail = width // 3
+    return f"{one_line(text[: width - tail])} … {one_line(text[-tail:])}"
+
+
 def number(value: object, digits: int = 4) -> str:
     """A number as a person reads it: `0.5312`, `12,345`, `1.2e-05`, `NaN`; `–` where none."""
     if value is None:

@@ -153,6 +153,17 @@ _RULES = """
  background:var(--kv-track)}
 @ .kv-stack i{display:block;height:100%;border-right:2px solid var(--kv-bg);box-sizing:border-box}
 @ .kv-dot{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:5px}
+@ .kv-progress{height:10px;border-radius:3px;overflow:hidden;margin:6px 0;
+ background:var(--kv-track)}
+@ .kv-progress i{display:block;height:100%;background:var(--kv-up)}
+@ .kv-panels{display:grid;gap:10px 22px;margin:8px 0;
+ grid-template-columns:repeat(auto-fill,minmax(max(13em,30%),1fr))}
+@ .kv-section{margin:12px 0 0}
+@ .kv-panel{break-inside:avoid}
+@ .kv-panel svg{width:100%}
+@ .kv-panel-head{display:flex;justify-content:space-between;gap:8px}
+@ .kv-panel-head b{font-variant-numeric:tabular-nums}
+@ .kv-panel-empty{color:var(--kv-muted);text-align:center;padding:1.6em 0}
 @ .kv-two{display:grid;grid-template-columns:1fr 1fr;gap:6px 18px;margin:10px 0 6px}
 @ svg{max-width:100%;height:auto;display:block;stroke-linejoin:round}
 @ svg text{font-family:inherit!important}

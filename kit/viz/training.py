@@ -88,14 +88,14 @@ def step_html(report: StepReport) -> Markup:
             facts(step_facts(report)),
             agree,
             concern_list(step_concerns(report)),
-            _phase_bar(phases(report)),
+            phase_bar(phases(report)),
             note(sync_line(report.sync)),
             *parts,
         )
     )
 
 
-def _phase_bar(parts: Sequence[tuple[str, float]]) -> Markup | None:
+def phase_bar(parts: Sequence[tuple[str, float]]) -> Markup | None:
     """The parts of a step as one bar, and each in words under it."""
     whole = sum(seconds for _, seconds in parts)
     if whole <= 0:

@@ -15,6 +15,7 @@ from kit.reports import (
     StepReport,
     SyncReport,
     TokenDifference,
+    TrainingStatus,
     TrainReport,
     UpdateReport,
 )
@@ -167,6 +168,19 @@ def make_run(steps: int = 40) -> TrainReport:
         seconds=112.0,
         history=tuple(make_metrics(step) for step in range(steps)),
     )
+
+
+def make_status(done: int = 20, **changes: object) -> TrainingStatus:
+    status = TrainingStatus(
+        state="running",
+        total=100,
+        done=done,
+        step=done,
+        history=tuple(make_metrics(step) for step in range(done)),
+        last=make_step(done - 1) if done else None,
+        step_seconds=0.26,
+    )
+    return replace(status, **changes)  # type: ignore[arg-type]
 
 
 def make_batch() -> Batch:

@@ -23,6 +23,7 @@ from tests.viz.results import (
     make_mismatch,
     make_rollout,
     make_run,
+    make_status,
     make_step,
     make_update,
 )
@@ -108,12 +109,14 @@ def poisoned(text: str) -> list[object]:
         make_step(), rollout=rollout, update=update, mismatch=mismatch, evaluation=evaluation,
         metrics=metrics,
     )  # fmt: skip
+    status = make_status(last=step, history=(metrics,), error=text, stopped=text)
     run = TrainReport((step,), (evaluation,), 1.0, text, ({**metrics, "rollout/raw_reward": 0.5},))
     config = SessionConfig(name=text[:50].replace("\ud800", "?").replace("\udfff", "?"))
     return [
         sample, chat, rollout, Batch((sample, chat), (1.0, -1.0), left_out=(text,)), update,
         mismatch, checked, evaluation, step, run, config, curves(run), curves(run, [text]),
         compare_samples(rollout, rollout), sample.strip(quantity=text), sample.strip("change"),
+        status,
     ]  # fmt: skip
 
 
