@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup
 
 from kit.reports import CurvePoint, MismatchReport, TokenDifference
-from kit.viz.html import Child, Column, badge, fold, join, note, table, tag, title
+from kit.viz.html import Child, Column, badge, drawing, fold, join, note, table, tag, title
 from kit.viz.text import count, number, one_line, percent, shorten
 
 VERDICTS = {"pass": ("✓ pass", "good"), "warn": ("! warn", "warn"), "fail": ("✗ fail", "bad")}
@@ -142,7 +142,7 @@ def _bars(points: Sequence[CurvePoint], heading: str, say: Callable[[CurvePoint]
     spoken = "; ".join(
         f"{say(p)}: {number(v)}" for p, v in list(zip(points, values, strict=True))[:8]
     )
-    return tag(
+    svg = tag(
         "svg",
         _label(number(top), 0, 11, "start"),
         *bars,
@@ -151,9 +151,8 @@ def _bars(points: Sequence[CurvePoint], heading: str, say: Callable[[CurvePoint]
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         width=str(WIDTH),
         height=str(HEIGHT),
-        role="img",
-        aria_label=f"{heading}: {spoken}",
     )
+    return drawing(svg, f"{heading}: {spoken}")
 
 
 def _label(words: str, x: int, y: int, anchor: str) -> Markup:
@@ -191,7 +190,9 @@ def _worst(worst: tuple[TokenDifference, ...]) -> Markup:
         ]
         for w in worst[:20]
     ]
-    return join((tag("div", "the tokens that differ most", class_="kv-muted"), table(heads, rows)))
+    return join(
+        (tag("div", "the tokens that differ most", class_="kv-caption"), table(heads, rows))
+    )
 
 
 # ---- for a terminal ------------------------------------------------------------------------------

@@ -82,7 +82,8 @@ _RULES = """
 @ table.kv-table thead th{color:var(--kv-muted);font-weight:500;font-size:.88em;
  white-space:nowrap}
 @ table.kv-table tbody th{font-weight:500}
-@ table.kv-table .kv-num{text-align:right;width:1%;padding-left:10px;
+@ .kv-wide{overflow-x:auto}
+@ table.kv-table .kv-num{text-align:right;width:1%;padding-left:10px;padding-right:16px;
  font-variant-numeric:tabular-nums;white-space:nowrap}
 @ table.kv-table .kv-fit{width:1%;white-space:nowrap}
 @ table.kv-table .kv-mid{min-width:10em}
@@ -95,16 +96,18 @@ _RULES = """
 @ .kv-head{display:flex;flex-wrap:wrap;gap:2px 14px;align-items:baseline}
 @ details{margin:4px 0}
 @ td details{margin:0}
-@ td .kv-prompt{margin:0}
+@ td .kv-prompt{margin:0 0 3px}
 @ td.kv-fit .kv-text{white-space:nowrap;overflow-wrap:normal}
 @ details>summary{cursor:pointer;display:list-item}
 @ summary:focus-visible{outline:2px solid var(--kv-curve);outline-offset:2px}
+@ td summary:focus-visible{outline-offset:-2px}
 @ .kv-badge{display:inline-block;border:1px solid var(--kv-muted);border-left-width:5px;
  border-radius:4px;padding:0 8px;font-weight:600;white-space:nowrap}
 @ .kv-good{border-color:var(--kv-good)}@ .kv-warn{border-color:var(--kv-warn)}
 @ .kv-bad{border-color:var(--kv-bad)}
 @ .kv-tag{display:inline-block;background:var(--kv-soft);border:1px solid var(--kv-line);
  border-radius:4px;padding:0 7px;font-size:.88em;white-space:nowrap}
+@ .kv-value{display:inline-block;min-width:3.2em}
 @ .kv-bar{display:inline-block;position:relative;width:64px;height:9px;background:var(--kv-track);
  border-radius:2px;vertical-align:middle;overflow:hidden;margin-left:8px}
 @ .kv-bar i{position:absolute;top:0;bottom:0;background:var(--kv-up)}
@@ -127,7 +130,9 @@ _RULES = """
  background:var(--kv-track)}
 @ .kv-stack i{display:block;height:100%;border-right:2px solid var(--kv-bg);box-sizing:border-box}
 @ .kv-dot{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:5px}
-@ .kv-two{display:grid;grid-template-columns:1fr 1fr;gap:0 18px}
+@ .kv-two{display:grid;grid-template-columns:1fr 1fr;gap:0 18px;margin-top:12px}
+@ .kv-caption{color:var(--kv-muted);margin-top:12px}
+@ .kv-drawing{display:block}@ .kv-unstyled{display:none}
 @ svg{max-width:100%;height:auto;display:block;stroke-linejoin:round}
 @ svg text{font-family:inherit!important}
 @ pre.kv-text{margin:4px 0;padding:0;border:0;line-height:1.4}

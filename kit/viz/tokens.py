@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from kit.samples import Sample
-from kit.viz.html import Bundle, bundle, facts, join, long_text, note, page, tag, title
+from kit.viz.html import Bundle, bundle, facts, join, long_text, note, page, spaced, tag, title
 from kit.viz.rollouts import STATUS_SIGNS, prompt_html
 from kit.viz.text import count, number, one_line, percent, shorten
 
@@ -135,7 +135,7 @@ def _legend(log_probs: Sequence[float], untrained: bool) -> Markup:
         entries = [tag("span", "the engine gave no log-probabilities")]
     if untrained:
         entries.append(tag("span", tag("span", "a", class_="kv-chip kv-masked"), " not trained on"))
-    return tag("div", *entries, class_="kv-legend")
+    return tag("div", spaced(entries), class_="kv-legend")
 
 
 def _finite(values: Sequence[float]) -> list[float]:
