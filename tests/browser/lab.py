@@ -46,6 +46,16 @@ SETTINGS = {
 WIDGETS_WITHOUT_KERNEL = "@jupyter-widgets/jupyterlab-manager"
 """Complains of each notebook that is opened without a kernel, whatever is in it."""
 
+_DONE = """() => {
+    const cells = panel.content.model.sharedModel.cells.filter(
+        cell => cell.cell_type === 'code' && cell.source.trim());
+    const failed = cell => cell.outputs.some(output => output.output_type === 'error')
+        && !cell.metadata.tags?.includes('raises-exception');
+    return panel.sessionContext.session?.kernel?.status === 'idle'
+        && cells.every(cell => cell.executionState !== 'running')
+        && (cells.every(cell => cell.execution_count) || cells.some(failed));
+}"""
+
 
 class Server:
     """One JupyterLab on this machine only, behind a token, with settings of its own."""
@@ -61,6 +71,7 @@ class Server:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(values))
         self.notebooks.mkdir()
+        self.data.mkdir()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -202,19 +213,15 @@ class Lab:
         for name in names[1:]:
             self.page.locator(".lm-Menu-item", has_text=name).first.click()
 
-    def run_all(self, seconds: float) -> None:
-        """Run > Run All Cells, and wait until nothing runs any more."""
+    def run_all(self, seconds: float | None = None) -> None:
+        """Run > Run All Cells; wait so many seconds at most until all are done, or not at all."""
         self.menu("Run", "Run All Cells")
-        self.wait_until_done(seconds)
+        if seconds is not None:
+            self.wait_until_done(seconds)
 
     def wait_until_done(self, seconds: float) -> None:
-        """Until every cell that was sent to the kernel has been answered."""
-        self.page.wait_for_function(
-            """() => panel.content.widgets.every(
-                cell => !cell.promptNode?.textContent.includes('*'))
-                && panel.sessionContext.session?.kernel?.status == 'idle'""",
-            timeout=1000 * seconds,
-        )
+        """Until every code cell has run, or one has failed that was not meant to."""
+        self.page.wait_for_function(_DONE, timeout=1000 * seconds)
 
     def notebook(self) -> nbformat.NotebookNode:
         """The notebook as it is in the window, saved or not."""
