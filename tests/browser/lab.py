@@ -223,6 +223,36 @@ class Lab:
         """Until every code cell has run, or one has failed that was not meant to."""
         self.page.wait_for_function(_DONE, timeout=1000 * seconds)
 
+    def run_cell(self, place: int) -> None:
+        """Select a cell, and Run > Run Selected Cell; does not wait."""
+        self.page.evaluate("place => { panel.content.activeCellIndex = place; }", place)
+        self.menu("Run", "Run Selected Cell")
+
+    def wait_for_words(
+        self, place: int, words: str, seconds: float, other_than: str = "\0"
+    ) -> None:
+        """Until a cell's outputs hold these words, and not those of before."""
+        self.page.wait_for_function(
+            """([place, words, old]) => {
+                const cell = panel.content.model.sharedModel.cells[place];
+                const shown = JSON.stringify(cell.outputs);
+                return shown.includes(words) && !shown.includes(old);
+            }""",
+            arg=[place, words, other_than],
+            timeout=1000 * seconds,
+        )
+
+    def confirm(self) -> None:
+        """Say yes to what JupyterLab asks."""
+        self.page.locator(".jp-Dialog button.jp-mod-accept").click()
+
+    def save_and_shut_down(self) -> None:
+        """File > Save Notebook, then Kernel > Shut Down Kernel."""
+        self.menu("File", "Save Notebook")
+        self.page.wait_for_function("() => !panel.context.model.dirty")
+        self.menu("Kernel", "Shut Down Kernel")
+        self.page.wait_for_function("() => !panel.sessionContext.session?.kernel")
+
     def notebook(self) -> nbformat.NotebookNode:
         """The notebook as it is in the window, saved or not."""
         text = self.page.evaluate("JSON.stringify(panel.content.model.toJSON())")
