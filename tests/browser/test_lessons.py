@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from tests.browser.lab import Lab, Server, errors_of, shown_notebook
@@ -31,7 +32,7 @@ print("DONE", len(report), session.step_count, len(session.generate(["1+1="])))"
 def test_a_lesson_runs_to_its_end_and_is_the_same_when_opened_again(
     path: Path, lab: Lab, server: Server
 ) -> None:
-    lesson = parameterize_notebook(nbformat.read(path, as_version=4), FAST.get(path.stem, {}))
+    lesson = parameterize_notebook(load_notebook_node(str(path)), FAST.get(path.stem, {}))
     name = server.put(path.name, lesson)
     lab.open(name)
     lab.run_all(SECONDS)
