@@ -14,7 +14,7 @@ from tests.browser.measure import open_all, out_of_place, too_faint
 from tests.lessons import FAST, LESSONS
 from tests.processes import alive, assert_gone
 
-SECONDS = 500.0
+SECONDS = 900.0
 """For a whole lesson; on an idle machine each takes about a minute."""
 START = """\
 from kit import RLSession
