@@ -22,7 +22,10 @@ class KitError(Exception):
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
         self.what, self.why, self.fix = what, why, fix
         parts = [what, why, f"What to do: {fix}" if fix else ""]
-        super().__init__("\n".join(part for part in parts if part))
+        message = "\n".join(part for part in parts if part)
+        # Half a surrogate pair, quoted from somebody's data, cannot be sent to a notebook: the
+        # kernel would neither show the error nor ever answer again.
+        super().__init__(message.encode("utf-8", "backslashreplace").decode("utf-8"))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the three parts when the error crosses from an actor to the notebook."""

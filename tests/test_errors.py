@@ -45,3 +45,8 @@ def test_parts_that_are_not_given_leave_no_trace_in_the_message() -> None:
 def test_a_near_word_is_suggested_and_a_far_one_gets_the_list_in_order() -> None:
     assert did_you_mean("rewrad", ["reward", "model"]) == "Did you mean 'reward'?"
     assert did_you_mean("zzz", ["reward", "model"]) == "Known: model, reward."
+
+
+def test_the_message_of_an_error_can_be_sent_to_a_notebook_whatever_it_quotes() -> None:
+    error = KitError("No number in 'half \ud800 a pair'.")
+    assert str(error).encode("utf-8") == b"No number in 'half \\ud800 a pair'."

@@ -13,27 +13,25 @@ from rich.console import Console
 
 from kit.config import SessionConfig
 from kit.runs import RunResult, run_notebook
+from tests.lessons import FAST, NOTEBOOKS
 
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
-
-def run(folder: Path, name: str, **parameters: object) -> RunResult:
-    result = run_notebook(
-        NOTEBOOKS / name, parameters, out_root=folder, console=Console(file=io.StringIO())
-    )
+def run(folder: Path, name: str) -> RunResult:
+    path = NOTEBOOKS / name
+    quiet = Console(file=io.StringIO())
+    result = run_notebook(path, FAST.get(path.stem, {}), out_root=folder, console=quiet)
     assert result.error is None, result.error.traceback
     return result
 
 
 @pytest.fixture(scope="module")
 def one_step(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return run(tmp_path_factory.mktemp("runs"), "01_one_step.ipynb", prompts=8)
+    return run(tmp_path_factory.mktemp("runs"), "01_one_step.ipynb")
 
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    folder = tmp_path_factory.mktemp("runs")
-    return run(folder, "02_train_to_solve.ipynb", steps=30, seed=1, eval_every=0)
+    return run(tmp_path_factory.mktemp("runs"), "02_train_to_solve.ipynb")
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +41,7 @@ def mismatches(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
 
 @pytest.fixture(scope="module")
 def estimators(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    folder = tmp_path_factory.mktemp("runs")
-    return run(folder, "05_estimators.ipynb", steps=2, contenders=["rloo"])
+    return run(tmp_path_factory.mktemp("runs"), "05_estimators.ipynb")
 
 
 def texts(result: RunResult) -> str:

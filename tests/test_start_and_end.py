@@ -17,6 +17,7 @@ import pytest
 
 from kit import RLSession, SessionConfig, checkpoint
 from kit.errors import ConfigError, DataError, KitError, ModelError, RewardError, SessionError
+from tests.processes import assert_gone
 
 ROOT = Path(__file__).parents[1]
 TINY = SessionConfig.preset("tiny")
@@ -192,20 +193,4 @@ def test_no_process_outlives_its_session(end: str, tmp_path: Path) -> None:
     if end == "kill":
         process.send_signal(signal.SIGKILL)
     process.wait(60)
-    deadline = time.monotonic() + 60
-    while _alive(int(head), directory) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert _alive(int(head), directory) == []
-    assert not Path(directory).exists()
-
-
-def _alive(head: int, directory: str) -> list[str]:
-    """Processes of the stack's session, and any whose command line names its directory."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == head or directory in " ".join(process.cmdline()):
-                found.append(process.name())
-        except (OSError, psutil.Error):
-            continue
-    return found
+    assert_gone(int(head), directory)

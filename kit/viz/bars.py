@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from kit.viz.html import Child, tag
+from kit.viz.html import Child, drawing, tag
 from kit.viz.text import number
 
 WIDTH, HEIGHT = 360, 96
@@ -42,10 +42,9 @@ def bars(points: Sequence[tuple[str, float]], heading: str) -> Markup:
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         width=str(WIDTH),
         height=str(HEIGHT),
-        role="img",
-        aria_label=f"{heading}: {spoken}",
     )
-    return tag("div", tag("div", heading, class_="kv-muted"), svg)
+    words = f"{heading}: {spoken}"
+    return tag("div", tag("div", heading, class_="kv-muted"), drawing(svg, words))
 
 
 def _between(known: Sequence[float]) -> str:

@@ -22,7 +22,7 @@ def check_title(report: CheckReport) -> str:
 
 def check_html(report: CheckReport) -> Markup:
     """One row an invariant; the comparison of both sides where it did not pass."""
-    kind = ("✓", "good") if report.healthy else ("✗", "bad")
+    kind = ("✓ pass", "good") if report.healthy else ("✗ fail", "bad")
     heads = [
         Column("", "fit"),
         Column("invariant"),
@@ -36,7 +36,7 @@ def check_html(report: CheckReport) -> Markup:
         (
             title(f"{check_title(report)} ", badge(*kind)),
             table(heads, rows),
-            fold("Trainer against engine", mismatch_html(report.mismatch), is_open=not agrees),
+            fold("Both sides, token by token", mismatch_html(report.mismatch), is_open=not agrees),
             note(f"took {duration(report.seconds)}; the session is as it was before"),
         )
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from kit.viz.html import tag
+from kit.viz.html import drawing, tag
 from kit.viz.text import number
 
 BINS = 12
@@ -49,15 +49,16 @@ def histogram(counted: Sequence[Bin], names: tuple[str, str]) -> Markup:
     base = _HEIGHT - _BOTTOM
     parts.append(tag("path", d=f"M{_LEFT} {base}H{_WIDTH - _LEFT}", style="stroke:var(--kv-muted)"))
     told = "; ".join(f"{words}: {one} and {two}" for words, one, two in counted)
-    drawing = tag("svg", *parts, viewBox=f"0 0 {_WIDTH:g} {_HEIGHT:g}", style=f"width:{_WIDTH:g}px")
+    svg = tag("svg", *parts, viewBox=f"0 0 {_WIDTH:g} {_HEIGHT:g}", style=f"width:{_WIDTH:g}px")
     legend = tag(
         "div",
         tag("span", _key(hollow=False), names[0]),
+        " ",
         tag("span", _key(hollow=True), names[1]),
         class_="kv-legend",
     )
     words = f"How often each reward was given, {names[0]} and {names[1]}. {told}"
-    return tag("div", legend, tag("div", drawing, role="img", aria_label=words))
+    return tag("div", legend, drawing(svg, words))
 
 
 def _bar(left: float, width: float, amount: int, most: int, hollow: bool) -> list[Markup]:

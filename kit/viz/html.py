@@ -19,6 +19,10 @@ from kit.viz.theme import style_sheet
 Child = str | Markup | None
 Bundle = dict[str, str]
 
+_NO_MATHS = "mathjax_ignore tex2jax_ignore"
+"""Keeps notebooks from typesetting what a model wrote: `$5 and $6` is to be read as it is. The two
+are what MathJax 3 and later (JupyterLab) and MathJax 2 (nbconvert) look for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -67,17 +71,39 @@ def page(*children: Child) -> str:
     The last pass makes hidden characters visible that somebody forgot to; it leaves tags alone,
     which are plain ASCII.
     """
-    return visible(str(tag("div", style(), *children, class_="kit-viz")))
+    return part(style(), *children)
 
 
 def part(*children: Child) -> str:
     """One of several displays that share a style; see `page`."""
-    return visible(str(tag("div", *children, class_="kit-viz")))
+    return visible(str(tag("div", *children, class_=f"kit-viz {_NO_MATHS}")))
 
 
 def style() -> Markup:
     """The style of every display, for a page of parts."""
     return Markup("<style>") + Markup(style_sheet()) + Markup("</style>")
+
+
+def spaced(children: Iterable[Child]) -> Markup:
+    """Children with a space between them, for rows that a style sheet sets apart.
+
+    A page that does not trust an output takes its style sheet away; words should not run together.
+    """
+    return Markup(" ").join(join((child,)) for child in children if child is not None)
+
+
+def drawing(svg: Markup, words: str) -> Markup:
+    """A drawing, and its words for ears and for pages that take drawings away.
+
+    A notebook that is not trusted loses style sheets and drawings, but would keep the letters on
+    the axes; `hidden` hides those, and the style sheet, where there is one, turns it around.
+    """
+    return join(
+        (
+            tag("div", svg, role="img", aria_label=words, class_="kv-drawing", hidden="hidden"),
+            tag("div", f"{words} (trust the notebook to see this drawn)", class_="kv-unstyled"),
+        )
+    )
 
 
 def title(words: str, *rest: Child) -> Markup:
@@ -94,7 +120,7 @@ def facts(pairs: Iterable[tuple[str, str]]) -> Markup:
     """A row of headline numbers, each over its name."""
     return tag(
         "div",
-        *(tag("div", tag("b", v), tag("span", k), class_="kv-fact") for k, v in pairs),
+        *(tag("div", tag("b", v), " ", tag("span", k), class_="kv-fact") for k, v in pairs),
         class_="kv-facts",
     )
 
@@ -109,14 +135,18 @@ class Column:
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[Child]]) -> Markup:
-    """A table. The cells of a row are escaped like the children of `tag`."""
+    """A table, which scrolls by itself where the window is too narrow for it.
+
+    The cells of a row are escaped like the children of `tag`.
+    """
     classes = [f"kv-{column.kind}" if column.kind else None for column in columns]
     head = (tag("th", c.name, scope="col", class_=k) for c, k in zip(columns, classes, strict=True))
     body = (
         tag("tr", *(tag("td", cell, class_=k) for cell, k in zip(row, classes, strict=True)))
         for row in rows
     )
-    return tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body), class_="kv-table")
+    made = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body), class_="kv-table")
+    return tag("div", made, class_="kv-wide")
 
 
 def fold(summary: Child, *children: Child, is_open: bool = False) -> Markup:
@@ -178,4 +208,4 @@ def number_bar(value: float | None, scale: float, signed: bool = False) -> Marku
     """A number and its bar."""
     if value is None:
         return tag("span", "–", class_="kv-muted")
-    return join((number(value, 3), bar(value, scale, signed)))
+    return join((tag("span", number(value, 3), class_="kv-value"), bar(value, scale, signed)))

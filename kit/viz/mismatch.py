@@ -167,7 +167,9 @@ def _worst(worst: tuple[TokenDifference, ...]) -> Markup:
         ]
         for w in worst[:20]
     ]
-    return join((tag("div", "the tokens that differ most", class_="kv-muted"), table(heads, rows)))
+    return join(
+        (tag("div", "the tokens that differ most", class_="kv-caption"), table(heads, rows))
+    )
 
 
 # ---- for a terminal ------------------------------------------------------------------------------

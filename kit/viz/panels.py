@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from kit.viz.history import Curve, Points, smooth
-from kit.viz.html import note, tag
+from kit.viz.html import drawing, note, tag
 from kit.viz.metrics import meaning, short_name
 from kit.viz.plots import SMOOTHED_FROM, in_words
 from kit.viz.text import count, number, shorten
@@ -60,15 +60,9 @@ def _drawing(curve: Curve) -> Markup:
         tag("path", d=_diamonds(scale, points), fill="var(--kv-point)", stroke="var(--kv-fg)")
         for points in curve.evaluations.values()
     ]
-    return tag(
-        "svg",
-        *scale.axes(),
-        *_line(scale, curve.points),
-        *marks,
-        viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}",
-        role="img",
-        aria_label=in_words(curve),
-    )
+    box = f"0 0 {WIDTH:g} {HEIGHT:g}"
+    svg = tag("svg", *scale.axes(), *_line(scale, curve.points), *marks, viewBox=box)
+    return drawing(svg, in_words(curve))
 
 
 class _Scale:

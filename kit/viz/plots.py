@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from kit.reports import TrainReport
 from kit.viz.history import REWARD, Curve, Row, evaluations_of, rows_of, run_curves, smooth
-from kit.viz.html import Picture, note, page, tag, title
+from kit.viz.html import Picture, drawing, note, page, title
 from kit.viz.metrics import short_name
 from kit.viz.text import count, number, shorten
 from kit.viz.theme import LIGHT
@@ -248,4 +248,4 @@ def _inline(svg: str, words: str) -> Markup:
     svg = re.sub(r' id="[\w.]+_\d+"', "", svg)
     for colour, role in _ROLES.items():
         svg = svg.replace(colour, f"var(--kv-{role})")
-    return tag("div", Markup(svg), role="img", aria_label=words)
+    return drawing(Markup(svg), words)

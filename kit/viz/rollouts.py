@@ -23,6 +23,7 @@ from kit.viz.html import (
     note,
     number_bar,
     page,
+    spaced,
     table,
     tag,
     title,
@@ -195,16 +196,15 @@ def group_head(group: Sequence[Sample], limit: int) -> Markup:
     """What stands over a group's rows: number, answer, mean reward, marks, the prompt once."""
     rewards = [s.reward for s in group if s.reward is not None]
     answer = shared_label(group)
+    head = [
+        tag("b", f"Prompt {group[0].group_index}"),
+        _quiet(f"mean reward {number(mean(rewards), 3)}") if rewards else None,
+        _quiet(f"answer: {shorten(answer, 60)}") if answer is not None else None,
+        *(label(mark) for mark in group_marks(group)),
+    ]
     return join(
         (
-            tag(
-                "div",
-                tag("b", f"Prompt {group[0].group_index}"),
-                _quiet(f"mean reward {number(mean(rewards), 3)}") if rewards else None,
-                _quiet(f"answer: {shorten(answer, 60)}") if answer is not None else None,
-                *(label(mark) for mark in group_marks(group)),
-                class_="kv-head",
-            ),
+            tag("div", spaced(head), class_="kv-head"),
             prompt_html(group[0], limit),
         )
     )

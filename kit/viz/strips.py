@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from kit import token_values
 from kit.samples import Sample
 from kit.token_values import Quantity
-from kit.viz.html import Child, Column, Picture, fold, join, note, page, table, tag, title
+from kit.viz.html import Child, Column, Picture, fold, join, note, page, spaced, table, tag, title
 from kit.viz.scales import UNKNOWN, Scale, scale_of
 from kit.viz.text import columns, count, cut, mean, number, one_line, percent, shorten
 
@@ -130,7 +130,7 @@ def legend(scale: Scale, values: Sequence[float], *, untrained: bool = False) ->
         entries.append(tag("span", tag("i", str(missing), class_=UNKNOWN), " not a number"))
     if untrained:
         entries.append(tag("span", tag("i", "a", class_="m"), " not trained on"))
-    return tag("div", *entries, class_="kv-legend")
+    return tag("div", spaced(entries), class_="kv-legend")
 
 
 def chips(

@@ -75,12 +75,12 @@ _RULES = """
 @ {background:var(--kv-bg);color:var(--kv-fg);padding:10px 12px;max-width:1100px;
  font-family:var(--jp-content-font-family,system-ui,-apple-system,"Segoe UI",sans-serif);
  font-size:var(--jp-content-font-size1,14px);line-height:1.45;print-color-adjust:exact;
- -webkit-print-color-adjust:exact;color-scheme:inherit}
+ -webkit-print-color-adjust:exact;color-scheme:inherit;overflow-wrap:break-word}
 @ .kv-title{font-weight:600;font-size:1.08em;margin:0 0 4px}
 @ .kv-muted{color:var(--kv-muted)}
 @ .kv-note{color:var(--kv-muted);margin:6px 0 0;font-size:.93em}
 @ .kv-facts{display:flex;flex-wrap:wrap;gap:4px 22px;margin:4px 0 8px}
-@ .kv-fact{display:flex;flex-direction:column}
+@ .kv-fact{display:flex;flex-direction:column;max-width:100%}
 @ .kv-fact b{font-size:1.15em;font-weight:600;font-variant-numeric:tabular-nums}
 @ .kv-fact span{color:var(--kv-muted);font-size:.86em}
 @ table.kv-table{border-collapse:collapse;width:100%;margin:6px 0;font-size:1em;
@@ -92,7 +92,8 @@ _RULES = """
 @ table.kv-table thead th{color:var(--kv-muted);font-weight:500;font-size:.88em;
  white-space:nowrap}
 @ table.kv-table tbody th{font-weight:500}
-@ table.kv-table .kv-num{text-align:right;width:1%;padding-left:10px;
+@ .kv-wide{overflow-x:auto}
+@ table.kv-table .kv-num{text-align:right;width:1%;padding-left:10px;padding-right:16px;
  font-variant-numeric:tabular-nums;white-space:nowrap}
 @ table.kv-table .kv-fit{width:1%;white-space:nowrap}
 @ table.kv-table .kv-mid{min-width:10em}
@@ -105,16 +106,18 @@ _RULES = """
 @ .kv-head{display:flex;flex-wrap:wrap;gap:2px 14px;align-items:baseline}
 @ details{margin:4px 0}
 @ td details{margin:0}
-@ td .kv-prompt{margin:0}
+@ td .kv-prompt{margin:0 0 3px}@ td .kv-note{overflow-wrap:anywhere}
 @ td.kv-fit .kv-text{white-space:nowrap;overflow-wrap:normal}
 @ details>summary{cursor:pointer;display:list-item}
 @ summary:focus-visible{outline:2px solid var(--kv-curve);outline-offset:2px}
+@ td summary:focus-visible{outline-offset:-2px}
 @ .kv-badge{display:inline-block;border:1px solid var(--kv-muted);border-left-width:5px;
- border-radius:4px;padding:0 8px;font-weight:600;white-space:nowrap}
+ border-radius:4px;padding:0 8px;font-weight:600;max-width:100%;box-sizing:border-box}
 @ .kv-good{border-color:var(--kv-good)}@ .kv-warn{border-color:var(--kv-warn)}
 @ .kv-bad{border-color:var(--kv-bad)}
 @ .kv-tag{display:inline-block;background:var(--kv-soft);border:1px solid var(--kv-line);
  border-radius:4px;padding:0 7px;font-size:.88em;white-space:nowrap}
+@ .kv-value{display:inline-block;min-width:3.2em}
 @ .kv-bar{display:inline-block;position:relative;width:64px;height:9px;background:var(--kv-track);
  border-radius:2px;vertical-align:middle;overflow:hidden;margin-left:8px}
 @ .kv-bar i{position:absolute;top:0;bottom:0;background:var(--kv-up)}
@@ -164,10 +167,12 @@ _RULES = """
 @ .kv-panel-head{display:flex;justify-content:space-between;gap:8px}
 @ .kv-panel-head b{font-variant-numeric:tabular-nums}
 @ .kv-panel-empty{color:var(--kv-muted);text-align:center;padding:1.6em 0}
-@ .kv-two{display:grid;grid-template-columns:1fr 1fr;gap:6px 18px;margin:10px 0 6px}
+@ .kv-two{display:grid;grid-template-columns:1fr 1fr;gap:6px 18px;margin:12px 0 6px}
+@ .kv-caption{color:var(--kv-muted);margin-top:12px}
+@ .kv-drawing{display:block}@ .kv-unstyled{display:none}
 @ svg{max-width:100%;height:auto;display:block;stroke-linejoin:round}
 @ svg text{font-family:inherit!important}
-@ pre.kv-text{margin:4px 0;padding:0;border:0;line-height:1.4}
+@ pre.kv-text{margin:4px 0;padding:0;border:0;line-height:1.4}@ td>pre.kv-text{margin:0}
 @ ul{margin:4px 0 4px 1.2em;padding:0}
 """
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from kit.reports import StepReport, TrainReport
 from kit.viz.checks import eval_headline, eval_html
 from kit.viz.history import Row, curve, evaluations_of, rows_of, run_curves
-from kit.viz.html import Column, facts, fold, join, note, table, tag, title
+from kit.viz.html import Column, facts, fold, join, note, spaced, table, tag, title
 from kit.viz.metrics import concerns, short_name
 from kit.viz.mismatch import VERDICTS, mismatch_html, verdict_badge
 from kit.viz.plots import CURVES, curves_svg
@@ -115,7 +115,7 @@ def phase_bar(parts: Sequence[tuple[str, float]]) -> Markup | None:
         for (name, seconds), colour in coloured
     )
     stack = tag("div", *fills, class_="kv-stack", aria_hidden="true")
-    return join((stack, tag("div", *words, class_="kv-legend")))
+    return join((stack, tag("div", spaced(words), class_="kv-legend")))
 
 
 def step_plain(report: StepReport) -> str:
@@ -151,6 +151,11 @@ def _summary(rows: Sequence[Row], names: Sequence[str]) -> tuple[int, list[list[
     return span, lines
 
 
+def _ends(span: int) -> tuple[str, str]:
+    steps = "step" if span == 1 else f"{span} steps"
+    return f"first {steps}", f"last {steps}"
+
+
 def _evaluation_rows(report: TrainReport) -> list[list[str]]:
     return [
         [name, number(points[0][1]), number(points[-1][1]), f"{points[-1][1] - points[0][1]:+.3g}"]
@@ -165,7 +170,7 @@ def train_html(report: TrainReport) -> Markup:
     drawn = run_curves(rows, CURVES, evaluations_of(report))
     span, lines = _summary(rows, SUMMARY)
     lines = _evaluation_rows(report) + lines
-    ends = (f"first {count(span, 'step')}", f"last {count(span, 'step')}")
+    ends = _ends(span)
     heads = [Column("metric"), *(Column(end, "num") for end in ends), Column("change", "num")]
     stopped = f"! stopped early: {shorten(report.stopped, 500)}" if report.stopped else None
     spoiled = {
@@ -199,7 +204,7 @@ def train_plain(report: TrainReport) -> str:
     if report.stopped:
         words.append(f"  ! stopped early: {shorten(report.stopped, 300)}")
     if lines:
-        ends = f"first {count(span, 'step')}", f"last {count(span, 'step')}"
+        ends = _ends(span)
         table_rows = [["", *ends, "change"], *([shorten(r[0], 50), *r[1:]] for r in lines)]
         words.append(columns(table_rows))
     return "\n".join(words)

@@ -40,6 +40,9 @@ HOSTILE = (
     "{{ 7 * 7 }} {% raw %} $\\bad$ %s {0}",
     "--></table></div>" + "x" * 100_000,
     "<" * 5_000 + "&" * 5_000,
+    r"$$\href{javascript:alert(1)}{x}$$ \(y\) \begin{align}a\end{align} ![i](//example.com/i.png)",
+    "</style><style>*{display:none!important}</style><link rel=stylesheet href=//x.example><!--",
+    "<svg onload=alert(1)><style>@import '//example.com/x';</style><math><img src=//example.com/i>",
 )
 DISPLAY = {"div", "style", "b", "span", "table", "thead", "tbody", "tr", "th", "td", "details"}
 DISPLAY |= {"summary", "pre", "i", "u", "ul", "li", "br"}

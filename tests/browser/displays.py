@@ -1,0 +1,112 @@
+"""Every display of the kit, once: the one list that all tests in a browser go through.
+
+A new display is one more line in `DISPLAYS`: its name, which also names its screenshots, and how to
+make one that looks like real work. What it does with hostile text is in `poisoned` of
+`tests/viz/test_hostile_text.py`, which the browser is shown too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from kit.config import SessionConfig
+from kit.reports import SyncReport
+from kit.samples import Sample, Status
+from kit.viz import compare_samples, curves
+from tests.viz.results import (
+    make_batch,
+    make_check,
+    make_evaluation,
+    make_mismatch,
+    make_rollout,
+    make_run,
+    make_step,
+    make_update,
+)
+
+
+def chat() -> Sample:
+    """A chat, cut at its limit, with a tool's words in it that were not trained on."""
+    pieces = ["17", " +", " 25", " is", " <tool>", "42", "</tool>", ", so", " 42", "."]
+    chances = [0.98, 0.95, 0.93, 0.6, 0.3, 0.9, 0.9, 0.04, 0.99, 0.006]
+    return Sample(
+        group_index=4,
+        index=33,
+        prompt=[
+            {"role": "system", "content": "You add numbers. Answer with the sum."},
+            {"role": "user", "content": "What is 17 + 25?"},
+        ],
+        tokens=[*range(100, 112), *range(200, 210)],
+        response="".join(pieces),
+        response_length=10,
+        label="42",
+        reward=1.0,
+        status=Status.TRUNCATED,
+        loss_mask=[1, 1, 1, 1, 1, 0, 0, 1, 1, 1],
+        metadata={"token_texts": pieces},
+        rollout_log_probs=[math.log(chance) for chance in chances],
+        weight_versions=[7],
+    )
+
+
+def progress() -> Any:
+    """The line that moves while training runs, after its last step."""
+    from kit.viz.html import Picture
+    from kit.viz.progress import Progress
+
+    line = Progress(40)
+    for step in range(25):
+        line.update(make_step(step))
+    line.line = "step 25/40   reward 0.741   length 3.0   2.80 s a step   42 s left"
+    data = line._data()
+    return Picture(data["text/html"], data["text/plain"])
+
+
+def rollout_with_failures() -> Any:
+    """Groups of six kinds of samples."""
+    rollout = make_rollout(groups=3, size=4)
+    odd = {
+        1: {"status": Status.TRUNCATED, "response": "12 and 30 and 12 and " * 30},
+        2: {"status": Status.FAILED, "reward": None, "error": "ValueError: no number in 'twelve'"},
+        5: {"status": Status.ABORTED, "response": ""},
+        8: {"response": "Sixty-three.\n\nOr, in digits:\n63"},
+    }
+    return rollout.with_samples(
+        [replace(s, **odd.get(s.index, {})) for s in rollout]  # type: ignore[arg-type]
+    )
+
+
+DISPLAYS: dict[str, Callable[[], Any]] = {
+    "sample": lambda: make_rollout()[1],
+    "sample-chat": chat,
+    "rollout": make_rollout,
+    "rollout-odd": rollout_with_failures,
+    "batch": make_batch,
+    "update": lambda: make_update(per_step=(make_update().metrics,) * 2),
+    "sync": lambda: SyncReport(weight_version=4, seconds=0.055, tensors=310, bytes=1_192_000_000),
+    "mismatch": make_mismatch,
+    "mismatch-pass": lambda: make_mismatch(
+        verdict="pass", cause="", cause_kind="none", evidence=(), worst=(), mean_abs_diff=2.1e-6
+    ),
+    "check": make_check,
+    "evaluation": lambda: make_evaluation(size=4),
+    "step": lambda: make_step(evaluated=True),
+    "training": make_run,
+    "training-stopped": lambda: replace(make_run(12), stopped="interrupted in step 12"),
+    "settings": lambda: SessionConfig.preset("tiny"),
+    "curves": lambda: curves(make_run()),
+    "comparison": lambda: compare_samples(make_rollout(right=0.3), make_rollout(right=0.8)),
+    "progress": progress,
+    # ---- Add new displays above this line: "name": how to make one. ----
+}
+
+
+@cache
+def bundle(name: str) -> dict[str, str]:
+    """What a notebook stores of a display."""
+    shown: dict[str, str] = DISPLAYS[name]()._repr_mimebundle_()
+    return shown

@@ -1,0 +1,94 @@
+"""The lessons in JupyterLab, on the real stack, driven through its menus as a person would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+from tests.browser.lab import Lab, Server, errors_of, shown_notebook
+from tests.browser.measure import open_all, out_of_place, too_faint
+from tests.lessons import FAST, LESSONS
+from tests.processes import alive, assert_gone
+
+SECONDS = 900.0
+"""For a whole lesson; on an idle machine each takes about a minute."""
+START = """\
+from kit import RLSession
+session = RLSession.start("tiny")
+stack = session._running.cluster
+print("STACK", stack.directory, stack._head.pid)"""
+TRAIN = """\
+report = session.train(500, until=lambda step: print("finished step", step.step))
+report"""
+AFTER = """\
+print("DONE", len(report), session.step_count, len(session.generate(["1+1="])))"""
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_a_lesson_runs_to_its_end_and_is_the_same_when_opened_again(
+    path: Path, lab: Lab, server: Server
+) -> None:
+    lesson = parameterize_notebook(load_notebook_node(str(path)), FAST.get(path.stem, {}))
+    name = server.put(path.name, lesson)
+    lab.open(name)
+    lab.run_all(SECONDS)
+    executed = lab.notebook()
+    assert errors_of(executed) == []
+    assert all(c.execution_count for c in executed.cells if c.cell_type == "code" and c.source)
+    open_all(lab.page)
+    shown = lab.outputs().all_inner_texts()
+    assert out_of_place(lab.page) == []
+    assert too_faint(lab.page) == {}
+    assert lab.watch.nothing, lab.watch
+
+    lab.save_and_shut_down()
+    lab.open(name, kernel=False)
+    open_all(lab.page)
+    assert lab.outputs().all_inner_texts() == shown
+    assert lab.watch.nothing, lab.watch
+
+
+def test_interrupt_keeps_the_steps_and_restart_leaves_no_process(lab: Lab, server: Server) -> None:
+    lesson = shown_notebook([])
+    lesson.cells = [nbformat.v4.new_code_cell(source) for source in (START, TRAIN, AFTER)]
+    lab.open(server.put("interrupted.ipynb", lesson))
+
+    lab.run_all()
+    lab.wait_for_words(1, "finished step 2", SECONDS)
+    lab.menu("Kernel", "Interrupt Kernel")
+    lab.wait_until_done(SECONDS)
+    _, trained, after = (_words(cell) for cell in lab.notebook().cells)
+    steps = trained.count("finished step")
+    assert f"stopped early: interrupted in step {steps}" in trained
+    assert f"DONE {steps} {steps} 8" in after
+
+    head, directory = _stack(lab)
+    assert alive(head, directory)
+    lab.menu("Kernel", "Restart Kernel…")
+    lab.confirm()
+    lab.page.wait_for_function("() => panel.sessionContext.session?.kernel?.status === 'idle'")
+    lab.run_cell(0)
+    lab.wait_for_words(0, "STACK", SECONDS, other_than=directory)
+    new_head, new_directory = _stack(lab)
+    assert alive(new_head, new_directory)
+    assert_gone(head, directory)
+
+    lab.menu("Kernel", "Shut Down Kernel")
+    assert_gone(new_head, new_directory)
+
+
+def _stack(lab: Lab) -> tuple[int, str]:
+    """Process id and directory of the stack that the first cell started."""
+    line = next(x for x in _words(lab.notebook().cells[0]).splitlines() if x.startswith("STACK"))
+    _, directory, head = line.split()
+    return int(head), directory
+
+
+def _words(cell: nbformat.NotebookNode) -> str:
+    """What a cell shows, as text."""
+    data = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.outputs]
+    return "\n".join(data)
