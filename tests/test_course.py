@@ -40,7 +40,7 @@ def greedy(text: str, *answers: str) -> Rollout:
 
 
 def steps_pay(sample: Sample) -> float:
-    return float(sample.response.endswith(str(sample.label))) + 0.5 * sample.response.count(">")
+    return float(sample.response.endswith(str(sample.label))) + sample.response.count(">")
 
 
 THREE_GROUPS = grouped(
@@ -109,7 +109,7 @@ WRONG: list[tuple[str, Any, dict[str, Any], str]] = [
     ("03.3", lambda x: len(x) * ess(x), {}, "Divide by n"),
     ("03.3", lambda x: 1.0, {}, "Are the weights exp"),
     ("04.1", "3>1>6>8=8", {}, "it is right"),
-    ("04.1", "3>1=2", {}, "not more than 2.5"),
+    ("04.1", "3>1=2", {}, "not more than 4"),
     ("04.1", "1>" * 9, {}, "cuts at 16"),
     ("04.2", lambda s: float(s.response.endswith(s.label)), {}, "was cut"),
     ("04.2", lambda s: float("8" in s.response and s.status == "completed"), {}, "wrong place"),

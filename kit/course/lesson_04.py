@@ -10,14 +10,14 @@ from kit.samples import Rollout, Sample, Status
 
 LONGEST = 16
 """Characters, of which each is a token of the tiny model."""
-STEP = 0.5
+STEP = 1.0
 """What the lesson's flawed reward pays for a step."""
-HONEST = 2.5
+HONEST = 4.0
 """What it pays for the right response 3>1>6>8=8."""
 
 
 def a_response_that_games(answer: object) -> str:
-    """Any wrong text with six steps or more, such as `1>1>1>1>1>1>1>1`."""
+    """Any wrong text with five steps or more, such as `1>1>1>1>1>1>1>1`."""
     if not isinstance(answer, str):
         return "Give a response as a string."
     if len(answer) > LONGEST:
