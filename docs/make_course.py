@@ -9,6 +9,7 @@ their own parameters; what a run leaves beside its notebook is thrown away.
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -124,8 +125,8 @@ def make_lesson(number: int) -> bool:
         if result.error:
             return False
         notebook = nbformat.read(result.notebook, as_version=4)
-        way = nbformat.v4.new_markdown_cell(_way(number))
-        notebook.cells = [way, *notebook.cells, way]
+        top, bottom = (nbformat.v4.new_markdown_cell(_way(number)) for _ in range(2))
+        notebook.cells = [top, *notebook.cells, bottom]
         html = _page(notebook, Path(scratch) / f"{stem}.ipynb")
         # Where it ran says nothing to a reader; where a run of theirs will be does.
         html = html.replace(str(result.folder), f"papermill_runs/{stem}")
@@ -134,14 +135,14 @@ def make_lesson(number: int) -> bool:
 
 
 def make_solutions() -> None:
-    """One page with all solutions."""
-    texts = [
-        (NOTEBOOKS / "solutions" / f"{lesson.stem}.md")
-        .read_text("utf-8")
-        .replace(f"../{lesson.stem}.ipynb", f"{lesson.stem}.html")
-        for lesson in LESSONS
-    ]
-    cells = [nbformat.v4.new_markdown_cell(text) for text in ["[Course](index.html)", *texts]]
+    """One page with all solutions, their code as cells."""
+    cells = [nbformat.v4.new_markdown_cell("[Course](index.html)")]
+    for lesson in LESSONS:
+        text = (NOTEBOOKS / "solutions" / f"{lesson.stem}.md").read_text("utf-8")
+        text = text.replace(f"../{lesson.stem}.ipynb", f"{lesson.stem}.html")
+        for number, part in enumerate(re.split(r"```(?:python)?\n", text)):
+            kind = nbformat.v4.new_code_cell if number % 2 else nbformat.v4.new_markdown_cell
+            cells.append(kind(part.strip()))
     notebook = nbformat.v4.new_notebook(cells=cells)
     with tempfile.TemporaryDirectory() as scratch:
         html = _page(notebook, Path(scratch) / "solutions.ipynb")

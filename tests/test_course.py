@@ -64,7 +64,7 @@ def without_deviation(rewards: list[float]) -> list[float]:
 
 
 RIGHT: list[tuple[str, Any, dict[str, Any]]] = [
-    ("01.1", 2.47, {}),
+    ("01.1", 1.62, {}),
     ("01.2", 3, {"rollout": THREE_GROUPS}),
     ("01.3", greedy("12+34=", "46", "46", "46", "46"), {}),
     ("02.1", 2, {"training": trained(0.4, 0.7, 0.8, 0.7)}),
@@ -82,10 +82,10 @@ RIGHT: list[tuple[str, Any, dict[str, Any]]] = [
 ]
 
 WRONG: list[tuple[str, Any, dict[str, Any], str]] = [
-    ("01.1", 0.875, {}, "standard deviation"),
-    ("01.1", 2.6458, {}, "n - 1"),
+    ("01.1", 0.75, {}, "standard deviation"),
+    ("01.1", 1.7321, {}, "n - 1"),
     ("01.1", 1.0, {}, "too small"),
-    ("01.1", "2.47", {}, "A number is asked for"),
+    ("01.1", "1.62", {}, "A number is asked for"),
     ("01.1", True, {}, "A number is asked for"),
     ("01.1", math.nan, {}, "not a number"),
     ("01.2", 1, {"rollout": THREE_GROUPS}, "do teach"),

@@ -1,7 +1,7 @@
 """The exercises of the lessons in `notebooks/`: what each answer is checked against.
 
     from kit.course import check
-    check("01.1", 2.47)                      # shows whether it is right, and if not, why
+    check("01.1", 1.62)                      # shows whether it is right, and if not, why
     check("01.2", 5, rollout=rollout)        # some look at what the notebook has computed
 
 A check never raises because of an answer: an answer is open, wrong or right, and a wrong one is

@@ -7,17 +7,17 @@ from kit.metrics import equal_rewards
 from kit.samples import Rollout
 
 
-def lone_right_answer(answer: object) -> str:
-    """One right answer of eight: (1 - 1/8) / 0.3536 = 2.475."""
+def two_right_of_eight(answer: object) -> str:
+    """Two right answers of eight: (1 - 1/4) / 0.4629 = 1.620."""
     return hint(
         answer,
-        2.4749,
+        1.6202,
         {
-            "0.875 is the reward minus the group's mean. Divide it by the group's standard "
-            "deviation.": 0.875,
-            "That is with the deviation divided by 8. GRPO's divides by n - 1, here 7.": 2.6458,
-            "That is the advantage of a wrong answer. The right one is asked for.": -0.3536,
-            "0.125 is the group's mean. The advantage begins with: reward minus this.": 0.125,
+            "0.75 is the reward minus the group's mean. Divide it by the group's standard "
+            "deviation.": 0.75,
+            "That is with the deviation divided by 8. GRPO's divides by n - 1, here 7.": 1.7321,
+            "That is the advantage of a wrong answer. That of a right one is asked for.": -0.5401,
+            "0.25 is the group's mean. The advantage begins with: reward minus this.": 0.25,
         },
     )
 
@@ -58,4 +58,4 @@ def four_greedy_answers(answer: object) -> str:
     return ""
 
 
-EXERCISES = (lone_right_answer, groups_without_a_lesson, four_greedy_answers)
+EXERCISES = (two_right_of_eight, groups_without_a_lesson, four_greedy_answers)
