@@ -11,8 +11,8 @@ from kit.errors import did_you_mean
 CAUSES = ("learning rate too high", "learning rate too low", "responses cut", "healthy")
 LETTERS = {"A": "responses cut", "B": "learning rate too low", "C": "learning rate too high"}
 _CLUES = {
-    "A": "read the last two columns. What does a truncated share of nearly one half mean?",
-    "B": "its entropy is where it began. What moves the weights by so little?",
+    "A": "read the last two columns. What does a truncated share of 0.93 mean?",
+    "B": "nothing has moved, though there is a gradient. What makes steps so small?",
     "C": "reward and entropy both go to 0 within a few steps: it is certain, and wrong.",
 }
 
