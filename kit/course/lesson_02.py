@@ -38,9 +38,9 @@ def newly_right(answer: object, before: EvalReport, after: EvalReport) -> str:
     )
 
 
-def standard_error(answer: object, after: EvalReport) -> str:
+def standard_error(answer: object, before: EvalReport) -> str:
     """sqrt(p (1 - p) / n), with p the accuracy and n the number of questions."""
-    share, n = after.accuracy, after.prompts
+    share, n = before.accuracy, before.prompts
     right = math.sqrt(share * (1 - share) / n)
     return hint(
         answer,
