@@ -15,7 +15,7 @@ UV := uv==0.13.9
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 NOTEBOOK := notebooks/02_train_to_solve.ipynb
 
-.PHONY: help demo lab test lint typecheck format lock clean clean-all
+.PHONY: help demo lab docs test lint typecheck format lock clean clean-all
 
 help:  ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ demo: .venv/.kit  ## Train the tiny model from start to solved, as a notebook ru
 
 lab: .venv/.kit  ## Open the notebooks in JupyterLab, on this machine only, behind a token
 	@$(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir=notebooks $(AS_ROOT)
+
+docs: .venv/.kit  ## Run all lessons and write their pages into docs/course (about ten minutes)
+	@$(PY) docs/make_course.py
 
 test: .venv/.kit  ## Run the tests, the real stack on the tiny model included
 	@$(PY) -m pytest

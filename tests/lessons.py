@@ -1,17 +1,69 @@
-"""The notebooks as tests run them: with parameters that take a minute each at most."""
+"""The lessons as tests run them: with the published solutions in place of the stubs."""
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 from typing import Any
 
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-LESSONS = sorted(set(NOTEBOOKS.glob("*.ipynb")) - set(NOTEBOOKS.glob("10_*")))
-"""All that run without a GPU."""
+import nbformat
+from rich.console import Console
 
+from kit.runs import RunResult, run_notebook
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+LESSONS = sorted(path.stem for path in NOTEBOOKS.glob("0[1-6]_*.ipynb"))
 FAST: dict[str, dict[str, Any]] = {
     "01_one_step": {"prompts": 8},
     "02_train_to_solve": {"steps": 30, "seed": 1, "eval_every": 0},
     "05_estimators": {"steps": 2, "contenders": ["rloo"]},
+    "06_reading_a_run": {"steps": 10},
 }
-"""Other values than a notebook's own, by its name."""
+"""Other values than a notebook's own, by its name, so that each takes a minute at most."""
+
+
+def solutions(lesson: str) -> dict[str, str]:
+    """The code of each solution, by the number of its exercise: `01.2`."""
+    text = (NOTEBOOKS / "solutions" / f"{lesson}.md").read_text("utf-8")
+    blocks = re.findall(r"^## (\d)\. .*?^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return {f"{lesson[:2]}.{number}": code for number, code in blocks}
+
+
+def exercise_cells(notebook: nbformat.NotebookNode) -> dict[str, nbformat.NotebookNode]:
+    """The cells to fill in, by the number of their exercise."""
+    return {
+        tag.removeprefix("exercise-"): cell
+        for cell in notebook.cells
+        for tag in cell.metadata.get("tags", [])
+        if tag.startswith("exercise-")
+    }
+
+
+def solved(lesson: str, folder: Path) -> Path:
+    """A copy of a lesson, with the solutions in its cells."""
+    notebook = nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4)
+    for number, cell in exercise_cells(notebook).items():
+        before = "from kit.course import check\n" if "import check" in cell.source else ""
+        end = cell.source[cell.source.index(f'check("{number}"') :]
+        cell.source = f"{before}{solutions(lesson)[number]}\n{end}"
+    target = folder / f"{lesson}.ipynb"
+    nbformat.write(notebook, target)
+    return target
+
+
+def run(lesson: str, folder: Path) -> RunResult:
+    """Run a solved lesson from top to bottom, as a batch run. It must reach its end."""
+    quiet = Console(file=io.StringIO())
+    result = run_notebook(
+        solved(lesson, folder), FAST.get(lesson, {}), out_root=folder, console=quiet
+    )
+    assert result.error is None, result.error.traceback
+    return result
+
+
+def texts(result: RunResult) -> str:
+    """Everything that the cells show, as plain text."""
+    cells = nbformat.read(result.notebook, as_version=4).cells
+    outputs = [o for cell in cells for o in cell.get("outputs", [])]
+    return "\n".join(o.get("data", {}).get("text/plain", "") or o.get("text", "") for o in outputs)

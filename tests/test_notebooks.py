@@ -1,54 +1,50 @@
-"""The lessons run from top to bottom on the real stack, with the tiny model, as batch runs."""
+"""The lessons run from top to bottom on the real stack, with the tiny model, as batch runs.
+
+Their exercises are filled in with the published solutions, so that one run shows both.
+"""
 
 from __future__ import annotations
 
-import io
 import json
 import re
-from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
-from rich.console import Console
 
 from kit.config import SessionConfig
-from kit.runs import RunResult, run_notebook
-from tests.lessons import FAST, NOTEBOOKS
-
-
-def run(folder: Path, name: str) -> RunResult:
-    path = NOTEBOOKS / name
-    quiet = Console(file=io.StringIO())
-    result = run_notebook(path, FAST.get(path.stem, {}), out_root=folder, console=quiet)
-    assert result.error is None, result.error.traceback
-    return result
+from kit.runs import RunResult
+from tests.lessons import exercise_cells, run, texts
 
 
 @pytest.fixture(scope="module")
 def one_step(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return run(tmp_path_factory.mktemp("runs"), "01_one_step.ipynb")
+    return run("01_one_step", tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return run(tmp_path_factory.mktemp("runs"), "02_train_to_solve.ipynb")
+    return run("02_train_to_solve", tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
 def mismatches(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return run(tmp_path_factory.mktemp("runs"), "03_why_log_probs_differ.ipynb")
+    return run("03_why_log_probs_differ", tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def rewards(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    return run("04_samples_and_rewards", tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
 def estimators(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return run(tmp_path_factory.mktemp("runs"), "05_estimators.ipynb")
+    return run("05_estimators", tmp_path_factory.mktemp("runs"))
 
 
-def texts(result: RunResult) -> str:
-    """Everything that the cells show, as plain text."""
-    cells = nbformat.read(result.notebook, as_version=4).cells
-    outputs = [o for cell in cells for o in cell.get("outputs", [])]
-    return "\n".join(o.get("data", {}).get("text/plain", "") or o.get("text", "") for o in outputs)
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    return run("06_reading_a_run", tmp_path_factory.mktemp("runs"))
 
 
 def test_five_causes_made_on_purpose_are_found(mismatches: RunResult) -> None:
@@ -109,7 +105,58 @@ def test_a_training_run_leaves_settings_metrics_picture_and_checkpoint(
     assert list((training.folder / "checkpoint").rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("name", ["one_step", "training", "mismatches", "estimators"])
+def test_the_flawed_reward_is_gamed_and_the_mended_one_is_not(rewards: RunResult) -> None:
+    steps = re.findall(r"step +(\d+) +reward ([\d.]+) +really right ([\d.]+)", texts(rewards))
+    second = [index for index, (step, *_) in enumerate(steps) if step == "0"][1]
+    gamed, mended = (
+        [(float(reward), float(right)) for _, reward, right in part]
+        for part in (steps[:second], steps[second:])
+    )
+    assert gamed[-1][0] > 2 * gamed[0][0]
+    assert gamed[-1][1] < max(right for _, right in gamed) - 0.2
+    assert mended[-1][1] > mended[0][1] + 0.2
+    evaluations = [json.loads(row) for row in (rewards.folder / "evaluations.jsonl").open()]
+    _, hacked, solved = (row["accuracy"] for row in evaluations)
+    assert solved > 0.75
+    assert hacked < solved - 0.2
+
+
+def test_each_patient_is_sick_in_the_way_that_the_lesson_says(patients: RunResult) -> None:
+    def rows(name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (patients.folder / name / "metrics.jsonl").open()]
+
+    def last(name: str, metric: str) -> float:
+        return sum(row[metric] for row in rows(name)[-3:]) / 3
+
+    reward, truncated = "rollout/raw_reward", "rollout/truncated_ratio"
+    assert last("healthy", reward) > rows("healthy")[0][reward] + 0.2
+    assert last("healthy", truncated) < 0.05
+    assert last("too hot", reward) < 0.5 * rows("healthy")[0][reward]
+    assert abs(last("too cold", "train/entropy_loss") - 0.7) < 0.15
+    assert last("held back", reward) < last("healthy", reward) - 0.15
+    assert last("cut short", truncated) > 0.5
+    assert sorted(path.name for path in (patients.folder / "too hot").iterdir()) == [
+        "config.yaml",
+        "evaluations.jsonl",
+        "metrics.jsonl",
+    ]
+
+
+ALL = ["one_step", "training", "mismatches", "rewards", "estimators", "patients"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_solutions_pass_the_checks_of_their_lesson(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    result: RunResult = request.getfixturevalue(name)
+    cells = exercise_cells(nbformat.read(result.notebook, as_version=4))
+    verdicts = [cell.outputs[-1]["data"]["text/plain"] for cell in cells.values()]
+    assert verdicts == [f"Exercise {number}: ✓ right." for number in cells]
+    assert len(cells) == 3
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_the_pages_of_the_lessons_need_no_network(
     name: str, request: pytest.FixtureRequest
 ) -> None:

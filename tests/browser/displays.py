@@ -8,14 +8,17 @@ make one that looks like real work. What it does with hostile text is in `poison
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import kit
 from kit.config import SessionConfig
-from kit.reports import SyncReport
-from kit.samples import Sample, Status
+from kit.reports import RewardTrial, SyncReport
+from kit.rewards.trial import try_reward
+from kit.samples import Rollout, Sample, Status
 from kit.viz import compare_samples, curves
 from tests.viz.results import (
     make_batch,
@@ -24,6 +27,8 @@ from tests.viz.results import (
     make_mismatch,
     make_rollout,
     make_run,
+    make_state,
+    make_status,
     make_step,
     make_update,
 )
@@ -80,6 +85,36 @@ def rollout_with_failures() -> Any:
     )
 
 
+def annotated(before: bool = False) -> Rollout:
+    """Samples with what the trainer says of each token, after an update or before it."""
+    chance = random.Random(5)
+
+    def known(sample: Sample) -> Sample:
+        moved = [chance.gauss(0.1, 0.4) for _ in sample.rollout_log_probs or ()]
+        old = [x + chance.gauss(0, 0.01) for x in sample.rollout_log_probs or ()]
+        new = [min(x + by, -1e-4) for x, by in zip(old, moved, strict=True)]
+        values = {"trainer_log_prob": old if before else new}
+        values["entropy"] = [chance.uniform(0.01, 1.4) for _ in old]
+        if not before:
+            values["trainer_log_prob_before"] = old
+        versions = [3] if before else [3, 4]
+        return replace(sample, token_values=values, annotated_versions=versions)
+
+    rollout = make_rollout(groups=4)
+    return rollout.with_samples(known(sample) for sample in rollout)
+
+
+def trial() -> RewardTrial:
+    """A reward for the right last digit, beside the exact one; it fails on some samples."""
+
+    def last_digit(sample: Sample) -> float:
+        if sample.index % 17 == 3:
+            raise ValueError(f"no digit in {sample.response!r}")
+        return float(sample.response[-1:] == str(sample.label)[-1:])
+
+    return try_reward(make_rollout(), last_digit, "exact")
+
+
 DISPLAYS: dict[str, Callable[[], Any]] = {
     "sample": lambda: make_rollout()[1],
     "sample-chat": chat,
@@ -101,6 +136,18 @@ DISPLAYS: dict[str, Callable[[], Any]] = {
     "curves": lambda: curves(make_run()),
     "comparison": lambda: compare_samples(make_rollout(right=0.3), make_rollout(right=0.8)),
     "progress": progress,
+    "strip-entropy": lambda: annotated()[1].strip("entropy"),
+    "strip-change": lambda: annotated()[1].strip("change"),
+    "moved": lambda: kit.compare(annotated(before=True), annotated()),
+    "session": lambda: make_state(
+        step=8,
+        engine_version=8,
+        host_memory=2_300_000_000,
+        rewards=(0.42, 0.48, 0.55, 0.53, 0.64, 0.7, 0.69, 0.78),
+        last_reward=0.78,
+    ),  # fmt: skip
+    "reward-trial": trial,
+    "dashboard": make_status,
     # ---- Add new displays above this line: "name": how to make one. ----
 }
 

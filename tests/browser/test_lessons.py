@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import nbformat
 import pytest
 from papermill.iorw import load_notebook_node
@@ -11,7 +9,7 @@ from papermill.parameterize import parameterize_notebook
 
 from tests.browser.lab import Lab, Server, errors_of, shown_notebook
 from tests.browser.measure import open_all, out_of_place, too_faint
-from tests.lessons import FAST, LESSONS
+from tests.lessons import FAST, LESSONS, NOTEBOOKS
 from tests.processes import alive, assert_gone
 
 SECONDS = 900.0
@@ -28,13 +26,14 @@ AFTER = """\
 print("DONE", len(report), session.step_count, len(session.generate(["1+1="])))"""
 
 
-@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", LESSONS)
 def test_a_lesson_runs_to_its_end_and_is_the_same_when_opened_again(
-    path: Path, lab: Lab, server: Server
+    name: str, lab: Lab, server: Server
 ) -> None:
-    lesson = parameterize_notebook(load_notebook_node(str(path)), FAST.get(path.stem, {}))
-    name = server.put(path.name, lesson)
-    lab.open(name)
+    path = NOTEBOOKS / f"{name}.ipynb"
+    lesson = parameterize_notebook(load_notebook_node(str(path)), FAST.get(name, {}))
+    served = server.put(path.name, lesson)
+    lab.open(served)
     lab.run_all(SECONDS)
     executed = lab.notebook()
     assert errors_of(executed) == []
@@ -46,7 +45,7 @@ def test_a_lesson_runs_to_its_end_and_is_the_same_when_opened_again(
     assert lab.watch.nothing, lab.watch
 
     lab.save_and_shut_down()
-    lab.open(name, kernel=False)
+    lab.open(served, kernel=False)
     open_all(lab.page)
     assert lab.outputs().all_inner_texts() == shown
     assert lab.watch.nothing, lab.watch

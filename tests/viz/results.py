@@ -12,6 +12,7 @@ from kit.reports import (
     EvalReport,
     Invariant,
     MismatchReport,
+    SessionState,
     StepReport,
     SyncReport,
     TokenDifference,
@@ -181,6 +182,15 @@ def make_status(done: int = 20, **changes: object) -> TrainingStatus:
         step_seconds=0.26,
     )
     return replace(status, **changes)  # type: ignore[arg-type]
+
+
+def make_state(**changes: object) -> SessionState:
+    state = SessionState(
+        name="tiny", state="running", model="tiny", parameters=826_000, device="cpu",
+        dtype="float32", step=3, planned=60, engine_version=3, last_reward=0.5,
+        rewards=(0.25, 0.5, 0.75), next_calls=(("session.sync()", "hand over"),),
+    )  # fmt: skip
+    return replace(state, **changes)  # type: ignore[arg-type]
 
 
 def make_batch() -> Batch:

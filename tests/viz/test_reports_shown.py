@@ -9,7 +9,7 @@ import pytest
 
 from kit import RLSession
 from kit.config import SessionConfig
-from kit.reports import CurvePoint, SessionState, SyncReport, TrainReport
+from kit.reports import CurvePoint, SyncReport, TrainReport
 from kit.samples import Rollout
 from kit.viz import show_report
 from kit.viz.checks import interval, right_and_wrong, wilson
@@ -24,6 +24,7 @@ from tests.viz.results import (
     make_mismatch,
     make_rollout,
     make_run,
+    make_state,
     make_step,
     make_update,
 )
@@ -99,15 +100,6 @@ def test_a_mean_difference_is_marked_against_its_thresholds(
 ) -> None:
     page = html(make_mismatch(mean_abs_diff=mean))
     assert f'<td class="kv-fit">{mark}</td><td class="kv-fit">mean |trainer' in page
-
-
-def make_state(**changes: object) -> SessionState:
-    state = SessionState(
-        name="tiny", state="running", model="tiny", parameters=826_000, device="cpu",
-        dtype="float32", step=3, planned=60, engine_version=3, last_reward=0.5,
-        rewards=(0.25, 0.5, 0.75), next_calls=(("session.sync()", "hand over"),),
-    )  # fmt: skip
-    return replace(state, **changes)  # type: ignore[arg-type]
 
 
 def test_a_session_shows_where_it_stands_and_what_to_call(html: Show, plain: Show) -> None:

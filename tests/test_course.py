@@ -1,0 +1,185 @@
+"""The exercises: what is open, wrong and right is told apart, in words that help."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import nbformat
+import pytest
+
+from kit.course import check, exercises
+from kit.errors import DataError
+from kit.reports import EvalReport, TrainReport
+from kit.samples import Rollout, Sample
+from tests.lessons import LESSONS, NOTEBOOKS, exercise_cells, solutions
+
+
+def grouped(*groups: tuple[tuple[str, str, float], ...]) -> Rollout:
+    """A rollout of (response, label, reward), group by group."""
+    return Rollout(
+        Sample(group_index=number, prompt=f"q{number}", response=text, label=label, reward=reward)
+        for number, group in enumerate(groups)
+        for text, label, reward in group
+    )
+
+
+def evaluated(*rewards: float) -> EvalReport:
+    rollout = grouped(*(((str(reward), "1", reward),) for reward in rewards))
+    share = sum(rewards) / len(rewards)
+    return EvalReport("held out", share, len(rewards), 1, 0.0, {1: share}, rollout, 0, 1.0)
+
+
+def trained(*rewards: float) -> TrainReport:
+    return TrainReport(history=tuple({"rollout/raw_reward": reward} for reward in rewards))
+
+
+def greedy(text: str, *answers: str) -> Rollout:
+    return Rollout(Sample(prompt=text, response=answer) for answer in answers)
+
+
+def steps_pay(sample: Sample) -> float:
+    return float(sample.response.endswith(str(sample.label))) + sample.response.count(">")
+
+
+THREE_GROUPS = grouped(
+    (("1", "1", 1.0), ("2", "1", 0.0)),
+    (("1", "1", 1.0), ("1", "1", 1.0)),
+    (("2", "1", 0.0), ("2", "1", 0.0)),
+    (("2", "1", 0.0), ("3", "1", 0.0)),
+)
+BEFORE, AFTER = evaluated(1, 0, 0, 0, 1), evaluated(0, 1, 1, 0, 1)
+SLIPPED = grouped((("=8", "8", 1.0), ("3>1>6>7=7", "8", 0.0)), (("=3", "8", 0.0), ("=4", "8", 0.0)))
+ROWS = [{"rollout/zero_std/count_0": 2.0, "rollout/zero_std/count_1": 3.0}, {}, {"step": 1.0}]
+
+
+def ess(log_ratios: list[float]) -> float:
+    weights = [math.exp(x) for x in log_ratios]
+    return sum(weights) ** 2 / len(weights) / sum(w * w for w in weights)
+
+
+def without_deviation(rewards: list[float]) -> list[float]:
+    return [r - sum(rewards) / len(rewards) for r in rewards]
+
+
+RIGHT: list[tuple[str, Any, dict[str, Any]]] = [
+    ("01.1", 1.62, {}),
+    ("01.2", 3, {"rollout": THREE_GROUPS}),
+    ("01.3", greedy("12+34=", "46", "46", "46", "46"), {}),
+    ("02.1", 2, {"training": trained(0.4, 0.7, 0.8, 0.7)}),
+    ("02.1", -1, {"training": trained(0.4, 0.7)}),
+    ("02.2", 2, {"before": BEFORE, "after": AFTER}),
+    ("02.3", 0.2191, {"before": AFTER}),
+    ("03.1", 0.8187, {}),
+    ("03.3", ess, {}),
+    ("04.1", "1>2>3>4>5>6>7>", {}),
+    ("04.3", 1, {"rollout": SLIPPED, "reward": steps_pay}),
+    ("05.2", (False, True, True, False), {}),
+    ("06.2", 3, {"reward": [0.4, 0.8, 0.5, 0.3, 0.1]}),
+    ("06.2", -1, {"reward": [0.4, 0.5, 0.6]}),
+    ("06.3", 1, {"rows": ROWS, "groups": 16}),
+]
+
+WRONG: list[tuple[str, Any, dict[str, Any], str]] = [
+    ("01.1", 0.75, {}, "standard deviation"),
+    ("01.1", 1.7321, {}, "n - 1"),
+    ("01.1", 1.0, {}, "too small"),
+    ("01.1", "1.62", {}, "A number is asked for"),
+    ("01.1", True, {}, "A number is asked for"),
+    ("01.1", math.nan, {}, "not a number"),
+    ("01.2", 1, {"rollout": THREE_GROUPS}, "do teach"),
+    ("01.2", 2, {"rollout": THREE_GROUPS}, "All right is as equal"),
+    ("01.2", 6, {"rollout": THREE_GROUPS}, "Count groups"),
+    ("01.3", "46", {}, "session.generate"),
+    ("01.3", greedy("12+34=", "46", "46"), {}, "n_samples_per_prompt=4"),
+    ("01.3", greedy("12+34=", "46", "46", "36", "46"), {}, "temperature=0"),
+    ("01.3", greedy("1+1=", *["2"] * 4), {}, "12+34="),
+    ("02.1", 3, {"training": trained(0.4, 0.7, 0.8, 0.7)}, "count from 0"),
+    ("02.2", 1, {"before": BEFORE, "after": AFTER}, "other way"),
+    ("02.2", 3, {"before": BEFORE, "after": AFTER}, "right before"),
+    ("02.3", 21.91, {"before": AFTER}, "in percent"),
+    ("02.3", 0.048, {"before": AFTER}, "square root"),
+    ("02.3", 0.4899, {"before": AFTER}, "divide by n"),
+    ("03.1", 1.2214, {}, "The trainer is on top"),
+    ("03.1", 1.2857, {}, "divides log-probs"),
+    ("03.2", {"A": "stale_weight", "B": ..., "C": ...}, {}, "stale_weights"),
+    ("03.2", {"A": "precision", "B": "tokenization", "C": "temperature"}, {}, "version"),
+    ("03.2", {"A": "stale_weights"}, {}, "B has no cause yet"),
+    ("03.3", lambda x: len(x) * ess(x), {}, "Divide by n"),
+    ("03.3", lambda x: 1.0, {}, "Are the weights exp"),
+    ("04.1", "3>1>6>8=8", {}, "it is right"),
+    ("04.1", "3>1=2", {}, "not more than 4"),
+    ("04.1", "1>" * 9, {}, "cuts at 16"),
+    ("04.2", lambda s: float(s.response.endswith(s.label)), {}, "was cut"),
+    ("04.2", lambda s: float("8" in s.response and s.status == "completed"), {}, "wrong place"),
+    ("04.3", 3, {"rollout": SLIPPED, "reward": steps_pay}, "no right sibling"),
+    ("05.1", 0.5, {}, "Dr. GRPO"),
+    ("05.2", [True, True, True, False], {}, "far enough"),
+    ("05.2", [False, False, True, False], {}, "come back"),
+    ("05.3", without_deviation, {}, "Divide by the standard deviation"),
+    ("05.3", lambda r: [x / 0 for x in r], {}, "ZeroDivisionError"),
+    ("05.3", [1, 2], {}, "a function is asked for"),
+    ("06.1", {"A": "healthy", "B": "healthy", "C": "healthy"}, {}, "truncated"),
+    ("06.2", 4, {"reward": [0.4, 0.8, 0.5, 0.3, 0.1]}, "had fallen before"),
+    ("06.3", 5, {"rows": ROWS, "groups": 16}, "Count steps"),
+]
+
+
+@pytest.mark.parametrize(("number", "answer", "known"), RIGHT)
+def test_a_right_answer_is_told_so(number: str, answer: Any, known: dict[str, Any]) -> None:
+    verdict = check(number, answer, **known)
+    assert (verdict.state, verdict.words) == ("right", "")
+
+
+@pytest.mark.parametrize(("number", "answer", "known", "words"), WRONG)
+def test_a_wrong_answer_is_told_what_is_wrong(
+    number: str, answer: Any, known: dict[str, Any], words: str
+) -> None:
+    verdict = check(number, answer, **known)
+    assert verdict.state == "wrong"
+    assert words in verdict.words
+
+
+def test_every_exercise_has_a_wrong_answer_that_is_caught() -> None:
+    assert {number for number, *_ in WRONG} == set(exercises())
+
+
+@pytest.mark.parametrize("stub", [..., [..., ...], {"A": ...}, lambda _: ...], ids=str)
+def test_a_stub_is_open_and_not_wrong(stub: object) -> None:
+    assert check("03.3", stub).state == "open"
+    assert "not answered yet" in str(check("03.3", stub))
+
+
+def test_a_verdict_shows_its_words_escaped_and_its_sign() -> None:
+    shown = check("01.1", "<script>")._repr_mimebundle_()
+    assert "<script>" not in shown["text/html"]
+    assert "✗ not yet" in shown["text/html"]
+    assert "✗ not yet" in shown["text/plain"]
+
+
+def test_an_exercise_that_does_not_exist_is_an_error_that_names_those_that_do() -> None:
+    with pytest.raises(DataError, match=r"01\.1"):
+        check("01.11", 1)
+
+
+def test_a_cell_that_passes_other_things_is_told_how_it_should_end() -> None:
+    with pytest.raises(DataError, match=r"check\('01.2', answer, rollout=rollout\)"):
+        check("01.2", 1)
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_a_lesson_ends_with_three_open_exercises_that_have_solutions(lesson: str) -> None:
+    notebook = nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4)
+    cells = exercise_cells(notebook)
+    numbers = [f"{lesson[:2]}.{n}" for n in (1, 2, 3)]
+    assert list(cells) == list(solutions(lesson)) == numbers
+    for number, cell in cells.items():
+        assert "..." in cell.source
+        last = cell.source.splitlines()[-1]
+        assert re.match(rf'check\("{number}", answer[,)]', last)
+
+
+def test_there_are_six_lessons_of_three_exercises() -> None:
+    assert len(LESSONS) == 6
+    assert len(exercises()) == 18

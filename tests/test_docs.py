@@ -1,0 +1,63 @@
+"""The pages in `docs/course` are whole, small, and show the lessons as they are."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from tests.lessons import LESSONS, NOTEBOOKS
+
+COURSE = Path(__file__).parent.parent / "docs" / "course"
+PAGES = [*LESSONS, "index", "solutions"]
+LARGEST = 1_500_000
+
+
+def page(name: str) -> str:
+    return (COURSE / f"{name}.html").read_text("utf-8")
+
+
+def words(text: str) -> str:
+    """Text without tags and spaces, so that a page can be compared with its source."""
+    return re.sub(r"\s+", "", html.unescape(re.sub(r"<[^>]*>", "", text)))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_one_small_file_without_scripts_that_fetches_nothing(name: str) -> None:
+    text = page(name)
+    assert len(text.encode()) < LARGEST
+    assert "<script" not in text
+    assert not re.search(r"<(link|img|iframe)[^>]*(src|href)\s*=\s*[\"']?(http|//)", text)
+    assert not re.search(r"@import|url\(\s*[\"']?(http|//)", text)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_of_a_page_leads_to_a_page_that_is_there(name: str) -> None:
+    for target in re.findall(r'href="([^"#]+)"', page(name)):
+        assert (COURSE / target).is_file(), target
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_a_page_shows_the_cells_of_its_lesson_as_they_are_now(lesson: str) -> None:
+    shown = words(page(lesson))
+    for cell in nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            assert words(html.escape(cell.source)) in shown, f"run `make docs`:\n{cell.source}"
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_no_cell_of_a_page_failed_and_none_names_a_place_on_the_machine_that_made_it(
+    lesson: str,
+) -> None:
+    text = page(lesson)
+    assert "Traceback (most recent call last)" not in text
+    assert not re.search(r"(?<![\w.])/(tmp|home|root|work|Users)/\w", text)
+
+
+def test_the_index_has_every_lesson_with_its_times() -> None:
+    index = page("index")
+    assert all(f'href="{lesson}.html"' in index for lesson in LESSONS)
+    assert len(re.findall(r"\d+ minutes to read, \d+ to do", index)) == len(LESSONS)
