@@ -145,7 +145,7 @@ DISPLAYS: dict[str, Callable[[], Any]] = {
         host_memory=2_300_000_000,
         rewards=(0.42, 0.48, 0.55, 0.53, 0.64, 0.7, 0.69, 0.78),
         last_reward=0.78,
-    ),  # fmt: skip
+    ),
     "reward-trial": trial,
     "dashboard": make_status,
     # ---- Add new displays above this line: "name": how to make one. ----
