@@ -46,8 +46,10 @@ def test_aborted_responses_go_on_where_they_were_stopped_with_newer_weights(
     session.update(session.advantages(session.score(trained, reward=luck)))
     session.sync()
 
-    rollout = generate_until(session, lambda s: s.weight_versions == [0, 1])
-    assert 0 < rollout.metrics["rollout/partial/continued"] <= len(old)
+    *others, rollout = generate_until(session, lambda s: s.weight_versions == [0, 1])
+    continued = [r.metrics["rollout/partial/continued"] for r in (*others, rollout)]
+    assert sum(continued) > 0  # it may have ended in surplus, and waited to be handed over
+    assert max(continued) <= len(old)
     assert 0 < rollout.metrics["rollout/partial/off_policy_frac"] <= 1
     both = [s for s in rollout if s.weight_versions == [0, 1]]
     assert both
@@ -63,12 +65,15 @@ def test_aborted_responses_go_on_where_they_were_stopped_with_newer_weights(
     assert all(s.response_length == LONGEST for s in cut)
 
 
-def generate_until(session: RLSession, wanted: Callable[[Sample], bool]) -> Rollout:
-    """The next rollout with such a sample. Groups that finished while others were stopped come
-    first.
+def generate_until(session: RLSession, wanted: Callable[[Sample], bool]) -> list[Rollout]:
+    """Rollouts, the last of which has such a sample. Groups that finished while others were stopped
+    come first.
     """
-    rollouts = (session.generate() for _ in range(20))
-    return next(rollout for rollout in rollouts if any(map(wanted, rollout)))
+    rollouts: list[Rollout] = []
+    while not rollouts or not any(map(wanted, rollouts[-1])):
+        assert len(rollouts) < 20
+        rollouts.append(session.generate())
+    return rollouts
 
 
 def test_every_prompt_that_was_drawn_is_answered_once_or_waits(
@@ -116,11 +121,11 @@ def test_each_token_has_the_log_prob_of_the_weights_that_wrote_it(
     prompts = [f"{n}+{n + 7}=" for n in range(30, 70)]
     session.update(session.advantages(session.score(session.generate(prompts), reward=luck)))
     session.sync()
-    rollout = generate_until(session, lambda s: s.weight_versions == [0, 1])
+    rollout = generate_until(session, lambda s: s.weight_versions == [0, 1])[-1]
     both = [s for s in rollout if s.weight_versions == [0, 1]]
     own = [s.masked_to(1) for s in both]
-    assert trainer_gap(session, own) < 1e-4
-    assert trainer_gap(session, both) > 1e-4
+    assert trainer_gap(session, own) < 5e-6
+    assert trainer_gap(session, both) > 1e-5  # of a few tokens, after one small update
 
 
 def test_tokens_of_older_weights_are_masked_where_it_is_asked_for(
@@ -131,7 +136,7 @@ def test_tokens_of_older_weights_are_masked_where_it_is_asked_for(
     assert all(s.loss_mask is None for s in first)
     session.update(session.advantages(first))
     session.sync()
-    rollout = generate_until(session, lambda s: s.weight_versions == [0, 1])
+    rollout = generate_until(session, lambda s: s.weight_versions == [0, 1])[-1]
     rollout = session.score(rollout, reward=luck)
     for sample in rollout:
         wrote = [version for version, count in sample.spans for _ in range(count)]
@@ -147,7 +152,7 @@ def test_what_the_mask_would_empty_is_written_anew(policies: Callable[..., RLSes
     session._buffer.put(map(tuple, waiting.groups()))
     session.update(session.advantages(session.score(waiting, reward=luck)))
     session.sync()
-    rollout = generate_until(session, lambda s: s.prompt == waiting[0].prompt)
+    rollout = generate_until(session, lambda s: s.prompt == waiting[0].prompt)[-1]
     again = [s for s in rollout if s.prompt in {w.prompt_text for w in waiting}]
     assert all(s.weight_versions == [1] and all(s.mask) for s in again)
     assert all(len(s.tokens) == len(s.prompt_tokens) + s.response_length for s in again)
@@ -168,7 +173,7 @@ def test_a_checkpoint_holds_the_buffer_and_training_goes_on_with_it(
     assert config.rollout.partial_rollout
     checkpoint.restore(session, session._running, path, state)
     assert session._buffer.state() == groups
-    assert any(1 in s.weight_versions[1:] for s in generate_until(session, went_on))
+    assert any(1 in s.weight_versions[1:] for s in generate_until(session, went_on)[-1])
     assert session.step().update.applied
 
 

@@ -111,9 +111,9 @@ def _worst_line(
     return join(
         (
             tag("b", "^", aria_hidden="true"),
-            f" {quantity.worst}: token {worst} ",
-            tag("span", letters(texts[worst], 40), class_="kv-text"),
-            f" at {_say(quantity, values[worst])}{_chance(quantity, values[worst])}",
+            f" {quantity.worst}: token {worst}, ",
+            tag("span", letters(texts[worst], 40), class_="kv-chip"),
+            f", at {_say(quantity, values[worst])}{_chance(quantity, values[worst])}",
         )
     )
 

@@ -85,8 +85,8 @@ def rollout_with_failures() -> Any:
     )
 
 
-def annotated(before: bool = False) -> Rollout:
-    """Samples with what the trainer says of each token, after an update or before it."""
+def annotated(rollout: Rollout, before: bool = False) -> Rollout:
+    """The samples with what the trainer says of each token, after an update or before it."""
     chance = random.Random(5)
 
     def known(sample: Sample) -> Sample:
@@ -100,7 +100,6 @@ def annotated(before: bool = False) -> Rollout:
         versions = [3] if before else [3, 4]
         return replace(sample, token_values=values, annotated_versions=versions)
 
-    rollout = make_rollout(groups=4)
     return rollout.with_samples(known(sample) for sample in rollout)
 
 
@@ -136,9 +135,11 @@ DISPLAYS: dict[str, Callable[[], Any]] = {
     "curves": lambda: curves(make_run()),
     "comparison": lambda: compare_samples(make_rollout(right=0.3), make_rollout(right=0.8)),
     "progress": progress,
-    "strip-entropy": lambda: annotated()[1].strip("entropy"),
-    "strip-change": lambda: annotated()[1].strip("change"),
-    "moved": lambda: kit.compare(annotated(before=True), annotated()),
+    "strip-entropy": lambda: annotated(Rollout([chat()]))[0].strip("entropy"),
+    "strip-change": lambda: annotated(Rollout([chat()]))[0].strip("change"),
+    "moved": lambda: kit.compare(
+        annotated(make_rollout(groups=4), before=True), annotated(make_rollout(groups=4))
+    ),
     "session": lambda: make_state(
         step=8,
         engine_version=8,

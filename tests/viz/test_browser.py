@@ -152,7 +152,7 @@ def test_numbers_of_ones_own_are_shown_and_sorted_by() -> None:
     browser.controls.order.value = "highest judge first"
     assert browser.listed == [3, 5, 0, 4, 1, 2]
     browser.move(-5)
-    assert "<b>5</b><span>judge</span>" in shown(browser)
+    assert "<b>5</b> <span>judge</span>" in shown(browser)
     with pytest.raises(DataError, match=r"numbers\['judge'\] has 1 values for 6 samples"):
         SampleBrowser(ROLLOUT, numbers={"judge": [1]})
 

@@ -100,7 +100,7 @@ def test_every_measure_has_a_panel_with_words(html: Show) -> None:
     shown = html(make_status())
     for words in ("reward", "response length", "entropy", "KL", "log-prob", "gradient norm"):
         assert re.search(f'kv-panel-head"><span title="[^"]*">[^<]*{words}', shown), words
-    assert len(re.findall(r'<svg [^>]*role="img" aria-label="[^"]+"', shown)) == 6
+    assert len(re.findall(r'role="img" aria-label="[^"]+" class="kv-drawing"', shown)) == 6
 
 
 def test_the_reference_takes_the_place_of_the_rollout_policy_where_there_is_one(html: Show) -> None:
@@ -190,7 +190,6 @@ def test_the_parts_are_the_picture(steps: Steps, html: Show) -> None:
     await_value(dashboard.head, "value", lambda v: "Finished" in v)
     picture = html(dashboard.training.status)
     for widget in (dashboard.head, dashboard.curves, dashboard.samples):
-        inner = widget.value.removeprefix('<div class="kit-viz">').removesuffix("</div>")
+        inner = widget.value.removeprefix(part().removesuffix("</div>")).removesuffix("</div>")
         assert inner
         assert inner in picture
-    assert part() == '<div class="kit-viz"></div>'

@@ -48,7 +48,7 @@ def test_white_space_and_special_tokens_are_visible_and_lines_break_where_the_te
 def test_the_caret_is_on_the_token_that_stands_out() -> None:
     lows = sample(["a", "b", "c"], rollout_log_prob=[-0.1, -5.0, -1.0]).strip()
     assert [text for *_, text in chips(lows.html)] == ["a", "b<b>^</b>", "c"]
-    assert "least likely: token 1 " in lows.html
+    assert "least likely: token 1, " in lows.html
     moved = sample(["a", "b"], trainer_log_prob=[-1.0, -1.0], trainer_log_prob_before=[-4.0, -0.5])
     assert [text for *_, text in chips(moved.strip().html)] == ["a<b>^</b>", "b"]
     alike = sample(["a", "b"], advantage=[0.5, 0.5]).strip(quantity="advantage")
