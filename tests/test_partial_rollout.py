@@ -115,17 +115,18 @@ def test_each_token_has_the_log_prob_of_the_weights_that_wrote_it(
 ) -> None:
     session = reseeded(0)  # at temperature 1, as the trainer computes
     set_policies(session, **SURPLUS)
-    rounds = (session.generate() for _ in range(20))
+    rounds = (session.generate() for _ in range(200))  # most responses are short
     assert any(begun(session) for _ in rounds)
     assert trainer_gap(session, begun(session)) < 1e-4
     prompts = [f"{n}+{n + 7}=" for n in range(30, 70)]
-    session.update(session.advantages(session.score(session.generate(prompts), reward=luck)))
+    for _ in range(5):  # far enough for a few tokens to show it
+        session.update(session.advantages(session.score(session.generate(prompts), reward=luck)))
     session.sync()
-    rollout = generate_until(session, lambda s: s.weight_versions == [0, 1])[-1]
-    both = [s for s in rollout if s.weight_versions == [0, 1]]
-    own = [s.masked_to(1) for s in both]
-    assert trainer_gap(session, own) < 5e-6
-    assert trainer_gap(session, both) > 1e-5  # of a few tokens, after one small update
+    rollout = generate_until(session, lambda s: s.weight_versions == [0, 5])[-1]
+    both = [s for s in rollout if s.weight_versions == [0, 5]]
+    own = [s.masked_to(5) for s in both]
+    assert trainer_gap(session, own) < 1e-4
+    assert trainer_gap(session, both) > 1e-4
 
 
 def test_tokens_of_older_weights_are_masked_where_it_is_asked_for(
