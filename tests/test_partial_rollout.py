@@ -71,7 +71,7 @@ def generate_until(session: RLSession, wanted: Callable[[Sample], bool]) -> list
     """
     rollouts: list[Rollout] = []
     while not rollouts or not any(map(wanted, rollouts[-1])):
-        assert len(rollouts) < 20
+        assert len(rollouts) < 200
         rollouts.append(session.generate())
     return rollouts
 
