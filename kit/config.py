@@ -91,7 +91,9 @@ class RolloutConfig(Section):
     """How responses are sampled."""
 
     temperature: float = Field(default=1.0, gt=0.0)
+    """Divides the logits, in the engine and in the trainer: below 1 surer, above 1 bolder."""
     top_p: Fraction = 1.0
+    """Sample only from the likeliest tokens up to this share of the probability; 1 from all."""
     top_k: int = Field(default=-1, ge=-1)
     """-1 samples from the whole vocabulary."""
     max_response_len: Positive | None = None
@@ -154,6 +156,7 @@ class EvaluationConfig(Section):
     interval: int = Field(default=0, ge=0)
     """Evaluate every so many steps of `train`; 0 only when asked."""
     n_samples_per_prompt: Positive = 1
+    """Responses to each held-out prompt; several give pass@k."""
     temperature: NonNegative = 0.0
     """0 is greedy."""
     max_prompts: Positive | None = None

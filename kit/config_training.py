@@ -28,6 +28,7 @@ class CriticConfig(Section):
     """The value model of `advantage_estimator: ppo`. Other estimators have none."""
 
     learning_rate: float = Field(default=1e-5, ge=0.0, lt=1.0)
+    """AdamW's, of the critic alone."""
     warmup_rollouts: int = Field(default=0, ge=0)
     """Train only the critic for so many steps, so that the first advantages mean something."""
     value_clip: Above0 | None = 0.2
@@ -44,6 +45,7 @@ class MisConfig(Section):
     mode: Literal["truncate", "clip", "mask"] = "truncate"
     """truncate: at most `high`; clip: into [low, high]; mask: what is outside does not train."""
     high: Above0 = 2.0
+    """Largest weight: above it a weight is lowered to it, or its token left out."""
     low: Above0 | None = None
     """None takes 1 / high."""
     veto: Above0 | None = None
@@ -91,6 +93,7 @@ class TrainingConfig(Section):
     epochs_per_rollout: Positive = 1
     """How often an update goes over the rollout; from the second time on in a new order."""
     learning_rate: float = Field(default=1e-6, ge=0.0, lt=1.0)
+    """AdamW's, after the warm-up."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the rate after the warm-up, over `num_rollout` steps."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -98,9 +101,13 @@ class TrainingConfig(Section):
     min_learning_rate: NonNegative = 0.0
     """Where linear and cosine end, after `num_rollout` steps."""
     adam_beta1: Rate = 0.9
+    """Memory of the mean gradient."""
     adam_beta2: Rate = 0.98
+    """Memory of the squared gradient."""
     adam_eps: float = Field(default=1e-8, gt=0.0)
+    """Added to the root of the squared gradient."""
     weight_decay: NonNegative = 0.0
+    """Share of each weight, times the learning rate, that a step takes away."""
     clip_grad: NonNegative = 1.0
     """Largest global gradient norm; 0 does not clip."""
     advantage_estimator: Estimator = "grpo"
@@ -138,7 +145,9 @@ class TrainingConfig(Section):
     use_tis: bool = False
     """Weigh each token by the ratio of trainer to engine, truncated at `tis_clip`."""
     tis_clip: Above0 = 2.0
+    """Largest weight of a token under `use_tis`."""
     tis_clip_low: NonNegative = 0.0
+    """Smallest weight of a token under `use_tis`."""
     mis: MisConfig | None = None
     """Importance weights at token, sequence or geometric level, with rejection; null does none."""
     opsm_delta: NonNegative | None = None

@@ -1,11 +1,11 @@
 """A configuration is whole, printable, and refuses what cannot work before anything starts."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from kit.config import SessionConfig
 from kit.errors import ConfigError
@@ -294,3 +294,17 @@ def test_a_configuration_cannot_be_changed_in_place() -> None:
         config.training.num_rollout = 3  # type: ignore[misc]
     with pytest.raises(ValidationError, match="frozen"):
         config.name = "x"  # type: ignore[misc]
+
+
+def test_every_setting_says_what_it_does() -> None:
+    def silent(section: type[BaseModel]) -> list[str]:
+        found = []
+        for name, setting in section.model_fields.items():
+            kinds = (setting.annotation, *get_args(setting.annotation))
+            parts = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+            found += [n for part in parts for n in silent(part)]
+            if not (parts or setting.description):
+                found.append(f"{section.__name__}.{name}")
+        return found
+
+    assert silent(SessionConfig) == []
