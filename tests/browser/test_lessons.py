@@ -87,7 +87,8 @@ def test_interrupt_keeps_the_steps_and_restart_leaves_no_process(lab: Lab, serve
 
 
 def _lasting(lab: Lab) -> list[str]:
-    return [text for text in lab.page.locator(LASTING).all_inner_texts() if text.strip()]
+    seen = lab.page.locator(LASTING).filter(visible=True)
+    return [text for text in seen.all_inner_texts() if text.strip()]
 
 
 def _stack(lab: Lab) -> tuple[int, str]:
