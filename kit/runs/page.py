@@ -19,6 +19,7 @@ _NEEDS_SCRIPTS = ("application/vnd.jupyter.widget-view+json", "application/javas
 
 def write_page(notebook: Path) -> Path:
     """Write `notebook.html` beside an executed `notebook.ipynb`."""
+    import nbformat
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
@@ -29,7 +30,9 @@ def write_page(notebook: Path) -> Path:
         raw_template=_TEMPLATE,
         embed_images=True,
     )
-    html, _ = exporter.from_filename(str(notebook))
+    executed = nbformat.read(notebook, as_version=4)
+    executed.metadata.pop("widgets", None)  # the state of what cannot be shown without scripts
+    html, _ = exporter.from_notebook_node(executed, {"metadata": {"name": notebook.stem}})
     target = notebook.with_suffix(".html")
     target.write_text(html, encoding="utf-8")
     return target
