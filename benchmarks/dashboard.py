@@ -22,7 +22,7 @@ from jupyter_client import KernelManager
 KERNEL_CODE = """
 import json, time
 from kit import RLSession
-from kit.train import show
+from kit.train_modes import show
 from kit.training import Training
 
 def block(session, steps, dashboard):
@@ -63,6 +63,7 @@ def run(steps: int, pairs: int) -> list[list[dict[str, Any]]]:
                 if line.startswith("PAIR"):
                     rows.append(json.loads(line.removeprefix("PAIR")))
                     print(_words(rows[-1]), flush=True)
+        client.get_shell_msg(timeout=120)  # the session has closed by then
     finally:
         client.stop_channels()
         manager.shutdown_kernel()

@@ -3,8 +3,8 @@
     make docs                              all lessons (about ten minutes)
     .venv/bin/python docs/make_course.py 04 06    only these, and the index
 
-Each page is one file without scripts that needs no network. The lessons run as batch runs, with
-their own parameters; what a run leaves beside its notebook is thrown away.
+The pages need no scripts and no network; the lessons share one style sheet. They run as batch runs,
+with their own parameters; what a run leaves beside its notebook is thrown away.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from kit.viz.html import tag
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 COURSE = ROOT / "docs" / "course"
+SHEET = "jupyterlab.css"
+_HEAD_STYLE = re.compile(r'<style type="text/css">(.*?)</style>\n?', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -95,16 +97,6 @@ LESSONS = (
     ),
 )
 
-STYLE = """
-body{font:17px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif;max-width:44rem;
-margin:2.5rem auto;padding:0 1.2rem;color:#1f2328;background:#fff}
-h1{font-size:1.7rem;margin-bottom:.4rem}h2{font-size:1.15rem;margin:1.8rem 0 .2rem}
-p{margin:.3rem 0}.quiet{color:#575e67}a{color:#0058a3}code{font-size:.92em}
-pre{background:#f3f5f8;padding:.7rem 1rem;overflow-x:auto}
-@media (prefers-color-scheme:dark){body{color:#e6e9ed;background:#14171b}.quiet{color:#a3abb5}
-a{color:#7cc4ff}pre{background:#1f242b}}
-"""
-
 
 def main(chosen: list[str]) -> int:
     """Make the pages of the chosen lessons, or all; returns the exit code."""
@@ -174,7 +166,7 @@ def make_index() -> None:
     head = (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
-        f"<title>The course</title><style>{STYLE}</style></head>"
+        '<title>The course</title><link rel="stylesheet" href="index.css"></head>'
     )
     body = tag("body", *parts)
     (COURSE / "index.html").write_text(f"{head}{body}</html>\n", encoding="utf-8")
@@ -182,7 +174,15 @@ def make_index() -> None:
 
 def _page(notebook: nbformat.NotebookNode, path: Path) -> str:
     nbformat.write(notebook, path)
-    return write_page(path).read_text("utf-8")
+    return share_style(write_page(path).read_text("utf-8"))
+
+
+def share_style(page: str) -> str:
+    """The page with JupyterLab's style, the same 7,000 lines in each, moved to one file."""
+    head, end, body = page.partition("</head>")
+    (COURSE / SHEET).write_text("\n".join(_HEAD_STYLE.findall(head)), encoding="utf-8")
+    link = f'<link rel="stylesheet" href="{SHEET}">\n'
+    return _HEAD_STYLE.sub("", head) + link + end + body
 
 
 def _way(number: int) -> str:

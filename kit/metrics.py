@@ -7,7 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 
-from kit.reports import Metrics, SyncReport, UpdateReport
+from kit.reports import REWARD, Metrics, SyncReport, UpdateReport
 from kit.samples import Rollout, Sample, Status
 
 REPETITIVE = 10.0
@@ -42,7 +42,7 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
         "rollout/repetition_frac": statistics.fmean(map(_repeats, rollout)),
     }
     if rollout.rewards():
-        metrics = {"rollout/raw_reward": rollout.mean_reward()} | metrics
+        metrics = {REWARD: rollout.mean_reward()} | metrics
         for reward, groups in sorted(zero_std_groups(rollout).items()):
             metrics[f"rollout/zero_std/count_{reward:g}"] = float(groups)
     return metrics | rollout.metrics

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kit.reports import SessionState
+from kit.reports import REWARD, SessionState
 
 if TYPE_CHECKING:
     from kit.lifecycle import Lifecycle
-
-REWARD = "rollout/raw_reward"
 
 
 def overview(session: Lifecycle) -> SessionState:

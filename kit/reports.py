@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from kit.samples import Rollout, Sample
 
+REWARD = "rollout/raw_reward"
+"""The metric that everything is about."""
 Metrics = dict[str, float]
 Verdict = Literal["pass", "warn", "fail"]
 Cause = Literal[

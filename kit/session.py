@@ -19,8 +19,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
 
-from kit import annotating, checkpoint, collecting, evaluation, health, mismatch, updating
-from kit import train as training_loop
+from kit import (
+    annotating,
+    checkpoint,
+    collecting,
+    evaluation,
+    health,
+    mismatch,
+    train_modes,
+    updating,
+)
 from kit.annotating import Annotated
 from kit.arguments import at_least_one, expect
 from kit.arguments import temperature as checked_temperature
@@ -318,12 +326,12 @@ class RLSession(Lifecycle):
                 `Training` at once; its `wait()` gives the report. A batch run returns it finished.
         """
         if dashboard:
-            return training_loop.train_on_dashboard(self, steps, until)
-        return training_loop.train(self, steps, until, show)
+            return train_modes.train_on_dashboard(self, steps, until)
+        return train_modes.train(self, steps, until, show)
 
     def dashboard(self, steps: int | None = None) -> Training:
         """The training under way; or the history so far, and buttons to begin so many steps."""
-        return training_loop.dashboard(self, steps)
+        return train_modes.dashboard(self, steps)
 
     @verb
     def evaluate(

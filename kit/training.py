@@ -310,7 +310,7 @@ class Training:
         return f"Training({self._state}, {self.done} of {self.total} steps)"
 
     def _ipython_display_(self) -> None:
-        from kit.train import show
+        from kit.train_modes import show
 
         show(self)
 

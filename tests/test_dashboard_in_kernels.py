@@ -65,7 +65,7 @@ def test_a_kernel_knows_whether_somebody_looks(
 
 def test_the_widgets_give_way_to_the_picture_at_the_end(kernel: BlockingKernelClient) -> None:
     code = """
-    from kit.train import show
+    from kit.train_modes import show
     from kit.training import Training
     from tests.viz.test_dashboard import Steps
     steps = Steps()

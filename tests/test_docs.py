@@ -26,12 +26,19 @@ def words(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_one_small_file_without_scripts_that_fetches_nothing(name: str) -> None:
+def test_a_page_is_small_without_scripts_and_fetches_nothing(name: str) -> None:
     text = page(name)
     assert len(text.encode()) < LARGEST
     assert "<script" not in text
     assert not re.search(r"<(link|img|iframe)[^>]*(src|href)\s*=\s*[\"']?(http|//)", text)
     assert not re.search(r"@import|url\(\s*[\"']?(http|//)", text)
+
+
+def test_no_style_sheet_fetches_anything() -> None:
+    sheets = list(COURSE.glob("*.css"))
+    assert len(sheets) == 2
+    for sheet in sheets:
+        assert not re.search(r"@import|url\(\s*[\"']?(http|//)", sheet.read_text("utf-8")), sheet
 
 
 @pytest.mark.parametrize("name", PAGES)

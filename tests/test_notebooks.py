@@ -17,34 +17,22 @@ from kit.runs import RunResult
 from tests.lessons import exercise_cells, run, texts
 
 
-@pytest.fixture(scope="module")
-def one_step(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return run("01_one_step", tmp_path_factory.mktemp("runs"))
+def lesson(name: str) -> Any:
+    """A fixture: the lesson as it ran, once for this file."""
+
+    @pytest.fixture(scope="module")
+    def ran(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+        return run(name, tmp_path_factory.mktemp("runs"))
+
+    return ran
 
 
-@pytest.fixture(scope="module")
-def training(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return run("02_train_to_solve", tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
-def mismatches(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return run("03_why_log_probs_differ", tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
-def rewards(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return run("04_samples_and_rewards", tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
-def estimators(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return run("05_estimators", tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
-def patients(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return run("06_reading_a_run", tmp_path_factory.mktemp("runs"))
+one_step = lesson("01_one_step")
+training = lesson("02_train_to_solve")
+mismatches = lesson("03_why_log_probs_differ")
+rewards = lesson("04_samples_and_rewards")
+estimators = lesson("05_estimators")
+patients = lesson("06_reading_a_run")
 
 
 def test_five_causes_made_on_purpose_are_found(mismatches: RunResult) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from kit import RLSession, Rollout, Sample, StepReport
 from kit.errors import KitError, SessionError
-from kit.train import dashboard
+from kit.train_modes import dashboard
 from kit.training import Training
 from tests.steps import responses_and_metrics
 
@@ -70,6 +70,14 @@ def begin(session: RLSession) -> Iterator[Callable[..., Training]]:
     session._turns.training = None
 
 
+def in_a_step(begin: Callable[..., Training], steps: int) -> tuple[Training, Gate]:
+    """A training in its first step, and the gate that lets its steps end."""
+    gate = Gate()
+    training = begin(steps, gate)
+    gate.await_step()
+    return training, gate
+
+
 def in_a_thread(call: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(call()), daemon=True)
@@ -91,9 +99,7 @@ def test_a_thread_trains_exactly_as_a_cell_does(
 def test_a_pause_holds_after_the_step_under_way(
     session: RLSession, begin: Callable[..., Training]
 ) -> None:
-    gate = Gate()
-    training = begin(5, gate)
-    gate.await_step()
+    training, gate = in_a_step(begin, 5)
     training.pause()
     assert training.status.asked == "pause"
     gate.open(5)
@@ -107,9 +113,7 @@ def test_a_pause_holds_after_the_step_under_way(
 def test_a_paused_training_leaves_the_session_to_its_verbs(
     session: RLSession, begin: Callable[..., Training]
 ) -> None:
-    gate = Gate()
-    training = begin(2, gate)
-    gate.await_step()
+    training, gate = in_a_step(begin, 2)
     training.pause()
     gate.open(2)
     await_state(training, "paused")
@@ -123,9 +127,7 @@ def test_a_paused_training_leaves_the_session_to_its_verbs(
 def test_a_verb_after_a_pause_waits_for_the_step_and_no_longer(
     session: RLSession, begin: Callable[..., Training]
 ) -> None:
-    gate = Gate()
-    training = begin(5, gate)
-    gate.await_step()
+    training, gate = in_a_step(begin, 5)
     training.pause()
     thread, found = in_a_thread(lambda: session.generate(["1+1="], n_samples_per_prompt=1))
     assert not found
@@ -149,9 +151,7 @@ VERBS: list[Callable[[RLSession], object]] = [
 def test_a_verb_while_training_runs_is_refused_and_says_what_to_do(
     session: RLSession, begin: Callable[..., Training]
 ) -> None:
-    gate = Gate()
-    training = begin(2, gate)
-    gate.await_step()
+    training, gate = in_a_step(begin, 2)
     for verb in VERBS:
         with pytest.raises(SessionError, match=r"while training runs(.|\n)*training\.pause\(\)"):
             verb(session)
@@ -170,9 +170,7 @@ def test_one_step_is_one_step(session: RLSession, begin: Callable[..., Training]
 
 
 def test_a_step_cannot_be_asked_of_a_running_training(begin: Callable[..., Training]) -> None:
-    gate = Gate()
-    training = begin(2, gate)
-    gate.await_step()
+    training, _ = in_a_step(begin, 2)
     with pytest.raises(SessionError, match="pause"):
         training.step_once()
 
@@ -180,9 +178,7 @@ def test_a_step_cannot_be_asked_of_a_running_training(begin: Callable[..., Train
 def test_a_stop_ends_it_and_keeps_what_is_done(
     session: RLSession, begin: Callable[..., Training]
 ) -> None:
-    gate = Gate()
-    training = begin(5, gate)
-    gate.await_step()
+    training, gate = in_a_step(begin, 5)
     training.stop()
     gate.open()
     report = training.wait()
@@ -246,9 +242,7 @@ def test_a_verb_called_by_a_step_is_part_of_it(session: RLSession) -> None:
 def test_interrupting_the_wait_for_a_training_leaves_it_running(
     begin: Callable[..., Training],
 ) -> None:
-    gate = Gate()
-    training = begin(2, gate)
-    gate.await_step()
+    training, gate = in_a_step(begin, 2)
     timer = threading.Timer(0.2, signal.raise_signal, (signal.SIGINT,))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
@@ -289,10 +283,8 @@ def test_a_dashboard_shows_the_training_under_way_or_one_that_can_be_begun(
 def test_a_training_that_is_half_done_is_not_replaced_in_silence(
     session: RLSession, begin: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kit.train.frontend", lambda: "headless")
-    gate = Gate()
-    training = begin(3, gate)
-    gate.await_step()
+    monkeypatch.setattr("kit.train_modes.frontend", lambda: "headless")
+    training, gate = in_a_step(begin, 3)
     training.pause()
     gate.open(3)
     await_state(training, "paused")

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
+from kit.reports import REWARD
 from kit.runs.record import CONFIG, EVALUATIONS, METRICS
 
-REWARD = "rollout/raw_reward"
 CURVE = "reward_curve.png"
 
 _STACK = ("kit", "sglang", "torch", "transformers", "ray")

@@ -22,7 +22,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from kit.runs.outcome import REWARD, Row, read_rows
+from kit.reports import REWARD
+from kit.runs.outcome import Row, read_rows
 from kit.runs.record import CONFIG, METRICS
 
 POLL_SECONDS = 0.5

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from markupsafe import Markup
 
-from kit.reports import StepReport, TrainingStatus
-from kit.viz.history import REWARD, Curve, run_curves
+from kit.reports import REWARD, StepReport, TrainingStatus
+from kit.viz.history import Curve, run_curves
 from kit.viz.html import (
     Child,
     Column,

@@ -10,14 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kit.reports import EvalReport, TrainReport
+from kit.reports import REWARD, EvalReport, TrainReport
 
 Points = list[tuple[float, float]]
 """(step, value), in the order of the steps."""
 Row = Mapping[str, Any]
 """The metrics of one step; `step` says which where it is there."""
-
-REWARD = "rollout/raw_reward"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from kit.reports import TrainReport
-from kit.viz.history import REWARD, Curve, Row, evaluations_of, rows_of, run_curves, smooth
+from kit.reports import REWARD, TrainReport
+from kit.viz.history import Curve, Row, evaluations_of, rows_of, run_curves, smooth
 from kit.viz.html import Picture, drawing, note, page, title
 from kit.viz.metrics import short_name
 from kit.viz.text import count, number, shorten

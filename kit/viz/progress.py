@@ -8,7 +8,7 @@ from html import escape
 from types import TracebackType
 from typing import Any, Self
 
-from kit.reports import StepReport
+from kit.reports import REWARD, StepReport
 from kit.viz.frontend import frontend
 
 REDRAW_SECONDS = 0.5
@@ -39,7 +39,7 @@ class Progress:
         self.done += 1
         seconds = time.perf_counter() - self.begin
         left = seconds / self.done * (self.total - self.done)
-        reward = report.metrics.get("rollout/raw_reward", float("nan"))
+        reward = report.metrics.get(REWARD, float("nan"))
         length = report.metrics.get("rollout/response_len/mean", float("nan"))
         self.line = (
             f"step {self.done}/{self.total}   reward {reward:.3f}   length {length:.1f}   "

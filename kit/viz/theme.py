@@ -144,7 +144,6 @@ _RULES = """
 @ .kv-strip i.w{position:relative;outline:2px solid var(--kv-fg);outline-offset:1px}
 @ .kv-strip i.w b{position:absolute;left:0;right:0;top:100%;text-align:center;line-height:1;
  padding-top:7px;font-size:1.15em}
-@ .kv-wide{overflow-x:auto}
 @ table.kv-grid{border-collapse:collapse;font-size:.86em;border:0}
 @ table.kv-grid th,@ table.kv-grid td{padding:2px 8px 2px 0;border:0;text-align:left;
  border-bottom:1px solid var(--kv-line);background:none;color:inherit;white-space:nowrap}

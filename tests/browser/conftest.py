@@ -20,7 +20,10 @@ def chromium() -> str:
     """Where the browser is. Without one these tests are skipped, unless KIT_BROWSER=1."""
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
-        words = "no chromium: install it (Debian: apt-get install chromium) to test in a browser"
+        words = (
+            "these tests open JupyterLab in a browser, and this machine has no chromium; to run "
+            "them, install it (Debian: apt-get install chromium)"
+        )
         if os.environ.get("KIT_BROWSER") == "1":
             pytest.fail(words)
         pytest.skip(words)

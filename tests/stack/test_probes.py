@@ -4,58 +4,40 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from kit.config import TrainingConfig
 from kit.stack import probes
 from kit.stack.probes import Samples, Way
 from kit.stack.startup import startup
-from kit.stack.trainer import TrainBatch, Trainer, TrainerSettings
+from kit.stack.trainer import TrainBatch, Trainer
 from kit.stack.unsharded import as_saved, whole
 from kit.tiny import MODEL_DIR
+from tests.stack.trainers import Make
+from tests.stack.trainers import make as start
 
-Make = Callable[..., Trainer]
+__all__ = ["start"]  # a fixture
+
 SAMPLES = Samples(
     [[5, 40, 41, 2, 6, 50, 51, 2], [5, 40, 41, 2, 6, 52, 2], [5, 44, 2, 6, 2]], [3, 2, 1]
 )
 
 
 @pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+def make(start: Make, tmp_path: Path) -> Make:
     """Starts one trainer of a copy of the tiny model, with changes to its config.json."""
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    threads = torch.get_num_threads()
 
     def make(**changes: Any) -> Trainer:
         folder = tmp_path / "model"
         shutil.copytree(MODEL_DIR, folder)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | changes))
-        trainer = Trainer(
-            TrainerSettings(
-                model_path=str(folder),
-                training=TrainingConfig(learning_rate=1e-3),
-                temperature=0.8,
-                device="cpu",
-                dtype="float32",
-                seed=0,
-                rank=0,
-                rendezvous=str(tmp_path / "rendezvous"),
-            )
-        )
-        trainer.start()
-        return trainer
+        return start(folder, learning_rate=1e-3)
 
-    yield make
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    torch.set_num_threads(threads)
+    return make
 
 
 def batch() -> TrainBatch:

@@ -23,19 +23,19 @@ Make = Callable[..., Trainer]
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Starts trainers with these settings, one at a time."""
+    """Starts trainers of a model with these settings, one at a time."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     threads = torch.get_num_threads()
     count = 0
 
-    def make(**training: Any) -> Trainer:
+    def make(model: Path = MODEL_DIR, **training: Any) -> Trainer:
         nonlocal count
         if dist.is_initialized():
             dist.destroy_process_group()
         count += 1
         trainer = Trainer(
             TrainerSettings(
-                model_path=str(MODEL_DIR),
+                model_path=str(model),
                 training=TrainingConfig(**training),
                 temperature=0.8,
                 device="cpu",
