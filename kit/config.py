@@ -40,8 +40,13 @@ class ModelConfig(Section):
     are kept in float32 by the trainer in any case."""
     context_length: Positive | None = None
     """Longest prompt plus response, in tokens; None takes the model's own limit."""
-    gradient_checkpointing: bool = False
-    """Recompute each layer in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: bool | Literal["selective"] | None = None
+    """Recompute in the backward pass instead of keeping: true all of each layer (least memory, a
+    third more time), `selective` its feed-forward part, false nothing; None lets the memory plan
+    choose."""
+    compile: bool | None = None
+    """Compile the trainer's layers with torch.compile; None does so on a GPU for models of 100 M
+    parameters and more. The first start takes half a minute longer; later ones find it on disk."""
     trust_remote_code: bool = False
     """Run Python code that a model directory brings along."""
 
@@ -130,6 +135,9 @@ class EngineConfig(Section):
     replicas: Positive | None = None
     """Engines side by side, each with all weights and a share of the cores and of the prompts; None
     takes two for a small model on a CPU with two cores or more, else one."""
+    update_weight_buffer_size: Annotated[int, Field(ge=1 << 20)] = 512 << 20
+    """Bytes of a bucket in which weights travel from the trainer to the engine; two are held. A
+    tensor that is larger has a bucket to itself. GPU only."""
     weight_bits: Annotated[int, Field(ge=2, le=16)] | None = None
     """Round each row of every weight matrix to so many bits on its way to the engine, as a
     quantised engine has them; None does not. The trainer's weights stay as they are."""
@@ -148,6 +156,16 @@ class EngineConfig(Section):
     def disturbed(self) -> bool:
         """Does the engine get other weights than the trainer's?"""
         return bool(self.weight_bits or self.weight_noise)
+
+
+class MemoryConfig(Section):
+    """Who holds the device when; `session.memory_plan()` shows what follows from it."""
+
+    device_gib: Above0 | None = None
+    """Most that the session may take of the device, in GiB; None takes what the card has."""
+    sleep: Literal["auto", "never", "always"] = "auto"
+    """Does the engine let go of its memory while the trainer works, and the trainer of its while
+    the engine generates? auto: as far as it is needed to fit. GPU only."""
 
 
 class EvaluationConfig(Section):
@@ -189,6 +207,7 @@ class SessionConfig(Section):
     rollout: RolloutConfig = RolloutConfig()
     training: TrainingConfig = TrainingConfig()
     engine: EngineConfig = EngineConfig()
+    memory: MemoryConfig = MemoryConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     mismatch: MismatchConfig = MismatchConfig()
 

@@ -156,6 +156,9 @@ class TrainingConfig(Section):
     max_tokens_per_gpu: Positive | None = None
     """Tokens packed into one micro-batch. It bounds memory; the result does not depend on it.
     None: 16384, or what one longest sample needs where that is more."""
+    optimizer_cpu_offload: bool | None = None
+    """Keep the trainer's float32 weights and its optimizer in host memory, and step there: for
+    small cards. None does so where nothing else fits. GPU only."""
     num_trainers: Positive = 1
     """Trainer processes that share the model through FSDP2."""
 

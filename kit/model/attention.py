@@ -1,7 +1,7 @@
 """Causal attention over packed samples, registered with Transformers as `kit_packed`.
 
-On a GPU torch's own variable-length flash attention; on a CPU one padded call for all samples. A
-beginning that samples share is computed once and seen by each of them.
+On a GPU torch's own variable-length flash attention (`gpu_attention.py`); on a CPU one padded call
+for all samples. A beginning that samples share is computed once and seen by each of them.
 Tensors here have Transformers' shapes: (1, heads, T, head size).
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from kit.model.packing import Packed
-from kit.model.rows import put_rows, repeat_rows, take_rows
+from kit.model.rows import put_rows, repeat_rows, sums_of, take_rows
 
 NAME = "kit_packed"
 
@@ -33,6 +33,13 @@ class Layout:
     the rows are the sequences."""
     visible: torch.Tensor | None
     """CPU, something shared: which token each token sees, (sequences, 1, own, seen)."""
+    limits: torch.Tensor
+    """Longest own and longest seen, as a tensor of two on the host: code that is compiled for one
+    batch serves all others, because no number of them is part of it."""
+    order: torch.Tensor | None
+    """GPU, something shared: places of what is seen, sorted by row; see `rows.sums_of`."""
+    order_ends: torch.Tensor | None
+    """Where each row's places end in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +56,22 @@ class Lengths:
 def layout(packed: Packed, device: torch.device) -> Layout:
     """Work out the layout of packed samples."""
     own = _lengths(packed.own_lengths, device)
-    if packed.seen_rows is None:
-        return Layout(len(packed.own_lengths), own, own, None, None)
+    count, rows = len(packed.own_lengths), packed.seen_rows
+    if rows is None:
+        limits = torch.tensor([own.longest, own.longest])
+        return Layout(count, own, own, None, None, limits, None, None)
     seen = _lengths(packed.seen_lengths, device)
+    limits = torch.tensor([own.longest, seen.longest])
     if device.type == "cuda":
-        return Layout(len(packed.own_lengths), own, seen, packed.seen_rows, None)
-    shape = (len(packed.own_lengths), seen.longest)
-    padded = put_rows(packed.seen_rows, seen.places, shape[0] * shape[1])  # padding: any row
+        sums = sums_of(rows, len(packed.tokens_T))
+        return Layout(count, own, seen, rows, None, limits, *sums)
+    padded = put_rows(rows, seen.places, count * seen.longest)  # padding: any row
     own_S, seen_S = (
         torch.tensor(x, device=device) for x in (packed.own_lengths, packed.seen_lengths)
     )
     asking = torch.arange(own.longest, device=device) + (seen_S - own_S)[:, None]
     visible = torch.arange(seen.longest, device=device) <= asking[:, :, None]
-    return Layout(shape[0], own, seen, padded, visible[:, None])
+    return Layout(count, own, seen, padded, visible[:, None], limits, None, None)
 
 
 def _lengths(lengths: tuple[int, ...], device: torch.device) -> Lengths:
@@ -95,7 +105,8 @@ def attend(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
     if packed.seen_rows is not None:
         # One gather of both: what each sequence sees, the shared beginnings repeated.
-        both = repeat_rows(torch.cat([k, v], dim=1), packed.seen_rows)
+        both = torch.cat([k, v], dim=1)
+        both = repeat_rows(both, packed.seen_rows, packed.order, packed.order_ends)
         k, v = both.split([k.shape[1], v.shape[1]], dim=1)
     attended = _on_gpu if q.is_cuda else _on_cpu
     return attended(q, k, v, scaling, dropout, packed)[None], None
@@ -109,28 +120,12 @@ def _on_gpu(
     dropout: float,
     packed: Layout,
 ) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+    from kit.model.gpu_attention import packed_attention
 
     if dropout:
         raise ValueError("kit_packed attention has no dropout on a GPU")
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    own, seen = packed.own, packed.seen
-    # Causal, counted from the end: a sequence's last token sees all of it.
-    out = varlen_attn(
-        q,
-        k,
-        v,
-        own.ends,
-        seen.ends,
-        own.longest,
-        seen.longest,
-        scale=scaling,
-        window_size=(-1, 0),
-    )
-    assert isinstance(out, torch.Tensor)
-    return out
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    return packed_attention(q, k, v, packed.own.ends, packed.seen.ends, packed.limits, scale)
 
 
 def _on_cpu(

@@ -6,16 +6,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from kit.algo.corrections import entropy_of
 from kit.errors import ModelError
 from kit.model import attention
+from kit.model.log_probs import token_log_probs
 from kit.model.packing import Packed
 from kit.model.rows import repeat_rows, take_rows
-
-LOGITS_AT_ONCE = 1 << 26
-"""Logits held in float32 at a time: 256 MiB. More are computed in recomputed chunks."""
 
 
 class Policy(nn.Module):
@@ -45,45 +41,6 @@ class Policy(nn.Module):
             packed.target_R,
             temperature,
         )
-
-
-def token_log_probs(
-    hidden_R: torch.Tensor, head: torch.Tensor, target_R: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each target and entropy of each distribution, both (R), float32.
-
-    Logits of a long batch over a large vocabulary would be the largest tensor by far; they are
-    made in chunks and made again in the backward pass.
-
-    Args:
-        hidden_R: output of the last layer, (R, hidden size).
-        head: the output embedding, (vocabulary, hidden size).
-        target_R: the tokens.
-        temperature: divides the logits.
-    """
-    size = max(1, LOGITS_AT_ONCE // head.shape[0])
-    if len(target_R) <= size:
-        return _chunk(hidden_R, head, target_R, temperature)
-    parts = [
-        checkpoint(
-            _chunk,
-            hidden_R[i : i + size],
-            head,
-            target_R[i : i + size],
-            temperature,
-            use_reentrant=False,
-        )
-        for i in range(0, len(target_R), size)
-    ]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-
-
-def _chunk(
-    hidden: torch.Tensor, head: torch.Tensor, target: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = (hidden @ head.T).float() / temperature
-    logp = torch.log_softmax(logits, dim=-1)
-    return logp.gather(-1, target[:, None])[:, 0], entropy_of(logp)
 
 
 def load(path: str, *, trust_remote_code: bool = False) -> Policy:

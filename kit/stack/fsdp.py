@@ -14,9 +14,13 @@ from kit.stack.unsharded import whole
 
 
 def shard(model: nn.Module, layers: Iterable[nn.Module], mesh: Any, dtype: torch.dtype) -> None:
-    """Shard each layer and then the rest; computation in `dtype`, gradients in float32."""
+    """Shard each layer and then the rest; computation in `dtype`, gradients in float32.
+
+    Where one rank has it all, layers are not treated one by one: nothing is gained by gathering
+    them when their turn comes, and it would take as long as the arithmetic of a small batch.
+    """
     mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for layer in layers:
+    for layer in layers if mesh.size() > 1 else ():
         fully_shard(layer, mesh=mesh, mp_policy=mixed)
     fully_shard(model, mesh=mesh, mp_policy=mixed)
 

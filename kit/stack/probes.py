@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kit.model.log_probs import KEPT_LOGITS
 from kit.model.packing import pack
-from kit.model.policy import LOGITS_AT_ONCE
 from kit.stack.annotations import annotate_batch, annotate_samples
 from kit.stack.routing import routing
 from kit.stack.startup import startup
@@ -108,7 +108,7 @@ def plainly(
 def _alone(model: Any, samples: Samples, temperature: float, device: torch.device) -> Rows:
     tokens, lengths = samples.tokens, samples.response_lengths
     longest = max(map(len, tokens))
-    size = max(1, LOGITS_AT_ONCE // (longest * model.config.vocab_size))
+    size = max(1, KEPT_LOGITS // (longest * model.config.vocab_size))
     out: Rows = []
     for start in range(0, len(tokens), size):
         rows = tokens[start : start + size]

@@ -151,7 +151,7 @@ class Stack:
                 config.engine.weight_bits, config.engine.weight_noise, config.seed
             ),
             trust_remote_code=config.model.trust_remote_code,
-            gradient_checkpointing=config.model.gradient_checkpointing,
+            gradient_checkpointing=config.model.gradient_checkpointing is True,
         )
 
     def generate(self, prompts: list[list[int]], sampling: Any, seeds: list[int]) -> list[Any]:

@@ -1,0 +1,12 @@
+"""Who may hold how much of the device, worked out before anything starts.
+
+shape.py   the model's sizes, read from its directory
+card.py    the device: its name and its memory
+plan.py    the plan: what each phase holds, what sleeps meanwhile, and what does not fit
+"""
+
+from kit.memory.card import Card
+from kit.memory.plan import MemoryPlan, Phase, make_plan
+from kit.memory.shape import ModelShape
+
+__all__ = ["Card", "MemoryPlan", "ModelShape", "Phase", "make_plan"]
