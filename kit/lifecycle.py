@@ -76,6 +76,7 @@ class Lifecycle:
         return session
 
     def _start(self, data: Any, eval_data: Any, reward: Reward | None) -> None:
+        from kit.memory.for_session import plan_for
         from kit.model.source import find
         from kit.rewards.runner import check_reward
         from kit.stack.engine import check_extra
@@ -99,7 +100,8 @@ class Lifecycle:
         )
         check_reward(self._reward)
         check_extra(dict(config.engine.extra))
-        stack = Stack(config, model, device, self._prompting.max_response_len)
+        plan = plan_for(config, model, device, self._prompting.max_response_len)
+        stack = Stack(config, model, device, self._prompting.max_response_len, plan)
         _running.add(self)
         try:
             self._prompting.load_tokenizer()  # while the stack's first process starts

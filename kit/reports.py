@@ -77,6 +77,8 @@ class SyncReport(Shown):
     seconds: float
     tensors: int
     bytes: int
+    verified: int | None = None
+    """Parameters whose checksums were found equal on both sides; None where nobody looked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from kit import (
     evaluation,
     health,
     mismatch,
+    syncing,
     train_modes,
     updating,
 )
@@ -218,17 +219,20 @@ class RLSession(Lifecycle):
         return report
 
     @verb
-    def sync(self, *, exact: bool = False) -> SyncReport:
+    def sync(self, *, exact: bool = False, verify: bool = False) -> SyncReport:
         """Hand the trainer's weights to the engine, which forgets all it cached of old ones.
 
         Args:
             exact: without what `engine.weight_bits` and `engine.weight_noise` do to them, until
                 the next sync; to evaluate the weights themselves.
+            verify: compare a checksum of each parameter on both sides afterwards.
+
+        Raises:
+            StackError: with `verify`, a parameter did not arrive.
         """
-        begin = time.perf_counter()
-        tensors, size = self._running.sync(self.step_count, exact=exact)
+        report = syncing.sync(self._running, self.step_count, exact=exact, verify=verify)
         self.engine_version = self.step_count
-        return SyncReport(self.step_count, time.perf_counter() - begin, tensors, size)
+        return report
 
     @verb
     def check_mismatch(

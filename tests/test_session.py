@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kit import Batch, RLSession, Rollout, Sample, Status
+from kit import Batch, RLSession, Rollout, Sample, Status, syncing
 from kit.errors import DataError, KitError, RewardError, SessionError, StackError
 from kit.stack.engine import SamplingSettings
 from tests.steps import responses_and_metrics
@@ -68,6 +68,23 @@ def test_a_skipped_sync_fails_the_check_and_is_named(session: RLSession) -> None
     assert "session.sync()" in report.cause
     session.sync()
     assert session.check_mismatch(session.generate()).verdict == "pass"
+
+
+def test_a_verified_sync_says_how_many_parameters_arrived(session: RLSession) -> None:
+    report = session.sync(verify=True)
+    assert report.verified is not None
+    assert report.verified > 30
+    assert "parameters verified by checksum" in str(report)
+    assert session.sync().verified is None
+
+
+def test_a_sync_that_did_not_arrive_is_an_error_that_names_a_parameter(session: RLSession) -> None:
+    stack = session._running
+    stack.sync(session.step_count)
+    session.update(session.advantages(session.score(session.generate())))
+    with pytest.raises(StackError, match=r"did not reach the engine: .*weight"):
+        syncing._verified(stack)
+    session.sync(verify=True)
 
 
 def test_a_sync_forgets_the_prefixes_that_old_weights_cached(session: RLSession) -> None:

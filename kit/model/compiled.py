@@ -28,7 +28,7 @@ def recompute(model: nn.Module, layers: Iterable[nn.Module], level: Recompute) -
     elif level == "selective":
         for layer in layers:
             part: Any = layer.mlp
-            part.__class__ = _recomputed(type(part))
+            part.__class__ = _recomputed(part.__class__)
 
 
 @cache

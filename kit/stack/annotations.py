@@ -65,7 +65,7 @@ def _loss(
     training = trainer.settings.training
     old = logp if Corrections.need_old(training) else None
     corrections = Corrections.of(batch, old, training)
-    reference = trainer.reference_log_probs(batch)
+    _, reference = trainer.log_probs_before(batch)
     rows: Rows = [[] for _ in logp]
     for part in trainer.steps_of(batch):
         if rows[part[0]]:  # a later epoch

@@ -12,7 +12,7 @@ from kit.config import TrainingConfig
 from kit.model.packing import Packed, micro_batches, pack
 
 MAX_TOKENS = 16384
-"""Tokens a micro-batch where `training.max_tokens_per_gpu` is not set."""
+"""Tokens a micro-batch where nobody has planned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,25 +64,22 @@ def optimizer_steps(count: int, training: TrainingConfig, seed: str) -> list[lis
 def packed_parts(
     tokens: Sequence[Sequence[int]],
     response_lengths: Sequence[int],
-    training: TrainingConfig,
+    limit: int,
     device: torch.device,
 ) -> Iterator[tuple[list[int], Packed]]:
-    """All samples in micro-batches: (indices, packed on the device)."""
-    limit = training.max_tokens_per_gpu or MAX_TOKENS
+    """All samples in micro-batches of at most `limit` tokens: (indices, packed on the device)."""
     for members in micro_batches(tokens, response_lengths, limit):
         packed = pack([tokens[i] for i in members], [response_lengths[i] for i in members])
         yield members, packed.to(device)
 
 
 def rank_share(
-    batch: TrainBatch, part: Sequence[int], training: TrainingConfig, rank: int
+    batch: TrainBatch, part: Sequence[int], world: int, limit: int, rank: int
 ) -> list[list[int]]:
     """One rank's micro-batches; an empty one where another rank has more of them.
 
     FSDP ranks run in step: each must call the model as often as the others.
     """
-    limit = training.max_tokens_per_gpu or MAX_TOKENS
-    world = training.num_trainers
     by_rank = []
     for other in range(world):
         # Neighbours, so that the samples of a prompt mostly stay with one rank.

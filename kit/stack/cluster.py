@@ -70,6 +70,10 @@ class Cluster:
             "PYTHONPATH": _joined(str(PACKAGE_ROOT), env.get("PYTHONPATH", "")),
             "TOKENIZERS_PARALLELISM": "false",
         }
+        if device == "cuda":
+            env = kept_kernels() | env
+            # Captured graphs leave the card with the KV cache.
+            env["SGLANG_MEMORY_SAVER_CUDA_GRAPH"] = "1"
         if device == "cpu":
             env |= {
                 "SGLANG_USE_CPU_ENGINE": "1",
@@ -175,6 +179,17 @@ class Cluster:
         processes.end(processes.of_stack(self.stack, self._head.pid))
         shutil.rmtree(self.directory, ignore_errors=True)
         os.environ.pop("RAY_AUTH_TOKEN", None)
+
+
+def kept_kernels() -> dict[str, str]:
+    """Where compiled kernels are kept from one start to the next; the stack's own directories go
+    with it.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kit" / "kernels"
+    return {
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+    }
 
 
 def _joined(*paths: str) -> str:

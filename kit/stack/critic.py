@@ -55,7 +55,7 @@ class Critic:
         return_R: torch.Tensor,
         weight_R: torch.Tensor,
         scale: int,
-    ) -> dict[str, float]:
+    ) -> dict[str, torch.Tensor]:
         """Add one micro-batch's gradient. Returns metrics to be summed over micro-batches.
 
         Args:
@@ -75,7 +75,7 @@ class Critic:
             "train/value_mean": weighted_sum(value_R, weight_R),
             "train/return_mean": weighted_sum(return_R, weight_R),
         }
-        return {name: float(value.detach()) for name, value in metrics.items()}
+        return {name: value.detach() for name, value in metrics.items()}
 
     def clip(self) -> float:
         """Clip the gradient; its norm before."""

@@ -28,6 +28,10 @@ class EngineSettings:
     attention_backend: str = "auto"
     max_total_tokens: int | None = None
     mem_fraction_static: float | None = None
+    saves_memory: bool = False
+    """Can it let go of its memory while the trainer works? GPU only."""
+    backs_up_weights: bool = False
+    """Does it keep them in host memory when it lets go of them?"""
     needs_tokenizer: bool = False
     """Only stop strings do: prompts and responses travel as token ids."""
     threads: int = 1
@@ -56,6 +60,10 @@ class Generation:
     finish: str
     """`stop`, `length` or `abort`."""
     weight_version: int
+
+
+MOST_GRAPHS = 256
+"""Largest batch whose decoding is captured as a graph; beyond it launching costs little."""
 
 
 def server_arguments(settings: EngineSettings) -> dict[str, Any]:
@@ -91,6 +99,10 @@ def server_arguments(settings: EngineSettings) -> dict[str, Any]:
             "mem_fraction_static": settings.mem_fraction_static,
             # Graphs of the prefill take minutes to compile and save little in long generations.
             "disable_prefill_cuda_graph": True,
+            # By default as few as 24 on a small card, which has room for more of a small model.
+            "cuda_graph_max_bs_decode": min(settings.max_running_requests, MOST_GRAPHS),
+            "enable_memory_saver": settings.saves_memory,
+            "enable_weights_cpu_backup": settings.backs_up_weights,
         }
     if settings.attention_backend != "auto":
         arguments["attention_backend"] = settings.attention_backend
@@ -144,6 +156,7 @@ class Engine:
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
         self.weight_version = 0
+        self._paused = False
         self._sglang: Any = None
         self._inbox = Inbox()
 
@@ -246,25 +259,36 @@ class Engine:
         return await engine_probes.checksums(self._sglang)
 
     async def receive_weights(
-        self, handle: Handle, version: int, *, flush_cache: bool = True
+        self,
+        handle: Handle,
+        version: int,
+        *,
+        last: bool = True,
+        flush_cache: bool = True,
+        after: Any = None,
     ) -> tuple[int, int]:
         """Take new weights and forget the cached prefixes of the old ones: (tensors, bytes).
+
+        Nothing is generated from the first bucket to the last.
 
         Args:
             handle: where the weights are.
             version: the number of updates that made them.
+            last: does no other bucket follow?
             flush_cache: False keeps the prefixes, which no longer fit the weights.
+            after: the answer for the bucket before, which Ray has to have first.
 
         Raises:
             StackError: SGLang refused them.
         """
         from sglang.srt.managers.io_struct import UpdateWeightsFromTensorReqInput
 
+        await self.pause()
         payload = handle.ipc or serialize(self._inbox.receive(handle), handle.entries)
         request = UpdateWeightsFromTensorReqInput(
             serialized_named_tensors=[payload],
             load_format="flattened_bucket",
-            flush_cache=flush_cache,
+            flush_cache=flush_cache and last,
             weight_version=str(version),
         )
         success, message = await self._sglang.tokenizer_manager.update_weights_from_tensor(
@@ -272,8 +296,44 @@ class Engine:
         )
         if not success:
             raise StackError("The engine refused the new weights.", why=message)
-        self.weight_version = version
+        if last:
+            self.weight_version = version
+            await self.go_on()
         return len(handle.entries), handle.size
+
+    async def pause(self) -> None:
+        """Generate nothing until `go_on`; requests wait."""
+        from sglang.srt.managers.io_struct import PauseGenerationReqInput
+
+        if not self._paused:
+            self._paused = True
+            await self._sglang.tokenizer_manager.pause_generation(
+                PauseGenerationReqInput(mode="in_place")
+            )
+
+    async def go_on(self) -> None:
+        """End a pause, if there is one."""
+        from sglang.srt.managers.io_struct import ContinueGenerationReqInput
+
+        if self._paused:
+            self._paused = False
+            await self._sglang.tokenizer_manager.continue_generation(ContinueGenerationReqInput())
+
+    async def sleep(self, tags: list[str]) -> None:
+        """Free device memory: `kv_cache`, `cuda_graph`, `weights`. Nothing may be running."""
+        from sglang.srt.managers.io_struct import ReleaseMemoryOccupationReqInput
+
+        await self._sglang.tokenizer_manager.release_memory_occupation(
+            ReleaseMemoryOccupationReqInput(tags=tags), None
+        )
+
+    async def wake(self, tags: list[str]) -> None:
+        """Take it again; weights are as they were, the KV cache is empty."""
+        from sglang.srt.managers.io_struct import ResumeMemoryOccupationReqInput
+
+        await self._sglang.tokenizer_manager.resume_memory_occupation(
+            ResumeMemoryOccupationReqInput(tags=tags), None
+        )
 
     async def alive(self) -> bool:
         """Is SGLang's scheduler still running?"""

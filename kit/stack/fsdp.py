@@ -8,21 +8,35 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 
 from kit.stack.unsharded import whole
 
 
-def shard(model: nn.Module, layers: Iterable[nn.Module], mesh: Any, dtype: torch.dtype) -> None:
+def shard(
+    model: nn.Module,
+    layers: Iterable[nn.Module],
+    mesh: Any,
+    dtype: torch.dtype,
+    *,
+    offload: bool = False,
+) -> None:
     """Shard each layer and then the rest; computation in `dtype`, gradients in float32.
 
     Where one rank has it all, layers are not treated one by one: nothing is gained by gathering
     them when their turn comes, and it would take as long as the arithmetic of a small batch.
     """
     mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    where = CPUOffloadPolicy() if offload else OffloadPolicy()
     for layer in layers if mesh.size() > 1 else ():
-        fully_shard(layer, mesh=mesh, mp_policy=mixed)
-    fully_shard(model, mesh=mesh, mp_policy=mixed)
+        fully_shard(layer, mesh=mesh, mp_policy=mixed, offload_policy=where)
+    fully_shard(model, mesh=mesh, mp_policy=mixed, offload_policy=where)
 
 
 def without_gradient(model: nn.Module, *args: Any) -> Any:
@@ -41,3 +55,29 @@ def clip_gradients(model: nn.Module, limit: float) -> float:
     """Scale the gradients down to this norm over all ranks (0: leave them); the norm before."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit or math.inf)
     return float(whole(norm))
+
+
+def recover(model: nn.Module) -> None:
+    """Make a model usable again whose forward or backward pass broke off, say for want of memory.
+
+    FSDP notes where a pass is, and would go on from there: the next gradients would be lost.
+    """
+    sharded: Any = model
+    context = sharded._get_fsdp_state()._state_ctx
+    context.iter_forward_root = None
+    context.post_backward_final_callback_queued = False
+    for state in context.all_states:
+        state._training_state = TrainingState.IDLE
+        state._modules_to_run_forward.clear()
+        group = state._fsdp_param_group
+        if group is None:
+            continue
+        group._training_state = TrainingState.IDLE
+        group.comm_ctx.post_forward_order.clear()
+        group.comm_ctx.reduce_scatter_state = None
+        group.finalize_backward()
+        for parameter in group.fsdp_params:
+            parameter.unsharded_accumulated_grad = None
+            if group.is_unsharded:
+                parameter.unsharded_param.grad = None
+        group.reshard()

@@ -72,7 +72,7 @@ def policy_loss(
     sample_R: torch.Tensor,
     inputs: TokenInputs,
     settings: LossSettings,
-) -> tuple[torch.Tensor, dict[str, float]]:
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """(share of the optimizer step's loss, metrics to be summed over its micro-batches)."""
     terms, values = token_terms(logp_R, entropy_R, sample_R, inputs, settings)
     pg, entropy = terms.pg_R.sum(), terms.entropy_R.sum()
@@ -81,7 +81,7 @@ def policy_loss(
     values |= {"train/pg_loss": pg, "train/entropy_loss": entropy, "train/loss": loss}
     if kl is not None:
         values["train/kl_loss"] = kl
-    return loss, {name: float(value.detach()) for name, value in values.items()}
+    return loss, {name: value.detach() for name, value in values.items()}
 
 
 def _total(

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from kit.config import SessionConfig
 from kit.errors import KitError, StackError
+from kit.memory import MemoryPlan
 from kit.model.source import ModelSource
+from kit.stack.buckets import SLOTS
 from kit.stack.cluster import Cluster
+from kit.stack.residency import Residency
 
 if TYPE_CHECKING:
     from kit.stack.underway import Underway
@@ -60,10 +63,17 @@ class Stack:
     """Starts in two strokes, so that the caller can do other work while the first one runs."""
 
     def __init__(
-        self, config: SessionConfig, model: ModelSource, device: str, max_response_len: int
+        self,
+        config: SessionConfig,
+        model: ModelSource,
+        device: str,
+        max_response_len: int,
+        plan: MemoryPlan,
     ) -> None:
         """Start the head process; returns at once."""
-        self.config, self.model, self.device = config, model, device
+        self.config, self.model, self.device, self.plan = config, model, device, plan
+        self.measured: dict[str, int] = {}
+        """Most bytes that were seen on the device, by phase of the plan; empty on a CPU."""
         self.max_response_len = max_response_len
         self.dtype = config.model.dtype
         if self.dtype == "auto":
@@ -101,11 +111,26 @@ class Stack:
             trainer.options(**options, name=f"trainer-{rank}").remote(self._trainer_settings(rank))
             for rank in range(world)
         ]
-        starts = [actor.start.remote() for actor in [*self._engines, *self._trainers]]
-        infos = self._get(starts, "start", config.engine.start_timeout)
+        self.residency = Residency(self.plan, self._engines, self._trainers, self._get)
+        self.info = {**self._start_actors(), "device": self.device, "dtype": self.dtype}
+        self._buckets = self.info.pop("buckets")
         if config.engine.disturbed:
             self.sync(0)  # the engine has read the exact weights
-        self.info = {**infos[0], **infos[-1], "device": self.device, "dtype": self.dtype}
+
+    def _start_actors(self) -> dict[str, Any]:
+        """Start engine and trainers side by side; what the session shows of them."""
+        limit = self.config.engine.start_timeout
+        starts = [actor.start.remote() for actor in [*self._engines, *self._trainers]]
+        crowded = self.plan.kv_sleeps or self.plan.trainer_sleeps
+        if crowded:
+            # The engine takes its KV cache first, as if it were alone, and then makes room.
+            infos = self._get(starts, "start", limit)
+            self.residency.for_trainer()
+            places = self._get([t.place.remote() for t in self._trainers], "start", limit)
+            return {**infos[0], **places[0]}
+        places = [trainer.place.remote() for trainer in self._trainers]
+        infos = self._get([*starts, *places], "start", limit)
+        return {**infos[0], **infos[-1]}
 
     def _engine_settings(self) -> Any:
         from kit.stack.engine import EngineSettings
@@ -114,8 +139,10 @@ class Stack:
         requests = engine.max_running_requests or max(config.samples_at_once, 256)
         requests = -(-requests // self.replicas)
         tokens = engine.max_total_tokens
-        if tokens is None and self.device == "cpu":
-            tokens = min(requests, 512) * min(self.model.context_length, 1024)
+        if tokens is None:
+            tokens = self.plan.kv_tokens
+            if self.device == "cpu":
+                tokens = min(requests, 512) * min(self.model.context_length, 1024)
         return EngineSettings(
             model_path=self.model.path,
             device=self.device,
@@ -125,7 +152,10 @@ class Stack:
             seed=config.seed,
             attention_backend=engine.attention_backend,
             max_total_tokens=tokens,
-            mem_fraction_static=engine.mem_fraction_static or 0.4,
+            # The plan says how large the KV cache is; this only has to leave room for it.
+            mem_fraction_static=engine.mem_fraction_static or 0.95,
+            saves_memory=self.device == "cuda" and config.memory.sleep != "never",
+            backs_up_weights=self.device == "cuda" and config.memory.sleep != "never",
             needs_tokenizer=bool(config.rollout.stop),
             threads=max(1, (os.cpu_count() or 1) // self.replicas),
             trust_remote_code=config.model.trust_remote_code,
@@ -151,11 +181,19 @@ class Stack:
                 config.engine.weight_bits, config.engine.weight_noise, config.seed
             ),
             trust_remote_code=config.model.trust_remote_code,
-            gradient_checkpointing=config.model.gradient_checkpointing is True,
+            recompute=self.plan.recompute,
+            compile=self.plan.compile,
+            offload=self.plan.optimizer_cpu_offload,
+            max_tokens=self.plan.max_tokens_per_gpu,
+            bucket_bytes=config.engine.update_weight_buffer_size
+            if self.device == "cuda"
+            else 1 << 62,
+            memory_limit=self.plan.trainer_limit if config.memory.device_gib else None,
         )
 
     def generate(self, prompts: list[list[int]], sampling: Any, seeds: list[int]) -> list[Any]:
         """One `Generation` a prompt."""
+        self.residency.for_engine()
         # Neighbours go to one engine: they have their prompt in common.
         parts = shares(len(prompts), self.replicas)
         calls = [
@@ -167,12 +205,14 @@ class Stack:
         except KeyboardInterrupt:
             self.abort()  # else the engine would finish it, and the next call wait for that
             raise
+        self._measure("generate")
         return [generation for answer in answers for generation in answer]
 
     def underway(self, sampling: Any) -> Underway:
         """For groups of requests of which each is handed over as soon as it is finished."""
         from kit.stack.underway import Underway
 
+        self.residency.for_engine()
         return Underway(self, self._engines, partial(self._get, doing="generate"), sampling)
 
     def abort(self) -> None:
@@ -183,9 +223,11 @@ class Stack:
         """Optimizer steps on every trainer; (metrics of each step, whether it was done now)."""
         import ray
 
+        self.residency.for_trainer()
         shared = ray.put(batch)
         calls = [trainer.update.remote(shared, update_id) for trainer in self._trainers]
         metrics, applied = self._get(calls, "update")[0]
+        self._measure("update")
         return metrics, applied
 
     def by_token(
@@ -194,6 +236,7 @@ class Stack:
         """A number for each response token: log-probs of the `policy` or the `reference`, or the
         critic's `values`.
         """
+        self.residency.for_trainer()
         if of == "values":
             calls = [t.values.remote(tokens, response_lengths) for t in self._trainers]
         else:
@@ -210,6 +253,7 @@ class Stack:
         experts: bool = False,
     ) -> list[list[Any]]:
         """What each replica makes of the samples now: a `Rescored` a sample, replica by replica."""
+        self.residency.for_engine()
         calls = [
             engine.rescore.remote(tokens, response_lengths, cached=cached, experts=experts)
             for engine in self._engines
@@ -219,6 +263,7 @@ class Stack:
 
     def checksums(self) -> list[dict[str, str]]:
         """A checksum of each parameter under SGLang's names, replica by replica."""
+        self.residency.wake_engine(kv_cache=False)
         found: list[dict[str, str]] = self._get(
             [engine.checksums.remote() for engine in self._engines], "checksums"
         )
@@ -226,26 +271,56 @@ class Stack:
 
     def probe(self, name: str, *arguments: Any) -> Any:
         """Run an experiment of `kit.stack.probes` in every trainer; the first one's result."""
+        self.residency.for_trainer()
         return self._get([t.probe.remote(name, *arguments) for t in self._trainers], name)[0]
 
     def sync(
         self, version: int, *, exact: bool = False, flush_cache: bool = True
     ) -> tuple[int, int]:
         """Hand the trainer's weights to the engine as `version`: (tensors, bytes)."""
-        exports = [trainer.export_weights.remote(version, exact) for trainer in self._trainers]
-        taken = [
-            engine.receive_weights.remote(exports[0], version, flush_cache=flush_cache)
-            for engine in self._engines
-        ]
-        (tensors, size), *_ = self._get([*taken, *exports], "sync")
-        return tensors, size
+        self.residency.for_sync()
+        taken: list[list[Any]] = []
+        waits: list[Any] = []
+        for bucket in range(self._buckets):
+            # A buffer is filled again when every engine has read it.
+            free = taken[bucket - SLOTS] if bucket >= SLOTS else []
+            filled = [
+                t.export_weights.remote(version, exact, bucket, *free) for t in self._trainers
+            ]
+            before = taken[-1] if taken else [None] * self.replicas
+            how = {"last": bucket == self._buckets - 1, "flush_cache": flush_cache}
+            taken.append(
+                [
+                    engine.receive_weights.remote(filled[0], version, after=done, **how)
+                    for engine, done in zip(self._engines, before, strict=True)
+                ]
+            )
+            waits += [taken[-1][0], *filled, *taken[-1][1:]]
+        try:
+            answers = self._get(waits, "sync")
+        except BaseException:
+            for engine in self._engines:  # else it would stay paused
+                engine.go_on.remote()
+            raise
+        self._measure("sync")
+        a_bucket = len(waits) // self._buckets
+        firsts = answers[::a_bucket]
+        return sum(tensors for tensors, _ in firsts), sum(size for _, size in firsts)
+
+    def _measure(self, phase: str) -> None:
+        """Note how much of the device was taken."""
+        if self.device == "cuda":
+            seen = self._get([self._trainers[0].device_memory.remote()], phase)[0]
+            self.measured[phase] = max(self.measured.get(phase, 0), seen["peak"])
 
     def save(self, directory: str) -> None:
         """Have the trainers write weights and optimizer into a directory."""
+        self.residency.for_trainer()
         self._get([t.save.remote(directory) for t in self._trainers], "save")
 
     def load(self, directory: str) -> None:
         """Have the trainers read what `save` wrote."""
+        self.residency.for_trainer()
         self._get([t.load.remote(directory) for t in self._trainers], "load")
 
     def _get(self, calls: Any, doing: str, timeout: float | None = None) -> Any:

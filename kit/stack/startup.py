@@ -73,7 +73,7 @@ def _first_step(trainer: Trainer, batch: TrainBatch) -> tuple[float, float, floa
 
 
 def _reference_gap(trainer: Trainer, batch: TrainBatch) -> float:
-    reference = trainer.reference or trainer._load().requires_grad_(False)
+    reference = trainer.reference or trainer.another()
     gaps = [0.0]
     whole = trainer.parts(batch.tokens, batch.response_lengths)
     for _, packed in whole:

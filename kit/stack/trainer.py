@@ -7,7 +7,6 @@ the result does not depend on micro-batches or on the number of trainers.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,21 +14,23 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from kit.algo.schedule import learning_rate
 from kit.config import TrainingConfig
 from kit.errors import StackError
-from kit.model.packing import Packed, pack
-from kit.model.policy import Policy, load
-from kit.stack import probes, trainer_state
-from kit.stack.batches import TrainBatch, flat, optimizer_steps, packed_parts, rank_share
+from kit.model.compiled import Recompute
+from kit.model.packing import Packed
+from kit.model.policy import Policy
+from kit.stack import probes, trainer_state, warm_up
+from kit.stack.batches import MAX_TOKENS, TrainBatch, optimizer_steps, packed_parts
+from kit.stack.buckets import in_buckets
 from kit.stack.corrections import Corrections
-from kit.stack.critic import Critic, ValueModel
+from kit.stack.device import DeviceMemory, out_of_memory
 from kit.stack.disturbance import EXACT, Disturbance, HandedOver
-from kit.stack.fsdp import clip_gradients, shard, without_gradient
-from kit.stack.policy_loss import LossSettings, TokenInputs, finish, policy_loss
+from kit.stack.fsdp import without_gradient
+from kit.stack.models import Making
+from kit.stack.optimizer_step import OptimizerSteps
+from kit.stack.parking import Parking
 from kit.stack.unsharded import as_saved, whole
 from kit.stack.weights import Handle, Outbox
 
@@ -53,10 +54,19 @@ class TrainerSettings:
     disturbance: Disturbance = EXACT
     """What is done to the weights on their way to the engine."""
     trust_remote_code: bool = False
-    gradient_checkpointing: bool = False
+    recompute: Recompute = "none"
+    compile: bool = False
+    offload: bool = False
+    """Weights and optimizer stay in host memory."""
+    max_tokens: int = MAX_TOKENS
+    """Of a micro-batch."""
+    bucket_bytes: int = 1 << 62
+    """Of weights on their way to the engine."""
+    memory_limit: int | None = None
+    """Bytes that the process may take of a GPU; None all there is."""
 
 
-class Trainer:
+class Trainer(OptimizerSteps):
     """Holds one rank's share of policy, reference and critic, and of their optimizers."""
 
     def __init__(self, settings: TrainerSettings) -> None:
@@ -66,8 +76,8 @@ class Trainer:
         self.last_update: tuple[str, list[dict[str, float]]] | None = None
         self.handed_over = HandedOver(EXACT, 0)
 
-    def start(self) -> dict[str, Any]:
-        """Load the models and shard them. Returns what the session shows of them."""
+    def start(self) -> None:
+        """Load the models into host memory, and meet the other ranks."""
         settings, training = self.settings, self.settings.training
         torch.manual_seed(settings.seed)
         if settings.device == "cuda":
@@ -85,45 +95,73 @@ class Trainer:
             world_size=training.num_trainers,
         )
         self.mesh = init_device_mesh(settings.device, (training.num_trainers,))
-        self.policy = self._load()
-        self.reference = self._load().requires_grad_(False) if training.has_reference else None
-        self.optimizer = self._adamw(self.policy, training.learning_rate)
-        self.critic = self._critic() if training.advantage_estimator == "ppo" else None
-        self.outbox = Outbox(self.device, getattr(torch, settings.dtype))
-        return {"parameters": sum(p.numel() for p in self.policy.parameters())}
-
-    def _load(self) -> Policy:
-        policy = self._unsharded()
-        inner: Any = policy.model
-        shard(policy, inner.model.layers, self.mesh, getattr(torch, self.settings.dtype))
-        return policy
-
-    def _unsharded(self) -> Policy:
-        settings = self.settings
-        policy = load(settings.model_path, trust_remote_code=settings.trust_remote_code)
-        policy.to(self.device)
-        inner: Any = policy.model
-        if settings.gradient_checkpointing:
-            inner.gradient_checkpointing_enable({"use_reentrant": False})
-        return policy
-
-    def _critic(self) -> Critic:
-        inner: Any = self._unsharded().model
-        config = self.settings.training.critic
-        model = ValueModel(inner.model, inner.config.hidden_size).to(self.device)
-        shard(model, inner.model.layers, self.mesh, getattr(torch, self.settings.dtype))
-        return Critic(model, config, self._adamw(model, config.learning_rate))
-
-    def _adamw(self, model: nn.Module, rate: float) -> torch.optim.AdamW:
-        training = self.settings.training
-        return torch.optim.AdamW(
-            model.parameters(),
-            lr=rate,
-            betas=(training.adam_beta1, training.adam_beta2),
-            eps=training.adam_eps,
-            weight_decay=training.weight_decay,
-            fused=True,
+        self.memory = DeviceMemory(self.device, settings.memory_limit)
+        self.making = Making(
+            settings.model_path,
+            training,
+            getattr(torch, settings.dtype),
+            settings.trust_remote_code,
+            settings.recompute,
+            settings.compile,
+            settings.offload,
         )
+        self.policy = self.making.loaded()
+
+    def place(self) -> dict[str, Any]:
+        """Shard the models over the devices. Returns what the session shows of them."""
+        training, making = self.settings.training, self.making
+        making.placed(self.policy, self.device, self.mesh)
+        self.reference = self.another() if training.has_reference else None
+        self.optimizer = making.adamw(self.policy, training.learning_rate)
+        self.critic = None
+        if training.advantage_estimator == "ppo":
+            self.critic = making.critic(making.loaded(), self.device, self.mesh)
+        self.outbox = Outbox(self.device, making.dtype)
+        self.parking = Parking(self.device)
+        if self.settings.compile:
+            warm_up.run(self)
+        width = making.dtype.itemsize
+        self._buckets = in_buckets(
+            ((name, p.numel() * width) for name, p in self._handed_over()),
+            self.settings.bucket_bytes,
+        )
+        return {
+            "parameters": sum(p.numel() for p in self.policy.parameters()),
+            "buckets": len(self._buckets),
+        }
+
+    def another(self) -> Policy:
+        """The model that the session starts from, once more, without gradients."""
+        model = self.making.placed(self.making.loaded(), self.device, self.mesh)
+        return model.requires_grad_(False)
+
+    # ---- sleeping ------------------------------------------------------------------------------
+
+    def sleep(self) -> int:
+        """Move weights, optimizer and reference to host memory; how many bytes."""
+        self._forget_gradients()
+        self.outbox.empty()
+        self.parking.take(self._resident())
+        return self.parking.taken
+
+    def wake(self) -> None:
+        """Bring everything back to the device."""
+        self.parking.give_back()
+
+    def _resident(self) -> Iterator[torch.Tensor]:
+        """Every tensor that stays between updates."""
+        yield from self.policy.parameters()
+        if self.reference:
+            yield from self.reference.parameters()
+        if self.critic:
+            yield from self.critic.model.parameters()
+        for optimizer in [self.optimizer, *([self.critic.optimizer] if self.critic else [])]:
+            for state in optimizer.state.values():
+                yield from (x for x in state.values() if isinstance(x, torch.Tensor))
+
+    def device_memory(self) -> dict[str, int]:
+        """Bytes; see `DeviceMemory.read`."""
+        return self.memory.read()
 
     # ---- looking -------------------------------------------------------------------------------
 
@@ -137,7 +175,8 @@ class Trainer:
                 "There is no reference model.",
                 fix="set training.kl_loss_coef or training.kl_coef above 0.",
             )
-        return [row.tolist() for row in self._all_log_probs(tokens, response_lengths, model)]
+        rows = self._all_log_probs(tokens, response_lengths, [model])[0]
+        return [row.tolist() for row in rows]
 
     def values(self, tokens: list[list[int]], response_lengths: list[int]) -> list[list[float]]:
         """What the critic expects before each response token."""
@@ -153,22 +192,24 @@ class Trainer:
         return rows
 
     def _all_log_probs(
-        self, tokens: list[list[int]], response_lengths: list[int], model: Policy
-    ) -> list[torch.Tensor]:
-        """By sample, on the device; computed on every rank for all samples."""
-        out = [torch.empty(0)] * len(tokens)
-        for members, packed in self.parts(tokens, response_lengths):
-            logp_R = without_gradient(model, packed, self.settings.temperature)[0]
-            parts = logp_R.split([response_lengths[i] for i in members])
-            for index, part in zip(members, parts, strict=True):
-                out[index] = part
+        self, tokens: list[list[int]], response_lengths: list[int], models: Sequence[Policy]
+    ) -> list[list[torch.Tensor]]:
+        """By model and sample, on the device; computed on every rank for all samples."""
+        out = [[torch.empty(0)] * len(tokens) for _ in models]
+        with out_of_memory(self.settings.max_tokens, models):
+            for members, packed in self.parts(tokens, response_lengths):
+                lengths = [response_lengths[i] for i in members]
+                for rows, model in zip(out, models, strict=True):
+                    logp_R = without_gradient(model, packed, self.settings.temperature)[0]
+                    for index, part in zip(members, logp_R.split(lengths), strict=True):
+                        rows[index] = part
         return out
 
     def parts(
         self, tokens: list[list[int]], response_lengths: list[int]
     ) -> Iterator[tuple[list[int], Packed]]:
         """All samples in micro-batches: (indices, packed)."""
-        return packed_parts(tokens, response_lengths, self.settings.training, self.device)
+        return packed_parts(tokens, response_lengths, self.settings.max_tokens, self.device)
 
     # ---- learning ------------------------------------------------------------------------------
 
@@ -179,8 +220,8 @@ class Trainer:
         the first.
 
         Raises:
-            StackError: loss or gradient is not finite; the weights are as they were before the
-                optimizer step that failed.
+            StackError: loss or gradient is not finite, or the device has too little memory; the
+                weights are as they were before the optimizer step that failed.
         """
         if self.last_update and self.last_update[0] == update_id:
             return self.last_update[1], False
@@ -188,10 +229,7 @@ class Trainer:
         steps = self.steps_of(batch)
         # With one optimizer step the old weights are the present ones: nothing to compute.
         moves = len(steps) > 1 and not training.use_rollout_logprobs
-        old = None
-        if moves or Corrections.need_old(training):
-            old = self._all_log_probs(batch.tokens, batch.response_lengths, self.policy)
-        reference = self.reference_log_probs(batch)
+        old, reference = self.log_probs_before(batch, moves or Corrections.need_old(training))
         corrections = Corrections.of(batch, old, training)
         metrics = [
             self._optimizer_step(batch, part, old, reference, corrections) | corrections.metrics
@@ -209,137 +247,18 @@ class Trainer:
         seed = f"{self.settings.seed} {self.updates}"
         return optimizer_steps(len(batch), self.settings.training, seed)
 
-    def reference_log_probs(self, batch: TrainBatch) -> list[torch.Tensor] | None:
-        """By sample; None where the loss has no KL."""
-        if not (self.settings.training.kl_loss_coef and self.reference):
-            return None
-        return self._all_log_probs(batch.tokens, batch.response_lengths, self.reference)
-
-    def _optimizer_step(
-        self,
-        batch: TrainBatch,
-        part: Sequence[int],
-        old: list[torch.Tensor] | None,
-        reference: list[torch.Tensor] | None,
-        corrections: Corrections,
-    ) -> dict[str, float]:
-        training = self.settings.training
-        settings = self.loss_settings(batch, part)
-        learns = not (self.critic and self.updates < self.critic.config.warmup_rollouts)
-        sums: dict[str, float] = {}
-        self._forget_gradients()  # an update that broke off half-way leaves gradients behind
-        for members in rank_share(batch, part, training, self.settings.rank):
-            indices = members or [part[0]]
-            packed = pack(
-                [batch.tokens[i] for i in indices], [batch.response_lengths[i] for i in indices]
-            ).to(self.device)
-            inputs = self.inputs(batch, indices, old, reference, corrections, bool(members))
-            logp_R, entropy_R = self.policy(packed, self.settings.temperature)
-            loss, values = policy_loss(logp_R, entropy_R, packed.sample_R, inputs, settings)
-            # FSDP averages gradients over ranks; ours are shares of one sum.
-            (loss * training.num_trainers * learns).backward()
-            if self.critic:
-                values |= self._critic_backward(batch, indices, packed, inputs, settings)
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value
-        return self._apply(sums, learns=learns)
-
-    def loss_settings(self, batch: TrainBatch, part: Sequence[int]) -> LossSettings:
-        """What the loss of an optimizer step over these samples needs to know of all of them."""
-        return LossSettings(
-            self.settings.training,
-            total_samples=len(part),
-            total_tokens=sum(sum(batch.loss_masks[i]) for i in part),
-            constant_length=self.settings.max_response_len,
+    def log_probs_before(
+        self, batch: TrainBatch, old: bool = False
+    ) -> tuple[list[torch.Tensor] | None, list[torch.Tensor] | None]:
+        """(of the policy, if asked for; of the reference, where the loss has a KL), by sample."""
+        models = [self.policy] if old else []
+        if self.settings.training.kl_loss_coef and self.reference:
+            models.append(self.reference)
+        found = self._all_log_probs(batch.tokens, batch.response_lengths, models) if models else []
+        return (
+            found[0] if old else None,
+            found[-1] if len(models) > int(old) else None,
         )
-
-    def _critic_backward(
-        self,
-        batch: TrainBatch,
-        indices: list[int],
-        packed: Packed,
-        inputs: TokenInputs,
-        settings: LossSettings,
-    ) -> dict[str, float]:
-        assert self.critic
-        if batch.values is None or batch.returns is None:
-            raise StackError(
-                "The batch has no values for the critic to learn.",
-                fix="make it with `session.advantages(rollout)` of this session.",
-            )
-        old, returns = (flat(x, indices).to(self.device) for x in (batch.values, batch.returns))
-        weight_R = settings.weights(inputs.mask_R, packed.sample_R)
-        return self.critic.backward(
-            packed, old, returns, weight_R, self.settings.training.num_trainers
-        )
-
-    def inputs(
-        self,
-        batch: TrainBatch,
-        indices: list[int],
-        old: list[torch.Tensor] | None,
-        reference: list[torch.Tensor] | None,
-        corrections: Corrections,
-        counts: bool = True,
-    ) -> TokenInputs:
-        """What is known of each response token of these samples; `counts` False masks them all."""
-        mask = torch.tensor([m for i in indices for m in batch.loss_masks[i]], dtype=torch.float32)
-        rollout = None
-        if batch.rollout_log_probs is not None:
-            rollout = flat(batch.rollout_log_probs, indices).to(self.device)
-        weight, keep = corrections.of_samples(indices)
-        return TokenInputs(
-            advantage_R=batch.flat_advantages(indices).to(self.device),
-            mask_R=(mask if counts else torch.zeros_like(mask)).to(self.device),
-            old_logp_R=torch.cat([old[i] for i in indices]) if old else None,
-            ref_logp_R=torch.cat([reference[i] for i in indices]) if reference else None,
-            rollout_logp_R=rollout,
-            weight_R=weight,
-            keep_R=keep,
-        )
-
-    def _apply(self, sums: dict[str, float], *, learns: bool) -> dict[str, float]:
-        """Clip, step, and return the step's metrics, summed over ranks."""
-        training = self.settings.training
-        names = sorted(sums)
-        total = torch.tensor([sums[name] for name in names], dtype=torch.float64)
-        dist.all_reduce(total)
-        metrics = finish(dict(zip(names, total.tolist(), strict=True)))
-        metrics["train/grad_norm"] = clip_gradients(self.policy, training.clip_grad)
-        if self.critic:
-            metrics["train/critic_grad_norm"] = self.critic.clip()
-        checked = ("train/loss", "train/grad_norm", "train/value_loss", "train/critic_grad_norm")
-        if wrong := [n for n in checked if n in metrics and not math.isfinite(metrics[n])]:
-            self._forget_gradients()
-            raise StackError(
-                "The update was refused: "
-                + ", ".join(f"{name.removeprefix('train/')} is {metrics[name]}" for name in wrong)
-                + f" (loss {metrics['train/loss']}, gradient norm {metrics['train/grad_norm']}).",
-                why="A step with them would have destroyed the weights, which are unchanged.",
-                fix="look at the batch's rewards and log-probs, or lower training.learning_rate.",
-            )
-        rate = learning_rate(
-            self.optimizer_steps,
-            peak=training.learning_rate,
-            lowest=training.min_learning_rate,
-            warmup=training.warmup_steps,
-            total=training.num_rollout * training.steps_per_rollout,
-            schedule=training.lr_schedule,
-        )
-        if learns:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
-            self.optimizer_steps += 1
-        if self.critic:
-            self.critic.step()
-        self._forget_gradients()
-        return metrics | {"train/lr": rate if learns else 0.0}
-
-    def _forget_gradients(self) -> None:
-        self.optimizer.zero_grad()
-        if self.critic:
-            self.critic.optimizer.zero_grad()
 
     def _refresh_reference(self, reference: Policy) -> None:
         pairs = zip(reference.parameters(), self.policy.parameters(), strict=True)
@@ -349,22 +268,40 @@ class Trainer:
 
     # ---- handing over --------------------------------------------------------------------------
 
-    def export_weights(self, version: int = 0, exact: bool = False) -> Handle | None:
-        """Gather the weights for the engine; rank 0 returns where they are."""
+    def export_weights(
+        self, version: int = 0, exact: bool = False, bucket: int = 0, *_: Any
+    ) -> Handle | None:
+        """Gather a bucket of the weights for the engine; rank 0 returns where they are.
+
+        Args:
+            version: the number of updates that made them.
+            exact: without the disturbance.
+            bucket: which one; with one trainer on a CPU there is only the first.
+            _: answers that Ray has to have before this call may begin.
+        """
+        if bucket == 0:
+            self.handed_over = HandedOver(EXACT if exact else self.settings.disturbance, version)
+        wanted = set(self._buckets[bucket])
+        with torch.no_grad():
+            named = (
+                entry
+                for name, value in self._handed_over()
+                if name in wanted
+                for entry in as_saved(name, self.handed_over.as_engine_has(name, whole(value)))
+            )
+            if self.settings.rank == 0:
+                return self.outbox.fill(named, bucket)
+            for _name in named:  # gathering takes all ranks
+                pass
+        return None
+
+    def _handed_over(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """What the engine is given; a tied output embedding is part of it once."""
         inner: Any = self.policy.model
         tied = inner.config.tie_word_embeddings
-        self.handed_over = HandedOver(EXACT if exact else self.settings.disturbance, version)
-        named = (
-            entry
-            for name, value in inner.named_parameters()
-            if not (tied and name == "lm_head.weight")
-            for entry in as_saved(name, self.handed_over.as_engine_has(name, whole(value).detach()))
-        )
-        if self.settings.rank == 0:
-            return self.outbox.fill(named)
-        for _ in named:  # gathering takes all ranks
-            pass
-        return None
+        for name, value in inner.named_parameters():
+            if not (tied and name == "lm_head.weight"):
+                yield name, value
 
     def probe(self, name: str, *arguments: Any) -> Any:
         """Run an experiment of `kit.stack.probes`; all ranks call."""

@@ -1,8 +1,10 @@
 """Weights from the trainer to the engine, without a file and without a copy through Ray.
 
 On a CPU the trainer writes them into an anonymous memory file that the engine maps; the file has
-no name, so it cannot outlive its two processes. On a GPU the engine opens the trainer's own
-buffer through CUDA IPC. Either way SGLang receives one flat tensor and a table of what lies where.
+no name, so it cannot outlive its two processes. On a GPU they travel in buckets of bounded size,
+each a buffer of the trainer's that the engine opens through CUDA IPC; there are two, so that one is
+filled while the other is read. Either way SGLang receives flat tensors and tables of what lies
+where.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from kit.stack.buckets import SLOTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,44 +45,53 @@ class Handle:
 
 @dataclass(slots=True)
 class Outbox:
-    """The trainer's side: a buffer that lives as long as the trainer, filled once a sync."""
+    """The trainer's side: buffers that live as long as the trainer, filled anew at each sync."""
 
     device: torch.device
     dtype: torch.dtype
-    buffer: torch.Tensor | None = None
+    _buffers: dict[int, torch.Tensor] = field(default_factory=dict)
     _memory_file: int = field(default=-1)
 
-    def fill(self, named: Iterable[tuple[str, torch.Tensor]]) -> Handle:
-        """Copy the tensors into the buffer, in the engine's dtype, and describe them."""
+    @torch.no_grad()
+    def fill(self, named: Iterable[tuple[str, torch.Tensor]], bucket: int = 0) -> Handle:
+        """Copy the tensors into a buffer, in the engine's dtype, and describe them."""
         tensors = list(named)
         width = torch.empty((), dtype=self.dtype).element_size()
         total = sum(t.numel() for _, t in tensors) * width
-        buffer = self._buffer(total)
-        entries, start = [], 0
+        buffer = self._buffer(bucket % SLOTS if self.device.type == "cuda" else 0, total)
+        entries, places, start = [], [], 0
         for name, tensor in tensors:
             end = start + tensor.numel() * width
-            buffer[start:end].view(self.dtype).copy_(tensor.detach().reshape(-1))
+            places.append(buffer[start:end].view(self.dtype).view(tensor.shape))
             dtype = str(self.dtype).removeprefix("torch.")
             entries.append(Entry(name, tuple(tensor.shape), dtype, start, end))
             start = end
+        torch._foreach_copy_(places, [tensor for _, tensor in tensors])
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-            return Handle(tuple(entries), total, ipc=serialize(buffer, entries))
+            return Handle(tuple(entries), total, ipc=serialize(buffer[:total], entries))
         path = f"/proc/{os.getpid()}/fd/{self._memory_file}"
         return Handle(tuple(entries), total, path=path)
 
-    def _buffer(self, size: int) -> torch.Tensor:
-        if self.buffer is None or self.buffer.numel() != size:
-            if self.device.type == "cuda":
-                self.buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
-            else:
-                if self._memory_file >= 0:
-                    os.close(self._memory_file)
-                self._memory_file = os.memfd_create("kit-weights")
-                os.ftruncate(self._memory_file, size)
-                path = f"/proc/self/fd/{self._memory_file}"
-                self.buffer = torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
-        return self.buffer
+    def _buffer(self, slot: int, size: int) -> torch.Tensor:
+        buffer = self._buffers.get(slot)
+        if self.device.type == "cuda":
+            if buffer is None or buffer.numel() < size:
+                buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
+        elif buffer is None or buffer.numel() != size:
+            if self._memory_file >= 0:
+                os.close(self._memory_file)
+            self._memory_file = os.memfd_create("kit-weights")
+            os.ftruncate(self._memory_file, size)
+            path = f"/proc/self/fd/{self._memory_file}"
+            buffer = torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
+        self._buffers[slot] = buffer
+        return buffer
+
+    def empty(self) -> None:
+        """Let go of a GPU's buffers."""
+        if self.device.type == "cuda":
+            self._buffers.clear()
 
 
 @dataclass(slots=True)

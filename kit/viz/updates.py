@@ -162,6 +162,8 @@ def _steps(per_step: Sequence[Metrics]) -> Markup:
 def sync_line(report: SyncReport) -> str:
     """`Weights version 4 handed to the engine: 310 tensors, 1.2 GB in 55 ms (21.7 GB/s)`."""
     rate = f" ({data_size(report.bytes / report.seconds)}/s)" if report.seconds > 0 else ""
+    if report.verified is not None:
+        rate += f"; {count(report.verified, 'parameter')} verified by checksum"
     return (
         f"Weights version {report.weight_version} handed to the engine: "
         f"{count(report.tensors, 'tensor')}, {data_size(report.bytes)} "

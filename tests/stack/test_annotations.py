@@ -38,7 +38,7 @@ MIS = {"level": "token", "mode": "mask", "low": 0.9, "high": 1.1}
 def test_shares_of_the_loss_sum_to_that_of_the_first_optimizer_step(
     make: Make, settings: dict[str, Any]
 ) -> None:
-    trainer = make(**PLAIN, **settings, max_tokens_per_gpu=20)  # several micro-batches
+    trainer = make(**PLAIN, **settings, max_tokens=20)  # several micro-batches
     given = logged(trainer, batch(), [0.3, -0.2, 0.02, 0.0, 0.15, -0.01, 0.4, -0.3])
     found = annotate_batch(trainer, given, "a")["loss"]
     steps, _ = trainer.update(given, "a")

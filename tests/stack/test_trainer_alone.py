@@ -58,7 +58,7 @@ def test_one_step_is_that_of_a_plain_loop_over_samples(make: Make) -> None:
 def test_how_samples_are_packed_changes_no_weight(make: Make, extra: dict[str, Any]) -> None:
     results = []
     for limit in (1, 20, 100_000):
-        trainer = make(**PLAIN | {"learning_rate": 0.01}, **extra, max_tokens_per_gpu=limit)
+        trainer = make(**PLAIN | {"learning_rate": 0.01}, **extra, max_tokens=limit)
         before = weights(trainer)
         trainer.update(batch(), "a")
         results.append(weights(trainer))
@@ -121,7 +121,7 @@ def test_an_advantage_that_is_no_number_is_refused_and_changes_no_bit(
 
 
 def test_an_update_that_broke_off_half_way_leaves_no_gradient_behind(make: Make) -> None:
-    trainer = make(**PLAIN, max_tokens_per_gpu=1)
+    trainer = make(**PLAIN, max_tokens=1)
     good = batch()
     broken = replace(good, tokens=[[10**6, *row[1:]] if i == 7 else row for i, row in
                                    enumerate(good.tokens)])  # fmt: skip
@@ -129,7 +129,7 @@ def test_an_update_that_broke_off_half_way_leaves_no_gradient_behind(make: Make)
         trainer.update(broken, "a")
     trainer.update(good, "b")
     after = weights(trainer)
-    fresh = make(**PLAIN, max_tokens_per_gpu=1)
+    fresh = make(**PLAIN, max_tokens=1)
     fresh.update(good, "b")
     assert torch.equal(weights(fresh), after)
 
@@ -184,7 +184,7 @@ def test_the_rate_follows_the_schedule_over_all_optimizer_steps_of_a_run(make: M
 
 def test_log_probs_come_back_in_the_order_they_were_asked_for(make: Make) -> None:
     given = batch()
-    one_by_one = make(max_tokens_per_gpu=1).log_probs(given.tokens, given.response_lengths)
+    one_by_one = make(max_tokens=1).log_probs(given.tokens, given.response_lengths)
     together = make().log_probs(given.tokens, given.response_lengths)
     assert [len(row) for row in together] == given.response_lengths
     for row, expected in zip(together, one_by_one, strict=True):

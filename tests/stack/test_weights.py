@@ -5,6 +5,7 @@ import os
 
 import torch
 
+from kit.stack.buckets import in_buckets
 from kit.stack.weights import Handle, Inbox, Outbox
 
 CPU = torch.device("cpu")
@@ -65,11 +66,10 @@ def test_parameters_that_train_can_be_handed_over() -> None:
 def test_filling_again_reuses_the_buffer_and_shows_the_new_weights() -> None:
     outbox = Outbox(CPU, torch.float32)
     first = outbox.fill(named())
-    assert outbox.buffer is not None
-    address = outbox.buffer.data_ptr()
+    address = outbox._buffers[0].data_ptr()
     held = Inbox().receive(first)
     second = outbox.fill(named(fill=1.0))
-    assert outbox.buffer.data_ptr() == address
+    assert outbox._buffers[0].data_ptr() == address
     assert second == first
     assert torch.equal(read(second)["norm"], dict(named(fill=1.0))["norm"])
     # What the engine took before is its own copy.
@@ -107,3 +107,10 @@ def test_a_buffer_of_another_size_takes_the_place_of_the_first() -> None:
     handle = outbox.fill([*named(), ("more", torch.ones(100))])
     assert open_files() == before
     assert torch.equal(read(handle)["more"], torch.ones(100))
+
+
+def test_buckets_hold_every_name_once_in_order_within_their_size() -> None:
+    sizes = [(f"w{i}", size) for i, size in enumerate([3, 4, 9, 1, 1, 12, 2])]
+    buckets = in_buckets(sizes, 9)
+    assert [name for bucket in buckets for name in bucket] == [name for name, _ in sizes]
+    assert buckets == [["w0", "w1"], ["w2"], ["w3", "w4"], ["w5"], ["w6"]]

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from kit.config import TrainingConfig
-from kit.stack.batches import TrainBatch
+from kit.stack.batches import MAX_TOKENS, TrainBatch
 from kit.stack.trainer import Trainer, TrainerSettings
 from kit.stack.weights import Inbox
 from kit.tiny import MODEL_DIR
@@ -28,7 +28,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     threads = torch.get_num_threads()
     count = 0
 
-    def make(model: Path = MODEL_DIR, **training: Any) -> Trainer:
+    def make(model: Path = MODEL_DIR, max_tokens: int = MAX_TOKENS, **training: Any) -> Trainer:
         nonlocal count
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -43,9 +43,11 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
                 seed=0,
                 rank=0,
                 rendezvous=str(tmp_path / f"rendezvous-{count}"),
+                max_tokens=max_tokens,
             )
         )
         trainer.start()
+        trainer.place()
         return trainer
 
     yield make

@@ -1,0 +1,78 @@
+"""A trainer's share of a GPU: how much it may take, what it took, and what happens when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from kit.errors import StackError
+from kit.stack.fsdp import recover
+
+GIB = 1 << 30
+
+
+@dataclass(slots=True)
+class DeviceMemory:
+    """Looks at the device from inside the trainer's process."""
+
+    device: torch.device
+    limit: int | None = None
+    """Bytes that this process may take; more is an error, not a swap."""
+
+    def __post_init__(self) -> None:
+        if self.device.type == "cuda" and self.limit is not None:
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            share = max(min(self.limit / total, 1.0), 0.01)
+            torch.cuda.set_per_process_memory_fraction(share, self.device)
+
+    def read(self) -> dict[str, int]:
+        """Bytes: `used` of the device by everybody now; `peak` the most since the last reading, as
+        far as this process made it; `allocated` the most that its tensors took. Empty on a CPU.
+        """
+        if self.device.type != "cuda":
+            return {}
+        free, total = torch.cuda.mem_get_info(self.device)
+        held = torch.cuda.memory_reserved(self.device)
+        most = torch.cuda.max_memory_reserved(self.device)
+        allocated = torch.cuda.max_memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        used = total - free
+        return {"used": used, "peak": used - held + most, "allocated": allocated}
+
+
+@contextmanager
+def out_of_memory(tokens: int, models: Sequence[nn.Module]) -> Iterator[None]:
+    """Turn a lack of device memory into an error that says what to do; models stay usable.
+
+    Args:
+        tokens: of a micro-batch, the setting to lower.
+        models: those that are at work.
+
+    Raises:
+        StackError: the device had too little memory.
+    """
+    message = ""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        message = ". ".join(str(error).split(". ")[:2])
+    if not message:
+        return
+    # After the except block, so that nothing holds what the broken pass had made.
+    for model in models:
+        recover(model)
+        for parameter in model.parameters():
+            parameter.grad = None
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    raise StackError(
+        f"The trainer ran out of device memory with micro-batches of {tokens:,} tokens. Nothing "
+        "was changed.",
+        why=message,
+        fix="lower training.max_tokens_per_gpu (a single longer sample is a micro-batch by "
+        "itself), set model.gradient_checkpointing: true, or look at session.memory_plan().",
+    )
