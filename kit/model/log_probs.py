@@ -69,13 +69,18 @@ class _InPieces(torch.autograd.Function):
             )
         ctx.save_for_backward(hidden_R, head, target_R, total_R, entropy_R)
         ctx.scale = 1 / temperature
+        ctx.set_materialize_grads(False)  # mostly there is none of the entropy
         return logp_R, entropy_R
 
     @staticmethod
     def backward(
-        ctx: Any, logp_gradient_R: torch.Tensor, entropy_gradient_R: torch.Tensor
+        ctx: Any,
+        logp_gradient_R: torch.Tensor | None,
+        entropy_gradient_R: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         hidden_R, head, target_R, total_R, entropy_R = ctx.saved_tensors
+        if logp_gradient_R is None:
+            logp_gradient_R = torch.zeros_like(total_R)
         gradient_of = _compiled(_logit_gradient) if hidden_R.is_cuda else _logit_gradient
         hidden_gradient_R = torch.empty_like(hidden_R)
         head_gradient = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
@@ -86,7 +91,7 @@ class _InPieces(torch.autograd.Function):
                 total_R[piece],
                 entropy_R[piece],
                 logp_gradient_R[piece],
-                entropy_gradient_R[piece],
+                None if entropy_gradient_R is None else entropy_gradient_R[piece],
                 ctx.scale,
             )
             torch.mm(gradient, head, out=hidden_gradient_R[piece])
@@ -123,7 +128,7 @@ def _logit_gradient(
     total_R: torch.Tensor,
     entropy_R: torch.Tensor,
     logp_gradient_R: torch.Tensor,
-    entropy_gradient_R: torch.Tensor,
+    entropy_gradient_R: torch.Tensor | None,
     scale: float,
 ) -> torch.Tensor:
     """Gradient by the logits, in their dtype.
@@ -132,11 +137,13 @@ def _logit_gradient(
     -p (log p + entropy).
     """
     logp = logits.float() * scale - total_R[:, None]
-    p = logp.exp()
-    chosen = torch.arange(logits.shape[1], device=logits.device) == target_R[:, None]
-    gradient = logp_gradient_R[:, None] * (chosen.float() - p)
-    gradient = gradient - entropy_gradient_R[:, None] * p * (logp + entropy_R[:, None])
-    return (gradient * scale).to(logits.dtype)
+    factor = -logp_gradient_R[:, None]
+    if entropy_gradient_R is not None:
+        factor = factor - entropy_gradient_R[:, None] * (logp + entropy_R[:, None])
+    gradient = factor * logp.exp() * scale
+    # The target's own 1 is added in one place a row, rather than asked for in every place.
+    chosen = gradient.gather(1, target_R[:, None]) + (logp_gradient_R * scale)[:, None]
+    return gradient.to(logits.dtype).scatter(1, target_R[:, None], chosen.to(logits.dtype))
 
 
 @cache

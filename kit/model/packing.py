@@ -132,26 +132,43 @@ def _pairs(
 
 
 def micro_batches(
-    tokens: Sequence[Sequence[int]], response_lengths: Sequence[int], max_tokens: int
+    tokens: Sequence[Sequence[int]],
+    response_lengths: Sequence[int],
+    max_tokens: int,
+    *,
+    share: bool = True,
 ) -> list[list[int]]:
     """Which samples to pack together: indices, each in one list.
 
     Samples of one prompt stay together where they fit. No list takes more than `max_tokens` rows,
     save for a single sample that is longer.
+
+    Args:
+        tokens: prompt and response of each sample.
+        response_lengths: how many of them are the response.
+        max_tokens: rows.
+        share: will equal prompts be computed once?
     """
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for index, (row, response) in enumerate(_pairs(tokens, response_lengths)):
         by_prompt.setdefault(tuple(row[: len(row) - response]), []).append(index)
     units: list[tuple[int, list[int]]] = []
     for prompt, members in by_prompt.items():
-        shared = len(prompt)
-        own = [max(1, response_lengths[i]) for i in members]
+        shared = len(prompt) if share else 0
+        own = [max(1, len(tokens[i]) - shared) for i in members]
         for part in fit(own, max(1, max_tokens - shared)):
             units.append((shared + sum(own[i] for i in part), [members[i] for i in part]))
     return [
         sorted(index for unit in together for index in units[unit][1])
         for together in fit([size for size, _ in units], max_tokens)
     ]
+
+
+def prompts_in_common(tokens: Sequence[Sequence[int]], response_lengths: Sequence[int]) -> float:
+    """Share of all tokens that are saved where each prompt is computed once."""
+    prompts = [tuple(row[: len(row) - r]) for row, r in _pairs(tokens, response_lengths)]
+    saved = sum(map(len, prompts)) - sum(map(len, set(prompts)))
+    return saved / max(sum(map(len, tokens)), 1)
 
 
 def fit(sizes: Sequence[int], limit: int) -> list[list[int]]:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 
 from kit.config import TrainingConfig
-from kit.model.packing import Packed, micro_batches, pack
+from kit.model.packing import Packed, micro_batches, pack, prompts_in_common
 
 MAX_TOKENS = 16384
 """Tokens a micro-batch where nobody has planned."""
+SHARED_FROM = 0.25
+"""Share of tokens saved from which a GPU computes each prompt once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,18 @@ def optimizer_steps(count: int, training: TrainingConfig, seed: str) -> list[lis
     return steps
 
 
+def worth_sharing(
+    tokens: Sequence[Sequence[int]], response_lengths: Sequence[int], device: torch.device
+) -> bool:
+    """Are prompts long enough to be computed once for all their samples?
+
+    On a GPU attention then has to gather what it sees, which takes as long as a fifth of the work.
+    """
+    if device.type != "cuda":
+        return True
+    return prompts_in_common(tokens, response_lengths) > SHARED_FROM
+
+
 def packed_parts(
     tokens: Sequence[Sequence[int]],
     response_lengths: Sequence[int],
@@ -68,13 +82,14 @@ def packed_parts(
     device: torch.device,
 ) -> Iterator[tuple[list[int], Packed]]:
     """All samples in micro-batches of at most `limit` tokens: (indices, packed on the device)."""
-    for members in micro_batches(tokens, response_lengths, limit):
-        packed = pack([tokens[i] for i in members], [response_lengths[i] for i in members])
-        yield members, packed.to(device)
+    share = worth_sharing(tokens, response_lengths, device)
+    for members in micro_batches(tokens, response_lengths, limit, share=share):
+        rows, lengths = [tokens[i] for i in members], [response_lengths[i] for i in members]
+        yield members, pack(rows, lengths, share=share).to(device)
 
 
 def rank_share(
-    batch: TrainBatch, part: Sequence[int], world: int, limit: int, rank: int
+    batch: TrainBatch, part: Sequence[int], world: int, limit: int, rank: int, *, share: bool = True
 ) -> list[list[int]]:
     """One rank's micro-batches; an empty one where another rank has more of them.
 
@@ -85,7 +100,10 @@ def rank_share(
         # Neighbours, so that the samples of a prompt mostly stay with one rank.
         own = part[other * len(part) // world : (other + 1) * len(part) // world]
         bins = micro_batches(
-            [batch.tokens[i] for i in own], [batch.response_lengths[i] for i in own], limit
+            [batch.tokens[i] for i in own],
+            [batch.response_lengths[i] for i in own],
+            limit,
+            share=share,
         )
         by_rank.append([[own[i] for i in members] for members in bins])
     most = max(len(bins) for bins in by_rank)

@@ -29,6 +29,12 @@ class DeviceMemory:
             share = max(min(self.limit / total, 1.0), 0.01)
             torch.cuda.set_per_process_memory_fraction(share, self.device)
 
+    def settle(self) -> None:
+        """Give back what is held but not used, and forget the peak so far."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
     def read(self) -> dict[str, int]:
         """Bytes: `used` of the device by everybody now; `peak` the most since the last reading, as
         far as this process made it; `allocated` the most that its tensors took. Empty on a CPU.

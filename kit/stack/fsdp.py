@@ -51,6 +51,16 @@ def without_gradient(model: nn.Module, *args: Any) -> Any:
     return answer
 
 
+def hold_gradients(model: nn.Module, hold: bool) -> None:
+    """Add up gradients where they are, and keep the weights gathered, until the last micro-batch.
+
+    Handing gradients in after each one costs a pass over all of them and some hundred small calls.
+    """
+    sharded: Any = model
+    sharded.set_requires_gradient_sync(not hold)
+    sharded.set_reshard_after_backward(not hold)
+
+
 def clip_gradients(model: nn.Module, limit: float) -> float:
     """Scale the gradients down to this norm over all ranks (0: leave them); the norm before."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit or math.inf)

@@ -13,11 +13,11 @@ from kit.algo.schedule import learning_rate
 from kit.errors import StackError
 from kit.model.packing import Packed, pack
 from kit.model.policy import Policy
-from kit.stack.batches import TrainBatch, flat, rank_share
+from kit.stack.batches import TrainBatch, flat, rank_share, worth_sharing
 from kit.stack.corrections import Corrections
 from kit.stack.critic import Critic
 from kit.stack.device import out_of_memory
-from kit.stack.fsdp import clip_gradients
+from kit.stack.fsdp import clip_gradients, hold_gradients, recover
 from kit.stack.policy_loss import LossSettings, TokenInputs, finish, policy_loss
 from kit.stack.sums import Sums
 
@@ -46,7 +46,9 @@ class OptimizerSteps:
     ) -> dict[str, float]:
         settings = self.loss_settings(batch, part)
         learns = not (self.critic and self.updates < self.critic.config.warmup_rollouts)
-        self._forget_gradients()  # an update that broke off half-way leaves gradients behind
+        for model in self._models():
+            recover(model)  # an update that broke off half-way leaves gradients behind
+        self._forget_gradients()
         sums = Sums(self.device)
         with out_of_memory(self.settings.max_tokens, self._models()):
             self._backward(batch, part, old, reference, corrections, settings, learns, sums)
@@ -70,10 +72,16 @@ class OptimizerSteps:
         """Add up the gradient of an optimizer step, micro-batch by micro-batch."""
         training = self.settings.training
         limit, rank = self.settings.max_tokens, self.settings.rank
-        for members in rank_share(batch, part, training.num_trainers, limit, rank):
+        share = worth_sharing(batch.tokens, batch.response_lengths, self.device)
+        parts = rank_share(batch, part, training.num_trainers, limit, rank, share=share)
+        for number, members in enumerate(parts):
+            for model in self._models():
+                hold_gradients(model, training.num_trainers == 1 and number < len(parts) - 1)
             indices = members or [part[0]]
             packed = pack(
-                [batch.tokens[i] for i in indices], [batch.response_lengths[i] for i in indices]
+                [batch.tokens[i] for i in indices],
+                [batch.response_lengths[i] for i in indices],
+                share=share,
             ).to(self.device)
             inputs = self.inputs(batch, indices, old, reference, corrections, bool(members))
             logp_R, entropy_R = self.policy(packed, self.settings.temperature)

@@ -87,7 +87,9 @@ def policy_loss(
 def _total(
     pg: torch.Tensor, entropy: torch.Tensor, kl: torch.Tensor | None, training: TrainingConfig
 ) -> torch.Tensor:
-    loss = pg - training.entropy_coef * entropy
+    loss = pg
+    if training.entropy_coef:  # 0 times it would have its gradient worked out for nothing
+        loss = loss - training.entropy_coef * entropy
     return loss if kl is None else loss + training.kl_loss_coef * kl
 
 

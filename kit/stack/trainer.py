@@ -80,12 +80,12 @@ class Trainer(OptimizerSteps):
         """Load the models into host memory, and meet the other ranks."""
         settings, training = self.settings, self.settings.training
         torch.manual_seed(settings.seed)
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # else it asks for the host's name, and may wait
         if settings.device == "cuda":
             torch.cuda.set_device(settings.rank % torch.cuda.device_count())
             torch.set_float32_matmul_precision("high")
             self.device = torch.device("cuda", torch.cuda.current_device())
         else:
-            os.environ["GLOO_SOCKET_IFNAME"] = "lo"
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // training.num_trainers))
             self.device = torch.device("cpu")
         dist.init_process_group(
@@ -120,6 +120,7 @@ class Trainer(OptimizerSteps):
         self.parking = Parking(self.device)
         if self.settings.compile:
             warm_up.run(self)
+        self.memory.settle()
         width = making.dtype.itemsize
         self._buckets = in_buckets(
             ((name, p.numel() * width) for name, p in self._handed_over()),
