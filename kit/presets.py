@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "input_key": "question",
             "label_key": "answer",
             # The reward looks for the mark that GSM8K's own solutions have.
-            "system_prompt": "Think step by step. End with the answer as one number after ####.",
+            "system_prompt": "Think step by step. End with #### and the number.",
         },
         "reward": {"name": "gsm8k"},
         "rollout": {"max_response_len": 1024},

@@ -55,5 +55,8 @@ def _look(config: SessionConfig) -> Iterator[Finding]:
     takes = device.would_take(config.device, found)
     yield from files.model(config)
     yield from files.data(config)
+    source = files.source(config.model)
+    if takes == "cuda" and source is not None:
+        yield device.memory(config, source, found.cards[0])
     yield from machine.room(takes, size)
     yield from stacks.findings()

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from kit.config import SessionConfig
 from kit.doctor.driver import Card, Driver
 from kit.doctor.findings import Finding, program
-from kit.viz.text import count, data_size
+from kit.errors import ConfigError
+from kit.memory import Card as PlannedCard
+from kit.memory import ModelShape, make_plan
+from kit.memory.plan import GIB
+from kit.model.source import ModelSource
+from kit.prompting import DEFAULT_RESPONSE_LENGTH
+from kit.viz.text import count
 
 NEEDS_CAPABILITY = (8, 0)
 """The oldest cards that compute in bfloat16."""
@@ -40,6 +48,34 @@ def findings(driver: Driver, wanted: str, model: str, size: int | None) -> Itera
     yield _driver(driver, torch_cuda())
     for index, card in enumerate(driver.cards):
         yield _card(index, card, several=len(driver.cards) > 1)
+
+
+def memory(config: SessionConfig, model: ModelSource, card: Card) -> Finding:
+    """What the session would hold of the card at most, against what is free."""
+    name = "card's memory"
+    try:
+        plan = make_plan(
+            config,
+            ModelShape.read(model.path),
+            PlannedCard(card.name, card.total, True, card.capability),
+            max_response_len=config.rollout.max_response_len
+            or min(DEFAULT_RESPONSE_LENGTH, model.context_length // 2),
+            context_length=model.context_length,
+            width=4 if config.model.dtype == "float32" else 2,
+        )
+    except ConfigError as error:
+        return Finding.of_error(name, error)
+    peak = max(phase.total for phase in plan.phases)
+    found = f"the session would hold up to {_gib(peak)} of {_gib(card.total)}"
+    if card.free is None or peak <= card.free:
+        return Finding(name, "ok", found)
+    room = math.floor(10 * card.free / GIB) / 10
+    return Finding(
+        name,
+        "problem",
+        f"{found}, and {_gib(card.free)} are free.",
+        f"End what holds the rest, or let the session take less: set memory.device_gib: {room}.",
+    )
 
 
 def torch_cuda() -> tuple[int, int] | None:
@@ -116,10 +152,10 @@ def _driver(driver: Driver, needs: tuple[int, int] | None) -> Finding:
 
 def _card(index: int, card: Card, several: bool) -> Finding:
     name = f"card {index}"
-    free = "unknown" if card.free is None else data_size(card.free)
+    free = "unknown" if card.free is None else _gib(card.free)
     found = (
         f"{card.name}, compute capability {_dotted(card.capability)}, "
-        f"{data_size(card.total)}, {free} of it free."
+        f"{_gib(card.total)}, {free} of it free."
     )
     if index:  # engine and trainer share the first card
         return Finding(name, "ok", f"{found} A session leaves it alone: it takes card 0.")
@@ -133,7 +169,7 @@ def _card(index: int, card: Card, several: bool) -> Finding:
         )
     if card.free is None or card.total - card.free <= OTHERS_MAY_HOLD:
         return Finding(name, "ok", found)
-    held = f"{found} Others hold {data_size(card.total - card.free)} of it: {_holders(card)}."
+    held = f"{found} Others hold {_gib(card.total - card.free)} of it: {_holders(card)}."
     other = "take another card with CUDA_VISIBLE_DEVICES, or " if several else ""
     fix = f"If memory gets short, {other}end what is not needed there."
     return Finding(name, "note", held, fix)
@@ -144,10 +180,15 @@ def _holders(card: Card) -> str:
         return "the driver does not say who"
     return ", ".join(
         f"process {program.pid} ({program.name}"
-        + (f", {data_size(program.memory)})" if program.memory else ")")
+        + (f", {_gib(program.memory)})" if program.memory else ")")
         for program in card.programs
     )
 
 
 def _dotted(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
+
+
+def _gib(size: int) -> str:
+    """Cards are known by their GiB: an 80 GB card has 80 of them, near enough."""
+    return f"{size / GIB:.1f} GiB"

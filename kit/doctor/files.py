@@ -15,6 +15,7 @@ from kit.doctor.findings import Finding, Level, program
 from kit.errors import KitError
 from kit.model.source import (
     TINY_DIRECTORY,
+    ModelSource,
     broken_weights,
     cached,
     find,
@@ -61,21 +62,35 @@ def model(config: SessionConfig) -> Iterator[Finding]:
             yield _incomplete(name, path, broken, hub)
             return
     try:
-        # A directory's path, so that nothing is asked of the hub.
-        source = find(config.model.model_copy(update={"name": str(path) if hub else name}))
+        found = _find(config.model, path)
     except KitError as error:
         yield Finding.of_error("model", error)
         return
-    where = "which ships with the kit" if name == TINY else f"in {source.path}"
-    size = data_size(source.bytes)
-    yield Finding("model", "ok", f"{name}, {source.architecture}, {size}, whole: {where}")
-    if config.data.apply_chat_template and not _has_template(Path(source.path)):
+    where = "it ships with the kit" if name == TINY else f"in {found.path}"
+    size = data_size(found.bytes)
+    yield Finding("model", "ok", f"{name}, {found.architecture}, {size}; whole, {where}")
+    if config.data.apply_chat_template and not _has_template(Path(found.path)):
         yield Finding(
             "chat template",
             "problem",
             f"{name} has none, as base models do.",
             "Set data.apply_chat_template: false, to give it prompts as plain text.",
         )
+
+
+def source(config: ModelConfig) -> ModelSource | None:
+    """The model, where all of it is here."""
+    path = _local(config.name)
+    try:
+        return _find(config, path) if path else None
+    except KitError:
+        return None
+
+
+def _find(config: ModelConfig, path: Path | None) -> ModelSource:
+    # By its directory where there is one, so that nothing is asked of the hub.
+    known = path is not None and config.name != TINY
+    return find(config.model_copy(update={"name": str(path)}) if known else config)
 
 
 def _local(name: str) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import re
 import shutil
@@ -132,7 +133,8 @@ def room(device: str, model_bytes: int | None) -> Iterator[Finding]:
     usage = shutil.disk_usage(folder)
     yield temporary(folder, usage.free, usage.used / usage.total)
     if weights:
-        yield checkpoints(str(Path.cwd()), shutil.disk_usage(".").free, SAVED * weights)
+        target = Path(os.environ.get("KIT_RUN_DIR") or ".").resolve()  # as `session.save()` has it
+        yield checkpoints(str(target), shutil.disk_usage(target).free, SAVED * weights)
 
 
 def free_memory() -> int:

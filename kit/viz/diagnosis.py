@@ -16,6 +16,8 @@ LEVELS = {
     "problem": ("✗ problem", "bad"),
 }
 WIDTH = 100
+LONGEST = 1_000
+"""Characters of one text; only an error that quotes somebody's data could have more."""
 
 
 def diagnosis_title(report: Diagnosis) -> str:
@@ -34,7 +36,8 @@ def diagnosis_html(report: Diagnosis) -> Markup:
     """One row a check."""
     heads = [Column("", "fit"), Column("looked at", "fit"), Column("found")]
     rows: list[list[Child]] = [
-        [badge(*LEVELS[each.level]), each.name, _found(each)] for each in report.findings
+        [badge(*LEVELS[each.level]), shorten(each.name, 40), _found(each)]
+        for each in report.findings
     ]
     kind = ("✓ ready", "good") if report.ready else ("✗ not ready", "bad")
     return join(
@@ -49,31 +52,30 @@ def diagnosis_html(report: Diagnosis) -> Markup:
 def _found(finding: Finding) -> Markup:
     return join(
         (
-            tag("div", finding.found),
-            tag("div", tag("b", "What to do: "), finding.fix) if finding.fix else None,
-            *(tag("pre", command, class_="kv-text") for command in finding.commands),
+            tag("div", _text(finding.found)),
+            tag("div", tag("b", "What to do: "), _text(finding.fix)) if finding.fix else None,
+            *(tag("pre", _text(line), class_="kv-text") for line in finding.commands),
         )
     )
 
 
 def diagnosis_plain(report: Diagnosis) -> str:
     """The same for a terminal. Commands stand on lines of their own, whole, to be copied."""
-    widths = [
-        max((len(text) for text in column), default=0)
-        for column in (
-            [LEVELS[each.level][0] for each in report.findings],
-            [each.name for each in report.findings],
-        )
-    ]
+    heads = [(LEVELS[each.level][0], shorten(each.name, 40)) for each in report.findings]
+    signs, names = (max(map(len, column), default=0) for column in (*zip(*heads, strict=True),))
     lines = [diagnosis_title(report), ""]
-    for each in report.findings:
-        head = f"{LEVELS[each.level][0].ljust(widths[0])}  {each.name.ljust(widths[1])}  "
+    for (sign, name), each in zip(heads, report.findings, strict=True):
+        head = f"{sign.ljust(signs)}  {name.ljust(names)}  "
         indent = " " * len(head)
-        lines += _wrap(each.found, head, indent)
+        lines += _wrap(_text(each.found), head, indent)
         if each.fix:
-            lines += _wrap(f"What to do: {each.fix}", indent, indent)
-        lines += [f"{indent}  $ {command}" for command in each.commands]
+            lines += _wrap(f"What to do: {_text(each.fix)}", indent, indent)
+        lines += [f"{indent}  $ {_text(command)}" for command in each.commands]
     return "\n".join(lines)
+
+
+def _text(words: str) -> str:
+    return shorten(words.replace("\n", " "), LONGEST)
 
 
 def _wrap(text: str, first: str, rest: str) -> list[str]:
