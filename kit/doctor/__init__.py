@@ -19,6 +19,7 @@ It looks and tells. Nothing is started, downloaded, changed or ended, and no net
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,8 +56,10 @@ def _look(config: SessionConfig) -> Iterator[Finding]:
     takes = device.would_take(config.device, found)
     yield from files.model(config)
     yield from files.data(config)
+    alive = stacks.living()
+    running = any(stack.client == os.getpid() for stack in alive)
     source = files.source(config.model)
-    if takes == "cuda" and source is not None:
+    if takes == "cuda" and source is not None and not running:  # else it holds its memory now
         yield device.memory(config, source, found.cards[0])
     yield from machine.room(takes, size)
-    yield from stacks.findings()
+    yield from stacks.findings(alive)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,6 +113,14 @@ _LOOK = ("nvidia-smi",)
 
 
 def _mend(driver: Driver) -> str:
+    if driver.cuda:
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        set_to = f" CUDA_VISIBLE_DEVICES is {hidden!r}: unset it." if hidden is not None else ""
+        return (
+            "The driver's library is here, but no card answers it. After an update of the driver, "
+            "restart the machine; in a container, start it anew, so that its libraries are those "
+            f"of the host; and see whether nvidia-smi lists the card.{set_to}"
+        )
     if driver.installed:
         return (
             f"{count(driver.installed, 'NVIDIA card')} sits on this machine's bus, so the driver "
@@ -169,7 +178,7 @@ def _card(index: int, card: Card, several: bool) -> Finding:
         )
     if card.free is None or card.total - card.free <= OTHERS_MAY_HOLD:
         return Finding(name, "ok", found)
-    held = f"{found} Others hold {_gib(card.total - card.free)} of it: {_holders(card)}."
+    held = f"{found} {_gib(card.total - card.free)} of it are taken: {_holders(card)}."
     other = "take another card with CUDA_VISIBLE_DEVICES, or " if several else ""
     fix = f"If memory gets short, {other}end what is not needed there."
     return Finding(name, "note", held, fix)
@@ -177,8 +186,8 @@ def _card(index: int, card: Card, several: bool) -> Finding:
 
 def _holders(card: Card) -> str:
     if not card.programs:
-        return "the driver does not say who"
-    return ", ".join(
+        return "the driver does not say by whom"
+    return "by " + ", ".join(
         f"process {program.pid} ({program.name}"
         + (f", {_gib(program.memory)})" if program.memory else ")")
         for program in card.programs

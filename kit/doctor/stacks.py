@@ -60,9 +60,8 @@ def abandoned(alive: list[LivingStack], folder: Path) -> list[Path]:
     return found
 
 
-def findings() -> Iterator[Finding]:
+def findings(alive: list[LivingStack]) -> Iterator[Finding]:
     """One a living stack and one for everything abandoned; or one that says there is nothing."""
-    alive = living()
     for stack in alive:
         yield _living(stack)
     left = abandoned(alive, Path(tempfile.gettempdir()))

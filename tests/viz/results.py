@@ -156,7 +156,7 @@ def make_diagnosis() -> Diagnosis:
                 "card 0",
                 "note",
                 "NVIDIA H100 80GB HBM3, compute capability 9.0, 79.2 GiB, 70.1 GiB of it free. "
-                "Others hold 9.1 GiB of it: process 4711 (python3.11, 9.0 GiB).",
+                "9.1 GiB of it are taken: by process 4711 (python3.11, 9.0 GiB).",
                 "If memory gets short, end what is not needed there.",
             ),
             Finding(
