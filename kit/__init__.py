@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kit.comparing import compare
     from kit.config import SessionConfig
+    from kit.doctor.findings import Diagnosis
     from kit.errors import (
         CheckpointError,
         ConfigError,
@@ -51,6 +52,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "Diagnosis",
     "EvalReport",
     "KitError",
     "MismatchReport",
@@ -83,6 +85,7 @@ except PackageNotFoundError:  # a checkout on PYTHONPATH that nobody installed
 _HOMES = {
     "kit.comparing": ("compare",),
     "kit.config": ("SessionConfig",),
+    "kit.doctor.findings": ("Diagnosis",),
     "kit.reports": (
         "CheckReport",
         "EvalReport",

@@ -1,6 +1,7 @@
-"""The `kit` command: run notebooks, and see what they take.
+"""The `kit` command: run notebooks, see what they take, and what a machine lacks for them.
 
-Exit codes: 0 all well, 1 the notebook failed, 2 the call was wrong, 130 interrupted.
+Exit codes: 0 all well, 1 the notebook failed or the doctor found a problem, 2 the call was wrong,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from kit.errors import KitError, RunError
 
 NOTEBOOK_FAILED = 1
+NOT_READY = 1
 WRONG_CALL = 2
 INTERRUPTED = 130
 
@@ -97,6 +99,22 @@ def params(notebook: Notebook) -> None:
         typer.echo(str(parameter))
     if not found:
         typer.echo(f"{notebook} takes no parameters: none of its cells is tagged `parameters`.")
+
+
+@app.command()
+def doctor(
+    config: Annotated[str, typer.Argument(help="A preset's name or a YAML file.")] = "tiny",
+) -> None:
+    """Say what a session needs, what of it is here, and how to get the rest."""
+    from kit.doctor import diagnose
+
+    colours = {"✗": typer.colors.RED, "!": typer.colors.YELLOW, "✓": typer.colors.GREEN}
+    diagnosis = diagnose(config)
+    for line in str(diagnosis).splitlines():
+        sign = line[:1] if line[:1] in colours else ""
+        typer.echo(typer.style(sign, fg=colours.get(sign), bold=True) + line[len(sign) :])
+    if not diagnosis.ready:
+        raise typer.Exit(NOT_READY)
 
 
 @app.command()

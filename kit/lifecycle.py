@@ -21,6 +21,7 @@ from kit.samples import Rollout
 from kit.turns import Turns
 
 if TYPE_CHECKING:
+    from kit.doctor import Diagnosis
     from kit.rewards.runner import Reward
     from kit.stack.stack import Stack
     from kit.training import Training
@@ -135,6 +136,12 @@ class Lifecycle:
                 training.close(CLOSE_SECONDS)
             stack.close()
             _running.discard(self)
+
+    def doctor(self) -> Diagnosis:
+        """What this machine has for the session's settings, running or not; see `kit.doctor`."""
+        from kit.doctor import diagnose
+
+        return diagnose(self.config)
 
     @staticmethod
     def current() -> Lifecycle | None:

@@ -23,4 +23,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": {"source": "reasoning_gym:gsm_symbolic"},
         "training": {"rollout_batch_size": 32, "learning_rate": 1e-6},
     },
+    "qwen3-0.6b-gsm8k": {
+        "name": "qwen3-0.6b-gsm8k",
+        "device": "cuda",  # a CPU would need days
+        "model": {"name": "Qwen/Qwen3-0.6B"},
+        "data": {
+            "source": "openai/gsm8k:main",
+            "eval_source": "openai/gsm8k:main",  # of which held-out prompts take the test split
+            "input_key": "question",
+            "label_key": "answer",
+            # The reward looks for the mark that GSM8K's own solutions have.
+            "system_prompt": "Think step by step. End with #### and the number.",
+        },
+        "reward": {"name": "gsm8k"},
+        "rollout": {"max_response_len": 1024},
+        "training": {
+            "num_rollout": 100,
+            "rollout_batch_size": 32,
+            "n_samples_per_prompt": 8,
+            "learning_rate": 1e-6,
+        },
+        "evaluation": {"interval": 10, "max_prompts": 512},
+    },
 }

@@ -54,10 +54,13 @@ def solved(lesson: str, folder: Path) -> Path:
 
 def run(lesson: str, folder: Path) -> RunResult:
     """Run a solved lesson from top to bottom, as a batch run. It must reach its end."""
+    return run_quietly(solved(lesson, folder), FAST.get(lesson, {}), folder)
+
+
+def run_quietly(notebook: Path, parameters: dict[str, Any], folder: Path) -> RunResult:
+    """Run a notebook with other values than its own, in a folder. It must reach its end."""
     quiet = Console(file=io.StringIO())
-    result = run_notebook(
-        solved(lesson, folder), FAST.get(lesson, {}), out_root=folder, console=quiet
-    )
+    result = run_notebook(notebook, parameters, out_root=folder, console=quiet)
     assert result.error is None, result.error.traceback
     return result
 

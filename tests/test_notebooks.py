@@ -1,12 +1,13 @@
-"""The lessons run from top to bottom on the real stack, with the tiny model, as batch runs.
+"""The notebooks run from top to bottom on the real stack, with the tiny model, as batch runs.
 
-Their exercises are filled in with the published solutions, so that one run shows both.
+The exercises of lessons are filled in with the published solutions, so that one run shows both.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -14,7 +15,8 @@ import pytest
 
 from kit.config import SessionConfig
 from kit.runs import RunResult
-from tests.lessons import exercise_cells, run, texts
+from kit.tiny import tasks
+from tests.lessons import NOTEBOOKS, exercise_cells, run, run_quietly, texts
 
 
 def lesson(name: str) -> Any:
@@ -33,6 +35,37 @@ mismatches = lesson("03_why_log_probs_differ")
 rewards = lesson("04_samples_and_rewards")
 estimators = lesson("05_estimators")
 patients = lesson("06_reading_a_run")
+
+
+def word_problems(file: Path, split: str, count: int) -> str:
+    """Sums in the form of GSM8K's rows."""
+    rows = [
+        {"question": row["prompt"], "answer": f"It is {row['label']}.\n#### {row['label']}"}
+        for row in tasks.rows("addition", split)[:count]
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def real_thing(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """The run for a GPU, with a model and numbers for a laptop."""
+    folder = tmp_path_factory.mktemp("runs")
+    small = {
+        "model": "tiny",
+        "data": word_problems(folder / "train.jsonl", "train", 200),
+        "eval_data": word_problems(folder / "test.jsonl", "held_out", 100),
+        "system_prompt": "",
+        "device": "auto",
+        "steps": 3,
+        "prompts": 8,
+        "samples": 4,
+        "response_tokens": 8,
+        "eval_every": 2,
+        "eval_prompts": 40,
+        "learning_rate": 1e-4,
+    }
+    return run_quietly(NOTEBOOKS / "10_qwen3_gsm8k.ipynb", small, folder)
 
 
 def test_five_causes_made_on_purpose_are_found(mismatches: RunResult) -> None:
@@ -130,6 +163,35 @@ def test_each_patient_is_sick_in_the_way_that_the_lesson_says(patients: RunResul
     ]
 
 
+def test_the_real_thing_trains_on_rows_like_those_of_gsm8k(real_thing: RunResult) -> None:
+    config = SessionConfig.load(real_thing.folder / "config.yaml")
+    assert (config.data.input_key, config.data.label_key) == ("question", "answer")
+    assert (config.reward.name, config.rollout.max_response_len) == ("gsm8k", 8)
+    assert config.training.rollout_size == 8 * 4
+    metrics = [json.loads(row) for row in (real_thing.folder / "metrics.jsonl").open()]
+    assert len(metrics) == 3
+    assert all(0 < row["rollout/raw_reward"] < 1 for row in metrics)
+    assert all(row["train/grad_norm"] > 0 for row in metrics)
+    evaluations = [json.loads(row) for row in (real_thing.folder / "evaluations.jsonl").open()]
+    assert [row["step"] for row in evaluations] == [0, 2, 3]
+    assert all(row["accuracy"] > 0.3 for row in evaluations)
+    assert list((real_thing.folder / "checkpoint").rglob("*.safetensors"))
+
+
+def test_the_real_thing_shows_its_checks_and_each_steps_difference_under_its_bound(
+    real_thing: RunResult,
+) -> None:
+    shown = texts(real_thing)
+    assert "can start here" in shown
+    assert shown.count("Trainer against engine: ✓ pass") == 2
+    assert re.search(r"largest of 3 steps: \d.*; above the bound of 1e-05: 0 steps", shown)
+    assert len(re.findall(r"Sample \d+ of prompt \d+, token by token", shown)) == 2
+    assert re.search(r"test: \d+\.\d% before, \d+\.\d% after", shown)
+    cells = nbformat.read(real_thing.notebook, as_version=4).cells
+    pictures = [o for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert len(pictures) >= 2
+
+
 ALL = ["one_step", "training", "mismatches", "rewards", "estimators", "patients"]
 
 
@@ -144,8 +206,8 @@ def test_the_solutions_pass_the_checks_of_their_lesson(
     assert len(cells) == 3
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_the_pages_of_the_lessons_need_no_network(
+@pytest.mark.parametrize("name", [*ALL, "real_thing"])
+def test_the_pages_of_the_notebooks_need_no_network(
     name: str, request: pytest.FixtureRequest
 ) -> None:
     result: RunResult = request.getfixturevalue(name)

@@ -82,6 +82,7 @@ def read_hub(name: str, split: str, window: slice) -> list[Record]:
     from datasets import load_dataset
 
     repository, _, config = name.partition(":")
+    folder = repository.rpartition("/")[2]
     try:
         splits = load_dataset(repository, config or None)
     except Exception as error:  # every layer below the hub raises kinds of its own
@@ -91,8 +92,8 @@ def read_hub(name: str, split: str, window: slice) -> list[Record]:
             f"directory {str(Path(repository).resolve())!r} either.)",
             fix="check the name (a configuration follows a colon: openai/gsm8k:main) and the "
             "network; or, where there is a network, run `hf download --repo-type dataset "
-            f"{repository} --local-dir {repository.rpartition('/')[2]}` and set data.source to "
-            "that directory.",
+            f"{repository} --local-dir {folder}` and set data.source to "
+            f"{f'{folder}/{config}, or to where its files are' if config else folder}.",
         ) from error
     return read_dataset(pick_split(splits, split, name), name, window)
 

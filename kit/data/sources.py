@@ -92,6 +92,13 @@ def load_prompts(
     return prompts
 
 
+def hub_source(config: DataConfig, *, split: Split, model_name: str = TINY) -> str | None:
+    """`owner/name:configuration` where the settings mean a dataset of the hub, else None."""
+    name, _ = _split_slice(_configured(config, split, model_name) or "")
+    here = Path(name).expanduser().exists()
+    return name if not here and readers.looks_like_hub_name(name) else None
+
+
 def _configured(config: DataConfig, split: str, model_name: str) -> str | None:
     """The source that the settings mean, None for no evaluation."""
     source = config.source

@@ -12,6 +12,9 @@ from kit.config import TINY, ModelConfig
 from kit.errors import ConfigError, ModelError
 
 TINY_DIRECTORY = Path(__file__).resolve().parents[1] / "tiny" / "model"
+FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+"""Which files of a hub model a session needs."""
+INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ def find(config: ModelConfig) -> ModelSource:
     """Find the model and read its config.json; downloads a hub model that is not cached.
 
     Raises:
-        ModelError: it is not there, or not a model directory.
+        ModelError: it is not there, not a model directory, or its weights are not all there.
         ConfigError: `context_length` is more than the model can.
     """
     path = TINY_DIRECTORY if config.name == TINY else _directory(config.name)
@@ -53,15 +56,82 @@ def find(config: ModelConfig) -> ModelSource:
             f"tokens.",
             fix=f"set model.context_length to {limit} or less.",
         )
-    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    return ModelSource(str(path), config.context_length or limit, architecture, size)
+    if broken := broken_weights(path):
+        raise ModelError(
+            f"The weights in {path} are not whole: {'; '.join(broken[:4])}.",
+            fix="download or copy the model again; `kit doctor` says how.",
+        )
+    return ModelSource(str(path), config.context_length or limit, architecture, size_of(path))
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a directory's weight files."""
+    return sum(file.stat().st_size for file in path.glob("*.safetensors") if file.is_file())
+
+
+def broken_weights(path: Path) -> list[str]:
+    """What is missing or cut off of a directory's safetensors, in words; empty where all is there.
+
+    Reads the index and the head of each file, so it takes no time whatever the model's size.
+    """
+    names = {file.name for file in path.glob("*.safetensors")}
+    if (path / INDEX).is_file():
+        try:
+            named = json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+            names = set(map(str, named))
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            return [f"{INDEX} cannot be read ({type(error).__name__})"]
+    found = ((name, _fault(path / name)) for name in sorted(names))
+    return [f"{name} {fault}" for name, fault in found if fault]
+
+
+def _fault(file: Path) -> str:
+    """What is wrong with one safetensors file; empty where it is as long as its head says."""
+    if not file.is_file():
+        return "is a link to a file that is gone" if file.is_symlink() else "is missing"
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        try:
+            # A text file in its place, such as a pointer of Git LFS, gives an absurd length.
+            head = json.loads(opened.read(length)) if length < size else {}
+            ends = [x["data_offsets"][1] for name, x in head.items() if name != "__metadata__"]
+            whole = 8 + length + max(ends, default=0)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return "is no safetensors file"
+    if length >= size:
+        return "is cut off in its first bytes, or no safetensors file"
+    return f"is cut off: {size:,} of {whole:,} bytes are there" if size < whole else ""
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `owner/name` is meant, and not a directory that is here."""
+    hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    return hub and not Path(name).is_dir()
+
+
+def cached(name: str) -> Path | None:
+    """Where the hub's cache keeps a model, whole or not; None where it does not. No network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        IncompleteSnapshotError,
+        LocalEntryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FILES), local_files_only=True))
+    except IncompleteSnapshotError as error:
+        return Path(error.snapshot_path)
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
 
 
 def _directory(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path.resolve()
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if is_hub_name(name):
         return _from_hub(name)
     if os.sep in name:
         raise ModelError(
@@ -81,14 +151,13 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    files = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
     try:
-        return Path(snapshot_download(name, allow_patterns=files))
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise ModelError(
             f"The model {name!r} is no directory here, is not in the local cache, and cannot be "
             f"downloaded.",
             why=str(error).splitlines()[0],
             fix="connect to the network once, or download the model on another machine, copy the "
-            "directory here and set model.name to its path.",
+            "directory here and set model.name to its path; `kit doctor` gives the commands.",
         ) from error

@@ -11,7 +11,8 @@ functions that draw with them.
     scales.py, strips.py, tokens.py                   tokens, coloured by what is known of them
     rollouts.py, batches.py, compare.py, moved.py     samples and their groups, before and after
     updates.py, checks.py, mismatch.py, health.py,    reports and settings
-    training.py, settings.py, sessions.py, trials.py
+    training.py, settings.py, sessions.py, trials.py,
+    diagnosis.py
     browser.py, browser_widgets.py, selection.py,     samples one at a time, with widgets
     quantities.py
     lasting.py, frontend.py                           widgets, and what stays of them in a file

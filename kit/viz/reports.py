@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from kit.doctor.findings import Diagnosis
 from kit.reports import (
     CheckReport,
     EvalReport,
@@ -20,6 +21,7 @@ from kit.reports import (
 )
 from kit.viz.checks import eval_html, eval_plain
 from kit.viz.dashboard import dashboard_html, dashboard_plain
+from kit.viz.diagnosis import diagnosis_html, diagnosis_plain
 from kit.viz.health import check_html, check_plain
 from kit.viz.html import Bundle, bundle, page, tag
 from kit.viz.mismatch import mismatch_html, mismatch_plain
@@ -39,6 +41,7 @@ _DISPLAYS: dict[type[Shown], tuple[Callable[[Any], str], Callable[[Any], str]]] 
     SessionState: (session_html, session_plain),
     RewardTrial: (trial_html, trial_plain),
     TrainingStatus: (dashboard_html, dashboard_plain),
+    Diagnosis: (diagnosis_html, diagnosis_plain),
 }
 
 

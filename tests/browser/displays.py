@@ -23,6 +23,7 @@ from kit.viz import compare_samples, curves
 from tests.viz.results import (
     make_batch,
     make_check,
+    make_diagnosis,
     make_evaluation,
     make_mismatch,
     make_rollout,
@@ -149,6 +150,7 @@ DISPLAYS: dict[str, Callable[[], Any]] = {
     ),
     "reward-trial": trial,
     "dashboard": make_status,
+    "diagnosis": make_diagnosis,
     # ---- Add new displays above this line: "name": how to make one. ----
 }
 

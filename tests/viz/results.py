@@ -6,6 +6,8 @@ import math
 import random
 from dataclasses import replace
 
+from kit.doctor import Diagnosis, Finding
+from kit.doctor.machine import compare_versions, host_memory
 from kit.reports import (
     CheckReport,
     CurvePoint,
@@ -132,6 +134,44 @@ def make_check(**changes: object) -> CheckReport:
         seconds=0.4,
     )
     return replace(report, **changes)  # type: ignore[arg-type]
+
+
+def make_diagnosis() -> Diagnosis:
+    """A machine whose driver is too old, and whose cache lacks half of the model."""
+    return Diagnosis(
+        "qwen3-0.6b",
+        "Qwen/Qwen3-0.6B",
+        (
+            Finding("Python", "ok", "3.11.9 on Linux x86_64 (/opt/kit/.venv/bin/python)"),
+            compare_versions({"sglang": "0.5.16", "torch": "2.11.0"}, {"torch": "2.11.0"}),
+            Finding(
+                "driver",
+                "problem",
+                "NVIDIA driver 570.86.15, for CUDA up to 12.8; the installed torch is made for "
+                "CUDA 13.0, which this driver is too old for.",
+                "Install a driver that runs CUDA 13.0 (in a container: on its host).",
+                ("nvidia-smi",),
+            ),
+            Finding(
+                "card 0",
+                "note",
+                "NVIDIA H100 80GB HBM3, compute capability 9.0, 79.2 GiB, 70.1 GiB of it free. "
+                "9.1 GiB of it are taken: by process 4711 (python3.11, 9.0 GiB).",
+                "If memory gets short, end what is not needed there.",
+            ),
+            Finding(
+                "model",
+                "problem",
+                "Qwen/Qwen3-0.6B is not whole in /data/hub/models--Qwen--Qwen3-0.6B/snapshots/"
+                "c1899de289a04d12100db370d81485cdf75e47ca: model.safetensors is missing.",
+                "Where there is a network, this fetches what is missing.",
+                ("hf download Qwen/Qwen3-0.6B",),
+            ),
+            Finding("prompts", "ok", "10,000 rows of reasoning_gym:gsm_symbolic"),
+            host_memory(free=52 << 30, need=10 << 30),
+        ),
+        1.3,
+    )
 
 
 def make_evaluation(step: int = 3, right: float = 0.6, size: int = 1) -> EvalReport:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.config import SessionConfig
+from kit.doctor import Diagnosis, Finding
 from kit.reports import Invariant, SyncReport, TokenDifference, TrainReport
 from kit.samples import Batch, Rollout, Sample, Status
 from kit.viz import compare_samples, curves
@@ -114,12 +115,13 @@ def poisoned(text: str) -> list[object]:
     )  # fmt: skip
     status = make_status(last=step, history=(metrics,), error=text, stopped=text)
     run = TrainReport((step,), (evaluation,), 1.0, text, ({**metrics, "rollout/raw_reward": 0.5},))
+    diagnosis = Diagnosis(text, text, (Finding(text, "problem", text, text, (text,)),), 1.0)
     config = SessionConfig(name=text[:50].replace("\ud800", "?").replace("\udfff", "?"))
     return [
         sample, chat, rollout, Batch((sample, chat), (1.0, -1.0), left_out=(text,)), update,
         mismatch, checked, evaluation, step, run, config, curves(run), curves(run, [text]),
         compare_samples(rollout, rollout), sample.strip(quantity=text), sample.strip("change"),
-        status,
+        status, diagnosis,
     ]  # fmt: skip
 
 

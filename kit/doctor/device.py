@@ -1,0 +1,203 @@
+"""Which device a session would take, and whether that will do."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from kit.config import SessionConfig
+from kit.doctor.driver import Card, Driver
+from kit.doctor.findings import Finding, program
+from kit.errors import ConfigError
+from kit.memory import Card as PlannedCard
+from kit.memory import ModelShape, make_plan
+from kit.memory.plan import GIB
+from kit.model.source import ModelSource
+from kit.prompting import DEFAULT_RESPONSE_LENGTH
+from kit.viz.text import count
+
+NEEDS_CAPABILITY = (8, 0)
+"""The oldest cards that compute in bfloat16."""
+SMALL_MODEL = 256 << 20
+"""Bytes of weights. What is larger learns on a CPU too, but in hours a step."""
+OTHERS_MAY_HOLD = 1 << 30
+"""Bytes of a card that nobody misses: a desktop takes as much."""
+
+
+def would_take(wanted: str, driver: Driver) -> str:
+    """`cpu` or `cuda`: what a session with this `device` would run on."""
+    return "cpu" if wanted == "cpu" or not driver.cards else "cuda"
+
+
+def findings(driver: Driver, wanted: str, model: str, size: int | None) -> Iterator[Finding]:
+    """The device that a session would take, then the driver and each card.
+
+    Args:
+        driver: what `kit.doctor.driver.ask` returned.
+        wanted: the setting `device`.
+        model: its name, for messages.
+        size: bytes of its weights; None where nothing tells.
+    """
+    if would_take(wanted, driver) == "cpu":
+        yield _on_the_cpu(driver, wanted, model, size)
+        return
+    yield Finding("device", "ok", f"the GPU: {driver.cards[0].name}")
+    yield _driver(driver, torch_cuda())
+    for index, card in enumerate(driver.cards):
+        yield _card(index, card, several=len(driver.cards) > 1)
+
+
+def memory(config: SessionConfig, model: ModelSource, card: Card) -> Finding:
+    """What the session would hold of the card at most, against what is free."""
+    name = "card's memory"
+    try:
+        plan = make_plan(
+            config,
+            ModelShape.read(model.path),
+            PlannedCard(card.name, card.total, True, card.capability),
+            max_response_len=config.rollout.max_response_len
+            or min(DEFAULT_RESPONSE_LENGTH, model.context_length // 2),
+            context_length=model.context_length,
+            width=4 if config.model.dtype == "float32" else 2,
+        )
+    except ConfigError as error:
+        return Finding.of_error(name, error)
+    peak = max(phase.total for phase in plan.phases)
+    found = f"the session would hold up to {_gib(peak)} of {_gib(card.total)}"
+    if card.free is None or peak <= card.free:
+        return Finding(name, "ok", found)
+    room = math.floor(10 * card.free / GIB) / 10
+    return Finding(
+        name,
+        "problem",
+        f"{found}, and {_gib(card.free)} are free.",
+        f"End what holds the rest, or let the session take less: set memory.device_gib: {room}.",
+    )
+
+
+def torch_cuda() -> tuple[int, int] | None:
+    """The CUDA that the installed torch is made for, read without importing it."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.origin:
+        return None
+    try:
+        text = (Path(spec.origin).parent / "version.py").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^cuda\b.*=\s*['\"](\d+)\.(\d+)", text, re.MULTILINE)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _on_the_cpu(driver: Driver, wanted: str, model: str, size: int | None) -> Finding:
+    small = size is not None and size <= SMALL_MODEL
+    if wanted == "cpu":
+        slow = "" if small else f" {model} is large for it: expect hours a step."
+        return Finding("device", "ok" if small else "note", f"the CPU, as device: cpu asks.{slow}")
+    why = f"No GPU can be used: {driver.trouble}."
+    if small and wanted == "auto":
+        return Finding("device", "ok", f"the CPU, which is enough for {model}. {why}")
+    if wanted == "cuda":
+        why += " The settings ask for one (device: cuda)."
+    else:
+        why += f" On the CPU, which is left, a model as large as {model} needs hours a step."
+    tiny = " Without a GPU, take the tiny model: the same notebooks run on it."
+    commands = (*_LOOK, f"{program('kit')} doctor tiny")
+    return Finding("device", "problem", why, _mend(driver) + tiny, commands)
+
+
+_LOOK = ("nvidia-smi",)
+
+
+def _mend(driver: Driver) -> str:
+    if driver.cuda:
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        set_to = f" CUDA_VISIBLE_DEVICES is {hidden!r}: unset it." if hidden is not None else ""
+        return (
+            "The driver's library is here, but no card answers it. After an update of the driver, "
+            "restart the machine; in a container, start it anew, so that its libraries are those "
+            f"of the host; and see whether nvidia-smi lists the card.{set_to}"
+        )
+    if driver.installed:
+        return (
+            f"{count(driver.installed, 'NVIDIA card')} sits on this machine's bus, so the driver "
+            "is what is missing. In a container, start it with all GPUs (docker run --gpus all); "
+            "otherwise install the driver, and see whether nvidia-smi lists the card."
+        )
+    return (
+        "Go to a machine with an NVIDIA GPU. If this is one, start the container with its GPUs "
+        "(docker run --gpus all), and see whether nvidia-smi lists them."
+    )
+
+
+def _driver(driver: Driver, needs: tuple[int, int] | None) -> Finding:
+    has = driver.cuda or (0, 0)
+    number = f" {driver.version}" if driver.version else ""
+    found = f"NVIDIA driver{number}, for CUDA up to {_dotted(has)}"
+    if needs is None:
+        return Finding("driver", "ok", f"{found}.")
+    found += f"; the installed torch is made for CUDA {_dotted(needs)}"
+    if has[0] < needs[0]:
+        return Finding(
+            "driver",
+            "problem",
+            f"{found}, which this driver is too old for.",
+            f"Install a driver that runs CUDA {_dotted(needs)} (in a container: on its host). "
+            "nvidia-smi shows both numbers in its first line.",
+            _LOOK,
+        )
+    if has < needs:
+        return Finding(
+            "driver",
+            "note",
+            f"{found}. That runs, but kernels that are compiled on the spot may not.",
+            "If a start fails with `PTX` in its message, install a newer driver.",
+        )
+    return Finding("driver", "ok", f"{found}.")
+
+
+def _card(index: int, card: Card, several: bool) -> Finding:
+    name = f"card {index}"
+    free = "unknown" if card.free is None else _gib(card.free)
+    found = (
+        f"{card.name}, compute capability {_dotted(card.capability)}, "
+        f"{_gib(card.total)}, {free} of it free."
+    )
+    if index:  # engine and trainer share the first card
+        return Finding(name, "ok", f"{found} A session leaves it alone: it takes card 0.")
+    if card.capability < NEEDS_CAPABILITY:
+        return Finding(
+            name,
+            "problem",
+            f"{found} It cannot compute in bfloat16.",
+            f"Take a card of compute capability {_dotted(NEEDS_CAPABILITY)} or more (Ampere or "
+            "later)" + (", by CUDA_VISIBLE_DEVICES." if several else "."),
+        )
+    if card.free is None or card.total - card.free <= OTHERS_MAY_HOLD:
+        return Finding(name, "ok", found)
+    held = f"{found} {_gib(card.total - card.free)} of it are taken: {_holders(card)}."
+    other = "take another card with CUDA_VISIBLE_DEVICES, or " if several else ""
+    fix = f"If memory gets short, {other}end what is not needed there."
+    return Finding(name, "note", held, fix)
+
+
+def _holders(card: Card) -> str:
+    if not card.programs:
+        return "the driver does not say by whom"
+    return "by " + ", ".join(
+        f"process {program.pid} ({program.name}"
+        + (f", {_gib(program.memory)})" if program.memory else ")")
+        for program in card.programs
+    )
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+def _gib(size: int) -> str:
+    """Cards are known by their GiB: an 80 GB card has 80 of them, near enough."""
+    return f"{size / GIB:.1f} GiB"

@@ -1,0 +1,212 @@
+"""Python, the packages of the stack, memory and disks."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from kit.doctor.findings import Finding, program
+from kit.viz.text import data_size
+
+STACK = ("sglang", "torch", "transformers", "ray")
+"""What has to be at one version, because the kit reaches into it."""
+PYTHON = ">=3.11,<3.13"
+"""What the kit takes where it cannot be asked, because it is not installed."""
+SHARED_MEMORY = Path("/dev/shm")
+OBJECT_STORE = 512 << 20
+"""Bytes that Ray wants of it."""
+TEMPORARY = 2 << 30
+"""Bytes of logs and sockets, generously."""
+FULLEST = 0.95
+"""Ray writes nothing to a disk that is fuller."""
+LONGEST_SOCKET = 107
+"""Characters of a socket's path that Linux takes."""
+SOCKET = "/kit-xxxxxxxx/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""The longest path below the temporary folder that a stack needs."""
+
+HOST_MEMORY = {"cpu": 3 << 30, "cuda": 10 << 30}
+"""Bytes that the processes of a stack take for themselves, before the model."""
+TRAINED = 8
+"""The trainer's float32 weights, gradients and two moments, as a multiple of bfloat16 weights."""
+SAVED = 6
+"""A checkpoint's float32 weights and moments, likewise."""
+
+
+def python() -> Finding:
+    """The interpreter and the platform."""
+    try:
+        takes = importlib.metadata.metadata("kit")["Requires-Python"] or PYTHON
+    except importlib.metadata.PackageNotFoundError:
+        takes = PYTHON
+    version, system = platform.python_version(), f"{platform.system()} {platform.machine()}"
+    found = f"{version} on {system} ({sys.executable})"
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        return Finding("Python", "problem", f"{found}.", "SGLang runs on Linux on x86-64 only.")
+    if version not in SpecifierSet(takes):
+        fix = "Make the environment again with Python 3.11 or 3.12."
+        return Finding(
+            "Python", "problem", f"{found}; the kit takes {takes}.", fix, ("make clean-all lab",)
+        )
+    return Finding("Python", "ok", found)
+
+
+def packages() -> Finding:
+    """The stack, installed and at the versions that the kit names."""
+    installed = {name: _version(name) for name in STACK}
+    return compare_versions(installed, _pins())
+
+
+def compare_versions(installed: dict[str, str | None], pins: dict[str, str]) -> Finding:
+    """Installed versions beside those that the kit is made for.
+
+    Args:
+        installed: by package; None for one that is missing.
+        pins: the one version that will do, by package; empty where unknown.
+    """
+    found = ", ".join(f"{name} {version or 'missing'}" for name, version in installed.items())
+    missing = [name for name, version in installed.items() if version is None]
+    # A local version, such as 2.11.0+cu130, says where it was built.
+    others = [
+        f"{name} has to be {pins[name]}"
+        for name, version in installed.items()
+        if version and name in pins and version.partition("+")[0] != pins[name]
+    ]
+    if missing or others:
+        fix = "Install the locked versions, in the environment of this Python."
+        why = "; ".join([*(f"{name} is not installed" for name in missing), *others])
+        commands = (f"{program('python')} -m pip install -r requirements.lock",)
+        return Finding("packages", "problem", f"{found}: {why}.", fix, commands)
+    if not pins:
+        return Finding(
+            "packages",
+            "note",
+            f"{found}. The kit itself is not installed, so nothing says which they should be.",
+            "Install it beside them.",
+            (f"{program('python')} -m pip install --no-deps -e .",),
+        )
+    return Finding("packages", "ok", f"{found}, as pinned")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _pins() -> dict[str, str]:
+    try:
+        named = [Requirement(text) for text in importlib.metadata.requires("kit") or []]
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    pinned = re.compile(r"==([^*,]+)")
+    found = {r.name: pinned.fullmatch(str(r.specifier)) for r in named if r.name in STACK}
+    return {name: match[1] for name, match in found.items() if match}
+
+
+def room(device: str, model_bytes: int | None) -> Iterator[Finding]:
+    """Memory and disks, against what a session of this model takes.
+
+    Args:
+        device: `cpu` or `cuda`.
+        model_bytes: of its weights; None where nothing tells.
+    """
+    weights = model_bytes or 0
+    need = HOST_MEMORY[device] + (TRAINED if device == "cpu" else 2) * weights
+    yield host_memory(free_memory(), need)
+    if SHARED_MEMORY.is_dir():
+        # On a CPU the trainer hands its weights over through shared memory, as float32.
+        handed = 2 * weights if device == "cpu" else 0
+        yield shared_memory(shutil.disk_usage(SHARED_MEMORY).free, OBJECT_STORE, handed)
+    folder = tempfile.gettempdir()
+    usage = shutil.disk_usage(folder)
+    yield temporary(folder, usage.free, usage.used / usage.total)
+    if weights:
+        target = Path(os.environ.get("KIT_RUN_DIR") or ".").resolve()  # as `session.save()` has it
+        yield checkpoints(str(target), shutil.disk_usage(target).free, SAVED * weights)
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: the machine's, or its container's where less."""
+    free = int(psutil.virtual_memory().available)
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        numbers = [_number(Path("/sys/fs/cgroup") / name) for name in (limit, used)]
+        if numbers[0] is not None and numbers[1] is not None:
+            free = min(free, max(numbers[0] - numbers[1], 0))
+    return free
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):  # not there, or `max`
+        return None
+
+
+def host_memory(free: int, need: int) -> Finding:
+    """The host's memory, in bytes."""
+    found = f"{data_size(free)} free, about {data_size(need)} wanted"
+    if free < need // 2:
+        fix = "End what is not needed, or take a machine with more memory."
+        return Finding("host memory", "problem", f"{found}: too little.", fix)
+    if free < need:
+        fix = "If a process of the stack is killed, end what is not needed."
+        return Finding("host memory", "note", f"{found}: it may get short.", fix)
+    return Finding("host memory", "ok", found)
+
+
+def shared_memory(free: int, store: int, handed: int) -> Finding:
+    """Memory that processes share, in bytes: free, for Ray, and for weights on their way."""
+    need = store + handed
+    found = f"{data_size(free)} free, {data_size(need)} wanted"
+    if free >= need:
+        return Finding("/dev/shm", "ok", found)
+    fix = f"In a container, start it with --shm-size={-(-2 * need // (1 << 30))}g."
+    if free < handed:
+        return Finding("/dev/shm", "problem", f"{found}: weights do not fit through it.", fix)
+    return Finding("/dev/shm", "note", f"{found}: Ray takes the disk instead, slower.", fix)
+
+
+def temporary(folder: str, free: int, full: float) -> Finding:
+    """The folder for logs and sockets: its path, free bytes, and share of its disk in use."""
+    found = f"{folder}: {data_size(free)} free"
+    another = "Name another folder, on another disk, with the variable TMPDIR."
+    if len(folder) + len(SOCKET) > LONGEST_SOCKET:
+        longest = LONGEST_SOCKET - len(SOCKET)
+        return Finding(
+            "temporary files",
+            "problem",
+            f"{found}, but its path has {len(folder)} characters: Ray's sockets below it would "
+            f"get names longer than Linux takes.",
+            f"Set TMPDIR to a path of {longest} characters or less.",
+            ("export TMPDIR=/tmp",),
+        )
+    if free < TEMPORARY // 4:
+        return Finding("temporary files", "problem", f"{found}: too little.", another)
+    if free < TEMPORARY or full > FULLEST:
+        words = f"{found}, its disk is {full:.0%} full: from {FULLEST:.0%} on Ray refuses to write."
+        return Finding("temporary files", "note", words, another)
+    return Finding("temporary files", "ok", found)
+
+
+def checkpoints(folder: str, free: int, need: int) -> Finding:
+    """The disk that checkpoints go to, in bytes."""
+    found = f"{folder}: {data_size(free)} free; a checkpoint takes about {data_size(need)}"
+    if free < need:
+        fix = "Free some, or save elsewhere: session.save(path), kit run --out FOLDER."
+        return Finding("checkpoints", "note", f"{found}: it does not fit.", fix)
+    return Finding("checkpoints", "ok", found)
