@@ -142,8 +142,6 @@ class RLSession(Lifecycle):
         Raises:
             SessionError: dynamic sampling found no group whose rewards differ.
         """
-        if not self.config.rollout.dynamic_sampling:
-            return self.score(self.generate(), reward)
         self.last_rollout = collecting.collect(self, self._reward if reward is None else reward)
         return self.last_rollout
 
