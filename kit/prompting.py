@@ -38,6 +38,18 @@ MANY = 1024
 STATUS = {"stop": Status.COMPLETED, "length": Status.TRUNCATED, "abort": Status.ABORTED}
 
 
+class TokenTexts(dict[int, str]):
+    """Tokens as texts, each looked up once: a rollout has a hundred thousand of them."""
+
+    def __init__(self, prompting: Prompting) -> None:
+        super().__init__()
+        self._prompting = prompting
+
+    def __missing__(self, token: int) -> str:
+        text = self[token] = str(self._prompting.tokenizer.decode([token]))
+        return text
+
+
 @dataclass(slots=True)
 class Prompting:
     """The prompts of a session and how they become samples."""
@@ -48,11 +60,14 @@ class Prompting:
     held_out: PromptSet | None
     max_response_len: int
     tokenizer: Any = field(default=None)
-    _texts: dict[int, str] = field(default_factory=dict)
+    _texts: TokenTexts = field(init=False)
     _rendered: dict[str, list[int]] = field(default_factory=dict)
     """Token ids by prompt, the last `RENDERED` of them."""
     _last: Parts | None = None
     """What the engine wrote last, for how long that took."""
+
+    def __post_init__(self) -> None:
+        self._texts = TokenTexts(self)
 
     @classmethod
     def load(cls, config: SessionConfig, model: ModelSource, data: Any, eval_data: Any) -> Self:
@@ -193,7 +208,7 @@ class Prompting:
     def written(self, sample: Sample, generation: Generation) -> Sample:
         """The sample with what the engine wrote now behind what it had."""
         kept, status = len(generation.tokens), STATUS[generation.finish]
-        texts = [*map(self.token_text, generation.tokens)]
+        texts = [*map(self._texts.__getitem__, generation.tokens)]
         before = sample.metadata.get("token_texts", []) if sample.response_length else []
         if before and (end := stop_over_seam(before, texts, self.config.rollout.stop)):
             kept, status = end, Status.COMPLETED
@@ -212,8 +227,6 @@ class Prompting:
 
     def token_text(self, token: int) -> str:
         """One token as text."""
-        if token not in self._texts:
-            self._texts[token] = str(self.tokenizer.decode([token]))
         return self._texts[token]
 
 

@@ -131,7 +131,7 @@ class RLSession(Lifecycle):
 
     @verb
     def collect(self, reward: Reward | None = None) -> Rollout:
-        """Generate and score what a step trains on.
+        """Generate and score what a step trains on; a response while others are being written.
 
         With `rollout.dynamic_sampling`, groups whose rewards are all equal are left out and
         further prompts drawn until `rollout_batch_size` groups are left.

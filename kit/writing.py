@@ -37,6 +37,7 @@ class Writing:
         self._prompting, self._parts, self._step = prompting, parts, step
         self._answers: dict[int, Generation] = {}
         """By place; what is handed over and not a sample yet."""
+        self._engine_failed = False
 
     def renumber(self, first_group: int) -> None:
         """Have the groups numbered from `first_group`, before anything is written."""
@@ -58,7 +59,7 @@ class Writing:
     def rest(self) -> None:
         """Wait for what was not iterated over, such as the beginnings that stopping has left."""
         with suppress(StackError):
-            for part in self._parts:
+            for part in () if self._engine_failed else self._parts:
                 self._answers.update(part)
         self._write()
 
@@ -76,6 +77,7 @@ class Writing:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind:
+        self._engine_failed = isinstance(error, StackError)
+        if error and not self._engine_failed:
             with suppress(StackError):  # what went wrong first is what is told
                 self._parts.stop()
