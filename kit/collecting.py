@@ -50,9 +50,9 @@ def generate_and_score(
     prompting, per_prompt = session._prompting, session.config.training.n_samples_per_prompt
     rows, seed, step = session._stream.next(count), session._next_seed(), session.step_count
     writing = prompting.write(session._running, rows, per_prompt, None, seed, step)
-    writing.renumber(first_group)
     try:
         with scoring, writing:
+            writing.renumber(first_group)
             prompting.prepare(session._stream, count)
             for places in writing:
                 for place in places:

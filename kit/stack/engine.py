@@ -68,7 +68,7 @@ MOST_GRAPHS = 256
 """Largest batch whose decoding is captured as a graph; beyond it launching costs little."""
 
 Part = tuple[float, list[tuple[int, Generation]]]
-"""(seconds since the call began, responses with the place of their prompt in the call)."""
+"""(seconds from the call to the last of them, responses with their prompt's place in the call)."""
 PART_SECONDS = 0.1
 """How often finished responses are handed over: seldom enough to cost the engine nothing."""
 
@@ -254,22 +254,24 @@ class Engine:
         begin = time.perf_counter()
         request = _request(prompts, sampling, seeds, [sampling.max_new_tokens] * len(seeds))
         finished: list[tuple[int, Generation]] = []
+        seconds = 0.0
 
         async def read() -> None:
-            nonlocal finished
+            nonlocal seconds
             async for output in await self._sglang.async_generate(**request, stream=True):
                 reason = output["meta_info"]["finish_reason"]
                 if reason and reason.get("status_code"):  # raised, where nothing is streamed
                     raise StackError("The engine refused a prompt.", why=reason["message"])
                 if reason:
                     finished.append((output["index"], self._generation(output)))
+                    seconds = time.perf_counter() - begin
 
         reading = asyncio.create_task(read())
         while finished or not reading.done():
             await asyncio.wait([reading], timeout=PART_SECONDS)
             if finished:
                 part, finished = finished, []  # it may grow while the part is handed over
-                yield time.perf_counter() - begin, part
+                yield seconds, part
         await reading
 
     def _generation(self, output: dict[str, Any]) -> Generation:
