@@ -27,7 +27,7 @@ class Parts:
     """The responses of one rollout, in the parts in which the engines finish them.
 
     One call an engine. Whoever iterates has the time between two parts to himself: the engines do
-    not wait for it. Iterating again goes on with what was not handed over yet.
+    not wait for it. Iterating again goes on, with the part that an exception came upon once more.
     """
 
     def __init__(
@@ -36,6 +36,8 @@ class Parts:
         """Takes the calls, each with the number of its first prompt."""
         self._stack, self._calls, self._get, self._at_once = stack, calls, get, at_once
         self._begin = time.perf_counter()
+        self._fetched: tuple[Any, Any] | None = None
+        """The part that is being handed over, so that an interrupt cannot lose it."""
         self.seconds = 0.0
         """From the call until the last of the responses handed over was written, however late it
         was fetched."""
@@ -48,22 +50,27 @@ class Parts:
         """
         if self._at_once and self._calls:
             answers = self._get(list(self._calls))
-            self.seconds = time.perf_counter() - self._begin
-            firsts, self._calls = list(self._calls.values()), {}
+            self.seconds = self.seconds or time.perf_counter() - self._begin
             yield [
                 (first + place, generation)
-                for first, answer in zip(firsts, answers, strict=True)
+                for first, answer in zip(self._calls.values(), answers, strict=True)
                 for place, generation in enumerate(answer)
             ]
+            self._calls.clear()
         while self._calls:
-            call = self._ready()
-            try:
-                seconds, finished = self._get(next(call))
-            except StopIteration:
-                del self._calls[call]
-                continue
-            self.seconds = max(self.seconds, seconds)
-            yield [(self._calls[call] + place, generation) for place, generation in finished]
+            call, answer = self._fetched = self._fetched or self._next()
+            if answer is not None:
+                seconds, finished = self._get(answer)
+                self.seconds = max(self.seconds, seconds)
+                yield [(self._calls[call] + place, generation) for place, generation in finished]
+            else:
+                self._calls.pop(call, None)
+            self._fetched = None
+
+    def _next(self) -> tuple[Any, Any]:
+        """A call and its next answer; None where it has no further one."""
+        call = self._ready()
+        return call, next(call, None)
 
     def _ready(self) -> Any:
         """A call that has a part to hand over, or is at its end."""
