@@ -210,7 +210,8 @@ class Stack:
         for engine, part in zip(self._engines, shares(len(prompts), self.replicas), strict=False):
             method = engine.generate if at_once else engine.generate_in_parts
             calls[method.remote(prompts[part], sampling, seeds[part])] = part.start
-        return Parts(self, calls, partial(self._get, doing="generate"), at_once=at_once)
+        get, measure = partial(self._get, doing="generate"), partial(self._measure, "generate")
+        return Parts(self, calls, get, measure, at_once=at_once)
 
     def underway(self, sampling: Any) -> Underway:
         """For groups of requests of which each is handed over as soon as it is finished."""

@@ -31,10 +31,17 @@ class Parts:
     """
 
     def __init__(
-        self, stack: Stack, calls: dict[Any, int], get: Callable[[Any], Any], *, at_once: bool
+        self,
+        stack: Stack,
+        calls: dict[Any, int],
+        get: Callable[[Any], Any],
+        measure: Callable[[], None],
+        *,
+        at_once: bool,
     ) -> None:
-        """Takes the calls, each with the number of its first prompt."""
+        """Takes the calls, each with the number of its first prompt, and what to do at the end."""
         self._stack, self._calls, self._get, self._at_once = stack, calls, get, at_once
+        self._measure = measure
         self._begin = time.perf_counter()
         self._fetched: tuple[Any, Any] | None = None
         """The part that is being handed over, so that an interrupt cannot lose it."""
@@ -48,7 +55,12 @@ class Parts:
         Raises:
             StackError: an engine failed, or nothing was finished within `engine.call_timeout`.
         """
-        if self._at_once and self._calls:
+        if self._calls:
+            yield from self._parts()
+            self._measure()
+
+    def _parts(self) -> Iterator[list[tuple[int, Generation]]]:
+        if self._at_once:
             answers = self._get(list(self._calls))
             self.seconds = self.seconds or time.perf_counter() - self._begin
             yield [
