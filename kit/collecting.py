@@ -24,6 +24,7 @@ from kit.data.buffer import Group, unfinished
 from kit.errors import SessionError, StackError
 from kit.metrics import equal_rewards
 from kit.rewards import score_samples
+from kit.rewards.runner import Scoring
 from kit.samples import NEW_TOKENS, Rollout, Sample
 
 if TYPE_CHECKING:
@@ -32,17 +33,56 @@ if TYPE_CHECKING:
     from kit.stack.underway import Finished, Underway
 
 
+def generate_and_score(
+    session: Lifecycle, count: int, reward: Reward, first_group: int = 0
+) -> Rollout:
+    """What `score(generate())` returns for the next `count` prompts, sooner.
+
+    A response is scored in this thread, which would only wait, as soon as it is written; so a
+    reward function of one sample is called in the order in which responses are finished. One of
+    all samples is called when all are written. Meanwhile the prompts after these are tokenized.
+    An exception stops the engine; what is written and scored by then is the `last_rollout`.
+
+    Raises:
+        RewardError: a function for all samples returned the wrong number of values.
+    """
+    scoring = Scoring(reward)
+    prompting, per_prompt = session._prompting, session.config.training.n_samples_per_prompt
+    rows, seed, step = session._stream.next(count), session._next_seed(), session.step_count
+    writing = prompting.write(session._running, rows, per_prompt, None, seed, step)
+    try:
+        with scoring, writing:
+            writing.renumber(first_group)
+            prompting.prepare(session._stream, count)
+            for places in writing:
+                for place in places:
+                    scoring.add(place, writing.samples[place])
+            scoring.finish()
+    finally:
+        writing.rest()
+        for place, scored in scoring.scored.items():
+            writing.samples[place] = scored.sample
+        session.last_rollout = writing.rollout() or session.last_rollout
+    return writing.rollout()
+
+
 def generate(session: Lifecycle) -> Rollout:
     """The first `rollout_batch_size` groups that are finished, of all that were sent."""
     return Collection(session).over_sample()
 
 
 def collect(session: Lifecycle, reward: Reward) -> Rollout:
-    """Scored groups whose rewards differ, `rollout_batch_size` of them if they can be found."""
-    collection = Collection(session, reward)
-    if session.config.rollout.over_sampling_batch_size:
-        return collection.over_sample()
-    return collection.by_rounds()
+    """What a step trains on: `rollout_batch_size` scored groups, if they can be found."""
+    settings = session.config.rollout
+    if settings.dynamic_sampling:
+        collection = Collection(session, reward)
+        if settings.over_sampling_batch_size:
+            return collection.over_sample()
+        return collection.by_rounds(reward)
+    if settings.over_sampling_batch_size:
+        session.last_rollout = rollout = generate(session)
+        return rollout.with_samples(score_samples(rollout.samples, reward))
+    return generate_and_score(session, session.config.training.rollout_batch_size, reward)
 
 
 def further_prompts(missing: int, kept: int, judged: int, most: int) -> int:
@@ -87,20 +127,12 @@ class Collection:
 
     # ---- the two ways --------------------------------------------------------------------------
 
-    def by_rounds(self) -> Rollout:
+    def by_rounds(self, reward: Reward) -> Rollout:
         """Round after round, each finished before it is judged."""
-        session = self.session
         while self.missing and self.may_draw:
             self.rounds += 1
             count = further_prompts(self.missing, len(self.kept), self.judged, self.wanted)
-            rollout = session._prompting.generate(
-                session._running,
-                session._stream.next(count),
-                self.per_prompt,
-                None,
-                session._next_seed(),
-                session.step_count,
-            )
+            rollout = generate_and_score(self.session, count, reward, self.drawn)
             self.seconds += rollout.seconds
             self.new_tokens += rollout.new_tokens
             self._judge(self._numbered(map(tuple, rollout.groups())))
@@ -115,7 +147,7 @@ class Collection:
                 if self.missing > len(underway) and self.may_draw:
                     self._send(underway)
                 else:
-                    self._judge(self._written(underway.finished()))
+                    self._judge(self._scored(self._written(underway.finished())))
             self._written(underway.stop())
             self.seconds = time.perf_counter() - begin
             rollout = self._rollout()
@@ -141,7 +173,7 @@ class Collection:
         most = self.settings.over_sampling_batch_size or self.wanted
         waiting = self.settings.partial_rollout * len(session._buffer)
         groups = self._numbered(map(self._worth, session._buffer.take(min(most, waiting))))
-        self._judge([group for group in groups if not any(map(unfinished, group))])
+        self._judge(self._scored([g for g in groups if not any(map(unfinished, g))]))
         if not self.missing:
             return
         rows = session._stream.next(most - len(groups))
@@ -156,6 +188,7 @@ class Collection:
                     [draw.getrandbits(31) for _ in todo],
                     [max(prompting.max_response_len - s.response_length, 1) for s in todo],
                 )
+        prompting.prepare(session._stream, most)
 
     def _worth(self, group: Group) -> Group:
         """The group; its prompt alone where the mask would leave nothing of it to train on."""
@@ -193,11 +226,14 @@ class Collection:
                 whole.append(group)
         return whole
 
+    def _scored(self, groups: list[Group]) -> list[Group]:
+        if self.reward is None or not groups:
+            return groups
+        scored = iter(score_samples([s for group in groups for s in group], self.reward))
+        return [tuple(islice(scored, len(group))) for group in groups]
+
     def _judge(self, groups: Sequence[Group]) -> None:
-        """Score groups, drop those whose rewards are equal, and keep as many as are missing."""
-        if self.reward is not None and groups:
-            scored = iter(score_samples([s for group in groups for s in group], self.reward))
-            groups = [tuple(islice(scored, len(group))) for group in groups]
+        """Drop scored groups whose rewards are equal, and keep as many as are missing."""
         for group in groups:
             self.judged_rewards += [s.reward for s in group if s.reward is not None]
             number = group[0].group_index

@@ -17,7 +17,11 @@ REPETITIVE = 10.0
 def step_metrics(
     rollout: Rollout, update: UpdateReport, sync: SyncReport, seconds: float
 ) -> dict[str, float]:
-    """All metrics of one step that took so many seconds."""
+    """All metrics of one step that took so many seconds.
+
+    `perf/rollout_time` is the engine's. Scoring that goes on after the last response is written is
+    only in `perf/step_time`.
+    """
     return {
         **rollout_metrics(rollout),
         **update.metrics,

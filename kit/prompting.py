@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -13,19 +13,41 @@ from kit.config import SessionConfig
 from kit.data import load_prompts
 from kit.data.buffer import Group
 from kit.data.prompts import PromptRow, PromptSet
+from kit.data.stream import PromptStream
 from kit.data.templates import check_fits, render
 from kit.errors import DataError, ModelError
 from kit.model.source import ModelSource
 from kit.samples import Messages, Rollout, Sample, Status
+from kit.writing import Writing
 
 if TYPE_CHECKING:
     from kit.stack.engine import Generation, SamplingSettings
     from kit.stack.stack import Stack
+    from kit.stack.underway import Parts
 
 LONGEST = 32
 """So many of the prompts with the most characters are measured in tokens before training."""
 DEFAULT_RESPONSE_LENGTH = 1024
+RENDERED = 4096
+"""So many prompts are kept as tokens; those to evaluate on, and of small data all, come again."""
+SHORT = 0.5
+"""Seconds. Where responses take longer, handing them over in parts costs nothing that could be
+measured; with less, some milliseconds, and little of the scoring would fall into them."""
+MANY = 1024
+"""Responses. What SGLang does to hand over one of them grows with their number: 0.2 ms here."""
 STATUS = {"stop": Status.COMPLETED, "length": Status.TRUNCATED, "abort": Status.ABORTED}
+
+
+class TokenTexts(dict[int, str]):
+    """Tokens as texts, each looked up once: a rollout has a hundred thousand of them."""
+
+    def __init__(self, prompting: Prompting) -> None:
+        super().__init__()
+        self._prompting = prompting
+
+    def __missing__(self, token: int) -> str:
+        text = self[token] = str(self._prompting.tokenizer.decode([token]))
+        return text
 
 
 @dataclass(slots=True)
@@ -38,7 +60,14 @@ class Prompting:
     held_out: PromptSet | None
     max_response_len: int
     tokenizer: Any = field(default=None)
-    _texts: dict[int, str] = field(default_factory=dict)
+    _texts: TokenTexts = field(init=False)
+    _rendered: dict[str, list[int]] = field(default_factory=dict)
+    """Token ids by prompt, the last `RENDERED` of them."""
+    _last: Parts | None = None
+    """What the engine wrote last, for how long that took."""
+
+    def __post_init__(self) -> None:
+        self._texts = TokenTexts(self)
 
     @classmethod
     def load(cls, config: SessionConfig, model: ModelSource, data: Any, eval_data: Any) -> Self:
@@ -76,14 +105,26 @@ class Prompting:
                 self._tokens(row)
 
     def _tokens(self, row: PromptRow) -> list[int]:
-        tokens = render(
-            row.prompt,
-            self.tokenizer,
-            apply_chat_template=self.config.data.apply_chat_template,
-            system_prompt=self.config.data.system_prompt,
-        )
+        tokens = self._rendered.get(key := repr(row.prompt))
+        if tokens is None:
+            if len(self._rendered) >= RENDERED:
+                del self._rendered[next(iter(self._rendered))]
+            tokens = self._rendered[key] = render(
+                row.prompt,
+                self.tokenizer,
+                apply_chat_template=self.config.data.apply_chat_template,
+                system_prompt=self.config.data.system_prompt,
+            )
         check_fits(tokens, self.model.context_length, self.max_response_len, row.number)
-        return tokens
+        return list(tokens)
+
+    def prepare(self, stream: PromptStream, count: int) -> None:
+        """Tokenize the rows that come next, while the engine works; what is wrong with one is said
+        when it is its turn.
+        """
+        with suppress(DataError):
+            for row in stream.peek(count):
+                self._tokens(row)
 
     def generate(
         self,
@@ -95,14 +136,38 @@ class Prompting:
         step: int,
     ) -> Rollout:
         """`n_samples_per_prompt` responses to each row."""
+        writing = self.write(stack, rows, n_samples_per_prompt, temperature, seed, step)
+        with writing:
+            for _ in writing:
+                pass
+        return writing.rollout()
+
+    def write(
+        self,
+        stack: Stack,
+        rows: Sequence[PromptRow],
+        n_samples_per_prompt: int,
+        temperature: float | None,
+        seed: str,
+        step: int,
+    ) -> Writing:
+        """The same, begun: responses are handed over as they are finished.
+
+        All at once, though, where the last ones took less than `SHORT` seconds: the messages would
+        cost more than there is to gain. And where they are more than `MANY`.
+        """
         groups = self.pending(rows, n_samples_per_prompt)
         samples = [sample for group in groups for sample in group]
         draw = random.Random(seed)
         seeds = [draw.getrandbits(31) for _ in samples]
-        begin = time.perf_counter()
-        generations = stack.generate([s.tokens for s in samples], self.sampling(temperature), seeds)
-        seconds = time.perf_counter() - begin
-        return Rollout(map(self.written, samples, generations), step, seconds)
+        short = self._last is not None and self._last.seconds < SHORT
+        self._last = stack.generate(
+            [s.tokens for s in samples],
+            self.sampling(temperature),
+            seeds,
+            at_once=short or len(samples) > MANY,
+        )
+        return Writing(self, samples, self._last, step)
 
     def sampling(self, temperature: float | None = None) -> SamplingSettings:
         """How the engine draws tokens; a temperature of None is the configured one."""
@@ -143,7 +208,7 @@ class Prompting:
     def written(self, sample: Sample, generation: Generation) -> Sample:
         """The sample with what the engine wrote now behind what it had."""
         kept, status = len(generation.tokens), STATUS[generation.finish]
-        texts = [*map(self.token_text, generation.tokens)]
+        texts = [*map(self._texts.__getitem__, generation.tokens)]
         before = sample.metadata.get("token_texts", []) if sample.response_length else []
         if before and (end := stop_over_seam(before, texts, self.config.rollout.stop)):
             kept, status = end, Status.COMPLETED
@@ -162,8 +227,6 @@ class Prompting:
 
     def token_text(self, token: int) -> str:
         """One token as text."""
-        if token not in self._texts:
-            self._texts[token] = str(self.tokenizer.decode([token]))
         return self._texts[token]
 
 

@@ -236,7 +236,7 @@ class Rollout(Sequence[Sample]):
     step: int = 0
     """The training step whose weights wrote it."""
     seconds: float = 0.0
-    """How long generating took."""
+    """Until the last response was written; what is scored meanwhile costs nothing of it."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What the rollout policies did (aborted, dropped, continued), under Miles' names."""
     notes: tuple[str, ...] = ()

@@ -131,7 +131,7 @@ class RLSession(Lifecycle):
 
     @verb
     def collect(self, reward: Reward | None = None) -> Rollout:
-        """Generate and score what a step trains on.
+        """Generate and score what a step trains on; a response while others are being written.
 
         With `rollout.dynamic_sampling`, groups whose rewards are all equal are left out and
         further prompts drawn until `rollout_batch_size` groups are left.
@@ -142,8 +142,6 @@ class RLSession(Lifecycle):
         Raises:
             SessionError: dynamic sampling found no group whose rewards differ.
         """
-        if not self.config.rollout.dynamic_sampling:
-            return self.score(self.generate(), reward)
         self.last_rollout = collecting.collect(self, self._reward if reward is None else reward)
         return self.last_rollout
 

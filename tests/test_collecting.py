@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from kit import RLSession, Sample, SessionConfig
+from kit import RLSession, Sample, SessionConfig, Status
 from kit.data.buffer import unfinished
-from kit.errors import ConfigError, SessionError
+from kit.data.prompts import PromptRow, PromptSet
+from kit.data.stream import PromptStream
+from kit.errors import ConfigError, DataError, RewardError, SessionError
+from kit.prompting import SHORT
 from tests.policies import (
     SURPLUS,
     luck,
@@ -107,6 +113,157 @@ def test_a_failed_reward_is_not_hidden_by_drawing_again(policies: Callable[..., 
     assert len(rollout.groups()) == 16
     (reason,) = session.advantages(rollout).left_out
     assert "no label here" in reason
+
+
+# ---- scored while others are written -----------------------------------------------------------
+
+
+@pytest.fixture
+def in_parts(session: RLSession, rambling: None) -> Iterator[RLSession]:
+    """The running session; its next rollout takes long, and is handed over in parts."""
+    prompting = session._prompting
+    prompting.max_response_len, before = 480, prompting.max_response_len
+    prompting._last = None
+    yield session
+    prompting.max_response_len = before
+    prompting._last = None
+
+
+def test_scoring_while_others_are_written_changes_nothing_but_the_time(
+    reseeded: Callable[[int], RLSession], rambling: None
+) -> None:
+    rollouts, positions = [], []
+    for at_once in (False, True):
+        session = reseeded(5)
+        if at_once:
+            session.generate(["12+34="], n_samples_per_prompt=1, temperature=0)
+            assert session._prompting._last
+            assert session._prompting._last.seconds < SHORT
+            session = reseeded(5)
+            rollouts.append(session.score(session.generate(), luck))
+        else:
+            session._prompting._last = None
+            rollouts.append(session.collect(luck))
+        positions.append(session._stream.state())
+    assert rollouts[0].samples == rollouts[1].samples
+    assert rollouts[0].metrics == rollouts[1].metrics
+    assert positions[0] == positions[1]
+    assert len({s.response_length for s in rollouts[0]}) > 16
+
+
+def test_the_first_responses_are_scored_before_the_last_are_written(in_parts: RLSession) -> None:
+    calls: list[Sample] = []
+    aborted: list[Sample] = []
+
+    def stops_the_others(sample: Sample) -> float:
+        if not calls:
+            in_parts._running.abort()
+        calls.append(sample)
+        return 1.0
+
+    for _ in range(50):  # on a busy machine this process may be too late to stop any
+        in_parts._prompting._last = None
+        calls.clear()
+        rollout = in_parts.collect(stops_the_others)
+        aborted = [s for s in rollout if s.status is Status.ABORTED]
+        assert len(calls) + len(aborted) == len(rollout) == 128
+        if aborted:
+            break
+    assert aborted
+    assert all(s.response_length == len(s.rollout_log_probs or []) for s in aborted)
+    assert all(s.reward is None for s in aborted)
+
+
+def test_a_reward_of_all_samples_is_called_once_with_all_of_them(in_parts: RLSession) -> None:
+    seen: list[list[int]] = []
+
+    def by_rank(samples: list[Sample]) -> list[float]:
+        seen.append([s.index for s in samples])
+        return [float(i) for i in range(len(samples))]
+
+    rollout = in_parts.collect(by_rank)
+    assert seen == [list(range(128))]
+    assert rollout.rewards() == [float(i) for i in range(128)]
+
+
+def test_a_reward_that_fails_is_data_while_others_are_written(in_parts: RLSession) -> None:
+    def fragile(sample: Sample) -> float:
+        if sample.index % 10 == 3:
+            raise ValueError("no label here")
+        return luck(sample)
+
+    rollout = in_parts.collect(fragile)
+    assert [s.index for s in rollout.failed()] == list(range(3, 128, 10))
+    assert all("no label here" in str(s.error) for s in rollout.failed())
+    assert len(rollout.rewards()) == 128 - 13
+
+
+def test_async_rewards_of_different_parts_wait_together(in_parts: RLSession) -> None:
+    waiting, together = 0, asyncio.Event()
+
+    async def judge(sample: Sample) -> float:
+        nonlocal waiting
+        waiting += 1
+        if waiting == 30:  # more than are finished in the first moment
+            together.set()
+        await together.wait()
+        return luck(sample)
+
+    rollout = in_parts.collect(judge)
+    assert [s.reward for s in rollout] == [luck(s) for s in rollout]
+
+
+@pytest.mark.parametrize("kind", ["in the reward", "while waiting for the engine"])
+def test_an_interrupt_keeps_what_is_written_and_scored(in_parts: RLSession, kind: str) -> None:
+    calls: list[int] = []
+    notebook = threading.get_ident()
+
+    def hangs(sample: Sample) -> float:
+        calls.append(sample.index)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return 0.5
+
+    async def interrupts(sample: Sample) -> float:
+        calls.append(sample.index)
+        if len(calls) == 3:
+            signal.pthread_kill(notebook, signal.SIGINT)
+        return 0.5
+
+    with pytest.raises(KeyboardInterrupt):
+        in_parts.collect(hangs if kind == "in the reward" else interrupts)
+    kept = in_parts.last_rollout
+    assert kept is not None
+    scored = {s.index for s in kept if s.reward == 0.5}
+    assert set(calls[:2]) <= scored <= set(calls)
+    assert [s.index for s in kept] == list(range(128))  # with those that the engine left unfinished
+    assert all(len(s.metadata["token_texts"]) == s.response_length for s in kept)
+    assert in_parts.check_mismatch(in_parts.generate(temperature=1.0)).verdict == "pass"
+
+
+def test_a_reward_that_cannot_be_called_is_refused_before_anything_is_drawn(
+    session: RLSession,
+) -> None:
+    before = session._stream.state()
+    with pytest.raises(RewardError, match="called with one argument"):
+        session.collect(lambda: 1.0)
+    assert session._stream.state() == before
+
+
+def test_the_next_prompts_are_tokens_already_when_it_is_their_turn(session: RLSession) -> None:
+    session._prompting._rendered.clear()
+    session.collect()
+    tokens = session._prompting._rendered
+    assert {repr(row.prompt) for row in session._stream.next(16)} <= set(tokens)
+
+
+def test_a_prompt_that_is_too_long_is_told_when_it_is_its_turn(session: RLSession) -> None:
+    rows = [PromptRow("12+34=", "46", {}, n) for n in range(1, 17)]
+    rows.append(PromptRow("9" * 600, "1", {}, 17))
+    session._stream = PromptStream(PromptSet("sums", rows), shuffle=False)
+    assert len(session.collect()) == 128
+    with pytest.raises(DataError, match="Row 17"):
+        session.collect()
 
 
 # ---- over-sampling -----------------------------------------------------------------------------

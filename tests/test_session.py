@@ -331,7 +331,8 @@ def test_an_abort_keeps_the_tokens_so_far(session: RLSession) -> None:
     generations = []
 
     def generate() -> None:
-        generations.extend(stack.generate(prompts, hot, list(range(64))))
+        for part in stack.generate(prompts, hot, list(range(64))):
+            generations.extend(generation for _, generation in part)
 
     thread = threading.Thread(target=generate)
     thread.start()

@@ -41,6 +41,14 @@ class PromptStream:
                 self._start(self._epoch + 1, 0)
         return rows
 
+    def peek(self, n: int) -> list[PromptRow]:
+        """The rows that `next` will give, which it still gives."""
+        here = self._epoch, self._position, self._order
+        try:
+            return self.next(n)
+        finally:
+            self._epoch, self._position, self._order = here
+
     def state(self) -> dict[str, Any]:
         """Where the stream stands, in JSON's types."""
         return {

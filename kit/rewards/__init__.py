@@ -3,7 +3,8 @@
     registry.py   the built-in rewards by name: grade, check, build
     text.py       verifiers that look at the text alone: exact, number, gsm8k, format
     apart.py      a helper process for the graders that compute with what a model wrote
-    runner.py     score_samples: any reward over any samples, one failure at a time
+    runner.py     score_samples: any reward over any samples, one failure at a time; Scoring: the
+                  same while samples are still coming
     trial.py      try_reward: two rewards over the same samples, compared
     values.py     what counts as a reward, and how a failure is told
 

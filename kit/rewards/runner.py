@@ -1,6 +1,7 @@
 """`score_samples`: any reward over any samples, where one failure spoils one sample only.
 
 `score_each` is the same with more to tell of each sample: how long it took, what was raised.
+`Scoring` is the same for samples of which the last is not written yet when the first is scored.
 
 A reward function that raises, or returns something that is no number, marks its sample as failed
 and says why; the others keep their rewards. What cannot be meant (a batch function that returns
@@ -11,15 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import bdb
-import contextlib
 import inspect
 import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 from kit.errors import RewardError
 from kit.rewards.registry import of_weights
@@ -28,6 +28,8 @@ from kit.samples import Sample, Status
 
 Reward: TypeAlias = str | Mapping[str, float] | Callable[..., Any]
 """A built-in's name, weights by name, or a function of a sample or of all samples."""
+
+T = TypeVar("T")
 
 _AT_ONCE = 32
 """How many calls of an async reward function wait together."""
@@ -73,22 +75,74 @@ def score_each(samples: Sequence[Sample], reward: Reward) -> list[Scored]:
 
     Calls of an async function wait together, so the sum of their seconds is more than passed.
     """
-    function = reward_function(reward)
-    fresh = [_unmarked(sample) for sample in samples]
-    open_samples = [sample for sample in fresh if sample.status is not Status.ABORTED]
-    if not open_samples:
-        return [Scored(sample) for sample in fresh]
-    calls: list[_Call]
-    if _takes_batch(function):
-        calls = [_Call(outcome) for outcome in _call_batch(function, open_samples)]
-    elif _is_async(function):
-        calls = _run(_call_each_async(function, open_samples))
-    else:
-        calls = [_call(function, sample) for sample in open_samples]
-    results = iter(
-        _marked(sample, call, function) for sample, call in zip(open_samples, calls, strict=True)
-    )
-    return [Scored(s) if s.status is Status.ABORTED else next(results) for s in fresh]
+    with Scoring(reward) as scoring:
+        for place, sample in enumerate(samples):
+            scoring.add(place, sample)
+        scoring.finish()
+    return [scoring.scored[place] for place in range(len(samples))]
+
+
+class Scoring:
+    """A reward over samples that come one after another; a context manager.
+
+    A function of one sample is called by `add`, in the caller's thread. An async one is begun by
+    `add`, in a thread of its own, and `finish` waits for it. One of all samples is called by
+    `finish`. The rewards are those of `score_samples`; the calls come in the order of `add`.
+    """
+
+    def __init__(self, reward: Reward) -> None:
+        """Raises RewardError for a reward that cannot be called."""
+        self.scored: dict[int, Scored] = {}
+        """By place; what is scored so far."""
+        self._function = reward_function(reward)
+        self._whole = _takes_batch(self._function)
+        self._async = not self._whole and _is_async(self._function)
+        self._waiting: dict[int, Sample] = {}
+        self._calls: list[Future[None]] = []
+        self._gate = asyncio.Semaphore(_AT_ONCE)
+
+    def __enter__(self) -> Self:
+        self._loop = _Loop() if self._async else None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._loop:
+            self._loop.close()
+
+    def add(self, place: int, sample: Sample) -> None:
+        """Take one more sample, and its place among all of them."""
+        sample = _unmarked(sample)
+        if sample.status is Status.ABORTED:
+            self.scored[place] = Scored(sample)
+        elif self._whole:
+            self._waiting[place] = sample
+        elif self._loop:
+            self._calls.append(self._loop.begin(self._score_async(place, sample)))
+        else:
+            self.scored[place] = _marked(sample, _call(self._function, sample), self._function)
+
+    def finish(self) -> None:
+        """Score what is not scored yet. Raises RewardError for the wrong number of rewards."""
+        if self._waiting:
+            places = sorted(self._waiting)
+            samples = [self._waiting[place] for place in places]
+            outcomes = _call_batch(self._function, samples)
+            for place, sample, outcome in zip(places, samples, outcomes, strict=True):
+                self.scored[place] = _marked(sample, _Call(outcome), self._function)
+        for call in wait(self._calls, return_when=FIRST_EXCEPTION).done:
+            _result(call)
+
+    async def _score_async(self, place: int, sample: Sample) -> None:
+        async with self._gate:
+            begin = time.perf_counter()
+            try:
+                outcome = await _guarded(self._function(sample))
+            except _InterruptedError:
+                raise
+            except Exception as error:
+                outcome = error
+            call = _Call(outcome, time.perf_counter() - begin)
+        self.scored[place] = _marked(sample, call, self._function)
 
 
 def check_reward(reward: Reward) -> None:
@@ -173,23 +227,6 @@ def _call(function: Callable[..., Any], sample: Sample) -> _Call:
     return _Call(outcome, time.perf_counter() - begin)
 
 
-async def _call_each_async(function: Callable[..., Any], samples: Sequence[Sample]) -> list[_Call]:
-    gate = asyncio.Semaphore(_AT_ONCE)
-
-    async def call(sample: Sample) -> _Call:
-        async with gate:
-            begin = time.perf_counter()
-            try:
-                outcome = await _guarded(function(sample))
-            except _InterruptedError:
-                raise
-            except Exception as error:
-                outcome = error
-            return _Call(outcome, time.perf_counter() - begin)
-
-    return await asyncio.gather(*(call(sample) for sample in samples))
-
-
 class _InterruptedError(Exception):
     """Carries an interrupt out of a task; asyncio lets a bare one fall through its loop."""
 
@@ -197,7 +234,7 @@ class _InterruptedError(Exception):
         self.interrupt = interrupt
 
 
-async def _guarded(awaitable: Awaitable[Any]) -> Any:
+async def _guarded(awaitable: Awaitable[T]) -> T:
     try:
         return await awaitable
     except (KeyboardInterrupt, SystemExit, bdb.BdbQuit) as interrupt:
@@ -259,32 +296,43 @@ def _unmarked(sample: Sample) -> Sample:
     return replace(sample, reward=None, error=None, status=status, metadata=metadata)
 
 
-def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine to its end in a thread: the notebook's own loop is busy running the cell."""
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(_guarded(coroutine))
-    outcome: Future[Any] = Future()
+class _Loop:
+    """An event loop in a thread of its own: the notebook's own loop is busy running the cell."""
 
-    def work() -> None:
-        asyncio.set_event_loop(loop)
-        try:
-            outcome.set_result(loop.run_until_complete(task))
-        except BaseException as error:
-            outcome.set_exception(error)
-        finally:
-            _finish(loop)
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._work, name="kit-reward", daemon=True)
+        self._thread.start()
 
-    thread = threading.Thread(target=work, name="kit-reward", daemon=True)
+    def begin(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine beside the others, with the caller's context variables."""
+        return asyncio.run_coroutine_threadsafe(_guarded(coroutine), self._loop)
+
+    def close(self) -> None:
+        """Cancel what still runs, and give it some time to clean up."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=_LAST_WORDS_SECONDS)
+
+    def _work(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        _finish(self._loop)
+
+
+def _run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end."""
+    loop = _Loop()
     try:
-        thread.start()
-        return outcome.result()
+        return _result(loop.begin(coroutine))
+    finally:
+        loop.close()
+
+
+def _result(call: Future[T]) -> T:
+    try:
+        return call.result()
     except _InterruptedError as error:
         raise error.interrupt from None
-    finally:
-        # Nothing to cancel but after an interrupt of this thread; by then the loop may be closed.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(task.cancel)
-        thread.join(timeout=_LAST_WORDS_SECONDS)
 
 
 def _finish(loop: asyncio.AbstractEventLoop) -> None:

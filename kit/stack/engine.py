@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -64,6 +66,34 @@ class Generation:
 
 MOST_GRAPHS = 256
 """Largest batch whose decoding is captured as a graph; beyond it launching costs little."""
+
+Part = tuple[float, list[tuple[int, Generation]]]
+"""(seconds from the call to the last of them, responses with their prompt's place in the call)."""
+PART_SECONDS = 0.1
+"""How often finished responses are handed over: seldom enough to cost the engine nothing."""
+
+
+def _request(
+    prompts: list[list[int]], sampling: SamplingSettings, seeds: list[int], limits: list[int]
+) -> dict[str, Any]:
+    """The arguments of SGLang's `async_generate`; a seed and a limit of new tokens a prompt."""
+    common: dict[str, Any] = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        # Where it streams, it is to tell of whole responses, not of every token.
+        "stream_interval": max(limits, default=0) + 2,
+    }
+    if sampling.stop:
+        common |= {"stop": list(sampling.stop), "no_stop_trim": True}
+    return {
+        "input_ids": prompts,
+        "sampling_params": [
+            common | {"sampling_seed": seed, "max_new_tokens": limit}
+            for seed, limit in zip(seeds, limits, strict=True)
+        ],
+        "return_logprob": True,
+    }
 
 
 def server_arguments(settings: EngineSettings) -> dict[str, Any]:
@@ -209,23 +239,40 @@ class Engine:
             budgets: the most new tokens of each prompt, where they differ; None takes
                 `sampling.max_new_tokens` for all.
         """
-        common: dict[str, Any] = {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-        }
-        if sampling.stop:
-            common |= {"stop": list(sampling.stop), "no_stop_trim": True}
-        limits = budgets or [sampling.max_new_tokens] * len(prompts)
         outputs = await self._sglang.async_generate(
-            input_ids=prompts,
-            sampling_params=[
-                common | {"sampling_seed": seed, "max_new_tokens": limit}
-                for seed, limit in zip(seeds, limits, strict=True)
-            ],
-            return_logprob=True,
+            **_request(prompts, sampling, seeds, budgets or [sampling.max_new_tokens] * len(seeds))
         )
         return [self._generation(output) for output in outputs]
+
+    async def generate_in_parts(
+        self, prompts: list[list[int]], sampling: SamplingSettings, seeds: list[int]
+    ) -> AsyncIterator[Part]:
+        """What `generate` returns, but every `PART_SECONDS` what was finished in the meantime.
+
+        SGLang gets the prompts as from `generate`, all at once, so that it works as it does there.
+        """
+        begin = time.perf_counter()
+        request = _request(prompts, sampling, seeds, [sampling.max_new_tokens] * len(seeds))
+        finished: list[tuple[int, Generation]] = []
+        seconds = 0.0
+
+        async def read() -> None:
+            nonlocal seconds
+            async for output in await self._sglang.async_generate(**request, stream=True):
+                reason = output["meta_info"]["finish_reason"]
+                if reason and reason.get("status_code"):  # raised, where nothing is streamed
+                    raise StackError("The engine refused a prompt.", why=reason["message"])
+                if reason:
+                    finished.append((output["index"], self._generation(output)))
+                    seconds = time.perf_counter() - begin
+
+        reading = asyncio.create_task(read())
+        while finished or not reading.done():
+            await asyncio.wait([reading], timeout=PART_SECONDS)
+            if finished:
+                part, finished = finished, []  # it may grow while the part is handed over
+                yield seconds, part
+        await reading
 
     def _generation(self, output: dict[str, Any]) -> Generation:
         meta = output["meta_info"]

@@ -16,7 +16,7 @@ from kit.stack.cluster import Cluster
 from kit.stack.residency import Residency
 
 if TYPE_CHECKING:
-    from kit.stack.underway import Underway
+    from kit.stack.underway import Parts, Underway
 
 
 def pick_device(wanted: str) -> str:
@@ -191,22 +191,27 @@ class Stack:
             memory_limit=self.plan.trainer_limit if config.memory.device_gib else None,
         )
 
-    def generate(self, prompts: list[list[int]], sampling: Any, seeds: list[int]) -> list[Any]:
-        """One `Generation` a prompt."""
+    def generate(
+        self, prompts: list[list[int]], sampling: Any, seeds: list[int], *, at_once: bool = False
+    ) -> Parts:
+        """Have a response written to each prompt; iterate over the result for them.
+
+        Args:
+            prompts: token ids.
+            sampling: `SamplingSettings`, the same for all.
+            seeds: one a prompt.
+            at_once: hand them over when all are finished, which is faster where that is soon.
+        """
+        from kit.stack.underway import Parts
+
         self.residency.for_engine()
         # Neighbours go to one engine: they have their prompt in common.
-        parts = shares(len(prompts), self.replicas)
-        calls = [
-            engine.generate.remote(prompts[part], sampling, seeds[part])
-            for engine, part in zip(self._engines, parts, strict=False)
-        ]
-        try:
-            answers = self._get(calls, "generate")
-        except KeyboardInterrupt:
-            self.abort()  # else the engine would finish it, and the next call wait for that
-            raise
-        self._measure("generate")
-        return [generation for answer in answers for generation in answer]
+        calls = {}
+        for engine, part in zip(self._engines, shares(len(prompts), self.replicas), strict=False):
+            method = engine.generate if at_once else engine.generate_in_parts
+            calls[method.remote(prompts[part], sampling, seeds[part])] = part.start
+        get, measure = partial(self._get, doing="generate"), partial(self._measure, "generate")
+        return Parts(self, calls, get, measure, at_once=at_once)
 
     def underway(self, sampling: Any) -> Underway:
         """For groups of requests of which each is handed over as soon as it is finished."""

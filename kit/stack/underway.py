@@ -1,12 +1,13 @@
-"""`Underway`: groups of requests that the engines work on, each handed over when it is finished.
+"""What the engines work on, handed over as it is finished.
 
-The ordinary rollout is one call per engine and waits for all. Here every group is a call of its
-own, so that whoever has enough of them can stop the rest.
+`Parts` is the ordinary rollout: one call an engine. With `Underway` every group is a call of its
+own, so that whoever has enough of them can stop the rest; that costs the engines some time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import StackError
@@ -20,6 +21,86 @@ AGAIN = 0.2
 
 Finished = list[tuple[int, list["Generation"]]]
 """(the group's number, one generation a prompt), in the order of the numbers."""
+
+
+class Parts:
+    """The responses of one rollout, in the parts in which the engines finish them.
+
+    One call an engine. Whoever iterates has the time between two parts to himself: the engines do
+    not wait for it. Iterating again goes on, with the part that an exception came upon once more.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        calls: dict[Any, int],
+        get: Callable[[Any], Any],
+        measure: Callable[[], None],
+        *,
+        at_once: bool,
+    ) -> None:
+        """Takes the calls, each with the number of its first prompt, and what to do at the end."""
+        self._stack, self._calls, self._get, self._at_once = stack, calls, get, at_once
+        self._measure = measure
+        self._begin = time.perf_counter()
+        self._fetched: tuple[Any, Any] | None = None
+        """The part that is being handed over, so that an interrupt cannot lose it."""
+        self.seconds = 0.0
+        """From the call until the last of the responses handed over was written, however late it
+        was fetched."""
+
+    def __iter__(self) -> Iterator[list[tuple[int, Generation]]]:
+        """(a prompt's number, its response), as many as are finished.
+
+        Raises:
+            StackError: an engine failed, or nothing was finished within `engine.call_timeout`.
+        """
+        if self._calls:
+            yield from self._parts()
+            self._measure()
+
+    def _parts(self) -> Iterator[list[tuple[int, Generation]]]:
+        if self._at_once:
+            answers = self._get(list(self._calls))
+            self.seconds = self.seconds or time.perf_counter() - self._begin
+            yield [
+                (first + place, generation)
+                for first, answer in zip(self._calls.values(), answers, strict=True)
+                for place, generation in enumerate(answer)
+            ]
+            self._calls.clear()
+        while self._calls:
+            call, answer = self._fetched = self._fetched or self._next()
+            if answer is not None:
+                seconds, finished = self._get(answer)
+                self.seconds = max(self.seconds, seconds)
+                yield [(self._calls[call] + place, generation) for place, generation in finished]
+            else:
+                self._calls.pop(call, None)
+            self._fetched = None
+
+    def _next(self) -> tuple[Any, Any]:
+        """A call and its next answer; None where it has no further one."""
+        call = self._ready()
+        return call, next(call, None)
+
+    def _ready(self) -> Any:
+        """A call that has a part to hand over, or is at its end."""
+        import ray
+
+        limit = self._stack.config.engine.call_timeout
+        ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=limit)
+        if not ready:
+            raise StackError(
+                f"generate did not finish a response within {limit:.0f} s.",
+                why=self._stack.cluster.log_tail(),
+                fix="raise engine.call_timeout, or look at what keeps the machine busy.",
+            )
+        return ready[0]
+
+    def stop(self) -> None:
+        """Abort what is not finished: the parts to come have the tokens that there are."""
+        self._stack.abort()
 
 
 class Underway:

@@ -129,7 +129,7 @@ MEANINGS: dict[str, Meaning] = {
         "mean reward of all groups that were drawn, the dropped ones included", "rises over a run"
     ),
     "rollout/repetition_frac": Meaning("share of responses that repeat themselves", "near 0"),
-    "perf/rollout_time": Meaning("seconds to generate"),
+    "perf/rollout_time": Meaning("seconds until the last response was written"),
     "perf/actor_train_time": Meaning("seconds to train"),
     "perf/update_weights_time": Meaning("seconds to hand over weights"),
     "perf/step_time": Meaning("seconds of the whole step"),

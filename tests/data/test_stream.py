@@ -51,6 +51,15 @@ def test_a_continued_stream_gives_what_an_unbroken_one_gives(
     assert got + take(continued, after) == expected
 
 
+def test_a_look_ahead_shows_what_comes_next_and_takes_nothing() -> None:
+    stream = PromptStream(prompt_set(5), seed=3)
+    stream.next(3)
+    before = stream.state()
+    ahead = [row.number for row in stream.peek(9)]  # into the next epochs
+    assert stream.state() == before
+    assert take(stream, 9) == ahead
+
+
 def test_a_state_of_other_data_is_refused_and_changes_nothing() -> None:
     stream = PromptStream(prompt_set(5), shuffle=False)
     stream.next(2)

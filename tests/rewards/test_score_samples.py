@@ -6,6 +6,7 @@ import functools
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 from kit.errors import RewardError
 from kit.rewards import failure_summary, score_samples
+from kit.rewards.runner import Scoring
 from kit.samples import Rollout, Sample, Status
 
 
@@ -186,6 +188,42 @@ def test_aborted_samples_keep_no_reward_and_are_not_shown_to_the_function() -> N
     assert scored[1].status is Status.ABORTED
     assert score_samples([], "exact") == []
     assert score_samples([rollout[1]], lambda samples: 1 / 0)[0].reward is None
+
+
+def test_samples_that_come_in_another_order_get_the_same_rewards() -> None:
+    async def judge(sample: Sample) -> float:
+        await asyncio.sleep(0)
+        return float(sample.response)
+
+    def one(sample: Sample) -> float:
+        return float(sample.response)
+
+    def batch(samples: list[Sample]) -> list[float]:
+        return [float(place) for place in range(len(samples))]
+
+    for function in (one, judge, batch):
+        rollout = samples()
+        with Scoring(function) as scoring:
+            for place in (2, 0, 3, 1):
+                scoring.add(place, rollout[place])
+            scoring.finish()
+        scored = [scoring.scored[place].sample for place in range(4)]
+        assert scored == score_samples(rollout, function)
+        assert [s.reward for s in scored] == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_a_reward_function_sees_the_callers_context_variables() -> None:
+    run: ContextVar[str] = ContextVar("run")
+
+    async def judge(sample: Sample) -> float:
+        return float(run.get())
+
+    async def judge_all(samples: list[Sample]) -> list[float]:
+        return [float(run.get())] * len(samples)
+
+    run.set("7")
+    for function in (judge, judge_all):
+        assert rewards(function) == [7.0] * 4
 
 
 def test_async_functions_wait_together() -> None:
