@@ -38,8 +38,7 @@ class Lifecycle:
         self.config = SessionConfig.of(config)
         self.step_count = 0
         """Updates applied so far."""
-        self.engine_version = 0
-        """The weight version that the engine generates with; the trainer's is `step_count`."""
+        self._engine_had = 0
         self.history: list[Metrics] = []
         """One row of metrics a step."""
         self.last_rollout: Rollout | None = None
@@ -130,7 +129,7 @@ class Lifecycle:
         stack, training = self._stack, self.training
         if stack:
             ended = training is None or training.close(CLOSE_SECONDS)
-            self._stack, self._state = None, "closed"
+            self._stack, self._state, self._engine_had = None, "closed", stack.engine_version
             if training and not ended:
                 stack.halt()  # else its thread would wait in a Ray that goes away
                 training.close(CLOSE_SECONDS)
@@ -158,6 +157,11 @@ class Lifecycle:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def engine_version(self) -> int:
+        """The weight version that the engine generates with; the trainer's is `step_count`."""
+        return self._stack.engine_version if self._stack else self._engine_had
 
     @property
     def tokenizer(self) -> Any:

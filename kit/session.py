@@ -228,9 +228,7 @@ class RLSession(Lifecycle):
         Raises:
             StackError: with `verify`, a parameter did not arrive.
         """
-        report = syncing.sync(self._running, self.step_count, exact=exact, verify=verify)
-        self.engine_version = self.step_count
-        return report
+        return syncing.sync(self._running, self.step_count, exact=exact, verify=verify)
 
     @verb
     def check_mismatch(

@@ -87,6 +87,34 @@ def test_a_sync_that_did_not_arrive_is_an_error_that_names_a_parameter(session: 
     session.sync(verify=True)
 
 
+def test_both_sides_wake_for_what_comes_next(session: RLSession) -> None:
+    residency = session._running.residency
+    before = session.generate(["12+34="], temperature=0)[0]
+    residency.sleep_trainer()
+    residency.sleep_engine()
+    assert residency.asleep == {"kv_cache", "cuda_graph", "weights"}
+    assert session.generate(["12+34="], temperature=0)[0].tokens == before.tokens
+    assert not residency.asleep
+    residency.sleep_trainer()
+    report = session.update(session.advantages(session.score(session.generate())))
+    assert report.applied
+    assert not residency.trainer_asleep
+    residency.sleep_engine()
+    session.sync()
+    assert residency.asleep == {"kv_cache", "cuda_graph"}  # until something is generated
+    assert session.check_mismatch(session.generate()).verdict == "pass"
+
+
+def test_an_engine_that_let_go_of_its_weights_wakes_with_the_present_ones(
+    session: RLSession,
+) -> None:
+    session.update(session.advantages(session.score(session.generate())))
+    assert (session.engine_version, session.step_count) == (0, 1)
+    session._running.residency.sleep_engine()
+    assert {v for s in session.generate() for v in s.weight_versions} == {1}
+    assert session.engine_version == 1
+
+
 def test_a_sync_forgets_the_prefixes_that_old_weights_cached(session: RLSession) -> None:
     prompt = ["58+67="]
     session.generate(prompt, n_samples_per_prompt=8)

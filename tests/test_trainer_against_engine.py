@@ -49,7 +49,6 @@ def test_a_prefix_cache_of_old_weights_is_found_by_going_around_it() -> None:
         session.update(session.advantages(session.score(session.generate())))
         session.generate(prompts, n_samples_per_prompt=8)
         session._running.sync(session.step_count, flush_cache=False)
-        session.engine_version = session.step_count
         report = session.check_mismatch(session.generate(prompts, n_samples_per_prompt=8))
         assert (report.verdict, report.cause_kind) == ("fail", "stale_prefix_cache")
         assert "checksums of 34 parameters: 0 differ" in evidence(report)

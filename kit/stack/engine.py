@@ -32,8 +32,6 @@ class EngineSettings:
     mem_fraction_static: float | None = None
     saves_memory: bool = False
     """Can it let go of its memory while the trainer works? GPU only."""
-    backs_up_weights: bool = False
-    """Does it keep them in host memory when it lets go of them?"""
     needs_tokenizer: bool = False
     """Only stop strings do: prompts and responses travel as token ids."""
     threads: int = 1
@@ -132,7 +130,6 @@ def server_arguments(settings: EngineSettings) -> dict[str, Any]:
             # By default as few as 24 on a small card, which has room for more of a small model.
             "cuda_graph_max_bs_decode": min(settings.max_running_requests, MOST_GRAPHS),
             "enable_memory_saver": settings.saves_memory,
-            "enable_weights_cpu_backup": settings.backs_up_weights,
         }
     if settings.attention_backend != "auto":
         arguments["attention_backend"] = settings.attention_backend

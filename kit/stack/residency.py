@@ -4,7 +4,9 @@
     update      for_trainer()    engine asleep, if the plan says so; trainer awake
     sync        for_sync()       both sides' weights; the KV cache stays as it is
 
-Each step is made only where something has to change: on a large card none ever is.
+Each step is made only where something has to change: on a large card none ever is. An engine's
+weights that were let go of are not kept anywhere: the trainer gives its present ones, which are
+newer where it has trained since.
 """
 
 from __future__ import annotations
@@ -23,15 +25,24 @@ Get = Callable[[list[Any], str], Any]
 class Residency:
     """Moves engine and trainers between device and host."""
 
-    def __init__(self, plan: MemoryPlan, engines: list[Any], trainers: list[Any], get: Get) -> None:
-        """Everybody is awake."""
+    def __init__(
+        self,
+        plan: MemoryPlan,
+        engines: list[Any],
+        trainers: list[Any],
+        get: Get,
+        give_weights: Callable[[], Any],
+    ) -> None:
+        """Everybody is awake; `give_weights` hands the trainer's weights to the engine."""
         self.plan, self._engines, self._trainers, self._get = plan, engines, trainers, get
+        self._give_weights = give_weights
         self.asleep: set[str] = set()
         """SGLang's names for what of the engine is asleep."""
         self.trainer_asleep = False
 
     def for_engine(self) -> None:
         """Before requests are written or scored by the engine."""
+        self.for_weights()
         if self.plan.trainer_sleeps:
             self.sleep_trainer()
         self.wake_engine()
@@ -41,6 +52,11 @@ class Residency:
         if self.plan.kv_sleeps:
             self.sleep_engine(weights=self.plan.engine_weights_sleep)
         self.wake_trainer()
+
+    def for_weights(self) -> None:
+        """Before anybody looks at the engine's weights."""
+        if set(WEIGHTS) & self.asleep:
+            self._give_weights()
 
     def for_sync(self) -> None:
         """Before weights travel."""

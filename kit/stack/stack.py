@@ -74,6 +74,8 @@ class Stack:
         self.config, self.model, self.device, self.plan = config, model, device, plan
         self.measured: dict[str, int] = {}
         """Most bytes that were seen on the device, by phase of the plan; empty on a CPU."""
+        self.trainer_version = self.engine_version = 0
+        """How many updates made the weights that either side has."""
         self.max_response_len = max_response_len
         self.dtype = config.model.dtype
         if self.dtype == "auto":
@@ -111,7 +113,13 @@ class Stack:
             trainer.options(**options, name=f"trainer-{rank}").remote(self._trainer_settings(rank))
             for rank in range(world)
         ]
-        self.residency = Residency(self.plan, self._engines, self._trainers, self._get)
+        self.residency = Residency(
+            self.plan,
+            self._engines,
+            self._trainers,
+            self._get,
+            lambda: self.sync(self.trainer_version),
+        )
         self.info = {**self._start_actors(), "device": self.device, "dtype": self.dtype}
         self._buckets = self.info.pop("buckets")
         if config.engine.disturbed:
@@ -155,7 +163,6 @@ class Stack:
             # The plan says how large the KV cache is; this only has to leave room for it.
             mem_fraction_static=engine.mem_fraction_static or 0.95,
             saves_memory=self.device == "cuda" and config.memory.sleep != "never",
-            backs_up_weights=self.device == "cuda" and config.memory.sleep != "never",
             needs_tokenizer=bool(config.rollout.stop),
             threads=max(1, (os.cpu_count() or 1) // self.replicas),
             trust_remote_code=config.model.trust_remote_code,
@@ -232,6 +239,7 @@ class Stack:
         shared = ray.put(batch)
         calls = [trainer.update.remote(shared, update_id) for trainer in self._trainers]
         metrics, applied = self._get(calls, "update")[0]
+        self.trainer_version += applied
         self._measure("update")
         return metrics, applied
 
@@ -268,7 +276,7 @@ class Stack:
 
     def checksums(self) -> list[dict[str, str]]:
         """A checksum of each parameter under SGLang's names, replica by replica."""
-        self.residency.wake_engine(kv_cache=False)
+        self.residency.for_weights()
         found: list[dict[str, str]] = self._get(
             [engine.checksums.remote() for engine in self._engines], "checksums"
         )
@@ -307,6 +315,7 @@ class Stack:
             for engine in self._engines:  # else it would stay paused
                 engine.go_on.remote()
             raise
+        self.trainer_version = self.engine_version = version
         self._measure("sync")
         a_bucket = len(waits) // self._buckets
         firsts = answers[::a_bucket]
