@@ -21,6 +21,7 @@ import shlex
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -110,8 +111,10 @@ class Run:
 
     def keep(self) -> None:
         """Make the rows anew, and write everything."""
-        if self.results.model:
-            self.results.rows = rows.of(self.results, self.work)
+        try:
+            self.results.rows = rows.of(self.results, self.work) if self.results.model else []
+        except Exception:  # a number that nobody expected must not cost the others
+            traceback.print_exc()
         if self.file:
             self.results.write(self.file)
 

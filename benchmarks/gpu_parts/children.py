@@ -132,6 +132,7 @@ def _end(child: Any, in_order: bool) -> None:
     in_order = in_order and not child.is_alive()
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
+    child.kill()  # it may not have come to have a group of its own
     child.join()
     if not in_order:
         time.sleep(FREED_WITHIN)  # a session's own processes end when they miss their client

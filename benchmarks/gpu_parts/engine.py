@@ -48,7 +48,7 @@ def _engine(work: Workload, report: Report) -> Any:
     if work.device == "cpu":
         from sglang.srt.entrypoints.engine import Engine
 
-        class CpuEngine(Engine):  # type: ignore[misc]
+        class CpuEngine(Engine):
             run_scheduler_process_func = partial(run_scheduler, os.cpu_count() or 1)
 
         engine_class = CpuEngine

@@ -161,7 +161,7 @@ class _Table:
                     continue
                 yield row(
                     "Generating",
-                    f"{name}, {count} requests at once",
+                    f"{name}, {_requests(count)}",
                     _rate(count * work.response_tokens, seconds),
                     "tokens/s",
                     reference=None if name == "SGLang alone" else raw,
@@ -172,7 +172,7 @@ class _Table:
                 )
         if without := get("raw_engine", "raw_without"):
             count = work.requests[-1]
-            name = f"SGLang alone without log-probs, {count} requests at once"
+            name = f"SGLang alone without log-probs, {_requests(count)}"
             rate = _rate(count * work.response_tokens, without)
             yield row("Generating", name, rate, "tokens/s")
 
@@ -207,37 +207,40 @@ class _Table:
         yield from self._updates(rates)
 
     def _updates(self, rates: Rates | None) -> Iterator[Row]:
-        work, part = self.work, self.results.parts.get("training")
-        tokens = work.samples * work.length
-        for key, value in (part.measured if part else {}).items():
+        """Speed, share of the matrix rate, and memory: a section each."""
+        part, tokens = self.results.parts.get("training"), self.work.samples * self.work.length
+        speeds, shares, peaks = [], [], []
+        operations = floors.training_operations(self.results.shape, *self._batch)
+        for key, found in (part.measured if part else {}).items():
             level, _, size = key.rpartition("_")
-            if not size.isdigit():
+            if level not in RECOMPUTED:
                 continue
-            name = f"update, micro-batches of {int(size):,} tokens, recomputed: {level}"
-            if "error" in value:
-                yield row("Training", name, None, "tokens/s", note=value["error"])
+            name = f"micro-batches of {int(size):,} tokens, {RECOMPUTED[level]}"
+            goal = level == "selective" and int(size) == self.work.micro_batches[0]
+            if "error" in found:
+                speeds.append(row("Updates: speed", name, None, "tokens/s", note=found["error"]))
                 continue
-            seconds = statistics.median(value["seconds"])
-            bound = (
-                tokens / floors.update_seconds(self.results.shape, rates, *self._batch)
-                if rates
-                else None
+            seconds = statistics.median(found["seconds"])
+            speeds.append(
+                row(
+                    "Updates: speed",
+                    name,
+                    tokens / seconds,
+                    "tokens/s",
+                    bound=tokens / self._update_floor(rates) if rates else None,
+                    floor="operations, and the optimizer's bytes",
+                )
             )
-            yield row(
-                "Training", name, tokens / seconds, "tokens/s", bound=bound,
-                floor="operations, and the optimizer's bytes",
-            )  # fmt: skip
-            goal = int(size) == work.micro_batches[0] and level == "selective"
             if rates:
-                operations = floors.training_operations(self.results.shape, *self._batch)
-                share = 100 * operations / seconds / rates.matrix
-                yield row(
-                    "Training", f"{name}: of the matrix rate", share, "%",
-                    least=30 if goal else None,
-                )  # fmt: skip
-            if peak := value["peak"]:
-                most = 20 if goal else None
-                yield row("Training", f"{name}: peak", peak / GIB, "GiB", lower=True, most=most)
+                share, section = 100 * operations / seconds / rates.matrix, "Updates: MFU"
+                shares.append(row(section, name, share, "%", least=30 if goal else None))
+            if peak := found["peak"]:
+                most, section = 20 if goal else None, "Updates: most allocated memory"
+                peaks.append(row(section, name, peak / GIB, "GiB", lower=True, most=most))
+        yield from (*speeds, *shares, *peaks)
+
+    def _update_floor(self, rates: Rates) -> float:
+        return floors.update_seconds(self.results.shape, rates, *self._batch)
 
     def iteration(self) -> Iterator[Row]:
         steps: list[dict[str, float]] | None = self.results.get("iteration", "steps")
@@ -258,7 +261,7 @@ class _Table:
         if rates:
             floor = {
                 "perf/rollout_time": self._decode_floor(self.work.samples, rates),
-                "perf/actor_train_time": floors.update_seconds(shape, rates, *self._batch),
+                "perf/actor_train_time": self._update_floor(rates),
                 "perf/update_weights_time": floors.sync_bytes(shape, self.work.width) / rates.copy,
             }
         yield row(
@@ -281,18 +284,19 @@ class _Table:
     def sleep(self) -> Iterator[Row]:
         get, rates = self.results.median, self.rates
         if sync := get("sleep", "sync"):
-            bound = floors.sync_bytes(self.results.shape, self.work.width)
+            size = floors.sync_bytes(self.results.shape, self.work.width)
             yield row(
                 "Handing over", "sync of all weights", sync * MS, "ms", lower=True, most=50,
-                bound=MS * bound / rates.copy if rates else None,
+                bound=MS * size / rates.copy if rates else None,
                 floor="weights read and written within the device",
             )  # fmt: skip
         state = floors.trainer_state_bytes(self.results.shape) if rates else 0
         both = state * (1 / rates.to_host + 1 / rates.to_device) if rates else None
-        for who, unit, scale, most, bound in (
+        pairs: list[tuple[str, str, float, float, float | None]] = [
             ("engine", "ms", MS, 100, None),
             ("trainer", "s", 1.0, 1, both),
-        ):
+        ]
+        for who, unit, scale, most, bound in pairs:
             asleep, awake = get("sleep", f"sleep_{who}"), get("sleep", f"wake_{who}")
             if asleep is None or awake is None:
                 continue
@@ -337,7 +341,7 @@ class _Table:
         yield row(section, "steps without running out", float(len(steps)), "steps")
         if len(steps) > 1:
             yield row(section, "a step", statistics.median(steps[1:]), "s", lower=True)
-        if len(steps) > 2 and taken[-1] and taken[1]:
+        if len(steps) > 2 and taken and taken[-1] and taken[1]:
             most = self.results.get("small_card", "gib")
             yield row(section, "device memory, most", max(taken) / GIB, "GiB", most=most)
             grown = (taken[-1] - taken[1]) / GIB
@@ -345,16 +349,16 @@ class _Table:
 
     def learning(self) -> Iterator[Row]:
         get = self.results.get
-        if get("learning", "after") is None:
+        if get("learning", "differences") is None:
             return
-        count = len(get("learning", "rewards"))
+        count = len(get("learning", "differences"))
         section = f"Learning in {get('learning', 'dtype')}"
         yield row(
             section, f"held-out accuracy after {count} steps", 100 * get("learning", "after"), "%",
             reference=100 * get("learning", "before"), against="before",
         )  # fmt: skip
         worst = max(get("learning", "differences"))
-        name = "mean |trainer - engine| log-prob, worst step"
+        name = "mean difference of log-probs, trainer and engine, worst step"
         yield row(section, name, worst, "nats", lower=True, most=0.02)
 
     def out_of_memory(self) -> Iterator[Row]:
@@ -368,8 +372,17 @@ class _Table:
         yield row(section, "a smaller update works afterwards", after, "", least=1)
 
 
+RECOMPUTED = {
+    "none": "nothing recomputed",
+    "selective": "feed-forward parts recomputed",
+    "full": "all recomputed",
+}
 PHASES = ("perf/rollout_time", "perf/actor_train_time", "perf/update_weights_time")
 
 
 def _rate(amount: float, seconds: float | None) -> float | None:
     return amount / seconds if seconds else None
+
+
+def _requests(count: int) -> str:
+    return "1 request" if count == 1 else f"{count} requests at once"
