@@ -14,7 +14,7 @@ import pytest
 from benchmarks import gpu
 from benchmarks.gpu_parts import floors, page, rows
 from benchmarks.gpu_parts.children import NO_TIME, Part, Report, run_apart
-from benchmarks.gpu_parts.floors import Rates
+from benchmarks.gpu_parts.floors import Rates, Samples
 from benchmarks.gpu_parts.results import PartResult, Results
 from benchmarks.gpu_parts.workload import CHAT_TOKENS, QWEN3_06B, Workload, reward
 from kit.memory.shape import ModelShape
@@ -64,8 +64,17 @@ def test_operations_of_a_qwen3_06b_batch_agree_with_those_counted_by_hand() -> N
     layers = 576 * 2 * 440_401_920
     attention = 576 * 4 * 28 * 2048 * 288.5
     head = 512 * 2 * 155_582_464
-    assert floors.forward_operations(QWEN3, 1, 64, 512) == layers + attention + head
-    assert floors.training_operations(QWEN3, 256, 64, 512) == 256 * 3 * (layers + attention + head)
+    one = layers + attention + head
+    assert floors.forward_operations(QWEN3, Samples(1, 1, 64, 512)) == one
+    assert floors.training_operations(QWEN3, Samples(256, 1, 64, 512)) == 256 * 3 * one
+
+
+def test_a_shared_prompt_counts_once() -> None:
+    # 64 tokens less for seven of eight samples, which looked back on 32.5 tokens on average.
+    spared = 7 * 64 * (2 * 440_401_920 + 4 * 28 * 2048 * 32.5)
+    together = floors.forward_operations(QWEN3, Samples(1, 8, 64, 512))
+    apart = floors.forward_operations(QWEN3, Samples(8, 1, 64, 512))
+    assert apart - together == spared
 
 
 def test_bytes_of_qwen3_06b_agree_with_those_counted_by_hand() -> None:
@@ -183,7 +192,7 @@ def test_a_row_has_ratio_and_share_the_right_way_round() -> None:
     session = "`session.generate()`, 256 requests at once"
     assert value(found, session, "ratio") == pytest.approx(3.9 / 4.05)
     assert value(found, session, "met") is False
-    operations = floors.training_operations(QWEN3, 256, 64, 512)
+    operations = floors.training_operations(QWEN3, Samples(256, 1, 64, 512))
     shown = [row for row in found.rows if row["section"] == "Updates: MFU"]
     assert shown[0]["value"] == pytest.approx(100 * operations / 1.55 / 8e14)
     assert all(0 < row["share"] < 1 for row in found.rows if row["share"])

@@ -13,9 +13,6 @@ from kit import RLSession, SessionConfig
 from kit.errors import KitError
 from kit.samples import Rollout
 
-TOO_LONG = 400_000
-"""Tokens of a sample that no card holds: a micro-batch has at least one sample."""
-
 
 def small_card(_: None, work: Workload, report: Report) -> None:
     """Steps within `memory.device_gib`: seconds of each, and the device's memory after each."""
@@ -66,30 +63,28 @@ def out_of_memory(_: None, work: Workload, report: Report) -> None:
         report.say(f"started in {session.start_seconds:.1f} s")
         check_lengths(session, work)
         rollout = session.score(session.generate())
-        if work.device == "cpu":
-            report.say("without a card nothing is run out of")
-        else:
-            begin = time.perf_counter()
-            try:
-                session.update(session.advantages(_too_long(rollout)))
-                report.put("error", "")
-            except KitError as error:
-                report.put("error", f"{type(error).__name__}: {error}")
-            report.say(f"the update that is too large: {time.perf_counter() - begin:.1f} s")
+        begin = time.perf_counter()
+        try:
+            session.update(session.advantages(_too_long(rollout, work.too_long)))
+            report.put("error", "")
+        except KitError as error:
+            report.put("error", f"{type(error).__name__}: {error}")
+        report.say(f"the update that is too large: {time.perf_counter() - begin:.1f} s")
         report.put("applied_after", session.update(session.advantages(rollout)).applied)
 
 
-def _too_long(rollout: Rollout) -> Rollout:
-    """Its first group, made so long that it cannot be trained on."""
+def _too_long(rollout: Rollout, tokens: int) -> Rollout:
+    """Two of its samples, made so long that they cannot be trained on."""
     longer = []
-    for sample in rollout.groups()[0]:
-        times = -(-TOO_LONG // sample.response_length)
+    for sample in rollout.groups()[0][:2]:
+        times = -(-tokens // sample.response_length)
         longer.append(
             replace(
                 sample,
                 tokens=[*sample.prompt_tokens, *sample.response_tokens * times],
                 response_length=sample.response_length * times,
                 rollout_log_probs=list(sample.rollout_log_probs or []) * times,
+                version_lengths=[],
                 metadata={},
             )
         )

@@ -31,15 +31,20 @@ def measure(_: None, work: Workload, report: Report) -> None:
 
 
 def _engine(work: Workload, report: Report) -> Any:
+    from kit.memory.for_session import plan_for
     from kit.model.source import find
+    from kit.stack.cluster import kept_kernels
     from kit.stack.engine import run_scheduler, server_arguments
     from kit.stack.stack import Stack
 
     config = work.config()
-    stack = Stack(config, find(config.model), work.device, work.response_tokens)
+    model, length = find(config.model), work.response_tokens
+    plan = plan_for(config, model, work.device, length)
+    stack = Stack(config, model, work.device, length, plan)
     settings = stack._engine_settings()  # the session's own
     stack.close()
     begin = time.perf_counter()
+    os.environ |= kept_kernels()  # what the session's engine has compiled need not be made again
     if work.device == "cpu":
         _prepare_cpu()
     import sglang

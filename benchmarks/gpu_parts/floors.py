@@ -36,21 +36,34 @@ def head_matrix(shape: ModelShape) -> int:
     return shape.vocabulary * shape.hidden
 
 
-def forward_operations(shape: ModelShape, samples: int, prompt: int, response: int) -> float:
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What a batch consists of; lengths in tokens."""
+
+    prompts: int
+    group: int
+    """Samples of the same prompt, which needs to be computed only once for them."""
+    prompt: int
+    response: int
+
+
+def forward_operations(shape: ModelShape, batch: Samples) -> float:
     """Of log-probs of all response tokens: 2 a parameter and token, and causal attention.
 
     The output embedding counts for response tokens only, because logits of prompts are not needed.
     """
-    length = prompt + response
-    mean_context = (length + 1) / 2
-    attention = 4 * shape.layers * shape.heads * shape.head_size * mean_context
-    by_token = 2 * layer_matrices(shape) + attention
-    return samples * (length * by_token + response * 2 * head_matrix(shape))
+    prompt, response = batch.prompt, batch.response
+    tokens = prompt + batch.group * response
+    seen = prompt * (prompt + 1) / 2 + batch.group * response * (prompt + (response + 1) / 2)
+    layers = 2 * layer_matrices(shape) * tokens
+    attention = 4 * shape.layers * shape.heads * shape.head_size * seen
+    head = 2 * head_matrix(shape) * batch.group * response
+    return batch.prompts * (layers + attention + head)
 
 
-def training_operations(shape: ModelShape, samples: int, prompt: int, response: int) -> float:
+def training_operations(shape: ModelShape, batch: Samples) -> float:
     """Of a forward and a backward pass, which is twice the forward one; nothing recomputed."""
-    return 3 * forward_operations(shape, samples, prompt, response)
+    return 3 * forward_operations(shape, batch)
 
 
 def optimizer_bytes(shape: ModelShape) -> int:
@@ -58,9 +71,9 @@ def optimizer_bytes(shape: ModelShape) -> int:
     return 7 * 4 * shape.parameters
 
 
-def update_seconds(shape: ModelShape, rates: Rates, samples: int, prompt: int, resp: int) -> float:
+def update_seconds(shape: ModelShape, rates: Rates, batch: Samples) -> float:
     """Floor of an update with one optimizer step."""
-    operations = training_operations(shape, samples, prompt, resp)
+    operations = training_operations(shape, batch)
     return operations / rates.matrix + optimizer_bytes(shape) / rates.copy
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.gpu_parts import floors
-from benchmarks.gpu_parts.floors import Rates
+from benchmarks.gpu_parts.floors import Rates, Samples
 from benchmarks.gpu_parts.results import Results
 from benchmarks.gpu_parts.workload import Workload
 
@@ -183,26 +183,29 @@ class _Table:
         )
 
     @property
-    def _batch(self) -> tuple[int, int, int]:
-        return self.work.samples, self.work.prompt_tokens, self.work.response_tokens
+    def _groups(self) -> Samples:
+        """The session's batch: prompts are shared."""
+        work = self.work
+        return Samples(work.prompts, work.group, work.prompt_tokens, work.response_tokens)
+
+    @property
+    def _apart(self) -> Samples:
+        """The batch of the trainer alone: every sample has a prompt of its own."""
+        return Samples(self.work.samples, 1, self.work.prompt_tokens, self.work.response_tokens)
 
     def trainer(self) -> Iterator[Row]:
-        work, get, rates = self.work, self.results.median, self.rates
-        tokens = work.samples * work.length
-        bound = None
-        if rates:
-            operations = floors.forward_operations(self.results.shape, *self._batch)
-            bound = tokens / (operations / rates.matrix)
-        alone = _rate(tokens, get("training", "log_probs"))
-        for name, seconds, reference in (
-            ("log-probs, the trainer alone", get("training", "log_probs"), None),
-            ("log-probs, `session.log_probs()`", get("log_probs", "seconds"), alone),
+        get, rates, shape = self.results.median, self.rates, self.results.shape
+        tokens = self.work.samples * self.work.length
+        for name, seconds, batch in (
+            ("the trainer alone", get("training", "log_probs"), self._apart),
+            ("`session.log_probs()`", get("log_probs", "seconds"), self._groups),
         ):
+            operations = floors.forward_operations(shape, batch)
             if seconds:
                 yield row(
-                    "Training", name, _rate(tokens, seconds), "tokens/s",
-                    reference=reference, against="the trainer alone",
-                    bound=bound, floor="operations of the forward pass", least=200_000,
+                    "Log-probs", name, tokens / seconds, "tokens/s", least=200_000,
+                    bound=tokens * rates.matrix / operations if rates else None,
+                    floor="operations of the forward pass; the session's samples share prompts",
                 )  # fmt: skip
         yield from self._updates(rates)
 
@@ -210,7 +213,7 @@ class _Table:
         """Speed, share of the matrix rate, and memory: a section each."""
         part, tokens = self.results.parts.get("training"), self.work.samples * self.work.length
         speeds, shares, peaks = [], [], []
-        operations = floors.training_operations(self.results.shape, *self._batch)
+        operations = floors.training_operations(self.results.shape, self._apart)
         for key, found in (part.measured if part else {}).items():
             level, _, size = key.rpartition("_")
             if level not in RECOMPUTED:
@@ -227,7 +230,9 @@ class _Table:
                     name,
                     tokens / seconds,
                     "tokens/s",
-                    bound=tokens / self._update_floor(rates) if rates else None,
+                    bound=tokens / floors.update_seconds(self.results.shape, rates, self._apart)
+                    if rates
+                    else None,
                     floor="operations, and the optimizer's bytes",
                 )
             )
@@ -238,9 +243,6 @@ class _Table:
                 most, section = 20 if goal else None, "Updates: most allocated memory"
                 peaks.append(row(section, name, peak / GIB, "GiB", lower=True, most=most))
         yield from (*speeds, *shares, *peaks)
-
-    def _update_floor(self, rates: Rates) -> float:
-        return floors.update_seconds(self.results.shape, rates, *self._batch)
 
     def iteration(self) -> Iterator[Row]:
         steps: list[dict[str, float]] | None = self.results.get("iteration", "steps")
@@ -261,21 +263,21 @@ class _Table:
         if rates:
             floor = {
                 "perf/rollout_time": self._decode_floor(self.work.samples, rates),
-                "perf/actor_train_time": self._update_floor(rates),
+                "perf/actor_train_time": floors.update_seconds(shape, rates, self._groups),
                 "perf/update_weights_time": floors.sync_bytes(shape, self.work.width) / rates.copy,
             }
         yield row(
             "An iteration", "`session.step()`", middle("wall"), "s", lower=True,
             reference=theirs, against="TRL", bound=sum(floor.values()) or None,
-            floor="the phases' floors", least_ratio=3,
+            floor="each phase's bytes or operations", least_ratio=3,
         )  # fmt: skip
-        for name in (n for n in steps[0] if n.startswith("perf/") and n.endswith("_time")):
-            if name != "perf/step_time":
-                yield row(
-                    "An iteration", f"of it `{name}`", middle(name), "s", lower=True,
-                    bound=floor.get(name), floor="see above",
-                )  # fmt: skip
-        phases = [n for n in PHASES if n in steps[0]]
+        phases = [n for n in steps[0] if n.startswith("perf/") and n.endswith("_time")]
+        phases.remove("perf/step_time")
+        for name in phases:
+            yield row(
+                "An iteration", f"of it `{name}`", middle(name), "s", lower=True,
+                bound=floor.get(name), floor="each phase's bytes or operations",
+            )  # fmt: skip
         outside = statistics.median(
             100 * (1 - sum(step[n] for n in phases) / step["wall"]) for step in steps
         )
@@ -290,19 +292,19 @@ class _Table:
                 bound=MS * size / rates.copy if rates else None,
                 floor="weights read and written within the device",
             )  # fmt: skip
-        state = floors.trainer_state_bytes(self.results.shape) if rates else 0
-        both = state * (1 / rates.to_host + 1 / rates.to_device) if rates else None
-        pairs: list[tuple[str, str, float, float, float | None]] = [
-            ("engine", "ms", MS, 100, None),
-            ("trainer", "s", 1.0, 1, both),
-        ]
-        for who, unit, scale, most, bound in pairs:
+        there_and_back = 1 / rates.to_host + 1 / rates.to_device if rates else 0.0
+        state = floors.trainer_state_bytes(self.results.shape) * there_and_back
+        weights = self.results.shape.parameters * self.work.width * there_and_back
+        for who, unit, scale, most, bound in (
+            ("engine", "ms", MS, 100, weights),
+            ("trainer", "s", 1.0, 1, state),
+        ):
             asleep, awake = get("sleep", f"sleep_{who}"), get("sleep", f"wake_{who}")
             if asleep is None or awake is None:
                 continue
             yield row(
                 "Handing over", f"{who} asleep and awake again", (asleep + awake) * scale, unit,
-                lower=True, most=most, bound=bound, floor="to pinned host memory and back",
+                lower=True, most=most, bound=bound * scale or None, floor="to pinned host memory and back",
                 note=f"{asleep * scale:.3g} to sleep, {awake * scale:.3g} to wake",
             )  # fmt: skip
 
@@ -377,7 +379,6 @@ RECOMPUTED = {
     "selective": "feed-forward parts recomputed",
     "full": "all recomputed",
 }
-PHASES = ("perf/rollout_time", "perf/actor_train_time", "perf/update_weights_time")
 
 
 def _rate(amount: float, seconds: float | None) -> float | None:

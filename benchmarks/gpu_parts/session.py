@@ -71,13 +71,12 @@ def sync_and_sleep(session: RLSession, work: Workload, report: Report) -> None:
     report.put("sync_first", seconds[0])
     report.put("sync", seconds[1:])
     report.say(f"sync: {min(seconds) * 1000:.0f} ms")
-    residency: Any = getattr(stack_of(session), "residency", None)
-    if residency is None:
-        report.say("this stack has nothing that sleeps")
+    if work.device == "cpu":
+        report.say("without a card nothing sleeps")
         return
-    for who in ("engine", "trainer"):
-        for doing in ("sleep", "wake"):
-            report.put(f"{doing}_{who}", [])
+    residency = stack_of(session).residency
+    for who, room in (("engine", residency.for_engine), ("trainer", residency.for_trainer)):
+        room()
         pairs = []
         for _ in range(1 + work.repeats):
             asleep = _timed(getattr(residency, f"sleep_{who}"))
@@ -107,12 +106,9 @@ def iteration(session: RLSession, work: Workload, report: Report) -> None:
 
 def memory(session: RLSession, work: Workload, report: Report) -> None:
     """Peaks by phase: (name, bytes predicted, bytes measured or null)."""
-    verb: Any = getattr(session, "memory_plan", None)
-    if verb is None:
-        raise NotImplementedError("this session has no memory plan")
-    plan = verb()
+    stack = stack_of(session)
+    plan = stack.plan.with_measured(stack.measured)
     report.put("phases", [(p.name, p.total, p.measured) for p in plan.phases])
-    report.put("engine_weights_sleep", plan.engine_weights_sleep)
     report.put("plan", str(plan))
 
 

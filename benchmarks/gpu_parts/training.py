@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from benchmarks.gpu_parts.children import Report
 from benchmarks.gpu_parts.workload import Workload
+from kit.errors import StackError
 
 Level = Literal["none", "selective", "full"]
 LEVELS: tuple[Level, ...] = ("selective", "none", "full")
@@ -23,6 +24,11 @@ def measure(_: None, work: Workload, report: Report) -> None:
 
     An update is forward, backward and one optimizer step over the whole batch.
     """
+    import os
+
+    from kit.stack.cluster import kept_kernels
+
+    os.environ |= kept_kernels()
     import torch
 
     batch = train_batch(work)
@@ -42,8 +48,8 @@ def measure(_: None, work: Workload, report: Report) -> None:
                 try:
                     measured = _updates(trainer, batch, tokens, work)
                     report.say(f"{level}, {tokens} tokens: {min(measured['seconds']):.2f} s")
-                except (torch.OutOfMemoryError, Exception) as error:
-                    if "memory" not in str(error).lower():
+                except StackError as error:
+                    if "memory" not in error.what:
                         raise
                     measured = {"error": "does not fit"}
                     report.say(f"{level}, {tokens} tokens: does not fit")
@@ -53,7 +59,7 @@ def measure(_: None, work: Workload, report: Report) -> None:
 
 
 def train_batch(work: Workload) -> Any:
-    """Samples of random tokens."""
+    """Samples of random tokens, each with a prompt of its own: nothing is shared among them."""
     from kit.stack.batches import TrainBatch
 
     draw = random.Random(2)
@@ -81,10 +87,12 @@ def _start(work: Workload, level: Level, rendezvous: Path) -> Any:
             rank=0,
             rendezvous=str(rendezvous),
             max_response_len=work.response_tokens,
-            gradient_checkpointing=level == "full",
+            recompute=level,
+            compile=work.device == "cuda",
         )
     )
     trainer.start()
+    trainer.place()
     return trainer
 
 
@@ -103,8 +111,7 @@ def _updates(trainer: Any, batch: Any, tokens: int, work: Workload) -> dict[str,
     import torch
 
     settings = trainer.settings
-    training = settings.training.model_copy(update={"max_tokens_per_gpu": tokens})
-    trainer.settings = replace(settings, training=training)
+    trainer.settings = replace(settings, max_tokens=tokens)
     try:
         # Two micro-batches bring up everything that is made once.
         some = 2 * max(1, tokens // work.length)

@@ -62,6 +62,8 @@ class Workload:
     small_card_response: int = 1024
     small_card_steps: int = 20
     learning_steps: int = 40
+    too_long: int = 400_000
+    """Tokens of a sample that no card holds: a micro-batch has at least one sample."""
     matrix: int = 8192
     """Rows and columns of the matrices that the matrix rate is taken from."""
     copied: int = 2 << 30
@@ -88,6 +90,7 @@ class Workload:
             small_card_response=32,
             small_card_steps=min(small_card_steps, 3),
             learning_steps=3,
+            too_long=400,
             matrix=256,
             copied=16 << 20,
         )
