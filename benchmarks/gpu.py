@@ -1,6 +1,7 @@
 """The kit on one GPU, beside references measured in the same run.
 
     python -m benchmarks.gpu --json results.json                  # everything that fits the limit
+    python -m benchmarks.gpu --json results.json --missing        # then what did not fit
     python -m benchmarks.gpu --json results.json --parts card,training
     python -m benchmarks.gpu --page results.json > docs/performance.md
     python -m benchmarks.gpu --device cpu --small                 # to try the benchmark itself
@@ -187,6 +188,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--small", action="store_true", help="tiny shapes, to try the benchmark")
     made.add_argument("--json", type=Path, metavar="FILE", help="keep every number here")
     made.add_argument("--fresh", action="store_true", help="do not continue the file")
+    made.add_argument("--missing", action="store_true", help="only parts not done in the file")
     made.add_argument("--limit", type=float, default=LIMIT, help="seconds (default: %(default)s)")
     made.add_argument("--small-card-steps", type=int, default=20, metavar="N")
     made.add_argument("--page", type=Path, metavar="FILE", help="only print the page of a file")
@@ -210,6 +212,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             small_card_steps=options.small_card_steps,
         )
         run = Run(begun(options, work), work, options.json, options.limit, begin)
+        if options.missing:
+            there = run.results.parts
+            parts = [p for p in parts if p.name not in there or there[p.name].state != "done"]
         run.all([MODEL, *parts])
         run.keep()
     page.show(run.results)

@@ -96,4 +96,4 @@ def nvidia_smi(field: str) -> str:
 def device_memory() -> int | None:
     """Bytes of the card that are taken, by everybody; None without a card."""
     used = nvidia_smi("memory.used")
-    return int(float(used)) << 20 if used else None
+    return int(used) << 20 if used.isdigit() else None

@@ -79,7 +79,8 @@ def page(results: Results) -> str:
         "- *Bound*: the floor that the bytes and operations of the task give at the card's own "
         "rates, which are the first table. *Of the bound*: 100% is as good as it can be.",
         "- Values are medians of repetitions after a first one, which pays for what is made once. "
-        "Recomputed operations do not count as work.",
+        "*MFU*: operations of forward and backward pass, the output embedding counted for response "
+        "tokens only and nothing recomputed counted at all, over the measured matrix rate.",
     ]
     for section, rows in _sections(results):
         lines += ["", f"## {section}", "", *_markdown_table(rows), *_floors(rows)]

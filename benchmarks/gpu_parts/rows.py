@@ -304,7 +304,8 @@ class _Table:
                 continue
             yield row(
                 "Handing over", f"{who} asleep and awake again", (asleep + awake) * scale, unit,
-                lower=True, most=most, bound=bound * scale or None, floor="to pinned host memory and back",
+                lower=True, most=most, bound=bound * scale or None,
+                floor="to pinned host memory and back for what sleeps",
                 note=f"{asleep * scale:.3g} to sleep, {awake * scale:.3g} to wake",
             )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -16,6 +17,8 @@ def measure(_: None, work: Workload, report: Report) -> None:
 
     The micro-batch is the largest that fits of an eighth of the batch, half of that, and so on.
     """
+    if find_spec("trl") is None:
+        raise RuntimeError("TRL is not installed: uv pip install --group bench")
     size = max(1, work.samples // 8)
     while not _iterations(work, report, size):
         if size == 1 or report.left() < 60:
@@ -37,7 +40,7 @@ def _iterations(work: Workload, report: Report, size: int) -> bool:
     report.put("micro_batch", size)
     found = []
     try:
-        _receive(ours, report)  # ready
+        _ready(ours, report)
         for number in range(steps):
             ours.send("step")
             done: Iteration = _receive(ours, report)
@@ -56,6 +59,13 @@ def _iterations(work: Workload, report: Report, size: int) -> bool:
     finally:
         child.kill()
         child.join()
+
+
+def _ready(channel: Connection, report: Report) -> None:
+    try:
+        _receive(channel, report)
+    except EOFError:
+        raise RuntimeError("TRL did not start; what it said is above") from None
 
 
 def _receive(channel: Connection, report: Report) -> Any:
