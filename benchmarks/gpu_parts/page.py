@@ -82,6 +82,9 @@ def page(results: Results) -> str:
         "*MFU*: operations of forward and backward pass, the output embedding counted for response "
         "tokens only and nothing recomputed counted at all, over the measured matrix rate.",
     ]
+    if chosen := results.get("memory", "chosen"):
+        settings = ", ".join(f"`{name}: {value}`" for name, value in chosen.items())
+        lines += [f"- The session's memory plan chose {settings}."]
     for section, rows in _sections(results):
         lines += ["", f"## {section}", "", *_markdown_table(rows), *_floors(rows)]
     if left := _not_done(results):

@@ -13,6 +13,17 @@ from benchmarks.gpu_parts.workload import Workload, reward
 from kit import RLSession
 from kit.stack.stack import Stack
 
+CHOSEN = (
+    "kv_tokens",
+    "max_tokens_per_gpu",
+    "recompute",
+    "compile",
+    "kv_sleeps",
+    "engine_weights_sleep",
+    "trainer_sleeps",
+)
+"""Of the session's memory plan."""
+
 
 @contextmanager
 def host(work: Workload, report: Report) -> Iterator[RLSession]:
@@ -105,11 +116,11 @@ def iteration(session: RLSession, work: Workload, report: Report) -> None:
 
 
 def memory(session: RLSession, work: Workload, report: Report) -> None:
-    """Peaks by phase: (name, bytes predicted, bytes measured or null)."""
+    """Peaks by phase: (name, bytes predicted, bytes measured or null); and what the plan chose."""
     stack = stack_of(session)
     plan = stack.plan.with_measured(stack.measured)
     report.put("phases", [(p.name, p.total, p.measured) for p in plan.phases])
-    report.put("plan", str(plan))
+    report.put("chosen", {name: getattr(plan, name) for name in CHOSEN})
 
 
 def stack_of(session: RLSession) -> Stack:
