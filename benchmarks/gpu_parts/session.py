@@ -118,6 +118,8 @@ def iteration(session: RLSession, work: Workload, report: Report) -> None:
 def memory(session: RLSession, work: Workload, report: Report) -> None:
     """Peaks by phase: (name, bytes predicted, bytes measured or null); and what the plan chose."""
     stack = stack_of(session)
+    if work.device == "cuda" and len(stack.measured) < len(stack.plan.phases):
+        session.step()  # so that each phase was there
     plan = stack.plan.with_measured(stack.measured)
     report.put("phases", [(p.name, p.total, p.measured) for p in plan.phases])
     report.put("chosen", {name: getattr(plan, name) for name in CHOSEN})
