@@ -1,4 +1,4 @@
-"""TRL's half of `vs_trl.py`: GRPOTrainer in a process of its own, one iteration at a time.
+"""TRL's half of a comparison: GRPOTrainer in a process of its own, one iteration at a time.
 
 The trainer runs its own loop, unchanged; a callback holds it between two steps until the other
 side says "step", so it sleeps while the kit is measured.
@@ -34,7 +34,12 @@ class Iteration:
 
 
 def serve(
-    channel: Connection, config: SessionConfig, rows: list[dict[str, Any]], full: bool, steps: int
+    channel: Connection,
+    config: SessionConfig,
+    rows: list[dict[str, Any]],
+    full: bool,
+    steps: int,
+    changes: dict[str, Any] | None = None,
 ) -> None:
     """Build the trainer, send "ready", then answer each "step" with an `Iteration`.
 
@@ -44,6 +49,7 @@ def serve(
         rows: prompts and labels, in the order they are asked in.
         full: go on after the end-of-sequence token.
         steps: how many iterations there will be.
+        changes: of `GRPOConfig`, beside what `arguments` sets.
     """
     import torch
     import transformers
@@ -71,6 +77,8 @@ def serve(
         """Report the iteration that ended, and wait for the next "step"."""
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # the optimizer's last kernels belong to the iteration
             channel.send("ready" if record.begin is None else record.iteration())
             if channel.recv() != "step":
                 raise SystemExit
@@ -80,7 +88,7 @@ def serve(
         trainer = HeldTrainer(
             model=config.model.name,
             reward_funcs=record.rewards,
-            args=arguments(config, directory, full, steps),
+            args=arguments(config, directory, full, steps, changes or {}),
             train_dataset=Dataset.from_list(conversations),
             callbacks=[Hold()],
         )
@@ -89,12 +97,14 @@ def serve(
         trainer.train()
 
 
-def arguments(config: SessionConfig, directory: str, full: bool, steps: int) -> Any:
+def arguments(
+    config: SessionConfig, directory: str, full: bool, steps: int, changes: dict[str, Any]
+) -> Any:
     """TRL's settings, equal to the kit's where both have one, else whatever is fastest."""
     from trl import GRPOConfig
 
     training, rollout = config.training, config.rollout
-    return GRPOConfig(
+    settings: dict[str, Any] = dict(
         output_dir=directory,
         # The same work.
         num_generations=training.n_samples_per_prompt,
@@ -129,6 +139,7 @@ def arguments(config: SessionConfig, directory: str, full: bool, steps: int) -> 
         report_to="none",
         disable_tqdm=True,
     )
+    return GRPOConfig(**settings | changes)
 
 
 class Record:

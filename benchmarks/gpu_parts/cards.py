@@ -1,0 +1,91 @@
+"""Sessions of their own: a small card, learning in earnest, and memory run out on purpose."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from benchmarks.gpu_parts.card import device_memory
+from benchmarks.gpu_parts.children import Report
+from benchmarks.gpu_parts.session import check_lengths
+from benchmarks.gpu_parts.workload import Workload, reward
+from kit import RLSession, SessionConfig
+from kit.errors import KitError
+from kit.samples import Rollout
+
+
+def small_card(_: None, work: Workload, report: Report) -> None:
+    """Steps within `memory.device_gib`: seconds of each, and the device's memory after each."""
+    config = work.config(
+        memory={"device_gib": work.small_card_gib},
+        rollout={"max_response_len": work.small_card_response},
+    )
+    report.put("gib", work.small_card_gib)
+    seconds: list[float] = []
+    taken: list[int | None] = []
+    with RLSession.start(config, data=work.rows(), reward=reward) as session:
+        report.put("start_seconds", session.start_seconds)
+        report.say(f"started in {session.start_seconds:.1f} s")
+        for number in range(1, 1 + work.small_card_steps):
+            begin = time.perf_counter()
+            session.step()
+            seconds.append(time.perf_counter() - begin)
+            taken.append(device_memory())
+            report.put("steps", seconds)
+            report.put("device_memory", taken)
+            report.say(f"step {number}: {seconds[-1]:.2f} s, device memory {taken[-1]}")
+            if report.left() < 1.5 * seconds[-1]:
+                report.say("no time for more")
+                break
+
+
+def learning(_: None, work: Workload, report: Report) -> None:
+    """The embedded model: held-out accuracy before and after, and how far the log-probs part."""
+    config = SessionConfig.preset("tiny").replace("device", work.device)
+    with RLSession.start(config) as session:
+        report.put("dtype", str(session._running.dtype))
+        report.put("before", session.evaluate().accuracy)
+        trained = session.train(work.learning_steps, show=False)
+        report.put("train_seconds", trained.seconds)
+        report.put("after", session.evaluate().accuracy)
+        report.put("rewards", trained.curve("rollout/raw_reward"))
+        report.put("differences", trained.curve("train/train_rollout_logprob_abs_diff"))
+        report.say(f"{len(trained.steps)} steps in {trained.seconds:.1f} s")
+
+
+def out_of_memory(_: None, work: Workload, report: Report) -> None:
+    """An update that cannot fit, what the error says, and an update that can.
+
+    The session is the second of this run: its start is a warm one.
+    """
+    with RLSession.start(work.config(), data=work.rows(), reward=reward) as session:
+        report.put("warm_seconds", session.start_seconds)
+        report.say(f"started in {session.start_seconds:.1f} s")
+        check_lengths(session, work)
+        rollout = session.score(session.generate())
+        begin = time.perf_counter()
+        try:
+            session.update(session.advantages(_too_long(rollout, work.too_long)))
+            report.put("error", "")
+        except KitError as error:
+            report.put("error", f"{type(error).__name__}: {error}")
+        report.say(f"the update that is too large: {time.perf_counter() - begin:.1f} s")
+        report.put("applied_after", session.update(session.advantages(rollout)).applied)
+
+
+def _too_long(rollout: Rollout, tokens: int) -> Rollout:
+    """Two of its samples, made so long that they cannot be trained on."""
+    longer = []
+    for sample in rollout.groups()[0][:2]:
+        times = -(-tokens // sample.response_length)
+        longer.append(
+            replace(
+                sample,
+                tokens=[*sample.prompt_tokens, *sample.response_tokens * times],
+                response_length=sample.response_length * times,
+                rollout_log_probs=list(sample.rollout_log_probs or []) * times,
+                version_lengths=[],
+                metadata={},
+            )
+        )
+    return Rollout(longer, rollout.step, rollout.seconds)
