@@ -37,7 +37,8 @@ class Parking:
         for tensor in tensors:
             own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
             storage = own.detach().untyped_storage()
-            if storage.device == self.device and storage.nbytes():
+            # Memory that is a file's, as a host may have it, is not ours to give back.
+            if storage.device == self.device and storage.nbytes() and storage.resizable():
                 storages[storage.data_ptr()] = storage
         start = 0
         for storage in storages.values():
