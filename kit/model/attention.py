@@ -55,23 +55,30 @@ class Lengths:
 
 def layout(packed: Packed, device: torch.device) -> Layout:
     """Work out the layout of packed samples."""
-    own = _lengths(packed.own_lengths, device)
+    if packed.seen_rows is None or device.type == "cuda":
+        return gathered(packed, device)
+    own, seen = (_lengths(x, device) for x in (packed.own_lengths, packed.seen_lengths))
     count, rows = len(packed.own_lengths), packed.seen_rows
-    if rows is None:
-        limits = torch.tensor([own.longest, own.longest])
-        return Layout(count, own, own, None, None, limits, None, None)
-    seen = _lengths(packed.seen_lengths, device)
-    limits = torch.tensor([own.longest, seen.longest])
-    if device.type == "cuda":
-        sums = sums_of(rows, len(packed.tokens_T))
-        return Layout(count, own, seen, rows, None, limits, *sums)
     padded = put_rows(rows, seen.places, count * seen.longest)  # padding: any row
     own_S, seen_S = (
         torch.tensor(x, device=device) for x in (packed.own_lengths, packed.seen_lengths)
     )
     asking = torch.arange(own.longest, device=device) + (seen_S - own_S)[:, None]
     visible = torch.arange(seen.longest, device=device) <= asking[:, :, None]
+    limits = torch.tensor([own.longest, seen.longest])
     return Layout(count, own, seen, padded, visible[:, None], limits, None, None)
+
+
+def gathered(packed: Packed, device: torch.device) -> Layout:
+    """The layout for attention that takes sequences of any lengths, without padding."""
+    own, count = _lengths(packed.own_lengths, device), len(packed.own_lengths)
+    if packed.seen_rows is None:
+        limits = torch.tensor([own.longest, own.longest])
+        return Layout(count, own, own, None, None, limits, None, None)
+    seen = _lengths(packed.seen_lengths, device)
+    limits = torch.tensor([own.longest, seen.longest])
+    sums = sums_of(packed.seen_rows, len(packed.tokens_T))
+    return Layout(count, own, seen, packed.seen_rows, None, limits, *sums)
 
 
 def _lengths(lengths: tuple[int, ...], device: torch.device) -> Lengths:
