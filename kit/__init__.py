@@ -31,6 +31,8 @@ if TYPE_CHECKING:
         SessionError,
         StackError,
     )
+    from kit.memory import MemoryPlan
+    from kit.memory.for_session import memory_plan
     from kit.reports import (
         CheckReport,
         EvalReport,
@@ -55,6 +57,7 @@ __all__ = [
     "Diagnosis",
     "EvalReport",
     "KitError",
+    "MemoryPlan",
     "MismatchReport",
     "ModelError",
     "RLSession",
@@ -75,6 +78,7 @@ __all__ = [
     "UpdateReport",
     "__version__",
     "compare",
+    "memory_plan",
 ]
 
 try:
@@ -86,6 +90,8 @@ _HOMES = {
     "kit.comparing": ("compare",),
     "kit.config": ("SessionConfig",),
     "kit.doctor.findings": ("Diagnosis",),
+    "kit.memory": ("MemoryPlan",),
+    "kit.memory.for_session": ("memory_plan",),
     "kit.reports": (
         "CheckReport",
         "EvalReport",

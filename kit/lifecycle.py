@@ -81,6 +81,7 @@ class Lifecycle:
         from kit.rewards.runner import check_reward
         from kit.stack.engine import check_extra
         from kit.stack.stack import Stack, pick_device
+        from kit.viz.starting import Starting
 
         begin = time.perf_counter()
         config = self.config
@@ -104,9 +105,10 @@ class Lifecycle:
         stack = Stack(config, model, device, self._prompting.max_response_len, plan)
         _running.add(self)
         try:
-            self._prompting.load_tokenizer()  # while the stack's first process starts
-            self._stream = PromptStream(self._prompting.train, config.seed, config.data.shuffle)
-            stack.start()
+            with Starting(stack.cluster.directory):
+                self._prompting.load_tokenizer()  # while the stack's first process starts
+                self._stream = PromptStream(self._prompting.train, config.seed, config.data.shuffle)
+                stack.start()
         except BaseException:
             _running.discard(self)
             stack.close()

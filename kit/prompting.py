@@ -50,6 +50,12 @@ class TokenTexts(dict[int, str]):
         return text
 
 
+def response_limit(config: SessionConfig, train: PromptSet, model: ModelSource) -> int:
+    """Tokens that a response may have: as configured, or as the task needs."""
+    default = min(DEFAULT_RESPONSE_LENGTH, model.context_length // 2)
+    return config.rollout.max_response_len or train.max_response_len or default
+
+
 @dataclass(slots=True)
 class Prompting:
     """The prompts of a session and how they become samples."""
@@ -79,9 +85,7 @@ class Prompting:
             held_out = load_prompts(
                 config.data, split="eval", model_name=name, seed=seed, override=eval_data
             )
-        length = config.rollout.max_response_len or train.max_response_len
-        default = min(DEFAULT_RESPONSE_LENGTH, model.context_length // 2)
-        return cls(config, model, train, held_out, length or default)
+        return cls(config, model, train, held_out, response_limit(config, train, model))
 
     def load_tokenizer(self) -> None:
         """Load it, and measure the longest prompts. Raises ModelError or DataError."""

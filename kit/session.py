@@ -19,23 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
 
-from kit import (
-    annotating,
-    checkpoint,
-    collecting,
-    evaluation,
-    health,
-    mismatch,
-    syncing,
-    train_modes,
-    updating,
-)
+from kit import annotating, checkpoint, collecting, evaluation, mismatch, train_modes, updating
 from kit.annotating import Annotated
 from kit.arguments import at_least_one, expect
 from kit.arguments import temperature as checked_temperature
 from kit.batching import make_batch
 from kit.config_training import Estimator
 from kit.errors import ConfigError, DataError, SessionError, did_you_mean
+from kit.health import check as healthy_start
 from kit.lifecycle import Lifecycle
 from kit.metrics import step_metrics
 from kit.prompting import as_rows
@@ -52,10 +43,12 @@ from kit.reports import (
 from kit.rewards import score_samples
 from kit.rewards.trial import try_reward
 from kit.samples import Batch, Messages, Rollout, Sample
+from kit.syncing import sync as hand_over
 from kit.training import Training, Until
 from kit.turns import verb
 
 if TYPE_CHECKING:
+    from kit.memory import MemoryPlan
     from kit.rewards.runner import Reward
 
 
@@ -228,7 +221,7 @@ class RLSession(Lifecycle):
         Raises:
             StackError: with `verify`, a parameter did not arrive.
         """
-        return syncing.sync(self._running, self.step_count, exact=exact, verify=verify)
+        return hand_over(self._running, self.step_count, exact=exact, verify=verify)
 
     @verb
     def check_mismatch(
@@ -271,7 +264,12 @@ class RLSession(Lifecycle):
         A few responses are written and an update is tried at learning rate 0. The session is as it
         was afterwards: weights, optimizer, counters, randomness, place in the data.
         """
-        return health.check(self, self._running)
+        return healthy_start(self, self._running)
+
+    def memory_plan(self) -> MemoryPlan:
+        """What holds the device when, beside what was seen so far, and why."""
+        stack = self._running
+        return stack.plan.with_measured(stack.measured)
 
     @verb
     def step(self) -> StepReport:

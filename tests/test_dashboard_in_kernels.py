@@ -1,4 +1,4 @@
-"""What a dashboard leaves in a notebook: with a person at it, and in a batch run."""
+"""What a start and a dashboard leave in a notebook: with a person at it, and in a batch run."""
 
 from __future__ import annotations
 
@@ -61,6 +61,39 @@ def test_a_kernel_knows_whether_somebody_looks(
     messages = execute(kernel, code, idle, stdin)
     printed = [m["content"]["text"] for m in messages if m["msg_type"] == "stream"]
     assert "".join(printed).strip() == name
+
+
+START = """
+from pathlib import Path
+import threading, kit.viz.starting as module
+module.PATIENCE = 0.0
+with module.Starting(Path("/nowhere")) as starting:
+    for _ in range(300 if starting._watched else 1):
+        if not starting.line:
+            threading.Event().wait(0.1)
+    {then}
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "stays"), [("pass", "Started in "), ("raise SystemExit", "")], ids=["done", "failed"]
+)
+def test_of_a_start_one_line_stays_or_none_where_it_failed(
+    kernel: BlockingKernelClient, then: str, stays: str
+) -> None:
+    code = START.format(then=then)
+    guarded = "try:\n" + code.replace("\n", "\n    ") + "\nexcept SystemExit:\n    pass"
+    messages = execute(kernel, guarded, idle)
+    shown = [m["content"]["data"] for m in messages if m["msg_type"] == "display_data"]
+    updates = [m["content"]["data"] for m in messages if m["msg_type"] == "update_display_data"]
+    assert [data["text/plain"] for data in shown] == ["starting 0 s · Ray"]
+    assert updates[-1]["text/plain"].startswith(stays)
+    assert bool(updates[-1]["text/html"]) == bool(stays)
+
+
+def test_a_start_in_a_batch_run_shows_nothing(kernel: BlockingKernelClient) -> None:
+    messages = execute(kernel, START.format(then="pass"), idle, stdin=False)
+    assert {m["msg_type"] for m in messages} <= {"status", "execute_input"}
 
 
 def test_the_widgets_give_way_to_the_picture_at_the_end(kernel: BlockingKernelClient) -> None:

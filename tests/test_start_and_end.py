@@ -57,6 +57,7 @@ def nothing_started() -> Any:
         ({"data": {"source": "reasoning_gym:leg_count"}}, DataError, "leg_counting"),
         ({"reward": {"name": "exat"}}, RewardError, "exact"),
         ({"engine": {"extra": {"atention_backend": "x"}}}, ConfigError, "attention_backend"),
+        ({"memory": {"device_gib": 0.01}}, ConfigError, r"set memory\.device_gib: 1"),
         ({"device": "cuda"}, KitError, "no GPU"),
     ],
 )

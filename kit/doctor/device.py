@@ -12,10 +12,10 @@ from pathlib import Path
 from kit.config import SessionConfig
 from kit.doctor.driver import Card, Driver
 from kit.doctor.findings import Finding, program
-from kit.errors import ConfigError
+from kit.errors import ConfigError, ModelError
 from kit.memory import Card as PlannedCard
 from kit.memory import ModelShape, make_plan
-from kit.memory.plan import GIB
+from kit.memory.card import GIB
 from kit.model.source import ModelSource
 from kit.prompting import DEFAULT_RESPONSE_LENGTH
 from kit.viz.text import count
@@ -64,7 +64,7 @@ def memory(config: SessionConfig, model: ModelSource, card: Card) -> Finding:
             context_length=model.context_length,
             width=4 if config.model.dtype == "float32" else 2,
         )
-    except ConfigError as error:
+    except (ConfigError, ModelError) as error:
         return Finding.of_error(name, error)
     peak = max(phase.total for phase in plan.phases)
     found = f"the session would hold up to {_gib(peak)} of {_gib(card.total)}"

@@ -1,8 +1,10 @@
 """Who may hold how much of the device, worked out before anything starts.
 
-shape.py   the model's sizes, read from its directory
-card.py    the device: its name and its memory
-plan.py    the plan: what each phase holds, what sleeps meanwhile, and what does not fit
+shape.py           the model's sizes, read from its directory
+card.py            the device: its name and its memory
+plan.py            the plan: what each phase holds, and what sleeps meanwhile
+ways_out.py        what to change where it does not fit
+for_session.py     the plan of a session, running or not
 """
 
 from kit.memory.card import Card

@@ -8,6 +8,8 @@ from typing import Self
 
 import psutil
 
+GIB = 1 << 30
+
 
 @dataclass(frozen=True, slots=True)
 class Card:
@@ -43,3 +45,8 @@ class Card:
         driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
         driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
         return cls(name.value.decode(), total.value, True, (major.value, minor.value))
+
+
+def in_gib(size: float) -> str:
+    """Bytes as `1.5 GiB`, or as `12 MiB` where they are few."""
+    return f"{size / GIB:.1f} GiB" if abs(size) >= GIB else f"{size / 2**20:,.0f} MiB"

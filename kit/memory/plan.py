@@ -20,11 +20,11 @@ from typing import Literal
 
 from kit.config import SessionConfig
 from kit.errors import ConfigError
-from kit.memory.card import Card
+from kit.memory.card import GIB, Card, in_gib
 from kit.memory.shape import ModelShape
+from kit.memory.ways_out import DoesNotFitError, ways_out
 from kit.reports import Shown
 
-GIB = 1 << 30
 PROMPT_TOKENS = 512
 """Allowed for a prompt, whose length is not known before the data is tokenised."""
 MICRO_BATCH = 16384
@@ -62,6 +62,10 @@ class Phase:
         """Bytes, all parts together."""
         return sum(size for _, size in self.parts)
 
+    def of(self, side: Literal["engine", "trainer"]) -> int:
+        """Bytes of one side."""
+        return sum(size for what, size in self.parts if what.startswith(side))
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan(Shown):
@@ -75,6 +79,8 @@ class MemoryPlan(Shown):
     """Tokens that the KV cache holds."""
     rollout_tokens: int
     """Tokens of a rollout whose responses are all as long as they may be."""
+    sample_tokens: int
+    """Tokens of such a sample, prompt and response."""
     max_tokens_per_gpu: int
     """Tokens of a micro-batch."""
     recompute: Recompute
@@ -92,9 +98,21 @@ class MemoryPlan(Shown):
     @property
     def trainer_limit(self) -> int:
         """Bytes that the trainer's process may take: what its phase leaves it."""
-        update = next(phase for phase in self.phases if phase.name == "update")
-        engine = sum(size for what, size in update.parts if what.startswith("engine"))
-        return self.limit - engine - CONTEXT
+        return self.limit - self.phase("update").of("engine") - CONTEXT
+
+    @property
+    def usable(self) -> int:
+        """Bytes that the plan gives away; the rest is left to fragments."""
+        return int(self.limit * (1 - SPARE))
+
+    @property
+    def samples_at_once(self) -> int:
+        """Samples that the KV cache holds if all are as long as they may be."""
+        return self.kv_tokens // self.sample_tokens
+
+    def phase(self, name: PhaseName) -> Phase:
+        """One of the three."""
+        return next(phase for phase in self.phases if phase.name == name)
 
     def with_measured(self, measured: dict[str, int]) -> MemoryPlan:
         """The same beside what was seen, in bytes by phase."""
@@ -118,10 +136,27 @@ class _Sizes:
         return self.shape.parameters * self.width
 
     @property
-    def models(self) -> int:
-        """Models that the trainer holds beside the policy."""
-        training = self.config.training
-        return int(training.has_reference) + int(training.advantage_estimator == "ppo")
+    def engine_awake(self) -> int:
+        """Engine without its KV cache."""
+        return self.engine_weights + (CONTEXT + GRAPHS if self.gpu else 0)
+
+    @property
+    def sleeps(self) -> bool:
+        """May the engine let go of memory while the trainer works?"""
+        return self.gpu and self.config.memory.sleep != "never"
+
+    @property
+    def token(self) -> int:
+        """Of the KV cache."""
+        return self.shape.key_value_bytes(self.width)
+
+    def wanted_tokens(self, longest: int) -> int:
+        """Of the KV cache, so that no sample of a rollout has to wait."""
+        return self.config.engine.max_total_tokens or self.config.samples_at_once * longest
+
+    def least_tokens(self, longest: int) -> int:
+        """Of the KV cache, without which nothing can be generated, or which are asked for."""
+        return self.config.engine.max_total_tokens or longest
 
     def resident(self, offload: bool) -> int:
         """Trainer between updates: float32 weights, two moments, further models; a share each."""
@@ -191,16 +226,23 @@ def make_plan(
         ConfigError: it cannot fit; names the setting to change.
     """
     given = config.memory.device_gib
-    limit = min(card.total, int(given * GIB)) if given else card.total
-    if not card.is_gpu:
-        limit = int(given * GIB) if given else card.total
+    limit = int(given * GIB) if given else card.total
+    limit = min(limit, card.total) if card.is_gpu else limit
     compiled = config.model.compile
     if compiled is None:
         compiled = card.is_gpu and shape.parameters >= COMPILED_FROM
-    sizes = _Sizes(shape, config, width, card.is_gpu, compiled)
-    longest = min(context_length, PROMPT_TOKENS + max_response_len)
-    update = _fit_update(sizes, limit, longest)
-    return _fit_engine(sizes, card, limit, longest, update)
+
+    def fit(config: SessionConfig, response: int, limit: int) -> MemoryPlan:
+        sizes = _Sizes(shape, config, width, card.is_gpu, compiled)
+        longest = min(context_length, PROMPT_TOKENS + response)
+        update = _fit_update(sizes, limit, longest)
+        return _fit_engine(sizes, card, limit, longest, update)
+
+    try:
+        return fit(config, max_response_len, limit)
+    except DoesNotFitError as error:
+        out = ways_out(fit, config, max_response_len, limit, card.total)
+        raise ConfigError(error.what, why=error.why, fix=out) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +256,7 @@ class _Update:
     """Bytes of the trainer in an update, all together."""
 
 
-def _ways(config: SessionConfig, longest: int) -> Iterator[tuple[bool, Recompute, int]]:
+def _ways(config: SessionConfig, longest: int, gpu: bool) -> Iterator[tuple[bool, Recompute, int]]:
     """(offload, recompute, micro-batch tokens) that the settings allow, fastest first."""
     chosen = config.model.gradient_checkpointing
     names: dict[object, Recompute] = {False: "none", True: "full", "selective": "selective"}
@@ -222,110 +264,81 @@ def _ways(config: SessionConfig, longest: int) -> Iterator[tuple[bool, Recompute
     tokens = config.training.max_tokens_per_gpu
     sizes = [MICRO_BATCH, MICRO_BATCH // 2] if tokens is None else [tokens]
     small = [t for t in (4096, 2048, 1024) if t > longest] if tokens is None else []
-    offload = config.training.optimizer_cpu_offload
+    offload = config.training.optimizer_cpu_offload if gpu else False
     for off in (False, True) if offload is None else (offload,):
         yield from ((off, level, max(t, longest)) for level in levels for t in sizes)
         yield from ((off, levels[-1], t) for t in [*small, longest] if tokens is None)
 
 
 def _fit_update(sizes: _Sizes, limit: int, longest: int) -> _Update:
-    """The fastest way to train that fits while the engine sleeps as deeply as it can."""
-    asleep = (CONTEXT + ASLEEP) if sizes.gpu else sizes.engine_weights
+    """The fastest way to train that fits while the engine sleeps as deeply as it may."""
     context = CONTEXT if sizes.gpu else 0
-    room = int(limit * (1 - SPARE)) - asleep - context
+    beside = CONTEXT + ASLEEP
+    if not sizes.sleeps:
+        beside = sizes.engine_awake + sizes.least_tokens(longest) * sizes.token
+    room = int(limit * (1 - SPARE)) - beside - context
     least: _Update | None = None
-    for offload, level, tokens in _ways(sizes.config, longest):
+    for offload, level, tokens in _ways(sizes.config, longest, sizes.gpu):
         peak = sizes.resident(offload) + sum(sizes.update_peak(tokens, level, offload))
-        least = min(
-            (u for u in (least, _Update(tokens, level, offload, peak)) if u), key=lambda u: u.peak
-        )
         if peak <= room:
             return _Update(tokens, level, offload, peak)
+        tried = _Update(tokens, level, offload, peak)
+        least = min(least or tried, tried, key=lambda u: (u.peak, u.tokens))
     assert least
-    raise ConfigError(
-        f"The trainer does not fit: it needs {_gib(least.peak)} and has {_gib(max(room, 0))} of "
-        f"the {_gib(limit)} that the session may take.",
-        why=f"Weights, gradients and optimizer of {sizes.shape.parameters / 1e6:,.0f} M parameters "
-        f"take {_gib(sizes.resident(least.offload) + sizes.working(least.offload))}, a micro-batch "
-        f"of {least.tokens:,} tokens the rest.",
-        fix=_trainer_fix(sizes, least),
+    fixed = sizes.resident(least.offload) + sizes.working(least.offload)
+    handed_in = sizes.gradients_handed_in()
+    rest = f"a micro-batch of {least.tokens:,} tokens {in_gib(least.peak - fixed)}"
+    if least.peak - fixed <= handed_in:
+        rest = f"gradients at the end of a backward pass {in_gib(handed_in)}"
+    raise DoesNotFitError(
+        f"The trainer does not fit: it needs {in_gib(least.peak)} and has {in_gib(max(room, 0))} "
+        f"of the {in_gib(limit)} that the session may take.",
+        f"Weights, gradients and optimizer of {sizes.shape.parameters / 1e6:,.0f} M parameters "
+        f"take {in_gib(fixed)}, {rest}.",
     )
 
 
-def _trainer_fix(sizes: _Sizes, least: _Update) -> str:
-    config, fixes = sizes.config, []
-    if config.training.max_tokens_per_gpu is not None:
-        fixes.append("lower training.max_tokens_per_gpu or leave it open")
-    if config.model.gradient_checkpointing not in (None, True):
-        fixes.append("set model.gradient_checkpointing: true")
-    if not least.offload:
-        fixes.append("set training.optimizer_cpu_offload: true")
-    if config.training.max_tokens_per_gpu is None:
-        fixes.append("lower rollout.max_response_len: a micro-batch holds at least one sample")
-    if config.memory.device_gib:
-        fixes.append("raise memory.device_gib")
-    if sizes.models:
-        fixes.append("set training.kl_loss_coef: 0 (no reference model)")
-    return ", or ".join([*fixes, "take a smaller model"]) + "."
-
-
 def _fit_engine(sizes: _Sizes, card: Card, limit: int, longest: int, update: _Update) -> MemoryPlan:
-    config, gpu = sizes.config, sizes.gpu
+    config, gpu, token = sizes.config, sizes.gpu, sizes.token
     usable = int(limit * (1 - SPARE))
     fixed = sizes.engine_weights + (2 * CONTEXT + GRAPHS if gpu else 0)
     resident = sizes.resident(update.offload)
-    token = sizes.shape.key_value_bytes(sizes.width)
-    wanted = config.samples_at_once * longest
-    if config.engine.max_total_tokens:
-        wanted = config.engine.max_total_tokens
+    wanted = sizes.wanted_tokens(longest)
     forced = config.memory.sleep
     room, alone = usable - fixed - resident, usable - fixed
-    trainer_sleeps = forced == "always"
+    spare = usable - (CONTEXT if gpu else 0) - update.peak
+    awake = sizes.engine_awake
+    trainer_sleeps = gpu and forced == "always"
     if forced == "auto" and gpu and not update.offload:
         trainer_sleeps = room < min(wanted, longest) * token or 2 * room < wanted * token
-    tokens = min(wanted, (alone if trainer_sleeps else room) // token)
-    if not gpu:
-        tokens = wanted
-    least = min(longest, wanted)
-    if tokens < least or (config.engine.max_total_tokens and tokens < wanted):
-        _refuse_engine(sizes, limit, wanted if config.engine.max_total_tokens else least, tokens)
-    kv = tokens * token
-    awake = sizes.engine_weights + (CONTEXT + GRAPHS if gpu else 0)
-    spare = usable - (CONTEXT if gpu else 0) - update.peak
-    kv_sleeps = gpu and (forced == "always" or (forced == "auto" and awake + kv > spare))
-    weights_sleep = gpu and (forced == "always" or (kv_sleeps and awake > spare))
-    if not kv_sleeps and gpu and awake + kv > spare:
-        raise ConfigError(
-            f"With memory.sleep: never, engine and trainer need {_gib(awake + kv + update.peak)} "
-            f"together, and the session may take {_gib(limit)}.",
-            fix="set memory.sleep: auto, or lower engine.max_total_tokens "
-            f"({tokens:,} tokens of KV cache are {_gib(kv)}).",
+    if not sizes.sleeps:
+        room = min(room, spare - awake)
+    tokens = max(min(wanted, (alone if trainer_sleeps else room) // token), 0)
+    least = sizes.least_tokens(longest)
+    if tokens < least:
+        raise DoesNotFitError(
+            f"The engine does not fit: beside its weights {in_gib(tokens * token)} are left for "
+            f"the KV cache, and {least:,} tokens of it take {in_gib(least * token)}.",
+            f"The session may take {in_gib(limit)}; the engine's weights are "
+            f"{in_gib(sizes.engine_weights)}.",
         )
+    kv = tokens * token
+    kv_sleeps = sizes.sleeps and (forced == "always" or awake + kv > spare)
+    weights_sleep = kv_sleeps and (forced == "always" or awake > spare)
     return MemoryPlan(
         card=card,
         limit=limit,
         phases=_phases(sizes, update, kv, kv_sleeps, weights_sleep, trainer_sleeps),
         kv_tokens=tokens,
-        rollout_tokens=wanted,
-        max_tokens_per_gpu=update.tokens,
+        rollout_tokens=config.samples_at_once * longest,
+        sample_tokens=longest,
+        max_tokens_per_gpu=config.training.max_tokens_per_gpu or update.tokens,
         recompute=update.level,
         compile=sizes.compiled,
         optimizer_cpu_offload=update.offload,
         kv_sleeps=kv_sleeps,
         engine_weights_sleep=weights_sleep,
         trainer_sleeps=trainer_sleeps,
-    )
-
-
-def _refuse_engine(sizes: _Sizes, limit: int, least: int, tokens: int) -> None:
-    token = sizes.shape.key_value_bytes(sizes.width)
-    raise ConfigError(
-        f"The engine does not fit: beside its weights {_gib(max(tokens, 0) * token)} are left for "
-        f"the KV cache, and {least:,} tokens of it take {_gib(least * token)}.",
-        why=f"The session may take {_gib(limit)}; the engine's weights are "
-        f"{_gib(sizes.engine_weights)}.",
-        fix="lower engine.max_total_tokens, rollout.max_response_len or model.context_length, set "
-        "memory.sleep: always, or take a smaller model.",
     )
 
 
@@ -384,7 +397,3 @@ def _phases(
             ),
         ),
     )
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"

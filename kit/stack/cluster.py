@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from kit.errors import SessionError, StackError
-from kit.stack import processes
+from kit.stack import processes, stages
 from kit.stack.cpu import zygote
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
@@ -61,6 +61,7 @@ class Cluster:
         env |= {
             "RAY_AUTH_TOKEN": self._token,
             processes.MARK: self.stack,
+            stages.DIRECTORY_ENV: str(self.directory),
             "TMPDIR": str(self.directory / "tmp"),
             "RAY_enable_worker_prestart": "0",
             # Half a minute by default, after which the raylet ends: too short for a busy machine.

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from kit.errors import ConfigError, StackError, did_you_mean
-from kit.stack import engine_probes
+from kit.stack import engine_probes, stages
 from kit.stack.engine_probes import Rescored
 from kit.stack.weights import Handle, Inbox, serialize
 
@@ -189,6 +189,7 @@ class Engine:
 
     async def start(self) -> dict[str, Any]:
         """Start SGLang and its two processes; returns what the session shows of it."""
+        stages.report("engine", "importing SGLang")
         import sglang
 
         # SGLang's processes meet at a TCP port that answers on every interface; a file does not.
@@ -207,6 +208,8 @@ class Engine:
 
             if self.settings.attention_backend == "auto":
                 engine_class = CpuEngine
+        graphs = ", capturing graphs" if self.settings.device == "cuda" else ""
+        stages.report("engine", f"loading weights{graphs}")
         try:
             self._sglang = engine_class(**server_arguments(self.settings))
         except (RuntimeError, ValueError, OSError, AssertionError) as error:
@@ -216,6 +219,7 @@ class Engine:
                 fix="read the message above; engine.extra and engine.max_total_tokens are the "
                 "settings that most often cause this.",
             ) from error
+        stages.report("engine", stages.READY)
         info = self._sglang._scheduler_init_result.scheduler_infos[0]
         return {"max_total_tokens": info.get("max_total_num_tokens")}
 

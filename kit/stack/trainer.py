@@ -21,7 +21,7 @@ from kit.errors import StackError
 from kit.model.compiled import Recompute
 from kit.model.packing import Packed
 from kit.model.policy import Policy
-from kit.stack import probes, trainer_state, warm_up
+from kit.stack import probes, stages, trainer_state, warm_up
 from kit.stack.batches import MAX_TOKENS, TrainBatch, optimizer_steps, packed_parts
 from kit.stack.buckets import in_buckets
 from kit.stack.corrections import Corrections
@@ -79,6 +79,7 @@ class Trainer(OptimizerSteps):
     def start(self) -> None:
         """Load the models into host memory, and meet the other ranks."""
         settings, training = self.settings, self.settings.training
+        stages.report("trainer", "loading weights")
         torch.manual_seed(settings.seed)
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # else it asks for the host's name, and may wait
         if settings.device == "cuda":
@@ -106,10 +107,12 @@ class Trainer(OptimizerSteps):
             settings.offload,
         )
         self.policy = self.making.loaded()
+        stages.report("trainer", "waiting for the engine")  # where it needs all the room first
 
     def place(self) -> dict[str, Any]:
         """Shard the models over the devices. Returns what the session shows of them."""
         training, making = self.settings.training, self.making
+        stages.report("trainer", "sharding")
         making.placed(self.policy, self.device, self.mesh)
         self.reference = self.another() if training.has_reference else None
         self.optimizer = making.adamw(self.policy, training.learning_rate)
@@ -119,6 +122,7 @@ class Trainer(OptimizerSteps):
         self.outbox = Outbox(self.device, making.dtype)
         self.parking = Parking(self.device)
         if self.settings.compile:
+            stages.report("trainer", "compiling layers (kept for the next start)")
             warm_up.run(self)
         self.memory.settle()
         width = making.dtype.itemsize
@@ -126,6 +130,7 @@ class Trainer(OptimizerSteps):
             ((name, p.numel() * width) for name, p in self._handed_over()),
             self.settings.bucket_bytes,
         )
+        stages.report("trainer", stages.READY)
         return {
             "parameters": sum(p.numel() for p in self.policy.parameters()),
             "buckets": len(self._buckets),

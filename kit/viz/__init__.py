@@ -12,13 +12,13 @@ functions that draw with them.
     rollouts.py, batches.py, compare.py, moved.py     samples and their groups, before and after
     updates.py, checks.py, mismatch.py, health.py,    reports and settings
     training.py, settings.py, sessions.py, trials.py,
-    diagnosis.py
+    diagnosis.py, memory.py
     browser.py, browser_widgets.py, selection.py,     samples one at a time, with widgets
     quantities.py
     lasting.py, frontend.py                           widgets, and what stays of them in a file
     bars.py, histogram.py                             bars and distributions
     history.py, plots.py, panels.py, terminal.py      curves: to keep, to draw often, in a terminal
-    dashboard.py, live.py, progress.py                a training under way
+    dashboard.py, live.py, progress.py, starting.py   a training under way, a session's start
 """
 
 from kit.viz.batches import show_batch

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kit.doctor.findings import Diagnosis
+from kit.memory.plan import MemoryPlan
 from kit.reports import (
     CheckReport,
     EvalReport,
@@ -24,6 +25,7 @@ from kit.viz.dashboard import dashboard_html, dashboard_plain
 from kit.viz.diagnosis import diagnosis_html, diagnosis_plain
 from kit.viz.health import check_html, check_plain
 from kit.viz.html import Bundle, bundle, page, tag
+from kit.viz.memory import memory_html, memory_plain
 from kit.viz.mismatch import mismatch_html, mismatch_plain
 from kit.viz.sessions import session_html, session_plain
 from kit.viz.training import step_html, step_plain, train_html, train_plain
@@ -42,6 +44,7 @@ _DISPLAYS: dict[type[Shown], tuple[Callable[[Any], str], Callable[[Any], str]]] 
     RewardTrial: (trial_html, trial_plain),
     TrainingStatus: (dashboard_html, dashboard_plain),
     Diagnosis: (diagnosis_html, diagnosis_plain),
+    MemoryPlan: (memory_html, memory_plain),
 }
 
 

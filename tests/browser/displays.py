@@ -25,6 +25,8 @@ from tests.viz.results import (
     make_check,
     make_diagnosis,
     make_evaluation,
+    make_host_plan,
+    make_memory_plan,
     make_mismatch,
     make_rollout,
     make_run,
@@ -69,6 +71,20 @@ def progress() -> Any:
         line.update(make_step(step))
     line.line = "step 25/40   reward 0.741   length 3.0   2.80 s a step   42 s left"
     data = line._data()
+    return Picture(data["text/html"], data["text/plain"])
+
+
+def starting() -> Any:
+    """The line that tells what a session does while it starts."""
+    from kit.stack.stages import Stage
+    from kit.viz.html import Picture
+    from kit.viz.starting import shown, under_way
+
+    found = {
+        "engine": Stage("loading weights, capturing graphs", 18.0),
+        "trainer": Stage("compiling layers (kept for the next start)", 13.0),
+    }
+    data = shown(under_way(0.0, found, 41.0, ray=True))
     return Picture(data["text/html"], data["text/plain"])
 
 
@@ -151,6 +167,11 @@ DISPLAYS: dict[str, Callable[[], Any]] = {
     "reward-trial": trial,
     "dashboard": make_status,
     "diagnosis": make_diagnosis,
+    "starting": starting,
+    "memory": lambda: make_memory_plan().with_measured(
+        {"generate": 23_400_000_000, "update": 23_900_000_000, "sync": 10_700_000_000}
+    ),
+    "memory-cpu": make_host_plan,
     # ---- Add new displays above this line: "name": how to make one. ----
 }
 

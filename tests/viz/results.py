@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 from kit.doctor import Diagnosis, Finding
 from kit.doctor.machine import compare_versions, host_memory
+from kit.memory import Card, MemoryPlan, Phase
+from kit.memory.plan import PhaseName
 from kit.reports import (
     CheckReport,
     CurvePoint,
@@ -231,6 +234,86 @@ def make_state(**changes: object) -> SessionState:
         rewards=(0.25, 0.5, 0.75), next_calls=(("session.sync()", "hand over"),),
     )  # fmt: skip
     return replace(state, **changes)  # type: ignore[arg-type]
+
+
+def make_memory_plan(
+    gib: float = 24,
+    *,
+    kv_sleeps: bool = True,
+    deep: bool = False,
+    offloaded: bool = False,
+    name: str = "a card of 24 GiB",
+    **changes: object,
+) -> MemoryPlan:
+    """For a model of 0.6 B parameters. `deep`: weights sleep as well, and the trainer."""
+    resident, kv = (0.0 if offloaded else 6.7), (0.0 if kv_sleeps else 13.0)
+    beside = [("engine: process", 0.5), ("trainer: process", 0.5)]
+    awake = [("engine: weights", 1.1), ("engine: graphs, workspace", 1.2)]
+    asleep = [
+        ("engine: weights", 0.0 if deep else 1.1),
+        ("engine: KV cache", kv),
+        ("engine: graphs, workspace", 0.4 if kv_sleeps else 1.2),
+    ]
+    held = ("trainer: weights, optimizer", resident)
+    generate = [
+        ("engine: KV cache", 13.0),
+        ("trainer: weights, optimizer", 0 if deep else resident),
+    ]
+    working = [
+        ("trainer: gradients, weights to compute with", 3.3),
+        ("trainer: activations, logits", 9.1),
+    ]
+    plan = MemoryPlan(
+        card=Card(name, int(gib * 2**30), is_gpu=True),
+        limit=int(gib * 2**30),
+        phases=(
+            _phase("generate", beside + awake + generate),
+            _phase("update", [*beside, *asleep, held, *working]),
+            _phase(
+                "sync", [*beside, *asleep[1:], awake[0], held, ("trainer: buckets of weights", 1)]
+            ),
+        ),
+        kv_tokens=121_400,
+        rollout_tokens=128 * 1536,
+        sample_tokens=1536,
+        max_tokens_per_gpu=8192,
+        recompute="none",
+        compile=True,
+        optimizer_cpu_offload=offloaded,
+        kv_sleeps=kv_sleeps,
+        engine_weights_sleep=deep,
+        trainer_sleeps=deep,
+    )
+    return replace(plan, **changes)  # type: ignore[arg-type]
+
+
+def _phase(name: PhaseName, parts: Sequence[tuple[str, float]]) -> Phase:
+    """From GiB."""
+    return Phase(name, tuple((what, int(size * 2**30)) for what, size in parts))
+
+
+def make_host_plan() -> MemoryPlan:
+    """For the tiny model on a laptop without a GPU."""
+    engine = [("engine: process", 0.0), ("engine: weights", 0.003), ("engine: KV cache", 0.125)]
+    trainer = [("trainer: process", 0.0), ("trainer: weights, optimizer", 0.01)]
+    working = [
+        ("trainer: gradients, weights to compute with", 0.007),
+        ("trainer: activations, logits", 1.3),
+    ]
+    return make_memory_plan(
+        16,
+        kv_sleeps=False,
+        card=Card("host memory", 16 * 2**30, is_gpu=False),
+        phases=(
+            _phase("generate", engine + trainer),
+            _phase("update", engine + trainer + working),
+            _phase("sync", [*engine, *trainer, ("trainer: buckets of weights", 0.003)]),
+        ),
+        kv_tokens=128 * 512,
+        rollout_tokens=128 * 512,
+        sample_tokens=512,
+        compile=False,
+    )
 
 
 def make_batch() -> Batch:

@@ -21,6 +21,7 @@ from tests.viz.results import (
     make_batch,
     make_check,
     make_evaluation,
+    make_memory_plan,
     make_mismatch,
     make_rollout,
     make_run,
@@ -121,7 +122,7 @@ def poisoned(text: str) -> list[object]:
         sample, chat, rollout, Batch((sample, chat), (1.0, -1.0), left_out=(text,)), update,
         mismatch, checked, evaluation, step, run, config, curves(run), curves(run, [text]),
         compare_samples(rollout, rollout), sample.strip(quantity=text), sample.strip("change"),
-        status, diagnosis,
+        status, diagnosis, make_memory_plan(name=text),
     ]  # fmt: skip
 
 
@@ -174,7 +175,7 @@ def test_no_display_names_an_address_or_a_script(html: Show) -> None:
         rollout, rollout[0], make_batch(), make_update(), make_mismatch(), make_check(),
         make_evaluation(),
         make_step(evaluated=True), make_run(), SessionConfig.preset("tiny"), curves(make_run()),
-        compare_samples(rollout, rollout), SyncReport(1, 0.1, 3, 1000),
+        compare_samples(rollout, rollout), SyncReport(1, 0.1, 3, 1000), make_memory_plan(),
     ]  # fmt: skip
     for result in results:
         page = html(result)

@@ -1,0 +1,260 @@
+"""A plan fits, obeys, and where it cannot, says what would make it fit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kit import SessionConfig
+from kit.errors import ConfigError
+from kit.memory import Card, MemoryPlan, ModelShape, make_plan
+from kit.memory.card import GIB
+from kit.memory.plan import LEVELS
+from kit.tiny import MODEL_DIR
+
+QWEN3_0_6B = ModelShape(
+    parameters=596_049_920, layers=28, hidden=1024, intermediate=3072, heads=16, key_value_heads=8,
+    head_size=128, vocabulary=151_936, tied=True,
+)  # fmt: skip
+QWEN3_4B = ModelShape(
+    parameters=4_022_468_096, layers=36, hidden=2560, intermediate=9728, heads=32,
+    key_value_heads=8, head_size=128, vocabulary=151_936, tied=True,
+)  # fmt: skip
+TINY = ModelShape.read(MODEL_DIR)
+CONTEXT_LENGTH = 40_960
+
+
+def plan(
+    gib: float,
+    config: SessionConfig | None = None,
+    *,
+    shape: ModelShape = QWEN3_0_6B,
+    response: int = 1024,
+    gpu: bool = True,
+) -> MemoryPlan:
+    return make_plan(
+        config or SessionConfig(),
+        shape,
+        Card("a card", int(gib * GIB), gpu),
+        max_response_len=response,
+        context_length=CONTEXT_LENGTH,
+        width=2 if gpu else 4,
+    )
+
+
+def with_settings(**sections: dict[str, Any]) -> SessionConfig:
+    return SessionConfig(**sections)
+
+
+@st.composite
+def configurations(draw: st.DrawFn) -> SessionConfig:
+    """Settings that a plan depends on, given or left open."""
+    maybe = st.none()
+    return SessionConfig(
+        training={
+            "rollout_batch_size": draw(st.integers(1, 64)),
+            "n_samples_per_prompt": draw(st.integers(2, 32)),
+            "kl_loss_coef": draw(st.sampled_from([0.0, 0.01])),
+            "advantage_estimator": draw(st.sampled_from(["grpo", "ppo"])),
+            "max_tokens_per_gpu": draw(maybe | st.integers(64, 65_536)),
+            "optimizer_cpu_offload": draw(maybe | st.booleans()),
+        },
+        model={
+            "gradient_checkpointing": draw(maybe | st.sampled_from([True, False, "selective"])),
+            "compile": draw(maybe | st.booleans()),
+        },
+        engine={"max_total_tokens": draw(maybe | st.integers(512, 1_000_000))},
+        memory={
+            "sleep": draw(st.sampled_from(["auto", "never", "always"])),
+            "device_gib": draw(maybe | st.floats(4, 100)),
+        },
+    )
+
+
+def named_settings(message: str) -> list[str]:
+    return re.findall(r"\b((?:model|memory|engine|training|rollout)\.[a-z_]+)", message)
+
+
+def follow(advice: str, config: SessionConfig, response: int) -> tuple[SessionConfig, int]:
+    """The settings after somebody did what one piece of advice says."""
+    for words in advice.split(", and "):
+        if found := re.match(r"leave (\S+) open", words):
+            config = config.replace(found[1], None)
+        elif found := re.match(r"set (\S+): (\S+)", words):
+            value: Any = {"true": True}.get(found[2], found[2])
+            if found[1] == "rollout.max_response_len":
+                response = int(value)
+            else:
+                config = config.replace(found[1], value)
+        else:
+            raise AssertionError(f"nobody can follow {words!r}")
+    return config, response
+
+
+@given(
+    configurations(), st.floats(2, 160), st.integers(1, 32_768),
+    st.sampled_from([QWEN3_0_6B, QWEN3_4B, TINY]), st.booleans(),
+)  # fmt: skip
+def test_a_plan_fits_or_says_which_settings_would_make_it(
+    config: SessionConfig, gib: float, response: int, shape: ModelShape, gpu: bool
+) -> None:
+    try:
+        made = plan(gib, config, shape=shape, response=response, gpu=gpu)
+    except ConfigError as error:
+        refused = error
+    else:
+        fits(made, gpu=gpu)
+        obeys(made, config, gpu=gpu)
+        return
+    assert re.search(r"needs [\d.,]+ [GM]iB|[\d.,]+ [GM]iB are left", refused.what)
+    for name in named_settings(str(refused)):
+        section, key = name.split(".")
+        assert key in type(getattr(config, section)).model_fields
+    *advice, last = refused.fix.split(", or ")
+    assert "model.name" in last
+    for words in advice:
+        changed, shorter = follow(words, config, response)
+        fits(plan(gib, changed, shape=shape, response=shorter, gpu=gpu), gpu=gpu)
+
+
+def fits(made: MemoryPlan, *, gpu: bool) -> None:
+    """Every phase stays under the limit, with room for one sample at least."""
+    assert all(size >= 0 for phase in made.phases for _, size in phase.parts)
+    assert all(phase.total <= made.limit for phase in made.phases)
+    assert made.limit <= made.card.total or not gpu
+    assert made.trainer_limit > 0
+
+
+def obeys(made: MemoryPlan, config: SessionConfig, *, gpu: bool) -> None:
+    """What is given is kept."""
+    training, sleeps = config.training, made.kv_sleeps or made.trainer_sleeps
+    if training.max_tokens_per_gpu:
+        assert made.max_tokens_per_gpu == training.max_tokens_per_gpu
+    if config.engine.max_total_tokens:
+        assert made.kv_tokens == config.engine.max_total_tokens
+    else:
+        assert made.samples_at_once >= 1
+    if (level := config.model.gradient_checkpointing) is not None:
+        assert made.recompute == {False: "none", True: "full"}.get(level, level)  # type: ignore[call-overload]
+    if config.model.compile is not None:
+        assert made.compile == config.model.compile
+    if not gpu:
+        assert (sleeps, made.optimizer_cpu_offload) == (False, False)
+        return
+    if training.optimizer_cpu_offload is not None:
+        assert made.optimizer_cpu_offload == training.optimizer_cpu_offload
+    if config.memory.sleep == "never":
+        assert not sleeps
+    if config.memory.sleep == "always":
+        assert made.kv_sleeps
+        assert made.engine_weights_sleep
+        assert made.trainer_sleeps
+
+
+@pytest.mark.parametrize("shape", [QWEN3_0_6B, QWEN3_4B, TINY], ids=["0.6B", "4B", "tiny"])
+@pytest.mark.parametrize("response", [64, 1024, 8192])
+def test_a_larger_card_trains_no_slower_and_sleeps_no_more(
+    shape: ModelShape, response: int
+) -> None:
+    made = []
+    for gib in range(2, 200, 2):
+        try:
+            made.append(plan(gib, shape=shape, response=response))
+        except ConfigError:
+            assert not made, "what fits a smaller card fits a larger one"
+    assert made
+    for smaller, larger in pairwise(made):
+        assert way(larger) <= way(smaller)
+        if way(larger) != way(smaller):
+            continue  # what it gains, it trains faster with
+        assert smaller.kv_sleeps >= larger.kv_sleeps
+        assert smaller.engine_weights_sleep >= larger.engine_weights_sleep
+        assert smaller.trainer_sleeps >= larger.trainer_sleeps
+        if smaller.trainer_sleeps == larger.trainer_sleeps:
+            assert smaller.kv_tokens <= larger.kv_tokens
+        else:
+            assert 2 * larger.kv_tokens >= larger.rollout_tokens
+
+
+def way(made: MemoryPlan) -> tuple[bool, int, int]:
+    """How slowly it trains."""
+    return made.optimizer_cpu_offload, LEVELS.index(made.recompute), -made.max_tokens_per_gpu
+
+
+def test_qwen3_0_6b_trains_on_24_gib_with_its_optimizer_on_the_card() -> None:
+    made = plan(24)
+    assert not made.optimizer_cpu_offload
+    assert made.compile
+    assert made.samples_at_once >= 32
+    assert all(phase.total <= 24 * GIB for phase in made.phases)
+
+
+def test_nothing_sleeps_on_a_large_card() -> None:
+    made = plan(80)
+    assert {made.kv_sleeps, made.engine_weights_sleep, made.trainer_sleeps} == {False}
+    assert made.kv_tokens == made.rollout_tokens
+
+
+def test_less_may_be_taken_than_the_card_has() -> None:
+    given = plan(80, with_settings(memory={"device_gib": 24}))
+    assert replace(given, card=plan(24).card) == plan(24)
+
+
+def test_a_micro_batch_smaller_than_one_sample_stays_as_it_was_given() -> None:
+    made = plan(24, with_settings(training={"max_tokens_per_gpu": 256}))
+    assert made.max_tokens_per_gpu == 256
+
+
+def test_a_card_that_is_too_small_is_refused_with_the_number_and_nothing_useless() -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan(6)
+    message = str(caught.value)
+    assert "of the 6.0 GiB" in message
+    assert "596 M parameters" in message
+    assert "max_response_len" not in message, "shorter responses would not make it fit"
+
+
+def test_a_limit_that_is_too_low_is_told_the_one_that_is_enough() -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan(80, with_settings(memory={"device_gib": 6}))
+    found = re.search(r"set memory\.device_gib: (\d+)", str(caught.value))
+    assert found
+    plan(80, with_settings(memory={"device_gib": int(found[1])}))
+    with pytest.raises(ConfigError):
+        plan(80, with_settings(memory={"device_gib": int(found[1]) - 1}))
+
+
+def test_responses_that_are_too_long_are_told_the_length_that_fits() -> None:
+    config = with_settings(model={"gradient_checkpointing": False})
+    with pytest.raises(ConfigError) as caught:
+        plan(24, config, response=32_768)
+    found = re.search(r"set rollout\.max_response_len: (\d+)", str(caught.value))
+    assert found
+    assert plan(24, config, response=int(found[1])).samples_at_once >= 1
+    with pytest.raises(ConfigError):
+        plan(24, config, response=int(found[1]) + 64)
+
+
+def test_several_settings_that_must_give_way_together_are_named_together() -> None:
+    config = with_settings(
+        model={"gradient_checkpointing": False},
+        training={"optimizer_cpu_offload": False, "max_tokens_per_gpu": 65_536},
+    )
+    with pytest.raises(ConfigError) as caught:
+        plan(12, config)
+    advice, last = caught.value.fix.split(", or ")
+    assert advice.count(", and ") == 2
+    assert "model.name" in last
+    changed, response = follow(advice, config, 1024)
+    plan(12, changed, response=response)
+
+
+def test_measured_memory_stands_beside_the_phase_it_is_of() -> None:
+    seen = plan(24).with_measured({"update": 20 * GIB})
+    assert [phase.measured for phase in seen.phases] == [None, 20 * GIB, None]
