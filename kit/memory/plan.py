@@ -29,16 +29,16 @@ PROMPT_TOKENS = 512
 """Allowed for a prompt, whose length is not known before the data is tokenised."""
 MICRO_BATCH = 16384
 """Tokens a micro-batch where the setting is left open and there is room."""
-CONTEXT = int(0.55 * GIB)
+CONTEXT = int(0.6 * GIB)
 """What the driver and the libraries of one process hold on a GPU."""
-GRAPHS = int(1.2 * GIB)
+GRAPHS = int(1.8 * GIB)
 """SGLang's captured graphs, its workspaces and the logits of a decode step."""
-ASLEEP = int(0.4 * GIB)
+ASLEEP = int(1.4 * GIB)
 """What is left of those while it sleeps."""
 SPARE = 0.04
 """Share of the device that is left to fragments."""
-LOGIT_PIECES = 3 * GIB // 2
-"""Logits, their gradient and their workspace: see `kit.model.log_probs`."""
+LOGITS_AT_ONCE = 1 << 28
+"""Of a piece, and as many of their gradient: see `kit.model.log_probs`."""
 COMPILED_FROM = 100_000_000
 """Parameters from which compiling the layers pays for the half minute that it takes once."""
 
@@ -180,8 +180,10 @@ class _Sizes:
         """Kept for the backward pass, and what one layer needs on top."""
         s, width = self.shape, self.width
         queries, keys = s.heads * s.head_size, s.key_value_heads * s.head_size
-        attention = 2 * s.hidden + 2 * queries + 2 * keys
-        kept = {"none": attention + 2 * s.intermediate, "selective": attention, "full": s.hidden}
+        # Compiled code keeps queries and keys before and after their norm and rotation, and the
+        # product in the feed-forward part beside its two factors.
+        attention = 2 * s.hidden + 3 * queries + 3 * keys
+        kept = {"none": attention + 3 * s.intermediate, "selective": attention, "full": s.hidden}
         layer = attention + 5 * s.intermediate
         eager = 1.0 if self.compiled else 2.3
         return int(eager * tokens * width * (s.layers * kept[level] + layer))
@@ -189,7 +191,7 @@ class _Sizes:
     def logits(self, tokens: int) -> int:
         """Pieces of logits and the output embedding's gradient; all logits of a small model."""
         s = self.shape
-        in_pieces = LOGIT_PIECES + s.vocabulary * s.hidden * (4 + 2 * self.width)
+        in_pieces = 2 * LOGITS_AT_ONCE * self.width + 4 * s.vocabulary * s.hidden
         return min(in_pieces, 5 * 4 * tokens * s.vocabulary)
 
     def update_peak(self, tokens: int, level: Recompute, offload: bool) -> tuple[int, int]:

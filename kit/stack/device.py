@@ -24,10 +24,24 @@ class DeviceMemory:
     """Bytes that this process may take; more is an error, not a swap."""
 
     def __post_init__(self) -> None:
+        if self.device.type == "cuda":
+            _growing_segments(True)
         if self.device.type == "cuda" and self.limit is not None:
             total = torch.cuda.get_device_properties(self.device).total_memory
             share = max(min(self.limit / total, 1.0), 0.01)
             torch.cuda.set_per_process_memory_fraction(share, self.device)
+
+    @contextmanager
+    def whole_blocks(self) -> Iterator[None]:
+        """For memory that another process will open: CUDA IPC takes no growing segments."""
+        if self.device.type != "cuda":
+            yield
+            return
+        _growing_segments(False)
+        try:
+            yield
+        finally:
+            _growing_segments(True)
 
     def settle(self) -> None:
         """Give back what is held but not used, and forget the peak so far."""
@@ -48,6 +62,11 @@ class DeviceMemory:
         torch.cuda.reset_peak_memory_stats(self.device)
         used = total - free
         return {"used": used, "peak": used - held + most, "allocated": allocated}
+
+
+def _growing_segments(wanted: bool) -> None:
+    """Segments that grow leave no gaps between micro-batches of different sizes."""
+    torch._C._accelerator_setAllocatorSettings(f"expandable_segments:{wanted}")
 
 
 @contextmanager

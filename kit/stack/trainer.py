@@ -296,7 +296,8 @@ class Trainer(OptimizerSteps):
                 for entry in as_saved(name, self.handed_over.as_engine_has(name, whole(value)))
             )
             if self.settings.rank == 0:
-                return self.outbox.fill(named, bucket)
+                with self.memory.whole_blocks():
+                    return self.outbox.fill(named, bucket)
             for _name in named:  # gathering takes all ranks
                 pass
         return None
