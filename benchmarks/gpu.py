@@ -49,11 +49,11 @@ PARTS = (
     Part("sleep", "syncs, sleeping, waking", 5, session.sync_and_sleep, session.host),
     Part("memory", "peaks beside the plan", 0, session.memory, session.host),
     Part("raw_engine", "SGLang alone", 60, engine.measure),
+    Part("small_card", "steps on a small card", 100, cards.small_card, cards.small_host),
+    Part("out_of_memory", "memory run out on purpose", 10, cards.out_of_memory, cards.small_host),
     Part("training", "the trainer alone", 50, training.measure),
-    Part("trl", "TRL's iteration", 90, trl.measure),
+    Part("trl", "TRL's iteration", 80, trl.measure),
     Part("learning", "the embedded model learns", 40, cards.learning),
-    Part("out_of_memory", "a warm start; memory run out on purpose", 60, cards.out_of_memory),
-    Part("small_card", "steps on a small card", 60, cards.small_card),
 )
 """In the order of their turns."""
 PACKAGES = ("torch", "sglang", "transformers", "ray", "trl")

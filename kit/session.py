@@ -135,6 +135,7 @@ class RLSession(Lifecycle):
         Raises:
             SessionError: dynamic sampling found no group whose rewards differ.
         """
+        _ = self._running
         self.last_rollout = collecting.collect(self, self._reward if reward is None else reward)
         return self.last_rollout
 

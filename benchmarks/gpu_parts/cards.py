@@ -3,40 +3,56 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from benchmarks.gpu_parts.card import device_memory
 from benchmarks.gpu_parts.children import Report
-from benchmarks.gpu_parts.session import check_lengths
+from benchmarks.gpu_parts.session import phases_of
 from benchmarks.gpu_parts.workload import Workload, reward
 from kit import RLSession, SessionConfig
 from kit.errors import KitError
 from kit.samples import Rollout
 
 
-def small_card(_: None, work: Workload, report: Report) -> None:
-    """Steps within `memory.device_gib`: seconds of each, and the device's memory after each."""
+@contextmanager
+def small_host(work: Workload, report: Report) -> Iterator[RLSession]:
+    """A running session within `memory.device_gib`."""
     config = work.config(
         memory={"device_gib": work.small_card_gib},
         rollout={"max_response_len": work.small_card_response},
-    )
+    ).replace("training.rollout_batch_size", work.small_card_prompts)
+    report.say("starting a session on a small card")
+    session = RLSession.start(config, data=work.rows(), reward=reward)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def small_card(session: RLSession, work: Workload, report: Report) -> None:
+    """Steps within `memory.device_gib`: seconds of each, and the device's memory after each."""
     report.put("gib", work.small_card_gib)
+    report.put("samples", session.config.rollout_size)
+    report.put("start_seconds", session.start_seconds)
+    report.put("plan", str(session.memory_plan()))
+    report.say(f"started in {session.start_seconds:.1f} s")
     seconds: list[float] = []
     taken: list[int | None] = []
-    with RLSession.start(config, data=work.rows(), reward=reward) as session:
-        report.put("start_seconds", session.start_seconds)
-        report.say(f"started in {session.start_seconds:.1f} s")
-        for number in range(1, 1 + work.small_card_steps):
-            begin = time.perf_counter()
-            session.step()
-            seconds.append(time.perf_counter() - begin)
-            taken.append(device_memory())
-            report.put("steps", seconds)
-            report.put("device_memory", taken)
-            report.say(f"step {number}: {seconds[-1]:.2f} s, device memory {taken[-1]}")
-            if report.left() < 1.5 * seconds[-1]:
-                report.say("no time for more")
-                break
+    for number in range(1, 1 + work.small_card_steps):
+        begin = time.perf_counter()
+        metrics = session.step().metrics
+        seconds.append(time.perf_counter() - begin)
+        taken.append(device_memory())
+        report.put("steps", seconds)
+        report.put("device_memory", taken)
+        report.put("last", {k: v for k, v in metrics.items() if k.startswith("perf/")})
+        report.say(f"step {number}: {seconds[-1]:.2f} s, device memory {taken[-1]}")
+        report.put("phases", phases_of(session))
+        if report.left() < 1.5 * seconds[-1]:
+            report.say("no time for more")
+            break
 
 
 def learning(_: None, work: Workload, report: Report) -> None:
@@ -53,24 +69,18 @@ def learning(_: None, work: Workload, report: Report) -> None:
         report.say(f"{len(trained.steps)} steps in {trained.seconds:.1f} s")
 
 
-def out_of_memory(_: None, work: Workload, report: Report) -> None:
-    """An update that cannot fit, what the error says, and an update that can.
-
-    The session is the second of this run: its start is a warm one.
-    """
-    with RLSession.start(work.config(), data=work.rows(), reward=reward) as session:
-        report.put("warm_seconds", session.start_seconds)
-        report.say(f"started in {session.start_seconds:.1f} s")
-        check_lengths(session, work)
-        rollout = session.score(session.generate())
-        begin = time.perf_counter()
-        try:
-            session.update(session.advantages(_too_long(rollout, work.too_long)))
-            report.put("error", "")
-        except KitError as error:
-            report.put("error", f"{type(error).__name__}: {error}")
-        report.say(f"the update that is too large: {time.perf_counter() - begin:.1f} s")
-        report.put("applied_after", session.update(session.advantages(rollout)).applied)
+def out_of_memory(session: RLSession, work: Workload, report: Report) -> None:
+    """An update that cannot fit, what the error says, and an update that can."""
+    rollout = session.score(session.generate())
+    begin = time.perf_counter()
+    try:
+        session.update(session.advantages(_too_long(rollout, work.too_long)))
+        report.put("error", "")
+    except KitError as error:
+        report.put("error", f"{type(error).__name__}: {error}")
+        report.say(str(error))
+    report.say(f"the update that is too large: {time.perf_counter() - begin:.1f} s")
+    report.put("applied_after", session.update(session.advantages(rollout)).applied)
 
 
 def _too_long(rollout: Rollout, tokens: int) -> Rollout:

@@ -312,36 +312,33 @@ class _Table:
             )  # fmt: skip
 
     def memory(self) -> Iterator[Row]:
-        for name, total, measured in self.results.get("memory", "phases") or []:
+        yield from self._phases("memory", "Memory")
+
+    def _phases(self, part: str, section: str) -> Iterator[Row]:
+        """What the memory plan said beside what was seen."""
+        for name, total, measured in self.results.get(part, "phases") or []:
             if not measured:
                 continue
             off = 100 * abs(total - measured) / measured
             note = f"the plan says {total / GIB:.3g} GiB"
-            yield row("Memory", f"peak in {name}", measured / GIB, "GiB", lower=True, note=note)
-            yield row("Memory", f"the plan is off in {name} by", off, "%", lower=True, most=10)
+            yield row(section, f"peak in {name}", measured / GIB, "GiB", lower=True, note=note)
+            yield row(section, f"the plan is off in {name} by", off, "%", lower=True, most=10)
 
     def start(self) -> Iterator[Row]:
-        cold, warm = (
-            self.results.median("start", "cold_seconds"),
-            self.results.median("out_of_memory", "warm_seconds"),
-        )
+        cold = self.results.median("start", "cold_seconds")
         alone = self.results.median("raw_engine", "start_seconds")
         if alone:
             yield row("Starting", "SGLang alone", alone, "s", lower=True)
         if cold:
             yield row("Starting", "session, first of the run", cold, "s", lower=True)
-        if warm:
-            yield row(
-                "Starting", "session, later in the run", warm, "s", lower=True,
-                reference=alone, against="SGLang alone",
-            )  # fmt: skip
 
     def small_card(self) -> Iterator[Row]:
         steps, taken = (self.results.get("small_card", name) for name in ("steps", "device_memory"))
         if not steps:
             return
         section = f"A card of {self.results.get('small_card', 'gib'):g} GiB"
-        yield row(section, "steps without running out", float(len(steps)), "steps")
+        name = f"steps of {self.results.get('small_card', 'samples')} samples without running out"
+        yield row(section, name, float(len(steps)), "steps")
         if len(steps) > 1:
             yield row(section, "a step", statistics.median(steps[1:]), "s", lower=True)
         if len(steps) > 2 and taken and taken[-1] and taken[1]:
@@ -349,6 +346,7 @@ class _Table:
             yield row(section, "device memory, most", max(taken) / GIB, "GiB", most=most)
             grown = (taken[-1] - taken[1]) / GIB
             yield row(section, "growth after the second step", grown, "GiB", lower=True)
+        yield from self._phases("small_card", section)
 
     def learning(self) -> Iterator[Row]:
         get = self.results.get

@@ -60,6 +60,7 @@ class Workload:
     """Tokens, in the order of their turns."""
     small_card_gib: float = 24.0
     small_card_response: int = 1024
+    small_card_prompts: int = 32
     small_card_steps: int = 20
     learning_steps: int = 40
     too_long: int = 400_000
@@ -88,6 +89,7 @@ class Workload:
             trl_steps=1,
             micro_batches=(256, 128),
             small_card_response=32,
+            small_card_prompts=2,
             small_card_steps=min(small_card_steps, 3),
             learning_steps=3,
             too_long=400,

@@ -186,8 +186,8 @@ def weights(
         return active_T / constant_length / total_samples
     if how != "sample_mean":
         raise ValueError(f"reduction {how!r} is none of sample_mean, token_mean, constant")
-    samples = int(sample_T.max()) + 1 if sample_T.numel() else 0
-    count_N = torch.zeros(samples, dtype=torch.float64, device=mask_T.device)
+    # There are no more samples than tokens; asking how many would wait for the device.
+    count_N = torch.zeros(len(sample_T), dtype=torch.float64, device=mask_T.device)
     count_N.index_add_(0, sample_T, active_T)
     return active_T / count_N.clamp(min=1)[sample_T] / total_samples
 

@@ -330,7 +330,7 @@ def _fit_engine(sizes: _Sizes, card: Card, limit: int, longest: int, update: _Up
     return MemoryPlan(
         card=card,
         limit=limit,
-        phases=_phases(sizes, update, kv, kv_sleeps, weights_sleep, trainer_sleeps),
+        phases=_phases(sizes, update, kv, kv_sleeps, weights_sleep, trainer_sleeps, usable),
         kv_tokens=tokens,
         rollout_tokens=config.samples_at_once * longest,
         sample_tokens=longest,
@@ -351,16 +351,23 @@ def _phases(
     kv_sleeps: bool,
     weights_sleep: bool,
     trainer_sleeps: bool,
+    usable: int,
 ) -> tuple[Phase, ...]:
     gpu, weights = sizes.gpu, sizes.engine_weights
     context = CONTEXT if gpu else 0
     graphs = GRAPHS if gpu else 0
     resident = sizes.resident(update.offload)
     working, rest = sizes.update_peak(update.tokens, update.level, update.offload)
+    # Memory that the update took is given back only where the engine needs the room.
+    kept = working + rest if gpu else 0
     asleep = ASLEEP if kv_sleeps else graphs
     engine = ("engine: process", context)
     trainer = ("trainer: process", context)
     held = 0 if weights_sleep else weights
+    buckets = sizes.buckets() if gpu else weights
+    # The buckets are taken from what is kept where the rest of the device is taken.
+    others = 2 * context + weights + (0 if kv_sleeps else kv) + asleep + resident + buckets
+    left = max(usable - others, 0)
     return (
         Phase(
             "generate",
@@ -371,6 +378,7 @@ def _phases(
                 ("engine: graphs, workspace", graphs),
                 trainer,
                 ("trainer: weights, optimizer", 0 if trainer_sleeps else resident),
+                ("trainer: kept for the next update", 0 if kv_sleeps else kept),
             ),
         ),
         Phase(
@@ -395,7 +403,8 @@ def _phases(
                 ("engine: graphs, workspace", asleep),
                 trainer,
                 ("trainer: weights, optimizer", resident),
-                ("trainer: buckets of weights", sizes.buckets() if gpu else weights),
+                ("trainer: kept for the next update", 0 if weights_sleep else min(kept, left)),
+                ("trainer: buckets of weights", buckets),
             ),
         ),
     )

@@ -8,12 +8,13 @@ Tensors here have Transformers' shapes: (1, heads, T, head size).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kit.model.packing import Packed
+from kit.model.packing import Packed, to_device
 from kit.model.rows import put_rows, repeat_rows, sums_of, take_rows
 
 NAME = "kit_packed"
@@ -50,14 +51,18 @@ class Lengths:
     ends: torch.Tensor
     """Cumulative lengths with a leading 0, int32: what variable-length kernels take."""
     places: torch.Tensor
-    """Place of each token in the flattened padded batch."""
+    """Place of each token in the flattened padded batch; empty where nothing is padded."""
 
 
 def layout(packed: Packed, device: torch.device) -> Layout:
     """Work out the layout of packed samples."""
-    if packed.seen_rows is None or device.type == "cuda":
+    if device.type == "cuda":
         return gathered(packed, device)
-    own, seen = (_lengths(x, device) for x in (packed.own_lengths, packed.seen_lengths))
+    own = _lengths(packed.own_lengths, device)
+    if packed.seen_rows is None:
+        limits = torch.tensor([own.longest, own.longest])
+        return Layout(len(packed.own_lengths), own, own, None, None, limits, None, None)
+    seen = _lengths(packed.seen_lengths, device)
     count, rows = len(packed.own_lengths), packed.seen_rows
     padded = put_rows(rows, seen.places, count * seen.longest)  # padding: any row
     own_S, seen_S = (
@@ -71,24 +76,27 @@ def layout(packed: Packed, device: torch.device) -> Layout:
 
 def gathered(packed: Packed, device: torch.device) -> Layout:
     """The layout for attention that takes sequences of any lengths, without padding."""
-    own, count = _lengths(packed.own_lengths, device), len(packed.own_lengths)
+    own, count = _ends(packed.own_lengths, device), len(packed.own_lengths)
     if packed.seen_rows is None:
         limits = torch.tensor([own.longest, own.longest])
         return Layout(count, own, own, None, None, limits, None, None)
-    seen = _lengths(packed.seen_lengths, device)
+    seen = _ends(packed.seen_lengths, device)
     limits = torch.tensor([own.longest, seen.longest])
     sums = sums_of(packed.seen_rows, len(packed.tokens_T))
     return Layout(count, own, seen, packed.seen_rows, None, limits, *sums)
 
 
+def _ends(lengths: tuple[int, ...], device: torch.device) -> Lengths:
+    ends = torch.tensor((0, *accumulate(lengths)), dtype=torch.int32)
+    return Lengths(max(lengths), to_device(ends, device), torch.empty(0, dtype=torch.long))
+
+
 def _lengths(lengths: tuple[int, ...], device: torch.device) -> Lengths:
+    found, longest = _ends(lengths, device), max(lengths)
     length_S = torch.tensor(lengths, device=device)
-    end_S = length_S.cumsum(0)
-    longest = max(lengths)
     sequence_T = torch.repeat_interleave(torch.arange(len(lengths), device=device), length_S)
-    within_T = torch.arange(len(sequence_T), device=device) - (end_S - length_S)[sequence_T]
-    ends = torch.nn.functional.pad(end_S, (1, 0)).to(torch.int32)
-    return Lengths(longest, ends, sequence_T * longest + within_T)
+    within_T = torch.arange(len(sequence_T), device=device) - found.ends[:-1][sequence_T]
+    return Lengths(longest, found.ends, sequence_T * longest + within_T)
 
 
 def attend(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -46,14 +47,17 @@ class Packed:
         """The same on another device."""
         names = ("tokens_T", "position_T", "seen_rows", "predictor_R", "target_R", "sample_R")
         tensors = {name: getattr(self, name) for name in names}
-        return replace(
-            self,
-            **{
-                name: x.to(device, non_blocking=True)
-                for name, x in tensors.items()
-                if x is not None
-            },
-        )
+        moved: dict[str, Any] = {
+            name: to_device(x, device) for name, x in tensors.items() if x is not None
+        }
+        return replace(self, **moved)
+
+
+def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The same on a device, without waiting for what the device is doing."""
+    if device.type != "cuda":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
 
 
 def pack(

@@ -11,7 +11,7 @@ from torch import nn
 
 from kit.algo.schedule import learning_rate
 from kit.errors import StackError
-from kit.model.packing import Packed, pack
+from kit.model.packing import Packed, pack, to_device
 from kit.model.policy import Policy
 from kit.stack.batches import TrainBatch, flat, rank_share, worth_sharing
 from kit.stack.corrections import Corrections
@@ -115,7 +115,9 @@ class OptimizerSteps:
                 "The batch has no values for the critic to learn.",
                 fix="make it with `session.advantages(rollout)` of this session.",
             )
-        old, returns = (flat(x, indices).to(self.device) for x in (batch.values, batch.returns))
+        old, returns = (
+            to_device(flat(x, indices), self.device) for x in (batch.values, batch.returns)
+        )
         weight_R = settings.weights(inputs.mask_R, packed.sample_R)
         return self.critic.backward(
             packed, old, returns, weight_R, self.settings.training.num_trainers
@@ -134,11 +136,11 @@ class OptimizerSteps:
         mask = torch.tensor([m for i in indices for m in batch.loss_masks[i]], dtype=torch.float32)
         rollout = None
         if batch.rollout_log_probs is not None:
-            rollout = flat(batch.rollout_log_probs, indices).to(self.device)
+            rollout = to_device(flat(batch.rollout_log_probs, indices), self.device)
         weight, keep = corrections.of_samples(indices)
         return TokenInputs(
-            advantage_R=batch.flat_advantages(indices).to(self.device),
-            mask_R=(mask if counts else torch.zeros_like(mask)).to(self.device),
+            advantage_R=to_device(batch.flat_advantages(indices), self.device),
+            mask_R=to_device(mask if counts else torch.zeros_like(mask), self.device),
             old_logp_R=torch.cat([old[i] for i in indices]) if old else None,
             ref_logp_R=torch.cat([reference[i] for i in indices]) if reference else None,
             rollout_logp_R=rollout,

@@ -62,6 +62,10 @@ class Parking:
         self._wait()
         self._places.clear()
 
+    def reserve(self, size: int) -> None:
+        """Have so many bytes of host memory ready."""
+        self._room(size)
+
     def _room(self, size: int) -> torch.Tensor:
         if self._host is None or self._host.numel() < size:
             self._host = None  # first, or both would be there for a moment

@@ -45,6 +45,8 @@ class Residency:
         self.for_weights()
         if self.plan.trainer_sleeps:
             self.sleep_trainer()
+        elif set(KV_CACHE) & self.asleep:
+            self._settle_trainer()
         self.wake_engine()
 
     def for_trainer(self) -> None:
@@ -61,6 +63,8 @@ class Residency:
     def for_sync(self) -> None:
         """Before weights travel."""
         self.wake_trainer()
+        if set(WEIGHTS) & self.asleep:
+            self._settle_trainer()
         self.wake_engine(kv_cache=False)
 
     def sleep_engine(self, *, weights: bool = True) -> None:
@@ -78,6 +82,10 @@ class Residency:
             return
         self._get([getattr(engine, what).remote(tags) for engine in self._engines], what)
         self.asleep = self.asleep | set(tags) if what == "sleep" else self.asleep - set(tags)
+
+    def _settle_trainer(self) -> None:
+        """Have it give back what its last update took."""
+        self._get([trainer.settle.remote() for trainer in self._trainers], "settle")
 
     def sleep_trainer(self) -> None:
         """Move the trainer's weights and optimizer to host memory."""

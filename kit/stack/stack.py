@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kit.config import SessionConfig
 from kit.errors import KitError, StackError
 from kit.memory import MemoryPlan
+from kit.memory.plan import PhaseName
 from kit.model.source import ModelSource
 from kit.stack.buckets import SLOTS
 from kit.stack.cluster import Cluster
@@ -72,8 +73,8 @@ class Stack:
     ) -> None:
         """Start the head process; returns at once."""
         self.config, self.model, self.device, self.plan = config, model, device, plan
-        self.measured: dict[str, int] = {}
-        """Most bytes that were seen on the device, by phase of the plan; empty on a CPU."""
+        self._measured: dict[str, int] = {}
+        self._looks: list[tuple[PhaseName, Any]] = []
         self.trainer_version = self.engine_version = 0
         """How many updates made the weights that either side has."""
         self.max_response_len = max_response_len
@@ -195,6 +196,7 @@ class Stack:
             bucket_bytes=config.engine.update_weight_buffer_size
             if self.device == "cuda"
             else 1 << 62,
+            sleeps=self.plan.trainer_sleeps,
             memory_limit=self.plan.trainer_limit if config.memory.device_gib else None,
         )
 
@@ -321,11 +323,20 @@ class Stack:
         firsts = answers[::a_bucket]
         return sum(tensors for tensors, _ in firsts), sum(size for _, size in firsts)
 
-    def _measure(self, phase: str) -> None:
-        """Note how much of the device was taken."""
+    def _measure(self, phase: PhaseName) -> None:
+        """Have somebody look how much of the device is taken; `measured` asks what was seen."""
         if self.device == "cuda":
-            seen = self._get([self._trainers[0].device_memory.remote()], phase)[0]
-            self.measured[phase] = max(self.measured.get(phase, 0), seen["peak"])
+            self._looks.append((phase, self._trainers[0].device_memory.remote()))
+            if len(self._looks) > 100:
+                _ = self.measured
+
+    @property
+    def measured(self) -> dict[str, int]:
+        """Most bytes that were seen on the device, by phase of the plan; empty on a CPU."""
+        looks, self._looks = self._looks, []
+        for (phase, _), seen in zip(looks, self._get([x for _, x in looks], "look"), strict=True):
+            self._measured[phase] = max(self._measured.get(phase, 0), seen["peak"])
+        return dict(self._measured)
 
     def save(self, directory: str) -> None:
         """Have the trainers write weights and optimizer into a directory."""

@@ -62,6 +62,8 @@ class TrainerSettings:
     """Of a micro-batch."""
     bucket_bytes: int = 1 << 62
     """Of weights on their way to the engine."""
+    sleeps: bool = False
+    """Will it leave the device while the engine generates?"""
     memory_limit: int | None = None
     """Bytes that the process may take of a GPU; None all there is."""
 
@@ -121,6 +123,9 @@ class Trainer(OptimizerSteps):
             self.critic = making.critic(making.loaded(), self.device, self.mesh)
         self.outbox = Outbox(self.device, making.dtype)
         self.parking = Parking(self.device)
+        if self.settings.sleeps:
+            # The optimizer's two moments come with its first step; locking memory takes seconds.
+            self.parking.reserve(3 * sum(p.numel() * p.element_size() for p in self._resident()))
         if self.settings.compile:
             stages.report("trainer", "compiling layers (kept for the next start)")
             warm_up.run(self)
@@ -153,6 +158,11 @@ class Trainer(OptimizerSteps):
     def wake(self) -> None:
         """Bring everything back to the device."""
         self.parking.give_back()
+
+    def settle(self) -> None:
+        """Give back device memory that is held for the next update only."""
+        self.outbox.empty()
+        self.memory.settle()
 
     def _resident(self) -> Iterator[torch.Tensor]:
         """Every tensor that stays between updates."""
