@@ -168,9 +168,12 @@ class _Sizes:
         return own // (1 if self.gpu else training.num_trainers)
 
     def working(self, offload: bool) -> int:
-        """Trainer in an update, beside activations: gradients and weights in their width."""
+        """Trainer in an update, beside activations: gradients, and weights in their width.
+
+        FSDP gathers weights in memory of its own, from which they are copied: three times theirs.
+        """
         p = self.shape.parameters
-        return (0 if offload else 4 * p) + self.width * p
+        return (0 if offload else 4 * p) + (3 if self.gpu else 1) * self.width * p
 
     def gradients_handed_in(self) -> int:
         """At the end of a backward pass: gradients as computed, and in float32, twice."""
@@ -326,7 +329,8 @@ def _fit_engine(sizes: _Sizes, card: Card, limit: int, longest: int, update: _Up
         )
     kv = tokens * token
     kv_sleeps = sizes.sleeps and (forced == "always" or awake + kv > spare)
-    weights_sleep = kv_sleeps and (forced == "always" or awake > spare)
+    kept_awake = sizes.engine_weights + CONTEXT + ASLEEP
+    weights_sleep = kv_sleeps and (forced == "always" or kept_awake > spare)
     return MemoryPlan(
         card=card,
         limit=limit,

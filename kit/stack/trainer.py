@@ -153,6 +153,7 @@ class Trainer(OptimizerSteps):
         self._forget_gradients()
         self.outbox.empty()
         self.parking.take(self._resident())
+        self.memory.settle()  # what was there before is no peak of what comes next
         return self.parking.taken
 
     def wake(self) -> None:
