@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from kit.config_training import COMPARES_A_GROUP, TrainingConfig
@@ -134,10 +135,16 @@ def _batch(
     return_T: torch.Tensor | None = None,
 ) -> Batch:
     lengths = [s.response_length for s in samples]
-    by_token = [part.tolist() for part in advantage_T.split(lengths)]
+    by_token: list[list[float]] = []
+    if alike:  # then one token tells, and a rollout of a GPU has a hundred thousand
+        firsts = advantage_T[[0, *accumulate(lengths[:-1])]].tolist()
+        means = [value * any(s.mask) for value, s in zip(firsts, samples, strict=True)]
+    else:
+        by_token = [part.tolist() for part in advantage_T.split(lengths)]
+        means = [trained_mean(row, s.mask) for row, s in zip(by_token, samples, strict=True)]
     return Batch(
         samples,
-        tuple(trained_mean(row, s.mask) for row, s in zip(by_token, samples, strict=True)),
+        tuple(means),
         step,
         left_out,
         token_advantages=None if alike else tuple(map(tuple, by_token)),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import torch
@@ -193,7 +194,10 @@ class Trainer(OptimizerSteps):
                 fix="set training.kl_loss_coef or training.kl_coef above 0.",
             )
         rows = self._all_log_probs(tokens, response_lengths, [model])[0]
-        return [row.tolist() for row in rows]
+        # Brought over at once: each of some hundred rows would wait for the device.
+        values = torch.cat(rows).tolist()
+        ends = [0, *accumulate(response_lengths)]
+        return [values[a:b] for a, b in pairwise(ends)]
 
     def values(self, tokens: list[list[int]], response_lengths: list[int]) -> list[list[float]]:
         """What the critic expects before each response token."""
