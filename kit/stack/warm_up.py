@@ -23,6 +23,9 @@ def run(trainer: Trainer) -> None:
         packed = pack(tokens, lengths, share=share).to(trainer.device)
         without_gradient(policy, packed, heat)
         logp_R, entropy_R = policy(packed, heat)
-        (logp_R.mean() + 0.0 * entropy_R.mean()).backward()
+        loss = logp_R.mean()
+        if trainer.settings.training.entropy_coef:  # the gradient of logits is compiled for it
+            loss = loss + 0.0 * entropy_R.mean()
+        loss.backward()
     for parameter in policy.parameters():
         parameter.grad = None
