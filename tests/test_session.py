@@ -115,6 +115,24 @@ def test_an_engine_that_let_go_of_its_weights_wakes_with_the_present_ones(
     assert session.engine_version == 1
 
 
+def test_a_sync_waits_for_what_is_being_written(session: RLSession) -> None:
+    stack, written = session._running, []
+    prompts = [[5, 40, 41, 2]] * 600
+    sampling = SamplingSettings(temperature=1.0, max_new_tokens=60)
+
+    def generate() -> None:
+        for part in stack.generate(prompts, sampling, list(range(len(prompts)))):
+            written.extend(part)
+
+    thread = threading.Thread(target=generate)
+    thread.start()
+    session.sync(verify=True)
+    session.sync()
+    thread.join()
+    assert len(written) == len(prompts)
+    assert {answer.finish for _, answer in written} <= {"stop", "length"}
+
+
 def test_a_sync_forgets_the_prefixes_that_old_weights_cached(session: RLSession) -> None:
     prompt = ["58+67="]
     session.generate(prompt, n_samples_per_prompt=8)

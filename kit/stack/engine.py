@@ -62,6 +62,8 @@ class Generation:
     weight_version: int
 
 
+PATIENCE = 600.0
+"""Seconds that new weights wait for responses that are being written."""
 MOST_GRAPHS = 256
 """Largest batch whose decoding is captured as a graph; beyond it launching costs little."""
 
@@ -183,7 +185,9 @@ class Engine:
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
         self.weight_version = 0
-        self._paused = False
+        self._open = asyncio.Event()
+        self._open.set()
+        """Cleared while weights are taken: calls that come in then wait."""
         self._sglang: Any = None
         self._inbox = Inbox()
 
@@ -240,6 +244,7 @@ class Engine:
             budgets: the most new tokens of each prompt, where they differ; None takes
                 `sampling.max_new_tokens` for all.
         """
+        await self._open.wait()
         outputs = await self._sglang.async_generate(
             **_request(prompts, sampling, seeds, budgets or [sampling.max_new_tokens] * len(seeds))
         )
@@ -252,6 +257,7 @@ class Engine:
 
         SGLang gets the prompts as from `generate`, all at once, so that it works as it does there.
         """
+        await self._open.wait()
         begin = time.perf_counter()
         request = _request(prompts, sampling, seeds, [sampling.max_new_tokens] * len(seeds))
         finished: list[tuple[int, Generation]] = []
@@ -298,6 +304,7 @@ class Engine:
         experts: bool = False,
     ) -> list[Rescored]:
         """Log-probs of responses that are there already, at temperature 1; see `engine_probes`."""
+        await self._open.wait()
         return await engine_probes.rescore(
             self._sglang, tokens, response_lengths, cached=cached, experts=experts
         )
@@ -350,22 +357,30 @@ class Engine:
         return len(handle.entries), handle.size
 
     async def pause(self) -> None:
-        """Generate nothing until `go_on`; requests wait."""
-        from sglang.srt.managers.io_struct import PauseGenerationReqInput
+        """Begin nothing new until `go_on`, and wait for what is being written to end.
 
-        if not self._paused:
-            self._paused = True
-            await self._sglang.tokenizer_manager.pause_generation(
-                PauseGenerationReqInput(mode="in_place")
-            )
+        SGLang could hold it instead; but then one response would be of two models, and SGLang takes
+        tens of milliseconds to hold and to go on.
+
+        Raises:
+            StackError: it did not end.
+        """
+        self._open.clear()
+        running = self._sglang.tokenizer_manager.rid_to_state
+        deadline = time.monotonic() + PATIENCE
+        while running:
+            if time.monotonic() > deadline:
+                self._open.set()
+                raise StackError(
+                    f"The engine is still writing {len(running)} responses, so it cannot take new "
+                    "weights.",
+                    fix="wait for them, or stop them (interrupt the cell that generates).",
+                )
+            await asyncio.sleep(0.005)
 
     async def go_on(self) -> None:
         """End a pause, if there is one."""
-        from sglang.srt.managers.io_struct import ContinueGenerationReqInput
-
-        if self._paused:
-            self._paused = False
-            await self._sglang.tokenizer_manager.continue_generation(ContinueGenerationReqInput())
+        self._open.set()
 
     async def sleep(self, tags: list[str]) -> None:
         """Free device memory: `kv_cache`, `cuda_graph`, `weights`. Nothing may be running."""
