@@ -292,8 +292,15 @@ class Engine:
         )
 
     async def abort(self) -> None:
-        """Stop all running requests; each returns what it has."""
-        self._sglang.tokenizer_manager.abort_request(abort_all=True)
+        """Stop all running requests; each returns what it has. Waits until none is left.
+
+        Said once it is not enough: of a large batch, requests reach SGLang after the word.
+        """
+        manager = self._sglang.tokenizer_manager
+        deadline = time.monotonic() + PATIENCE
+        while manager.rid_to_state and time.monotonic() < deadline:
+            manager.abort_request(abort_all=True)
+            await asyncio.sleep(0.02)
 
     async def rescore(
         self,
