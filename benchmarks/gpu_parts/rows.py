@@ -296,9 +296,8 @@ class _Table:
             )  # fmt: skip
         there_and_back = 1 / rates.to_host + 1 / rates.to_device if rates else 0.0
         state = floors.trainer_state_bytes(self.results.shape) * there_and_back
-        weights = self.results.shape.parameters * self.work.width * there_and_back
         for who, unit, scale, most, bound in (
-            ("engine", "ms", MS, 100, weights),
+            ("engine", "ms", MS, 100, 0.0),  # it lets go of its memory, and copies nothing
             ("trainer", "s", 1.0, 1, state),
         ):
             asleep, awake = get("sleep", f"sleep_{who}"), get("sleep", f"wake_{who}")
@@ -307,7 +306,7 @@ class _Table:
             yield row(
                 "Handing over", f"{who} asleep and awake again", (asleep + awake) * scale, unit,
                 lower=True, most=most, bound=bound * scale or None,
-                floor="to pinned host memory and back for what sleeps",
+                floor="the trainer's state to pinned host memory and back",
                 note=f"{asleep * scale:.3g} to sleep, {awake * scale:.3g} to wake",
             )  # fmt: skip
 
