@@ -43,6 +43,7 @@ class Parts:
         self._stack, self._calls, self._get, self._at_once = stack, calls, get, at_once
         self._measure = measure
         self._begin = time.perf_counter()
+        self._stopped = False
         self._fetched: tuple[Any, Any] | None = None
         """The part that is being handed over, so that an interrupt cannot lose it."""
         self.seconds = 0.0
@@ -61,6 +62,7 @@ class Parts:
 
     def _parts(self) -> Iterator[list[tuple[int, Generation]]]:
         if self._at_once:
+            self._until_stopped(len(self._calls))
             answers = self._get(list(self._calls))
             self.seconds = self.seconds or time.perf_counter() - self._begin
             yield [
@@ -88,6 +90,7 @@ class Parts:
         """A call that has a part to hand over, or is at its end."""
         import ray
 
+        self._until_stopped(1)
         limit = self._stack.config.engine.call_timeout
         ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=limit)
         if not ready:
@@ -100,7 +103,18 @@ class Parts:
 
     def stop(self) -> None:
         """Abort what is not finished: the parts to come have the tokens that there are."""
+        self._stopped = True
         self._stack.abort()
+
+    def _until_stopped(self, least: int) -> None:
+        """Say again to stop, if that was said: a large call may reach its engine after the word."""
+        import ray
+
+        while self._stopped:
+            ready, _ = ray.wait(list(self._calls), num_returns=least, timeout=AGAIN)
+            if len(ready) >= least:
+                return
+            self._stack.abort()
 
 
 class Underway:
