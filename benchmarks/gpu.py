@@ -51,9 +51,9 @@ PARTS = (
     Part("raw_engine", "SGLang alone", 60, engine.measure),
     Part("small_card", "steps on a small card", 100, cards.small_card, cards.small_host),
     Part("out_of_memory", "memory run out on purpose", 10, cards.out_of_memory, cards.small_host),
-    Part("training", "the trainer alone", 50, training.measure),
     Part("trl", "TRL's iteration", 80, trl.measure),
-    Part("learning", "the embedded model learns", 40, cards.learning),
+    Part("learning", "the embedded model learns", 45, cards.learning),
+    Part("training", "the trainer alone", 40, training.measure),
 )
 """In the order of their turns."""
 PACKAGES = ("torch", "sglang", "transformers", "ray", "trl")

@@ -40,10 +40,10 @@ class ModelConfig(Section):
     are kept in float32 by the trainer in any case."""
     context_length: Positive | None = None
     """Longest prompt plus response, in tokens; None takes the model's own limit."""
-    gradient_checkpointing: bool | Literal["selective"] | None = None
+    gradient_checkpointing: bool | Literal["selective", "alternating"] | None = None
     """Recompute in the backward pass instead of keeping: true all of each layer (least memory, a
-    third more time), `selective` its feed-forward part, false nothing; None lets the memory plan
-    choose."""
+    third more time), `selective` its feed-forward part, `alternating` the one in every other layer
+    and the other in those between, false nothing; None lets the memory plan choose."""
     compile: bool | None = None
     """Compile the trainer's layers with torch.compile; None does so on a GPU for models of 100 M
     parameters and more. The first start takes half a minute longer; later ones find it on disk."""

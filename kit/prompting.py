@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from kit.config import SessionConfig
 from kit.data import load_prompts
 from kit.data.buffer import Group
@@ -223,7 +225,10 @@ class Prompting:
             status = Status.TRUNCATED
         return replace(
             longer,
-            response=self.tokenizer.decode(longer.response_tokens, skip_special_tokens=True),
+            # An array: each number of a list would be looked at, one by one, in Python.
+            response=self.tokenizer.decode(
+                np.asarray(longer.response_tokens, dtype=np.int64), skip_special_tokens=True
+            ),
             status=status,
             # Ids alone cannot be shown, and a sample has no tokenizer.
             metadata={**sample.metadata, "token_texts": [*before, *texts[:kept]]},

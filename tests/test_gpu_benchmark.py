@@ -162,12 +162,11 @@ EVERYTHING: dict[str, dict[str, Any]] = {
     },
     "training": {
         "log_probs": [0.6],
-        "selective_16384": {"seconds": [1.5, 1.6], "peak": 18 << 30},
+        "alternating_16384": {"seconds": [1.5, 1.6], "peak": 18 << 30},
         "none_32768": {"error": "does not fit"},
     },
     "trl": {"iterations": [[30.0, 20.0], [32.0, 22.0]]},
     "learning": {
-        "dtype": "bfloat16",
         "before": 0.1,
         "after": 0.9,
         "rewards": [0.1, 0.9],

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from benchmarks.gpu_parts.card import device_memory
 from benchmarks.gpu_parts.children import Report
 from benchmarks.gpu_parts.session import phases_of
 from benchmarks.gpu_parts.workload import Workload, reward
-from kit import RLSession, SessionConfig
+from kit import RLSession
 from kit.errors import KitError
+from kit.runs.outcome import read_rows
+from kit.runs.record import METRICS
 from kit.samples import Rollout
+from kit.tiny import tasks
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "10_qwen3_gsm8k.ipynb"
 
 
 @contextmanager
@@ -56,17 +64,46 @@ def small_card(session: RLSession, work: Workload, report: Report) -> None:
 
 
 def learning(_: None, work: Workload, report: Report) -> None:
-    """The embedded model: held-out accuracy before and after, and how far the log-probs part."""
-    config = SessionConfig.preset("tiny").replace("device", work.device)
-    with RLSession.start(config) as session:
-        report.put("dtype", str(session._running.dtype))
-        report.put("before", session.evaluate().accuracy)
-        trained = session.train(work.learning_steps, show=False)
-        report.put("train_seconds", trained.seconds)
-        report.put("after", session.evaluate().accuracy)
-        report.put("rewards", trained.curve("rollout/raw_reward"))
-        report.put("differences", trained.curve("train/train_rollout_logprob_abs_diff"))
-        report.say(f"{len(trained.steps)} steps in {trained.seconds:.1f} s")
+    """The notebook for GSM8K, run as a batch run, with the embedded model and sums in GSM8K's form:
+    held-out accuracy before and after, and how far the log-probs part at each step.
+    """
+    from kit.runs import run_notebook
+
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
+        values = {
+            "model": "tiny",
+            "data": _sums(folder / "train.jsonl", "train"),
+            "eval_data": _sums(folder / "held_out.jsonl", "held_out"),
+            "system_prompt": "",
+            "device": work.device,
+            "steps": work.learning_steps,
+            "prompts": 16,
+            "response_tokens": 8,
+            "learning_rate": 1e-4,
+            "save": False,
+        }
+        report.put("parameters", values | {"data": "sums", "eval_data": "sums"})
+        run = run_notebook(NOTEBOOK, values, out_root=folder / "runs")
+        if run.error:
+            raise RuntimeError(run.error.traceback)
+        rows = read_rows(run.folder / METRICS)
+        report.put("seconds", run.seconds)
+        report.put("before", run.headline["accuracy_before"])
+        report.put("after", run.headline["accuracy_after"])
+        report.put("rewards", [row["rollout/raw_reward"] for row in rows])
+        report.put("differences", [row["train/train_rollout_logprob_abs_diff"] for row in rows])
+        report.say(f"{len(rows)} steps, the notebook in {run.seconds:.1f} s")
+
+
+def _sums(file: Path, split: str) -> str:
+    """The embedded model's additions, as rows like those of GSM8K."""
+    rows = (
+        {"question": row["prompt"], "answer": f"It is {row['label']}.\n#### {row['label']}"}
+        for row in tasks.rows("addition", split)
+    )
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(file)
 
 
 def out_of_memory(session: RLSession, work: Workload, report: Report) -> None:

@@ -14,8 +14,8 @@ from benchmarks.gpu_parts.children import Report
 from benchmarks.gpu_parts.workload import Workload
 from kit.errors import StackError
 
-Level = Literal["none", "selective", "full"]
-LEVELS: tuple[Level, ...] = ("selective", "full", "none")
+Level = Literal["none", "selective", "alternating", "full"]
+LEVELS: tuple[Level, ...] = ("alternating", "selective", "none")
 """In the order of their turns; the last one at every size of micro-batches."""
 LONGEST = 110.0
 """Seconds after which no further level begins: other parts have to fit in as well."""

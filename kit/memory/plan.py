@@ -42,9 +42,9 @@ LOGITS_AT_ONCE = 1 << 28
 COMPILED_FROM = 100_000_000
 """Parameters from which compiling the layers pays for the half minute that it takes once."""
 
-Recompute = Literal["none", "selective", "full"]
+Recompute = Literal["none", "selective", "alternating", "full"]
 PhaseName = Literal["generate", "update", "sync"]
-LEVELS: tuple[Recompute, ...] = ("none", "selective", "full")
+LEVELS: tuple[Recompute, ...] = ("none", "selective", "alternating", "full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,12 @@ class _Sizes:
         # Compiled code keeps queries and keys before and after their norm and rotation, and the
         # product in the feed-forward part beside its two factors.
         attention = 2 * s.hidden + 3 * queries + 3 * keys
-        kept = {"none": attention + 3 * s.intermediate, "selective": attention, "full": s.hidden}
+        kept = {
+            "none": attention + 3 * s.intermediate,
+            "selective": attention,
+            "alternating": (attention + s.hidden) / 2,
+            "full": s.hidden,
+        }
         layer = attention + 5 * s.intermediate
         eager = 1.0 if self.compiled else 2.3
         return int(eager * tokens * width * (s.layers * kept[level] + layer))
@@ -264,8 +269,9 @@ class _Update:
 def _ways(config: SessionConfig, longest: int, gpu: bool) -> Iterator[tuple[bool, Recompute, int]]:
     """(offload, recompute, micro-batch tokens) that the settings allow, fastest first."""
     chosen = config.model.gradient_checkpointing
-    names: dict[object, Recompute] = {False: "none", True: "full", "selective": "selective"}
-    levels = LEVELS if chosen is None else (names[chosen],)
+    levels: tuple[Recompute, ...] = LEVELS
+    if chosen is not None:
+        levels = (("full" if chosen else "none") if isinstance(chosen, bool) else chosen,)
     tokens = config.training.max_tokens_per_gpu
     sizes = [MICRO_BATCH, MICRO_BATCH // 2] if tokens is None else [tokens]
     small = [t for t in (4096, 2048, 1024) if t > longest] if tokens is None else []

@@ -10,7 +10,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-Recompute = Literal["none", "selective", "full"]
+Recompute = Literal["none", "selective", "alternating", "full"]
+VARIANTS = 64
+"""So many compiled versions of a layer are kept: with and without gradient, with shared rows and
+without, for few rows and many, and for each way to recompute."""
 
 
 def recompute(model: nn.Module, layers: Iterable[nn.Module], level: Recompute) -> None:
@@ -19,16 +22,19 @@ def recompute(model: nn.Module, layers: Iterable[nn.Module], level: Recompute) -
     Args:
         model: a Transformers model.
         layers: its layers.
-        level: `selective` the feed-forward part of each layer, which keeps most for its price;
-            `full` each layer whole, of which only the input is kept.
+        level: `selective` the feed-forward part of each layer, which saves most for its price;
+            `full` each layer whole, of which only the input is kept; `alternating` the one for
+            every other layer, and the other for those between.
     """
-    if level == "full":
+    if level in ("alternating", "full"):
         whole: Any = model
         whole.gradient_checkpointing_enable({"use_reentrant": False})
-    elif level == "selective":
-        for layer in layers:
-            part: Any = layer.mlp
-            part.__class__ = _recomputed(part.__class__)
+    if level in ("selective", "alternating"):
+        step = 1 if level == "selective" else 2
+        some: list[Any] = list(layers)[::step]
+        for layer in some:
+            layer.gradient_checkpointing = False
+            layer.mlp.__class__ = _recomputed(layer.mlp.__class__)
 
 
 @cache
@@ -49,5 +55,8 @@ def compile_layers(layers: Iterable[nn.Module]) -> None:
     All layers share one result, made at the first call and kept on disk for later runs. Lengths are
     left open in it, so that no batch needs another one.
     """
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
     for layer in layers:
         layer.forward = torch.compile(layer.forward, dynamic=True, fullgraph=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -83,50 +83,80 @@ def pack(
                 f"response: no token comes before it.",
                 fix="give every prompt at least one token.",
             )
-    row_of: dict[tuple[int, int], int] = {}
-    """Row of a token, by the row of the token before it."""
-    flat: list[int] = []
-    position: list[int] = []
-    own_lengths: list[int] = []
-    seen_lengths: list[int] = []
-    seen: list[int] = []
-    predictor: list[int] = []
-
-    def lay(tokens: Sequence[int]) -> list[int]:
-        """The row of each token; what is not in the row yet is put at its end, as a sequence."""
-        before, rows, row = len(flat), [], -1
-        for place, token in enumerate(tokens):
-            known = row_of.get((row, token)) if share else None
-            if known is None:
-                known = row_of[row, token] = len(flat)
-                flat.append(token)
-                position.append(place)
-            row = known
-            rows.append(row)
-        if len(flat) > before:
-            own_lengths.append(len(flat) - before)
-            seen_lengths.append(len(rows))
-            seen.extend(rows)
-        return rows
-
-    times = Counter(tuple(row[: len(row) - r]) for row, r in _pairs(tokens, response_lengths))
-    for prompt, count in times.items():
-        if share and count > 1:
-            lay(prompt)  # by itself, so that no sample of the group is longer than the others
-    for row, response in _pairs(tokens, response_lengths):
-        rows = lay(row)
-        predictor += rows[len(rows) - response - 1 : len(rows) - 1]
-    targets = [t for row, r in _pairs(tokens, response_lengths) for t in row[len(row) - r :]]
+    rows = _with_beginnings_shared(tokens, response_lengths) if share else _one_after_other(tokens)
+    predictors: list[int] = []
+    targets: list[int] = []
+    for row, of_row, response in zip(tokens, rows.of_sample, response_lengths, strict=True):
+        predictors += of_row[len(row) - response - 1 : len(row) - 1]
+        targets += row[len(row) - response :]
     return Packed(
-        torch.tensor(flat),
-        torch.tensor(position),
-        tuple(own_lengths),
-        tuple(seen_lengths),
-        torch.tensor(seen) if len(seen) > len(flat) else None,
-        torch.tensor(predictor, dtype=torch.long),
+        torch.tensor(rows.tokens),
+        torch.tensor(rows.position),
+        tuple(rows.own_lengths),
+        tuple(rows.seen_lengths),
+        torch.tensor(rows.seen) if len(rows.seen) > len(rows.tokens) else None,
+        torch.tensor(predictors, dtype=torch.long),
         torch.tensor(targets, dtype=torch.long),
         torch.repeat_interleave(torch.arange(len(tokens)), torch.tensor(list(response_lengths))),
     )
+
+
+@dataclass(slots=True)
+class _Rows:
+    """Which token stands in which row, and who sees it; see `Packed`."""
+
+    of_sample: list[Sequence[int]] = field(default_factory=list)
+    """The row of each of its tokens."""
+    tokens: list[int] = field(default_factory=list)
+    position: list[int] = field(default_factory=list)
+    own_lengths: list[int] = field(default_factory=list)
+    seen_lengths: list[int] = field(default_factory=list)
+    seen: list[int] = field(default_factory=list)
+
+
+def _one_after_other(tokens: Sequence[Sequence[int]]) -> _Rows:
+    """Each sample by itself."""
+    rows = _Rows()
+    for row in tokens:
+        rows.of_sample.append(range(len(rows.tokens), len(rows.tokens) + len(row)))
+        rows.tokens += row
+        rows.position += range(len(row))
+        rows.own_lengths.append(len(row))
+    rows.seen_lengths = rows.own_lengths
+    return rows
+
+
+def _with_beginnings_shared(
+    tokens: Sequence[Sequence[int]], response_lengths: Sequence[int]
+) -> _Rows:
+    """What samples begin with in common stands there once."""
+    rows = _Rows()
+    row_of: dict[tuple[int, int], int] = {}
+    """Row of a token, by the row of the token before it."""
+
+    def lay(tokens: Sequence[int]) -> list[int]:
+        """The row of each token; what is not there yet is put at the end, as a sequence."""
+        before, found, row = len(rows.tokens), [], -1
+        for place, token in enumerate(tokens):
+            known = row_of.get((row, token))
+            if known is None:
+                known = row_of[row, token] = len(rows.tokens)
+                rows.tokens.append(token)
+                rows.position.append(place)
+            row = known
+            found.append(row)
+        if len(rows.tokens) > before:
+            rows.own_lengths.append(len(rows.tokens) - before)
+            rows.seen_lengths.append(len(found))
+            rows.seen.extend(found)
+        return found
+
+    times = Counter(tuple(row[: len(row) - r]) for row, r in _pairs(tokens, response_lengths))
+    for prompt, count in times.items():
+        if count > 1:
+            lay(prompt)  # by itself, so that no sample of the group is longer than the others
+    rows.of_sample += [lay(row) for row in tokens]
+    return rows
 
 
 def _pairs(

@@ -34,6 +34,7 @@ SHADES = {
 RECOMPUTED = {
     "none": "nothing",
     "selective": "the feed-forward part of each layer",
+    "alternating": "every other layer, and the feed-forward part of those between",
     "full": "each layer",
 }
 

@@ -66,7 +66,9 @@ def configurations(draw: st.DrawFn) -> SessionConfig:
             "optimizer_cpu_offload": draw(maybe | st.booleans()),
         },
         model={
-            "gradient_checkpointing": draw(maybe | st.sampled_from([True, False, "selective"])),
+            "gradient_checkpointing": draw(
+                maybe | st.sampled_from([True, False, "selective", "alternating"])
+            ),
             "compile": draw(maybe | st.booleans()),
         },
         engine={"max_total_tokens": draw(maybe | st.integers(512, 1_000_000))},

@@ -114,7 +114,7 @@ def results(policy: Policy, packed: Packed) -> list[torch.Tensor]:
     return [logp.detach(), entropy.detach(), *(p.grad.clone() for p in policy.parameters())]
 
 
-@pytest.mark.parametrize("level", ["none", "selective", "full"])
+@pytest.mark.parametrize("level", ["none", "selective", "alternating", "full"])
 def test_compiled_layers_on_the_path_of_a_gpu_give_the_same_numbers_and_are_compiled_once(
     monkeypatch: pytest.MonkeyPatch, level: compiled.Recompute
 ) -> None:
@@ -134,8 +134,10 @@ def test_compiled_layers_on_the_path_of_a_gpu_give_the_same_numbers_and_are_comp
     for packed, values in zip(BATCHES, expected, strict=True):
         for got, wanted in zip(results(policy, packed), values, strict=True):
             assert_close(got, wanted, rtol=1e-4, atol=1e-4)
-    # Four layers and four batches: once for samples that share their prompts, once for others.
-    assert counters["stats"]["unique_graphs"] == 2
+    # Four layers and four batches: once for samples that share their prompts, once for others; and
+    # each of them twice where layers are of two kinds.
+    kinds = 2 if level == "alternating" else 1
+    assert counters["stats"]["unique_graphs"] == 2 * kinds
     torch._dynamo.reset()
 
 
