@@ -68,6 +68,13 @@ class TrainerSettings:
     memory_limit: int | None = None
     """Bytes that the process may take of a GPU; None all there is."""
 
+    @property
+    def max_tokens_forward(self) -> int:
+        """Of a micro-batch without gradients. Twice as many then take less memory than the others
+        with them, and a GPU waits half as often for the host.
+        """
+        return self.max_tokens * (2 if self.device == "cuda" else 1)
+
 
 class Trainer(OptimizerSteps):
     """Holds one rank's share of policy, reference and critic, and of their optimizers."""
@@ -218,7 +225,9 @@ class Trainer(OptimizerSteps):
         """By model and sample, on the device; computed on every rank for all samples."""
         out = [[torch.empty(0)] * len(tokens) for _ in models]
         with out_of_memory(self.settings.max_tokens, models):
-            for members, packed in self.parts(tokens, response_lengths):
+            limit = self.settings.max_tokens_forward
+            parts = packed_parts(tokens, response_lengths, limit, self.device)
+            for members, packed in parts:
                 lengths = [response_lengths[i] for i in members]
                 for rows, model in zip(out, models, strict=True):
                     logp_R = without_gradient(model, packed, self.settings.temperature)[0]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import TYPE_CHECKING
 
-from kit.model.packing import pack
+from kit.model.packing import Packed, pack
 from kit.stack.device import out_of_memory
 from kit.stack.fsdp import without_gradient
 
@@ -26,19 +26,25 @@ def run(trainer: Trainer) -> None:
         StackError: the device has too little memory for the planned micro-batches.
     """
     policy, heat, most = trainer.policy, trainer.settings.temperature, trainer.settings.max_tokens
+    forward = trainer.settings.max_tokens_forward
     with out_of_memory(most, [policy]):
+        for share in (True, False):
+            for rows in sorted({min(FEW, most), forward}):
+                without_gradient(policy, _packed(trainer, rows, share), heat)
         for rows, share in product(sorted({min(FEW, most), most}), (True, False)):
-            tokens = list(_samples(rows))
-            lengths = [len(sample) - PROMPT for sample in tokens]
-            packed = pack(tokens, lengths, share=share).to(trainer.device)
-            without_gradient(policy, packed, heat)
-            logp_R, entropy_R = policy(packed, heat)
+            logp_R, entropy_R = policy(_packed(trainer, rows, share), heat)
             loss = logp_R.mean()
             if trainer.settings.training.entropy_coef:  # the gradient of logits is compiled for it
                 loss = loss + 0.0 * entropy_R.mean()
             loss.backward()
     for parameter in policy.parameters():
         parameter.grad = None
+
+
+def _packed(trainer: Trainer, rows: int, share: bool) -> Packed:
+    tokens = list(_samples(rows))
+    lengths = [len(sample) - PROMPT for sample in tokens]
+    return pack(tokens, lengths, share=share).to(trainer.device)
 
 
 def _samples(rows: int) -> Iterator[list[int]]:

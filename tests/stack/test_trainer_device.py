@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kit.errors import StackError
+from kit.stack import warm_up
 from kit.stack.trainer import Trainer
 from tests.stack.trainers import Make, batch, make, weights
 
@@ -38,6 +39,15 @@ def test_a_sleeping_trainer_holds_no_tensor_of_its_models_on_the_device(make: Ma
     assert {x.to_local().untyped_storage().nbytes() for x in everything} == {0}  # type: ignore[attr-defined]
     assert all(p.grad is None for p in trainer.policy.parameters())
     trainer.wake()
+
+
+def test_warming_up_changes_no_weight_and_leaves_no_gradient(make: Make) -> None:
+    trainer, other = make(**SETTINGS), make(**SETTINGS)
+    before = weights(trainer)
+    warm_up.run(trainer)
+    assert torch.equal(weights(trainer), before)
+    assert all(p.grad is None for p in trainer.policy.parameters())
+    assert trainer.update(batch(), "a") == other.update(batch(), "a")
 
 
 def full(*_: Any) -> None:
