@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any
 from kit.config import SessionConfig
 from kit.errors import CheckpointError
 from kit.runs.record import current_run
+from kit.syncing import sync
 
 if TYPE_CHECKING:
-    from kit.session import RLSession
+    from kit.lifecycle import Lifecycle
     from kit.stack.stack import Stack
 
 FORMAT = 1
 
 
-def save(session: RLSession, stack: Stack, path: str | Path | None) -> Path:
+def save(session: Lifecycle, stack: Stack, path: str | Path | None) -> Path:
     """Write a checkpoint and return where it is. Raises CheckpointError."""
     target = Path(path) if path is not None else _default(session)
     target = target.absolute()
@@ -67,14 +68,14 @@ def save(session: RLSession, stack: Stack, path: str | Path | None) -> Path:
     return target
 
 
-def _default(session: RLSession) -> Path:
+def _default(session: Lifecycle) -> Path:
     run = current_run()
     if run:
         return run.checkpoint_dir()
     return Path("checkpoints") / f"{session.config.name}-step-{session.step_count:06d}"
 
 
-def _state(session: RLSession) -> dict[str, Any]:
+def _state(session: Lifecycle) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "step_count": session.step_count,
@@ -104,7 +105,7 @@ def read(folder: Path) -> tuple[SessionConfig, dict[str, Any]]:
     return SessionConfig.load(folder / "config.yaml"), state
 
 
-def restore(session: RLSession, stack: Stack, folder: Path, state: dict[str, Any]) -> None:
+def restore(session: Lifecycle, stack: Stack, folder: Path, state: dict[str, Any]) -> None:
     """Bring a fresh session to where the checkpoint was made, engine included."""
     stack.load(str(folder.absolute()))
     session.step_count = int(state["step_count"])
@@ -112,4 +113,4 @@ def restore(session: RLSession, stack: Stack, folder: Path, state: dict[str, Any
     session._stream.load_state(state["stream"])
     session._buffer.load_state(state.get("buffer", []))
     session.history = list(state["history"])
-    session.sync()
+    sync(stack, session.step_count, exact=False, verify=False)

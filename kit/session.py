@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
+from typing import TYPE_CHECKING, Literal, get_args, overload
 
-from kit import annotating, checkpoint, collecting, evaluation, mismatch, train_modes, updating
+from kit import annotating, collecting, evaluation, mismatch, train_modes, updating
 from kit.annotating import Annotated
 from kit.arguments import at_least_one, expect
 from kit.arguments import temperature as checked_temperature
@@ -27,7 +26,7 @@ from kit.batching import make_batch
 from kit.config_training import Estimator
 from kit.errors import ConfigError, DataError, SessionError, did_you_mean
 from kit.health import check as healthy_start
-from kit.lifecycle import Lifecycle
+from kit.keeping import Keeping
 from kit.metrics import step_metrics
 from kit.prompting import as_rows
 from kit.reports import (
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
     from kit.rewards.runner import Reward
 
 
-class RLSession(Lifecycle):
+class RLSession(Keeping):
     """One model in training, with its engine, its trainer, its prompts and its reward."""
 
     @verb
@@ -354,51 +353,6 @@ class RLSession(Lifecycle):
         if self._recorder:
             self._recorder.evaluation(report)
         return report
-
-    # ---- keeping -------------------------------------------------------------------------------
-
-    @verb
-    def save(self, path: str | Path | None = None) -> Path:
-        """Write a checkpoint: weights, optimizer, data position, counters, metrics, configuration.
-
-        Args:
-            path: a new directory; None takes the run's own folder, else `checkpoints/`.
-
-        Raises:
-            CheckpointError: it cannot be written, or something else is in the way.
-        """
-        return checkpoint.save(self, self._running, path)
-
-    @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        *,
-        data: Any = None,
-        eval_data: Any = None,
-        reward: Reward | None = None,
-    ) -> Self:
-        """Start a session that continues where `save` was called.
-
-        Args:
-            path: a directory that `save` wrote.
-            data: as in `start`; rows and functions that were passed there are not in the
-                checkpoint.
-            eval_data: as in `start`.
-            reward: as in `start`.
-
-        Raises:
-            CheckpointError: it cannot be read. Never continues from other weights in silence.
-        """
-        folder = Path(path)
-        config, state = checkpoint.read(folder)
-        session = cls.start(config, data=data, eval_data=eval_data, reward=reward)
-        try:
-            checkpoint.restore(session, session._running, folder, state)
-        except BaseException:
-            session.close()
-            raise
-        return session
 
 
 def _due(step: int, interval: int) -> bool:
