@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args, overload
 
-from kit import annotating, collecting, evaluation, mismatch, train_modes, updating
+from kit import annotating, checkpoint, collecting, evaluation, mismatch, train_modes, updating
 from kit.annotating import Annotated
 from kit.arguments import at_least_one, expect
 from kit.arguments import temperature as checked_temperature
@@ -194,7 +194,7 @@ class RLSession(Keeping):
             what: a rollout, a batch, or one sample.
         """
         text = self._prompting.token_text
-        return annotating.annotate(self._running, what, self.step_count, text)
+        return annotating.annotate(self._running, what, self.weight_version, text)
 
     @verb
     def update(self, batch: Batch) -> UpdateReport:
@@ -205,7 +205,8 @@ class RLSession(Keeping):
         """
         fix = "pass a batch: `session.update(session.advantages(rollout))`."
         batch = expect(batch, Batch, "update", fix)
-        report = updating.update(self._running, batch, self.step_count)
+        stack, self.last_batch = self._running, batch
+        report = updating.update(stack, batch, self.step_count)
         self.step_count += report.applied
         return report
 
@@ -221,7 +222,7 @@ class RLSession(Keeping):
         Raises:
             StackError: with `verify`, a parameter did not arrive.
         """
-        return hand_over(self._running, self.step_count, exact=exact, verify=verify)
+        return hand_over(self._running, self.weight_version, exact=exact, verify=verify)
 
     @verb
     def check_mismatch(
@@ -252,7 +253,7 @@ class RLSession(Keeping):
             config=self.config,
             stack=stack,
             prompting=self._prompting,
-            trainer_version=self.step_count,
+            trainer_version=self.weight_version,
             engine_version=self.engine_version,
             deep=deep,
         )
@@ -275,10 +276,10 @@ class RLSession(Keeping):
     def step(self) -> StepReport:
         """One whole step: collect (generate and score), advantages, update, sync."""
         begin, index, config = time.perf_counter(), self.step_count, self.config
-        if self.engine_version != self.step_count:
+        if self.engine_version != self.weight_version:
             self.sync()  # after an update by hand: train only on what the present weights write
         rollout = self.collect()
-        fresh = rollout.of_version(index)  # without what older weights began
+        fresh = rollout.of_version(self.weight_version)  # without what older weights began
         due = len(fresh) and _due(index, config.mismatch.interval)
         checked = self.check_mismatch(fresh) if due else None
         update = self.update(self.advantages(rollout))
@@ -296,6 +297,8 @@ class RLSession(Keeping):
         self.history.append(metrics)
         if self._recorder:
             self._recorder.step(metrics, index)
+        if _due(index + 1, config.checkpoint.interval):
+            checkpoint.save_step(self)
         return StepReport(index, metrics, rollout, update, sync, checked, evaluated)
 
     @overload
