@@ -82,6 +82,7 @@ class Keeping(Lifecycle):
         data: Any = None,
         eval_data: Any = None,
         reward: Reward | None = None,
+        num_trainers: int | None = None,
         trust_remote_code: bool = False,
     ) -> Self:
         """Start a session that continues where `save` was called.
@@ -92,6 +93,7 @@ class Keeping(Lifecycle):
                 checkpoint.
             eval_data: as in `start`.
             reward: as in `start`.
+            num_trainers: another number than the checkpoint was written by; None takes the same.
             trust_remote_code: run Python code that the model brings along, if the checkpoint's
                 settings ask for it.
 
@@ -102,6 +104,8 @@ class Keeping(Lifecycle):
         config, state = checkpoint.read(folder)
         if not trust_remote_code:
             checkpoint.refuse_code(config, folder)
+        if num_trainers is not None:
+            config = config.replace("training.num_trainers", num_trainers)
         session = cls.start(config, data=data, eval_data=eval_data, reward=reward)
         try:
             checkpoint.restore(session, session._running, folder, state)
