@@ -71,7 +71,7 @@ def save_step(session: Lifecycle) -> Path:
 
 
 def _save(session: Lifecycle, stack: Stack, target: Path) -> None:
-    if target.exists() and not (target / manifest.MANIFEST).is_file():
+    if target.exists() and manifest.kind_of(target) != "checkpoint":
         raise CheckpointError(
             f"{target} is there already and is no checkpoint.",
             fix="name a directory that does not exist yet.",
@@ -117,7 +117,7 @@ def _write(session: Lifecycle, stack: Stack, folder: Path) -> None:
         "parameters": stack.info.get("parameters"),
         "num_trainers": session.config.training.num_trainers,
     }
-    manifest.seal(folder, facts)
+    manifest.seal(folder, "checkpoint", facts)
 
 
 def _write_last(session: Lifecycle, folder: Path) -> None:

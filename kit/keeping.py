@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from kit import checkpoint, snapshots
 from kit.arguments import at_least_one
+from kit.errors import SessionError, did_you_mean
+from kit.exporting import Dtype, export_hf
 from kit.lifecycle import Lifecycle
 from kit.snapshots import Snapshot, Snapshots
 from kit.turns import verb
@@ -73,6 +75,24 @@ class Keeping(Lifecycle):
         last = self.config.checkpoint.keep_last
         last = last if keep_last is None else at_least_one(keep_last, "keep_last")
         return checkpoint.save(self, self._running, path, last)
+
+    @verb
+    def export_hf(self, path: str | Path | None = None, *, dtype: Dtype | None = None) -> Path:
+        """Write the model for Transformers, SGLang and the hub, tokenizer and chat template too.
+
+        `AutoModelForCausalLM.from_pretrained(path)` loads it; so does `model.name: path`.
+
+        Args:
+            path: a directory; None takes the run's own folder, else one in `checkpoints/`.
+            dtype: of the weights. None takes what the engine generates with; `float32` keeps every
+                bit of the trainer's.
+
+        Raises:
+            CheckpointError: it cannot be written, or something else is in the way.
+        """
+        if dtype is not None and dtype not in (known := get_args(Dtype)):
+            raise SessionError(f"There is no dtype {dtype!r}.", fix=did_you_mean(dtype, known))
+        return export_hf(self, self._running, path, dtype)
 
     @classmethod
     def load(

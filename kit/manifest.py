@@ -16,21 +16,23 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kit.errors import CheckpointError
 
 FORMAT = 2
 """Format 1 had one safetensors file for all weights, and no manifest."""
 MANIFEST = "manifest.json"
+Kind = Literal["checkpoint", "export"]
 STACK = ("torch", "ray", "sglang", "transformers", "safetensors")
 
 
-def seal(folder: Path, facts: Mapping[str, Any]) -> None:
+def seal(folder: Path, kind: Kind, facts: Mapping[str, Any]) -> None:
     """Write the manifest of a folder, and have the disk confirm every byte of it.
 
     Args:
         folder: what it holds is complete.
+        kind: what it is for.
         facts: what else the manifest says.
     """
     names = _files(folder)
@@ -38,6 +40,7 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
         sums = dict(zip(names, pool.map(lambda name: _sealed(folder / name), names), strict=True))
     manifest = {
         "format": FORMAT,
+        "kind": kind,
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **facts,
         "versions": versions(),
@@ -64,6 +67,13 @@ def read(folder: Path) -> dict[str, Any]:
             f"version reads {FORMAT}.",
             fix="load it with the version of the kit that wrote it.",
         )
+    if manifest.get("kind") == "export":
+        raise CheckpointError(
+            f"{folder.absolute()} is a model for Transformers: it has weights, but no optimizer "
+            "and no data position to go on with.",
+            fix="start a session with it (model.name: its path), or load what session.save() "
+            "returned.",
+        )
     if faults := _faults(folder, manifest.get("files")):
         raise CheckpointError(
             f"The checkpoint {folder.absolute()} is damaged: {'; '.join(faults[:4])}.",
@@ -71,6 +81,15 @@ def read(folder: Path) -> dict[str, Any]:
             fix="copy it again, or load another one.",
         )
     return manifest
+
+
+def kind_of(folder: Path) -> str | None:
+    """What a folder's manifest says that it is; None where there is none. Checks nothing."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return str(found.get("kind")) if isinstance(found, dict) else None
 
 
 def versions() -> dict[str, str]:

@@ -124,7 +124,7 @@ def test_a_hostile_checkpoint_with_a_manifest_to_match_runs_no_code(
 def reseal(path: Path) -> None:
     said = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").unlink()
-    manifest.seal(path, {k: v for k, v in said.items() if k in ("session", "step")})
+    manifest.seal(path, "checkpoint", {k: v for k, v in said.items() if k in ("session", "step")})
 
 
 @pytest.mark.parametrize("key", ["model.trust_remote_code", "engine.extra"])

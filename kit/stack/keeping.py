@@ -36,6 +36,10 @@ class KeepsTrainers:
         """Have the trainers train with other settings from now on."""
         self._get([t.configure.remote(training) for t in self._trainers], "configure")
 
+    def export_hf(self, directory: str, dtype: str) -> None:
+        """Have the trainers write the policy as models are published."""
+        self._all("export_hf", directory, dtype)
+
     def save(self, directory: str) -> None:
         """Have the trainers write their state into a directory."""
         self._all("save", directory)

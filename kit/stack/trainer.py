@@ -22,7 +22,7 @@ from kit.errors import SessionError, StackError
 from kit.model.compiled import Recompute
 from kit.model.packing import Packed
 from kit.model.policy import Policy
-from kit.stack import probes, stages, trainer_snapshots, trainer_state, warm_up
+from kit.stack import exporting, probes, stages, trainer_snapshots, trainer_state, warm_up
 from kit.stack.batches import MAX_TOKENS, TrainBatch, optimizer_steps, packed_parts
 from kit.stack.buckets import in_buckets
 from kit.stack.corrections import Corrections
@@ -135,7 +135,7 @@ class Trainer(OptimizerSteps):
         self.memory.settle()
         width = making.dtype.itemsize
         self._buckets = in_buckets(
-            ((name, p.numel() * width) for name, p in self._handed_over()),
+            ((name, p.numel() * width) for name, p in self.handed_over_parameters()),
             self.settings.bucket_bytes,
         )
         stages.report("trainer", stages.READY)
@@ -309,7 +309,7 @@ class Trainer(OptimizerSteps):
         with torch.no_grad():
             named = (
                 entry
-                for name, value in self._handed_over()
+                for name, value in self.handed_over_parameters()
                 if name in wanted
                 for entry in as_saved(name, self.handed_over.as_engine_has(name, whole(value)))
             )
@@ -320,7 +320,7 @@ class Trainer(OptimizerSteps):
                 pass
         return None
 
-    def _handed_over(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def handed_over_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """What the engine is given; a tied output embedding is part of it once."""
         inner: Any = self.policy.model
         tied = inner.config.tie_word_embeddings
@@ -368,6 +368,10 @@ class Trainer(OptimizerSteps):
         if self.critic:
             self.critic.config = training.critic
             self.making.configure(self.critic.optimizer, training, training.critic.learning_rate)
+
+    def export_hf(self, directory: str, dtype: str) -> int:
+        """Write the policy as models are published; all ranks call. Bytes."""
+        return exporting.export(self, directory, dtype)
 
     def save(self, directory: str) -> None:
         """Write everything that an update changes; all ranks call, each writes its share."""
