@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 from kit import checkpoint, snapshots
-from kit.arguments import at_least_one
+from kit.arguments import at_least_one, expect
 from kit.errors import SessionError, did_you_mean
 from kit.exporting import Dtype, export_hf
 from kit.lifecycle import Lifecycle
+from kit.reports import UpdateReport
+from kit.samples import Batch
 from kit.snapshots import Snapshot, Snapshots
 from kit.turns import verb
+from kit.what_if import WhatIf, keep, what_if
 
 if TYPE_CHECKING:
     from kit.rewards.runner import Reward
@@ -56,6 +60,60 @@ class Keeping(Lifecycle):
     def forget(self, name: str) -> None:
         """Give back what a snapshot holds. Raises SessionError where there is none of this name."""
         snapshots.forget(self, self._running, name)
+
+    # ---- what would have been ------------------------------------------------------------------
+
+    @verb
+    def what_if(
+        self,
+        lr: float | Sequence[float] | None = None,
+        eps_clip: float | Sequence[float] | None = None,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        batch: Batch | None = None,
+        snapshot: str | None = None,
+    ) -> WhatIf:
+        """Make an update with other settings, show what it would have done, and take it back.
+
+            session.what_if(lr=[1e-5, 1e-4])
+            session.what_if(settings={"entropy_coef": 0.01, "eps_clip_high": [0.2, 0.4]})
+
+        Weights, optimizer, data, metrics and engine are afterwards what they were, bit by bit.
+
+        Args:
+            lr: a learning rate, or several to try.
+            eps_clip: a clip range, or several.
+            settings: any others of `training` that an update reads, by name; lists are tried value
+                by value, several lists in every combination.
+            batch: what to train on; None takes `last_batch`, that of the last update.
+            snapshot: where each trial begins. None takes the present weights if they wrote the
+                batch, else the newest snapshot of those that did.
+
+        Raises:
+            SessionError: there is no batch yet, or no such snapshot.
+            ConfigError: a setting that an update does not read, or a value that cannot be.
+        """
+        named = {"learning_rate": lr, "eps_clip": eps_clip}
+        changes = {name: value for name, value in named.items() if value is not None}
+        return what_if(self, self._running, changes | dict(settings or {}), batch, snapshot)
+
+    @verb
+    def keep(self, tried: WhatIf, index: int) -> UpdateReport:
+        """Make one of the updates that `what_if` tried; its settings stay for those that follow.
+
+        The engine gets the new weights.
+
+        Args:
+            tried: what `what_if` returned.
+            index: which one; 0 is the configured one.
+
+        Raises:
+            SessionError: the session has trained since, or there is no such trial.
+        """
+        tried = expect(tried, WhatIf, "keep", "pass what `session.what_if(...)` returned.")
+        return keep(self, self._running, tried, index)
+
+    # ---- on disk -------------------------------------------------------------------------------
 
     @verb
     def save(self, path: str | Path | None = None, *, keep_last: int | None = None) -> Path:

@@ -38,6 +38,8 @@ from kit.viz.snapshots import (
 from kit.viz.training import step_html, step_plain, train_html, train_plain
 from kit.viz.trials import trial_html, trial_plain
 from kit.viz.updates import sync_line, update_html, update_plain
+from kit.viz.what_if import what_if_html, what_if_plain
+from kit.what_if import WhatIf
 
 _DISPLAYS: dict[type[Shown], tuple[Callable[[Any], str], Callable[[Any], str]]] = {
     UpdateReport: (update_html, update_plain),
@@ -52,6 +54,7 @@ _DISPLAYS: dict[type[Shown], tuple[Callable[[Any], str], Callable[[Any], str]]] 
     TrainingStatus: (dashboard_html, dashboard_plain),
     Diagnosis: (diagnosis_html, diagnosis_plain),
     MemoryPlan: (memory_html, memory_plain),
+    WhatIf: (what_if_html, what_if_plain),
     Snapshot: (snapshot_line_html, snapshot_line),
     Snapshots: (snapshots_html, snapshots_plain),
 }
