@@ -10,7 +10,6 @@ updates after all.
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 import uuid
@@ -21,51 +20,20 @@ from typing import TYPE_CHECKING, Any
 
 from kit import annotating, snapshots, updating
 from kit.annotating import BEFORE, NOW
-from kit.config import SessionConfig
 from kit.config_training import TrainingConfig
-from kit.errors import ConfigError, DataError, SessionError, StackError, did_you_mean
+from kit.errors import DataError, SessionError, StackError
 from kit.interrupts import held
 from kit.reports import Shown, UpdateReport
 from kit.samples import Batch, Rollout, Sample
 from kit.snapshots import Snapshot
+from kit.ways import ways_to_train
 
 if TYPE_CHECKING:
     from kit.lifecycle import Lifecycle
     from kit.stack.stack import Stack
 
-AS_CONFIGURED = "as configured"
-MOST_TRIALS = 12
 BASE, PRESENT = "/base", "/present"
 """Names that no snapshot of a person's can have."""
-CHANGEABLE = frozenset(
-    {
-        "learning_rate",
-        "lr_schedule",
-        "warmup_steps",
-        "min_learning_rate",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_eps",
-        "weight_decay",
-        "clip_grad",
-        "eps_clip",
-        "eps_clip_high",
-        "eps_clip_c",
-        "kl_loss_coef",
-        "kl_loss_type",
-        "entropy_coef",
-        "calculate_per_token_loss",
-        "use_rollout_logprobs",
-        "use_tis",
-        "tis_clip",
-        "tis_clip_low",
-        "mis",
-        "opsm_delta",
-        "global_batch_size",
-        "epochs_per_rollout",
-    }
-)
-"""Settings that an update reads. Others are in the batch already, or in the processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +124,7 @@ def what_if(
     """
     begin = time.perf_counter()
     batch = _checked(session.last_batch if batch is None else batch)
-    ways = _ways(session, changes)
+    ways = ways_to_train(session.config, changes)
     base = _base(session, batch, snapshot)
     version = base.weight_version if base else session.weight_version
     step = base.step if base else session.step_count
@@ -245,59 +213,6 @@ def _checked(batch: Batch | None) -> Batch:
     if not batch.samples:
         raise DataError("The batch has no samples.", why="\n".join(batch.left_out[:4]))
     return batch
-
-
-# ---- which ways ------------------------------------------------------------------------------
-
-
-def _ways(
-    session: Lifecycle, changes: Mapping[str, Any]
-) -> list[tuple[str, dict[str, Any], TrainingConfig]]:
-    """(label, changed settings, all settings) of each trial; the configured one comes first."""
-    for name in changes:
-        if name not in CHANGEABLE:
-            raise ConfigError(
-                f"what_if cannot change {name!r}.",
-                why="It is in the batch's advantages or in the processes already, and an update "
-                "does not read it."
-                if name in TrainingConfig.model_fields
-                else "",
-                fix=did_you_mean(name, CHANGEABLE),
-            )
-    values = [list(v) if isinstance(v, (list, tuple)) else [v] for v in changes.values()]
-    chosen = [dict(zip(changes, way, strict=True)) for way in itertools.product(*values)]
-    if not changes or not chosen:
-        raise ConfigError(
-            "There is nothing to try.", fix="name a setting: session.what_if(lr=[1e-5, 1e-4])."
-        )
-    if len(chosen) > MOST_TRIALS:
-        raise ConfigError(
-            f"These lists make {len(chosen)} combinations; {MOST_TRIALS} are the most.",
-            fix="give fewer values, or call what_if several times.",
-        )
-    configured = session.config.training
-    ways: list[tuple[str, dict[str, Any], TrainingConfig]] = [(AS_CONFIGURED, {}, configured)]
-    for changed in chosen:
-        training = _with(session.config, changed)
-        if training.kl_loss_coef and not configured.has_reference:
-            raise ConfigError(
-                "kl_loss_coef needs a reference model, and this session has none.",
-                fix="start a session with training.kl_loss_coef above 0.",
-            )
-        if training not in (way[2] for way in ways):
-            label = ", ".join(f"{name} {_worded(value)}" for name, value in changed.items())
-            ways.append((label, changed, training))
-    return ways
-
-
-def _with(config: SessionConfig, changed: Mapping[str, Any]) -> TrainingConfig:
-    tree = config.model_dump(mode="json")
-    tree["training"] |= changed
-    return SessionConfig(**tree).training
-
-
-def _worded(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # ---- where from ------------------------------------------------------------------------------
