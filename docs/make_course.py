@@ -157,8 +157,8 @@ def make_index() -> None:
         tag(
             "p",
             f"Seven lessons of {total} minutes together, as a workshop would take them, on a "
-            "laptop without a GPU. Each is a notebook that trains a real, tiny model; here they are "
-            "as pages, with everything that their cells showed.",
+            "laptop without a GPU. Each is a notebook that trains a real, tiny model; here they "
+            "are as pages, with everything that their cells showed.",
         ),
         tag("p", "To run them yourself:"),
         tag("pre", "make lab"),
