@@ -52,7 +52,7 @@ class Movement:
     blamed: float
     """Mean change of tokens with a negative advantage."""
     as_meant: float
-    """Share of the tokens with an advantage that moved in its direction."""
+    """Of the tokens with an advantage that moved at all, the share that did in its direction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +306,7 @@ def movement(after: Rollout) -> Movement:
     praised = [change for change, advantage in pairs if advantage > 0]
     blamed = [change for change, advantage in pairs if advantage < 0]
     meant = sum(change > 0 for change in praised) + sum(change < 0 for change in blamed)
-    judged = len(praised) + len(blamed)
+    judged = sum(change != 0 for change in (*praised, *blamed))
     return Movement(
         tokens=len(changes),
         mean_abs=_mean([abs(change) for change in changes]),

@@ -1,9 +1,10 @@
-"""`WhatIf`: the same update in several ways, one column each, and the tokens that moved."""
+"""`WhatIf`: the same update in several ways, one row each, and the tokens that moved."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -15,48 +16,66 @@ from kit.viz.updates import mark, update_concerns
 from kit.what_if import Movement, Trial, WhatIf
 
 METRICS = (
-    "train/lr",
     "train/loss",
     "train/grad_norm",
+    "train/entropy_loss",
+    "train/lr",
     "train/pg_clipfrac",
     "train/ppo_kl",
     "train/kl_loss",
-    "train/entropy_loss",
 )
-"""What is shown of each update, as far as it is known and not the same everywhere."""
-ALWAYS = ("train/lr", "train/loss", "train/grad_norm")
-Moved = tuple[str, str, Callable[[Movement], float]]
-MOVED: tuple[Moved, ...] = (
-    ("praised tokens", "mean change of tokens with a positive advantage", lambda m: m.praised),
-    ("blamed tokens", "mean change of tokens with a negative advantage", lambda m: m.blamed),
-    ("mean |change|", "of a token's log-prob, in nats", lambda m: m.mean_abs),
-    ("largest |change|", "of one token, in nats", lambda m: m.largest),
-    (
-        "KL old ‖ new",
-        "distance of the new policy from the old one, in nats a token",
-        lambda m: m.kl,
-    ),
+"""What is shown of an update's own metrics: once where all trials agree, else by trial."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A column that says how far an update moved the tokens."""
+
+    name: str
+    words: str
+    value: Callable[[Movement], float]
+    signed: bool = False
+
+
+MOVED = (
+    Moved("praised", "mean change of tokens with a positive advantage", lambda m: m.praised, True),
+    Moved("blamed", "mean change of tokens with a negative advantage", lambda m: m.blamed, True),
+    Moved("largest", "the largest change of one token, up or down", lambda m: m.largest),
+    Moved("KL old ‖ new", "distance of the new policy from the old one", lambda m: m.kl),
 )
-SIGNED = ("praised tokens", "blamed tokens")
-AS_MEANT = "share of tokens that moved the way their advantage points"
+AS_MEANT = "share of the tokens that moved which did so the way their advantage points"
+IN_NATS = "Changes are of log-probs, new minus old, and like the KL in nats a token."
 
 
 def what_if_html(report: WhatIf) -> Markup:
     """Where the trials began, a table of them, and for each the tokens that moved most."""
-    heads = [Column("", "fit"), *(Column(_head(i, t), "num") for i, t in enumerate(report))]
-    rows: list[list[Child]] = [
-        [_named(name, meaning(name).words), *(_metric(t, name) for t in report)]
-        for name in _metrics(report)
+    names = _differing(report)
+    heads = [
+        Column("", "fit"),
+        Column("tried with"),
+        *(Column(_short(name), "num") for name in names),
+        *(Column(moved.name, "num") for moved in MOVED),
+        Column("as meant", "num"),
     ]
-    rows += [[_named(name, words), *_bars(report, name, value)] for name, words, value in MOVED]
-    rows.append([_named("as meant", AS_MEANT), *map(_as_meant, report)])
+    rows: list[list[Child]] = [
+        [
+            tag("b", str(index)),
+            trial.label,
+            *(_metric(trial, name) for name in names),
+            *(_bar(report, trial, moved) for moved in MOVED),
+            _as_meant(trial),
+        ]
+        for index, trial in enumerate(report)
+    ]
     return join(
         (
             title(_title(report)),
             facts(_facts(report)),
             *(note(f"! {words}") for words in report.notes),
-            table([*heads], rows),
+            table(heads, rows),
+            note(_alike(report)) if _alike(report) else None,
             *(_refusal(i, t) for i, t in enumerate(report) if t.refused),
+            fold("what the columns are", _glossary(names)),
             *(_tokens(report, i, t) for i, t in enumerate(report) if t.after is not None),
             note(_next(report)),
         )
@@ -65,16 +84,21 @@ def what_if_html(report: WhatIf) -> Markup:
 
 def what_if_plain(report: WhatIf) -> str:
     """The same for a terminal."""
-    rows = [["", *(_head(i, t) for i, t in enumerate(report))]]
+    names = _differing(report)
+    rows = [["", "tried with", *map(_short, names), *(m.name for m in MOVED), "as meant"]]
     rows += [
-        [name.removeprefix("train/"), *(_metric(t, name) for t in report)]
-        for name in _metrics(report)
+        [
+            str(index),
+            shorten(trial.label, 40),
+            *(_metric(trial, name) for name in names),
+            *(_nats(trial, moved) for moved in MOVED),
+            _as_meant(trial),
+        ]
+        for index, trial in enumerate(report)
     ]
-    rows += [[name, *(_nats(t, value, name in SIGNED) for t in report)] for name, _, value in MOVED]
-    rows.append(["as meant", *map(_as_meant, report)])
     lines = [_title(report), "  " + "   ".join(f"{k} {v}" for k, v in _facts(report))]
     lines += [f"  ! {words}" for words in report.notes]
-    lines.append(columns(rows))
+    lines += [columns(rows), *([f"  {_alike(report)}"] if _alike(report) else [])]
     for index, trial in enumerate(report):
         if trial.refused:
             lines.append(f"  {index} was refused: {shorten(trial.refused, 200)}")
@@ -109,27 +133,32 @@ def _head(index: int, trial: Trial) -> str:
     return f"{index} · {shorten(trial.label, 60)}"
 
 
-def _named(name: str, words: str) -> Markup:
-    return join(
-        (
-            tag("b", name.removeprefix("train/")),
-            tag("div", words, class_="kv-muted"),
-        )
-    )
+def _short(name: str) -> str:
+    return name.removeprefix("train/").replace("_", " ")
 
 
-def _metrics(report: WhatIf) -> list[str]:
-    """Those that somebody logged, without those that are 0 in every column."""
-
-    def shown(name: str) -> bool:
-        values = [t.update.metrics[name] for t in report if t.update and name in t.update.metrics]
-        return bool(values) and (name in ALWAYS or any(map(_is_there, values)))
-
-    return [name for name in METRICS if shown(name)]
+def _values(report: WhatIf, name: str) -> list[float]:
+    return [t.update.metrics[name] for t in report if t.update and name in t.update.metrics]
 
 
-def _is_there(value: float) -> bool:
-    return not abs(value) < 1e-7
+def _differing(report: WhatIf) -> list[str]:
+    return [name for name in METRICS if len({*_values(report, name)}) > 1]
+
+
+def _alike(report: WhatIf) -> str:
+    """The metrics that all trials share, which is a thing to know about them."""
+    found = [(name, _values(report, name)) for name in METRICS]
+    alike = [f"{_short(n)} {number(v[0], 3)}" for n, v in found if len({*v}) == 1 and v[0]]
+    if not alike:
+        return ""
+    return f"The same in all: {', '.join(alike)}. They are measured before the weights move."
+
+
+def _glossary(names: list[str]) -> Markup:
+    rows: list[list[Child]] = [[_short(name), meaning(name).words] for name in names]
+    rows += [[moved.name, moved.words] for moved in MOVED]
+    rows.append(["as meant", AS_MEANT])
+    return join((table([Column("column", "fit"), Column("what it is")], rows), note(IN_NATS)))
 
 
 def _metric(trial: Trial, name: str) -> str:
@@ -139,24 +168,21 @@ def _metric(trial: Trial, name: str) -> str:
     return number(trial.update.metrics.get(name), 3) + (" !" if off else "")
 
 
-def _bars(report: WhatIf, name: str, value: Callable[[Movement], float]) -> Sequence[Child]:
-    values = [value(t.movement) if t.movement else math.nan for t in report]
-    scale = max((abs(v) for v in values if math.isfinite(v)), default=0.0)
-    signed = name in SIGNED
-    return [
-        join((tag("div", _nats(t, value, signed)), bar(v, scale, signed=signed)))
-        for t, v in zip(report, values, strict=True)
-    ]
+def _bar(report: WhatIf, trial: Trial, moved: Moved) -> Markup:
+    every = [moved.value(t.movement) for t in report if t.movement]
+    scale = max((abs(v) for v in every if math.isfinite(v)), default=0.0)
+    value = moved.value(trial.movement) if trial.movement else math.nan
+    drawn = bar(value, scale, signed=moved.signed)
+    return join((tag("div", _nats(trial, moved)), drawn))
 
 
-def _nats(trial: Trial, value: Callable[[Movement], float], signed: bool) -> str:
-    if trial.movement is None:
+def _nats(trial: Trial, moved: Moved) -> str:
+    value = moved.value(trial.movement) if trial.movement else math.nan
+    if math.isnan(value):
         return "–"
-    found = value(trial.movement)
-    if math.isnan(found):
-        return "–"
-    sign = "▲ " if found > 0 else "▼ " if found < 0 else ""
-    return f"{sign}{found:+.3g}" if signed else f"{found:.3g}"
+    if not moved.signed:
+        return number(value, 3)
+    return ("▲ " if value > 0 else "▼ " if value < 0 else "") + number(abs(value), 3)
 
 
 def _as_meant(trial: Trial) -> str:
