@@ -95,6 +95,14 @@ LESSONS = (
         "penalty that holds the model back, responses cut short. Which number tells first, and "
         "where to look next.",
     ),
+    Lesson(
+        "07_what_if",
+        "What if?",
+        5,
+        15,
+        "Take a step, look at it, undo it, bit by bit. Then make the same update with five "
+        "learning rates, see what each moves and which goes too far, and keep the better one.",
+    ),
 )
 
 
@@ -148,9 +156,9 @@ def make_index() -> None:
         tag("h1", "Reinforcement learning of language models, from inside"),
         tag(
             "p",
-            f"Six lessons of {total} minutes together, as a workshop would take them, on a laptop "
-            "without a GPU. Each is a notebook that trains a real, tiny model; here they are as "
-            "pages, with everything that their cells showed.",
+            f"Seven lessons of {total} minutes together, as a workshop would take them, on a "
+            "laptop without a GPU. Each is a notebook that trains a real, tiny model; here they "
+            "are as pages, with everything that their cells showed.",
         ),
         tag("p", "To run them yourself:"),
         tag("pre", "make lab"),

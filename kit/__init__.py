@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     )
     from kit.samples import Batch, Rollout, Sample, Status
     from kit.session import RLSession
+    from kit.snapshots import Snapshot
     from kit.training import Training
+    from kit.what_if import WhatIf
 
 __all__ = [
     "Batch",
@@ -68,6 +70,7 @@ __all__ = [
     "Sample",
     "SessionConfig",
     "SessionError",
+    "Snapshot",
     "StackError",
     "Status",
     "StepReport",
@@ -76,6 +79,7 @@ __all__ = [
     "Training",
     "TrainingStatus",
     "UpdateReport",
+    "WhatIf",
     "__version__",
     "compare",
     "memory_plan",
@@ -105,7 +109,9 @@ _HOMES = {
     ),
     "kit.samples": ("Batch", "Rollout", "Sample", "Status"),
     "kit.session": ("RLSession",),
+    "kit.snapshots": ("Snapshot",),
     "kit.training": ("Training",),
+    "kit.what_if": ("WhatIf",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names} | {
     name: "kit.errors" for name in __all__ if name.endswith("Error")

@@ -166,6 +166,17 @@ class MemoryConfig(Section):
     sleep: Literal["auto", "never", "always"] = "auto"
     """Does the engine let go of its memory while the trainer works, and the trainer of its while
     the engine generates? auto: as far as it is needed to fit. GPU only."""
+    snapshots_gib: Above0 | None = None
+    """Most host memory that snapshots may hold together, in GiB; None: as far as there is room."""
+
+
+class CheckpointConfig(Section):
+    """What is kept on disk without being asked for each time."""
+
+    interval: int = Field(default=0, ge=0)
+    """Save a checkpoint every so many steps of `train`; 0 only when asked."""
+    keep_last: Positive | None = None
+    """Of checkpoints that are numbered by step so many stay, the newest; None keeps all."""
 
 
 class EvaluationConfig(Section):
@@ -209,6 +220,7 @@ class SessionConfig(Section):
     engine: EngineConfig = EngineConfig()
     memory: MemoryConfig = MemoryConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     mismatch: MismatchConfig = MismatchConfig()
 
     def __init__(self, /, **settings: Any) -> None:

@@ -122,10 +122,10 @@ def _of_the_engine(compared: MismatchReport) -> Invariant:
 def _of_the_hand_over(session: RLSession, stack: Stack) -> Invariant:
     """Syncs only where that changes nothing: the engine holds the trainer's weights already."""
     name, bound = "parameters changed by two syncs in a row", "0"
-    if session.engine_version != session.step_count:
+    if session.engine_version != session.weight_version:
         note = (
             f"not looked at: the engine holds version {session.engine_version}, the trainer "
-            f"{session.step_count}; call session.sync() first"
+            f"{session.weight_version}; call session.sync() first"
         )
         return Invariant(name, None, bound, None, note)
     ours, before = stack.probe("checksums"), stack.checksums()

@@ -17,7 +17,8 @@ from kit.prompting import Prompting
 from kit.reports import Metrics
 from kit.rewards import build
 from kit.runs.record import Recorder, current_run
-from kit.samples import Rollout
+from kit.samples import Batch, Rollout
+from kit.snapshots import Snapshot
 from kit.turns import Turns
 
 if TYPE_CHECKING:
@@ -38,15 +39,18 @@ class Lifecycle:
         self.config = SessionConfig.of(config)
         self.step_count = 0
         """Updates applied so far."""
-        self._engine_had = 0
+        self._engine_had = self._trainer_had = 0
         self.history: list[Metrics] = []
         """One row of metrics a step."""
         self.last_rollout: Rollout | None = None
+        self.last_batch: Batch | None = None
+        """What `update` was last given, also where it was refused."""
         self._buffer = Buffer()
         self._generations = 0
         self._stack: Stack | None = None
         self._state = "not started"
         self._turns = Turns()
+        self._snapshots: dict[str, Snapshot] = {}
 
     @classmethod
     def start(
@@ -131,7 +135,9 @@ class Lifecycle:
         stack, training = self._stack, self.training
         if stack:
             ended = training is None or training.close(CLOSE_SECONDS)
-            self._stack, self._state, self._engine_had = None, "closed", stack.engine_version
+            self._engine_had, self._trainer_had = stack.engine_version, stack.trainer_version
+            self._stack, self._state = None, "closed"
+            self._snapshots.clear()
             if training and not ended:
                 stack.halt()  # else its thread would wait in a Ray that goes away
                 training.close(CLOSE_SECONDS)
@@ -162,8 +168,15 @@ class Lifecycle:
 
     @property
     def engine_version(self) -> int:
-        """The weight version that the engine generates with; the trainer's is `step_count`."""
+        """The weights that the engine generates with; the trainer's are `weight_version`."""
         return self._stack.engine_version if self._stack else self._engine_had
+
+    @property
+    def weight_version(self) -> int:
+        """The weights that the trainer holds. Each update gives them a number that no other weights
+        of the session ever have: as many as there were updates, and more after an undo.
+        """
+        return self._stack.trainer_version if self._stack else self._trainer_had
 
     @property
     def tokenizer(self) -> Any:

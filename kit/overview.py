@@ -23,6 +23,7 @@ def overview(session: Lifecycle) -> SessionState:
         dtype=stack.dtype if stack else session.config.model.dtype,
         step=session.step_count,
         planned=session.config.training.num_rollout,
+        weight_version=session.weight_version,
         engine_version=session.engine_version,
         last_reward=last.mean_reward() if last and last.rewards() else None,
         rewards=rewards,
@@ -39,10 +40,10 @@ def _next(session: Lifecycle) -> tuple[tuple[str, str], ...]:
         load = ("session = RLSession.load(path)", "continue a saved one")
         return (again, load) if session._state == "closed" else (again,)
     calls = []
-    if session.engine_version != session.step_count:
+    if session.engine_version != session.weight_version:
         calls.append(("session.sync()", "the engine still generates with older weights"))
     last = session.last_rollout
-    if last is None or not last.written_by({session.step_count}):
+    if last is None or not last.written_by({session.weight_version}):
         calls.append(("rollout = session.generate()", "write responses with the present weights"))
     elif not last.rewards():
         calls.append(("rollout = session.score(rollout)", "give the last rollout its rewards"))

@@ -227,9 +227,11 @@ class SessionState(Shown):
     device: str
     dtype: str
     step: int
-    """Updates applied: the trainer's weight version."""
+    """Updates applied."""
     planned: int
     """`training.num_rollout`."""
+    weight_version: int
+    """The trainer's."""
     engine_version: int
     last_reward: float | None
     """Mean reward of the last rollout; None before it is scored."""

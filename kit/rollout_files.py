@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from kit import token_values
 from kit.errors import DataError
-from kit.samples import Rollout, Sample
+from kit.samples import Batch, Rollout, Sample
 
 OWN = "rollout"
 """Key of the first line, for what belongs to the rollout and not to one of its samples."""
@@ -53,6 +54,28 @@ def read(path: str | Path) -> Rollout:
             except (ValueError, TypeError, DataError) as error:
                 raise DataError(f"{path}, line {number}: not a sample: {error}") from error
     return Rollout(samples, **own)
+
+
+def write_batch(batch: Batch, path: Path) -> None:
+    """A batch as one JSON object."""
+    rows = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    samples = [sample.to_dict() for sample in batch.samples]
+    path.write_text(json.dumps(rows | {"samples": samples}), encoding="utf-8")
+
+
+def read_batch(path: Path) -> Batch:
+    """What `write_batch` wrote. Raises DataError for anything else."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        by_token = {
+            name: None if rows[name] is None else tuple(map(tuple, rows[name]))
+            for name in ("token_advantages", "values", "returns")
+        }
+        flat = {name: tuple(rows[name]) for name in ("advantages", "left_out")}
+        samples = tuple(map(Sample.from_dict, rows["samples"]))
+        return Batch(**rows | by_token | flat | {"samples": samples})
+    except (ValueError, TypeError, KeyError, DataError) as error:
+        raise DataError(f"{path} holds no batch: {error}") from error
 
 
 def sample_table(rollout: Rollout) -> Any:

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
+from typing import TYPE_CHECKING, Literal, get_args, overload
 
 from kit import annotating, checkpoint, collecting, evaluation, mismatch, train_modes, updating
 from kit.annotating import Annotated
@@ -27,7 +26,7 @@ from kit.batching import make_batch
 from kit.config_training import Estimator
 from kit.errors import ConfigError, DataError, SessionError, did_you_mean
 from kit.health import check as healthy_start
-from kit.lifecycle import Lifecycle
+from kit.keeping import Keeping
 from kit.metrics import step_metrics
 from kit.prompting import as_rows
 from kit.reports import (
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
     from kit.rewards.runner import Reward
 
 
-class RLSession(Lifecycle):
+class RLSession(Keeping):
     """One model in training, with its engine, its trainer, its prompts and its reward."""
 
     @verb
@@ -195,7 +194,7 @@ class RLSession(Lifecycle):
             what: a rollout, a batch, or one sample.
         """
         text = self._prompting.token_text
-        return annotating.annotate(self._running, what, self.step_count, text)
+        return annotating.annotate(self._running, what, self.weight_version, text)
 
     @verb
     def update(self, batch: Batch) -> UpdateReport:
@@ -206,7 +205,8 @@ class RLSession(Lifecycle):
         """
         fix = "pass a batch: `session.update(session.advantages(rollout))`."
         batch = expect(batch, Batch, "update", fix)
-        report = updating.update(self._running, batch, self.step_count)
+        stack, self.last_batch = self._running, batch
+        report = updating.update(stack, batch, self.step_count)
         self.step_count += report.applied
         return report
 
@@ -222,7 +222,7 @@ class RLSession(Lifecycle):
         Raises:
             StackError: with `verify`, a parameter did not arrive.
         """
-        return hand_over(self._running, self.step_count, exact=exact, verify=verify)
+        return hand_over(self._running, self.weight_version, exact=exact, verify=verify)
 
     @verb
     def check_mismatch(
@@ -253,7 +253,7 @@ class RLSession(Lifecycle):
             config=self.config,
             stack=stack,
             prompting=self._prompting,
-            trainer_version=self.step_count,
+            trainer_version=self.weight_version,
             engine_version=self.engine_version,
             deep=deep,
         )
@@ -276,10 +276,10 @@ class RLSession(Lifecycle):
     def step(self) -> StepReport:
         """One whole step: collect (generate and score), advantages, update, sync."""
         begin, index, config = time.perf_counter(), self.step_count, self.config
-        if self.engine_version != self.step_count:
+        if self.engine_version != self.weight_version:
             self.sync()  # after an update by hand: train only on what the present weights write
         rollout = self.collect()
-        fresh = rollout.of_version(index)  # without what older weights began
+        fresh = rollout.of_version(self.weight_version)  # without what older weights began
         due = len(fresh) and _due(index, config.mismatch.interval)
         checked = self.check_mismatch(fresh) if due else None
         update = self.update(self.advantages(rollout))
@@ -297,6 +297,8 @@ class RLSession(Lifecycle):
         self.history.append(metrics)
         if self._recorder:
             self._recorder.step(metrics, index)
+        if _due(index + 1, config.checkpoint.interval):
+            checkpoint.save_step(self)
         return StepReport(index, metrics, rollout, update, sync, checked, evaluated)
 
     @overload
@@ -354,51 +356,6 @@ class RLSession(Lifecycle):
         if self._recorder:
             self._recorder.evaluation(report)
         return report
-
-    # ---- keeping -------------------------------------------------------------------------------
-
-    @verb
-    def save(self, path: str | Path | None = None) -> Path:
-        """Write a checkpoint: weights, optimizer, data position, counters, metrics, configuration.
-
-        Args:
-            path: a new directory; None takes the run's own folder, else `checkpoints/`.
-
-        Raises:
-            CheckpointError: it cannot be written, or something else is in the way.
-        """
-        return checkpoint.save(self, self._running, path)
-
-    @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        *,
-        data: Any = None,
-        eval_data: Any = None,
-        reward: Reward | None = None,
-    ) -> Self:
-        """Start a session that continues where `save` was called.
-
-        Args:
-            path: a directory that `save` wrote.
-            data: as in `start`; rows and functions that were passed there are not in the
-                checkpoint.
-            eval_data: as in `start`.
-            reward: as in `start`.
-
-        Raises:
-            CheckpointError: it cannot be read. Never continues from other weights in silence.
-        """
-        folder = Path(path)
-        config, state = checkpoint.read(folder)
-        session = cls.start(config, data=data, eval_data=eval_data, reward=reward)
-        try:
-            checkpoint.restore(session, session._running, folder, state)
-        except BaseException:
-            session.close()
-            raise
-        return session
 
 
 def _due(step: int, interval: int) -> bool:

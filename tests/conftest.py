@@ -6,12 +6,11 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import settings
 
-from kit import RLSession, checkpoint
+from kit import RLSession, SessionConfig, checkpoint
 from kit.data.stream import PromptStream
 
 # What a busy machine takes for an example says nothing of the code.
@@ -20,6 +19,10 @@ settings.load_profile("untimed")
 
 # A test run in the background is started with interrupts ignored, and some tests send them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+FIRST = "first"
+"""The snapshot of a shared session's first moment."""
 
 
 class Shared:
@@ -35,6 +38,7 @@ class Shared:
             os.environ.pop("KIT_RUN_DIR", None)
             self.session = RLSession.start("tiny")
             self.session.save(self.folder)
+            self.session.snapshot(FIRST)
         reset(self.session, self.folder, seed)
         return self.session
 
@@ -62,9 +66,9 @@ def reseeded(shared: Shared) -> Callable[[int], RLSession]:
 
 def reset(session: RLSession, first: Path, seed: int = 0) -> None:
     """Weights, optimizer, data, counters and randomness as at the start with this seed."""
-    config, state = checkpoint.read(first)
-    session.config = config.replace("seed", seed)
+    for name in session._snapshots.keys() - {FIRST}:
+        session.forget(name)
+    session._running.newest_version = 0
+    session.restore(FIRST)
+    session.config = SessionConfig.load(first / checkpoint.CONFIG).replace("seed", seed)
     session._stream = PromptStream(session._prompting.train, seed)
-    fresh: dict[str, Any] = state | {"stream": session._stream.state()}
-    checkpoint.restore(session, session._running, first, fresh)
-    session.last_rollout = None

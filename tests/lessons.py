@@ -13,7 +13,7 @@ from rich.console import Console
 from kit.runs import RunResult, run_notebook
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-LESSONS = sorted(path.stem for path in NOTEBOOKS.glob("0[1-6]_*.ipynb"))
+LESSONS = sorted(path.stem for path in NOTEBOOKS.glob("0[1-7]_*.ipynb"))
 FAST: dict[str, dict[str, Any]] = {
     "01_one_step": {"prompts": 8},
     "02_train_to_solve": {"steps": 30, "seed": 1, "eval_every": 0},

@@ -9,10 +9,12 @@ from typing import Any
 import nbformat
 import pytest
 
+from kit.config_training import TrainingConfig
 from kit.course import check, exercises
 from kit.errors import DataError
 from kit.reports import EvalReport, TrainReport
 from kit.samples import Rollout, Sample
+from kit.what_if import Movement, Trial
 from tests.lessons import LESSONS, NOTEBOOKS, exercise_cells, solutions
 
 
@@ -59,6 +61,18 @@ def ess(log_ratios: list[float]) -> float:
     return sum(weights) ** 2 / len(weights) / sum(w * w for w in weights)
 
 
+def k3(changes: list[float]) -> float:
+    return sum(math.exp(c) - 1 - c for c in changes) / len(changes)
+
+
+def trial(rate: float, kl: float) -> Trial:
+    moved = Movement(8, 0.1, 0.2, kl, 0.1, -0.1, 0.6)
+    return Trial("", {}, TrainingConfig(learning_rate=rate), None, moved, None)
+
+
+TRIED = [trial(1e-4, 0.009), trial(1e-5, 1e-4), trial(1e-3, 0.9)]
+
+
 def without_deviation(rewards: list[float]) -> list[float]:
     return [r - sum(rewards) / len(rewards) for r in rewards]
 
@@ -79,6 +93,10 @@ RIGHT: list[tuple[str, Any, dict[str, Any]]] = [
     ("06.2", 3, {"reward": [0.4, 0.8, 0.5, 0.3, 0.1]}),
     ("06.2", -1, {"reward": [0.4, 0.5, 0.6]}),
     ("06.3", 1, {"rows": ROWS, "groups": 16}),
+    ("07.1", (4, 6), {}),
+    ("07.2", 1e-4, {"tried": TRIED}),
+    ("07.2", 0, {"tried": TRIED[2:]}),
+    ("07.3", k3, {}),
 ]
 
 WRONG: list[tuple[str, Any, dict[str, Any], str]] = [
@@ -123,6 +141,15 @@ WRONG: list[tuple[str, Any, dict[str, Any], str]] = [
     ("06.1", {"A": "healthy", "B": "healthy", "C": "healthy"}, {}, "truncated"),
     ("06.2", 4, {"reward": [0.4, 0.8, 0.5, 0.3, 0.1]}, "had fallen before"),
     ("06.3", 5, {"rows": ROWS, "groups": 16}, "Count steps"),
+    ("07.1", (4, 4), {}, "made those weights"),
+    ("07.1", (6, 6), {}, "counted back"),
+    ("07.1", 6, {}, "two numbers"),
+    ("07.2", 1e-5, {"tried": TRIED}, "so does a larger one"),
+    ("07.2", 1e-3, {"tried": TRIED}, "too far"),
+    ("07.2", 0.009, {"tried": TRIED}, "the KL itself"),
+    ("07.2", 1e-2, {"tried": TRIED}, "was not tried"),
+    ("07.3", lambda x: -sum(x) / len(x), {}, "k1"),
+    ("07.3", lambda x: k3([-c for c in x]), {}, "turned around"),
 ]
 
 
@@ -180,6 +207,6 @@ def test_a_lesson_ends_with_three_open_exercises_that_have_solutions(lesson: str
         assert re.match(rf'check\("{number}", answer[,)]', last)
 
 
-def test_there_are_six_lessons_of_three_exercises() -> None:
-    assert len(LESSONS) == 6
-    assert len(exercises()) == 18
+def test_there_are_seven_lessons_of_three_exercises() -> None:
+    assert len(LESSONS) == 7
+    assert len(exercises()) == 21

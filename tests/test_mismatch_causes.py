@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from kit import RLSession, Rollout, Sample
 from kit.reports import MismatchReport
@@ -38,7 +39,9 @@ def test_weights_that_changed_under_the_same_version_are_found_by_checksum(
     session: RLSession,
 ) -> None:
     session.update(session.advantages(session.score(session.generate())))
-    session.step_count = 0  # as if nothing had been trained: the stamps agree, the weights do not
+    session._running.trainer_version = (
+        0  # as if nothing had been trained: the stamps agree, the weights do not
+    )
     report = session.check_mismatch(session.generate())
     assert (report.verdict, report.cause_kind) == ("fail", "stale_weights")
     assert "both sides claim version 0" in report.cause
@@ -207,7 +210,8 @@ def test_a_check_leaves_the_session_as_it_was(
             session.check()
         assert session.last_rollout is kept
         saved = session.save(tmp_path / folder)
-        files = {p.name: p.read_bytes() for p in saved.iterdir() if p.suffix == ".safetensors"}
+        (file,) = (saved / "trainer").glob("*.safetensors")
+        files = {name: value.numpy().tobytes() for name, value in load_file(file).items()}
         after = session.step()
         numbers = [v for k, v in after.metrics.items() if not k.startswith("perf/")]
         return [s.tokens for s in after.rollout], files, numbers

@@ -35,6 +35,7 @@ mismatches = lesson("03_why_log_probs_differ")
 rewards = lesson("04_samples_and_rewards")
 estimators = lesson("05_estimators")
 patients = lesson("06_reading_a_run")
+trials = lesson("07_what_if")
 
 
 def word_problems(file: Path, split: str, count: int) -> str:
@@ -163,6 +164,22 @@ def test_each_patient_is_sick_in_the_way_that_the_lesson_says(patients: RunResul
     ]
 
 
+def test_what_is_undone_comes_back_and_one_of_the_trials_stays(trials: RunResult) -> None:
+    shown = texts(trials)
+    assert "as before: True" in shown
+    assert shown.count("the same responses: True") == 1
+    assert "the same accuracy afterwards: True" in shown
+    assert "step 4, weights version 5" in shown
+    assert "as after the step: True" in shown
+    rate = re.search(r"learning rate from now on: ([\d.e-]+)", shown)
+    assert rate
+    assert 1e-6 < float(rate[1]) < 1e-3
+    evaluations = [json.loads(row) for row in (trials.folder / "evaluations.jsonl").open()]
+    assert evaluations[-1]["accuracy"] > evaluations[0]["accuracy"]
+    assert (trials.folder / "checkpoint" / "manifest.json").is_file()
+    assert list((trials.folder / "model").glob("*.safetensors"))
+
+
 def test_the_real_thing_trains_on_rows_like_those_of_gsm8k(real_thing: RunResult) -> None:
     config = SessionConfig.load(real_thing.folder / "config.yaml")
     assert (config.data.input_key, config.data.label_key) == ("question", "answer")
@@ -192,7 +209,7 @@ def test_the_real_thing_shows_its_checks_and_each_steps_difference_under_its_bou
     assert len(pictures) >= 2
 
 
-ALL = ["one_step", "training", "mismatches", "rewards", "estimators", "patients"]
+ALL = ["one_step", "training", "mismatches", "rewards", "estimators", "patients", "trials"]
 
 
 @pytest.mark.parametrize("name", ALL)

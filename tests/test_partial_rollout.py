@@ -178,16 +178,6 @@ def test_a_checkpoint_holds_the_buffer_and_training_goes_on_with_it(
     assert session.step().update.applied
 
 
-def test_a_checkpoint_from_before_there_was_a_buffer_has_an_empty_one(
-    session: RLSession, tmp_path: Path
-) -> None:
-    path = session.save(tmp_path / "one")
-    _, state = checkpoint.read(path)
-    del state["buffer"]
-    checkpoint.restore(session, session._running, path, state)
-    assert len(session._buffer) == 0
-
-
 def test_metadata_that_json_does_not_know_is_named_when_the_buffer_is_saved(
     session: RLSession, tmp_path: Path
 ) -> None:

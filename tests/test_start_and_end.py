@@ -98,7 +98,7 @@ def test_a_prompt_longer_than_the_context_is_named_by_its_row_and_leaves_nothing
 
 @pytest.mark.usefixtures("nothing_started")
 def test_a_checkpoint_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(KitError, match=r"state\.json"):
+    with pytest.raises(KitError, match=r"manifest\.json"):
         RLSession.load(tmp_path)
 
 
@@ -159,8 +159,8 @@ def test_a_session_of_many_parts_trains_and_ends(tmp_path: Path) -> None:
 
 def _load_with_one_trainer(saved: Path, rows: list[dict[str, Any]]) -> None:
     config, _ = checkpoint.read(saved)
-    config.replace("training.num_trainers", 1).dump(saved / "config.yaml")
-    with RLSession.load(saved, data=rows, eval_data=rows[:4]) as session:
+    assert config.training.num_trainers == 2
+    with RLSession.load(saved, data=rows, eval_data=rows[:4], num_trainers=1) as session:
         assert session.step_count == 4
         assert session.check_mismatch(session.generate()).verdict == "pass"
 

@@ -6,7 +6,7 @@
 
 A check never raises because of an answer: an answer is open, wrong or right, and a wrong one is
 told what it looks like. An answer that is still `...` is open. The functions in `lesson_01.py` to
-`lesson_06.py` return what is wrong, in a sentence, or nothing where all is well.
+`lesson_07.py` return what is wrong, in a sentence, or nothing where all is well.
 """
 
 from kit.course.verdict import Verdict, check, exercises

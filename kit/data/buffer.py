@@ -46,7 +46,7 @@ class Buffer:
         """
         try:
             groups = [tuple(map(Sample.from_dict, group)) for group in state]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, DataError) as error:
             raise DataError(f"The saved buffer of unfinished groups is damaged: {error}.") from None
         self._groups.clear()
         self.put(groups)

@@ -53,7 +53,7 @@ EXACT = Disturbance()
 
 @dataclass(frozen=True, slots=True)
 class HandedOver:
-    """The last hand-over: which version, and what was done to it."""
+    """The last hand-over: how many updates had made the weights, and what was done to them."""
 
     disturbance: Disturbance
     version: int

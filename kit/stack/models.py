@@ -66,3 +66,11 @@ class Making:
             weight_decay=training.weight_decay,
             fused=True,
         )
+
+    @staticmethod
+    def configure(optimizer: torch.optim.AdamW, training: TrainingConfig, rate: float) -> None:
+        """Have an optimizer go on with other settings; its state stays."""
+        for group in optimizer.param_groups:
+            group["betas"] = (training.adam_beta1, training.adam_beta2)
+            group["eps"], group["weight_decay"] = training.adam_eps, training.weight_decay
+            group["lr"] = rate

@@ -14,6 +14,7 @@ from kit.memory.plan import PhaseName
 from kit.model.source import ModelSource
 from kit.stack.buckets import SLOTS
 from kit.stack.cluster import Cluster
+from kit.stack.keeping import KeepsTrainers
 from kit.stack.residency import Residency
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def shares(count: int, among: int) -> list[slice]:
     return [slice(i * count // among, (i + 1) * count // among) for i in range(among)]
 
 
-class Stack:
+class Stack(KeepsTrainers):
     """Starts in two strokes, so that the caller can do other work while the first one runs."""
 
     def __init__(
@@ -76,7 +77,9 @@ class Stack:
         self._measured: dict[str, int] = {}
         self._looks: list[tuple[PhaseName, Any]] = []
         self.trainer_version = self.engine_version = 0
-        """How many updates made the weights that either side has."""
+        """Which weights either side has: a number that is given to no others."""
+        self.newest_version = 0
+        """The last number that was given: after an undo the trainer's is a smaller one."""
         self.max_response_len = max_response_len
         self.dtype = config.model.dtype
         if self.dtype == "auto":
@@ -241,7 +244,9 @@ class Stack:
         shared = ray.put(batch)
         calls = [trainer.update.remote(shared, update_id) for trainer in self._trainers]
         metrics, applied = self._get(calls, "update")[0]
-        self.trainer_version += applied
+        if applied:
+            self.newest_version += 1
+            self.trainer_version = self.newest_version
         self._measure("update")
         return metrics, applied
 
@@ -337,16 +342,6 @@ class Stack:
         for (phase, _), seen in zip(looks, self._get([x for _, x in looks], "look"), strict=True):
             self._measured[phase] = max(self._measured.get(phase, 0), seen["peak"])
         return dict(self._measured)
-
-    def save(self, directory: str) -> None:
-        """Have the trainers write weights and optimizer into a directory."""
-        self.residency.for_trainer()
-        self._get([t.save.remote(directory) for t in self._trainers], "save")
-
-    def load(self, directory: str) -> None:
-        """Have the trainers read what `save` wrote."""
-        self.residency.for_trainer()
-        self._get([t.load.remote(directory) for t in self._trainers], "load")
 
     def _get(self, calls: Any, doing: str, timeout: float | None = None) -> Any:
         """Wait for answers. What went wrong in an actor is raised here as if it went wrong here."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
@@ -18,11 +18,11 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from kit.config import TrainingConfig
-from kit.errors import StackError
+from kit.errors import SessionError, StackError
 from kit.model.compiled import Recompute
 from kit.model.packing import Packed
 from kit.model.policy import Policy
-from kit.stack import probes, stages, trainer_state, warm_up
+from kit.stack import exporting, probes, stages, trainer_snapshots, trainer_state, warm_up
 from kit.stack.batches import MAX_TOKENS, TrainBatch, optimizer_steps, packed_parts
 from kit.stack.buckets import in_buckets
 from kit.stack.corrections import Corrections
@@ -32,6 +32,7 @@ from kit.stack.fsdp import without_gradient
 from kit.stack.models import Making
 from kit.stack.optimizer_step import OptimizerSteps
 from kit.stack.parking import Parking
+from kit.stack.trainer_snapshots import TrainerSnapshot
 from kit.stack.unsharded import as_saved, whole
 from kit.stack.weights import Handle, Outbox
 
@@ -85,6 +86,7 @@ class Trainer(OptimizerSteps):
         self.updates = 0
         self.last_update: tuple[str, list[dict[str, float]]] | None = None
         self.handed_over = HandedOver(EXACT, 0)
+        self.snapshots: dict[str, TrainerSnapshot] = {}
 
     def start(self) -> None:
         """Load the models into host memory, and meet the other ranks."""
@@ -140,7 +142,7 @@ class Trainer(OptimizerSteps):
         self.memory.settle()
         width = making.dtype.itemsize
         self._buckets = in_buckets(
-            ((name, p.numel() * width) for name, p in self._handed_over()),
+            ((name, p.numel() * width) for name, p in self.handed_over_parameters()),
             self.settings.bucket_bytes,
         )
         stages.report("trainer", stages.READY)
@@ -304,18 +306,19 @@ class Trainer(OptimizerSteps):
         """Gather a bucket of the weights for the engine; rank 0 returns where they are.
 
         Args:
-            version: the number of updates that made them.
+            version: which weights they are.
             exact: without the disturbance.
             bucket: which one; with one trainer on a CPU there is only the first.
             _: answers that Ray has to have before this call may begin.
         """
         if bucket == 0:
-            self.handed_over = HandedOver(EXACT if exact else self.settings.disturbance, version)
+            disturbance = EXACT if exact else self.settings.disturbance
+            self.handed_over = HandedOver(disturbance, self.updates)
         wanted = set(self._buckets[bucket])
         with torch.no_grad():
             named = (
                 entry
-                for name, value in self._handed_over()
+                for name, value in self.handed_over_parameters()
                 if name in wanted
                 for entry in as_saved(name, self.handed_over.as_engine_has(name, whole(value)))
             )
@@ -326,7 +329,7 @@ class Trainer(OptimizerSteps):
                 pass
         return None
 
-    def _handed_over(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def handed_over_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """What the engine is given; a tied output embedding is part of it once."""
         inner: Any = self.policy.model
         tied = inner.config.tie_word_embeddings
@@ -338,8 +341,49 @@ class Trainer(OptimizerSteps):
         """Run an experiment of `kit.stack.probes`; all ranks call."""
         return probes.EXPERIMENTS[name](self, *arguments)
 
+    # ---- keeping -------------------------------------------------------------------------------
+
+    def snapshot(self, name: str) -> int:
+        """Copy everything that an update changes into host memory; how many bytes."""
+        self.snapshots[name] = TrainerSnapshot.of(self)
+        return self.snapshots[name].tensors.size
+
+    def restore(self, name: str) -> None:
+        """Make the trainer what it was at a snapshot, bit by bit.
+
+        Raises:
+            SessionError: this process has none of that name; it was started again since.
+        """
+        if name not in self.snapshots:
+            raise SessionError(
+                f"The trainer does not hold the snapshot {name!r}.",
+                why="Its process was started again since; what was in its memory is gone.",
+                fix="restore a snapshot that is on disk, or load a checkpoint.",
+            )
+        self.snapshots[name].put_back(self)
+
+    def forget(self, name: str) -> None:
+        """Give back the memory of a snapshot, if there is one."""
+        self.snapshots.pop(name, None)
+
+    def state_bytes(self) -> int:
+        """Bytes of host memory that a snapshot takes now."""
+        return trainer_snapshots.size(self)
+
+    def configure(self, training: TrainingConfig) -> None:
+        """Train with other settings from now on; models and processes stay those of the start."""
+        self.settings = replace(self.settings, training=training)
+        self.making.configure(self.optimizer, training, training.learning_rate)
+        if self.critic:
+            self.critic.config = training.critic
+            self.making.configure(self.critic.optimizer, training, training.critic.learning_rate)
+
+    def export_hf(self, directory: str, dtype: str) -> int:
+        """Write the policy as models are published; all ranks call. Bytes."""
+        return exporting.export(self, directory, dtype)
+
     def save(self, directory: str) -> None:
-        """Write weights and optimizers; all ranks call, rank 0 writes."""
+        """Write everything that an update changes; all ranks call, each writes its share."""
         trainer_state.save(self, directory)
 
     def load(self, directory: str) -> None:

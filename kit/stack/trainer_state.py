@@ -1,143 +1,144 @@
-"""A trainer's weights and optimizer, as safetensors that any number of trainers can read."""
+"""A trainer's state on disk, through torch's distributed checkpoint, as safetensors.
+
+Each rank writes its own shards; any number of ranks reads them. Nothing is pickled: what torch
+keeps in a `.metadata` pickle elsewhere stands in the heads of the safetensors here.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.api import CheckpointException
 
 from kit.errors import CheckpointError
+from kit.stack.buckets import in_buckets
+from kit.stack.trainer_snapshots import (
+    TrainerSnapshot,
+    counters,
+    random_states,
+    set_counters,
+    set_random_states,
+)
+from kit.stack.trainer_tensors import fill_optimizers, state_tensors
 
 if TYPE_CHECKING:
     from kit.stack.trainer import Trainer
 
-WEIGHTS, OPTIMIZER, COUNTERS = "weights.safetensors", "optimizer.safetensors", "trainer.json"
-REFERENCE = "reference.safetensors"
-CRITIC_WEIGHTS, CRITIC_OPTIMIZER = "critic.safetensors", "critic_optimizer.safetensors"
-FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+dcp: Any = checkpoint  # it names what it offers in no way that a type checker can read
+COUNTERS = "trainer.json"
+FILE_BYTES = 1 << 30
+"""Of one rank's file, about: while a file is written it is in memory twice."""
 
 
 def save(trainer: Trainer, directory: str) -> None:
-    """Gather everything on rank 0 and write it there. All ranks must call."""
-    folder = Path(directory)
-    _save_model(trainer, trainer.policy, folder / WEIGHTS)
-    _save_optimizer(trainer, trainer.policy, trainer.optimizer, folder / OPTIMIZER)
-    if _reference_moves(trainer):
-        _save_model(trainer, trainer.reference, folder / REFERENCE)
-    if trainer.critic:
-        critic = trainer.critic
-        _save_model(trainer, critic.model, folder / CRITIC_WEIGHTS)
-        _save_optimizer(trainer, critic.model, critic.optimizer, folder / CRITIC_OPTIMIZER)
-    if not trainer.settings.rank:
-        counters = {"optimizer_steps": trainer.optimizer_steps, "updates": trainer.updates}
-        (folder / COUNTERS).write_text(json.dumps(counters))
+    """Write everything that an update changes. All ranks must call.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    tensors = _on_disk(trainer)
+    files = in_buckets(((n, t.numel() * t.element_size()) for n, t in tensors.items()), FILE_BYTES)
+    places = {name: index for index, names in enumerate(files, start=1) for name in names}
+    for rank in range(trainer.settings.training.num_trainers):
+        places |= dict.fromkeys(_random_names(trainer, rank), 1)
+    own = zip(_random_names(trainer), random_states(trainer.device), strict=True)
+    writer = dcp.HuggingFaceStorageWriter(directory, places, save_distributed=True)
+    try:
+        dcp.save(tensors | dict(own), storage_writer=writer)
+        if not trainer.settings.rank:
+            kept = counters(trainer)
+            del kept["last_update"]  # it is of this session
+            (Path(directory) / COUNTERS).write_text(json.dumps(kept), encoding="utf-8")
+    except (CheckpointException, OSError) as error:
+        raise CheckpointError(
+            f"The trainer's state cannot be written into {directory}.",
+            why=_first_cause(error),
+            fix="free space or name another directory; the session is unchanged.",
+        ) from None
 
 
 def load(trainer: Trainer, directory: str) -> None:
-    """Read what `save` wrote; all ranks call and read.
+    """Read what `save` wrote, with any number of ranks; all must call.
 
     Raises:
-        CheckpointError: a file is missing or broken, or belongs to another model.
+        CheckpointError: a file is missing or broken, or belongs to another model; the trainer is
+            unchanged.
     """
-    from safetensors.torch import load_file
-
-    folder = Path(directory)
-    names = [WEIGHTS, OPTIMIZER]
-    names += [REFERENCE] if _reference_moves(trainer) else []
-    names += [CRITIC_WEIGHTS, CRITIC_OPTIMIZER] if trainer.critic else []
+    reader = dcp.HuggingFaceStorageReader(directory)
     try:
-        read: dict[str, Any] = {name: load_file(folder / name) for name in names}
-        counters = json.loads((folder / COUNTERS).read_text())
+        kept = json.loads((Path(directory) / COUNTERS).read_text(encoding="utf-8"))
+        read = {"optimizer_steps": int(kept["optimizer_steps"]), "updates": int(kept["updates"])}
+        found = {n: tuple(t.size) for n, t in _listed(reader).items()}
     except Exception as error:
-        raise CheckpointError(
-            f"The checkpoint {directory} cannot be read.",
-            why=str(error),
-            fix="load another checkpoint; the session's weights are unchanged.",
-        ) from error
-    models: list[tuple[str, Any]] = [(WEIGHTS, trainer.policy)]
-    models += [(REFERENCE, trainer.reference)] if REFERENCE in read else []
-    models += [(CRITIC_WEIGHTS, trainer.critic.model)] if trainer.critic else []
-    for name, model in models:
-        _check_shapes(model, read[name], directory)
-    for name, model in models:
-        _load_model(model, read[name])
-    _load_optimizer(trainer.policy, trainer.optimizer, read[OPTIMIZER])
-    if trainer.critic:
-        _load_optimizer(trainer.critic.model, trainer.critic.optimizer, read[CRITIC_OPTIMIZER])
-    trainer.optimizer_steps = int(counters["optimizer_steps"])
-    trainer.updates = int(counters.get("updates", 0))
-    trainer.last_update = None
+        raise _unreadable(directory, error) from error
+    before = TrainerSnapshot.of(trainer)
+    try:
+        fill_optimizers(trainer, found)
+        tensors = _on_disk(trainer)
+        _check_shapes(tensors, found, directory)
+        states: tuple[torch.Tensor, ...] = ()
+        if found.keys() >= set(_random_names(trainer)):
+            states = tuple(torch.empty_like(state) for state in random_states(trainer.device))
+            tensors |= zip(_random_names(trainer), states, strict=True)
+        dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(directory))
+    except BaseException as error:
+        before.put_back(trainer)
+        if isinstance(error, CheckpointError) or not isinstance(
+            error, (Exception, CheckpointException)
+        ):
+            raise
+        raise _unreadable(directory, error) from error
+    set_counters(trainer, read | {"last_update": None})
+    if states:
+        set_random_states(trainer.device, states)
 
 
-def _reference_moves(trainer: Trainer) -> bool:
-    """Else it is the model that the session starts from, and need not be kept."""
-    return bool(trainer.reference and trainer.settings.training.ref_update_interval)
+def _listed(reader: Any) -> Any:
+    return reader.read_metadata().state_dict_metadata
 
 
-def _tied(model: Any) -> bool:
-    """Is the output embedding the input embedding? Then it is kept once."""
-    return hasattr(model, "model") and bool(model.model.config.tie_word_embeddings)
+def _on_disk(trainer: Trainer) -> dict[str, Any]:
+    """The state's tensors as files have them: a number is a row of one."""
+    return {n: t.view(1) if t.ndim == 0 else t for n, t in state_tensors(trainer).items()}
 
 
-def _save_model(trainer: Trainer, model: Any, file: Path) -> None:
-    from safetensors.torch import save_file
-
-    weights: dict[str, Any] = get_model_state_dict(model, options=FULL)
-    if trainer.settings.rank:
-        return
-    if _tied(model):
-        weights.pop("model.lm_head.weight", None)
-    save_file({name: value.contiguous() for name, value in weights.items()}, file)
+def _random_names(trainer: Trainer, rank: int | None = None) -> Sequence[str]:
+    """Of what a rank draws; one that did not write any starts with its seed."""
+    rank = trainer.settings.rank if rank is None else rank
+    return [f"random/{rank}/{where}" for where in ("host", trainer.device.type)][
+        : 1 + (trainer.device.type == "cuda")
+    ]
 
 
-def _load_model(model: Any, weights: dict[str, Any]) -> None:
-    if _tied(model):
-        weights["model.lm_head.weight"] = weights["model.model.embed_tokens.weight"]
-    set_model_state_dict(model, weights, options=FULL)
+def _check_shapes(
+    own: dict[str, torch.Tensor], found: dict[str, tuple[int, ...]], directory: str
+) -> None:
+    for name, tensor in own.items():
+        if found.get(name) != tuple(tensor.shape):
+            there = f"has shape {found[name]}" if name in found else "is not there"
+            raise CheckpointError(
+                f"The checkpoint {directory} is of another model: {name} {there}, this model's "
+                f"has {tuple(tensor.shape)}.",
+                fix="start the session with the model and the estimator that the checkpoint was "
+                "made with.",
+            )
 
 
-def _save_optimizer(trainer: Trainer, model: Any, optimizer: Any, file: Path) -> None:
-    from safetensors.torch import save_file
-
-    gathered: Any = get_optimizer_state_dict(model, optimizer, options=FULL)  # on rank 0 only
-    if trainer.settings.rank:
-        return
-    flat = {
-        f"{name}//{key}": value.contiguous()
-        for name, values in gathered["state"].items()
-        for key, value in values.items()
-    }
-    save_file(flat, file)
-
-
-def _load_optimizer(model: Any, optimizer: Any, flat: dict[str, Any]) -> None:
-    state: Any = {}
-    for path, value in flat.items():
-        name, _, key = path.partition("//")
-        state.setdefault(name, {})[key] = value
-    groups = get_optimizer_state_dict(model, optimizer, options=FULL)["param_groups"]
-    set_optimizer_state_dict(
-        model, optimizer, {"state": state, "param_groups": groups}, options=FULL
+def _unreadable(directory: str, error: BaseException) -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint {directory} cannot be read.",
+        why=_first_cause(error),
+        fix="load another checkpoint; the session's weights are unchanged.",
     )
 
 
-def _check_shapes(model: Any, weights: dict[str, torch.Tensor], directory: str) -> None:
-    own = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    read = {name: tuple(value.shape) for name, value in weights.items()}
-    wrong = sorted(name for name in own if read.get(name) != own[name])
-    if wrong:
-        name = wrong[0]
-        raise CheckpointError(
-            f"The checkpoint {directory} is of another model: {name} has shape "
-            f"{read.get(name)}, this model's has {own[name]}.",
-            fix="start the session with the model that the checkpoint was made from.",
-        )
+def _first_cause(error: BaseException) -> str:
+    """What a rank said, without the others' traces."""
+    causes: Iterable[Any] = getattr(error, "failures", {}).values()
+    first = next(iter(causes), None)
+    return str(first[0] if first else error)

@@ -20,6 +20,7 @@ from kit.reports import (
     TrainReport,
     UpdateReport,
 )
+from kit.snapshots import Snapshot, Snapshots
 from kit.viz.checks import eval_html, eval_plain
 from kit.viz.dashboard import dashboard_html, dashboard_plain
 from kit.viz.diagnosis import diagnosis_html, diagnosis_plain
@@ -28,9 +29,17 @@ from kit.viz.html import Bundle, bundle, page, tag
 from kit.viz.memory import memory_html, memory_plain
 from kit.viz.mismatch import mismatch_html, mismatch_plain
 from kit.viz.sessions import session_html, session_plain
+from kit.viz.snapshots import (
+    snapshot_line,
+    snapshot_line_html,
+    snapshots_html,
+    snapshots_plain,
+)
 from kit.viz.training import step_html, step_plain, train_html, train_plain
 from kit.viz.trials import trial_html, trial_plain
 from kit.viz.updates import sync_line, update_html, update_plain
+from kit.viz.what_if import what_if_html, what_if_plain
+from kit.what_if import WhatIf
 
 _DISPLAYS: dict[type[Shown], tuple[Callable[[Any], str], Callable[[Any], str]]] = {
     UpdateReport: (update_html, update_plain),
@@ -45,6 +54,9 @@ _DISPLAYS: dict[type[Shown], tuple[Callable[[Any], str], Callable[[Any], str]]] 
     TrainingStatus: (dashboard_html, dashboard_plain),
     Diagnosis: (diagnosis_html, diagnosis_plain),
     MemoryPlan: (memory_html, memory_plain),
+    WhatIf: (what_if_html, what_if_plain),
+    Snapshot: (snapshot_line_html, snapshot_line),
+    Snapshots: (snapshots_html, snapshots_plain),
 }
 
 

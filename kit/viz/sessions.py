@@ -74,11 +74,11 @@ def _millions(parameters: int) -> str:
 
 
 def _behind(state: SessionState) -> str:
-    if state.state != "running" or state.engine_version == state.step:
+    if state.state != "running" or state.engine_version == state.weight_version:
         return ""
     return (
-        f"! The trainer is at weights version {state.step}, the engine at {state.engine_version}: "
-        "what it writes now is off-policy."
+        f"! The trainer is at weights version {state.weight_version}, the engine at "
+        f"{state.engine_version}: what it writes now is off-policy."
     )
 
 

@@ -159,6 +159,7 @@ DISPLAYS: dict[str, Callable[[], Any]] = {
     ),
     "session": lambda: make_state(
         step=8,
+        weight_version=8,
         engine_version=8,
         host_memory=2_300_000_000,
         rewards=(0.42, 0.48, 0.55, 0.53, 0.64, 0.7, 0.69, 0.78),

@@ -1,15 +1,13 @@
 """The trainer by itself: one FSDP2 rank in this process, without Ray and without an engine."""
 
 import math
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from kit.errors import CheckpointError, DataError, StackError
+from kit.errors import DataError, StackError
 from kit.stack.batches import TrainBatch
 from kit.tiny import MODEL_DIR
 from tests.stack.trainers import PLAIN, Make, batch, make, weights
@@ -206,70 +204,3 @@ def test_the_reference_keeps_the_weights_of_the_start(make: Make) -> None:
 def test_asking_for_a_reference_that_was_not_loaded_names_the_setting(make: Make) -> None:
     with pytest.raises(StackError, match=r"training\.kl_loss_coef"):
         make().log_probs([[1, 2]], [1], "reference")
-
-
-def test_a_loaded_trainer_goes_on_exactly_where_the_saved_one_would(
-    make: Make, tmp_path: Path
-) -> None:
-    settings: dict[str, Any] = {
-        "learning_rate": 1e-3,
-        "lr_schedule": "cosine",
-        "warmup_steps": 3,
-        "kl_loss_coef": 0.1,
-    }
-    folder = tmp_path / "checkpoint"
-    folder.mkdir()
-    trainer = make(**settings)
-    trainer.update(batch(0), "a")
-    trainer.save(str(folder))
-    saved = weights(trainer)
-    metrics, _ = trainer.update(batch(1), "b")
-    after = weights(trainer)
-
-    other = make(**settings)
-    other.update(batch(5), "x")
-    other.load(str(folder))
-    assert torch.equal(weights(other), saved)
-    assert other.optimizer_steps == 1
-    assert other.update(batch(1), "b") == (metrics, True)
-    assert torch.equal(weights(other), after)
-
-
-def test_loading_an_update_id_again_does_not_pass_for_applied(make: Make, tmp_path: Path) -> None:
-    trainer = make(learning_rate=1e-3)
-    trainer.save(str(tmp_path))
-    before = weights(trainer)
-    trainer.update(batch(), "a")
-    after = weights(trainer)
-    trainer.load(str(tmp_path))
-    assert torch.equal(weights(trainer), before)
-    assert trainer.update(batch(), "a")[1]
-    assert torch.equal(weights(trainer), after)
-
-
-@pytest.mark.parametrize("broken", ["weights.safetensors", "optimizer.safetensors", "trainer.json"])
-def test_a_broken_checkpoint_is_refused_and_changes_no_bit(
-    make: Make, tmp_path: Path, broken: str
-) -> None:
-    trainer = make(learning_rate=1e-3)
-    trainer.save(str(tmp_path))
-    trainer.update(batch(), "a")
-    before = weights(trainer)
-    os.truncate(tmp_path / broken, 5)
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        trainer.load(str(tmp_path))
-    assert torch.equal(weights(trainer), before)
-
-
-def test_a_checkpoint_of_another_model_is_refused_by_the_tensor(make: Make, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    trainer = make()
-    trainer.save(str(tmp_path))
-    tensors = load_file(tmp_path / "weights.safetensors")
-    name = "model.model.norm.weight"
-    save_file(tensors | {name: torch.ones(7)}, tmp_path / "weights.safetensors")
-    before = weights(trainer)
-    with pytest.raises(CheckpointError, match=r"model\.model\.norm\.weight has shape.*\(7,\)"):
-        trainer.load(str(tmp_path))
-    assert torch.equal(weights(trainer), before)

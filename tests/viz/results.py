@@ -230,7 +230,7 @@ def make_status(done: int = 20, **changes: object) -> TrainingStatus:
 def make_state(**changes: object) -> SessionState:
     state = SessionState(
         name="tiny", state="running", model="tiny", parameters=826_000, device="cpu",
-        dtype="float32", step=3, planned=60, engine_version=3, last_reward=0.5,
+        dtype="float32", step=3, planned=60, weight_version=3, engine_version=3, last_reward=0.5,
         rewards=(0.25, 0.5, 0.75), next_calls=(("session.sync()", "hand over"),),
     )  # fmt: skip
     return replace(state, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,56 @@
+"""The part of `Stack` that keeps the trainers' state, and gives it back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kit.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from kit.stack.residency import Residency
+
+
+class KeepsTrainers:
+    """Calls of all trainers, each for its share."""
+
+    residency: Residency
+    _trainers: list[Any]
+
+    def snapshot(self, name: str) -> int:
+        """Have the trainers keep their state in host memory under this name; bytes in all."""
+        return sum(self._all("snapshot", name))
+
+    def restore(self, name: str) -> None:
+        """Have the trainers go back to what they kept. Raises SessionError where one has not."""
+        self._all("restore", name)
+
+    def forget(self, name: str) -> None:
+        """Have the trainers give back the memory of what they kept."""
+        self._get([t.forget.remote(name) for t in self._trainers], "forget")
+
+    def state_bytes(self) -> int:
+        """Bytes of host memory that a snapshot takes now."""
+        return sum(self._all("state_bytes"))
+
+    def configure(self, training: TrainingConfig) -> None:
+        """Have the trainers train with other settings from now on."""
+        self._get([t.configure.remote(training) for t in self._trainers], "configure")
+
+    def export_hf(self, directory: str, dtype: str) -> None:
+        """Have the trainers write the policy as models are published."""
+        self._all("export_hf", directory, dtype)
+
+    def save(self, directory: str) -> None:
+        """Have the trainers write their state into a directory."""
+        self._all("save", directory)
+
+    def load(self, directory: str) -> None:
+        """Have the trainers read what `save` wrote."""
+        self._all("load", directory)
+
+    def _all(self, what: str, *arguments: Any) -> Any:
+        self.residency.for_trainer()
+        return self._get([getattr(t, what).remote(*arguments) for t in self._trainers], what)
+
+    def _get(self, calls: Any, doing: str, timeout: float | None = None) -> Any:
+        raise NotImplementedError
