@@ -58,18 +58,23 @@ app = typer.Typer(
 )
 
 Notebook = Annotated[Path, typer.Argument(help="An .ipynb file.", show_default=False)]
+Notebooks = Annotated[
+    list[Path],
+    typer.Argument(help="An .ipynb file, or several that share one stack.", show_default=False),
+]
 
 
 @app.command(cls=_Pairs)
 def run(
-    notebook: Notebook,
+    notebooks: Notebooks,
     parameter: Annotated[
         list[str] | None,
         typer.Option(
             "--parameter",
             "-p",
             metavar="NAME VALUE",
-            help="A new value for one of the notebook's parameters; may be given several times.",
+            help="A new value for one of the notebook's parameters; may be given several times. Of "
+            "several notebooks, each is given those that it has.",
             show_default=False,
         ),
     ] = None,
@@ -77,15 +82,15 @@ def run(
         Path, typer.Option(help="The folder that runs are kept in, each in a folder of its own.")
     ] = Path("papermill_runs"),
 ) -> None:
-    """Execute a notebook from top to bottom and keep everything it did."""
-    from kit.runs import run_notebook
+    """Execute notebooks from top to bottom and keep everything they did."""
+    from kit.runs import run_notebooks
 
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        result = run_notebook(notebook, _pairs(parameter or []), out_root=out)
+        results = run_notebooks(notebooks, _pairs(parameter or []), out_root=out)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    if result.status != "completed":
+    if any(result.status != "completed" for result in results):
         raise typer.Exit(NOTEBOOK_FAILED)
 
 
@@ -104,8 +109,22 @@ def params(notebook: Notebook) -> None:
 @app.command()
 def doctor(
     config: Annotated[str, typer.Argument(help="A preset's name or a YAML file.")] = "tiny",
+    stop: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="End this session of yours, by its name or id; or `leftovers`: what is left of "
+            "sessions that were killed.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Say what a session needs, what of it is here, and how to get the rest."""
+    """Say what a session needs, what of it is here, and how to get the rest; or end a session."""
+    if stop is not None:
+        from kit.doctor import stacks
+
+        typer.echo(stacks.stop(stop))
+        return
     from kit.doctor import diagnose
 
     colours = {"✗": typer.colors.RED, "!": typer.colors.YELLOW, "✓": typer.colors.GREEN}

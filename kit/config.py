@@ -26,6 +26,7 @@ from kit.errors import ConfigError, did_you_mean
 
 __all__ = ["CriticConfig", "MisConfig", "SessionConfig", "TrainingConfig"]
 
+UNNAMED = "session"
 TINY = "tiny"
 """The model that ships with the kit; see `kit/tiny/`."""
 
@@ -203,11 +204,23 @@ class MismatchConfig(Section):
     """None: 1e-3 in float32, 0.1 in bfloat16."""
 
 
+class StackConfig(Section):
+    """How long the session's processes outlive whoever drives them."""
+
+    lease: NonNegative = 300.0
+    """Seconds that they wait for `RLSession.attach` when the notebook's kernel was killed or
+    restarted. In a batch run they end with it, whatever is set here."""
+    keep_warm: NonNegative = 0.0
+    """Seconds that they wait after `close` for the next start with the same engine settings, which
+    then takes about a second; 0 ends them."""
+
+
 class SessionConfig(Section):
     """The whole tree. `SessionConfig()` is the tiny preset's model with plain defaults."""
 
-    name: str = "session"
-    """Names the session in messages and reports."""
+    name: str = UNNAMED
+    """Names the session in messages and reports, and for `RLSession.attach`. A number is added to
+    a preset's name while another session of this name runs."""
     seed: int = Field(default=0, ge=0)
     """Of prompts' order, of sampling, of what a trainer draws: the same seed, the same run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -222,6 +235,7 @@ class SessionConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     mismatch: MismatchConfig = MismatchConfig()
+    stack: StackConfig = StackConfig()
 
     def __init__(self, /, **settings: Any) -> None:
         try:

@@ -1,22 +1,34 @@
-"""How a session starts and ends: everything is checked first, and nothing is left behind."""
+"""How a session starts and ends: everything is checked first, and nothing is left behind.
+
+start ── a stack of its own, or one that was left warm, begun anew ──┐
+attach ── the stack of a kernel that is gone, as it was ─────────────┤
+                                                                     ▼
+                                                                  running
+close ── every process ends; or it is left warm ◄────────────────────┤
+the kernel restarts or is killed: the stack waits for `attach` ◄─────┘
+"""
 
 from __future__ import annotations
 
 import atexit
+import sys
 import time
 import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from kit import attaching
+from kit.attaching import Sessions
 from kit.config import SessionConfig
 from kit.data.buffer import Buffer
 from kit.data.stream import PromptStream
-from kit.errors import SessionError
+from kit.errors import SessionError, StackError
+from kit.journal import Journal
 from kit.prompting import Prompting
 from kit.reports import Metrics
 from kit.rewards import build
-from kit.runs.record import Recorder, current_run
+from kit.runs.record import Recorder, current_group, current_run
 from kit.samples import Batch, Rollout
 from kit.snapshots import Snapshot
 from kit.turns import Turns
@@ -29,6 +41,8 @@ if TYPE_CHECKING:
 
 CLOSE_SECONDS = 1.0
 """How long closing waits for a training step to end by itself."""
+WARM_SECONDS = 600.0
+"""How long a stack is left warm where no setting says it."""
 
 
 class Lifecycle:
@@ -79,24 +93,80 @@ class Lifecycle:
         session._start(data, eval_data, reward)
         return session
 
+    @classmethod
+    def attach(
+        cls,
+        name: str | None = None,
+        *,
+        data: Any = None,
+        eval_data: Any = None,
+        reward: Reward | None = None,
+    ) -> Self:
+        """Go on with a session whose kernel was restarted or killed, from where it was.
+
+        Steps, weights, optimizer, place in the data, randomness, buffer, metrics and the last
+        rollout are as they were. A step that was under way has either been completed or not begun.
+        Snapshots in memory went with the kernel.
+
+        Args:
+            name: of the session; None takes the only one there is. `RLSession.sessions()` lists
+                them.
+            data: as in `start`; rows and functions that were passed there went with the kernel,
+                and have to be passed again.
+            eval_data: as in `start`.
+            reward: as in `start`.
+
+        Raises:
+            SessionError: there is no such session, a living process drives it, or something has to
+                be passed again.
+        """
+        _refuse_a_second_one()
+        return attaching.attach(cls, name, data, eval_data, reward)
+
+    @staticmethod
+    def sessions() -> Sessions:
+        """Your sessions on this machine: what lives, who drives it, and until when it waits."""
+        return attaching.sessions()
+
     def _start(self, data: Any, eval_data: Any, reward: Reward | None) -> None:
+        from kit import claiming
+        from kit.stack.rejoining import begin_anew
+        from kit.viz.starting import Starting
+
+        begin = time.perf_counter()
+        _refuse_a_second_one()
+        stack = self._prepare(data, eval_data, reward)
+        warm = claiming.launch(stack)
+        self.config = stack.config  # it may have got a number behind its name
+        _running.add(self)
+        try:
+            with Starting(stack.cluster.directory):
+                self._prompting.load_tokenizer()  # while the stack's first process starts
+                if warm:
+                    try:
+                        begin_anew(stack)
+                    except StackError:  # what was left warm is broken: a new one, then
+                        stack.close()
+                        claiming.launch(stack, anew=True)
+                        stack.start()
+                else:
+                    stack.start()
+        except BaseException:
+            _running.discard(self)
+            stack.close()
+            raise
+        self._run(stack)
+        self.start_seconds = time.perf_counter() - begin
+
+    def _prepare(self, data: Any, eval_data: Any, reward: Reward | None) -> Stack:
+        """Check everything that can be checked before a process runs."""
         from kit.memory.for_session import plan_for
         from kit.model.source import find
         from kit.rewards.runner import check_reward
         from kit.stack.engine import check_extra
         from kit.stack.stack import Stack, pick_device
-        from kit.viz.starting import Starting
 
-        begin = time.perf_counter()
         config = self.config
-        other = Lifecycle.current()
-        if other is not None:
-            raise SessionError(
-                f"The session {other.config.name!r} is running in this process already.",
-                why="A process drives one stack at a time.",
-                fix="go on with it (`session = RLSession.current()`), or end it first: "
-                "`RLSession.current().close()`.",
-            )
         device = pick_device(config.device)
         model = find(config.model)
         self._prompting = Prompting.load(config, model, data, eval_data)
@@ -106,43 +176,81 @@ class Lifecycle:
         check_reward(self._reward)
         check_extra(dict(config.engine.extra))
         plan = plan_for(config, model, device, self._prompting.max_response_len)
-        stack = Stack(config, model, device, self._prompting.max_response_len, plan)
-        _running.add(self)
-        try:
-            with Starting(stack.cluster.directory):
-                self._prompting.load_tokenizer()  # while the stack's first process starts
-                self._stream = PromptStream(self._prompting.train, config.seed, config.data.shuffle)
-                stack.start()
-        except BaseException:
-            _running.discard(self)
-            stack.close()
-            raise
+        self._stream = PromptStream(self._prompting.train, config.seed, config.data.shuffle)
+        self._passed = {
+            "data": data is not None,
+            "eval_data": eval_data is not None,
+            "reward": reward if isinstance(reward, str) else reward is not None,
+        }
+        return Stack(config, model, device, self._prompting.max_response_len, plan)
+
+    def _run(self, stack: Stack) -> None:
+        """The stack is up: from now on the session runs, and outlives this process for a while."""
+        from kit.stack.rejoining import fingerprint
+
         self._stack, self._state = stack, "running"
         self._recorder: Recorder | None = current_run()
         if self._recorder:
-            self._recorder.start(config)
+            self._recorder.start(self.config)
+        self._journal = Journal(stack.cluster.directory)
+        self._journal.start({"passed": self._passed, "info": stack.description})
+        self._note()
+        # A batch run has nobody who would come back for it.
+        lease = 0.0 if self._recorder else self.config.stack.lease
+        stack.cluster.ready(lease, fingerprint=fingerprint(stack))
+        _running.add(self)
         me = weakref.ref(self)
 
-        def close_at_exit() -> None:
+        def at_exit() -> None:
             if session := me():
-                session.close()
+                session._end_of_process()
 
-        atexit.register(close_at_exit)
-        self.start_seconds = time.perf_counter() - begin
+        atexit.register(at_exit)
 
-    def close(self) -> None:
-        """End every process of this session, and a training that runs. Safe to call again."""
-        stack, training = self._stack, self.training
-        if stack:
-            ended = training is None or training.close(CLOSE_SECONDS)
-            self._engine_had, self._trainer_had = stack.engine_version, stack.trainer_version
-            self._stack, self._state = None, "closed"
-            self._snapshots.clear()
-            if training and not ended:
-                stack.halt()  # else its thread would wait in a Ray that goes away
-                training.close(CLOSE_SECONDS)
+    def _note(self) -> None:
+        """Write down where the session is; called after every verb."""
+        if self._stack:
+            self._journal.note(self)
+
+    def close(self, *, keep_warm: bool = False) -> None:
+        """End every process of this session, and a training that runs. Safe to call again.
+
+        Args:
+            keep_warm: leave the processes to the next start with the same engine settings, which
+                then takes about a second; they end by themselves after `stack.keep_warm` seconds,
+                or ten minutes where that is 0. What was trained is gone: `save` it first.
+        """
+        seconds = self.config.stack.keep_warm or (WARM_SECONDS if keep_warm else 0.0)
+        if current_run():
+            seconds = WARM_SECONDS if current_group() else 0.0
+        stack, whole = self._let_go()
+        if stack and seconds and whole:
+            stack.leave(seconds, warm=True)
+        elif stack:
             stack.close()
-            _running.discard(self)
+
+    def _let_go(self) -> tuple[Stack | None, bool]:
+        """Stop training, and be closed: (the stack, if there is one; has it all its parts?)."""
+        stack, training = self._stack, self.training
+        if stack is None:
+            return None, False
+        ended = training is None or training.close(CLOSE_SECONDS)
+        self._engine_had, self._trainer_had = stack.engine_version, stack.trainer_version
+        self._stack, self._state = None, "closed"
+        self._snapshots.clear()
+        if training and not ended:
+            stack.halt()  # else its thread would wait in a Ray that goes away
+            training.close(CLOSE_SECONDS)
+        _running.discard(self)
+        return stack, ended
+
+    def _end_of_process(self) -> None:
+        """Close; but a kernel that is restarted leaves its stack to the next one."""
+        if self._stack and _kernel_restarts() and self.config.stack.lease and not self._recorder:
+            stack, self._stack = self._stack, None
+            stack.leave(self.config.stack.lease, warm=False)
+        else:
+            self.close()
 
     def doctor(self) -> Diagnosis:
         """What this machine has for the session's settings, running or not; see `kit.doctor`."""
@@ -220,3 +328,22 @@ class Lifecycle:
 
 
 _running: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
+
+
+def _refuse_a_second_one() -> None:
+    other = Lifecycle.current()
+    if other is not None:
+        raise SessionError(
+            f"The session {other.config.name!r} is running in this process already.",
+            why="A process drives one stack at a time.",
+            fix="go on with it (`session = RLSession.current()`), or end it first: "
+            "`RLSession.current().close()`.",
+        )
+
+
+def _kernel_restarts() -> bool:
+    """Does this process end because Jupyter was told to restart its kernel?"""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    message = getattr(getattr(shell, "kernel", None), "_shutdown_message", None)
+    return bool(message and message["content"].get("restart"))

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args, overload
 
-from kit import annotating, checkpoint, collecting, evaluation, mismatch, train_modes, updating
+from kit import annotating, collecting, evaluation, mismatch, stepping, train_modes, updating
 from kit.annotating import Annotated
 from kit.arguments import at_least_one, expect
 from kit.arguments import temperature as checked_temperature
@@ -27,7 +27,6 @@ from kit.config_training import Estimator
 from kit.errors import ConfigError, DataError, SessionError, did_you_mean
 from kit.health import check as healthy_start
 from kit.keeping import Keeping
-from kit.metrics import step_metrics
 from kit.prompting import as_rows
 from kit.reports import (
     CheckReport,
@@ -206,6 +205,7 @@ class RLSession(Keeping):
         fix = "pass a batch: `session.update(session.advantages(rollout))`."
         batch = expect(batch, Batch, "update", fix)
         stack, self.last_batch = self._running, batch
+        self._journal.before_update(self, batch)
         report = updating.update(stack, batch, self.step_count)
         self.step_count += report.applied
         return report
@@ -280,7 +280,7 @@ class RLSession(Keeping):
             self.sync()  # after an update by hand: train only on what the present weights write
         rollout = self.collect()
         fresh = rollout.of_version(self.weight_version)  # without what older weights began
-        due = len(fresh) and _due(index, config.mismatch.interval)
+        due = len(fresh) and stepping.due(index, config.mismatch.interval)
         checked = self.check_mismatch(fresh) if due else None
         update = self.update(self.advantages(rollout))
         if not update.applied:
@@ -289,17 +289,7 @@ class RLSession(Keeping):
                 why="\n".join(update.left_out[:4]),
                 fix="mend the reward function; the message above is its own.",
             )
-        sync = self.sync()
-        metrics = step_metrics(rollout, update, sync, time.perf_counter() - begin)
-        evaluated = self.evaluate() if _due(index + 1, config.evaluation.interval) else None
-        if evaluated:
-            metrics |= evaluated.metrics
-        self.history.append(metrics)
-        if self._recorder:
-            self._recorder.step(metrics, index)
-        if _due(index + 1, config.checkpoint.interval):
-            checkpoint.save_step(self)
-        return StepReport(index, metrics, rollout, update, sync, checked, evaluated)
+        return stepping.finish(self, rollout, checked, update, index, begin)
 
     @overload
     def train(
@@ -356,7 +346,3 @@ class RLSession(Keeping):
         if self._recorder:
             self._recorder.evaluation(report)
         return report
-
-
-def _due(step: int, interval: int) -> bool:
-    return bool(interval) and step % interval == 0

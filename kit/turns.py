@@ -34,6 +34,8 @@ class Turns:
     def __init__(self) -> None:
         self.training: Training | None = None
         """The last one that was made to run in a thread."""
+        self.in_step = False
+        """Is a whole step under way? Where the session is, is noted at its end."""
         self._lock = threading.Lock()
         self._owner: int | None = None
 
@@ -75,6 +77,9 @@ class HasTurns(Protocol):
 
     _turns: Turns
 
+    def _note(self) -> None:
+        """Write down where it is now."""
+
 
 Self_ = TypeVar("Self_", bound=HasTurns)
 
@@ -82,12 +87,20 @@ Self_ = TypeVar("Self_", bound=HasTurns)
 def verb(
     method: Callable[Concatenate[Self_, P], Result],
 ) -> Callable[Concatenate[Self_, P], Result]:
-    """Make a method wait for its turn."""
+    """Make a method wait for its turn, and have it noted afterwards where the session is."""
 
     @functools.wraps(method)
     def in_turn(self: Self_, /, *args: P.args, **kwargs: P.kwargs) -> Result:
         __tracebackhide__ = True  # IPython then shows the verb's own lines
-        with self._turns.take(method.__name__):
-            return method(self, *args, **kwargs)
+        turns = self._turns
+        with turns.take(method.__name__):
+            whole = not turns.in_step
+            turns.in_step = not whole or method.__name__ == "step"
+            try:
+                return method(self, *args, **kwargs)
+            finally:
+                if whole:
+                    turns.in_step = False
+                    self._note()
 
     return in_turn

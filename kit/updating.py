@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kit.reports import UpdateReport
+from kit.reports import Metrics, UpdateReport
 from kit.samples import Batch
 
 if TYPE_CHECKING:
@@ -19,10 +19,9 @@ def update(stack: Stack, batch: Batch, step: int) -> UpdateReport:
     if not batch.samples:
         return UpdateReport(step, {}, (), 0, 0, 0.0, batch.left_out, applied=False)
     per_step, applied = stack.update(train_batch(batch), batch.id)
-    names = per_step[0]
     return UpdateReport(
         step=step,
-        metrics={n: sum(row[n] for row in per_step) / len(per_step) for n in names},
+        metrics=means(per_step),
         per_step=tuple(per_step),
         samples=len(batch),
         tokens=sum(len(s.tokens) for s in batch.samples),
@@ -30,6 +29,11 @@ def update(stack: Stack, batch: Batch, step: int) -> UpdateReport:
         left_out=batch.left_out,
         applied=applied,
     )
+
+
+def means(per_step: Sequence[Metrics]) -> Metrics:
+    """Each metric's mean over the optimizer steps of an update."""
+    return {name: sum(row[name] for row in per_step) / len(per_step) for name in per_step[0]}
 
 
 def train_batch(batch: Batch) -> Any:

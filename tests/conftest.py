@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from hypothesis import settings
 
 from kit import RLSession, SessionConfig, checkpoint
 from kit.data.stream import PromptStream
+from kit.stack import ending, registry
 
 # What a busy machine takes for an example says nothing of the code.
 settings.register_profile("untimed", deadline=None)
@@ -19,6 +23,10 @@ settings.load_profile("untimed")
 
 # A test run in the background is started with interrupts ignored, and some tests send them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Sessions of whoever runs the tests are none of theirs.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="state-of-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
 FIRST = "first"
@@ -50,6 +58,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     yield holder
     if holder.session:
         holder.session.close()
+
+
+def pytest_sessionfinish() -> None:
+    """End the stacks that tests have left warm for each other."""
+    for entry in registry.living():
+        ending.end(entry)
 
 
 @pytest.fixture

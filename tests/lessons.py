@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pytest
 from rich.console import Console
 
 from kit.runs import RunResult, run_notebook
+from kit.runs.record import GROUP_VARIABLE
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 LESSONS = sorted(path.stem for path in NOTEBOOKS.glob("0[1-7]_*.ipynb"))
@@ -60,7 +62,9 @@ def run(lesson: str, folder: Path) -> RunResult:
 def run_quietly(notebook: Path, parameters: dict[str, Any], folder: Path) -> RunResult:
     """Run a notebook with other values than its own, in a folder. It must reach its end."""
     quiet = Console(file=io.StringIO())
-    result = run_notebook(notebook, parameters, out_root=folder, console=quiet)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(GROUP_VARIABLE, "lessons")  # one stack for all of them
+        result = run_notebook(notebook, parameters, out_root=folder, console=quiet)
     assert result.error is None, result.error.traceback
     return result
 

@@ -26,7 +26,7 @@ TINY = SessionConfig.preset("tiny")
 @pytest.fixture(autouse=True, scope="module")
 def _no_session_of_other_tests() -> None:
     if session := RLSession.current():
-        session.close()
+        session.close(keep_warm=True)
 
 
 def stacks() -> set[str]:
@@ -177,7 +177,8 @@ def run_script(text: str, log: Path) -> subprocess.Popen[bytes]:
 def test_no_process_outlives_its_session(end: str, tmp_path: Path) -> None:
     script = """
         from kit import RLSession
-        session = RLSession.start("tiny")
+        from kit import SessionConfig
+        session = RLSession.start(SessionConfig.preset("tiny").replace("stack.lease", 1))
         print("STACK", session._running.cluster.directory, session._running.cluster._head.pid)
         import sys; sys.stdout.flush()
         if sys.argv[0] == "-c" and %r == "exception":

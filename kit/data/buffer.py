@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from kit.errors import DataError
@@ -27,6 +27,10 @@ class Buffer:
 
     def __len__(self) -> int:
         return len(self._groups)
+
+    def __iter__(self) -> Iterator[Group]:
+        """Those that have waited longest first."""
+        return iter(self._groups)
 
     def put(self, groups: Iterable[Group]) -> None:
         """Let groups wait behind those that wait already. One without samples is dropped."""

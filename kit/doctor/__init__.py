@@ -9,12 +9,15 @@
 
 It looks and tells. Nothing is started, downloaded, changed or ended, and no network is needed.
 
+    kit doctor --stop tiny           end a session, by its name or id
+    kit doctor --stop leftovers      remove what killed sessions have left
+
     findings.py   Finding, Diagnosis
     machine.py    Python and packages, memory, /dev/shm, disks
     driver.py     what the NVIDIA driver says, asked without loading torch
     device.py     cards, and which device a session would take
     files.py      the model's weights and the prompts
-    stacks.py     other stacks of the kit on this machine, and what dead ones left
+    stacks.py     other stacks of the kit on this machine, what dead ones left, and their end
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stacks of the kit on this machine: those that live, and what dead ones left. Listed only."""
+"""Stacks of the kit on this machine: those that live, and what dead ones left; and their end."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from pathlib import Path
 
 import psutil
 
-from kit.doctor.findings import Finding
-from kit.stack import processes
-from kit.viz.text import count, data_size
+from kit.doctor.findings import Finding, program
+from kit.errors import SessionError, did_you_mean
+from kit.stack import control, ending, processes, registry
+from kit.viz.text import count, data_size, duration
 
 HEAD = "kit.stack.head"
 LOG = "head.log"
 """Every stack writes one; by it a folder is known to be a stack's."""
+LEFTOVERS = "leftovers"
+OWN = "the session of this process"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,23 +32,56 @@ class LivingStack:
     memory: int
     """Bytes that they have to themselves."""
     client: int | None
-    """The process that started it and whose end will end it; None where it is gone."""
+    """The process that drives it; None where it is gone."""
+    stack: str = ""
+    """Its id."""
+    name: str = ""
+    """Of the session; empty for one that is not among this user's."""
+    folder: str = ""
+    """Where its driver works or worked."""
+    ends_in: float | None = None
+    """Seconds until it ends by itself, while nobody drives it."""
+    warm: bool = False
+    ports: tuple[int, ...] = ()
+    """On which its processes listen."""
 
 
 def living() -> list[LivingStack]:
     """Every stack whose head lives and whose processes may be looked at."""
+    names = {entry.stack: entry.name for entry in registry.living()}
     found = []
     for head in psutil.process_iter():
-        with contextlib.suppress(OSError, psutil.Error, ValueError, IndexError):
+        with contextlib.suppress(OSError, psutil.Error, ValueError, IndexError, KeyError):
             words = head.cmdline()
             directory = Path(words[words.index(HEAD) + 1])
             stack = head.environ()[processes.MARK]
             members = processes.of_stack(stack, head.pid)
-            client = head.ppid() if head.ppid() > 1 else None
+            state = control.state_of(directory) or {}
             found.append(
-                LivingStack(directory, len(members), processes.own_memory(members), client)
+                LivingStack(
+                    directory,
+                    len(members),
+                    processes.own_memory(members),
+                    state.get("driver"),
+                    stack,
+                    names.get(stack, ""),
+                    state.get("folder", ""),
+                    state.get("ends_in"),
+                    bool(state.get("warm")),
+                    _ports(members),
+                )
             )
     return found
+
+
+def _ports(members: list[psutil.Process]) -> tuple[int, ...]:
+    found = set()
+    for process in members:
+        with contextlib.suppress(psutil.Error):
+            for connection in process.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found.add(int(connection.laddr.port))
+    return tuple(sorted(found))
 
 
 def abandoned(alive: list[LivingStack], folder: Path) -> list[Path]:
@@ -66,13 +102,15 @@ def findings(alive: list[LivingStack]) -> Iterator[Finding]:
         yield _living(stack)
     left = abandoned(alive, Path(tempfile.gettempdir()))
     if left:
+        orphans = sum(len(ending.left_in(folder)) for folder in left)
+        names = ", ".join(path.name for path in left[:5]) + (", ..." if len(left) > 5 else "")
+        still = f" {count(orphans, 'process', 'processes')} of theirs still run." if orphans else ""
         yield Finding(
-            "leftovers",
+            LEFTOVERS,
             "note",
-            f"{count(len(left), 'folder')} of stacks that have ended: "
-            f"{', '.join(path.name for path in left[:5])}{', ...' if len(left) > 5 else ''}.",
-            "Nothing uses them. They can be removed.",
-            (f"rm -r {' '.join(map(str, left[:5]))}",),
+            f"{count(len(left), 'folder')} of stacks that have ended: {names}.{still}",
+            "Nobody uses them. They can be removed.",
+            (f"{program('kit')} doctor --stop {LEFTOVERS}",),
         )
     if not alive and not left:
         yield Finding("other stacks", "ok", "none on this machine, and nothing left of any")
@@ -80,13 +118,73 @@ def findings(alive: list[LivingStack]) -> Iterator[Finding]:
 
 def _living(stack: LivingStack) -> Finding:
     size = f"{count(stack.processes, 'process', 'processes')}, {data_size(stack.memory)}"
-    found = f"one is alive in {stack.directory} ({size})"
+    if stack.ports:
+        size += f", {count(len(stack.ports), 'port')} from {stack.ports[0]} to {stack.ports[-1]}"
+    name = f"session {stack.name!r}" if stack.name else "one"
+    found = f"{name} is alive in {stack.directory} ({size})"
+    stop = (f"{program('kit')} doctor --stop {stack.stack}",) if stack.name else ()
     if stack.client == os.getpid():
-        return Finding("other stacks", "ok", f"{found}: the session of this process")
+        return Finding("other stacks", "ok", f"{found}: {OWN}")
+    ends = f"It ends by itself in {duration(stack.ends_in)}." if stack.ends_in is not None else ""
+    if stack.warm:
+        return Finding("other stacks", "ok", f"{found}: left warm for the next start. {ends}")
+    if stack.client is None and stack.ends_in is not None:
+        return Finding(
+            "other stacks",
+            "note",
+            f"{found}: the kernel that drove it is gone. {ends}",
+            f"Go on with it, RLSession.attach({stack.name!r}), or end it.",
+            stop,
+        )
+    by = (
+        f"driven by process {stack.client}, in {stack.folder}"
+        if stack.client
+        else "and does not answer"
+    )
     return Finding(
         "other stacks",
         "note",
-        f"{found}, started by process {stack.client}.",
+        f"{found}, {by}.",
         "It takes its share of the machine. If it is yours and done with, close it in its "
-        "notebook: session.close(), or shut the kernel down.",
+        "notebook (session.close(), or shut the kernel down), or end it from here.",
+        stop,
     )
+
+
+def stop(what: str) -> str:
+    """End a session, or what dead ones have left; what was ended, in a sentence.
+
+    Only what the kit has started is ended, and it is told by identity: a mark that each process of
+    a stack carries, and when its head started.
+
+    Args:
+        what: a session's name, its id or the first letters of that, or `leftovers`.
+
+    Raises:
+        SessionError: there is none, or there are several.
+    """
+    if what == LEFTOVERS:
+        with registry.locked():  # a folder whose head is being started is no leftover
+            folders = abandoned(living(), Path(tempfile.gettempdir()))
+            ended = sum(map(ending.remove, folders))
+        return (
+            f"Removed {count(len(folders), 'folder')} of stacks that had ended, and "
+            f"{count(ended, 'process', 'processes')}."
+        )
+    entries = registry.living()
+    found = [e for e in entries if what in (e.name, e.stack)]
+    found = found or [e for e in entries if len(what) >= 4 and e.stack.startswith(what)]
+    if not found:
+        known = {e.name for e in entries}
+        raise SessionError(
+            f"There is no session {what!r} of yours on this machine.",
+            fix=did_you_mean(what, known) if known else "there is none that could be stopped.",
+        )
+    if len(found) > 1:
+        raise SessionError(
+            f"{len(found)} sessions are named {what!r}.",
+            fix=f"give the id of the one you mean: {', '.join(e.stack for e in found)}.",
+        )
+    (entry,) = found
+    number = count(ending.end(entry), "process", "processes")
+    return f"Ended the session {entry.name!r}: {number}; nothing of it is left."

@@ -10,8 +10,9 @@
       reward_curve.png     the picture of metrics.jsonl
       checkpoint/          what `session.save()` wrote
 
-`parameters` reads and checks a notebook's parameters, `launch` runs it, `kernel` and `progress`
-are what it runs with, `record` is what a session writes, `outcome` and `page` are made of that.
+`parameters` reads and checks a notebook's parameters, `launch` runs it, `several` runs some that
+share a stack, `kernel` and `progress` are what it runs with, `record` is what a session writes,
+`outcome` and `page` are made of that.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from kit.runs.launch import RunResult, run_notebook
     from kit.runs.parameters import Parameter, read_parameters
     from kit.runs.record import Recorder, current_run
+    from kit.runs.several import run_notebooks
 
 __all__ = [
     "Parameter",
@@ -31,6 +33,7 @@ __all__ = [
     "current_run",
     "read_parameters",
     "run_notebook",
+    "run_notebooks",
 ]
 
 _HOME_OF = {
@@ -40,6 +43,7 @@ _HOME_OF = {
     "current_run": "kit.runs.record",
     "read_parameters": "kit.runs.parameters",
     "run_notebook": "kit.runs.launch",
+    "run_notebooks": "kit.runs.several",
 }
 
 

@@ -18,6 +18,8 @@ from kit.reports import EvalReport
 
 RUN_DIR_VARIABLE = "KIT_RUN_DIR"
 """Names the run's folder to the notebook's kernel; `kit run` sets it."""
+GROUP_VARIABLE = "KIT_RUN_GROUP"
+"""Names runs that follow each other and share a stack; `kit run` of several notebooks sets it."""
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -29,6 +31,11 @@ def current_run() -> Recorder | None:
     """The recorder of the run that this process belongs to; None in an interactive notebook."""
     folder = os.environ.get(RUN_DIR_VARIABLE)
     return Recorder(folder) if folder else None
+
+
+def current_group() -> str:
+    """The group of runs that this process belongs to; empty where it belongs to none."""
+    return os.environ.get(GROUP_VARIABLE, "")
 
 
 class Recorder:

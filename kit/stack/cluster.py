@@ -1,4 +1,6 @@
-"""`Cluster`: the client's side of the stack's Ray head. Starts it, connects to it, ends it."""
+"""`Cluster`: the client's side of the stack's Ray head. Starts it or takes one that lives, connects
+to it, and ends it or leaves it.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Self
+
+import psutil
 
 from kit.errors import SessionError, StackError
-from kit.stack import processes, stages
+from kit.stack import control, ending, processes, registry, stages
+from kit.stack.control import Connection
 from kit.stack.cpu import zygote
+from kit.stack.registry import Entry
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 CPU_OPERATORS = Path(__file__).with_name("cpu") / "site"
@@ -33,7 +42,10 @@ RAYLET_TROUBLE = re.compile(r"\[[\d :,-]+ [EFC] ")
 
 
 class Cluster:
-    """One Ray head of our own, behind a fresh token, that ends with this process."""
+    """One Ray head of our own, behind a fresh token. This process drives it while it lives."""
+
+    entry: Entry
+    """What the registry tells of it; there from `register` on."""
 
     def __init__(self, device: str, gpus: int = 0) -> None:
         """Start the head in the background; `connect` waits for it."""
@@ -43,16 +55,67 @@ class Cluster:
         self._token = secrets.token_hex(32)
         self._connected = False
         log = (self.directory / "head.log").open("wb")
-        self._head = subprocess.Popen(
-            [sys.executable, "-m", "kit.stack.head", str(self.directory), device, str(gpus)],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            env=self._environment(device),
-            cwd=self.directory,
-            start_new_session=True,  # Jupyter signals the kernel's whole process group
-        )
+        with control.listen(self.directory) as listener:
+            # Said before the head can hear it, so that it ends if we do before that.
+            self._control = Connection(self.directory)
+            self._control.tell("own", folder=os.getcwd())
+            command = ["kit.stack.head", str(self.directory), str(listener.fileno())]
+            self._head: psutil.Process = psutil.Popen(
+                [sys.executable, "-m", *command, device, str(gpus)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment(device),
+                cwd=self.directory,
+                start_new_session=True,  # Jupyter signals the kernel's whole process group
+                pass_fds=[listener.fileno()],
+            )
         log.close()
+
+    @classmethod
+    def taken(cls, entry: Entry) -> Self:
+        """One that lives already and that nobody drives; from now on we do.
+
+        Raises:
+            StackError: somebody drives it, or it has ended.
+        """
+        cluster = cls.__new__(cls)
+        cluster.stack, cluster.directory = entry.stack, entry.folder
+        cluster._token, cluster.entry, cluster._connected = entry.token, entry, False
+        cluster._control = control.own(entry.folder)
+        cluster._control.tell("ask")  # `connect` reads one answer
+        cluster._head = psutil.Process(entry.head)
+        return cluster
+
+    def register(self, name: str, device: str, **more: Any) -> None:
+        """Tell the registry of it; it cannot be taken before it is `ready`."""
+        self.entry = registry.new(
+            self.stack,
+            self._head.pid,
+            self.directory,
+            self._token,
+            name=name,
+            device=device,
+            **more,
+        )
+        registry.write(self.entry)
+        ending.leave_identity(self.entry)
+
+    def rename(self, name: str, **changed: Any) -> None:
+        """It is another session's from now on, and not ready before that has begun."""
+        self.entry = replace(self.entry, name=name, fingerprint="", **changed)
+        registry.write(self.entry)
+
+    def ready(self, lease: float, **changed: Any) -> None:
+        """It has started, and outlives us by so many seconds if we go without a word.
+
+        Args:
+            lease: seconds.
+            changed: fields of the entry that are new.
+        """
+        self.entry = replace(self.entry, **changed)
+        registry.write(self.entry)
+        self._control.ask("lease", seconds=lease)
 
     def _environment(self, device: str) -> dict[str, str]:
         env = os.environ | CLIENT_SETTINGS
@@ -98,6 +161,7 @@ class Cluster:
     def connect(self, timeout: float) -> None:
         """Wait for the head and join it. Raises StackError after `timeout` seconds."""
         address = self._await_address(timeout)
+        self._control.heard()
         os.environ.update(CLIENT_SETTINGS)
         os.environ["RAY_AUTH_TOKEN"] = self._token
         import ray
@@ -124,9 +188,9 @@ class Cluster:
         file = self.directory / "address"
         deadline = time.monotonic() + timeout
         while not file.exists():
-            if self._head.poll() is not None:
+            if registry.started(self._head.pid) is None:
                 raise StackError(
-                    f"Ray's head ended with exit code {self._head.returncode} while starting.",
+                    "Ray's head ended while starting.",
                     why=self.log_tail(),
                     fix="free memory and /tmp space, and start again.",
                 )
@@ -159,27 +223,49 @@ class Cluster:
         """Bytes that the stack's processes hold for themselves, without what they share."""
         return processes.own_memory(processes.of_stack(self.stack, self._head.pid))
 
+    def leave(self, seconds: float, *, warm: bool) -> None:
+        """Let go of it. It ends after so many seconds in which nobody takes it.
+
+        Args:
+            seconds: until then.
+            warm: may the next start take it and begin anew?
+        """
+        self._disconnect()
+        with contextlib.suppress(OSError):
+            self._control.ask("leave", seconds=seconds, warm=warm)
+        self._control.close()
+        os.environ.pop("RAY_AUTH_TOKEN", None)
+        # Whoever has started the head has to take note of its end, or it stays as a zombie.
+        threading.Thread(target=self._head.wait, name="kit-left-stack", daemon=True).start()
+
     def close(self) -> None:
         """End every process of the stack and remove its directory. Safe to call again."""
+        if self._connected:
+            self._disconnect()
+            with contextlib.suppress(OSError, ValueError):
+                self._control.ask("end")
+        else:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._head.kill()  # still starting: there is nothing that it could end in order
+        self._control.close()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            try:
+                self._head.wait(timeout=10)
+            except psutil.TimeoutExpired:
+                self._head.kill()
+                self._head.wait()
+        processes.end(processes.of_stack(self.stack, self._head.pid))
+        shutil.rmtree(self.directory, ignore_errors=True)
+        registry.forget(self.stack)
+        os.environ.pop("RAY_AUTH_TOKEN", None)
+
+    def _disconnect(self) -> None:
         if self._connected:
             import ray
 
             with contextlib.suppress(Exception):
                 ray.shutdown()
             self._connected = False
-        else:
-            self._head.kill()  # still starting: there is nothing that it could end in order
-        if self._head.stdin and not self._head.stdin.closed:
-            with contextlib.suppress(OSError):
-                self._head.stdin.close()
-        try:
-            self._head.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._head.kill()
-            self._head.wait()
-        processes.end(processes.of_stack(self.stack, self._head.pid))
-        shutil.rmtree(self.directory, ignore_errors=True)
-        os.environ.pop("RAY_AUTH_TOKEN", None)
 
 
 def kept_kernels() -> dict[str, str]:

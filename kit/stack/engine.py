@@ -14,6 +14,7 @@ from typing import Any
 from kit.errors import ConfigError, StackError, did_you_mean
 from kit.stack import engine_probes, stages
 from kit.stack.engine_probes import Rescored
+from kit.stack.standing import EngineStanding
 from kit.stack.weights import Handle, Inbox, serialize
 
 
@@ -190,6 +191,7 @@ class Engine:
         """Cleared while weights are taken: calls that come in then wait."""
         self._sglang: Any = None
         self._inbox = Inbox()
+        self._asleep: set[str] = set()
 
     async def start(self) -> dict[str, Any]:
         """Start SGLang and its two processes; returns what the session shows of it."""
@@ -224,6 +226,10 @@ class Engine:
                 "settings that most often cause this.",
             ) from error
         stages.report("engine", stages.READY)
+        return await self.info()
+
+    async def info(self) -> dict[str, Any]:
+        """What the session shows of it."""
         info = self._sglang._scheduler_init_result.scheduler_infos[0]
         return {"max_total_tokens": info.get("max_total_num_tokens")}
 
@@ -396,6 +402,7 @@ class Engine:
         await self._sglang.tokenizer_manager.release_memory_occupation(
             ReleaseMemoryOccupationReqInput(tags=tags), None
         )
+        self._asleep |= set(tags)
 
     async def wake(self, tags: list[str]) -> None:
         """Take it again; weights are as they were, the KV cache is empty."""
@@ -404,6 +411,16 @@ class Engine:
         await self._sglang.tokenizer_manager.resume_memory_occupation(
             ResumeMemoryOccupationReqInput(tags=tags), None
         )
+        self._asleep -= set(tags)
+
+    async def settle(self) -> EngineStanding:
+        """Stop all that a driver asked for who is gone; for the one who takes over."""
+        interrupted = not self._open.is_set()
+        await self.abort()
+        await self.go_on()
+        await asyncio.sleep(0)  # what waited for the weights begins now, and is stopped too
+        await self.abort()
+        return EngineStanding(self.weight_version, interrupted, tuple(sorted(self._asleep)))
 
     async def alive(self) -> bool:
         """Is SGLang's scheduler still running?"""

@@ -1,9 +1,10 @@
 """The stack's first process: Ray's head, in a process session of its own.
 
-Started as `python -m kit.stack.head DIRECTORY`. It starts Ray's control service and raylet (no
-dashboard, no log monitor, no autoscaler: each is another interpreter to start), writes the address
-to DIRECTORY/address, and then waits. Its standard input is a pipe that the client holds: when the
-client closes it, or dies in whatever way, the pipe ends, and the head takes the stack down with it.
+`kit.stack.cluster` starts it as `python -m kit.stack.head`. It starts Ray's control service and
+raylet (no dashboard, no log monitor, no autoscaler: each is another interpreter to start), writes
+the address to DIRECTORY/address, and hears on DIRECTORY/control who drives the stack, as
+`kit.stack.control` says. When it is told to end, or nobody has driven it for as long as its lease,
+it takes the stack down.
 
 Everything listens on the loopback interface only. Ray's own `ray start` gives that up, because
 it is made for clusters; hence `Node` is used directly.
@@ -26,7 +27,8 @@ from typing import Any
 
 import psutil
 
-from kit.stack import processes
+from kit.stack import processes, registry
+from kit.stack.control import Control
 from kit.stack.cpu import lean_imports, zygote
 
 RAYLET_SECONDS = 300.0
@@ -126,20 +128,21 @@ def free_ports(count: int) -> list[int]:
         return [int(one.getsockname()[1]) for one in sockets]
 
 
-def main(directory: Path, *, device: str, gpus: int) -> None:
-    """Start everything, wait for the client's end, and end everything."""
+def main(directory: Path, listener: socket.socket, *, device: str, gpus: int) -> None:
+    """Start everything, wait for the end, and end everything."""
     stack = os.environ[processes.MARK]
+    control = Control(listener)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: ended.set())
 
-    def wait_for_client() -> None:
-        with contextlib.suppress(OSError):
-            while os.read(0, 1024):
-                pass
-        ended.set()
+    def hear() -> None:
+        try:
+            control.serve()
+        finally:
+            ended.set()
 
-    threading.Thread(target=wait_for_client, daemon=True).start()
+    threading.Thread(target=hear, daemon=True).start()
     node = None
     try:
         if device == "cpu":
@@ -159,10 +162,16 @@ def main(directory: Path, *, device: str, gpus: int) -> None:
     finally:
         # Not Ray's graceful end: that drains the node for half a minute. Nothing here needs it.
         processes.end(processes.of_stack(stack, os.getpid()))
-        if node is not None:  # else the client reads our log, and clears up
+        if node is not None or control.driver is None:  # else the client reads our log
             shutil.rmtree(directory, ignore_errors=True)
+        registry.forget(stack)
 
 
 if __name__ == "__main__":
     lean_imports.leave_out()
-    main(Path(sys.argv[1]), device=sys.argv[2], gpus=int(sys.argv[3]))
+    main(
+        Path(sys.argv[1]),
+        socket.socket(fileno=int(sys.argv[2])),
+        device=sys.argv[3],
+        gpus=int(sys.argv[4]),
+    )

@@ -40,6 +40,10 @@ class Residency:
         """SGLang's names for what of the engine is asleep."""
         self.trainer_asleep = False
 
+    def found(self, asleep: set[str], *, trainer_asleep: bool) -> None:
+        """This is how they are, where somebody else has moved them."""
+        self.asleep, self.trainer_asleep = asleep, trainer_asleep
+
     def for_engine(self) -> None:
         """Before requests are written or scored by the engine."""
         self.for_weights()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,12 @@ def shares(count: int, among: int) -> list[slice]:
 
 
 class Stack(KeepsTrainers):
-    """Starts in two strokes, so that the caller can do other work while the first one runs."""
+    """Starts in two strokes, `launch` and `start`, so that the caller can do other work while the
+    first one runs.
+    """
+
+    cluster: Cluster
+    """There from `launch` on."""
 
     def __init__(
         self,
@@ -72,7 +78,7 @@ class Stack(KeepsTrainers):
         max_response_len: int,
         plan: MemoryPlan,
     ) -> None:
-        """Start the head process; returns at once."""
+        """Starts nothing; see `launch`."""
         self.config, self.model, self.device, self.plan = config, model, device, plan
         self._measured: dict[str, int] = {}
         self._looks: list[tuple[PhaseName, Any]] = []
@@ -85,10 +91,14 @@ class Stack(KeepsTrainers):
         if self.dtype == "auto":
             self.dtype = "bfloat16" if device == "cuda" else "float32"
         self.info: dict[str, Any] = {}
-        self.cluster = Cluster(device, gpus=gpu_count() if device == "cuda" else 0)
         self.replicas = config.engine.replicas or default_replicas(device, model.bytes)
         self._engines: list[Any] = []
         self._trainers: list[Any] = []
+
+    def launch(self, cluster: Cluster | None = None) -> None:
+        """Start the head process, or take this one; returns at once."""
+        gpus = gpu_count() if self.device == "cuda" else 0
+        self.cluster = cluster or Cluster(self.device, gpus=gpus)
 
     def start(self) -> None:
         """Join the head, start engine and trainers side by side, and wait for them."""
@@ -102,32 +112,43 @@ class Stack(KeepsTrainers):
         # On a GPU all of them share the first card; Ray only counts the shares.
         world = config.training.num_trainers
         share = 1.0 / (self.replicas + world) if self.device == "cuda" else 0.0
-        options: dict[str, Any] = {"num_cpus": 0, "num_gpus": share, "max_restarts": 0}
+        options: dict[str, Any] = {
+            "num_cpus": 0,
+            "num_gpus": share,
+            "max_restarts": 0,
+            "lifetime": "detached",  # they outlive this process, as long as the head does
+        }
         # A group of its own call each, and room for the call that aborts them.
         calls = 1000 + (config.rollout.over_sampling_batch_size or 0)
         engine = ray.remote(Engine)
         self._engines = [
             engine.options(**options, name=f"engine-{index}", max_concurrency=calls).remote(
-                self._engine_settings()
+                self.engine_settings()
             )
             for index in range(self.replicas)
         ]
         trainer = ray.remote(Trainer)
         self._trainers = [
-            trainer.options(**options, name=f"trainer-{rank}").remote(self._trainer_settings(rank))
+            trainer.options(**options, name=f"trainer-{rank}").remote(self.trainer_settings(rank))
             for rank in range(world)
         ]
-        self.residency = Residency(
-            self.plan,
-            self._engines,
-            self._trainers,
-            self._get,
-            lambda: self.sync(self.trainer_version),
-        )
-        self.info = {**self._start_actors(), "device": self.device, "dtype": self.dtype}
-        self._buckets = self.info.pop("buckets")
+        self.join(self._engines, self._trainers)
+        self.described(self._start_actors())
         if config.engine.disturbed:
             self.sync(0)  # the engine has read the exact weights
+
+    def join(self, engines: list[Any], trainers: list[Any]) -> None:
+        """These are the stack's actors from now on."""
+        self._engines, self._trainers = engines, trainers
+        self.residency = Residency(
+            self.plan, engines, trainers, self._get, lambda: self.sync(self.trainer_version)
+        )
+
+    def described(self, info: dict[str, Any]) -> None:
+        """This is what they say of themselves."""
+        self.description = info
+        self.info = {**info, "device": self.device, "dtype": self.dtype}
+        self._buckets = self.info.pop("buckets")
 
     def _start_actors(self) -> dict[str, Any]:
         """Start engine and trainers side by side; what the session shows of them."""
@@ -144,7 +165,8 @@ class Stack(KeepsTrainers):
         infos = self._get([*starts, *places], "start", limit)
         return {**infos[0], **infos[-1]}
 
-    def _engine_settings(self) -> Any:
+    def engine_settings(self) -> Any:
+        """What an engine is started with."""
         from kit.stack.engine import EngineSettings
 
         config, engine = self.config, self.config.engine
@@ -173,7 +195,8 @@ class Stack(KeepsTrainers):
             extra=dict(engine.extra),
         )
 
-    def _trainer_settings(self, rank: int) -> Any:
+    def trainer_settings(self, rank: int) -> Any:
+        """What a trainer is started with, or begun anew."""
         from kit.stack.disturbance import Disturbance
         from kit.stack.trainer import TrainerSettings
 
@@ -343,6 +366,20 @@ class Stack(KeepsTrainers):
             self._measured[phase] = max(self._measured.get(phase, 0), seen["peak"])
         return dict(self._measured)
 
+    def ask_engines(self, method: str) -> list[Any]:
+        """A method's answer from each engine."""
+        answers: list[Any] = self._get([getattr(e, method).remote() for e in self._engines], method)
+        return answers
+
+    def ask_trainers(self, method: str, argument: Callable[[int], Any] | None = None) -> list[Any]:
+        """A method's answer from each trainer; `argument` makes what each rank is given."""
+        calls = [
+            getattr(trainer, method).remote(*([argument(rank)] if argument else []))
+            for rank, trainer in enumerate(self._trainers)
+        ]
+        answers: list[Any] = self._get(calls, method)
+        return answers
+
     def _get(self, calls: Any, doing: str, timeout: float | None = None) -> Any:
         """Wait for answers. What went wrong in an actor is raised here as if it went wrong here."""
         import ray
@@ -386,6 +423,10 @@ class Stack(KeepsTrainers):
 
         for actor in [*self._engines, *self._trainers]:
             ray.kill(actor)
+
+    def leave(self, seconds: float, *, warm: bool) -> None:
+        """Let it live on without us, for so many seconds; see `Cluster.leave`."""
+        self.cluster.leave(seconds, warm=warm)
 
     def close(self) -> None:
         """End every process. Safe to call again."""

@@ -7,7 +7,9 @@ the result does not depend on micro-batches or on the number of trainers.
 
 from __future__ import annotations
 
+import gc
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -32,6 +34,7 @@ from kit.stack.fsdp import without_gradient
 from kit.stack.models import Making
 from kit.stack.optimizer_step import OptimizerSteps
 from kit.stack.parking import Parking
+from kit.stack.standing import TrainerStanding
 from kit.stack.trainer_snapshots import TrainerSnapshot
 from kit.stack.unsharded import as_saved, whole
 from kit.stack.weights import Handle, Outbox
@@ -81,10 +84,15 @@ class Trainer(OptimizerSteps):
     """Holds one rank's share of policy, reference and critic, and of their optimizers."""
 
     def __init__(self, settings: TrainerSettings) -> None:
+        self._begin(settings)
+
+    def _begin(self, settings: TrainerSettings) -> None:
         self.settings = settings
         self.optimizer_steps = 0
         self.updates = 0
         self.last_update: tuple[str, list[dict[str, float]]] | None = None
+        self.update_seconds = 0.0
+        """That the last one took."""
         self.handed_over = HandedOver(EXACT, 0)
         self.snapshots: dict[str, TrainerSnapshot] = {}
 
@@ -92,7 +100,6 @@ class Trainer(OptimizerSteps):
         """Load the models into host memory, and meet the other ranks."""
         settings, training = self.settings, self.settings.training
         stages.report("trainer", "loading weights")
-        torch.manual_seed(settings.seed)
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # else it asks for the host's name, and may wait
         if settings.device == "cuda":
             torch.cuda.set_device(settings.rank % torch.cuda.device_count())
@@ -109,6 +116,13 @@ class Trainer(OptimizerSteps):
         )
         self.mesh = init_device_mesh(settings.device, (training.num_trainers,))
         self.memory = DeviceMemory(self.device, settings.memory_limit)
+        self.outbox = Outbox(self.device, getattr(torch, settings.dtype))
+        self.parking = Parking(self.device)
+        self._load()
+
+    def _load(self) -> None:
+        settings, training = self.settings, self.settings.training
+        torch.manual_seed(settings.seed)
         self.making = Making(
             settings.model_path,
             training,
@@ -131,8 +145,6 @@ class Trainer(OptimizerSteps):
         self.critic = None
         if training.advantage_estimator == "ppo":
             self.critic = making.critic(making.loaded(), self.device, self.mesh)
-        self.outbox = Outbox(self.device, making.dtype)
-        self.parking = Parking(self.device)
         if self.settings.sleeps:
             # The optimizer's two moments come with its first step; locking memory takes seconds.
             self.parking.reserve(3 * sum(p.numel() * p.element_size() for p in self._resident()))
@@ -150,6 +162,30 @@ class Trainer(OptimizerSteps):
             "parameters": sum(p.numel() for p in self.policy.parameters()),
             "buckets": len(self._buckets),
         }
+
+    def begin_anew(self, settings: TrainerSettings) -> dict[str, Any]:
+        """Everything that training made is forgotten; as after `start` and `place`.
+
+        Args:
+            settings: the same or others, for the same device, rank and number of ranks.
+        """
+        self.wake()
+        self._begin(settings)
+        del self.policy, self.reference, self.critic, self.optimizer
+        gc.collect()  # sharded models are held by cycles
+        self.settle()
+        self._load()
+        return self.place()
+
+    def standing(self) -> TrainerStanding:
+        """Where this rank is, for a driver that does not know."""
+        return TrainerStanding(
+            self.updates, self.last_update, self.update_seconds, bool(self.parking.taken)
+        )
+
+    def forget_all(self) -> None:
+        """Give back the memory of all snapshots."""
+        self.snapshots.clear()
 
     def another(self) -> Policy:
         """The model that the session starts from, once more, without gradients."""
@@ -257,6 +293,7 @@ class Trainer(OptimizerSteps):
         """
         if self.last_update and self.last_update[0] == update_id:
             return self.last_update[1], False
+        begin = time.perf_counter()
         training = self.settings.training
         steps = self.steps_of(batch)
         # With one optimizer step the old weights are the present ones: nothing to compute.
@@ -272,6 +309,7 @@ class Trainer(OptimizerSteps):
         if interval and self.reference and self.updates % interval == 0:
             self._refresh_reference(self.reference)
         self.last_update = (update_id, metrics)
+        self.update_seconds = time.perf_counter() - begin
         return metrics, True
 
     def steps_of(self, batch: TrainBatch) -> list[list[int]]:

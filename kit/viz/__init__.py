@@ -12,7 +12,8 @@ functions that draw with them.
     rollouts.py, batches.py, compare.py, moved.py     samples and their groups, before and after
     updates.py, checks.py, mismatch.py, health.py,    reports and settings
     training.py, settings.py, sessions.py, trials.py,
-    diagnosis.py, memory.py, snapshots.py, what_if.py
+    diagnosis.py, memory.py, snapshots.py, what_if.py,
+    living.py
     browser.py, browser_widgets.py, selection.py,     samples one at a time, with widgets
     quantities.py
     lasting.py, frontend.py                           widgets, and what stays of them in a file

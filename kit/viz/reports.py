@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from kit.attaching import Sessions
 from kit.doctor.findings import Diagnosis
 from kit.memory.plan import MemoryPlan
 from kit.reports import (
@@ -26,6 +27,7 @@ from kit.viz.dashboard import dashboard_html, dashboard_plain
 from kit.viz.diagnosis import diagnosis_html, diagnosis_plain
 from kit.viz.health import check_html, check_plain
 from kit.viz.html import Bundle, bundle, page, tag
+from kit.viz.living import sessions_html, sessions_plain
 from kit.viz.memory import memory_html, memory_plain
 from kit.viz.mismatch import mismatch_html, mismatch_plain
 from kit.viz.sessions import session_html, session_plain
@@ -50,6 +52,7 @@ _DISPLAYS: dict[type[Shown], tuple[Callable[[Any], str], Callable[[Any], str]]] 
     StepReport: (step_html, step_plain),
     TrainReport: (train_html, train_plain),
     SessionState: (session_html, session_plain),
+    Sessions: (sessions_html, sessions_plain),
     RewardTrial: (trial_html, trial_plain),
     TrainingStatus: (dashboard_html, dashboard_plain),
     Diagnosis: (diagnosis_html, diagnosis_plain),

@@ -27,6 +27,11 @@ report = session.train(500, until=lambda step: print("finished step", step.step)
 report"""
 AFTER = """\
 print("DONE", len(report), session.step_count, len(session.generate(["1+1="])))"""
+AGAIN = """\
+from kit import RLSession
+how = "had" if RLSession.current() else "attached"
+session = RLSession.current() or RLSession.attach()
+print("AGAIN", how, session._running.cluster.directory, "at step", session.step_count)"""
 
 
 @pytest.mark.parametrize("name", LESSONS)
@@ -57,16 +62,18 @@ def test_a_lesson_runs_to_its_end_and_is_the_same_when_opened_again(
     assert lab.watch.nothing, lab.watch
 
 
-def test_interrupt_keeps_the_steps_and_restart_leaves_no_process(lab: Lab, server: Server) -> None:
+def test_interrupt_keeps_the_steps_restart_the_session_and_shutting_down_leaves_nothing(
+    lab: Lab, server: Server
+) -> None:
     lesson = shown_notebook([])
-    lesson.cells = [nbformat.v4.new_code_cell(source) for source in (START, TRAIN, AFTER)]
+    lesson.cells = [nbformat.v4.new_code_cell(source) for source in (START, TRAIN, AFTER, AGAIN)]
     lab.open(server.put("interrupted.ipynb", lesson))
 
     lab.run_all()
     lab.wait_for_words(1, "finished step 2", SECONDS)
     lab.menu("Kernel", "Interrupt Kernel")
     lab.wait_until_done(SECONDS)
-    _, trained, after = (_words(cell) for cell in lab.notebook().cells)
+    _, trained, after, _ = (_words(cell) for cell in lab.notebook().cells)
     steps = trained.count("finished step")
     assert f"stopped early: interrupted in step {steps}" in trained
     assert f"DONE {steps} {steps} 8" in after
@@ -76,14 +83,12 @@ def test_interrupt_keeps_the_steps_and_restart_leaves_no_process(lab: Lab, serve
     lab.menu("Kernel", "Restart Kernel…")
     lab.confirm()
     lab.page.wait_for_function("() => panel.sessionContext.session?.kernel?.status === 'idle'")
-    lab.run_cell(0)
-    lab.wait_for_words(0, "STACK", SECONDS, other_than=directory)
-    new_head, new_directory = _stack(lab)
-    assert alive(new_head, new_directory)
-    assert_gone(head, directory)
+    assert alive(head, directory)
+    lab.run_cell(3)
+    lab.wait_for_words(3, f"AGAIN attached {directory} at step {steps}", SECONDS)
 
     lab.menu("Kernel", "Shut Down Kernel")
-    assert_gone(new_head, new_directory)
+    assert_gone(head, directory)
 
 
 def _lasting(lab: Lab) -> list[str]:
