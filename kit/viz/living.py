@@ -10,6 +10,8 @@ from kit.attaching import LivingSession, Sessions
 from kit.viz.html import Child, Column, badge, join, note, table, tag, title
 from kit.viz.text import columns, count, data_size, duration, shorten
 
+LONGEST = 60
+"""Characters of a name that are shown."""
 NONE = "No session lives here: `session = RLSession.start(...)` starts one."
 
 
@@ -35,7 +37,7 @@ def sessions_html(report: Sessions) -> Markup:
     rows: list[list[Child]] = [
         [
             badge(*_state(each)),
-            shorten(each.name, 60),
+            shorten(each.name, LONGEST),
             _step(each),
             each.device,
             shorten(driver(each), 200),
@@ -54,7 +56,7 @@ def sessions_plain(report: Sessions) -> str:
         return NONE
     rows = [
         (
-            f"{_state(each)[0]}  {shorten(each.name, 60)}",
+            f"{_state(each)[0]}  {shorten(each.name, LONGEST)}",
             f"step {_step(each)}, {each.device}, {duration(each.age)} old, "
             f"{data_size(each.memory)}; {shorten(driver(each), 200)}",
         )
@@ -83,4 +85,6 @@ def _step(session: LivingSession) -> str:
 
 
 def _calls(report: Sessions) -> list[str]:
-    return [f"RLSession.attach({s.name!r})" for s in report.sessions if s.can_be_attached]
+    """Whole, to be copied; by its id where a name is too long for that."""
+    waiting = [s for s in report.sessions if s.can_be_attached]
+    return [f"RLSession.attach({(s.name if len(s.name) <= LONGEST else s.id)!r})" for s in waiting]

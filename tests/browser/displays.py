@@ -30,6 +30,7 @@ from tests.viz.results import (
     make_mismatch,
     make_rollout,
     make_run,
+    make_sessions,
     make_state,
     make_status,
     make_step,
@@ -168,6 +169,7 @@ DISPLAYS: dict[str, Callable[[], Any]] = {
     "reward-trial": trial,
     "dashboard": make_status,
     "diagnosis": make_diagnosis,
+    "sessions": make_sessions,
     "starting": starting,
     "memory": lambda: make_memory_plan().with_measured(
         {"generate": 23_400_000_000, "update": 23_900_000_000, "sync": 10_700_000_000}

@@ -6,7 +6,9 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from kit.attaching import LivingSession, Sessions
 from kit.doctor import Diagnosis, Finding
 from kit.doctor.machine import compare_versions, host_memory
 from kit.memory import Card, MemoryPlan, Phase
@@ -137,6 +139,26 @@ def make_check(**changes: object) -> CheckReport:
         seconds=0.4,
     )
     return replace(report, **changes)  # type: ignore[arg-type]
+
+
+def make_sessions(name: str = "tiny", folder: str = "/home/me/work") -> Sessions:
+    """One that is driven, one that waits for a kernel, one that is warm."""
+    one = LivingSession(
+        name=name,
+        id="0123456789abcdef",
+        device="cuda",
+        step=12,
+        driver=4711,
+        folder=folder,
+        warm=False,
+        ends_in=None,
+        age=3725.0,
+        processes=11,
+        memory=3_200_000_000,
+        directory=Path("/tmp/kit-abcdefgh"),
+    )
+    waits = replace(one, name=f"{name}-2", driver=None, ends_in=250.0, device="cpu")
+    return Sessions((one, waits, replace(waits, name=f"{name}-3", warm=True, step=None)))
 
 
 def make_diagnosis() -> Diagnosis:

@@ -25,6 +25,7 @@ from tests.viz.results import (
     make_mismatch,
     make_rollout,
     make_run,
+    make_sessions,
     make_status,
     make_step,
     make_update,
@@ -122,7 +123,7 @@ def poisoned(text: str) -> list[object]:
         sample, chat, rollout, Batch((sample, chat), (1.0, -1.0), left_out=(text,)), update,
         mismatch, checked, evaluation, step, run, config, curves(run), curves(run, [text]),
         compare_samples(rollout, rollout), sample.strip(quantity=text), sample.strip("change"),
-        status, diagnosis, make_memory_plan(name=text),
+        status, diagnosis, make_memory_plan(name=text), make_sessions(text, text),
     ]  # fmt: skip
 
 
