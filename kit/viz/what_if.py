@@ -46,8 +46,8 @@ MOVED = (
 AS_MEANT = "share of the tokens that moved which did so the way their advantage points"
 IN_NATS = "Changes are of log-probs, new minus old, and like the KL in nats a token."
 NEXT = (
-    "Nothing was kept: weights, optimizer and engine are as before. session.keep(tried, i) makes the "
-    "update of row i for good, where `tried` is this result."
+    "Nothing was kept: weights, optimizer and engine are as before. session.keep(tried, i) makes "
+    "the update of row i for good, where `tried` is this result."
 )
 
 
