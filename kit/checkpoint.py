@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -61,13 +62,20 @@ def save(
     return target
 
 
-def save_step(session: Lifecycle) -> Path:
-    """What a training saves on its way: a checkpoint that is numbered by step."""
+def save_step(session: Lifecycle) -> None:
+    """What a training saves on its way: a checkpoint that is numbered by step.
+
+    One that cannot be written is a RuntimeWarning: those before are still there, and a night's
+    training is worth more than the next one.
+    """
     target = default_path(session, numbered=True).absolute()
-    _save(session, session._running, target)
+    try:
+        _save(session, session._running, target)
+    except CheckpointError as error:
+        warnings.warn(f"Training goes on without a checkpoint. {error}", RuntimeWarning, 3)
+        return
     if keep_last := session.config.checkpoint.keep_last:
         _remove_older(session, target, keep_last)
-    return target
 
 
 def _save(session: Lifecycle, stack: Stack, target: Path) -> None:

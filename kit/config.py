@@ -175,7 +175,8 @@ class CheckpointConfig(Section):
     """What is kept on disk without being asked for each time."""
 
     interval: int = Field(default=0, ge=0)
-    """Save a checkpoint every so many steps of `train`; 0 only when asked."""
+    """Save a checkpoint every so many steps; 0 only when asked. One that cannot be written is a
+    warning, and training goes on."""
     keep_last: Positive | None = None
     """Of checkpoints that are numbered by step so many stay, the newest; None keeps all."""
 

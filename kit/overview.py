@@ -51,6 +51,7 @@ def _next(session: Lifecycle) -> tuple[tuple[str, str], ...]:
         calls.append(("batch = session.advantages(rollout)", "what an update would see"))
         calls.append(("session.update(batch)", "train on it"))
     calls.append(("session.train(20)", "whole steps, shown live"))
+    calls.append(("session.snapshot()", "keep this moment, to undo what comes next"))
     if session.step_count:
         calls.append(("session.evaluate()", "accuracy on held-out prompts"))
         calls.append(("session.save()", "keep where it stands"))

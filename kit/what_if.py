@@ -244,15 +244,18 @@ def _notes(batch: Batch, step: int, version: int) -> tuple[str, ...]:
 def _taken_back(session: Lifecycle, stack: Stack) -> Iterator[None]:
     """Whatever happens inside, trainers, settings and numbers of weights are as before."""
     versions = stack.trainer_version, stack.newest_version
-    with held():
-        stack.snapshot(PRESENT)
+    taken = False
     try:
+        with held():
+            stack.snapshot(PRESENT)
+            taken = True
         yield
     finally:
         with held():
-            stack.configure(session.config.training)
-            stack.restore(PRESENT)
-            stack.trainer_version, stack.newest_version = versions
+            if taken:
+                stack.configure(session.config.training)
+                stack.restore(PRESENT)
+                stack.trainer_version, stack.newest_version = versions
             for name in (BASE, PRESENT):
                 stack.forget(name)
 

@@ -175,6 +175,21 @@ def test_of_numbered_checkpoints_the_newest_stay(
     assert Path("checkpoints/by-name").is_dir()
 
 
+def test_training_goes_on_where_a_checkpoint_on_its_way_cannot_be_written_and_says_so(
+    session: RLSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").write_text("in the way")
+    session.config = session.config.replace("checkpoint.interval", 2)
+    with pytest.warns(
+        RuntimeWarning, match=r"goes on without a checkpoint(.|\n)*cannot be written"
+    ):
+        assert len(session.train(3, show=False)) == 3
+    (tmp_path / "checkpoints").unlink()
+    session.step()
+    assert checkpoint.read("checkpoints/tiny-step-000004")[1]["step_count"] == 4
+
+
 def test_a_checkpoint_takes_the_place_of_the_one_before_in_one_move(
     session: RLSession, tmp_path: Path
 ) -> None:

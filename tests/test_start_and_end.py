@@ -18,6 +18,7 @@ import pytest
 from kit import RLSession, SessionConfig, checkpoint
 from kit.errors import ConfigError, DataError, KitError, ModelError, RewardError, SessionError
 from tests.processes import assert_gone
+from tests.steps import responses_and_metrics
 
 ROOT = Path(__file__).parents[1]
 TINY = SessionConfig.preset("tiny")
@@ -135,6 +136,13 @@ def test_a_session_of_many_parts_trains_and_ends(tmp_path: Path) -> None:
     with RLSession.start(config, data=rows, eval_data=rows[:4], reward=reward) as session:
         assert session.check_mismatch().verdict == "pass"
         assert session.check().healthy
+        session.snapshot("start")
+        once = responses_and_metrics([session.step()])
+        tried = session.what_if(lr=1e-3)
+        assert (tried.snapshot, tried[0].update) != ("", None)
+        session.restore("start")
+        assert responses_and_metrics([session.step()]) == once
+        session.restore("start")
         first, *_, last = session.train(4, show=False).steps
         assert len(first.update.per_step) == 2
         assert first.update.per_step[0]["train/kl_loss"] == pytest.approx(0.0, abs=1e-7)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -188,6 +190,33 @@ def test_without_a_batch_it_says_where_one_comes_from(session: RLSession) -> Non
         session.keep(3, 1)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.05, 0.1, 0.2, 0.3])
+def test_an_interrupt_in_the_middle_of_trials_leaves_everything_as_it_was(
+    session: RLSession, delay: float
+) -> None:
+    batch = a_batch(session)
+    session.update(batch)
+    before, config = checksums(session), session.config
+    main = threading.main_thread().ident
+    assert main is not None
+    timer = threading.Timer(delay, signal.pthread_kill, (main, signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        try_until_the_end_of(timer, session)
+    timer.join()
+    assert checksums(session) == before
+    assert session.config is config
+    assert (session.step_count, session.weight_version) == (1, 1)
+    assert not session.update(batch).applied  # the trainer still knows that it has had it
+    session.step()
+
+
+def try_until_the_end_of(timer: threading.Timer, session: RLSession) -> None:
+    """The interrupt comes while it tries, or while it waits with all done."""
+    timer.start()
+    session.what_if(lr=[1e-5, 1e-3, 1e-2])
+    timer.join()
+
+
 def test_it_shows_all_ways_side_by_side(session: RLSession) -> None:
     tried = session.what_if(lr=[1e-5, 1e-3], batch=a_batch(session))
     assert isinstance(tried, WhatIf)
@@ -195,5 +224,5 @@ def test_it_shows_all_ways_side_by_side(session: RLSession) -> None:
     for text in shown.values():
         for words in ("as configured", "learning_rate 0.001", "as meant", "The same in all: loss"):
             assert words in text
-        assert "session.keep(tried, 2)" in text
+        assert "session.keep(tried, i)" in text
     assert shown["text/html"].count("<details") >= 4

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from kit.snapshots import Snapshot, Snapshots
 from kit.viz.html import Child, Column, badge, join, note, table, tag, title
-from kit.viz.text import columns, count, data_size, number
+from kit.viz.text import columns, count, data_size, number, shorten
 
 NONE = "No snapshots yet: session.snapshot('before') keeps this moment."
 
@@ -85,7 +85,7 @@ def _together(found: Snapshots) -> str:
 
 
 def _where(kept: Snapshot) -> str:
-    return f"in {kept.folder}" if kept.folder else "in host memory"
+    return f"in {shorten(str(kept.folder), 120)}" if kept.folder else "in host memory"
 
 
 def _when(kept: Snapshot) -> str:

@@ -45,6 +45,10 @@ MOVED = (
 )
 AS_MEANT = "share of the tokens that moved which did so the way their advantage points"
 IN_NATS = "Changes are of log-probs, new minus old, and like the KL in nats a token."
+NEXT = (
+    "Nothing was kept: weights, optimizer and engine are as before. session.keep(tried, i) makes "
+    "the update of row i for good, where `tried` is this result."
+)
 
 
 def what_if_html(report: WhatIf) -> Markup:
@@ -60,7 +64,7 @@ def what_if_html(report: WhatIf) -> Markup:
     rows: list[list[Child]] = [
         [
             tag("b", str(index)),
-            trial.label,
+            shorten(trial.label, 100),
             *(_metric(trial, name) for name in names),
             *(_bar(report, trial, moved) for moved in MOVED),
             _as_meant(trial),
@@ -77,7 +81,7 @@ def what_if_html(report: WhatIf) -> Markup:
             *(_refusal(i, t) for i, t in enumerate(report) if t.refused),
             fold("what the columns are", _glossary(names)),
             *(_tokens(report, i, t) for i, t in enumerate(report) if t.after is not None),
-            note(_next(report)),
+            note(NEXT),
         )
     )
 
@@ -104,7 +108,7 @@ def what_if_plain(report: WhatIf) -> str:
             lines.append(f"  {index} was refused: {shorten(trial.refused, 200)}")
         elif trial.after is not None:
             lines += [f"  {_head(index, trial)}", moved_plain(moves(report.before, trial.after))]
-    return "\n".join([*lines, f"  {_next(report)}"])
+    return "\n".join([*lines, f"  {NEXT}"])
 
 
 def _title(report: WhatIf) -> str:
@@ -119,14 +123,6 @@ def _facts(report: WhatIf) -> list[tuple[str, str]]:
         ("samples", f"{len(report.batch):,}"),
         ("took", duration(report.seconds)),
     ]
-
-
-def _next(report: WhatIf) -> str:
-    last = len(report) - 1
-    return (
-        f"session.keep(tried, {last}) makes the update of {last} for good, where `tried` is this "
-        "result. Nothing was kept so far: weights, optimizer and engine are as before."
-    )
 
 
 def _head(index: int, trial: Trial) -> str:
@@ -147,7 +143,7 @@ def _differing(report: WhatIf) -> list[str]:
 
 def _alike(report: WhatIf) -> str:
     """The metrics that all trials share, which is a thing to know about them."""
-    found = [(name, _values(report, name)) for name in METRICS]
+    found = [(name, _values(report, name)) for name in METRICS if name != "train/lr"]
     alike = [f"{_short(n)} {number(v[0], 3)}" for n, v in found if len({*v}) == 1 and v[0]]
     if not alike:
         return ""

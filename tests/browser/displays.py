@@ -36,6 +36,7 @@ from tests.viz.results import (
     make_step,
     make_update,
 )
+from tests.viz.undone import make_snapshots, make_what_if
 
 
 def chat() -> Sample:
@@ -175,6 +176,8 @@ DISPLAYS: dict[str, Callable[[], Any]] = {
         {"generate": 23_400_000_000, "update": 23_900_000_000, "sync": 10_700_000_000}
     ),
     "memory-cpu": make_host_plan,
+    "snapshots": make_snapshots,
+    "what-if": make_what_if,
     # ---- Add new displays above this line: "name": how to make one. ----
 }
 

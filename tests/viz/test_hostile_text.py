@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from kit.config import SessionConfig
 from kit.doctor import Diagnosis, Finding
 from kit.reports import Invariant, SyncReport, TokenDifference, TrainReport
 from kit.samples import Batch, Rollout, Sample, Status
+from kit.snapshots import Snapshot, Snapshots
 from kit.viz import compare_samples, curves
 from kit.viz.text import cut, visible
 from tests.viz.conftest import Show
@@ -30,6 +32,7 @@ from tests.viz.results import (
     make_step,
     make_update,
 )
+from tests.viz.undone import make_what_if
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -118,12 +121,14 @@ def poisoned(text: str) -> list[object]:
     status = make_status(last=step, history=(metrics,), error=text, stopped=text)
     run = TrainReport((step,), (evaluation,), 1.0, text, ({**metrics, "rollout/raw_reward": 0.5},))
     diagnosis = Diagnosis(text, text, (Finding(text, "problem", text, text, (text,)),), 1.0)
+    kept = Snapshot("a", 1, 1, 0.5, 8, 0.0, Path(text.replace("\0", "")))
     config = SessionConfig(name=text[:50].replace("\ud800", "?").replace("\udfff", "?"))
     return [
         sample, chat, rollout, Batch((sample, chat), (1.0, -1.0), left_out=(text,)), update,
         mismatch, checked, evaluation, step, run, config, curves(run), curves(run, [text]),
         compare_samples(rollout, rollout), sample.strip(quantity=text), sample.strip("change"),
         status, diagnosis, make_memory_plan(name=text), make_sessions(text, text),
+        Snapshots((kept,), 1), kept, make_what_if(label=text, refused=text),
     ]  # fmt: skip
 
 
