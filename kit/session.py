@@ -18,7 +18,16 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args, overload
 
-from kit import annotating, checkpoint, collecting, evaluation, mismatch, train_modes, updating
+from kit import (
+    annotating,
+    checkpoint,
+    collecting,
+    evaluation,
+    interrupts,
+    mismatch,
+    train_modes,
+    updating,
+)
 from kit.annotating import Annotated
 from kit.arguments import at_least_one, expect
 from kit.arguments import temperature as checked_temperature
@@ -282,21 +291,20 @@ class RLSession(Keeping):
         fresh = rollout.of_version(self.weight_version)  # without what older weights began
         due = len(fresh) and _due(index, config.mismatch.interval)
         checked = self.check_mismatch(fresh) if due else None
-        update = self.update(self.advantages(rollout))
-        if not update.applied:
-            raise SessionError(
-                "No group of this rollout could be trained on.",
-                why="\n".join(update.left_out[:4]),
-                fix="mend the reward function; the message above is its own.",
-            )
-        sync = self.sync()
-        metrics = step_metrics(rollout, update, sync, time.perf_counter() - begin)
-        evaluated = self.evaluate() if _due(index + 1, config.evaluation.interval) else None
-        if evaluated:
-            metrics |= evaluated.metrics
-        self.history.append(metrics)
-        if self._recorder:
-            self._recorder.step(metrics, index)
+        batch = self.advantages(rollout)
+        with interrupts.held():  # or the weights would have a step that the history lacks
+            update = self.update(batch)
+            if not update.applied:
+                raise updating.nothing_to_train_on(update)
+            sync = self.sync()
+            metrics = step_metrics(rollout, update, sync, time.perf_counter() - begin)
+            self.history.append(metrics)
+        try:
+            evaluated = self.evaluate() if _due(index + 1, config.evaluation.interval) else None
+            metrics |= evaluated.metrics if evaluated else {}
+        finally:
+            if self._recorder:
+                self._recorder.step(metrics, index)
         if _due(index + 1, config.checkpoint.interval):
             checkpoint.save_step(self)
         return StepReport(index, metrics, rollout, update, sync, checked, evaluated)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from kit.errors import SessionError
 from kit.reports import UpdateReport
 from kit.samples import Batch
 
@@ -29,6 +30,15 @@ def update(stack: Stack, batch: Batch, step: int) -> UpdateReport:
         seconds=time.perf_counter() - begin,
         left_out=batch.left_out,
         applied=applied,
+    )
+
+
+def nothing_to_train_on(report: UpdateReport) -> SessionError:
+    """The error of a step whose update did nothing."""
+    return SessionError(
+        "No group of this rollout could be trained on.",
+        why="\n".join(report.left_out[:4]),
+        fix="mend the reward function; the message above is its own.",
     )
 
 
