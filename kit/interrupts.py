@@ -41,7 +41,8 @@ def held(at_once: Callable[[], Any] | None = None) -> Iterator[Interrupts]:
     """Let interrupts wait for the end of the block; an exception of the block takes their place.
 
     Args:
-        at_once: called in the moment of each, in the main thread, wherever that is.
+        at_once: called in the moment of each, in the main thread, wherever that is; and at the
+            beginning, if one waits already.
 
     Raises:
         KeyboardInterrupt: at the end, if one came.
@@ -58,12 +59,14 @@ def held(at_once: Callable[[], Any] | None = None) -> Iterator[Interrupts]:
         if block.count >= LET_THROUGH:
             raise KeyboardInterrupt("let through, as it was the third one")
 
-    before = signal.signal(signal.SIGINT, note)
-    _blocks.append(block)
+    around, before = len(_blocks), signal.signal(signal.SIGINT, note)
     try:
+        if at_once and any(outer.count for outer in _blocks):
+            at_once()
+        _blocks.append(block)
         yield block
     finally:
-        _blocks.remove(block)
+        del _blocks[around:]
         signal.signal(signal.SIGINT, before)
     _pass_on(block)
 
@@ -77,12 +80,12 @@ def collected() -> Iterator[None]:
     if not _can_hold():
         yield
         return
-    block = Interrupts()
-    _blocks.append(block)
+    around, block = len(_blocks), Interrupts()
     try:
+        _blocks.append(block)
         yield
     finally:
-        _blocks.remove(block)
+        del _blocks[around:]
     _pass_on(block)
 
 

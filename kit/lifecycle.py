@@ -216,6 +216,7 @@ class Lifecycle:
                 + ("" if self._state == "not started" else ", or `RLSession.load(path)`")
                 + ".",
             )
+        self.step_count += self._stack.settle()
         return self._stack
 
 

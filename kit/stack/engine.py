@@ -302,6 +302,10 @@ class Engine:
             manager.abort_request(abort_all=True)
             await asyncio.sleep(0.02)
 
+    async def unanswered(self) -> int:
+        """How many requests are being written or wait for it."""
+        return len(self._sglang.tokenizer_manager.rid_to_state)
+
     async def rescore(
         self,
         tokens: list[list[int]],

@@ -19,6 +19,7 @@ from kit.stack.critic import Critic
 from kit.stack.device import out_of_memory
 from kit.stack.fsdp import clip_gradients, hold_gradients, recover
 from kit.stack.policy_loss import LossSettings, TokenInputs, finish, policy_loss
+from kit.stack.stopping import StopSign
 from kit.stack.sums import Sums
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class OptimizerSteps:
     critic: Critic | None
     optimizer_steps: int
     updates: int
+    stop_sign: StopSign
 
     def _optimizer_step(
         self,
@@ -46,9 +48,7 @@ class OptimizerSteps:
     ) -> dict[str, float]:
         settings = self.loss_settings(batch, part)
         learns = not (self.critic and self.updates < self.critic.config.warmup_rollouts)
-        for model in self._models():
-            recover(model)  # an update that broke off half-way leaves gradients behind
-        self._forget_gradients()
+        self._give_up()  # what broke off half-way leaves gradients behind
         sums = Sums(self.device)
         with out_of_memory(self.settings.max_tokens, self._models()):
             self._backward(batch, part, old, reference, corrections, settings, learns, sums)
@@ -75,6 +75,7 @@ class OptimizerSteps:
         share = worth_sharing(batch.tokens, batch.response_lengths, self.device)
         parts = rank_share(batch, part, training.num_trainers, limit, rank, share=share)
         for number, members in enumerate(parts):
+            self.stop_sign.look()
             for model in self._models():
                 hold_gradients(model, training.num_trainers == 1 and number < len(parts) - 1)
             indices = members or [part[0]]
@@ -91,6 +92,7 @@ class OptimizerSteps:
             if self.critic:
                 values |= self._critic_backward(batch, indices, packed, inputs, settings)
             sums.add(values)
+        self.stop_sign.look()
 
     def loss_settings(self, batch: TrainBatch, part: Sequence[int]) -> LossSettings:
         """What the loss of an optimizer step over these samples needs to know of all of them."""
@@ -187,6 +189,12 @@ class OptimizerSteps:
             self.critic.step()
         self._forget_gradients()
         return metrics | {"train/lr": rate if learns else 0.0}
+
+    def _give_up(self) -> None:
+        """Forget what of an optimizer step is done; models can be used again, wherever it was."""
+        for model in self._models():
+            recover(model)
+        self._forget_gradients()
 
     def _forget_gradients(self) -> None:
         self.optimizer.zero_grad()

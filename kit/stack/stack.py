@@ -8,7 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kit.config import SessionConfig
-from kit.errors import KitError, StackError
+from kit.errors import KitError, StackError, StoppedError
+from kit.interrupts import held
 from kit.memory import MemoryPlan
 from kit.memory.plan import PhaseName
 from kit.model.source import ModelSource
@@ -61,6 +62,10 @@ def shares(count: int, among: int) -> list[slice]:
     return [slice(i * count // among, (i + 1) * count // among) for i in range(among)]
 
 
+class LateError(StackError):
+    """A call did not end within its time limit; it may still."""
+
+
 class Stack(KeepsTrainers):
     """Starts in two strokes, so that the caller can do other work while the first one runs."""
 
@@ -85,6 +90,13 @@ class Stack(KeepsTrainers):
         if self.dtype == "auto":
             self.dtype = "bfloat16" if device == "cuda" else "float32"
         self.info: dict[str, Any] = {}
+        self._unsettled: list[Any] = []
+        """Calls of an update whose answer nobody has taken."""
+        self._updates_sent = 0
+        self._half_synced = False
+        """Has the engine perhaps got some of the new weights and not all?"""
+        self._parts: Parts | None = None
+        """The responses that were asked for last."""
         self.cluster = Cluster(device, gpus=gpu_count() if device == "cuda" else 0)
         self.replicas = config.engine.replicas or default_replicas(device, model.bytes)
         self._engines: list[Any] = []
@@ -216,20 +228,33 @@ class Stack(KeepsTrainers):
         """
         from kit.stack.underway import Parts
 
+        self._engine_in_order()
+        with held():
+            # Neighbours go to one engine: they have their prompt in common.
+            calls = {}
+            for engine, part in zip(
+                self._engines, shares(len(prompts), self.replicas), strict=False
+            ):
+                method = engine.generate if at_once else engine.generate_in_parts
+                calls[method.remote(prompts[part], sampling, seeds[part])] = part.start
+            get, measure = partial(self._get, doing="generate"), partial(self._measure, "generate")
+            self._parts = Parts(self, calls, get, measure, at_once=at_once)
+        return self._parts
+
+    def _engine_in_order(self) -> None:
+        """Before the engine works: it is awake, has whole weights, and writes for nobody else."""
+        if self._parts and self._parts.left:  # an interrupt came before anybody could stop it
+            self.abort()
+            self._parts = None
+        if self._half_synced:
+            self.sync(self.trainer_version)
         self.residency.for_engine()
-        # Neighbours go to one engine: they have their prompt in common.
-        calls = {}
-        for engine, part in zip(self._engines, shares(len(prompts), self.replicas), strict=False):
-            method = engine.generate if at_once else engine.generate_in_parts
-            calls[method.remote(prompts[part], sampling, seeds[part])] = part.start
-        get, measure = partial(self._get, doing="generate"), partial(self._measure, "generate")
-        return Parts(self, calls, get, measure, at_once=at_once)
 
     def underway(self, sampling: Any) -> Underway:
         """For groups of requests of which each is handed over as soon as it is finished."""
         from kit.stack.underway import Underway
 
-        self.residency.for_engine()
+        self._engine_in_order()
         return Underway(self, self._engines, partial(self._get, doing="generate"), sampling)
 
     def abort(self) -> None:
@@ -242,12 +267,40 @@ class Stack(KeepsTrainers):
 
         self.residency.for_trainer()
         shared = ray.put(batch)
-        calls = [trainer.update.remote(shared, update_id) for trainer in self._trainers]
-        metrics, applied = self._get(calls, "update")[0]
+        self._updates_sent += 1
+        stop = self.cluster.directory / "tmp" / f"stop-{self._updates_sent}"
+        with held(stop.touch):
+            sent = (shared, update_id, str(stop))
+            self._unsettled = [trainer.update.remote(*sent) for trainer in self._trainers]
+            try:
+                metrics, applied = self._settle()
+            except StoppedError as stopped:
+                raise KeyboardInterrupt(str(stopped)) from None
+            self._measure("update")
+        return metrics, applied
+
+    def settle(self) -> bool:
+        """Was an update made from which a third interrupt or a time limit had turned away?
+
+        Waits for its end, so that nobody works with weights whose number he does not know.
+        """
+        try:
+            return bool(self._unsettled) and self._settle()[1]
+        except StoppedError:
+            return False
+
+    def _settle(self) -> tuple[list[dict[str, float]], bool]:
+        try:
+            metrics, applied = self._get(self._unsettled, "update")[0]
+        except (LateError, KeyboardInterrupt):
+            raise
+        except BaseException:
+            self._unsettled = []
+            raise
+        self._unsettled = []
         if applied:
             self.newest_version += 1
             self.trainer_version = self.newest_version
-        self._measure("update")
         return metrics, applied
 
     def by_token(
@@ -273,7 +326,7 @@ class Stack(KeepsTrainers):
         experts: bool = False,
     ) -> list[list[Any]]:
         """What each replica makes of the samples now: a `Rescored` a sample, replica by replica."""
-        self.residency.for_engine()
+        self._engine_in_order()
         calls = [
             engine.rescore.remote(tokens, response_lengths, cached=cached, experts=experts)
             for engine in self._engines
@@ -297,8 +350,18 @@ class Stack(KeepsTrainers):
     def sync(
         self, version: int, *, exact: bool = False, flush_cache: bool = True
     ) -> tuple[int, int]:
-        """Hand the trainer's weights to the engine as `version`: (tensors, bytes)."""
-        self.residency.for_sync()
+        """Hand the trainer's weights to the engine as `version`: (tensors, bytes).
+
+        An interrupt is raised when all of them have arrived.
+        """
+        with held():
+            self._half_synced = True
+            self.residency.for_sync()
+            answer = self._hand_over(version, exact, flush_cache)
+            self._half_synced = False
+        return answer
+
+    def _hand_over(self, version: int, exact: bool, flush_cache: bool) -> tuple[int, int]:
         taken: list[list[Any]] = []
         waits: list[Any] = []
         for bucket in range(self._buckets):
@@ -370,7 +433,7 @@ class Stack(KeepsTrainers):
             ) from error
         except GetTimeoutError as error:
             setting = "engine.start_timeout" if timeout else "engine.call_timeout"
-            raise StackError(
+            raise LateError(
                 f"{doing} did not finish within {limit:.0f} s.",
                 why=self.cluster.log_tail(),
                 fix=f"raise {setting}, or look at what keeps the machine busy.",
@@ -389,4 +452,5 @@ class Stack(KeepsTrainers):
 
     def close(self) -> None:
         """End every process. Safe to call again."""
-        self.cluster.close()
+        with held():
+            self.cluster.close()

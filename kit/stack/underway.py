@@ -50,6 +50,11 @@ class Parts:
         """From the call until the last of the responses handed over was written, however late it
         was fetched."""
 
+    @property
+    def left(self) -> bool:
+        """Are there parts that nobody has taken?"""
+        return bool(self._calls)
+
     def __iter__(self) -> Iterator[list[tuple[int, Generation]]]:
         """(a prompt's number, its response), as many as are finished.
 
