@@ -149,6 +149,8 @@ class EngineConfig(Section):
     """Seconds that starting Ray, engine and trainer may take."""
     call_timeout: float = Field(default=1800.0, gt=0.0)
     """Seconds that one call of engine or trainer may take."""
+    health_interval: float = Field(default=1.0, gt=0.0)
+    """Seconds between two looks whether the processes of Ray, engine and trainer still live."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Further `sglang.ServerArgs` fields; keys are checked against SGLang's own."""
 

@@ -90,6 +90,9 @@ class Lifecycle:
         begin = time.perf_counter()
         config = self.config
         other = Lifecycle.current()
+        if other and other._stack and other._stack.lost:
+            other.close()  # only a checkpoint can bring it back, in a stack of its own
+            other = None
         if other is not None:
             raise SessionError(
                 f"The session {other.config.name!r} is running in this process already.",

@@ -13,6 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 from kit.errors import SessionError, StackError
 from kit.stack import processes, stages
 from kit.stack.cpu import zygote
@@ -24,9 +26,14 @@ CLIENT_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's way to say "this machine only": it then keeps the loopback address it is given.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Else what uses Ray after its end starts another one, in silence.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 """What Ray has to find in the environment of every process that talks to the head."""
+
+RAYS_OWN = ("gcs_server", "raylet")
+"""Its two processes, by the names that their programs have."""
 
 RAYLET_TROUBLE = re.compile(r"\[[\d :,-]+ [EFC] ")
 """How a line of the raylet's log begins that tells of an error: date, time, severity."""
@@ -41,7 +48,7 @@ class Cluster:
         self.directory = Path(tempfile.mkdtemp(prefix="kit-"))  # only its owner may read it
         (self.directory / "tmp").mkdir()
         self._token = secrets.token_hex(32)
-        self._connected = False
+        self._connected = self._was_connected = False
         log = (self.directory / "head.log").open("wb")
         self._head = subprocess.Popen(
             [sys.executable, "-m", "kit.stack.head", str(self.directory), device, str(gpus)],
@@ -118,7 +125,7 @@ class Cluster:
             logging_level="ERROR",
             _node_ip_address="127.0.0.1",
         )
-        self._connected = True
+        self._connected = self._was_connected = True
 
     def _await_address(self, timeout: float) -> str:
         file = self.directory / "address"
@@ -157,16 +164,30 @@ class Cluster:
 
     def host_memory(self) -> int:
         """Bytes that the stack's processes hold for themselves, without what they share."""
-        return processes.own_memory(processes.of_stack(self.stack, self._head.pid))
+        return processes.own_memory(self.processes())
 
-    def close(self) -> None:
-        """End every process of the stack and remove its directory. Safe to call again."""
+    def processes(self) -> list[psutil.Process]:
+        """Every living process of the stack."""
+        return processes.of_stack(self.stack, self._head.pid)
+
+    def head_processes(self) -> list[int]:
+        """Those of Ray's head without which no call can be made."""
+        children = psutil.Process(self._head.pid).children()
+        return [self._head.pid, *(p.pid for p in children if p.name() in RAYS_OWN)]
+
+    def disconnect(self) -> None:
+        """Leave Ray. Safe to call again."""
         if self._connected:
             import ray
 
+            self._connected = False
             with contextlib.suppress(Exception):
                 ray.shutdown()
-            self._connected = False
+
+    def close(self) -> None:
+        """End every process of the stack and remove its directory. Safe to call again."""
+        if self._was_connected:
+            self.disconnect()
         else:
             self._head.kill()  # still starting: there is nothing that it could end in order
         if self._head.stdin and not self._head.stdin.closed:
@@ -177,7 +198,7 @@ class Cluster:
         except subprocess.TimeoutExpired:
             self._head.kill()
             self._head.wait()
-        processes.end(processes.of_stack(self.stack, self._head.pid))
+        processes.end(self.processes())
         shutil.rmtree(self.directory, ignore_errors=True)
         os.environ.pop("RAY_AUTH_TOKEN", None)
 

@@ -153,6 +153,10 @@ class Trainer(OptimizerSteps):
             "buckets": len(self._buckets),
         }
 
+    def processes(self) -> list[int]:
+        """Ids of those without which it cannot work: its own."""
+        return [os.getpid()]
+
     def another(self) -> Policy:
         """The model that the session starts from, once more, without gradients."""
         model = self.making.placed(self.making.loaded(), self.device, self.mesh)
