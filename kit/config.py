@@ -90,6 +90,9 @@ class RewardConfig(Section):
     """A weighted sum of built-in rewards instead of one, by name: {math: 0.9, format: 0.1}."""
     format_pattern: str = ""
     """The regular expression that `format` looks for in a response."""
+    timeout: Above0 | None = 60.0
+    """Seconds that a reward may take of one sample, which is then marked as failed; a function of
+    all samples has so many for each. None waits for ever. Nothing is ended under a debugger."""
 
 
 class RolloutConfig(Section):

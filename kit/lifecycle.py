@@ -16,6 +16,7 @@ from kit.errors import SessionError
 from kit.prompting import Prompting
 from kit.reports import Metrics
 from kit.rewards import build
+from kit.rewards.limits import LIMIT
 from kit.runs.record import Recorder, current_run
 from kit.samples import Batch, Rollout
 from kit.snapshots import Snapshot
@@ -107,6 +108,7 @@ class Lifecycle:
             build(config.reward, self._prompting.train.default_reward) if reward is None else reward
         )
         check_reward(self._reward)
+        LIMIT.seconds = config.reward.timeout
         check_extra(dict(config.engine.extra))
         plan = plan_for(config, model, device, self._prompting.max_response_len)
         stack = Stack(config, model, device, self._prompting.max_response_len, plan)

@@ -142,7 +142,7 @@ def trainer_died(what: str) -> TrainerDiedError:
         what,
         why="The weights and the optimizer since the last checkpoint were its own, and are gone. "
         "Nothing trains on from other weights in silence.",
-        fix=f"continue from a checkpoint: {LOAD}, or `session.restore(Path(...))` in this one, which "
-        "also takes a snapshot that is on disk; if it was killed for memory, lower "
+        fix=f"continue from a checkpoint: {LOAD}; or take it, or a snapshot that is on disk, into "
+        "this stack: `session.restore(Path(path))`. If the trainer was killed for memory, lower "
         "training.max_tokens_per_gpu first.",
     )

@@ -11,11 +11,11 @@ import pytest
 
 from kit import RLSession
 from kit.errors import StackError
+from tests.conftest import Shared
 from tests.faults.dying import DETOKENIZER, SCHEDULER, kill, of_engine, of_head, of_trainer
 from tests.faults.interrupting import digests
 from tests.processes import assert_gone
 
-PATIENCE = 60.0
 PARTS = {"actor": 0, "scheduler": SCHEDULER, "detokenizer": DETOKENIZER}
 
 
@@ -72,7 +72,7 @@ def test_a_step_whose_engine_dies_learns_what_it_would_have_learned(session: RLS
 
 
 def test_a_trainer_that_died_is_told_and_a_checkpoint_continues(
-    session: RLSession, tmp_path: Path
+    session: RLSession, shared: Shared, tmp_path: Path
 ) -> None:
     session.train(1, show=False)
     saved = session.save(tmp_path / "one")
@@ -84,14 +84,11 @@ def test_a_trainer_that_died_is_told_and_a_checkpoint_continues(
             call()
     assert session.step_count == 1
     assert len(session.generate(["1+1="])) == 8  # the engine has its weights still
-    loaded = RLSession.load(saved)
-    try:
-        assert_gone(stack._head.pid, str(stack.directory))
-        assert loaded.step_count == 1
-        assert loaded.check_mismatch(loaded.generate()).verdict == "pass"
-        loaded.step()
-    finally:
-        loaded.close()
+    shared.session = loaded = RLSession.load(saved)
+    assert_gone(stack._head.pid, str(stack.directory))
+    assert loaded.step_count == 1
+    assert loaded.check_mismatch(loaded.generate()).verdict == "pass"
+    loaded.step()
 
 
 def test_a_checkpoint_can_be_read_into_a_stack_whose_trainer_died(
@@ -114,13 +111,13 @@ def test_a_checkpoint_can_be_read_into_a_stack_whose_trainer_died(
     session.sync(verify=True)
 
 
-@pytest.mark.parametrize("process", ["first process", "control service", "raylet"])
-@pytest.mark.parametrize("moment", ["idle", "busy"])
+@pytest.mark.parametrize(
+    ("moment", "process"),
+    [("idle", "control service"), ("busy", "raylet"), ("busy", "first process")],
+)
 def test_when_ray_dies_it_is_told_the_notebook_lives_and_a_checkpoint_continues(
-    session: RLSession, tmp_path: Path, process: str, moment: str
+    session: RLSession, shared: Shared, tmp_path: Path, process: str, moment: str
 ) -> None:
-    if (process, moment) == ("first process", "busy"):
-        pytest.skip("the same as that of the control service")
     saved = session.save(tmp_path / "none")
     stack = session._running.cluster
     which = ["first process", "control service", "raylet"].index(process)
@@ -132,6 +129,6 @@ def test_when_ray_dies_it_is_told_the_notebook_lives_and_a_checkpoint_continues(
         session.train(1000, show=False)
     if timer:
         timer.join()
-    with RLSession.load(saved) as loaded:
-        assert_gone(stack._head.pid, str(stack.directory))
-        loaded.step()
+    shared.session = loaded = RLSession.load(saved)
+    assert_gone(stack._head.pid, str(stack.directory))
+    loaded.step()
