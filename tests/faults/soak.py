@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from kit import RLSession, checkpoint
+from kit import RLSession
 from kit.errors import CheckpointError, StackError
 from tests.faults.dying import kill, of_engine, of_head, of_trainer
 from tests.faults.interrupting import digests, interrupted
@@ -118,8 +118,7 @@ class Soak:
 
     def again(self) -> None:
         """Back to the first weights."""
-        _, state = checkpoint.read(self.first)
-        checkpoint.restore(self.session, self.session._running, self.first, state)
+        self.session.restore(self.first)
         self.kept = self.first
 
     def memory(self) -> int:

@@ -11,7 +11,6 @@ import pytest
 
 from kit import RLSession
 from kit.errors import StackError
-from tests.conftest import Shared
 from tests.faults.dying import DETOKENIZER, SCHEDULER, kill, of_engine, of_head, of_trainer
 from tests.faults.interrupting import digests
 from tests.processes import assert_gone
@@ -72,7 +71,7 @@ def test_a_step_whose_engine_dies_learns_what_it_would_have_learned(session: RLS
 
 
 def test_a_trainer_that_died_is_told_and_a_checkpoint_continues(
-    session: RLSession, shared: Shared, tmp_path: Path
+    session: RLSession, tmp_path: Path
 ) -> None:
     session.train(1, show=False)
     saved = session.save(tmp_path / "one")
@@ -84,18 +83,16 @@ def test_a_trainer_that_died_is_told_and_a_checkpoint_continues(
             call()
     assert session.step_count == 1
     assert len(session.generate(["1+1="])) == 8  # the engine has its weights still
-    shared.session = loaded = RLSession.load(saved)
-    assert_gone(stack._head.pid, str(stack.directory))
-    assert loaded.step_count == 1
-    assert loaded.check_mismatch(loaded.generate()).verdict == "pass"
-    loaded.step()
+    with RLSession.load(saved) as loaded:
+        assert_gone(stack._head.pid, str(stack.directory))
+        assert loaded.step_count == 1
+        assert loaded.check_mismatch(loaded.generate()).verdict == "pass"
+        loaded.step()
 
 
 def test_a_checkpoint_can_be_read_into_a_stack_whose_trainer_died(
     session: RLSession, tmp_path: Path
 ) -> None:
-    from kit import checkpoint
-
     session.train(1, show=False)
     before, saved = digests(session), session.save(tmp_path / "one")
     session.train(1, show=False)
@@ -103,12 +100,12 @@ def test_a_checkpoint_can_be_read_into_a_stack_whose_trainer_died(
     with pytest.raises(StackError, match="trainer"):
         session.train(1000, show=False)
     timer.join()
-    _, state = checkpoint.read(saved)
-    checkpoint.restore(session, session._running, saved, state)
+    session.restore(saved)
     assert digests(session) == before
     assert session.step_count == session.engine_version == 1
     session.train(1, show=False)
     session.sync(verify=True)
+    session.close()  # what the trainer held for other tests died with it
 
 
 @pytest.mark.parametrize(
@@ -116,7 +113,7 @@ def test_a_checkpoint_can_be_read_into_a_stack_whose_trainer_died(
     [("idle", "control service"), ("busy", "raylet"), ("busy", "first process")],
 )
 def test_when_ray_dies_it_is_told_the_notebook_lives_and_a_checkpoint_continues(
-    session: RLSession, shared: Shared, tmp_path: Path, process: str, moment: str
+    session: RLSession, tmp_path: Path, process: str, moment: str
 ) -> None:
     saved = session.save(tmp_path / "none")
     stack = session._running.cluster
@@ -129,6 +126,6 @@ def test_when_ray_dies_it_is_told_the_notebook_lives_and_a_checkpoint_continues(
         session.train(1000, show=False)
     if timer:
         timer.join()
-    shared.session = loaded = RLSession.load(saved)
-    assert_gone(stack._head.pid, str(stack.directory))
-    loaded.step()
+    with RLSession.load(saved) as loaded:
+        assert_gone(stack._head.pid, str(stack.directory))
+        loaded.step()
