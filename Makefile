@@ -15,7 +15,7 @@ UV := uv==0.13.9
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 NOTEBOOK := notebooks/02_train_to_solve.ipynb
 
-.PHONY: help demo lab docs test lint typecheck format lock clean clean-all
+.PHONY: help demo lab docs test soak lint typecheck format lock clean clean-all
 
 help:  ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ docs: .venv/.kit  ## Run all lessons and write their pages into docs/course (abo
 
 test: .venv/.kit  ## Run the tests, the real stack on the tiny model included
 	@$(PY) -m pytest
+
+soak: .venv/.kit  ## Half an hour of interrupts, kills and full disks at random (MINUTES=30)
+	@$(PY) -m tests.faults.soak $(or $(MINUTES),30)
 
 lint: .venv/.kit  ## Check style and formatting
 	@$(PY) -m ruff check

@@ -265,5 +265,6 @@ def _complete(session: Any, then: dict[str, Any], trainers: TrainerStanding) -> 
     )
     rollout = session.last_rollout
     begin = time.perf_counter() - rollout.seconds - trainers.update_seconds
-    stepping.finish(session, rollout, None, report, session.step_count - 1, begin)
+    sync, metrics = stepping.hand_over(session, rollout, report, begin)
+    stepping.finish(session, report.step, metrics, rollout, report, sync, None)
     session._note()

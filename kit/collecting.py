@@ -14,20 +14,22 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from kit.data.buffer import Group, unfinished
 from kit.errors import SessionError, StackError
+from kit.interrupts import held
 from kit.metrics import equal_rewards
 from kit.rewards import score_samples
 from kit.rewards.runner import Scoring
-from kit.samples import NEW_TOKENS, Rollout, Sample
+from kit.samples import NEW_TOKENS, Rollout, Sample, Status
 
 if TYPE_CHECKING:
+    from kit.data.prompts import PromptRow
     from kit.lifecycle import Lifecycle
     from kit.rewards.runner import Reward
     from kit.stack.underway import Finished, Underway
@@ -59,10 +61,48 @@ def generate_and_score(
                     scoring.add(place, writing.samples[place])
             scoring.finish()
     finally:
-        writing.rest()
-        for place, scored in scoring.scored.items():
-            writing.samples[place] = scored.sample
-        session.last_rollout = writing.rollout() or session.last_rollout
+        with held():
+            writing.rest()
+            for place, scored in scoring.scored.items():
+                writing.samples[place] = scored.sample
+            session.last_rollout = writing.rollout() or session.last_rollout
+    return writing.rollout()
+
+
+@contextmanager
+def drawing(session: Lifecycle) -> Iterator[None]:
+    """Prompts and randomness that an interrupted block has drawn are drawn again by the next one.
+
+    Unless they led to an update. So an interrupt changes nothing of what a session does afterwards.
+    Where more is sent than is needed, what was begun waits in the buffer instead, if `rollout` says
+    so.
+    """
+    place, generations = session._stream.state(), session._generations
+    step = session.step_count
+    try:
+        yield
+    except KeyboardInterrupt:
+        if session.step_count == step and not session.config.rollout.over_sampling_batch_size:
+            with held():
+                session._stream.load_state(place)
+                session._generations = generations
+        raise
+
+
+def generate_only(
+    session: Lifecycle, rows: Sequence[PromptRow], per_prompt: int, temperature: float | None
+) -> Rollout:
+    """`per_prompt` responses to each row; those of an interrupted call are the `last_rollout`."""
+    seed, step = session._next_seed(), session.step_count
+    writing = session._prompting.write(session._running, rows, per_prompt, temperature, seed, step)
+    try:
+        with writing:
+            for _ in writing:
+                pass
+    finally:
+        with held():
+            writing.rest()
+            session.last_rollout = writing.rollout() or session.last_rollout
     return writing.rollout()
 
 
@@ -152,11 +192,13 @@ class Collection:
             self.seconds = time.perf_counter() - begin
             rollout = self._rollout()
         except BaseException:
-            try:
-                with suppress(StackError):
-                    self._written(underway.stop())
-            finally:
-                self._put_back()
+            with held():
+                try:
+                    with suppress(StackError):
+                        self._written(underway.stop())
+                finally:
+                    self.session.last_rollout = self._begun() or self.session.last_rollout
+                    self._put_back()
             raise
         for number in self.kept:
             del self.pool[number]
@@ -242,6 +284,12 @@ class Collection:
                 del self.pool[number]
             elif self.missing:
                 self.kept[number] = group
+
+    def _begun(self) -> Rollout:
+        """What is written of all groups that were drawn."""
+        groups = [self.kept.get(number, self.pool[number]) for number in sorted(self.pool)]
+        begun = (s for group in groups for s in group if s.status is not Status.PENDING)
+        return Rollout(begun, self.session.step_count, self.seconds)
 
     def _put_back(self) -> None:
         """Let wait what was drawn and not used, where the settings want it continued."""

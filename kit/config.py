@@ -91,6 +91,9 @@ class RewardConfig(Section):
     """A weighted sum of built-in rewards instead of one, by name: {math: 0.9, format: 0.1}."""
     format_pattern: str = ""
     """The regular expression that `format` looks for in a response."""
+    timeout: Above0 | None = 60.0
+    """Seconds that a reward may take of one sample, which is then marked as failed; a function of
+    all samples has so many for each. None waits for ever. Nothing is ended under a debugger."""
 
 
 class RolloutConfig(Section):
@@ -150,6 +153,8 @@ class EngineConfig(Section):
     """Seconds that starting Ray, engine and trainer may take."""
     call_timeout: float = Field(default=1800.0, gt=0.0)
     """Seconds that one call of engine or trainer may take."""
+    health_interval: float = Field(default=1.0, gt=0.0)
+    """Seconds between two looks whether the processes of Ray, engine and trainer still live."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Further `sglang.ServerArgs` fields; keys are checked against SGLang's own."""
 

@@ -56,6 +56,10 @@ class StackError(KitError):
     """Ray, the engine or the trainer could not start, or died."""
 
 
+class StoppedError(KitError):
+    """Work that somebody asked to stop has stopped, and left everything as it was before."""
+
+
 class SessionError(KitError):
     """A verb was called at the wrong time: before `start`, after `close`, out of order."""
 

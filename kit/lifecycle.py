@@ -28,6 +28,7 @@ from kit.journal import Journal
 from kit.prompting import Prompting
 from kit.reports import Metrics
 from kit.rewards import build
+from kit.rewards.limits import LIMIT
 from kit.runs.record import Recorder, current_group, current_run
 from kit.samples import Batch, Rollout
 from kit.snapshots import Snapshot
@@ -174,6 +175,7 @@ class Lifecycle:
             build(config.reward, self._prompting.train.default_reward) if reward is None else reward
         )
         check_reward(self._reward)
+        LIMIT.seconds = config.reward.timeout
         check_extra(dict(config.engine.extra))
         plan = plan_for(config, model, device, self._prompting.max_response_len)
         self._stream = PromptStream(self._prompting.train, config.seed, config.data.shuffle)
@@ -242,7 +244,7 @@ class Lifecycle:
             stack.halt()  # else its thread would wait in a Ray that goes away
             training.close(CLOSE_SECONDS)
         _running.discard(self)
-        return stack, ended
+        return stack, ended and not stack.watch.dead()
 
     def _end_of_process(self) -> None:
         """Close; but a kernel that is restarted leaves its stack to the next one."""
@@ -324,6 +326,7 @@ class Lifecycle:
                 + ("" if self._state == "not started" else ", or `RLSession.load(path)`")
                 + ".",
             )
+        self.step_count += self._stack.settle()
         return self._stack
 
 
@@ -332,6 +335,9 @@ _running: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
 
 def _refuse_a_second_one() -> None:
     other = Lifecycle.current()
+    if other and other._stack and other._stack.lost:
+        other.close()  # only a checkpoint can bring it back, in a stack of its own
+        other = None
     if other is not None:
         raise SessionError(
             f"The session {other.config.name!r} is running in this process already.",

@@ -18,7 +18,16 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args, overload
 
-from kit import annotating, collecting, evaluation, mismatch, stepping, train_modes, updating
+from kit import (
+    annotating,
+    collecting,
+    evaluation,
+    interrupts,
+    mismatch,
+    stepping,
+    train_modes,
+    updating,
+)
 from kit.annotating import Annotated
 from kit.arguments import at_least_one, expect
 from kit.arguments import temperature as checked_temperature
@@ -71,7 +80,7 @@ class RLSession(Keeping):
             n_samples_per_prompt: responses to each; None takes the configured number.
             temperature: 0 is greedy; None takes the configured one.
         """
-        stack, training = self._running, self.config.training
+        _, training = self._running, self.config.training
         count = training.n_samples_per_prompt
         if n_samples_per_prompt is not None:
             count = at_least_one(n_samples_per_prompt, "n_samples_per_prompt")
@@ -81,12 +90,9 @@ class RLSession(Keeping):
         if self.config.rollout.over_sampling_batch_size and not own:
             self.last_rollout = collecting.generate(self)
             return self.last_rollout
-        rows = as_rows(prompts) or self._stream.next(training.rollout_batch_size)
-        rollout = self._prompting.generate(
-            stack, rows, count, temperature, self._next_seed(), self.step_count
-        )
-        self.last_rollout = rollout
-        return rollout
+        with collecting.drawing(self):
+            rows = as_rows(prompts) or self._stream.next(training.rollout_batch_size)
+            return collecting.generate_only(self, rows, count, temperature)
 
     @verb
     def score(self, rollout: Rollout, reward: Reward | None = None) -> Rollout:
@@ -134,8 +140,10 @@ class RLSession(Keeping):
             SessionError: dynamic sampling found no group whose rewards differ.
         """
         _ = self._running
-        self.last_rollout = collecting.collect(self, self._reward if reward is None else reward)
-        return self.last_rollout
+        with collecting.drawing(self):
+            rollout = collecting.collect(self, self._reward if reward is None else reward)
+        self.last_rollout = rollout
+        return rollout
 
     @verb
     def advantages(self, rollout: Rollout, advantage_estimator: Estimator | None = None) -> Batch:
@@ -204,10 +212,12 @@ class RLSession(Keeping):
         """
         fix = "pass a batch: `session.update(session.advantages(rollout))`."
         batch = expect(batch, Batch, "update", fix)
-        stack, self.last_batch = self._running, batch
-        self._journal.before_update(self, batch)
-        report = updating.update(stack, batch, self.step_count)
-        self.step_count += report.applied
+        with interrupts.held() as interrupted:
+            self.last_batch = batch
+            self._journal.before_update(self, batch)
+            report = updating.update(self._running, batch, self.step_count)
+            self.step_count += report.applied
+            interrupted.said = f"The update was made before it could stop: step {self.step_count}."
         return report
 
     @verb
@@ -278,18 +288,18 @@ class RLSession(Keeping):
         begin, index, config = time.perf_counter(), self.step_count, self.config
         if self.engine_version != self.weight_version:
             self.sync()  # after an update by hand: train only on what the present weights write
-        rollout = self.collect()
-        fresh = rollout.of_version(self.weight_version)  # without what older weights began
-        due = len(fresh) and stepping.due(index, config.mismatch.interval)
-        checked = self.check_mismatch(fresh) if due else None
-        update = self.update(self.advantages(rollout))
-        if not update.applied:
-            raise SessionError(
-                "No group of this rollout could be trained on.",
-                why="\n".join(update.left_out[:4]),
-                fix="mend the reward function; the message above is its own.",
-            )
-        return stepping.finish(self, rollout, checked, update, index, begin)
+        with collecting.drawing(self):
+            rollout = self.collect()
+            fresh = rollout.of_version(self.weight_version)  # without what older weights began
+            due = len(fresh) and stepping.due(index, config.mismatch.interval)
+            checked = self.check_mismatch(fresh) if due else None
+            batch = self.advantages(rollout)
+            with interrupts.held():  # or the weights would have a step that the history lacks
+                update = self.update(batch)
+                if not update.applied:
+                    raise updating.nothing_to_train_on(update)
+                sync, metrics = stepping.hand_over(self, rollout, update, begin)
+        return stepping.finish(self, index, metrics, rollout, update, sync, checked)
 
     @overload
     def train(

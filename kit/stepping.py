@@ -1,4 +1,4 @@
-"""The second half of a step: what follows once its update has been made."""
+"""The end of a step: what follows once its update has been made and handed over."""
 
 from __future__ import annotations
 
@@ -7,41 +7,58 @@ from typing import TYPE_CHECKING
 
 from kit import checkpoint
 from kit.metrics import step_metrics
-from kit.reports import MismatchReport, StepReport, UpdateReport
+from kit.reports import Metrics, MismatchReport, StepReport, SyncReport, UpdateReport
 from kit.samples import Rollout
 
 if TYPE_CHECKING:
     from kit.session import RLSession
 
 
-def finish(
-    session: RLSession,
-    rollout: Rollout,
-    checked: MismatchReport | None,
-    update: UpdateReport,
-    index: int,
-    begin: float,
-) -> StepReport:
-    """Sync, evaluate and save where it is due, and keep the step's metrics.
+def hand_over(
+    session: RLSession, rollout: Rollout, update: UpdateReport, begin: float
+) -> tuple[SyncReport, Metrics]:
+    """Sync, and put the step's metrics into the history.
 
     Args:
         session: with the update applied.
         rollout: what the update was trained on.
-        checked: the mismatch check, where one was due.
         update: the update.
-        index: the step's number.
-        begin: when it began, in seconds of `time.perf_counter()`.
+        begin: when the step began, in seconds of `time.perf_counter()`.
     """
     sync = session.sync()
     metrics = step_metrics(rollout, update, sync, time.perf_counter() - begin)
-    interval = session.config.evaluation.interval
-    evaluated = session.evaluate() if due(index + 1, interval) else None
-    if evaluated:
-        metrics |= evaluated.metrics
     session.history.append(metrics)
-    if session._recorder:
-        session._recorder.step(metrics, index)
-    if due(index + 1, session.config.checkpoint.interval):
+    return sync, metrics
+
+
+def finish(
+    session: RLSession,
+    index: int,
+    metrics: Metrics,
+    rollout: Rollout,
+    update: UpdateReport,
+    sync: SyncReport,
+    checked: MismatchReport | None,
+) -> StepReport:
+    """Evaluate and save where it is due, and write the step's metrics.
+
+    Args:
+        session: with the update applied, the weights handed over, and `metrics` in its history.
+        index: the step's number.
+        metrics: the step's; the evaluation's are added to them.
+        rollout: what the update was trained on.
+        update: the update.
+        sync: the hand-over after it.
+        checked: the mismatch check, where one was due.
+    """
+    config = session.config
+    try:
+        evaluated = session.evaluate() if due(index + 1, config.evaluation.interval) else None
+        metrics |= evaluated.metrics if evaluated else {}
+    finally:
+        if session._recorder:
+            session._recorder.step(metrics, index)
+    if due(index + 1, config.checkpoint.interval):
         checkpoint.save_step(session)
     return StepReport(index, metrics, rollout, update, sync, checked, evaluated)
 

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
+from kit import interrupts
 from kit.errors import KitError, SessionError
 from kit.reports import StepReport, TrainingState, TrainingStatus, TrainReport
 
@@ -61,6 +62,8 @@ class Training:
         self._paces: deque[float] = deque(maxlen=PACE)
         self._seconds = 0.0
         self._stopped = ""
+        self._at: int | None = None
+        """The step that is being done, or was done last."""
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         """The one that the loop runs in."""
@@ -203,7 +206,7 @@ class Training:
             with self._session._turns.take("train"):
                 self._loop()
         except KeyboardInterrupt:
-            self._end("stopped", f"interrupted in step {self._session.step_count}")
+            self._end("stopped", self._interrupted())
         except BaseException as error:
             self._end("failed", error=error)
             raise
@@ -249,9 +252,10 @@ class Training:
                     self._step()
 
     def _step(self) -> None:
-        begin = time.perf_counter()
-        report = self._session.step()
-        self._steps.append(report)
+        begin, self._at = time.perf_counter(), self._session.step_count
+        with interrupts.collected():
+            report = self._session.step()
+            self._steps.append(report)
         if self._on_step:
             self._on_step(report)
         if self._until and self._until(report):
@@ -259,6 +263,12 @@ class Training:
         self._paces.append(time.perf_counter() - begin)
         self._seconds += self._paces[-1]
         self._tell()
+
+    def _interrupted(self) -> str:
+        if self._steps and self._steps[-1].step == self._at:
+            return f"interrupted after step {self._at}"
+        at = self._session.step_count if self._at is None else self._at
+        return f"interrupted in step {at}"
 
     def _wait_for_work(self) -> bool:
         """Hold until there is a step to do; False at the end."""

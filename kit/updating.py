@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from kit.errors import SessionError
 from kit.reports import Metrics, UpdateReport
 from kit.samples import Batch
 
@@ -34,6 +35,15 @@ def update(stack: Stack, batch: Batch, step: int) -> UpdateReport:
 def means(per_step: Sequence[Metrics]) -> Metrics:
     """Each metric's mean over the optimizer steps of an update."""
     return {name: sum(row[name] for row in per_step) / len(per_step) for name in per_step[0]}
+
+
+def nothing_to_train_on(report: UpdateReport) -> SessionError:
+    """The error of a step whose update did nothing."""
+    return SessionError(
+        "No group of this rollout could be trained on.",
+        why="\n".join(report.left_out[:4]),
+        fix="mend the reward function; the message above is its own.",
+    )
 
 
 def train_batch(batch: Batch) -> Any:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from kit.errors import StackError
+from kit.interrupts import held
 from kit.samples import Rollout, Sample, Status
 
 if TYPE_CHECKING:
@@ -58,10 +59,11 @@ class Writing:
 
     def rest(self) -> None:
         """Wait for what was not iterated over, such as the beginnings that stopping has left."""
-        with suppress(StackError):
-            for part in () if self._engine_failed else self._parts:
-                self._answers.update(part)
-        self._write()
+        with held():
+            with suppress(StackError):
+                for part in () if self._engine_failed else self._parts:
+                    self._answers.update(part)
+            self._write()
 
     def rollout(self) -> Rollout:
         """What is written: all samples, unless somebody interrupted."""
@@ -79,5 +81,5 @@ class Writing:
     ) -> None:
         self._engine_failed = isinstance(error, StackError)
         if error and not self._engine_failed:
-            with suppress(StackError):  # what went wrong first is what is told
+            with held(), suppress(StackError):  # what went wrong first is what is told
                 self._parts.stop()

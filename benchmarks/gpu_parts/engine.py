@@ -33,6 +33,7 @@ def measure(_: None, work: Workload, report: Report) -> None:
 def _engine(work: Workload, report: Report) -> Any:
     from kit.memory.for_session import plan_for
     from kit.model.source import find
+    from kit.stack.actors import engine_settings
     from kit.stack.cluster import kept_kernels
     from kit.stack.engine import run_scheduler, server_arguments
     from kit.stack.stack import Stack
@@ -41,8 +42,7 @@ def _engine(work: Workload, report: Report) -> Any:
     model, length = find(config.model), work.response_tokens
     plan = plan_for(config, model, work.device, length)
     stack = Stack(config, model, work.device, length, plan)
-    settings = stack.engine_settings()  # the session's own
-    stack.close()
+    settings = engine_settings(stack)  # the session's own
     begin = time.perf_counter()
     os.environ |= kept_kernels()  # what the session's engine has compiled need not be made again
     if work.device == "cpu":

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self, TypeAlias, TypeVar
 
 from kit.errors import RewardError
+from kit.rewards.limits import LIMIT, RewardTimeoutError, limited
 from kit.rewards.registry import of_weights
 from kit.rewards.values import NotARewardError, code_owner, describe, failure_message, to_reward
 from kit.samples import Sample, Status
@@ -136,9 +137,13 @@ class Scoring:
         async with self._gate:
             begin = time.perf_counter()
             try:
-                outcome = await _guarded(self._function(sample))
+                calls = _guarded(self._function(sample))
+                outcome = await asyncio.wait_for(calls, LIMIT.seconds)
             except _InterruptedError:
                 raise
+            except TimeoutError as error:
+                late = LIMIT.seconds and time.perf_counter() - begin >= LIMIT.seconds
+                outcome = RewardTimeoutError(LIMIT.seconds or 0.0) if late else error
             except Exception as error:
                 outcome = error
             call = _Call(outcome, time.perf_counter() - begin)
@@ -219,7 +224,8 @@ class _Call:
 def _call(function: Callable[..., Any], sample: Sample) -> _Call:
     begin = time.perf_counter()
     try:
-        outcome = function(sample)
+        with limited():
+            outcome = function(sample)
     except bdb.BdbQuit:  # the user left the debugger: not to enter it 127 more times
         raise
     except Exception as error:
@@ -243,9 +249,10 @@ async def _guarded(awaitable: Awaitable[T]) -> T:
 
 def _call_batch(function: Callable[..., Any], samples: list[Sample]) -> Sequence[Any]:
     try:
-        returned = function(samples)
-        if inspect.iscoroutine(returned):
-            returned = _run(returned)
+        with limited(len(samples)):
+            returned = function(samples)
+            if inspect.iscoroutine(returned):
+                returned = _run(returned)
         values = _values(returned)
     except bdb.BdbQuit:
         raise

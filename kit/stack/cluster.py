@@ -33,9 +33,14 @@ CLIENT_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's way to say "this machine only": it then keeps the loopback address it is given.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Else what uses Ray after its end starts another one, in silence.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 """What Ray has to find in the environment of every process that talks to the head."""
+
+RAYS_OWN = ("gcs_server", "raylet")
+"""Its two processes, by the names that their programs have."""
 
 RAYLET_TROUBLE = re.compile(r"\[[\d :,-]+ [EFC] ")
 """How a line of the raylet's log begins that tells of an error: date, time, severity."""
@@ -53,7 +58,7 @@ class Cluster:
         self.directory = Path(tempfile.mkdtemp(prefix="kit-"))  # only its owner may read it
         (self.directory / "tmp").mkdir()
         self._token = secrets.token_hex(32)
-        self._connected = False
+        self._connected = self._was_connected = False
         log = (self.directory / "head.log").open("wb")
         with control.listen(self.directory) as listener:
             # Said before the head can hear it, so that it ends if we do before that.
@@ -81,7 +86,8 @@ class Cluster:
         """
         cluster = cls.__new__(cls)
         cluster.stack, cluster.directory = entry.stack, entry.folder
-        cluster._token, cluster.entry, cluster._connected = entry.token, entry, False
+        cluster._token, cluster.entry = entry.token, entry
+        cluster._connected = cluster._was_connected = False
         cluster._control = control.own(entry.folder)
         cluster._control.tell("ask")  # `connect` reads one answer
         cluster._head = psutil.Process(entry.head)
@@ -182,7 +188,7 @@ class Cluster:
             logging_level="ERROR",
             _node_ip_address="127.0.0.1",
         )
-        self._connected = True
+        self._connected = self._was_connected = True
 
     def _await_address(self, timeout: float) -> str:
         file = self.directory / "address"
@@ -221,7 +227,16 @@ class Cluster:
 
     def host_memory(self) -> int:
         """Bytes that the stack's processes hold for themselves, without what they share."""
-        return processes.own_memory(processes.of_stack(self.stack, self._head.pid))
+        return processes.own_memory(self.processes())
+
+    def processes(self) -> list[psutil.Process]:
+        """Every living process of the stack."""
+        return processes.of_stack(self.stack, self._head.pid)
+
+    def head_processes(self) -> list[int]:
+        """Those of Ray's head without which no call can be made."""
+        children = psutil.Process(self._head.pid).children()
+        return [self._head.pid, *(p.pid for p in children if p.name() in RAYS_OWN)]
 
     def leave(self, seconds: float, *, warm: bool) -> None:
         """Let go of it. It ends after so many seconds in which nobody takes it.
@@ -230,7 +245,7 @@ class Cluster:
             seconds: until then.
             warm: may the next start take it and begin anew?
         """
-        self._disconnect()
+        self.disconnect()
         with contextlib.suppress(OSError):
             self._control.ask("leave", seconds=seconds, warm=warm)
         self._control.close()
@@ -240,8 +255,8 @@ class Cluster:
 
     def close(self) -> None:
         """End every process of the stack and remove its directory. Safe to call again."""
-        if self._connected:
-            self._disconnect()
+        if self._was_connected:
+            self.disconnect()
             with contextlib.suppress(OSError, ValueError):
                 self._control.ask("end")
         else:
@@ -259,13 +274,14 @@ class Cluster:
         registry.forget(self.stack)
         os.environ.pop("RAY_AUTH_TOKEN", None)
 
-    def _disconnect(self) -> None:
+    def disconnect(self) -> None:
+        """Leave Ray. Safe to call again."""
         if self._connected:
             import ray
 
+            self._connected = False
             with contextlib.suppress(Exception):
                 ray.shutdown()
-            self._connected = False
 
 
 def kept_kernels() -> dict[str, str]:

@@ -192,6 +192,7 @@ class Engine:
         self._sglang: Any = None
         self._inbox = Inbox()
         self._asleep: set[str] = set()
+        self._forkers: list[int] = []
 
     async def start(self) -> dict[str, Any]:
         """Start SGLang and its two processes; returns what the session shows of it."""
@@ -207,7 +208,7 @@ class Engine:
 
             from kit.stack.cpu.forks import use_zygote
 
-            use_zygote()
+            self._forkers = [use_zygote()]
 
             class CpuEngine(SglangEngine):
                 run_scheduler_process_func = partial(run_scheduler, self.settings.threads)
@@ -307,6 +308,16 @@ class Engine:
         while manager.rid_to_state and time.monotonic() < deadline:
             manager.abort_request(abort_all=True)
             await asyncio.sleep(0.02)
+
+    async def processes(self) -> list[int]:
+        """Ids of those without which it cannot work: its own, SGLang's, and what forked them."""
+        watchdog = self._sglang.tokenizer_manager._subprocess_watchdog
+        found = [os.getpid(), *(process.pid for process in watchdog._processes)]
+        return [*found, *self._forkers]
+
+    async def unanswered(self) -> int:
+        """How many requests are being written or wait for it."""
+        return len(self._sglang.tokenizer_manager.rid_to_state)
 
     async def rescore(
         self,

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kit.config import TrainingConfig
-
-if TYPE_CHECKING:
-    from kit.stack.residency import Residency
+from kit.config import SessionConfig, TrainingConfig
 
 
 class KeepsTrainers:
     """Calls of all trainers, each for its share."""
 
-    residency: Residency
+    config: SessionConfig
     _trainers: list[Any]
 
     def snapshot(self, name: str) -> int:
@@ -35,6 +32,8 @@ class KeepsTrainers:
     def configure(self, training: TrainingConfig) -> None:
         """Have the trainers train with other settings from now on."""
         self._get([t.configure.remote(training) for t in self._trainers], "configure")
+        # For those that may have to be started again.
+        self.config = self.config.model_copy(update={"training": training})
 
     def export_hf(self, directory: str, dtype: str) -> None:
         """Have the trainers write the policy as models are published."""
@@ -44,13 +43,13 @@ class KeepsTrainers:
         """Have the trainers write their state into a directory."""
         self._all("save", directory)
 
-    def load(self, directory: str) -> None:
-        """Have the trainers read what `save` wrote."""
-        self._all("load", directory)
-
     def _all(self, what: str, *arguments: Any) -> Any:
-        self.residency.for_trainer()
+        self.trainer_in_order()
         return self._get([getattr(t, what).remote(*arguments) for t in self._trainers], what)
+
+    def trainer_in_order(self) -> None:
+        """Before the trainers work; raises StackError where their weights are gone."""
+        raise NotImplementedError
 
     def _get(self, calls: Any, doing: str, timeout: float | None = None) -> Any:
         raise NotImplementedError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -16,13 +16,19 @@ from kit.model.policy import Policy
 from kit.stack.batches import TrainBatch, flat, rank_share, worth_sharing
 from kit.stack.corrections import Corrections
 from kit.stack.critic import Critic
+from kit.stack.culprit import culprit
 from kit.stack.device import out_of_memory
 from kit.stack.fsdp import clip_gradients, hold_gradients, recover
 from kit.stack.policy_loss import LossSettings, TokenInputs, finish, policy_loss
+from kit.stack.stopping import StopSign
 from kit.stack.sums import Sums
 
 if TYPE_CHECKING:
-    from kit.stack.trainer import TrainerSettings
+    from kit.stack.trainer import Trainer, TrainerSettings
+
+
+CHECKED = ("train/loss", "train/grad_norm", "train/value_loss", "train/critic_grad_norm")
+"""What has to be a number, or the step would destroy the weights."""
 
 
 class OptimizerSteps:
@@ -35,6 +41,7 @@ class OptimizerSteps:
     critic: Critic | None
     optimizer_steps: int
     updates: int
+    stop_sign: StopSign
 
     def _optimizer_step(
         self,
@@ -46,13 +53,17 @@ class OptimizerSteps:
     ) -> dict[str, float]:
         settings = self.loss_settings(batch, part)
         learns = not (self.critic and self.updates < self.critic.config.warmup_rollouts)
-        for model in self._models():
-            recover(model)  # an update that broke off half-way leaves gradients behind
-        self._forget_gradients()
+        self._give_up()  # what broke off half-way leaves gradients behind
         sums = Sums(self.device)
         with out_of_memory(self.settings.max_tokens, self._models()):
             self._backward(batch, part, old, reference, corrections, settings, learns, sums)
-        return self._apply(sums.total(), learns=learns)
+        total = sums.total()
+        norms = self._clip()
+        if wrong := _not_finite(finish(total) | norms):
+            self._forget_gradients()
+            found = culprit(self._as_trainer, batch, part, old, reference, corrections)
+            raise refused(wrong, found)
+        return self._apply(total, norms, learns=learns)
 
     def _models(self) -> list[nn.Module]:
         """Those that learn."""
@@ -75,6 +86,7 @@ class OptimizerSteps:
         share = worth_sharing(batch.tokens, batch.response_lengths, self.device)
         parts = rank_share(batch, part, training.num_trainers, limit, rank, share=share)
         for number, members in enumerate(parts):
+            self.stop_sign.look()
             for model in self._models():
                 hold_gradients(model, training.num_trainers == 1 and number < len(parts) - 1)
             indices = members or [part[0]]
@@ -91,6 +103,7 @@ class OptimizerSteps:
             if self.critic:
                 values |= self._critic_backward(batch, indices, packed, inputs, settings)
             sums.add(values)
+        self.stop_sign.look()
 
     def loss_settings(self, batch: TrainBatch, part: Sequence[int]) -> LossSettings:
         """What the loss of an optimizer step over these samples needs to know of all of them."""
@@ -148,28 +161,25 @@ class OptimizerSteps:
             keep_R=keep,
         )
 
-    def _apply(self, sums: dict[str, float], *, learns: bool) -> dict[str, float]:
-        """Clip, step, and return the step's metrics.
+    def _clip(self) -> dict[str, float]:
+        """Clip the gradients; their norms before."""
+        norms = {"train/grad_norm": clip_gradients(self.policy, self.settings.training.clip_grad)}
+        if self.critic:
+            norms["train/critic_grad_norm"] = self.critic.clip()
+        return norms
+
+    def _apply(
+        self, sums: dict[str, float], norms: dict[str, float], *, learns: bool
+    ) -> dict[str, float]:
+        """Make the step, and return its metrics.
 
         Args:
             sums: over micro-batches and ranks.
+            norms: of the gradients before they were clipped.
             learns: does the policy learn in this step?
         """
         training = self.settings.training
-        metrics = finish(sums)
-        metrics["train/grad_norm"] = clip_gradients(self.policy, training.clip_grad)
-        if self.critic:
-            metrics["train/critic_grad_norm"] = self.critic.clip()
-        checked = ("train/loss", "train/grad_norm", "train/value_loss", "train/critic_grad_norm")
-        if wrong := [n for n in checked if n in metrics and not math.isfinite(metrics[n])]:
-            self._forget_gradients()
-            raise StackError(
-                "The update was refused: "
-                + ", ".join(f"{name.removeprefix('train/')} is {metrics[name]}" for name in wrong)
-                + f" (loss {metrics['train/loss']}, gradient norm {metrics['train/grad_norm']}).",
-                why="A step with them would have destroyed the weights, which are unchanged.",
-                fix="look at the batch's rewards and log-probs, or lower training.learning_rate.",
-            )
+        metrics = finish(sums) | norms
         rate = learning_rate(
             self.optimizer_steps,
             peak=training.learning_rate,
@@ -188,7 +198,35 @@ class OptimizerSteps:
         self._forget_gradients()
         return metrics | {"train/lr": rate if learns else 0.0}
 
+    def _give_up(self) -> None:
+        """Forget what of an optimizer step is done; models can be used again, wherever it was."""
+        for model in self._models():
+            recover(model)
+        self._forget_gradients()
+
+    @property
+    def _as_trainer(self) -> Trainer:
+        return cast("Trainer", self)
+
     def _forget_gradients(self) -> None:
         self.optimizer.zero_grad()
         if self.critic:
             self.critic.optimizer.zero_grad()
+
+
+def _not_finite(metrics: dict[str, float]) -> dict[str, float]:
+    return {n: metrics[n] for n in CHECKED if n in metrics and not math.isfinite(metrics[n])}
+
+
+def refused(wrong: dict[str, float], found: str) -> StackError:
+    """The error of an update whose loss or gradient is no number, with the token to blame."""
+    numbers = ", ".join(f"{name.removeprefix('train/')} is {x}" for name, x in wrong.items())
+    return StackError(
+        f"The update was refused: {numbers}"
+        + (f". The first to blame is {found}." if found else "; every token's own loss is finite."),
+        why="A step with it would have destroyed the weights. Weights and optimizer are unchanged, "
+        "earlier steps of the same update taken back.",
+        fix="look at it in `session.last_batch`"
+        + (", and at what made its reward" if "advantage" in found else "")
+        + ("." if found else ", and lower training.learning_rate if the gradient overflows."),
+    )

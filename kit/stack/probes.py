@@ -19,6 +19,7 @@ from kit.model.packing import pack
 from kit.stack.annotations import annotate_batch, annotate_samples
 from kit.stack.routing import routing
 from kit.stack.startup import startup
+from kit.stack.trainer_snapshots import digest
 from kit.stack.unsharded import full_logits, gathered
 
 if TYPE_CHECKING:
@@ -253,6 +254,7 @@ EXPERIMENTS: dict[str, Callable[..., Any]] = {
     "plainly": plainly,
     "sampled": sampled,
     "checksums": checksums,
+    "digest": digest,
     "disturbance": disturbance,
     "dropouts": dropouts,
     "routing": routing,

@@ -12,11 +12,15 @@ import json
 import os
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import StackError
+from kit.stack import repair
+from kit.stack.actors import engine_settings, trainer_settings
 from kit.stack.cluster import PACKAGE_ROOT
+from kit.stack.watch import HEAD
 
 if TYPE_CHECKING:
     from kit.stack.stack import Stack
@@ -28,6 +32,7 @@ def connect(stack: Stack) -> None:
     stack.cluster.connect(stack.config.engine.start_timeout)
     import ray
 
+    stack.watch.add(HEAD, stack.cluster.head_processes())
     trainers = stack.config.training.num_trainers
     try:
         stack.join(
@@ -41,6 +46,7 @@ def connect(stack: Stack) -> None:
             fix="end it with `kit doctor --stop`, and load the last checkpoint: "
             "`RLSession.load(path)`.",
         ) from None
+    repair.look_after(stack, [*range(stack.replicas)], trainers=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,7 @@ def begin_anew(stack: Stack) -> None:
     stack.residency.found(set(engines[0].asleep), trainer_asleep=ranks[0].asleep)
     stack.residency.for_trainer()
     info = stack.ask_engines("info")[0]
-    places = stack.ask_trainers("begin_anew", stack.trainer_settings)
+    places = stack.ask_trainers("begin_anew", partial(trainer_settings, stack))
     stack.described({**info, **places[0]})
     stack.sync(0)
     stack.newest_version = 0
@@ -106,7 +112,7 @@ def _settled(stack: Stack) -> list[EngineStanding]:
 def fingerprint(stack: Stack) -> str:
     """Of everything that cannot be changed in a running process."""
     config = stack.config
-    engine = asdict(stack.engine_settings())
+    engine = asdict(engine_settings(stack))
     del engine["seed"]  # each request brings its own
     what = {
         "engine": engine,

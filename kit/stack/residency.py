@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from kit.interrupts import held
 from kit.memory import MemoryPlan
 
 KV_CACHE = ("kv_cache", "cuda_graph")
@@ -84,8 +85,9 @@ class Residency:
     def _engine(self, what: str, tags: list[str]) -> None:
         if not tags:
             return
-        self._get([getattr(engine, what).remote(tags) for engine in self._engines], what)
-        self.asleep = self.asleep | set(tags) if what == "sleep" else self.asleep - set(tags)
+        with held():
+            self._get([getattr(engine, what).remote(tags) for engine in self._engines], what)
+            self.asleep = self.asleep | set(tags) if what == "sleep" else self.asleep - set(tags)
 
     def _settle_trainer(self) -> None:
         """Have it give back what its last update took."""
@@ -94,11 +96,13 @@ class Residency:
     def sleep_trainer(self) -> None:
         """Move the trainer's weights and optimizer to host memory."""
         if not self.trainer_asleep:
-            self._get([trainer.sleep.remote() for trainer in self._trainers], "sleep")
-            self.trainer_asleep = True
+            with held():
+                self._get([trainer.sleep.remote() for trainer in self._trainers], "sleep")
+                self.trainer_asleep = True
 
     def wake_trainer(self) -> None:
         """Bring them back."""
         if self.trainer_asleep:
-            self._get([trainer.wake.remote() for trainer in self._trainers], "wake")
-            self.trainer_asleep = False
+            with held():
+                self._get([trainer.wake.remote() for trainer in self._trainers], "wake")
+                self.trainer_asleep = False

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import os
+import secrets
 from collections.abc import Callable
-from functools import partial
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from kit.config import SessionConfig
-from kit.errors import KitError, StackError
+from kit.errors import StackError, StoppedError
+from kit.interrupts import held
 from kit.memory import MemoryPlan
 from kit.memory.plan import PhaseName
 from kit.model.source import ModelSource
+from kit.stack import processes, repair
+from kit.stack.actors import make_engine, make_trainers
 from kit.stack.buckets import SLOTS
+from kit.stack.calls import Calls, EngineDiedError, LateError, trainer_died
 from kit.stack.cluster import Cluster
 from kit.stack.keeping import KeepsTrainers
 from kit.stack.residency import Residency
+from kit.stack.watch import HEAD, TRAINER, Watch
 
 if TYPE_CHECKING:
     from kit.stack.underway import Parts, Underway
@@ -68,7 +74,9 @@ class Stack(KeepsTrainers):
     """
 
     cluster: Cluster
-    """There from `launch` on."""
+    watch: Watch
+    calls: Calls
+    """There from `launch` on, all three."""
 
     def __init__(
         self,
@@ -91,6 +99,16 @@ class Stack(KeepsTrainers):
         if self.dtype == "auto":
             self.dtype = "bfloat16" if device == "cuda" else "float32"
         self.info: dict[str, Any] = {}
+        self._unsettled: list[Any] = []
+        """Calls of an update whose answer nobody has taken."""
+        self._half_synced = False
+        """Has the engine perhaps got some of the new weights and not all?"""
+        self._parts: Parts | None = None
+        """The responses that were asked for last."""
+        self._exact = False
+        """Was the last hand-over without the disturbance?"""
+        self._bare = False
+        """Have the trainers been started again, and read no checkpoint yet?"""
         self.replicas = config.engine.replicas or default_replicas(device, model.bytes)
         self._engines: list[Any] = []
         self._trainers: list[Any] = []
@@ -99,41 +117,18 @@ class Stack(KeepsTrainers):
         """Start the head process, or take this one; returns at once."""
         gpus = gpu_count() if self.device == "cuda" else 0
         self.cluster = cluster or Cluster(self.device, gpus=gpus)
+        self.watch = Watch(self.config.engine.health_interval, self._part_died)
+        self.calls = Calls(self.config, self.cluster, self.watch)
 
     def start(self) -> None:
         """Join the head, start engine and trainers side by side, and wait for them."""
         config = self.config
         self.cluster.connect(config.engine.start_timeout)
-        import ray
-
-        from kit.stack.engine import Engine
-        from kit.stack.trainer import Trainer
-
-        # On a GPU all of them share the first card; Ray only counts the shares.
-        world = config.training.num_trainers
-        share = 1.0 / (self.replicas + world) if self.device == "cuda" else 0.0
-        options: dict[str, Any] = {
-            "num_cpus": 0,
-            "num_gpus": share,
-            "max_restarts": 0,
-            "lifetime": "detached",  # they outlive this process, as long as the head does
-        }
-        # A group of its own call each, and room for the call that aborts them.
-        calls = 1000 + (config.rollout.over_sampling_batch_size or 0)
-        engine = ray.remote(Engine)
-        self._engines = [
-            engine.options(**options, name=f"engine-{index}", max_concurrency=calls).remote(
-                self.engine_settings()
-            )
-            for index in range(self.replicas)
-        ]
-        trainer = ray.remote(Trainer)
-        self._trainers = [
-            trainer.options(**options, name=f"trainer-{rank}").remote(self.trainer_settings(rank))
-            for rank in range(world)
-        ]
-        self.join(self._engines, self._trainers)
+        self.watch.add(HEAD, self.cluster.head_processes())
+        engines = [make_engine(self, index) for index in range(self.replicas)]
+        self.join(engines, make_trainers(self))
         self.described(self._start_actors())
+        repair.look_after(self, [*range(self.replicas)], trainers=True)
         if config.engine.disturbed:
             self.sync(0)  # the engine has read the exact weights
 
@@ -165,67 +160,6 @@ class Stack(KeepsTrainers):
         infos = self._get([*starts, *places], "start", limit)
         return {**infos[0], **infos[-1]}
 
-    def engine_settings(self) -> Any:
-        """What an engine is started with."""
-        from kit.stack.engine import EngineSettings
-
-        config, engine = self.config, self.config.engine
-        requests = engine.max_running_requests or max(config.samples_at_once, 256)
-        requests = -(-requests // self.replicas)
-        tokens = engine.max_total_tokens
-        if tokens is None:
-            tokens = self.plan.kv_tokens
-            if self.device == "cpu":
-                tokens = min(requests, 512) * min(self.model.context_length, 1024)
-        return EngineSettings(
-            model_path=self.model.path,
-            device=self.device,
-            dtype=self.dtype,
-            context_length=self.model.context_length,
-            max_running_requests=requests,
-            seed=config.seed,
-            attention_backend=engine.attention_backend,
-            max_total_tokens=tokens,
-            # The plan says how large the KV cache is; this only has to leave room for it.
-            mem_fraction_static=engine.mem_fraction_static or 0.95,
-            saves_memory=self.device == "cuda" and config.memory.sleep != "never",
-            needs_tokenizer=bool(config.rollout.stop),
-            threads=max(1, (os.cpu_count() or 1) // self.replicas),
-            trust_remote_code=config.model.trust_remote_code,
-            extra=dict(engine.extra),
-        )
-
-    def trainer_settings(self, rank: int) -> Any:
-        """What a trainer is started with, or begun anew."""
-        from kit.stack.disturbance import Disturbance
-        from kit.stack.trainer import TrainerSettings
-
-        config = self.config
-        return TrainerSettings(
-            model_path=self.model.path,
-            training=config.training,
-            temperature=config.rollout.temperature,
-            device=self.device,
-            dtype=self.dtype,
-            seed=config.seed,
-            rank=rank,
-            rendezvous=str(self.cluster.directory / "tmp" / "rendezvous"),
-            max_response_len=self.max_response_len,
-            disturbance=Disturbance(
-                config.engine.weight_bits, config.engine.weight_noise, config.seed
-            ),
-            trust_remote_code=config.model.trust_remote_code,
-            recompute=self.plan.recompute,
-            compile=self.plan.compile,
-            offload=self.plan.optimizer_cpu_offload,
-            max_tokens=self.plan.max_tokens_per_gpu,
-            bucket_bytes=config.engine.update_weight_buffer_size
-            if self.device == "cuda"
-            else 1 << 62,
-            sleeps=self.plan.trainer_sleeps,
-            memory_limit=self.plan.trainer_limit if config.memory.device_gib else None,
-        )
-
     def generate(
         self, prompts: list[list[int]], sampling: Any, seeds: list[int], *, at_once: bool = False
     ) -> Parts:
@@ -239,38 +173,97 @@ class Stack(KeepsTrainers):
         """
         from kit.stack.underway import Parts
 
+        def ask(places: list[int]) -> dict[Any, list[int]]:
+            """Neighbours go to one engine: they have their prompt in common."""
+            calls = {}
+            parts = shares(len(places), self.replicas)
+            for engine, part in zip(self._engines, parts, strict=False):
+                method = engine.generate if at_once else engine.generate_in_parts
+                own = places[part]
+                asked = [prompts[i] for i in own], sampling, [seeds[i] for i in own]
+                calls[method.remote(*asked)] = own
+            return calls
+
+        self.engine_in_order()
+        with held():
+            self._parts = Parts(self, ask, len(prompts), at_once=at_once)
+        return self._parts
+
+    def engine_in_order(self) -> None:
+        """Before the engine works: it lives, is awake, has whole weights, and has no other work.
+
+        One that was started again has the trainer's present weights, as after a `sync`.
+        """
+        self.calls.refuse_without_head("generate")
+        if self._parts and self._parts.left:  # an interrupt came before anybody could stop it
+            self.abort()
+            self._parts = None
+        if repair.start_dead_engines(self) or self._half_synced:
+            self.sync(self.trainer_version, exact=self._exact)
         self.residency.for_engine()
-        # Neighbours go to one engine: they have their prompt in common.
-        calls = {}
-        for engine, part in zip(self._engines, shares(len(prompts), self.replicas), strict=False):
-            method = engine.generate if at_once else engine.generate_in_parts
-            calls[method.remote(prompts[part], sampling, seeds[part])] = part.start
-        get, measure = partial(self._get, doing="generate"), partial(self._measure, "generate")
-        return Parts(self, calls, get, measure, at_once=at_once)
+
+    def trainer_in_order(self) -> None:
+        """Before the trainers work: they live, have their weights, and are on the device."""
+        self.calls.refuse_without_head("a call of the trainer")
+        if TRAINER in self.watch.dead():
+            raise trainer_died("The trainer's process has died.")
+        if self._bare:
+            raise trainer_died("The trainer was started again and has read no checkpoint.")
+        if self.plan.kv_sleeps and repair.start_dead_engines(self):
+            self._half_synced = True
+        self.residency.for_trainer()
 
     def underway(self, sampling: Any) -> Underway:
         """For groups of requests of which each is handed over as soon as it is finished."""
         from kit.stack.underway import Underway
 
-        self.residency.for_engine()
-        return Underway(self, self._engines, partial(self._get, doing="generate"), sampling)
+        self.engine_in_order()
+        return Underway(self, self._engines, sampling)
 
     def abort(self) -> None:
         """Stop everything that is being generated."""
-        self._get([engine.abort.remote() for engine in self._engines], "abort")
+        with suppress(EngineDiedError):  # a dead one writes nothing
+            self._get([engine.abort.remote() for engine in self._engines], "abort")
 
     def update(self, batch: Any, update_id: str) -> tuple[list[dict[str, float]], bool]:
         """Optimizer steps on every trainer; (metrics of each step, whether it was done now)."""
         import ray
 
-        self.residency.for_trainer()
+        self.trainer_in_order()
         shared = ray.put(batch)
-        calls = [trainer.update.remote(shared, update_id) for trainer in self._trainers]
-        metrics, applied = self._get(calls, "update")[0]
+        stop = self.cluster.directory / "tmp" / f"stop-{secrets.token_hex(8)}"
+        with held(stop.touch):
+            sent = (shared, update_id, str(stop))
+            self._unsettled = [trainer.update.remote(*sent) for trainer in self._trainers]
+            try:
+                metrics, applied = self._settle()
+            except StoppedError as stopped:
+                raise KeyboardInterrupt(str(stopped)) from None
+            self._measure("update")
+        return metrics, applied
+
+    def settle(self) -> bool:
+        """Was an update made from which a third interrupt or a time limit had turned away?
+
+        Waits for its end, so that nobody works with weights whose number he does not know.
+        """
+        try:
+            return bool(self._unsettled) and self._settle()[1]
+        except StoppedError:
+            return False
+
+    def _settle(self) -> tuple[list[dict[str, float]], bool]:
+        try:
+            metrics, applied = self._get(self._unsettled, "update")[0]
+        except (LateError, KeyboardInterrupt):
+            raise
+        except BaseException:
+            self._unsettled = []
+            raise
+        self._unsettled = []
         if applied:
             self.newest_version += 1
             self.trainer_version = self.newest_version
-        self._measure("update")
         return metrics, applied
 
     def by_token(
@@ -279,7 +272,7 @@ class Stack(KeepsTrainers):
         """A number for each response token: log-probs of the `policy` or the `reference`, or the
         critic's `values`.
         """
-        self.residency.for_trainer()
+        self.trainer_in_order()
         if of == "values":
             calls = [t.values.remote(tokens, response_lengths) for t in self._trainers]
         else:
@@ -296,31 +289,55 @@ class Stack(KeepsTrainers):
         experts: bool = False,
     ) -> list[list[Any]]:
         """What each replica makes of the samples now: a `Rescored` a sample, replica by replica."""
-        self.residency.for_engine()
-        calls = [
-            engine.rescore.remote(tokens, response_lengths, cached=cached, experts=experts)
-            for engine in self._engines
-        ]
-        found: list[list[Any]] = self._get(calls, "rescore")
-        return found
+        how = {"cached": cached, "experts": experts}
+        return self._ask_engines("rescore", tokens, response_lengths, **how)
 
     def checksums(self) -> list[dict[str, str]]:
         """A checksum of each parameter under SGLang's names, replica by replica."""
         self.residency.for_weights()
-        found: list[dict[str, str]] = self._get(
-            [engine.checksums.remote() for engine in self._engines], "checksums"
-        )
+        return self._ask_engines("checksums")
+
+    def _ask_engines(self, doing: str, *args: Any, **kwargs: Any) -> list[Any]:
+        """What each engine answers to a call that changes nothing; twice, if one dies of age."""
+        for last in (False, True):
+            if last or doing != "checksums":
+                self.engine_in_order()
+            calls = [getattr(e, doing).remote(*args, **kwargs) for e in self._engines]
+            try:
+                found: list[Any] = self._get(calls, doing)
+            except EngineDiedError:
+                if last:
+                    raise
+            else:
+                break
         return found
 
     def probe(self, name: str, *arguments: Any) -> Any:
         """Run an experiment of `kit.stack.probes` in every trainer; the first one's result."""
-        self.residency.for_trainer()
+        self.trainer_in_order()
         return self._get([t.probe.remote(name, *arguments) for t in self._trainers], name)[0]
 
     def sync(
         self, version: int, *, exact: bool = False, flush_cache: bool = True
     ) -> tuple[int, int]:
-        """Hand the trainer's weights to the engine as `version`: (tensors, bytes)."""
+        """Hand the trainer's weights to the engine as `version`: (tensors, bytes).
+
+        An interrupt is raised when all of them have arrived.
+        """
+        self.calls.refuse_without_head("sync")
+        repair.start_dead_engines(self)
+        self.trainer_in_order()
+        with held():
+            self._half_synced = True
+            try:
+                answer = self._hand_over(version, exact, flush_cache)
+            except EngineDiedError:
+                repair.start_dead_engines(self)
+                answer = self._hand_over(version, exact, flush_cache)
+            self._half_synced, self._exact = False, exact
+        return answer
+
+    def _hand_over(self, version: int, exact: bool, flush_cache: bool) -> tuple[int, int]:
         self.residency.for_sync()
         taken: list[list[Any]] = []
         waits: list[Any] = []
@@ -380,38 +397,28 @@ class Stack(KeepsTrainers):
         answers: list[Any] = self._get(calls, method)
         return answers
 
-    def _get(self, calls: Any, doing: str, timeout: float | None = None) -> Any:
-        """Wait for answers. What went wrong in an actor is raised here as if it went wrong here."""
-        import ray
-        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+    def load(self, directory: str) -> None:
+        """Have the trainers read what `save` wrote; those that have died are started again."""
+        if TRAINER in self.watch.dead():
+            self._bare = True
+            repair.restart_trainers(self)
+        self.residency.for_trainer()
+        self._get([t.load.remote(directory) for t in self._trainers], "load")
+        self._bare = False
 
-        limit = timeout or self.config.engine.call_timeout
-        try:
-            return ray.get(calls, timeout=limit)
-        except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, StackError) and doing == "start":
-                # What SGLang's processes had to say is in their log, which goes with the stack.
-                why = "\n".join(part for part in (cause.why, self.cluster.log_tail()) if part)
-                raise StackError(cause.what, why=why, fix=cause.fix) from None
-            if isinstance(cause, KitError):
-                raise cause from None
-            last = str(error).strip().splitlines()
-            raise StackError(f"{doing} failed: {last[-1] if last else cause!r}") from error
-        except RayActorError as error:
-            raise StackError(
-                f"A process of the stack died during {doing}.",
-                why="\n".join([*str(error).strip().splitlines()[:4], self.cluster.log_tail()]),
-                fix="close the session and start it again; if it was killed for memory, lower "
-                "engine.max_total_tokens or training.max_tokens_per_gpu.",
-            ) from error
-        except GetTimeoutError as error:
-            setting = "engine.start_timeout" if timeout else "engine.call_timeout"
-            raise StackError(
-                f"{doing} did not finish within {limit:.0f} s.",
-                why=self.cluster.log_tail(),
-                fix=f"raise {setting}, or look at what keeps the machine busy.",
-            ) from error
+    def _get(self, calls: Any, doing: str, timeout: float | None = None) -> Any:
+        return self.calls.get(calls, doing, timeout)
+
+    def _part_died(self, part: str) -> None:
+        """What a death takes along. Called by whichever thread sees it."""
+        if part == HEAD:
+            processes.end(self.cluster.processes())
+            self.calls.disconnect()
+
+    @property
+    def lost(self) -> bool:
+        """Has a part died that only a checkpoint can bring back?"""
+        return bool({HEAD, TRAINER} & self.watch.dead()) or self._bare
 
     def host_memory(self) -> int:
         """Bytes of host memory that the stack's processes hold for themselves."""
@@ -426,8 +433,11 @@ class Stack(KeepsTrainers):
 
     def leave(self, seconds: float, *, warm: bool) -> None:
         """Let it live on without us, for so many seconds; see `Cluster.leave`."""
+        self.watch.close()  # it is not ours to end any more
         self.cluster.leave(seconds, warm=warm)
 
     def close(self) -> None:
         """End every process. Safe to call again."""
-        self.cluster.close()
+        with held():
+            self.watch.close()
+            self.cluster.close()

@@ -35,6 +35,7 @@ from kit.stack.models import Making
 from kit.stack.optimizer_step import OptimizerSteps
 from kit.stack.parking import Parking
 from kit.stack.standing import TrainerStanding
+from kit.stack.stopping import NEVER, StopSign
 from kit.stack.trainer_snapshots import TrainerSnapshot
 from kit.stack.unsharded import as_saved, whole
 from kit.stack.weights import Handle, Outbox
@@ -95,6 +96,7 @@ class Trainer(OptimizerSteps):
         """That the last one took."""
         self.handed_over = HandedOver(EXACT, 0)
         self.snapshots: dict[str, TrainerSnapshot] = {}
+        self.stop_sign = NEVER
 
     def start(self) -> None:
         """Load the models into host memory, and meet the other ranks."""
@@ -187,6 +189,10 @@ class Trainer(OptimizerSteps):
         """Give back the memory of all snapshots."""
         self.snapshots.clear()
 
+    def processes(self) -> list[int]:
+        """Ids of those without which it cannot work: its own."""
+        return [os.getpid()]
+
     def another(self) -> Policy:
         """The model that the session starts from, once more, without gradients."""
         model = self.making.placed(self.making.loaded(), self.device, self.mesh)
@@ -267,6 +273,7 @@ class Trainer(OptimizerSteps):
             parts = packed_parts(tokens, response_lengths, limit, self.device)
             for members, packed in parts:
                 lengths = [response_lengths[i] for i in members]
+                self.stop_sign.look()
                 for rows, model in zip(out, models, strict=True):
                     logp_R = without_gradient(model, packed, self.settings.temperature)[0]
                     for index, part in zip(members, logp_R.split(lengths), strict=True):
@@ -281,36 +288,59 @@ class Trainer(OptimizerSteps):
 
     # ---- learning ------------------------------------------------------------------------------
 
-    def update(self, batch: TrainBatch, update_id: str) -> tuple[list[dict[str, float]], bool]:
+    def update(
+        self, batch: TrainBatch, update_id: str, stop: str | None = None
+    ) -> tuple[list[dict[str, float]], bool]:
         """Optimizer steps over the batch: (metrics of each step, whether anything was done).
 
-        The same `update_id` twice in a row is applied once: the second call returns the metrics of
-        the first.
+        All of it or nothing: what fails or is stopped leaves weights and optimizer as before. The
+        same `update_id` twice in a row is applied once: the second call returns the metrics of the
+        first.
+
+        Args:
+            batch: what to train on.
+            update_id: the batch's own.
+            stop: a file; once it is there, the update stops at the next micro-batch.
 
         Raises:
-            StackError: loss or gradient is not finite, or the device has too little memory; the
-                weights are as they were before the optimizer step that failed.
+            StackError: loss or gradient is not finite, or the device has too little memory.
+            StoppedError: the file was there.
         """
         if self.last_update and self.last_update[0] == update_id:
             return self.last_update[1], False
         begin = time.perf_counter()
-        training = self.settings.training
         steps = self.steps_of(batch)
-        # With one optimizer step the old weights are the present ones: nothing to compute.
-        moves = len(steps) > 1 and not training.use_rollout_logprobs
-        old, reference = self.log_probs_before(batch, moves or Corrections.need_old(training))
-        corrections = Corrections.of(batch, old, training)
-        metrics = [
-            self._optimizer_step(batch, part, old, reference, corrections) | corrections.metrics
-            for part in steps
-        ]
+        # A single step changes nothing before its end, so there is nothing to be put back.
+        before = TrainerSnapshot.of(self) if len(steps) > 1 else None
+        self.stop_sign = StopSign(stop)
+        try:
+            metrics = self._all_steps(batch, steps)
+        except BaseException:
+            self._give_up()
+            if before:
+                before.put_back(self)
+            raise
+        finally:
+            self.stop_sign = NEVER
         self.updates += 1
-        interval = training.ref_update_interval
+        interval = self.settings.training.ref_update_interval
         if interval and self.reference and self.updates % interval == 0:
             self._refresh_reference(self.reference)
         self.last_update = (update_id, metrics)
         self.update_seconds = time.perf_counter() - begin
         return metrics, True
+
+    def _all_steps(self, batch: TrainBatch, steps: list[list[int]]) -> list[dict[str, float]]:
+        """The optimizer steps of an update: the metrics of each."""
+        training = self.settings.training
+        # With one optimizer step the old weights are the present ones: nothing to compute.
+        moves = len(steps) > 1 and not training.use_rollout_logprobs
+        old, reference = self.log_probs_before(batch, moves or Corrections.need_old(training))
+        corrections = Corrections.of(batch, old, training)
+        return [
+            self._optimizer_step(batch, part, old, reference, corrections) | corrections.metrics
+            for part in steps
+        ]
 
     def steps_of(self, batch: TrainBatch) -> list[list[int]]:
         """Which samples each optimizer step of the next update takes."""

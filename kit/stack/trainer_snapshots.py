@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,15 @@ def _size(tensor: torch.Tensor) -> int:
 def size(trainer: Trainer) -> int:
     """Bytes that a snapshot of the present state takes of this rank's host memory."""
     return sum(map(_size, state_tensors(trainer).values()))
+
+
+def digest(trainer: Trainer) -> str:
+    """One word for this rank's weights, optimizers and counters: equal if every bit of them is."""
+    found = hashlib.sha256(repr((trainer.optimizer_steps, trainer.updates)).encode())
+    for name, tensor in state_tensors(trainer).items():
+        found.update(name.encode())
+        found.update(local_bytes(tensor).cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 def counters(trainer: Trainer) -> dict[str, Any]:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import StackError
+from kit.stack.calls import EngineDiedError
 
 if TYPE_CHECKING:
     from kit.stack.engine import Generation, SamplingSettings
@@ -19,6 +22,11 @@ if TYPE_CHECKING:
 AGAIN = 0.2
 """Seconds until what is left is told to stop again: a request may arrive after the first word."""
 
+DEATHS = 2
+"""So often what a dead engine was asked is asked again."""
+
+Request = tuple[list[list[int]], list[int], list[int]]
+"""(prompts, seeds, budgets) of a group."""
 Finished = list[tuple[int, list["Generation"]]]
 """(the group's number, one generation a prompt), in the order of the numbers."""
 
@@ -33,15 +41,17 @@ class Parts:
     def __init__(
         self,
         stack: Stack,
-        calls: dict[Any, int],
-        get: Callable[[Any], Any],
-        measure: Callable[[], None],
+        ask: Callable[[list[int]], dict[Any, list[int]]],
+        count: int,
         *,
         at_once: bool,
     ) -> None:
-        """Takes the calls, each with the number of its first prompt, and what to do at the end."""
-        self._stack, self._calls, self._get, self._at_once = stack, calls, get, at_once
-        self._measure = measure
+        """Asks for all of `count` prompts; `ask` sends some, by number, in one call an engine."""
+        self._stack, self._ask, self._at_once = stack, ask, at_once
+        self._get = partial(stack.calls.get, doing="generate")
+        self._calls = ask(list(range(count)))
+        self._unanswered = set(range(count))
+        self._deaths = 0
         self._begin = time.perf_counter()
         self._stopped = False
         self._fetched: tuple[Any, Any] | None = None
@@ -50,36 +60,64 @@ class Parts:
         """From the call until the last of the responses handed over was written, however late it
         was fetched."""
 
+    @property
+    def left(self) -> bool:
+        """Are there parts that nobody has taken?"""
+        return bool(self._calls)
+
     def __iter__(self) -> Iterator[list[tuple[int, Generation]]]:
         """(a prompt's number, its response), as many as are finished.
 
         Raises:
             StackError: an engine failed, or nothing was finished within `engine.call_timeout`.
         """
-        if self._calls:
+        while self._calls:
             yield from self._parts()
-            self._measure()
+            if self._unanswered and not self._stopped:
+                self._stack.engine_in_order()  # one has died; it is there again
+                self._calls = self._ask(sorted(self._unanswered))
+            if not self._calls:
+                self._stack._measure("generate")
 
     def _parts(self) -> Iterator[list[tuple[int, Generation]]]:
         if self._at_once:
             self._until_stopped(len(self._calls))
-            answers = self._get(list(self._calls))
+            finished: list[tuple[int, Generation]] = []
+            for call, places in self._calls.items():
+                with self._may_die():
+                    finished += zip(places, self._get(call), strict=True)
             self.seconds = self.seconds or time.perf_counter() - self._begin
-            yield [
-                (first + place, generation)
-                for first, answer in zip(self._calls.values(), answers, strict=True)
-                for place, generation in enumerate(answer)
-            ]
+            yield finished
+            self._unanswered -= {place for place, _ in finished}
             self._calls.clear()
         while self._calls:
             call, answer = self._fetched = self._fetched or self._next()
             if answer is not None:
-                seconds, finished = self._get(answer)
+                places, answered = self._calls[call], False
+                with self._may_die():
+                    seconds, answers = self._get(answer)
+                    answered = True
+                if not answered:
+                    del self._calls[call]
+                    self._fetched = None
+                    continue
                 self.seconds = max(self.seconds, seconds)
-                yield [(self._calls[call] + place, generation) for place, generation in finished]
+                finished = [(places[number], generation) for number, generation in answers]
+                yield finished
+                self._unanswered -= {place for place, _ in finished}
             else:
                 self._calls.pop(call, None)
             self._fetched = None
+
+    @contextmanager
+    def _may_die(self) -> Iterator[None]:
+        """What a dead engine was asked is asked again, unless that has been done before."""
+        try:
+            yield
+        except EngineDiedError:
+            self._deaths += 1
+            if self._deaths > DEATHS:
+                raise
 
     def _next(self) -> tuple[Any, Any]:
         """A call and its next answer; None where it has no further one."""
@@ -88,17 +126,11 @@ class Parts:
 
     def _ready(self) -> Any:
         """A call that has a part to hand over, or is at its end."""
-        import ray
-
         self._until_stopped(1)
         limit = self._stack.config.engine.call_timeout
-        ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=limit)
+        ready = self._stack.calls.wait(list(self._calls), 1, "generate", limit)
         if not ready:
-            raise StackError(
-                f"generate did not finish a response within {limit:.0f} s.",
-                why=self._stack.cluster.log_tail(),
-                fix="raise engine.call_timeout, or look at what keeps the machine busy.",
-            )
+            raise self._stack.calls.late("generate did not finish a response", limit)
         return ready[0]
 
     def stop(self) -> None:
@@ -108,10 +140,8 @@ class Parts:
 
     def _until_stopped(self, least: int) -> None:
         """Say again to stop, if that was said: a large call may reach its engine after the word."""
-        import ray
-
         while self._stopped:
-            ready, _ = ray.wait(list(self._calls), num_returns=least, timeout=AGAIN)
+            ready = self._stack.calls.wait(list(self._calls), least, "generate", AGAIN)
             if len(ready) >= least:
                 return
             self._stack.abort()
@@ -124,11 +154,12 @@ class Underway:
         self,
         stack: Stack,
         engines: list[Any],
-        get: Callable[[list[Any]], list[list[Generation]]],
         sampling: SamplingSettings,
     ) -> None:
-        self._stack, self._engines, self._get, self._sampling = stack, engines, get, sampling
-        self._calls: dict[Any, int] = {}
+        self._stack, self._engines, self._sampling = stack, engines, sampling
+        self._calls: dict[Any, tuple[int, Request]] = {}
+        self._deaths = 0
+        self._stopped = False
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -146,7 +177,7 @@ class Underway:
         """
         engine = self._engines[number % len(self._engines)]
         call = engine.generate.remote(prompts, self._sampling, seeds, budgets)
-        self._calls[call] = number
+        self._calls[call] = number, (prompts, seeds, budgets)
 
     def finished(self) -> Finished:
         """Wait until a group is finished; it, and all others that are by then.
@@ -166,6 +197,7 @@ class Underway:
 
     def stop(self) -> Finished:
         """Abort what is left; each request returns the tokens it has."""
+        self._stopped = True
         done: Finished = []
         while self._calls:
             self._stack.abort()
@@ -173,12 +205,21 @@ class Underway:
         return sorted(done)
 
     def _take(self, least: int, seconds: float) -> Finished:
-        import ray
-
         if not self._calls:
             return []
-        ready, _ = ray.wait(list(self._calls), num_returns=least, timeout=seconds)
-        return [
-            (self._calls.pop(call), answer)
-            for call, answer in zip(ready, self._get(ready), strict=True)
-        ]
+        calls = self._stack.calls
+        done, again = [], []
+        for call in calls.wait(list(self._calls), least, "generate", seconds):
+            number, request = self._calls.pop(call)
+            try:
+                done.append((number, calls.get(call, "generate")))
+            except EngineDiedError:
+                if self._deaths >= DEATHS:
+                    raise
+                again.append((number, request))
+        if again and not self._stopped:
+            self._deaths += 1
+            self._stack.engine_in_order()
+            for number, request in again:
+                self.add(number, *request)
+        return done

@@ -1,14 +1,18 @@
 """The trainer by itself: one FSDP2 rank in this process, without Ray and without an engine."""
 
+import itertools
 import math
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from kit.errors import DataError, StackError
+from kit.errors import DataError, StackError, StoppedError
 from kit.stack.batches import TrainBatch
+from kit.stack.trainer_snapshots import digest
 from kit.tiny import MODEL_DIR
 from tests.stack.trainers import PLAIN, Make, batch, make, weights
 
@@ -204,3 +208,49 @@ def test_the_reference_keeps_the_weights_of_the_start(make: Make) -> None:
 def test_asking_for_a_reference_that_was_not_loaded_names_the_setting(make: Make) -> None:
     with pytest.raises(StackError, match=r"training\.kl_loss_coef"):
         make().log_probs([[1, 2]], [1], "reference")
+
+
+@dataclass(frozen=True, slots=True)
+class PutsUpASign(TrainBatch):
+    """Makes a file when so many of its micro-batches have been begun."""
+
+    count: Iterator[int] = field(default_factory=itertools.count)
+    at: int = 0
+    file: Path = Path()
+
+    def flat_advantages(self, indices: Sequence[int]) -> torch.Tensor:
+        if next(self.count) == self.at:
+            self.file.touch()
+        return TrainBatch.flat_advantages(self, indices)
+
+
+@pytest.mark.parametrize("micro_batch", [0, 3, 7])
+@pytest.mark.parametrize("size", [None, 4])
+def test_an_update_that_is_stopped_changes_no_bit_not_even_after_its_first_optimizer_step(
+    make: Make, tmp_path: Path, micro_batch: int, size: int | None
+) -> None:
+    trainer = make(learning_rate=1e-2, max_tokens=1, global_batch_size=size)
+    trainer.update(batch(1), "first")
+    before, stop = digest(trainer), tmp_path / "stop"
+    given = batch()
+    values = {f.name: getattr(given, f.name) for f in fields(TrainBatch)}
+    stopping = PutsUpASign(**values, at=micro_batch, file=stop)
+    with pytest.raises(StoppedError):
+        trainer.update(stopping, "a", str(stop))
+    assert digest(trainer) == before
+    trainer.update(given, "a")
+    after = digest(trainer)
+    fresh = make(learning_rate=1e-2, max_tokens=1, global_batch_size=size)
+    fresh.update(batch(1), "first")
+    fresh.update(given, "a")
+    assert digest(fresh) == after
+
+
+def test_a_step_that_is_refused_takes_back_the_earlier_ones_of_its_update(make: Make) -> None:
+    trainer = make(learning_rate=1e-2, global_batch_size=4)
+    before = digest(trainer)
+    bad = replace(batch(), advantages=[*batch().advantages[:7], math.nan])
+    with pytest.raises(StackError, match="refused"):
+        trainer.update(bad, "a")
+    assert digest(trainer) == before
+    assert trainer.optimizer_steps == 0

@@ -29,8 +29,11 @@ class ForkedByZygote:
         return getattr(self._context, name)
 
 
-def use_zygote() -> None:
-    """Point this process' `multiprocessing` fork server, and SGLang's engine, at the zygote."""
+def use_zygote() -> int:
+    """Point this process' `multiprocessing` fork server, and SGLang's engine, at the zygote.
+
+    Returns the fork server's process id.
+    """
     import sglang.srt.entrypoints.engine as engine_module
 
     address = os.path.join(tempfile.mkdtemp(prefix="fork"), "s")
@@ -49,3 +52,4 @@ def use_zygote() -> None:
     server._forkserver_pid = pid
     server.ensure_running = resource_tracker.ensure_running  # its own check waits for a child
     engine_module.mp = ForkedByZygote()
+    return pid

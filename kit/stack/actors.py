@@ -1,0 +1,110 @@
+"""The actors of a stack: what each is told, and how it is made, the first time and again."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kit.stack.stack import Stack
+
+
+def make_engine(stack: Stack, index: int) -> Any:
+    """An engine's actor, not started yet."""
+    import ray
+
+    from kit.stack.engine import Engine
+
+    # A group of its own call each, and room for the call that aborts them.
+    calls = 1000 + (stack.config.rollout.over_sampling_batch_size or 0)
+    actor: Any = ray.remote(Engine)
+    options = {**_options(stack), "name": f"engine-{index}", "max_concurrency": calls}
+    return actor.options(**options).remote(engine_settings(stack))
+
+
+def make_trainers(stack: Stack) -> list[Any]:
+    """The actors of all ranks, not started yet."""
+    import ray
+
+    from kit.stack.trainer import Trainer
+
+    actor: Any = ray.remote(Trainer)
+    meeting = secrets.token_hex(4)  # ranks that are started again do not meet those before them
+    return [
+        actor.options(**_options(stack), name=f"trainer-{rank}").remote(
+            trainer_settings(stack, rank, meeting)
+        )
+        for rank in range(stack.config.training.num_trainers)
+    ]
+
+
+def _options(stack: Stack) -> dict[str, Any]:
+    # On a GPU all of them share the first card; Ray only counts the shares.
+    count = stack.replicas + stack.config.training.num_trainers
+    share = 1.0 / count if stack.device == "cuda" else 0.0
+    return {
+        "num_cpus": 0,
+        "num_gpus": share,
+        "max_restarts": 0,
+        "lifetime": "detached",  # they outlive this process, as long as the head does
+    }
+
+
+def engine_settings(stack: Stack) -> Any:
+    """What each engine needs to know."""
+    from kit.stack.engine import EngineSettings
+
+    config, engine = stack.config, stack.config.engine
+    requests = engine.max_running_requests or max(config.samples_at_once, 256)
+    requests = -(-requests // stack.replicas)
+    tokens = engine.max_total_tokens
+    if tokens is None:
+        tokens = stack.plan.kv_tokens
+        if stack.device == "cpu":
+            tokens = min(requests, 512) * min(stack.model.context_length, 1024)
+    return EngineSettings(
+        model_path=stack.model.path,
+        device=stack.device,
+        dtype=stack.dtype,
+        context_length=stack.model.context_length,
+        max_running_requests=requests,
+        seed=config.seed,
+        attention_backend=engine.attention_backend,
+        max_total_tokens=tokens,
+        # The plan says how large the KV cache is; this only has to leave room for it.
+        mem_fraction_static=engine.mem_fraction_static or 0.95,
+        saves_memory=stack.device == "cuda" and config.memory.sleep != "never",
+        needs_tokenizer=bool(config.rollout.stop),
+        threads=max(1, (os.cpu_count() or 1) // stack.replicas),
+        trust_remote_code=config.model.trust_remote_code,
+        extra=dict(engine.extra),
+    )
+
+
+def trainer_settings(stack: Stack, rank: int, meeting: str = "") -> Any:
+    """What one rank needs to know; `meeting` names the place where all ranks find each other."""
+    from kit.stack.disturbance import Disturbance
+    from kit.stack.trainer import TrainerSettings
+
+    config = stack.config
+    return TrainerSettings(
+        model_path=stack.model.path,
+        training=config.training,
+        temperature=config.rollout.temperature,
+        device=stack.device,
+        dtype=stack.dtype,
+        seed=config.seed,
+        rank=rank,
+        rendezvous=str(stack.cluster.directory / "tmp" / f"rendezvous-{meeting}"),
+        max_response_len=stack.max_response_len,
+        disturbance=Disturbance(config.engine.weight_bits, config.engine.weight_noise, config.seed),
+        trust_remote_code=config.model.trust_remote_code,
+        recompute=stack.plan.recompute,
+        compile=stack.plan.compile,
+        offload=stack.plan.optimizer_cpu_offload,
+        max_tokens=stack.plan.max_tokens_per_gpu,
+        bucket_bytes=config.engine.update_weight_buffer_size if stack.device == "cuda" else 1 << 62,
+        sleeps=stack.plan.trainer_sleeps,
+        memory_limit=stack.plan.trainer_limit if config.memory.device_gib else None,
+    )

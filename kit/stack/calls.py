@@ -1,0 +1,148 @@
+"""`Calls`: waiting for what actors answer, with an eye on whether they still live."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from kit.config import SessionConfig
+from kit.errors import KitError, StackError
+from kit.stack.cluster import Cluster
+from kit.stack.watch import HEAD, TRAINER, Watch
+
+SLICE = 1.0
+"""Seconds of waiting between two looks at Ray's own processes, which fail no call as they die."""
+LAST_BREATH = 5.0
+"""Seconds for a process to be gone of which Ray says that it died."""
+
+
+class LateError(StackError):
+    """A call did not end within its time limit; it may still."""
+
+
+class EngineDiedError(StackError):
+    """A process of an engine is gone; the next call that needs the engine starts it again."""
+
+
+class TrainerDiedError(StackError):
+    """A trainer's process is gone, and with it the weights since the last checkpoint."""
+
+
+class HeadDiedError(StackError):
+    """A process of Ray is gone, and with it the whole stack."""
+
+
+class Calls:
+    """Answers of actors, as if what went wrong there went wrong here."""
+
+    def __init__(self, config: SessionConfig, cluster: Cluster, watch: Watch) -> None:
+        self._config, self._cluster, self._watch = config, cluster, watch
+        self._using = threading.RLock()
+        """Held while Ray is waited in, for a second at most."""
+
+    def disconnect(self) -> None:
+        """Leave Ray, whose processes are gone: it would end this one a minute later."""
+        with self._using:
+            self._cluster.disconnect()
+
+    def get(self, calls: Any, doing: str, timeout: float | None = None) -> Any:
+        """The answers.
+
+        Raises:
+            KitError: what an actor raised.
+            EngineDiedError, TrainerDiedError, HeadDiedError: one of them is gone.
+            LateError: they were not there in time.
+        """
+        import ray
+        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+        limit = timeout or self._config.engine.call_timeout
+        deadline = time.monotonic() + limit
+        while True:
+            self.refuse_without_head(doing)
+            left = deadline - time.monotonic()
+            try:
+                with self._using:
+                    return ray.get(calls, timeout=min(max(left, 0.0), SLICE))
+            except RayTaskError as error:
+                raise self._of_actor(error, doing) from error
+            except RayActorError as error:
+                raise self._of_death(error, doing) from error
+            except GetTimeoutError:
+                if left <= 0:
+                    raise self.late(f"{doing} did not finish", limit, timeout) from None
+
+    def wait(self, calls: list[Any], least: int, doing: str, seconds: float) -> list[Any]:
+        """Those of which `least` are finished, or as many as are after so many seconds."""
+        import ray
+
+        deadline = time.monotonic() + seconds
+        while True:
+            self.refuse_without_head(doing)
+            left = max(deadline - time.monotonic(), 0.0)
+            with self._using:
+                ready, _ = ray.wait(calls, num_returns=least, timeout=min(left, SLICE))
+            if len(ready) >= least or not left:
+                return list(ready)
+
+    def refuse_without_head(self, doing: str) -> None:
+        """Raise HeadDiedError if Ray is gone: to use it then ends this process."""
+        if HEAD in self._watch.dead():
+            raise HeadDiedError(
+                f"Ray's processes died before or during {doing}, and the stack with them.",
+                why="Weights and optimizer since the last checkpoint are gone.",
+                fix=f"continue from a checkpoint: {LOAD}.",
+            )
+
+    def late(self, what: str, limit: float, starting: object = None) -> LateError:
+        """The error of a call that takes too long."""
+        setting = "engine.start_timeout" if starting else "engine.call_timeout"
+        return LateError(
+            f"{what} within {limit:.0f} s.",
+            why=self._cluster.log_tail(),
+            fix=f"raise {setting}, or look at what keeps the machine busy.",
+        )
+
+    def _of_actor(self, error: Any, doing: str) -> KitError:
+        cause = error.cause
+        if isinstance(cause, StackError) and doing == "start":
+            # What SGLang's processes had to say is in their log, which goes with the stack.
+            why = "\n".join(part for part in (cause.why, self._cluster.log_tail()) if part)
+            return StackError(cause.what, why=why, fix=cause.fix)
+        if isinstance(cause, KitError):
+            return cause
+        last = str(error).strip().splitlines()
+        return StackError(f"{doing} failed: {last[-1] if last else cause!r}")
+
+    def _of_death(self, error: Exception, doing: str) -> StackError:
+        """Who it was: Ray may tell before the process is quite gone."""
+        deadline = time.monotonic() + LAST_BREATH
+        while not (dead := self._watch.dead()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.refuse_without_head(doing)
+        if TRAINER in dead:
+            return trainer_died(f"A trainer's process died during {doing}.")
+        if not dead:
+            return StackError(f"A process of the stack died during {doing}.", why=str(error))
+        return EngineDiedError(
+            f"A process of the engine died during {doing}.",
+            why="\n".join([*str(error).strip().splitlines()[:1], self._cluster.log_tail()]),
+            fix="call it again, which starts the engine anew; if it was killed for memory, lower "
+            "engine.max_total_tokens or training.max_tokens_per_gpu first.",
+        )
+
+
+LOAD = "`session = RLSession.load(path)`, with what `session.save()` returned"
+
+
+def trainer_died(what: str) -> TrainerDiedError:
+    """The error of every call that needs a trainer's weights when they are gone."""
+    return TrainerDiedError(
+        what,
+        why="The weights and the optimizer since the last checkpoint were its own, and are gone. "
+        "Nothing trains on from other weights in silence.",
+        fix=f"continue from a checkpoint: {LOAD}; or take it, or a snapshot that is on disk, into "
+        "this stack: `session.restore(Path(path))`. If the trainer was killed for memory, lower "
+        "training.max_tokens_per_gpu first.",
+    )

@@ -1,0 +1,80 @@
+"""`Watch`: do the processes of a stack still live? Known by identity: number and time of birth.
+
+    head      Ray's: without one of them, every use of Ray ends the notebook's kernel or hangs
+    trainer   all ranks together: those that are left would wait for the others for ever
+    engine i  the actor and SGLang's processes: none works without the others
+
+A thread looks every `interval` seconds, and whoever is about to use a part looks then. A part of
+which a process is gone is ended whole, so that a call that waits for it fails instead of waiting.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+
+import psutil
+
+from kit.stack import processes
+
+HEAD, TRAINER = "head", "trainer"
+
+
+def engine(index: int) -> str:
+    """The name of an engine's part."""
+    return f"engine {index}"
+
+
+class Watch:
+    """Which parts of a stack there are, and which have died."""
+
+    def __init__(self, interval: float, on_death: Callable[[str], None]) -> None:
+        """Looks from now on; `on_death` is called once a death, in whichever thread saw it."""
+        self._parts: dict[str, list[psutil.Process | None]] = {}
+        self._dead: set[str] = set()
+        self._on_death, self._interval = on_death, interval
+        self._lock = threading.RLock()
+        self._ended = threading.Event()
+        threading.Thread(target=self._work, name="kit-watch", daemon=True).start()
+
+    def add(self, part: str, pids: Iterable[int]) -> None:
+        """Look after these from now on; they take the place of a part that has died."""
+        members = [_found(pid) for pid in pids]
+        with self._lock:
+            self._parts[part] = members
+            self._dead.discard(part)
+
+    def dead(self) -> set[str]:
+        """Look now: the parts that have died and that nothing has taken the place of."""
+        with self._lock:
+            for part, members in self._parts.items():
+                if part not in self._dead and not all(map(_lives, members)):
+                    self._dead.add(part)
+                    processes.end([process for process in members if process])
+                    self._on_death(part)
+            return set(self._dead)
+
+    def close(self) -> None:
+        """Look no more."""
+        self._ended.set()
+        with self._lock:
+            self._parts.clear()
+
+    def _work(self) -> None:
+        while not self._ended.wait(self._interval):
+            self.dead()
+
+
+def _found(pid: int) -> psutil.Process | None:
+    """None if it is gone already; the next look then ends its part."""
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _lives(process: psutil.Process | None) -> bool:
+    try:
+        return bool(process and process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,131 @@
+"""Processes of the stack that are killed: what is found out, what goes on, what is said."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from kit import RLSession
+from kit.errors import StackError
+from tests.faults.dying import DETOKENIZER, SCHEDULER, kill, of_engine, of_head, of_trainer
+from tests.faults.interrupting import digests
+from tests.processes import assert_gone
+
+PARTS = {"actor": 0, "scheduler": SCHEDULER, "detokenizer": DETOKENIZER}
+
+
+def later(process: psutil.Process, seconds: float = 0.3) -> threading.Timer:
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    return timer
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_an_engine_that_died_while_idle_is_there_again_for_the_next_call(
+    session: RLSession, part: str
+) -> None:
+    session.train(1, show=False)
+    before, victims = digests(session), session._running.watch._parts["engine 0"]
+    kill(of_engine(session, 0, PARTS[part]))
+    rollout = session.generate()
+    assert len(rollout) == 128
+    assert rollout.written_by({1})
+    assert session.check_mismatch(rollout).verdict == "pass"
+    session.sync(verify=True)
+    assert digests(session) == before
+    assert not any(process and process.is_running() for process in victims)
+
+
+@pytest.mark.parametrize("part", ["actor", "scheduler"])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_generate_whose_engine_dies_is_finished_with_the_same_responses(
+    session: RLSession, part: str, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kit.prompting.SHORT", 1e9 if at_once else 0.0)
+    prompting = session._prompting
+    monkeypatch.setattr(prompting, "max_response_len", 400)
+    monkeypatch.setattr(prompting, "config", prompting.config.replace("rollout.temperature", 50.0))
+    rows = session._stream.next(16)
+    ask: Any = (session._running, rows, 2, 50.0, "a seed", 0)
+    expected = prompting.generate(*ask)
+    timer = later(of_engine(session, 0, PARTS[part]))
+    found = prompting.generate(*ask)
+    timer.join()
+    assert [s.response_tokens for s in found] == [s.response_tokens for s in expected]
+    monkeypatch.undo()
+    assert session.check_mismatch(session.generate()).verdict == "pass"
+
+
+def test_a_step_whose_engine_dies_learns_what_it_would_have_learned(session: RLSession) -> None:
+    session.step()
+    expected = digests(session)
+    for engine in range(session._running.replicas):
+        kill(of_engine(session, engine))
+    session.step()
+    assert session.step_count == 2
+    assert digests(session) != expected
+
+
+def test_a_trainer_that_died_is_told_and_a_checkpoint_continues(
+    session: RLSession, tmp_path: Path
+) -> None:
+    session.train(1, show=False)
+    saved = session.save(tmp_path / "one")
+    batch = session.advantages(session.score(session.generate()))
+    stack = session._running.cluster
+    kill(of_trainer(session))
+    for call in (lambda: session.update(batch), session.sync, session.step, session.save):
+        with pytest.raises(StackError, match=r"trainer.*died(.|\n)*RLSession\.load"):
+            call()
+    assert session.step_count == 1
+    assert len(session.generate(["1+1="])) == 8  # the engine has its weights still
+    with RLSession.load(saved) as loaded:
+        assert_gone(stack._head.pid, str(stack.directory))
+        assert loaded.step_count == 1
+        assert loaded.check_mismatch(loaded.generate()).verdict == "pass"
+        loaded.step()
+
+
+def test_a_checkpoint_can_be_read_into_a_stack_whose_trainer_died(
+    session: RLSession, tmp_path: Path
+) -> None:
+    session.train(1, show=False)
+    before, saved = digests(session), session.save(tmp_path / "one")
+    session.train(1, show=False)
+    timer = later(of_trainer(session), 0.0)
+    with pytest.raises(StackError, match="trainer"):
+        session.train(1000, show=False)
+    timer.join()
+    session.restore(saved)
+    assert digests(session) == before
+    assert session.step_count == session.engine_version == 1
+    session.train(1, show=False)
+    session.sync(verify=True)
+    session.close()  # what the trainer held for other tests died with it
+
+
+@pytest.mark.parametrize(
+    ("moment", "process"),
+    [("idle", "control service"), ("busy", "raylet"), ("busy", "first process")],
+)
+def test_when_ray_dies_it_is_told_the_notebook_lives_and_a_checkpoint_continues(
+    session: RLSession, tmp_path: Path, process: str, moment: str
+) -> None:
+    saved = session.save(tmp_path / "none")
+    stack = session._running.cluster
+    which = ["first process", "control service", "raylet"].index(process)
+    victim = of_head(session, which)
+    timer = later(victim) if moment == "busy" else None
+    if timer is None:
+        kill(victim)
+    with pytest.raises(StackError, match=r"Ray(.|\n)*RLSession\.load"):
+        session.train(1000, show=False)
+    if timer:
+        timer.join()
+    with RLSession.load(saved) as loaded:
+        assert_gone(stack._head.pid, str(stack.directory))
+        loaded.step()

@@ -1,0 +1,169 @@
+"""Ctrl-C while each verb works, on the real stack: nothing is cut in two, and nothing is lost."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit import RLSession
+from kit.samples import Batch, Status
+from tests.faults.interrupting import digests, interrupted
+
+VERBS: dict[str, Callable[[RLSession], Any]] = {
+    "generate": lambda s: s.generate(["12+34="], n_samples_per_prompt=256),
+    "score": lambda s: s.score(s.last_rollout),
+    "sync": lambda s: s.sync(verify=True),
+    "evaluate": lambda s: s.evaluate(),
+    "check": lambda s: s.check(),
+    "check_mismatch": lambda s: s.check_mismatch(s.last_rollout, deep=True),
+}
+
+
+@pytest.fixture
+def rambling(session: RLSession) -> Iterator[RLSession]:
+    """Responses that are long and seldom end by themselves."""
+    prompting = session._prompting
+    before = prompting.config, prompting.max_response_len
+    prompting.config = prompting.config.replace("rollout.temperature", 50.0)
+    prompting.max_response_len = 480
+    yield session
+    prompting.config, prompting.max_response_len = before
+
+
+def test_an_interrupted_generate_keeps_what_is_written_and_the_next_one_works_at_once(
+    rambling: RLSession,
+) -> None:
+    place = rambling._stream.state()
+    assert interrupted(rambling.generate, after=0.5)
+    kept = rambling.last_rollout
+    assert kept is not None
+    assert {s.status for s in kept} <= {Status.COMPLETED, Status.ABORTED, Status.TRUNCATED}
+    assert any(s.status is Status.ABORTED and s.response_length for s in kept)
+    assert all(len(s.rollout_log_probs or []) == s.response_length for s in kept)
+    assert rambling._stream.state() == place  # the same prompts come next
+    rambling._prompting.max_response_len = 8
+    assert len(rambling.generate()) == 128
+    assert not any(engine_requests(rambling))
+
+
+def engine_requests(session: RLSession) -> list[int]:
+    """Requests that each engine has not answered."""
+    stack = session._running
+    found: list[int] = stack._get([e.unanswered.remote() for e in stack._engines], "unanswered")
+    return found
+
+
+def test_an_interrupt_and_another_one_at_once_leave_nothing_running(rambling: RLSession) -> None:
+    assert interrupted(rambling.generate, after=0.4, again=0.02)
+    rambling._prompting.max_response_len = 8
+    assert len(rambling.generate()) == 128
+    assert not any(engine_requests(rambling))
+
+
+def large(batch: Batch, length: int = 140) -> Batch:
+    """The same prompts with long responses of chance, for several micro-batches."""
+    draw = random.Random(0)
+    samples = [
+        replace(
+            sample,
+            tokens=sample.tokens[: -sample.response_length] + draw.choices(range(3, 100), k=length),
+            response_length=length,
+            rollout_log_probs=[-4.0] * length,
+            loss_mask=None,
+            metadata={},
+            weight_versions=[0],
+        )
+        for sample in batch.samples
+    ]
+    return replace(batch, samples=tuple(samples), id="large")
+
+
+def test_an_interrupted_update_stops_at_a_micro_batch_or_is_complete_and_says_so(
+    session: RLSession,
+) -> None:
+    batch = large(session.advantages(session.score(session.generate())))
+    seconds = min(session.update(replace(batch, id=name)).seconds for name in "ab")
+    draw = random.Random(0)
+    ends: Counter[str] = Counter()
+    for number in range(5):
+        before, steps = digests(session), session.step_count
+        one = replace(batch, id=f"update {number}")
+        came = interrupted(lambda one=one: session.update(one), draw.uniform(0, 1.2) * seconds)
+        assert session.last_batch is one
+        made = session.step_count - steps
+        assert (digests(session) != before) == bool(made)
+        ends["whole" if made else "stopped"] += came
+        assert session.update(one).applied == (not made)  # never twice
+        assert session.step_count == steps + 1
+    assert ends["stopped"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_interrupted_verb_changes_nothing_and_works_when_called_again(
+    session: RLSession, verb: str, tmp_path: Path
+) -> None:
+    session.train(1, show=False)
+    session.generate()
+    call, draw = VERBS[verb], random.Random(verb)
+    begin = time.perf_counter()
+    call(session)
+    seconds = time.perf_counter() - begin
+    before, place = digests(session), session._stream.state()
+    for _ in range(1 if verb.startswith("check") else 4):
+        interrupted(lambda: call(session), draw.uniform(0, 1) * seconds, again=0.01)
+        assert digests(session) == before
+        assert (session.step_count, session._stream.state()) == (1, place)
+    call(session)
+    session.sync(verify=True)
+    assert session.engine_version == 1
+    assert session.check_mismatch(session.generate(["1+1="])).verdict == "pass"
+
+
+def test_fifty_interrupts_at_random_moments_change_nothing_of_what_is_learned(
+    session: RLSession, reseeded: Callable[[int], RLSession]
+) -> None:
+    expected = {0: digests(session)}
+    begin, steps = time.perf_counter(), 6
+    for number in range(steps):
+        session.step()
+        expected[number + 1] = digests(session)
+    seconds = (time.perf_counter() - begin) / steps
+    history = without_times(session)
+
+    session = reseeded(0)
+    draw, pressed = random.Random(7), 0
+    again: dict[str, Callable[[], Any]] = {
+        "step": session.step,
+        "train": lambda: session.train(1, show=False),
+        "sync": session.sync,
+        "evaluate": session.evaluate,
+        "look": lambda: session.check_mismatch(session.last_rollout),
+    }
+    while pressed < 50:
+        if session.step_count == steps:
+            again.pop("step", None), again.pop("train", None)
+        name = draw.choice(sorted(again))
+        came = interrupted(again[name], draw.uniform(0, 0.5) * seconds)
+        pressed += 1
+        assert digests(session) == expected[session.step_count], (name, came)
+        assert len(session.history) == session.step_count
+    while session.step_count < steps:
+        session.step()
+    assert digests(session) == expected[steps]
+    assert without_times(session) == history
+    session.sync(verify=True)
+    assert not any(engine_requests(session))
+
+
+def without_times(session: RLSession) -> list[dict[str, float]]:
+    return [
+        {name: value for name, value in row.items() if not name.startswith("perf/")}
+        for row in session.history
+    ]
