@@ -182,12 +182,15 @@ def run_script(text: str, log: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("end", ["exception", "kill"])
-def test_no_process_outlives_its_session(end: str, tmp_path: Path) -> None:
+def test_no_process_and_no_shared_memory_outlives_its_session(end: str, tmp_path: Path) -> None:
     script = """
         from kit import RLSession
         from kit import SessionConfig
         session = RLSession.start(SessionConfig.preset("tiny").replace("stack.lease", 1))
-        print("STACK", session._running.cluster.directory, session._running.cluster._head.pid)
+        from kit.stack import processes
+        cluster = session._running.cluster
+        print("MEMORY", *(f for p in cluster.processes() for f in processes.segments(p)))
+        print("STACK", cluster.directory, cluster._head.pid)
         import sys; sys.stdout.flush()
         if sys.argv[0] == "-c" and %r == "exception":
             raise RuntimeError("the notebook's own mistake")
@@ -200,7 +203,11 @@ def test_no_process_outlives_its_session(end: str, tmp_path: Path) -> None:
         time.sleep(0.1)
     line = next(row for row in log.read_text().splitlines() if row.startswith("STACK"))
     _, directory, head = line.split()
+    memory = next(row for row in log.read_text().splitlines() if row.startswith("MEMORY")).split()
+    assert all(map(os.path.exists, memory[1:]))
+    assert len(memory) > 1
     if end == "kill":
         process.send_signal(signal.SIGKILL)
     process.wait(60)
     assert_gone(int(head), directory)
+    assert not any(map(os.path.exists, memory[1:]))
