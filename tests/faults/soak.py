@@ -4,7 +4,8 @@
 
 Steps, interrupts, kills, restarts, checkpoints and a full disk, in an order that the seed says.
 What an interrupt or a killed engine leaves must be, bit by bit, what undisturbed steps leave; at
-the end no process, no shared memory and no open port may be left, and memory must be flat.
+the end no process, no shared memory and no open port may be left, and memory must be flat. Other
+sessions that run beside it would be taken for what is left.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class Soak:
             "save, interrupted": (3, lambda: self.press(self.save)),
             "save on a full disk": (2, self.save_where_it_is_full),
             "engine killed": (2, lambda: kill(of_engine(self.session, 0, self.draw.randrange(3)))),
+            "closed, and begun anew where it was": (1.5, self.reopen),
             "trainer killed": (0.7, lambda: self.lose(of_trainer(self.session))),
             "Ray killed": (0.4, lambda: self.lose(of_head(self.session, self.draw.randrange(3)))),
         }
@@ -116,6 +118,11 @@ class Soak:
             raise AssertionError("a step without a trainer")
         self.session = self._noted(RLSession.load(self.kept))
 
+    def reopen(self) -> None:
+        """End the session and load its checkpoint, on the processes that it has left."""
+        self.session.close(keep_warm=True)
+        self.session = self._noted(RLSession.load(self.kept))
+
     def again(self) -> None:
         """Back to the first weights."""
         self.session.restore(self.first)
@@ -147,8 +154,7 @@ def left_behind(soak: Soak, shared_memory: set[str]) -> list[str]:
         time.sleep(0.5)
     found = [f"process {name}" for stack in soak.stacks for name in alive(*stack)]
     found += [folder for _, folder in soak.stacks if Path(folder).exists()]
-    mapped = {Path(m.path).name for m in psutil.Process().memory_maps() if "/dev/shm" in m.path}
-    found += [f"shared memory {name}" for name in mapped - shared_memory]
+    found += [f"shared memory {name}" for name in set(os.listdir("/dev/shm")) - shared_memory]
     listening = [c for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN]
     return found + [f"port {c.laddr}" for c in listening]
 
