@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kit.errors import SessionError, StackError, did_you_mean
+from kit.interrupts import held
 from kit.reports import Shown, UpdateReport
 
 if TYPE_CHECKING:
@@ -265,6 +266,7 @@ def _complete(session: Any, then: dict[str, Any], trainers: TrainerStanding) -> 
     )
     rollout = session.last_rollout
     begin = time.perf_counter() - rollout.seconds - trainers.update_seconds
-    sync, metrics = stepping.hand_over(session, rollout, report, begin)
+    with held():
+        sync, metrics = stepping.hand_over(session, rollout, report, begin)
     stepping.finish(session, report.step, metrics, rollout, report, sync, None)
     session._note()

@@ -83,6 +83,7 @@ def reset(session: RLSession, first: Path, seed: int = 0) -> None:
     for name in session._snapshots.keys() - {FIRST}:
         session.forget(name)
     session._running.newest_version = 0
+    session._stream = PromptStream(session._prompting.train, seed)  # a test may have put another
     session.restore(FIRST)
     session.config = SessionConfig.load(first / checkpoint.CONFIG).replace("seed", seed)
     session._stream = PromptStream(session._prompting.train, seed)

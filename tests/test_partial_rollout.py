@@ -178,6 +178,7 @@ def test_a_checkpoint_holds_the_buffer_and_training_goes_on_with_it(
     assert session.step().update.applied
 
 
+@pytest.mark.filterwarnings("ignore:Where the session stands")
 def test_metadata_that_json_does_not_know_is_named_when_the_buffer_is_saved(
     session: RLSession, tmp_path: Path
 ) -> None:

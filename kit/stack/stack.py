@@ -433,8 +433,9 @@ class Stack(KeepsTrainers):
 
     def leave(self, seconds: float, *, warm: bool) -> None:
         """Let it live on without us, for so many seconds; see `Cluster.leave`."""
-        self.watch.close()  # it is not ours to end any more
-        self.cluster.leave(seconds, warm=warm)
+        with held():
+            self.watch.close()  # it is not ours to end any more
+            self.cluster.leave(seconds, warm=warm)
 
     def close(self) -> None:
         """End every process. Safe to call again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import nbformat
@@ -14,6 +15,10 @@ from tests.browser.measure import open_all, out_of_place, too_faint
 from tests.lessons import FAST, LESSONS, NOTEBOOKS
 from tests.processes import alive, assert_gone
 
+SHOWN_MOST = ("01_one_step", "04_samples_and_rewards", "07_what_if")
+"""Lessons with every kind of display between them."""
+IN_BROWSER = LESSONS if os.environ.get("KIT_BROWSER") == "all" else SHOWN_MOST
+"""All lessons are also run as batch runs, in tests/test_notebooks.py; here they take six minutes."""
 SECONDS = 900.0
 """For a whole lesson; on an idle machine each takes about a minute."""
 IN_PLACE_OF_WIDGETS = '[class*="kit-still-"]'
@@ -36,7 +41,7 @@ session = RLSession.current() or RLSession.attach()
 print("AGAIN", how, session._running.cluster.directory, "at step", session.step_count)"""
 
 
-@pytest.mark.parametrize("name", LESSONS)
+@pytest.mark.parametrize("name", IN_BROWSER)
 def test_a_lesson_runs_to_its_end_and_is_the_same_when_opened_again(
     name: str, lab: Lab, server: Server
 ) -> None:
