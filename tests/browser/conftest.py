@@ -17,8 +17,7 @@ from tests.browser.lab import CHROMIUM_FLAGS, Lab, Server, Watch
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Where the browser is. Without one these tests are skipped, unless KIT_BROWSER is 1 or
-    all (every lesson)."""
+    """Where the browser is. Without one these tests are skipped, unless KIT_BROWSER is set."""
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         words = (

@@ -18,7 +18,7 @@ from tests.processes import alive, assert_gone
 SHOWN_MOST = ("01_one_step", "04_samples_and_rewards", "07_what_if")
 """Lessons with every kind of display between them."""
 IN_BROWSER = LESSONS if os.environ.get("KIT_BROWSER") == "all" else SHOWN_MOST
-"""All lessons are also run as batch runs, in tests/test_notebooks.py; here they take six minutes."""
+"""All are run as batch runs as well, in tests/test_notebooks.py; here they take six minutes."""
 SECONDS = 900.0
 """For a whole lesson; on an idle machine each takes about a minute."""
 IN_PLACE_OF_WIDGETS = '[class*="kit-still-"]'
