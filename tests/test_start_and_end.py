@@ -184,6 +184,7 @@ def run_script(text: str, log: Path) -> subprocess.Popen[bytes]:
 @pytest.mark.parametrize("end", ["exception", "kill"])
 def test_no_process_and_no_shared_memory_outlives_its_session(end: str, tmp_path: Path) -> None:
     script = """
+        import ray  # whoever has it imported already can start a session as well
         from kit import RLSession
         from kit import SessionConfig
         session = RLSession.start(SessionConfig.preset("tiny").replace("stack.lease", 1))

@@ -172,14 +172,16 @@ class Cluster:
         os.environ["RAY_AUTH_TOKEN"] = self._token
         import ray
         from ray._private import ray_constants
-        from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
         if ray.is_initialized():
             raise SessionError(
                 "This process is already connected to a Ray cluster.",
                 fix="call `ray.shutdown()`, or close the other session, before `RLSession.start`.",
             )
-        ray_constants.ENABLE_RAY_CLUSTER = False  # Ray may have been imported before
+        # Ray may have been imported before, and has read its settings then.
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        Config.initialize("")
         AuthenticationTokenLoader.instance().reset_cache()
         ray.init(
             address=address,
