@@ -76,7 +76,11 @@ def drawing(session: Lifecycle) -> Iterator[None]:
     Unless they led to an update. So an interrupt changes nothing of what a session does afterwards.
     Where more is sent than is needed, what was begun waits in the buffer instead, if `rollout` says
     so.
+
+    Raises:
+        SessionError: the session is not running.
     """
+    _ = session._running
     place, generations = session._stream.state(), session._generations
     step = session.step_count
     try:
