@@ -20,11 +20,20 @@ from pydantic import Field, ValidationError, model_validator
 
 from kit.config_base import Above0, Fraction, NonNegative, Positive, Section
 from kit.config_checks import check_rollout_policies
+from kit.config_cluster import ClusterConfig, check_parallel
 from kit.config_errors import explain
+from kit.config_logging import LoggingConfig
 from kit.config_training import CriticConfig, MisConfig, TrainingConfig
 from kit.errors import ConfigError, did_you_mean
 
-__all__ = ["CriticConfig", "MisConfig", "SessionConfig", "TrainingConfig"]
+__all__ = [
+    "ClusterConfig",
+    "CriticConfig",
+    "LoggingConfig",
+    "MisConfig",
+    "SessionConfig",
+    "TrainingConfig",
+]
 
 UNNAMED = "session"
 TINY = "tiny"
@@ -137,8 +146,13 @@ class EngineConfig(Section):
     max_running_requests: Positive | None = None
     """Requests decoded together, over all replicas; None takes a whole rollout."""
     replicas: Positive | None = None
-    """Engines side by side, each with all weights and a share of the cores and of the prompts; None
-    takes two for a small model on a CPU with two cores or more, else one."""
+    """Engines side by side, each with all weights and a share of the cores and of the prompts. None
+    takes, on a CPU, two for a small model, else one; on GPUs as many as trainers' devices hold."""
+    tensor_parallel: Positive = 1
+    """Devices that one engine divides its weights over (SGLang's tp_size)."""
+    data_parallel: Positive = 1
+    """Into how many parts one engine's attention divides the requests (SGLang's dp_size, with
+    enable_dp_attention); a divisor of `tensor_parallel`. GPU only."""
     update_weight_buffer_size: Annotated[int, Field(ge=1 << 20)] = 512 << 20
     """Bytes of a bucket in which weights travel from the trainer to the engine; two are held. A
     tensor that is larger has a bucket to itself. GPU only."""
@@ -241,7 +255,9 @@ class SessionConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     mismatch: MismatchConfig = MismatchConfig()
+    logging: LoggingConfig = LoggingConfig()
     stack: StackConfig = StackConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     def __init__(self, /, **settings: Any) -> None:
         try:
@@ -252,6 +268,7 @@ class SessionConfig(Section):
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
         check_rollout_policies(self.rollout, self.training)
+        check_parallel(self.engine)
         mismatch = self.mismatch
         if (
             mismatch.warn_above
@@ -316,8 +333,7 @@ class SessionConfig(Section):
 
     def to_yaml(self) -> str:
         """The whole tree as YAML, defaults included."""
-        tree = self.model_dump(mode="json")
-        return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        return as_yaml(self.model_dump(mode="json"))
 
     def dump(self, path: str | Path) -> Path:
         """Write the whole tree; `load` reads it back equal."""
@@ -373,3 +389,8 @@ for _end in (_Loader, _Dumper):
         re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
         list("-+0123456789."),
     )
+
+
+def as_yaml(tree: dict[str, Any]) -> str:
+    """Settings as YAML that `SessionConfig.load` reads back equal."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

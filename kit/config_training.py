@@ -160,7 +160,7 @@ class TrainingConfig(Section):
     """Keep the trainer's float32 weights and its optimizer in host memory, and step there: for
     small cards. None does so where nothing else fits. GPU only."""
     num_trainers: Positive = 1
-    """Trainer processes that share the model through FSDP2."""
+    """Trainer processes, each with a GPU or some cores, that share the model through FSDP2."""
 
     @property
     def rollout_size(self) -> int:

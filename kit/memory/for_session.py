@@ -29,7 +29,7 @@ def memory_plan(
     """
     from kit.data import load_prompts
     from kit.prompting import response_limit
-    from kit.stack.stack import pick_device
+    from kit.stack.machine import pick_device
 
     config = SessionConfig.of(config)
     if device_gib is not None and not device_gib > 0:
@@ -65,6 +65,14 @@ def plan_for(
         ConfigError: it cannot fit; names the settings that would make it.
         ModelError: the directory does not tell the model's sizes.
     """
+    if card is None and device == "cuda" and config.cluster.address and not Card.gpu():
+        if config.memory.device_gib is None:
+            raise ConfigError(
+                "The session's GPUs are on other nodes of the cluster, and their size is unknown.",
+                fix="set memory.device_gib to what the session may take of each, such as 70.",
+            )
+        size = int(config.memory.device_gib * GIB)
+        card = Card("a GPU of the cluster", size, is_gpu=True)
     if card is None:
         card = (Card.gpu() if device == "cuda" else None) or Card.host()
     widths = {"float32": 4, "bfloat16": 2, "auto": 2 if card.is_gpu else 4}

@@ -9,7 +9,8 @@ Three phases share one device:
 The plan takes what costs least time: nothing sleeps where everything fits; then the engine's KV
 cache is let go during updates, then its weights; smaller micro-batches and recomputation come
 next; the trainer moves to host memory while the engine generates where the KV cache would
-otherwise hold less than half of a rollout. All sizes are bytes.
+otherwise hold less than half of a rollout. All sizes are bytes. Where a session
+has several devices, it is the plan of one, or of one trainer's and one engine's.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from kit.config import SessionConfig
 from kit.errors import ConfigError
 from kit.memory.card import GIB, Card, in_gib
 from kit.memory.shape import ModelShape
+from kit.memory.sizes import ASLEEP, CONTEXT, GRAPHS, Recompute, Sizes
 from kit.memory.ways_out import DoesNotFitError, ways_out
 from kit.reports import Shown
 
@@ -29,20 +31,11 @@ PROMPT_TOKENS = 512
 """Allowed for a prompt, whose length is not known before the data is tokenised."""
 MICRO_BATCH = 16384
 """Tokens a micro-batch where the setting is left open and there is room."""
-CONTEXT = int(0.6 * GIB)
-"""What the driver and the libraries of one process hold on a GPU."""
-GRAPHS = int(1.8 * GIB)
-"""SGLang's captured graphs, its workspaces and the logits of a decode step."""
-ASLEEP = int(1.4 * GIB)
-"""What is left of those while it sleeps."""
 SPARE = 0.04
 """Share of the device that is left to fragments."""
-LOGITS_AT_ONCE = 1 << 28
-"""Of a piece, and as many of their gradient: see `kit.model.log_probs`."""
 COMPILED_FROM = 100_000_000
 """Parameters from which compiling the layers pays for the half minute that it takes once."""
 
-Recompute = Literal["none", "selective", "alternating", "full"]
 PhaseName = Literal["generate", "update", "sync"]
 LEVELS: tuple[Recompute, ...] = ("none", "selective", "alternating", "full")
 
@@ -56,10 +49,14 @@ class Phase:
     """(what, bytes), engine's first; 0 for what sleeps meanwhile."""
     measured: int | None = None
     """Most that was seen on the device in this phase so far; None before."""
+    apart: bool = False
+    """Are engine and trainer on devices of their own?"""
 
     @property
     def total(self) -> int:
-        """Bytes, all parts together."""
+        """Bytes, all parts together; of the fuller device where there are two."""
+        if self.apart:
+            return max(self.of("engine"), self.of("trainer"))
         return sum(size for _, size in self.parts)
 
     def of(self, side: Literal["engine", "trainer"]) -> int:
@@ -78,7 +75,7 @@ class MemoryPlan(Shown):
     kv_tokens: int
     """Tokens that the KV cache holds."""
     rollout_tokens: int
-    """Tokens of a rollout whose responses are all as long as they may be."""
+    """Tokens of an engine's share of a rollout whose responses are all as long as they may be."""
     sample_tokens: int
     """Tokens of such a sample, prompt and response."""
     max_tokens_per_gpu: int
@@ -97,8 +94,14 @@ class MemoryPlan(Shown):
 
     @property
     def trainer_limit(self) -> int:
-        """Bytes that the trainer's process may take: what its phase leaves it."""
-        return self.limit - self.phase("update").of("engine") - CONTEXT
+        """Bytes of a GPU that the trainer's process may take: what its phase leaves it."""
+        beside = 0 if self.apart else self.phase("update").of("engine")
+        return self.limit - beside - CONTEXT
+
+    @property
+    def apart(self) -> bool:
+        """Have engine and trainer a device each?"""
+        return self.phases[0].apart
 
     @property
     def usable(self) -> int:
@@ -118,99 +121,6 @@ class MemoryPlan(Shown):
         """The same beside what was seen, in bytes by phase."""
         seen = (replace(phase, measured=measured.get(phase.name)) for phase in self.phases)
         return replace(self, phases=tuple(seen))
-
-
-@dataclass(frozen=True, slots=True)
-class _Sizes:
-    """Sizes of everything, for one model, one device and one configuration."""
-
-    shape: ModelShape
-    config: SessionConfig
-    width: int
-    """Bytes of a number in the computation."""
-    gpu: bool
-    compiled: bool
-
-    @property
-    def engine_weights(self) -> int:
-        return self.shape.parameters * self.width
-
-    @property
-    def engine_awake(self) -> int:
-        """Engine without its KV cache."""
-        return self.engine_weights + (CONTEXT + GRAPHS if self.gpu else 0)
-
-    @property
-    def sleeps(self) -> bool:
-        """May the engine let go of memory while the trainer works?"""
-        return self.gpu and self.config.memory.sleep != "never"
-
-    @property
-    def token(self) -> int:
-        """Of the KV cache."""
-        return self.shape.key_value_bytes(self.width)
-
-    def wanted_tokens(self, longest: int) -> int:
-        """Of the KV cache, so that no sample of a rollout has to wait."""
-        return self.config.engine.max_total_tokens or self.config.samples_at_once * longest
-
-    def least_tokens(self, longest: int) -> int:
-        """Of the KV cache, without which nothing can be generated, or which are asked for."""
-        return self.config.engine.max_total_tokens or longest
-
-    def resident(self, offload: bool) -> int:
-        """Trainer between updates: float32 weights, two moments, further models; a share each."""
-        if offload:
-            return 0
-        training, p = self.config.training, 4 * self.shape.parameters
-        critic = training.advantage_estimator == "ppo"
-        own = 3 * p + int(training.has_reference) * p + int(critic) * 3 * p
-        return own // (1 if self.gpu else training.num_trainers)
-
-    def working(self, offload: bool) -> int:
-        """Trainer in an update, beside activations: gradients, and weights in their width.
-
-        FSDP gathers weights in memory of its own, from which they are copied: three times theirs.
-        """
-        p = self.shape.parameters
-        return (0 if offload else 4 * p) + (3 if self.gpu else 1) * self.width * p
-
-    def gradients_handed_in(self) -> int:
-        """At the end of a backward pass: gradients as computed, and in float32, twice."""
-        return (self.width + 4 + 4) * self.shape.parameters
-
-    def activations(self, tokens: int, level: Recompute) -> int:
-        """Kept for the backward pass, and what one layer needs on top."""
-        s, width = self.shape, self.width
-        queries, keys = s.heads * s.head_size, s.key_value_heads * s.head_size
-        # Compiled code keeps queries and keys before and after their norm and rotation, and the
-        # product in the feed-forward part beside its two factors.
-        attention = 2 * s.hidden + 3 * queries + 3 * keys
-        kept = {
-            "none": attention + 3 * s.intermediate,
-            "selective": attention,
-            "alternating": (attention + s.hidden) / 2,
-            "full": s.hidden,
-        }
-        layer = attention + 5 * s.intermediate
-        eager = 1.0 if self.compiled else 2.3
-        return int(eager * tokens * width * (s.layers * kept[level] + layer))
-
-    def logits(self, tokens: int) -> int:
-        """Pieces of logits and the output embedding's gradient; all logits of a small model."""
-        s = self.shape
-        in_pieces = 2 * LOGITS_AT_ONCE * self.width + 4 * s.vocabulary * s.hidden
-        return min(in_pieces, 5 * 4 * tokens * s.vocabulary)
-
-    def update_peak(self, tokens: int, level: Recompute, offload: bool) -> tuple[int, int]:
-        """(working memory, activations or what takes their place at the end)."""
-        forward = self.activations(tokens, level) + self.logits(tokens)
-        # One layer after the other turns from activations into gradients.
-        return self.working(offload), max(forward, self.gradients_handed_in())
-
-    def buckets(self) -> int:
-        """Two buffers that weights travel in."""
-        return min(2 * self.config.engine.update_weight_buffer_size, self.engine_weights)
 
 
 def make_plan(
@@ -243,7 +153,7 @@ def make_plan(
         compiled = card.is_gpu and shape.parameters >= COMPILED_FROM
 
     def fit(config: SessionConfig, response: int, limit: int) -> MemoryPlan:
-        sizes = _Sizes(shape, config, width, card.is_gpu, compiled)
+        sizes = Sizes(shape, config, width, card.is_gpu, compiled)
         longest = min(context_length, PROMPT_TOKENS + response)
         update = _fit_update(sizes, limit, longest)
         return _fit_engine(sizes, card, limit, longest, update)
@@ -281,11 +191,13 @@ def _ways(config: SessionConfig, longest: int, gpu: bool) -> Iterator[tuple[bool
         yield from ((off, levels[-1], t) for t in [*small, longest] if tokens is None)
 
 
-def _fit_update(sizes: _Sizes, limit: int, longest: int) -> _Update:
+def _fit_update(sizes: Sizes, limit: int, longest: int) -> _Update:
     """The fastest way to train that fits while the engine sleeps as deeply as it may."""
     context = CONTEXT if sizes.gpu else 0
     beside = CONTEXT + ASLEEP
-    if not sizes.sleeps:
+    if sizes.apart:
+        beside = 0
+    elif not sizes.sleeps:
         beside = sizes.engine_awake + sizes.least_tokens(longest) * sizes.token
     room = int(limit * (1 - SPARE)) - beside - context
     least: _Update | None = None
@@ -309,20 +221,21 @@ def _fit_update(sizes: _Sizes, limit: int, longest: int) -> _Update:
     )
 
 
-def _fit_engine(sizes: _Sizes, card: Card, limit: int, longest: int, update: _Update) -> MemoryPlan:
+def _fit_engine(sizes: Sizes, card: Card, limit: int, longest: int, update: _Update) -> MemoryPlan:
     config, gpu, token = sizes.config, sizes.gpu, sizes.token
     usable = int(limit * (1 - SPARE))
-    fixed = sizes.engine_weights + (2 * CONTEXT + GRAPHS if gpu else 0)
-    resident = sizes.resident(update.offload)
+    processes = 1 if sizes.apart else 2
+    fixed = sizes.engine_weights + (processes * CONTEXT + GRAPHS if gpu else 0)
+    resident = 0 if sizes.apart else sizes.resident(update.offload)
     wanted = sizes.wanted_tokens(longest)
-    forced = config.memory.sleep
+    forced = "never" if sizes.apart else config.memory.sleep
     room, alone = usable - fixed - resident, usable - fixed
     spare = usable - (CONTEXT if gpu else 0) - update.peak
     awake = sizes.engine_awake
     trainer_sleeps = gpu and forced == "always"
     if forced == "auto" and gpu and not update.offload:
         trainer_sleeps = room < min(wanted, longest) * token or 2 * room < wanted * token
-    if not sizes.sleeps:
+    if not (sizes.sleeps or sizes.apart):
         room = min(room, spare - awake)
     tokens = max(min(wanted, (alone if trainer_sleeps else room) // token), 0)
     least = sizes.least_tokens(longest)
@@ -342,7 +255,7 @@ def _fit_engine(sizes: _Sizes, card: Card, limit: int, longest: int, update: _Up
         limit=limit,
         phases=_phases(sizes, update, kv, kv_sleeps, weights_sleep, trainer_sleeps, usable),
         kv_tokens=tokens,
-        rollout_tokens=config.samples_at_once * longest,
+        rollout_tokens=sizes.rollout_tokens(longest),
         sample_tokens=longest,
         max_tokens_per_gpu=config.training.max_tokens_per_gpu or update.tokens,
         recompute=update.level,
@@ -355,7 +268,7 @@ def _fit_engine(sizes: _Sizes, card: Card, limit: int, longest: int, update: _Up
 
 
 def _phases(
-    sizes: _Sizes,
+    sizes: Sizes,
     update: _Update,
     kv: int,
     kv_sleeps: bool,
@@ -377,8 +290,10 @@ def _phases(
     buckets = sizes.buckets() if gpu else weights
     # The buckets are taken from what is kept where the rest of the device is taken.
     others = 2 * context + weights + (0 if kv_sleeps else kv) + asleep + resident + buckets
+    if sizes.apart:
+        others = context + resident + buckets
     left = max(usable - others, 0)
-    return (
+    phases = (
         Phase(
             "generate",
             (
@@ -418,3 +333,4 @@ def _phases(
             ),
         ),
     )
+    return tuple(replace(phase, apart=sizes.apart) for phase in phases)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from kit.stack.processes import cores
 
 if TYPE_CHECKING:
     from kit.stack.stack import Stack
+
+
+def engine_name(index: int) -> str:
+    """Under which Ray knows an engine's actor."""
+    return f"engine-{index}"
+
+
+def trainer_name(rank: int) -> str:
+    """Under which Ray knows a trainer's actor."""
+    return f"trainer-{rank}"
 
 
 def make_engine(stack: Stack, index: int) -> Any:
@@ -19,41 +31,46 @@ def make_engine(stack: Stack, index: int) -> Any:
     # A group of its own call each, and room for the call that aborts them.
     calls = 1000 + (stack.config.rollout.over_sampling_batch_size or 0)
     actor: Any = ray.remote(Engine)
-    options = {**_options(stack), "name": f"engine-{index}", "max_concurrency": calls}
-    return actor.options(**options).remote(engine_settings(stack))
+    places = stack.layout.engines[index]
+    options = {**_options(stack, places[0]), "name": engine_name(index), "max_concurrency": calls}
+    settings = replace(engine_settings(stack), cards=stack.placement.cards(places))
+    return actor.options(**options).remote(settings)
 
 
 def make_trainers(stack: Stack) -> list[Any]:
     """The actors of all ranks, not started yet."""
     import ray
 
+    from kit.stack.together import CONTROL
     from kit.stack.trainer import Trainer
 
     actor: Any = ray.remote(Trainer)
+    if stack.config.training.num_trainers > 1:
+        # A word that reaches a rank while it waits for another.
+        actor = ray.remote(concurrency_groups={CONTROL: 1})(Trainer)
     meeting = secrets.token_hex(4)  # ranks that are started again do not meet those before them
+    rendezvous = stack.placement.rendezvous(meeting)
     return [
-        actor.options(**_options(stack), name=f"trainer-{rank}").remote(
-            trainer_settings(stack, rank, meeting)
+        actor.options(**_options(stack, place), name=trainer_name(rank)).remote(
+            trainer_settings(stack, rank, rendezvous)
         )
-        for rank in range(stack.config.training.num_trainers)
+        for rank, place in enumerate(stack.layout.trainers)
     ]
 
 
-def _options(stack: Stack) -> dict[str, Any]:
-    # On a GPU all of them share the first card; Ray only counts the shares.
-    count = stack.replicas + stack.config.training.num_trainers
-    share = 1.0 / count if stack.device == "cuda" else 0.0
+def _options(stack: Stack, place: int) -> dict[str, Any]:
     return {
         "num_cpus": 0,
-        "num_gpus": share,
+        "num_gpus": 0,
         "max_restarts": 0,
         "lifetime": "detached",  # they outlive this process, as long as the head does
+        **stack.placement.options(place),
     }
 
 
 def engine_settings(stack: Stack) -> Any:
     """What each engine needs to know."""
-    from kit.stack.engine import EngineSettings
+    from kit.stack.engine_settings import EngineSettings
 
     config, engine = stack.config, stack.config.engine
     requests = engine.max_running_requests or max(config.samples_at_once, 256)
@@ -74,18 +91,23 @@ def engine_settings(stack: Stack) -> Any:
         max_total_tokens=tokens,
         # The plan says how large the KV cache is; this only has to leave room for it.
         mem_fraction_static=engine.mem_fraction_static or 0.95,
-        saves_memory=stack.device == "cuda" and config.memory.sleep != "never",
+        saves_memory=stack.device == "cuda"
+        and config.memory.sleep != "never"
+        and not stack.plan.apart,
         needs_tokenizer=bool(config.rollout.stop),
-        threads=max(1, (os.cpu_count() or 1) // stack.replicas),
+        threads=max(1, cores() // stack.replicas),
         trust_remote_code=config.model.trust_remote_code,
+        tensor_parallel=engine.tensor_parallel,
+        data_parallel=engine.data_parallel,
+        joined=config.cluster.address is not None,
         extra=dict(engine.extra),
     )
 
 
-def trainer_settings(stack: Stack, rank: int, meeting: str = "") -> Any:
-    """What one rank needs to know; `meeting` names the place where all ranks find each other."""
+def trainer_settings(stack: Stack, rank: int, rendezvous: str = "") -> Any:
+    """What one rank needs to know; `rendezvous` is the place where all ranks find each other."""
     from kit.stack.disturbance import Disturbance
-    from kit.stack.trainer import TrainerSettings
+    from kit.stack.trainer_settings import TrainerSettings
 
     config = stack.config
     return TrainerSettings(
@@ -96,7 +118,10 @@ def trainer_settings(stack: Stack, rank: int, meeting: str = "") -> Any:
         dtype=stack.dtype,
         seed=config.seed,
         rank=rank,
-        rendezvous=str(stack.cluster.directory / "tmp" / f"rendezvous-{meeting}"),
+        rendezvous=rendezvous,
+        cards=stack.placement.cards((stack.layout.trainers[rank],)),
+        feeds=stack.layout.feeds(rank),
+        shares_memory=stack.layout.colocate,
         max_response_len=stack.max_response_len,
         disturbance=Disturbance(config.engine.weight_bits, config.engine.weight_noise, config.seed),
         trust_remote_code=config.model.trust_remote_code,

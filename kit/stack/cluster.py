@@ -16,18 +16,26 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 
-from kit.errors import SessionError, StackError
+from kit.errors import KitError, SessionError, StackError
+from kit.interrupts import held
 from kit.stack import control, ending, processes, registry, stages
 from kit.stack.control import Connection
 from kit.stack.cpu import zygote
+from kit.stack.imports import import_ray
+from kit.stack.placement import JoinedPlacement, OwnPlacement
 from kit.stack.registry import Entry
+from kit.stack.watch import Elsewhere
+
+if TYPE_CHECKING:
+    from kit.stack.stack import Stack
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 CPU_OPERATORS = Path(__file__).with_name("cpu") / "site"
+LEFT_OUT = Path(__file__).with_name("site")
 CLIENT_SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -38,6 +46,9 @@ CLIENT_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 """What Ray has to find in the environment of every process that talks to the head."""
+
+OURS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+"""Of these, what the user had before a session is there again after it."""
 
 RAYS_OWN = ("gcs_server", "raylet")
 """Its two processes, by the names that their programs have."""
@@ -58,6 +69,7 @@ class Cluster:
         self.directory = Path(tempfile.mkdtemp(prefix="kit-"))  # only its owner may read it
         (self.directory / "tmp").mkdir()
         self._token = secrets.token_hex(32)
+        self._before: dict[str, str | None] = {}
         self._connected = self._was_connected = False
         log = (self.directory / "head.log").open("wb")
         with control.listen(self.directory) as listener:
@@ -66,7 +78,7 @@ class Cluster:
             self._control.tell("own", folder=os.getcwd())
             command = ["kit.stack.head", str(self.directory), str(listener.fileno())]
             self._head: psutil.Process = psutil.Popen(
-                [sys.executable, "-m", *command, device, str(gpus)],
+                [sys.executable, "-m", *command, *self._arguments(device, gpus)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -77,6 +89,10 @@ class Cluster:
             )
         log.close()
 
+    def _arguments(self, device: str, gpus: int) -> list[str]:
+        """What the first process is told, after its directory and its socket."""
+        return [device, str(gpus)]
+
     @classmethod
     def taken(cls, entry: Entry) -> Self:
         """One that lives already and that nobody drives; from now on we do.
@@ -84,9 +100,13 @@ class Cluster:
         Raises:
             StackError: somebody drives it, or it has ended.
         """
-        cluster = cls.__new__(cls)
+        from kit.stack.joined import JoinedCluster
+
+        kind: Any = JoinedCluster if entry.address else cls
+        cluster: Self = kind.__new__(kind)
         cluster.stack, cluster.directory = entry.stack, entry.folder
         cluster._token, cluster.entry = entry.token, entry
+        cluster._before = {}
         cluster._connected = cluster._was_connected = False
         cluster._control = control.own(entry.folder)
         cluster._control.tell("ask")  # `connect` reads one answer
@@ -127,58 +147,36 @@ class Cluster:
         env = os.environ | CLIENT_SETTINGS
         # Compiled modules kept from the last start save a third of this one.
         env.pop("PYTHONDONTWRITEBYTECODE", None)
-        env |= {
+        if device == "cpu":
+            env[zygote.SOCKET_ENV] = str(self.directory / "zygote")
+        return env | {
+            **actors_environment(device, self.stack, self.directory),
             "RAY_AUTH_TOKEN": self._token,
-            processes.MARK: self.stack,
-            stages.DIRECTORY_ENV: str(self.directory),
             "TMPDIR": str(self.directory / "tmp"),
             "RAY_enable_worker_prestart": "0",
             # Half a minute by default, after which the raylet ends: too short for a busy machine.
             "RAY_agent_register_timeout_ms": "600000",
             "RAY_worker_register_timeout_seconds": "600",
             "RAY_enable_metrics_collection": "0",
-            "PYTHONPATH": _joined(str(PACKAGE_ROOT), env.get("PYTHONPATH", "")),
-            "TOKENIZERS_PARALLELISM": "false",
         }
-        if device == "cuda":
-            env = kept_kernels() | env
-            # Captured graphs leave the card with the KV cache.
-            env["SGLANG_MEMORY_SAVER_CUDA_GRAPH"] = "1"
-        if device == "cpu":
-            env |= {
-                "SGLANG_USE_CPU_ENGINE": "1",
-                "SGLANG_ENABLE_TORCH_INFERENCE_MODE": "1",  # less to note for every operation
-                "CUDA_VISIBLE_DEVICES": "",
-                zygote.SOCKET_ENV: str(self.directory / "zygote"),
-                "PYTHONPATH": _joined(str(CPU_OPERATORS), env["PYTHONPATH"]),
-                # SGLang compiles small functions on first use: seconds each, for a tiny model.
-                "TORCHDYNAMO_DISABLE": "1",
-                # How long an idle thread spins for its next bit of work, about a millisecond: not
-                # at all makes an update half as fast, the default starves a small machine.
-                "GOMP_SPINCOUNT": "100000",
-                # Keep freed memory: a fresh page for every large tensor makes an update a sixth
-                # slower.
-                "MALLOC_ARENA_MAX": "1",
-                "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # as high as it goes
-                "MALLOC_TRIM_THRESHOLD_": str(2 << 30),
-            }
-        return env
 
     def connect(self, timeout: float) -> None:
         """Wait for the head and join it. Raises StackError after `timeout` seconds."""
         address = self._await_address(timeout)
         self._control.heard()
+        with held():  # joined by half, Ray could be neither used nor left
+            self._join(address)
+
+    def _join(self, address: str) -> None:
+        self._before = {key: os.environ.get(key) for key in OURS}
         os.environ.update(CLIENT_SETTINGS)
         os.environ["RAY_AUTH_TOKEN"] = self._token
+        import_ray()
         import ray
-        from ray._private import ray_constants
+        from ray._private import ray_constants, worker
         from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
-        if ray.is_initialized():
-            raise SessionError(
-                "This process is already connected to a Ray cluster.",
-                fix="call `ray.shutdown()`, or close the other session, before `RLSession.start`.",
-            )
+        self._refuse_a_second_connection()
         # Ray may have been imported before, and has read its settings then.
         ray_constants.ENABLE_RAY_CLUSTER = False
         Config.initialize("")
@@ -191,13 +189,29 @@ class Cluster:
             _node_ip_address="127.0.0.1",
         )
         self._connected = self._was_connected = True
+        # What has died is told by the verb that misses it; Ray would print its own words into
+        # whichever cell runs.
+        worker.print_to_stdstream = lambda *_, **__: None
+
+    def _refuse_a_second_connection(self) -> None:
+        import ray
+
+        if ray.is_initialized():
+            raise SessionError(
+                "This process is already connected to a Ray cluster.",
+                fix="call `ray.shutdown()`, or close the other session, before `RLSession.start`.",
+            )
+
+    def _refused(self) -> KitError | None:
+        """What the first process has said, where it ended on purpose."""
+        return None
 
     def _await_address(self, timeout: float) -> str:
         file = self.directory / "address"
         deadline = time.monotonic() + timeout
         while not file.exists():
             if registry.started(self._head.pid) is None:
-                raise StackError(
+                raise self._refused() or StackError(
                     "Ray's head ended while starting.",
                     why=self.log_tail(),
                     fix="free memory and /tmp space, and start again.",
@@ -235,8 +249,21 @@ class Cluster:
         """Every living process of the stack."""
         return processes.of_stack(self.stack, self._head.pid)
 
+    @property
+    def actors_environment(self) -> dict[str, str]:
+        """What actors find in their environment; empty where they inherit it."""
+        return {}
+
+    def head_members(self) -> list[int | Elsewhere]:
+        """Those without whom no call can be made: processes, or what is elsewhere."""
+        return [*self.head_processes()]
+
+    def placement(self, stack: Stack) -> OwnPlacement | JoinedPlacement:
+        """Where actors run; there once `connect` is done."""
+        return OwnPlacement(stack)
+
     def head_processes(self) -> list[int]:
-        """Those of Ray's head without which no call can be made."""
+        """The first process, and Ray's own that it has started."""
         children = psutil.Process(self._head.pid).children()
         return [self._head.pid, *(p.pid for p in children if p.name() in RAYS_OWN)]
 
@@ -251,7 +278,7 @@ class Cluster:
         with contextlib.suppress(OSError):
             self._control.ask("leave", seconds=seconds, warm=warm)
         self._control.close()
-        os.environ.pop("RAY_AUTH_TOKEN", None)
+        self._restore_environment()
         # Whoever has started the head has to take note of its end, or it stays as a zombie.
         threading.Thread(target=self._head.wait, name="kit-left-stack", daemon=True).start()
 
@@ -274,7 +301,16 @@ class Cluster:
         processes.end(processes.of_stack(self.stack, self._head.pid))
         shutil.rmtree(self.directory, ignore_errors=True)
         registry.forget(self.stack)
-        os.environ.pop("RAY_AUTH_TOKEN", None)
+        self._restore_environment()
+
+    def _restore_environment(self) -> None:
+        """A token of the user's own, for another cluster, is there again."""
+        for key, value in self._before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+        self._before = {}
 
     def disconnect(self) -> None:
         """Leave Ray. Safe to call again."""
@@ -284,6 +320,41 @@ class Cluster:
             self._connected = False
             with contextlib.suppress(Exception):
                 ray.shutdown()
+
+
+def actors_environment(device: str, stack: str, directory: Path) -> dict[str, str]:
+    """What engines and trainers of a stack have to find in their environment."""
+    env = {
+        processes.MARK: stack,
+        stages.DIRECTORY_ENV: str(directory),
+        "PYTHONPATH": _joined(str(LEFT_OUT), str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if device == "cuda":
+        kept = {key: os.environ.get(key, value) for key, value in kept_kernels().items()}
+        return env | {
+            **kept,
+            # Captured graphs leave the card with the KV cache.
+            "SGLANG_MEMORY_SAVER_CUDA_GRAPH": "1",
+            # A request that had to make room is read anew with the log-probs of all it had
+            # written: 2,048 rows of logits at once, the default, take 4 GiB of the card.
+            "SGLANG_LOGPROB_CHUNK_SIZE": "256",
+        }
+    return env | {
+        "SGLANG_USE_CPU_ENGINE": "1",
+        "SGLANG_ENABLE_TORCH_INFERENCE_MODE": "1",  # less to note for every operation
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": _joined(str(CPU_OPERATORS), env["PYTHONPATH"]),
+        # SGLang compiles small functions on first use: seconds each, for a tiny model.
+        "TORCHDYNAMO_DISABLE": "1",
+        # How long an idle thread spins for its next bit of work, about a millisecond: not at all
+        # makes an update half as fast, the default starves a small machine.
+        "GOMP_SPINCOUNT": "100000",
+        # Keep freed memory: a fresh page for every large tensor makes an update a sixth slower.
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # as high as it goes
+        "MALLOC_TRIM_THRESHOLD_": str(2 << 30),
+    }
 
 
 def kept_kernels() -> dict[str, str]:

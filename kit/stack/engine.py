@@ -6,50 +6,22 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
 from typing import Any
 
-from kit.errors import ConfigError, StackError, did_you_mean
-from kit.stack import engine_probes, stages
+from kit.errors import StackError
+from kit.stack import architectures, engine_probes, processes, scheduler, stages
 from kit.stack.engine_probes import Rescored
+from kit.stack.engine_settings import (
+    EngineSettings,
+    SamplingSettings,
+    generation_request,
+    server_arguments,
+)
+from kit.stack.sending import BACKENDS, Parcel
 from kit.stack.standing import EngineStanding
 from kit.stack.weights import Handle, Inbox, serialize
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """What the engine needs to know."""
-
-    model_path: str
-    device: str
-    dtype: str
-    context_length: int
-    max_running_requests: int
-    seed: int
-    attention_backend: str = "auto"
-    max_total_tokens: int | None = None
-    mem_fraction_static: float | None = None
-    saves_memory: bool = False
-    """Can it let go of its memory while the trainer works? GPU only."""
-    needs_tokenizer: bool = False
-    """Only stop strings do: prompts and responses travel as token ids."""
-    threads: int = 1
-    """On a CPU: cores that its arithmetic takes."""
-    trust_remote_code: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingSettings:
-    """How the tokens of one call are drawn."""
-
-    temperature: float
-    max_new_tokens: int
-    top_p: float = 1.0
-    top_k: int = -1
-    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +37,6 @@ class Generation:
 
 PATIENCE = 600.0
 """Seconds that new weights wait for responses that are being written."""
-MOST_GRAPHS = 256
-"""Largest batch whose decoding is captured as a graph; beyond it launching costs little."""
 
 Part = tuple[float, list[tuple[int, Generation]]]
 """(seconds from the call to the last of them, responses with their prompt's place in the call)."""
@@ -74,123 +44,21 @@ PART_SECONDS = 0.1
 """How often finished responses are handed over: seldom enough to cost the engine nothing."""
 
 
-def _request(
-    prompts: list[list[int]], sampling: SamplingSettings, seeds: list[int], limits: list[int]
-) -> dict[str, Any]:
-    """The arguments of SGLang's `async_generate`; a seed and a limit of new tokens a prompt."""
-    common: dict[str, Any] = {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        # Where it streams, it is to tell of whole responses, not of every token.
-        "stream_interval": max(limits, default=0) + 2,
-    }
-    if sampling.stop:
-        common |= {"stop": list(sampling.stop), "no_stop_trim": True}
-    return {
-        "input_ids": prompts,
-        "sampling_params": [
-            common | {"sampling_seed": seed, "max_new_tokens": limit}
-            for seed, limit in zip(seeds, limits, strict=True)
-        ],
-        "return_logprob": True,
-    }
-
-
-def server_arguments(settings: EngineSettings) -> dict[str, Any]:
-    """`sglang.ServerArgs` fields. Raises ConfigError for an unknown key in `engine.extra`."""
-    arguments: dict[str, Any] = {
-        "model_path": settings.model_path,
-        "device": settings.device,
-        "dtype": settings.dtype,
-        "context_length": settings.context_length,
-        "max_running_requests": settings.max_running_requests,
-        "max_total_tokens": settings.max_total_tokens,
-        "random_seed": settings.seed,
-        "skip_tokenizer_init": not settings.needs_tokenizer,
-        "skip_server_warmup": True,
-        # Without it the scheduler keeps a core busy while the trainer or nobody works.
-        "sleep_on_idle": True,
-        "trust_remote_code": settings.trust_remote_code,
-        "sampling_backend": "pytorch",
-        "log_level": "error",
-    }
-    if settings.device == "cpu":
-        arguments |= {
-            "attention_backend": "torch_native",
-            # Every sync forgets the cached prefixes, and short prompts are computed faster than
-            # they are looked up.
-            "disable_radix_cache": True,
-            "disable_overlap_schedule": True,
-            "grammar_backend": "none",
-        }
-    else:
-        arguments |= {
-            "attention_backend": "triton",
-            "mem_fraction_static": settings.mem_fraction_static,
-            # Graphs of the prefill take minutes to compile and save little in long generations.
-            "disable_prefill_cuda_graph": True,
-            # By default as few as 24 on a small card, which has room for more of a small model.
-            "cuda_graph_max_bs_decode": min(settings.max_running_requests, MOST_GRAPHS),
-            "enable_memory_saver": settings.saves_memory,
-        }
-    if settings.attention_backend != "auto":
-        arguments["attention_backend"] = settings.attention_backend
-    return arguments | settings.extra
-
-
-def check_extra(extra: dict[str, Any]) -> None:
-    """Raise ConfigError for a key that SGLang does not know."""
-    known = sglang_settings() if extra else set()
-    for key in extra:
-        if key not in known:
-            raise ConfigError(
-                f"engine.extra has {key!r}, which SGLang does not know.",
-                fix=did_you_mean(key, known),
-            )
-
-
-def sglang_settings() -> set[str]:
-    """The fields of `sglang.ServerArgs`, read from its source: importing it takes ten seconds."""
-    import ast
-    from importlib.util import find_spec
-    from pathlib import Path
-
-    package = find_spec("sglang")
-    assert package is not None
-    assert package.submodule_search_locations
-    source = Path(package.submodule_search_locations[0]) / "srt" / "server_args.py"
-    for node in ast.parse(source.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and node.name == "ServerArgs":
-            fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
-            return {item.target.id for item in fields if isinstance(item.target, ast.Name)}
-    raise StackError("This SGLang has no class ServerArgs.", fix="install the pinned version.")
-
-
-def run_scheduler(threads: int, *args: Any, **kwargs: Any) -> None:
-    """SGLang's scheduler process on a CPU, with what the kit does differently in place."""
-    import torch
-    from sglang.srt.managers.scheduler import run_scheduler_process
-
-    from kit.stack.cpu import attention, capture, checksums, operators, sampling
-
-    torch.set_num_threads(threads)
-    for part in (attention, capture, checksums, operators, sampling):
-        part.register()
-    run_scheduler_process(*args, **kwargs)
-
-
 class Engine:
     """The engine's side of generating, taking weights, and sleeping."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
+        if settings.cards:  # before anything asks CUDA
+            os.environ["CUDA_VISIBLE_DEVICES"] = settings.cards
         self.weight_version = 0
         self._open = asyncio.Event()
         self._open.set()
         """Cleared while weights are taken: calls that come in then wait."""
         self._sglang: Any = None
         self._inbox = Inbox()
+        self._group = ""
+        """In which weights are broadcast; empty outside of one."""
         self._asleep: set[str] = set()
         self._forkers: list[int] = []
 
@@ -202,19 +70,17 @@ class Engine:
         # SGLang's processes meet at a TCP port that answers on every interface; a file does not.
         meeting = os.path.join(tempfile.mkdtemp(prefix="meeting"), "file")
         os.environ["SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"] = f"file://{meeting}"
+        if not any(key.startswith("speculative") for key in self.settings.extra):
+            architectures.import_only(self.settings.model_path)
         engine_class: Any = sglang.Engine
         if self.settings.device == "cpu":
-            from sglang.srt.entrypoints.engine import Engine as SglangEngine
-
             from kit.stack.cpu.forks import use_zygote
 
-            self._forkers = [use_zygote()]
-
-            class CpuEngine(SglangEngine):
-                run_scheduler_process_func = partial(run_scheduler, self.settings.threads)
-
-            if self.settings.attention_backend == "auto":
-                engine_class = CpuEngine
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else it asks for the host's name
+            if not self.settings.joined:
+                self._forkers = [use_zygote()]
+        if self.settings.device == "cuda" or self.settings.attention_backend == "auto":
+            engine_class = scheduler.engine_class(self.settings.device, self.settings.threads)
         graphs = ", capturing graphs" if self.settings.device == "cuda" else ""
         stages.report("engine", f"loading weights{graphs}")
         try:
@@ -226,6 +92,12 @@ class Engine:
                 fix="read the message above; engine.extra and engine.max_total_tokens are the "
                 "settings that most often cause this.",
             ) from error
+        if self._sglang.server_args.dp_size == 1:  # else they find each other by its name
+            # SGLang's processes have it open by now; without a name nothing of it can be left.
+            for pid in await self.processes():
+                processes.take_names_away(pid)
+        if self.settings.joined:  # on another node, where nobody sees them die
+            processes.end_with(await self.processes())
         stages.report("engine", stages.READY)
         return await self.info()
 
@@ -252,8 +124,9 @@ class Engine:
                 `sampling.max_new_tokens` for all.
         """
         await self._open.wait()
+        limits = budgets or [sampling.max_new_tokens] * len(seeds)
         outputs = await self._sglang.async_generate(
-            **_request(prompts, sampling, seeds, budgets or [sampling.max_new_tokens] * len(seeds))
+            **generation_request(prompts, sampling, seeds, limits)
         )
         return [self._generation(output) for output in outputs]
 
@@ -266,13 +139,13 @@ class Engine:
         """
         await self._open.wait()
         begin = time.perf_counter()
-        request = _request(prompts, sampling, seeds, [sampling.max_new_tokens] * len(seeds))
+        asked = generation_request(prompts, sampling, seeds, [sampling.max_new_tokens] * len(seeds))
         finished: list[tuple[int, Generation]] = []
         seconds = 0.0
 
         async def read() -> None:
             nonlocal seconds
-            async for output in await self._sglang.async_generate(**request, stream=True):
+            async for output in await self._sglang.async_generate(**asked, stream=True):
                 reason = output["meta_info"]["finish_reason"]
                 if reason and reason.get("status_code"):  # raised, where nothing is streamed
                     raise StackError("The engine refused a prompt.", why=reason["message"])
@@ -339,9 +212,8 @@ class Engine:
 
     async def receive_weights(
         self,
-        handle: Handle,
         version: int,
-        *,
+        *handles: Handle,
         last: bool = True,
         flush_cache: bool = True,
         after: Any = None,
@@ -351,8 +223,8 @@ class Engine:
         Nothing is generated from the first bucket to the last.
 
         Args:
-            handle: where the weights are.
             version: the number of updates that made them.
+            handles: where the weights are, for each of the engine's devices.
             last: does no other bucket follow?
             flush_cache: False keeps the prefixes, which no longer fit the weights.
             after: the answer for the bucket before, which Ray has to have first.
@@ -363,22 +235,103 @@ class Engine:
         from sglang.srt.managers.io_struct import UpdateWeightsFromTensorReqInput
 
         await self.pause()
-        payload = handle.ipc or serialize(self._inbox.receive(handle), handle.entries)
+        first = handles[0]
+        payloads = [handle.ipc for handle in handles]
+        if not first.ipc:
+            payloads = [serialize(self._inbox.receive(first), first.entries)]
         request = UpdateWeightsFromTensorReqInput(
-            serialized_named_tensors=[payload],
+            serialized_named_tensors=payloads,
             load_format="flattened_bucket",
             flush_cache=flush_cache and last,
             weight_version=str(version),
         )
-        success, message = await self._sglang.tokenizer_manager.update_weights_from_tensor(
-            request, None
+        manager = self._sglang.tokenizer_manager
+        await self._taken(manager.update_weights_from_tensor(request, None), version, last)
+        return len(first.entries), first.size
+
+    async def meet_trainer(
+        self, host: str, port: int, name: str, first_rank: int, world: int
+    ) -> None:
+        """Join the group in which rank 0 sends its weights.
+
+        Args:
+            host: where rank 0 listens.
+            port: of that address.
+            name: the group's.
+            first_rank: of this engine's devices in the group.
+            world: how many there are in all.
+
+        Raises:
+            StackError: it was not to be reached.
+        """
+        from sglang.srt.managers.io_struct import (
+            DestroyWeightsUpdateGroupReqInput,
+            InitWeightsUpdateGroupReqInput,
         )
+
+        manager = self._sglang.tokenizer_manager
+        if self._group:
+            await manager.destroy_weights_update_group(
+                DestroyWeightsUpdateGroupReqInput(group_name=self._group)
+            )
+        success, message = await manager.init_weights_update_group(
+            InitWeightsUpdateGroupReqInput(
+                master_address=host,
+                master_port=port,
+                rank_offset=first_rank,
+                world_size=world,
+                group_name=name,
+                backend=BACKENDS[self.settings.device],
+            )
+        )
+        if not success:
+            raise StackError("The engine did not reach the trainer.", why=message)
+        self._group = name
+
+    async def receive_broadcast(
+        self,
+        version: int,
+        parcel: Parcel,
+        *,
+        last: bool = True,
+        flush_cache: bool = True,
+        after: Any = None,
+    ) -> tuple[int, int]:
+        """What `receive_weights` does, of weights that rank 0 sends to all engines.
+
+        Args:
+            version: the number of updates that made them.
+            parcel: what will come.
+            last: as there.
+            flush_cache: as there.
+            after: as there.
+
+        Raises:
+            StackError: they did not arrive.
+        """
+        from sglang.srt.managers.io_struct import UpdateWeightsFromDistributedReqInput
+
+        await self.pause()
+        request = UpdateWeightsFromDistributedReqInput(
+            names=parcel.names,
+            dtypes=parcel.dtypes,
+            shapes=parcel.shapes,
+            group_name=self._group,
+            load_format="flattened_bucket",
+            flush_cache=flush_cache and last,
+            weight_version=str(version),
+        )
+        manager = self._sglang.tokenizer_manager
+        await self._taken(manager.update_weights_from_distributed(request, None), version, last)
+        return len(parcel.names), parcel.size
+
+    async def _taken(self, answer: Awaitable[tuple[bool, str]], version: int, last: bool) -> None:
+        success, message = await answer
         if not success:
             raise StackError("The engine refused the new weights.", why=message)
         if last:
             self.weight_version = version
             await self.go_on()
-        return len(handle.entries), handle.size
 
     async def pause(self) -> None:
         """Begin nothing new until `go_on`, and wait for what is being written to end.
@@ -432,11 +385,3 @@ class Engine:
         await asyncio.sleep(0)  # what waited for the weights begins now, and is stopped too
         await self.abort()
         return EngineStanding(self.weight_version, interrupted, tuple(sorted(self._asleep)))
-
-    async def alive(self) -> bool:
-        """Is SGLang's scheduler still running?"""
-        return await asyncio.to_thread(self._scheduler_alive)
-
-    def _scheduler_alive(self) -> bool:
-        watchdog = self._sglang.tokenizer_manager._subprocess_watchdog
-        return all(process.is_alive() for process in watchdog._processes)

@@ -13,6 +13,7 @@ it is made for clusters; hence `Node` is used directly.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -128,8 +129,23 @@ def free_ports(count: int) -> list[int]:
         return [int(one.getsockname()[1]) for one in sockets]
 
 
-def main(directory: Path, listener: socket.socket, *, device: str, gpus: int) -> None:
-    """Start everything, wait for the end, and end everything."""
+def main(
+    directory: Path,
+    listener: socket.socket,
+    *,
+    device: str,
+    gpus: int,
+    wanted: dict[str, Any] | None = None,
+) -> None:
+    """Start everything, wait for the end, and end everything.
+
+    Args:
+        directory: the stack's.
+        listener: its control socket.
+        device: `cpu` or `cuda`.
+        gpus: how many Ray is told of.
+        wanted: of another Ray cluster, instead of starting one; see `kit.stack.joined`.
+    """
     stack = os.environ[processes.MARK]
     control = Control(listener)
     ended = threading.Event()
@@ -143,8 +159,14 @@ def main(directory: Path, listener: socket.socket, *, device: str, gpus: int) ->
             ended.set()
 
     threading.Thread(target=hear, daemon=True).start()
-    node = None
+    node: Any = None
     try:
+        if wanted:
+            from kit.stack.joined import hold
+
+            node = hold(directory, stack, device, wanted)
+            ended.wait()
+            return
         if device == "cpu":
             with (directory / "zygote.log").open("wb") as log:
                 subprocess.Popen(
@@ -160,6 +182,9 @@ def main(directory: Path, listener: socket.socket, *, device: str, gpus: int) ->
 
         ended.wait()
     finally:
+        if wanted and node:
+            with contextlib.suppress(Exception):
+                node()
         # Not Ray's graceful end: that drains the node for half a minute. Nothing here needs it.
         processes.end(processes.of_stack(stack, os.getpid()))
         if node is not None or control.driver is None:  # else the client reads our log
@@ -168,10 +193,13 @@ def main(directory: Path, listener: socket.socket, *, device: str, gpus: int) ->
 
 
 if __name__ == "__main__":
-    lean_imports.leave_out()
+    joins = json.loads(sys.argv[5]) if len(sys.argv) > 5 else None
+    if not joins:
+        lean_imports.leave_out()
     main(
         Path(sys.argv[1]),
         socket.socket(fileno=int(sys.argv[2])),
         device=sys.argv[3],
         gpus=int(sys.argv[4]),
+        wanted=joins,
     )

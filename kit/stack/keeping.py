@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, cast
 
 from kit.config import SessionConfig, TrainingConfig
+from kit.stack import repair
+from kit.stack.residency import Residency
+from kit.stack.together import together
+from kit.stack.watch import TRAINER, Watch
+
+if TYPE_CHECKING:
+    from kit.stack.stack import Stack
 
 
-class KeepsTrainers:
+class KeepsTrainers(ABC):
     """Calls of all trainers, each for its share."""
 
     config: SessionConfig
+    watch: Watch
+    residency: Residency
     _trainers: list[Any]
+    _bare: bool
 
     def snapshot(self, name: str) -> int:
         """Have the trainers keep their state in host memory under this name; bytes in all."""
@@ -43,13 +54,23 @@ class KeepsTrainers:
         """Have the trainers write their state into a directory."""
         self._all("save", directory)
 
+    def load(self, directory: str) -> None:
+        """Have the trainers read what `save` wrote; those that have died are started again."""
+        if TRAINER in self.watch.dead():
+            self._bare = True
+            repair.restart_trainers(cast("Stack", self))
+        self.residency.for_trainer()
+        self._get([t.load.remote(directory) for t in self._trainers], "load")
+        self._bare = False
+
     def _all(self, what: str, *arguments: Any) -> Any:
         self.trainer_in_order()
-        return self._get([getattr(t, what).remote(*arguments) for t in self._trainers], what)
+        calls = [getattr(t, what).remote(*arguments) for t in self._trainers]
+        return together(cast("Stack", self), calls, what, changes=what == "restore")
 
+    @abstractmethod
     def trainer_in_order(self) -> None:
         """Before the trainers work; raises StackError where their weights are gone."""
-        raise NotImplementedError
 
-    def _get(self, calls: Any, doing: str, timeout: float | None = None) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _get(self, calls: Any, doing: str, timeout: float | None = None) -> Any: ...

@@ -24,8 +24,8 @@ from kit.stack.stopping import StopSign
 from kit.stack.sums import Sums
 
 if TYPE_CHECKING:
-    from kit.stack.trainer import Trainer, TrainerSettings
-
+    from kit.stack.trainer import Trainer
+    from kit.stack.trainer_settings import TrainerSettings
 
 CHECKED = ("train/loss", "train/grad_norm", "train/value_loss", "train/critic_grad_norm")
 """What has to be a number, or the step would destroy the weights."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import threading
 
 import psutil
 
@@ -12,6 +14,14 @@ TRACKER_SECONDS = 3.0
 """How long Python's resource trackers get to remove what the others have left."""
 MARK = "KIT_STACK"
 """Environment variable that every process of a stack inherits; its value names the stack."""
+CORES_VARIABLE = "KIT_CORES"
+"""Environment variable: how many cores a session may keep busy, where it shares the machine."""
+
+
+def cores() -> int:
+    """Cores that this process may use; less where it was told to leave some to others."""
+    told = os.environ.get(CORES_VARIABLE, "")
+    return int(told) if told.isdigit() and int(told) else len(os.sched_getaffinity(0))
 
 
 def of_stack(stack: str, head: int) -> list[psutil.Process]:
@@ -48,7 +58,7 @@ def own_memory(processes: list[psutil.Process]) -> int:
 
 def end(processes: list[psutil.Process]) -> None:
     """Kill them, wait until they are gone, and remove what they had in shared memory."""
-    shared = [file for process in processes for file in segments(process)]
+    shared = [file for process in processes for file in segments(process.pid)]
     trackers = [process for process in processes if _is_tracker(process)]
     others = [process for process in processes if process not in trackers]
     for process in others:
@@ -65,11 +75,29 @@ def end(processes: list[psutil.Process]) -> None:
             os.unlink(file)
 
 
-def segments(process: psutil.Process) -> list[str]:
+def take_names_away(pid: int) -> None:
+    """What it has open in shared memory is gone when the last process that has it open is."""
+    for file in segments(pid):
+        with contextlib.suppress(OSError):
+            os.unlink(file)
+
+
+def end_with(pids: list[int]) -> None:
+    """From now on, end this process when one of these is gone."""
+    files = [os.pidfd_open(pid) for pid in pids if pid != os.getpid()]
+
+    def wait() -> None:
+        select.select(files, [], [])
+        os._exit(1)
+
+    threading.Thread(target=wait, name="kit-parts", daemon=True).start()
+
+
+def segments(pid: int) -> list[str]:
     """Files in shared memory that it has open and that still have a name, as SGLang's have."""
     found = []
     with contextlib.suppress(OSError):
-        for number in os.listdir(folder := f"/proc/{process.pid}/fd"):
+        for number in os.listdir(folder := f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
                 file = os.readlink(f"{folder}/{number}")
                 if file.startswith(SHARED_MEMORY) and not file.endswith(" (deleted)"):

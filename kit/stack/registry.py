@@ -46,11 +46,13 @@ class Entry:
     created: float
     """In seconds of `time.time()`."""
     card: str = ""
-    """Which GPU."""
+    """Which GPUs, by the numbers that they carry, between commas."""
     device_gib: float | None = None
     """Its share of the GPU; None takes all."""
     fingerprint: str = ""
     """What its processes were started with; empty while it starts."""
+    address: str = ""
+    """Of the Ray cluster that it has joined; empty where it has a head of its own."""
     group: str = ""
     """Of runs that share a stack; empty outside of one."""
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from kit.errors import StackError
 from kit.stack import repair
-from kit.stack.actors import engine_settings, trainer_settings
+from kit.stack.actors import engine_name, engine_settings, trainer_name, trainer_settings
 from kit.stack.cluster import PACKAGE_ROOT
-from kit.stack.watch import HEAD
+from kit.stack.watch import HEAD, TRAINER, engine
 
 if TYPE_CHECKING:
     from kit.stack.stack import Stack
@@ -32,21 +33,33 @@ def connect(stack: Stack) -> None:
     stack.cluster.connect(stack.config.engine.start_timeout)
     import ray
 
-    stack.watch.add(HEAD, stack.cluster.head_processes())
+    stack.watch.add(HEAD, stack.cluster.head_members())
+    stack.placement = stack.cluster.placement(stack)
     trainers = stack.config.training.num_trainers
+    engines: list[Any] = [None] * stack.replicas
+    for index in range(stack.replicas):
+        with suppress(ValueError):  # it died; the next hand-over starts another
+            engines[index] = ray.get_actor(engine_name(index))
     try:
-        stack.join(
-            [ray.get_actor(f"engine-{index}") for index in range(stack.replicas)],
-            [ray.get_actor(f"trainer-{rank}") for rank in range(trainers)],
-        )
+        ranks = [ray.get_actor(trainer_name(rank)) for rank in range(trainers)]
     except ValueError as error:
-        raise StackError(
-            "The stack lives, but its engine or trainer does not.",
-            why=str(error),
-            fix="end it with `kit doctor --stop`, and load the last checkpoint: "
-            "`RLSession.load(path)`.",
-        ) from None
-    repair.look_after(stack, [*range(stack.replicas)], trainers=True)
+        raise _trainer_gone(error) from None
+    stack.join(engines, ranks)
+    repair.look_after(stack, [i for i, e in enumerate(engines) if e is not None], trainers=True)
+    for index, actor in enumerate(engines):
+        if actor is None:
+            stack.watch.gone(engine(index))
+    if TRAINER in stack.watch.dead():
+        raise _trainer_gone("A process of it has ended.")
+
+
+def _trainer_gone(why: object) -> StackError:
+    return StackError(
+        "The stack lives, but its trainer does not, and what it had learned is gone.",
+        why=str(why),
+        fix="end it with `kit doctor --stop`, and load the last checkpoint: "
+        "`RLSession.load(path)`.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +68,7 @@ class Found:
 
     trainers: TrainerStanding
     torn: bool
-    """Was a hand-over of weights under way? It has to be made again."""
+    """Was a hand-over of weights under way, or is an engine dead? It has to be made again."""
 
 
 def rejoin(stack: Stack, info: dict[str, Any]) -> Found:
@@ -66,11 +79,12 @@ def rejoin(stack: Stack, info: dict[str, Any]) -> Found:
         info: what the stack said of itself when it started.
 
     Raises:
-        StackError: a process of it is gone or does not answer.
+        StackError: a trainer is gone, or something does not answer.
     """
     connect(stack)
     stack.described(dict(info))
-    engines = _settled(stack)
+    dead = stack.watch.dead()
+    engines = _settled(stack, [i for i in range(stack.replicas) if engine(i) not in dead])
     ranks: list[TrainerStanding] = stack.ask_trainers("standing")
     first = ranks[0]
     if any((r.updates, r.last_update) != (first.updates, first.last_update) for r in ranks):
@@ -80,11 +94,12 @@ def rejoin(stack: Stack, info: dict[str, Any]) -> Found:
             why="The process that drove them ended while it handed an update to them.",
             fix="load the last checkpoint: `RLSession.load(path)`.",
         )
-    stack.residency.found(set(engines[0].asleep), trainer_asleep=first.asleep)
-    stack.engine_version = engines[0].weight_version
-    stack.ask_trainers("forget_all")  # snapshots, of which the driver knew what belongs to them
-    whole = len({engine.weight_version for engine in engines}) == 1
-    return Found(first, torn=not whole or any(engine.interrupted for engine in engines))
+    asleep = set(engines[0].asleep) if engines else set()
+    stack.residency.found(asleep, trainer_asleep=first.asleep)
+    versions = {each.weight_version for each in engines}
+    stack.engine_version = max(versions, default=0)
+    whole = len(engines) == stack.replicas and len(versions) == 1
+    return Found(first, torn=not whole or any(each.interrupted for each in engines))
 
 
 def begin_anew(stack: Stack) -> None:
@@ -94,7 +109,9 @@ def begin_anew(stack: Stack) -> None:
         StackError: a process of it is gone or does not answer.
     """
     connect(stack)
-    engines = _settled(stack)
+    if stack.watch.dead():
+        raise StackError("An engine of the stack has died meanwhile.")
+    engines = _settled(stack, [*range(stack.replicas)])
     ranks: list[TrainerStanding] = stack.ask_trainers("standing")
     stack.residency.found(set(engines[0].asleep), trainer_asleep=ranks[0].asleep)
     stack.residency.for_trainer()
@@ -105,8 +122,10 @@ def begin_anew(stack: Stack) -> None:
     stack.newest_version = 0
 
 
-def _settled(stack: Stack) -> list[EngineStanding]:
-    return stack.ask_engines("settle")
+def _settled(stack: Stack, living: list[int]) -> list[EngineStanding]:
+    found: list[EngineStanding]
+    found = stack._get([stack._engines[i].settle.remote() for i in living], "settle")
+    return found
 
 
 def fingerprint(stack: Stack) -> str:
@@ -117,7 +136,8 @@ def fingerprint(stack: Stack) -> str:
     what = {
         "engine": engine,
         "replicas": stack.replicas,
-        "trainers": config.training.num_trainers,
+        "layout": asdict(stack.layout),
+        "cluster": config.cluster.address,
         "calls": config.rollout.over_sampling_batch_size or 0,
         "device": stack.device,
         "sleeps": [stack.plan.kv_sleeps, stack.plan.trainer_sleeps],

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from kit.interrupts import held
 from kit.stack import processes
-from kit.stack.actors import make_engine, make_trainers
-from kit.stack.watch import TRAINER, engine
+from kit.stack.actors import engine_name, make_engine, make_trainers, trainer_name
+from kit.stack.watch import TRAINER, Elsewhere, engine
 
 if TYPE_CHECKING:
     from kit.stack.stack import Stack
@@ -24,9 +25,18 @@ def look_after(stack: Stack, engines: list[int], *, trainers: bool) -> None:
     limit = stack.config.engine.start_timeout
     pids: list[list[int]] = stack._get([a.processes.remote() for a in actors], "start", limit)
     for index, found in zip(engines, pids, strict=False):
-        stack.watch.add(engine(index), found)
+        place = stack.layout.engines[index][0]
+        stack.watch.add(engine(index), _members(stack, stack._engines[index], place, found))
     if trainers:
-        stack.watch.add(TRAINER, [pid for found in pids[len(engines) :] for pid in found])
+        ranks = zip(stack._trainers, stack.layout.trainers, pids[len(engines) :], strict=True)
+        stack.watch.add(TRAINER, [one for rank in ranks for one in _members(stack, *rank)])
+
+
+def _members(stack: Stack, actor: Any, place: int, pids: list[int]) -> list[int | Elsewhere]:
+    """What can be watched of an actor from here."""
+    from kit.stack.joined import RemoteActor
+
+    return [*pids] if stack.placement.is_here(place) else [RemoteActor(actor)]
 
 
 def start_dead_engines(stack: Stack) -> bool:
@@ -48,14 +58,15 @@ def start_dead_engines(stack: Stack) -> bool:
     before = {p.pid for p in stack.cluster.processes()}
     try:
         for index in dead:
-            _forget(stack._engines[index])
-            stack._engines[index] = make_engine(stack, index)
+            with held():  # an actor without a handle would keep its name
+                _forget(stack._engines[index], engine_name(index))
+                stack._engines[index] = make_engine(stack, index)
         started = [stack._engines[index].start.remote() for index in dead]
         stack._get(started, "start", stack.config.engine.start_timeout)
         look_after(stack, dead, trainers=False)
     except BaseException:
         for index in dead:
-            _forget(stack._engines[index])
+            _forget(stack._engines[index], engine_name(index))
         processes.end([p for p in stack.cluster.processes() if p.pid not in before])
         raise
     return True
@@ -63,9 +74,10 @@ def start_dead_engines(stack: Stack) -> bool:
 
 def restart_trainers(stack: Stack) -> None:
     """Start all trainers anew, with the weights of the model's files: load them before any use."""
-    for actor in stack._trainers:
-        _forget(actor)
-    stack._trainers[:] = make_trainers(stack)
+    with held():
+        for rank, actor in enumerate(stack._trainers):
+            _forget(actor, trainer_name(rank))
+        stack._trainers[:] = make_trainers(stack)
     stack.residency.trainer_asleep = False
     limit = stack.config.engine.start_timeout
     calls = [t.start.remote() for t in stack._trainers]
@@ -74,9 +86,11 @@ def restart_trainers(stack: Stack) -> None:
     look_after(stack, [], trainers=True)
 
 
-def _forget(actor: Any) -> None:
-    """Have Ray give its name free, whether it lives or not."""
+def _forget(actor: Any, name: str) -> None:
+    """Have Ray give its name free, whether it lives or not, and whoever has it by now."""
     import ray
 
     with contextlib.suppress(Exception):
         ray.kill(actor)
+    with contextlib.suppress(Exception):
+        ray.kill(ray.get_actor(name))

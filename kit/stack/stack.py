@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,55 +15,19 @@ from kit.memory.plan import PhaseName
 from kit.model.source import ModelSource
 from kit.stack import processes, repair
 from kit.stack.actors import make_engine, make_trainers
-from kit.stack.buckets import SLOTS
-from kit.stack.calls import Calls, EngineDiedError, LateError, trainer_died
+from kit.stack.calls import Calls, EngineDiedError, LateError, TrainerDiedError, trainer_died
 from kit.stack.cluster import Cluster
+from kit.stack.handing import Channel, hand_over
 from kit.stack.keeping import KeepsTrainers
+from kit.stack.layout import Layout
+from kit.stack.machine import shares
+from kit.stack.placement import JoinedPlacement, OwnPlacement, start_cluster
 from kit.stack.residency import Residency
+from kit.stack.together import together
 from kit.stack.watch import HEAD, TRAINER, Watch
 
 if TYPE_CHECKING:
     from kit.stack.underway import Parts, Underway
-
-
-def pick_device(wanted: str) -> str:
-    """`cpu` or `cuda`. Raises StackError where CUDA is asked for and there is none."""
-    count = gpu_count()
-    if wanted == "cuda" and not count:
-        raise StackError(
-            "device is cuda, but no GPU can be used here.",
-            why="The NVIDIA driver (libcuda.so.1) is missing or sees no card.",
-            fix="set device: cpu (or auto), or install the driver and check `nvidia-smi`.",
-        )
-    return "cuda" if wanted == "cuda" or (wanted == "auto" and count) else "cpu"
-
-
-def gpu_count() -> int:
-    """How many GPUs the driver shows to this process; asks the driver, so torch stays unloaded."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return 0
-    return count.value
-
-
-SMALL_MODEL = 64 << 20
-"""Bytes of weights. Handling requests costs a model of this size more than its arithmetic does."""
-
-
-def default_replicas(device: str, model_bytes: int) -> int:
-    """How many engines to start where the configuration leaves it open."""
-    small = device == "cpu" and model_bytes <= SMALL_MODEL
-    return 2 if small and (os.cpu_count() or 1) > 1 else 1
-
-
-def shares(count: int, among: int) -> list[slice]:
-    """Neighbouring stretches of `count` things, as even as can be; none is empty."""
-    among = min(among, count)
-    return [slice(i * count // among, (i + 1) * count // among) for i in range(among)]
 
 
 class Stack(KeepsTrainers):
@@ -109,14 +71,18 @@ class Stack(KeepsTrainers):
         """Was the last hand-over without the disturbance?"""
         self._bare = False
         """Have the trainers been started again, and read no checkpoint yet?"""
-        self.replicas = config.engine.replicas or default_replicas(device, model.bytes)
+        self.layout = Layout.of(config, device, model.bytes)
+        """Which device each trainer and each engine has."""
+        self.replicas = len(self.layout.engines)
+        self.placement: OwnPlacement | JoinedPlacement = OwnPlacement(self)
+        self.channel: Channel | None = None
+        """The group in which weights are broadcast, where they are."""
         self._engines: list[Any] = []
         self._trainers: list[Any] = []
 
     def launch(self, cluster: Cluster | None = None) -> None:
         """Start the head process, or take this one; returns at once."""
-        gpus = gpu_count() if self.device == "cuda" else 0
-        self.cluster = cluster or Cluster(self.device, gpus=gpus)
+        self.cluster = cluster or start_cluster(self)
         self.watch = Watch(self.config.engine.health_interval, self._part_died)
         self.calls = Calls(self.config, self.cluster, self.watch)
 
@@ -124,7 +90,8 @@ class Stack(KeepsTrainers):
         """Join the head, start engine and trainers side by side, and wait for them."""
         config = self.config
         self.cluster.connect(config.engine.start_timeout)
-        self.watch.add(HEAD, self.cluster.head_processes())
+        self.watch.add(HEAD, self.cluster.head_members())
+        self.placement = self.cluster.placement(self)
         engines = [make_engine(self, index) for index in range(self.replicas)]
         self.join(engines, make_trainers(self))
         self.described(self._start_actors())
@@ -143,7 +110,7 @@ class Stack(KeepsTrainers):
         """This is what they say of themselves."""
         self.description = info
         self.info = {**info, "device": self.device, "dtype": self.dtype}
-        self._buckets = self.info.pop("buckets")
+        self.buckets = self.info.pop("buckets")
 
     def _start_actors(self) -> dict[str, Any]:
         """Start engine and trainers side by side; what the session shows of them."""
@@ -254,7 +221,7 @@ class Stack(KeepsTrainers):
 
     def _settle(self) -> tuple[list[dict[str, float]], bool]:
         try:
-            metrics, applied = self._get(self._unsettled, "update")[0]
+            metrics, applied = together(self, self._unsettled, "update", changes=True)[0]
         except (LateError, KeyboardInterrupt):
             raise
         except BaseException:
@@ -277,7 +244,7 @@ class Stack(KeepsTrainers):
             calls = [t.values.remote(tokens, response_lengths) for t in self._trainers]
         else:
             calls = [t.log_probs.remote(tokens, response_lengths, of) for t in self._trainers]
-        values: list[list[float]] = self._get(calls, of)[0]
+        values: list[list[float]] = together(self, calls, of)[0]
         return values
 
     def rescore(
@@ -290,32 +257,23 @@ class Stack(KeepsTrainers):
     ) -> list[list[Any]]:
         """What each replica makes of the samples now: a `Rescored` a sample, replica by replica."""
         how = {"cached": cached, "experts": experts}
-        return self._ask_engines("rescore", tokens, response_lengths, **how)
+        return self._ask_living_engines("rescore", tokens, response_lengths, **how)
 
     def checksums(self) -> list[dict[str, str]]:
         """A checksum of each parameter under SGLang's names, replica by replica."""
+        if self.config.engine.tensor_parallel > 1:
+            raise StackError(
+                "Checksums of an engine with engine.tensor_parallel above 1 cannot be compared.",
+                why="Each of its devices has a part of every weight, the trainer has whole ones.",
+                fix="call session.check_mismatch(), which compares what they compute.",
+            )
         self.residency.for_weights()
-        return self._ask_engines("checksums")
-
-    def _ask_engines(self, doing: str, *args: Any, **kwargs: Any) -> list[Any]:
-        """What each engine answers to a call that changes nothing; twice, if one dies of age."""
-        for last in (False, True):
-            if last or doing != "checksums":
-                self.engine_in_order()
-            calls = [getattr(e, doing).remote(*args, **kwargs) for e in self._engines]
-            try:
-                found: list[Any] = self._get(calls, doing)
-            except EngineDiedError:
-                if last:
-                    raise
-            else:
-                break
-        return found
+        return self._ask_living_engines("checksums", awake=False)
 
     def probe(self, name: str, *arguments: Any) -> Any:
         """Run an experiment of `kit.stack.probes` in every trainer; the first one's result."""
         self.trainer_in_order()
-        return self._get([t.probe.remote(name, *arguments) for t in self._trainers], name)[0]
+        return together(self, [t.probe.remote(name, *arguments) for t in self._trainers], name)[0]
 
     def sync(
         self, version: int, *, exact: bool = False, flush_cache: bool = True
@@ -330,63 +288,52 @@ class Stack(KeepsTrainers):
         with held():
             self._half_synced = True
             try:
-                answer = self._hand_over(version, exact, flush_cache)
-            except EngineDiedError:
-                repair.start_dead_engines(self)
-                answer = self._hand_over(version, exact, flush_cache)
+                answer = hand_over(self, version, exact, flush_cache)
+            except (LateError, TrainerDiedError):
+                raise
+            except StackError:
+                if not repair.start_dead_engines(self):
+                    raise
+                answer = hand_over(self, version, exact, flush_cache)
             self._half_synced, self._exact = False, exact
+            self.trainer_version = self.engine_version = version
+            self._measure("sync")
         return answer
-
-    def _hand_over(self, version: int, exact: bool, flush_cache: bool) -> tuple[int, int]:
-        self.residency.for_sync()
-        taken: list[list[Any]] = []
-        waits: list[Any] = []
-        for bucket in range(self._buckets):
-            # A buffer is filled again when every engine has read it.
-            free = taken[bucket - SLOTS] if bucket >= SLOTS else []
-            filled = [
-                t.export_weights.remote(version, exact, bucket, *free) for t in self._trainers
-            ]
-            before = taken[-1] if taken else [None] * self.replicas
-            how = {"last": bucket == self._buckets - 1, "flush_cache": flush_cache}
-            taken.append(
-                [
-                    engine.receive_weights.remote(filled[0], version, after=done, **how)
-                    for engine, done in zip(self._engines, before, strict=True)
-                ]
-            )
-            waits += [taken[-1][0], *filled, *taken[-1][1:]]
-        try:
-            answers = self._get(waits, "sync")
-        except BaseException:
-            for engine in self._engines:  # else it would stay paused
-                engine.go_on.remote()
-            raise
-        self.trainer_version = self.engine_version = version
-        self._measure("sync")
-        a_bucket = len(waits) // self._buckets
-        firsts = answers[::a_bucket]
-        return sum(tensors for tensors, _ in firsts), sum(size for _, size in firsts)
 
     def _measure(self, phase: PhaseName) -> None:
         """Have somebody look how much of the device is taken; `measured` asks what was seen."""
         if self.device == "cuda":
-            self._looks.append((phase, self._trainers[0].device_memory.remote()))
+            self._looks += [(phase, trainer.device_memory.remote()) for trainer in self._trainers]
             if len(self._looks) > 100:
                 _ = self.measured
 
     @property
     def measured(self) -> dict[str, int]:
-        """Most bytes that were seen on the device, by phase of the plan; empty on a CPU."""
+        """Most bytes that were seen on a trainer's device, by phase of the plan; empty on a CPU."""
         looks, self._looks = self._looks, []
         for (phase, _), seen in zip(looks, self._get([x for _, x in looks], "look"), strict=True):
             self._measured[phase] = max(self._measured.get(phase, 0), seen["peak"])
         return dict(self._measured)
 
-    def ask_engines(self, method: str) -> list[Any]:
+    def ask_engines(self, method: str, *arguments: Any, **named: Any) -> list[Any]:
         """A method's answer from each engine."""
-        answers: list[Any] = self._get([getattr(e, method).remote() for e in self._engines], method)
+        calls = [getattr(engine, method).remote(*arguments, **named) for engine in self._engines]
+        answers: list[Any] = self._get(calls, method)
         return answers
+
+    def _ask_living_engines(
+        self, method: str, *arguments: Any, awake: bool = True, **named: Any
+    ) -> list[Any]:
+        """The same of engines that are in order; asked again, once, if one dies meanwhile."""
+        for last in (False, True):
+            if last or awake:
+                self.engine_in_order()
+            try:
+                return self.ask_engines(method, *arguments, **named)
+            except EngineDiedError:
+                if last:
+                    raise
+        raise AssertionError("answered or raised above")
 
     def ask_trainers(self, method: str, argument: Callable[[int], Any] | None = None) -> list[Any]:
         """A method's answer from each trainer; `argument` makes what each rank is given."""
@@ -396,15 +343,6 @@ class Stack(KeepsTrainers):
         ]
         answers: list[Any] = self._get(calls, method)
         return answers
-
-    def load(self, directory: str) -> None:
-        """Have the trainers read what `save` wrote; those that have died are started again."""
-        if TRAINER in self.watch.dead():
-            self._bare = True
-            repair.restart_trainers(self)
-        self.residency.for_trainer()
-        self._get([t.load.remote(directory) for t in self._trainers], "load")
-        self._bare = False
 
     def _get(self, calls: Any, doing: str, timeout: float | None = None) -> Any:
         return self.calls.get(calls, doing, timeout)
@@ -438,7 +376,8 @@ class Stack(KeepsTrainers):
             self.cluster.leave(seconds, warm=warm)
 
     def close(self) -> None:
-        """End every process. Safe to call again."""
+        """End every process. Safe to call again, and where none was started."""
         with held():
-            self.watch.close()
-            self.cluster.close()
+            if hasattr(self, "cluster"):
+                self.watch.close()
+                self.cluster.close()

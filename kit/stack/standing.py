@@ -26,3 +26,5 @@ class TrainerStanding:
     update_seconds: float
     asleep: bool
     """Is it in host memory?"""
+    snapshots: tuple[str, ...]
+    """Names of those that it holds."""

@@ -10,81 +10,41 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
-from typing import Any, Literal
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
 from kit.config import TrainingConfig
-from kit.errors import SessionError, StackError
-from kit.model.compiled import Recompute
-from kit.model.packing import Packed
+from kit.errors import SessionError
 from kit.model.policy import Policy
 from kit.stack import exporting, probes, stages, trainer_snapshots, trainer_state, warm_up
-from kit.stack.batches import MAX_TOKENS, TrainBatch, optimizer_steps, packed_parts
+from kit.stack.batches import TrainBatch, optimizer_steps
 from kit.stack.buckets import in_buckets
 from kit.stack.corrections import Corrections
-from kit.stack.device import DeviceMemory, out_of_memory
-from kit.stack.disturbance import EXACT, Disturbance, HandedOver
-from kit.stack.fsdp import without_gradient
+from kit.stack.device import DeviceMemory
+from kit.stack.disturbance import EXACT, HandedOver
 from kit.stack.models import Making
 from kit.stack.optimizer_step import OptimizerSteps
 from kit.stack.parking import Parking
+from kit.stack.processes import cores
+from kit.stack.sending import Sends
 from kit.stack.standing import TrainerStanding
 from kit.stack.stopping import NEVER, StopSign
+from kit.stack.trainer_looking import Looks
+from kit.stack.trainer_meeting import Meets
+from kit.stack.trainer_settings import TrainerSettings
 from kit.stack.trainer_snapshots import TrainerSnapshot
-from kit.stack.unsharded import as_saved, whole
-from kit.stack.weights import Handle, Outbox
-
-Of = Literal["policy", "reference"]
+from kit.stack.weights import Outbox
 
 
-@dataclass(frozen=True, slots=True)
-class TrainerSettings:
-    """What one rank needs to know."""
-
-    model_path: str
-    training: TrainingConfig
-    temperature: float
-    device: str
-    dtype: str
-    seed: int
-    rank: int
-    rendezvous: str
-    max_response_len: int = 1
-    """What a loss over a constant length divides by."""
-    disturbance: Disturbance = EXACT
-    """What is done to the weights on their way to the engine."""
-    trust_remote_code: bool = False
-    recompute: Recompute = "none"
-    compile: bool = False
-    offload: bool = False
-    """Weights and optimizer stay in host memory."""
-    max_tokens: int = MAX_TOKENS
-    """Of a micro-batch."""
-    bucket_bytes: int = 1 << 62
-    """Of weights on their way to the engine."""
-    sleeps: bool = False
-    """Will it leave the device while the engine generates?"""
-    memory_limit: int | None = None
-    """Bytes that the process may take of a GPU; None all there is."""
-
-    @property
-    def max_tokens_forward(self) -> int:
-        """Of a micro-batch without gradients. Twice as many then take less memory than the others
-        with them, and a GPU waits half as often for the host.
-        """
-        return self.max_tokens * (2 if self.device == "cuda" else 1)
-
-
-class Trainer(OptimizerSteps):
+class Trainer(Meets, Looks, Sends, OptimizerSteps):
     """Holds one rank's share of policy, reference and critic, and of their optimizers."""
 
     def __init__(self, settings: TrainerSettings) -> None:
+        if settings.cards:  # before anything asks CUDA
+            os.environ["CUDA_VISIBLE_DEVICES"] = settings.cards
         self._begin(settings)
 
     def _begin(self, settings: TrainerSettings) -> None:
@@ -102,23 +62,16 @@ class Trainer(OptimizerSteps):
         """Load the models into host memory, and meet the other ranks."""
         settings, training = self.settings, self.settings.training
         stages.report("trainer", "loading weights")
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # else it asks for the host's name, and may wait
         if settings.device == "cuda":
             torch.cuda.set_device(settings.rank % torch.cuda.device_count())
             torch.set_float32_matmul_precision("high")
             self.device = torch.device("cuda", torch.cuda.current_device())
         else:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // training.num_trainers))
+            torch.set_num_threads(max(1, cores() // training.num_trainers))
             self.device = torch.device("cpu")
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if settings.device == "cuda" else "gloo",
-            init_method=f"file://{settings.rendezvous}",
-            rank=settings.rank,
-            world_size=training.num_trainers,
-        )
-        self.mesh = init_device_mesh(settings.device, (training.num_trainers,))
+        self._meet()
         self.memory = DeviceMemory(self.device, settings.memory_limit)
-        self.outbox = Outbox(self.device, getattr(torch, settings.dtype))
+        self.outbox = Outbox(self.device, getattr(torch, settings.dtype), settings.shares_memory)
         self.parking = Parking(self.device)
         self._load()
 
@@ -181,13 +134,8 @@ class Trainer(OptimizerSteps):
 
     def standing(self) -> TrainerStanding:
         """Where this rank is, for a driver that does not know."""
-        return TrainerStanding(
-            self.updates, self.last_update, self.update_seconds, bool(self.parking.taken)
-        )
-
-    def forget_all(self) -> None:
-        """Give back the memory of all snapshots."""
-        self.snapshots.clear()
+        asleep, kept = bool(self.parking.taken), tuple(self.snapshots)
+        return TrainerStanding(self.updates, self.last_update, self.update_seconds, asleep, kept)
 
     def processes(self) -> list[int]:
         """Ids of those without which it cannot work: its own."""
@@ -231,60 +179,6 @@ class Trainer(OptimizerSteps):
     def device_memory(self) -> dict[str, int]:
         """Bytes; see `DeviceMemory.read`."""
         return self.memory.read()
-
-    # ---- looking -------------------------------------------------------------------------------
-
-    def log_probs(
-        self, tokens: list[list[int]], response_lengths: list[int], of: Of = "policy"
-    ) -> list[list[float]]:
-        """Log-probability of each response token under the present weights, or the reference's."""
-        model = self.policy if of == "policy" else self.reference
-        if model is None:
-            raise StackError(
-                "There is no reference model.",
-                fix="set training.kl_loss_coef or training.kl_coef above 0.",
-            )
-        rows = self._all_log_probs(tokens, response_lengths, [model])[0]
-        # Brought over at once: each of some hundred rows would wait for the device.
-        values = torch.cat(rows).tolist()
-        ends = [0, *accumulate(response_lengths)]
-        return [values[a:b] for a, b in pairwise(ends)]
-
-    def values(self, tokens: list[list[int]], response_lengths: list[int]) -> list[list[float]]:
-        """What the critic expects before each response token."""
-        if self.critic is None:
-            raise StackError(
-                "There is no critic.", fix="set training.advantage_estimator: ppo to have one."
-            )
-        rows: list[list[float]] = [[] for _ in tokens]
-        for members, packed in self.parts(tokens, response_lengths):
-            parts = self.critic.values(packed).split([response_lengths[i] for i in members])
-            for index, part in zip(members, parts, strict=True):
-                rows[index] = part.tolist()
-        return rows
-
-    def _all_log_probs(
-        self, tokens: list[list[int]], response_lengths: list[int], models: Sequence[Policy]
-    ) -> list[list[torch.Tensor]]:
-        """By model and sample, on the device; computed on every rank for all samples."""
-        out = [[torch.empty(0)] * len(tokens) for _ in models]
-        with out_of_memory(self.settings.max_tokens, models):
-            limit = self.settings.max_tokens_forward
-            parts = packed_parts(tokens, response_lengths, limit, self.device)
-            for members, packed in parts:
-                lengths = [response_lengths[i] for i in members]
-                self.stop_sign.look()
-                for rows, model in zip(out, models, strict=True):
-                    logp_R = without_gradient(model, packed, self.settings.temperature)[0]
-                    for index, part in zip(members, logp_R.split(lengths), strict=True):
-                        rows[index] = part
-        return out
-
-    def parts(
-        self, tokens: list[list[int]], response_lengths: list[int]
-    ) -> Iterator[tuple[list[int], Packed]]:
-        """All samples in micro-batches: (indices, packed)."""
-        return packed_parts(tokens, response_lengths, self.settings.max_tokens, self.device)
 
     # ---- learning ------------------------------------------------------------------------------
 
@@ -347,63 +241,11 @@ class Trainer(OptimizerSteps):
         seed = f"{self.settings.seed} {self.updates}"
         return optimizer_steps(len(batch), self.settings.training, seed)
 
-    def log_probs_before(
-        self, batch: TrainBatch, old: bool = False
-    ) -> tuple[list[torch.Tensor] | None, list[torch.Tensor] | None]:
-        """(of the policy, if asked for; of the reference, where the loss has a KL), by sample."""
-        models = [self.policy] if old else []
-        if self.settings.training.kl_loss_coef and self.reference:
-            models.append(self.reference)
-        found = self._all_log_probs(batch.tokens, batch.response_lengths, models) if models else []
-        return (
-            found[0] if old else None,
-            found[-1] if len(models) > int(old) else None,
-        )
-
     def _refresh_reference(self, reference: Policy) -> None:
         pairs = zip(reference.parameters(), self.policy.parameters(), strict=True)
         with torch.no_grad():
             for old, new in pairs:
                 old.copy_(new)
-
-    # ---- handing over --------------------------------------------------------------------------
-
-    def export_weights(
-        self, version: int = 0, exact: bool = False, bucket: int = 0, *_: Any
-    ) -> Handle | None:
-        """Gather a bucket of the weights for the engine; rank 0 returns where they are.
-
-        Args:
-            version: which weights they are.
-            exact: without the disturbance.
-            bucket: which one; with one trainer on a CPU there is only the first.
-            _: answers that Ray has to have before this call may begin.
-        """
-        if bucket == 0:
-            disturbance = EXACT if exact else self.settings.disturbance
-            self.handed_over = HandedOver(disturbance, self.updates)
-        wanted = set(self._buckets[bucket])
-        with torch.no_grad():
-            named = (
-                entry
-                for name, value in self.handed_over_parameters()
-                if name in wanted
-                for entry in as_saved(name, self.handed_over.as_engine_has(name, whole(value)))
-            )
-            if self.settings.rank == 0:
-                with self.memory.whole_blocks():
-                    return self.outbox.fill(named, bucket)
-            for _name in named:  # gathering takes all ranks
-                pass
-        return None
-
-    def handed_over_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """What the engine is given; a tied output embedding is part of it once."""
-        inner: Any = self.policy.model
-        tied = inner.config.tie_word_embeddings
-        for name, value in inner.named_parameters():
-            if not (tied and name == "lm_head.weight"):
-                yield name, value
 
     def probe(self, name: str, *arguments: Any) -> Any:
         """Run an experiment of `kit.stack.probes`; all ranks call."""

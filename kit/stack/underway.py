@@ -16,7 +16,8 @@ from kit.errors import StackError
 from kit.stack.calls import EngineDiedError
 
 if TYPE_CHECKING:
-    from kit.stack.engine import Generation, SamplingSettings
+    from kit.stack.engine import Generation
+    from kit.stack.engine_settings import SamplingSettings
     from kit.stack.stack import Stack
 
 AGAIN = 0.2

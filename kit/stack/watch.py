@@ -11,6 +11,7 @@ which a process is gone is ended whole, so that a call that waits for it fails i
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
 import psutil
@@ -25,34 +26,69 @@ def engine(index: int) -> str:
     return f"engine {index}"
 
 
+class Elsewhere(ABC):
+    """A member that is no process of this machine."""
+
+    @abstractmethod
+    def lives(self) -> bool:
+        """Look now."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Have it ended; returns at once."""
+
+
+Member = psutil.Process | Elsewhere | None
+
+
 class Watch:
     """Which parts of a stack there are, and which have died."""
 
     def __init__(self, interval: float, on_death: Callable[[str], None]) -> None:
         """Looks from now on; `on_death` is called once a death, in whichever thread saw it."""
-        self._parts: dict[str, list[psutil.Process | None]] = {}
+        self._parts: dict[str, list[Member]] = {}
         self._dead: set[str] = set()
         self._on_death, self._interval = on_death, interval
         self._lock = threading.RLock()
         self._ended = threading.Event()
         threading.Thread(target=self._work, name="kit-watch", daemon=True).start()
 
-    def add(self, part: str, pids: Iterable[int]) -> None:
-        """Look after these from now on; they take the place of a part that has died."""
-        members = [_found(pid) for pid in pids]
+    def add(self, part: str, who: Iterable[int | Elsewhere]) -> None:
+        """Look after these (process ids, or members elsewhere) from now on; they take the place of
+        a part that has died.
+        """
+        members = [_found(one) if isinstance(one, int) else one for one in who]
         with self._lock:
             self._parts[part] = members
             self._dead.discard(part)
+
+    def gone(self, part: str) -> None:
+        """This one has died, and nobody knows its processes."""
+        with self._lock:
+            self._parts[part] = [None]
 
     def dead(self) -> set[str]:
         """Look now: the parts that have died and that nothing has taken the place of."""
         with self._lock:
             for part, members in self._parts.items():
                 if part not in self._dead and not all(map(_lives, members)):
-                    self._dead.add(part)
-                    processes.end([process for process in members if process])
-                    self._on_death(part)
+                    self._bury(part)
             return set(self._dead)
+
+    def end(self, part: str) -> None:
+        """End a part, and know it as dead."""
+        with self._lock:
+            if part in self._parts and part not in self._dead:
+                self._bury(part)
+
+    def _bury(self, part: str) -> None:
+        self._dead.add(part)
+        members = self._parts[part]
+        processes.end([one for one in members if isinstance(one, psutil.Process)])
+        for one in members:
+            if isinstance(one, Elsewhere):
+                one.end()
+        self._on_death(part)
 
     def close(self) -> None:
         """Look no more."""
@@ -73,7 +109,9 @@ def _found(pid: int) -> psutil.Process | None:
         return None
 
 
-def _lives(process: psutil.Process | None) -> bool:
+def _lives(process: Member) -> bool:
+    if isinstance(process, Elsewhere):
+        return process.lives()
     try:
         return bool(process and process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -49,6 +49,8 @@ class Outbox:
 
     device: torch.device
     dtype: torch.dtype
+    shared: bool = True
+    """Do engines read the buffers? Else they are sent."""
     _buffers: dict[int, torch.Tensor] = field(default_factory=dict)
     _memory_file: int = field(default=-1)
 
@@ -58,7 +60,7 @@ class Outbox:
         tensors = list(named)
         width = torch.empty((), dtype=self.dtype).element_size()
         total = sum(t.numel() for _, t in tensors) * width
-        buffer = self._buffer(bucket % SLOTS if self.device.type == "cuda" else 0, total)
+        buffer = self._buffer(self._slot(bucket), total)
         entries, places, start = [], [], 0
         for name, tensor in tensors:
             end = start + tensor.numel() * width
@@ -69,9 +71,17 @@ class Outbox:
         torch._foreach_copy_(places, [tensor for _, tensor in tensors])
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-            return Handle(tuple(entries), total, ipc=serialize(buffer[:total], entries))
+            ipc = serialize(buffer[:total], entries) if self.shared else b""
+            return Handle(tuple(entries), total, ipc=ipc)
         path = f"/proc/{os.getpid()}/fd/{self._memory_file}"
         return Handle(tuple(entries), total, path=path)
+
+    def flat(self, bucket: int, size: int) -> torch.Tensor:
+        """The bytes that the last `fill` of this bucket has written."""
+        return self._buffers[self._slot(bucket)][:size]
+
+    def _slot(self, bucket: int) -> int:
+        return bucket % SLOTS if self.device.type == "cuda" else 0
 
     def _buffer(self, slot: int, size: int) -> torch.Tensor:
         buffer = self._buffers.get(slot)

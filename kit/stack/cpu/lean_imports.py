@@ -26,12 +26,14 @@ OPTIONAL = frozenset(
         "mistral_common",
         "quack",
         "rfc3987_syntax",
+        "scipy",
         "soundfile",
         "tensorflow",
         "tilelang",
         "torchao",
         "torchaudio",
         "torchcodec",
+        "wcwidth",
     }
 )
 """Not found in this process."""

@@ -25,6 +25,8 @@ import sys
 import traceback
 from typing import Any
 
+from kit.stack.imports import without_garbage_collection
+
 SOCKET_ENV = "KIT_ZYGOTE_SOCKET"
 PRELOAD = (
     # Not Ray: it reads which worker it is from the environment at the time it is imported.
@@ -65,7 +67,6 @@ def serve(path: str) -> None:
     listener.listen(64)
     preload()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps what we fork
-    gc.collect()
     gc.freeze()
     while True:
         connection, _ = listener.accept()
@@ -82,8 +83,9 @@ def preload() -> None:
     from kit.stack.cpu.lean_imports import leave_out
 
     leave_out()
-    for module in PRELOAD:
-        importlib.import_module(module)
+    with without_garbage_collection():
+        for module in PRELOAD:
+            importlib.import_module(module)
 
 
 def _run(connection: socket.socket) -> None:
