@@ -1,9 +1,10 @@
 """What a session writes down after every verb, so that another process can go on with it.
 
 Weights and optimizer live in the trainers. What the notebook's own process knows (counters, place
-in the data, buffer, metrics, last rollout, settings) is noted in the stack's folder, in one move,
-and is gone with it. An update changes both sides, and a kernel can be killed between the two; so
-before one, it is also written down what will hold once the trainers have made it:
+in the data, buffer, metrics, last rollout, settings, its half of snapshots) is noted in the stack's
+folder, in one move, and is gone with it. An update changes both sides, and a kernel can be killed
+between the two; so before one, it is also written down what will hold once the trainers have made
+it:
 
     generate, score ── note ──►  now
     update ── before ─────────►  now, then (if the trainers have made update X)
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +30,12 @@ from kit.samples import Rollout
 if TYPE_CHECKING:
     from kit.lifecycle import Lifecycle
     from kit.samples import Batch
+    from kit.snapshots import Snapshot
 
 FOLDER = "session"
 STATE = "state.json"
 START = "start.json"
+SNAPSHOT = "snapshot"
 FORMAT = 1
 
 
@@ -110,18 +113,31 @@ class Journal:
             "config": self._file("config", session.config, _write_config),
             "rollout": self._file("rollout", session.last_rollout, _write_rollout),
             "buffer": self._file("buffer", groups or None, _write_groups),
+            "snapshots": self._snapshots(session),
         }
 
-    def _file(self, kind: str, what: Any, write: Callable[[Path, Any], None]) -> str | None:
-        """The name of a file that holds it: a new one, where it is not what was written last."""
+    def _snapshots(self, session: Lifecycle) -> list[str | None]:
+        """The names of the files that hold the session's half of each."""
+        mine = {f"{SNAPSHOT} {name}": kept for name, kept in session._snapshots.items()}
+        for key in [k for k in self._kept if k.startswith(f"{SNAPSHOT} ") and k not in mine]:
+            del self._kept[key]
+        return [self._file(SNAPSHOT, kept, _write_snapshot, key) for key, kept in mine.items()]
+
+    def _file(
+        self, kind: str, what: Any, write: Callable[[Path, Any], None], key: str = ""
+    ) -> str | None:
+        """The name of a file that holds it: a new one, where it is not what was written last.
+
+        `key` tells those of one kind apart.
+        """
         if what is None:
             return None
-        last, name = self._kept.get(kind, (None, ""))
+        last, name = self._kept.get(key or kind, (None, ""))
         if last is what or (kind == "buffer" and last == what):
             return name
         name = self._new(kind)
         write(self.folder / name, what)
-        self._kept[kind] = (what, name)
+        self._kept[key or kind] = (what, name)
         return name
 
     def _history(self, history: list[Any]) -> list[Any]:
@@ -149,6 +165,7 @@ class Journal:
         used = {STATE, START} | {name for _, name in self._kept.values()}
         used |= {s[kind] for s in states for kind in ("config", "rollout", "buffer")}
         used |= {state["history"][0] for state in states}
+        used |= {name for state in states for name in state["snapshots"]}
         for file in self.folder.iterdir():
             if file.name not in used:
                 file.unlink(missing_ok=True)
@@ -170,13 +187,45 @@ def _write_config(file: Path, config: Any) -> None:
 
 
 def _write_rollout(file: Path, rollout: Rollout) -> None:
-    own = {
+    sample_arrays.write(file, rollout.samples, _of_rollout(rollout))
+
+
+def _of_rollout(rollout: Rollout) -> dict[str, Any]:
+    return {
         "step": rollout.step,
         "seconds": rollout.seconds,
         "metrics": rollout.metrics,
         "notes": list(rollout.notes),
     }
-    sample_arrays.write(file, rollout.samples, own)
+
+
+def _write_snapshot(file: Path, kept: Snapshot) -> None:
+    rollout = kept.last_rollout
+    own = {
+        "snapshot": {name: getattr(kept, name) for name in KEPT_AS_IT_IS},
+        "folder": str(kept.folder) if kept.folder else None,
+        "training": kept.training.model_dump(mode="json"),
+        "state": dict(kept.state),
+        "rollout": rollout and _of_rollout(rollout),
+    }
+    sample_arrays.write(file, rollout.samples if rollout else (), own)
+
+
+KEPT_AS_IT_IS = ("name", "step", "weight_version", "reward", "bytes", "made")
+
+
+def _read_snapshot(file: Path) -> Snapshot:
+    from kit.config_training import TrainingConfig
+    from kit.snapshots import Snapshot
+
+    samples, own = sample_arrays.read(file)
+    return Snapshot(
+        **own["snapshot"],
+        folder=Path(own["folder"]) if own["folder"] else None,
+        training=TrainingConfig(**own["training"]),
+        state=own["state"],
+        last_rollout=Rollout(samples, **own["rollout"]) if own["rollout"] else None,
+    )
 
 
 def _write_groups(file: Path, groups: tuple[Any, ...]) -> None:
@@ -207,8 +256,17 @@ def _read(file: Path) -> dict[str, Any]:
     return row
 
 
-def restore(session: Lifecycle, directory: Path, state: dict[str, Any]) -> None:
-    """Bring a session to what was noted. Raises DataError where its prompts are others."""
+def restore(
+    session: Lifecycle, directory: Path, state: dict[str, Any], held: Collection[str]
+) -> None:
+    """Bring a session to what was noted. Raises DataError where its prompts are others.
+
+    Args:
+        session: it runs on the stack already.
+        directory: of the stack.
+        state: what was noted of it.
+        held: names of the snapshots that the trainers have in memory.
+    """
     folder = directory / FOLDER
     session._stream.load_state(state["stream"])
     session.step_count = int(state["step_count"])
@@ -223,6 +281,9 @@ def restore(session: Lifecycle, directory: Path, state: dict[str, Any]) -> None:
         samples, own = sample_arrays.read(folder / state["buffer"])
         rest = iter(samples)
         session._buffer.put(tuple(next(rest) for _ in range(size)) for size in own["sizes"])
+    for kept in (_read_snapshot(folder / name) for name in state["snapshots"]):
+        if kept.folder.is_dir() if kept.folder else kept.name in held:
+            session._snapshots[kept.name] = kept
 
 
 def settings(directory: Path, state: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from kit.runs.record import RUN_DIR_VARIABLE
+from kit.runs.result import write_whole
+from kit.runs.settings import SETTINGS_VARIABLE, RunSettings
 
 KERNEL_LOG = "kernel.log"
 """What the kernel's process and its children wrote outside of the notebook's cells."""
@@ -37,18 +39,22 @@ def execute(
     target: Path,
     parameters: Mapping[str, Any],
     on_cell: Callable[[str], None],
+    directory: Path,
+    settings: RunSettings,
 ) -> Failure | None:
     """Run `source` from top to bottom and keep `target` up to date while it runs.
 
     The kernel is that of the running interpreter, whatever kernels are installed for the user. It
-    starts in the notebook's own folder, as it does in JupyterLab, and finds the run's folder in
-    its environment. However this ends, the kernel has ended too.
+    finds the run's folder and settings in its environment. However this ends, the
+    kernel has ended too.
 
     Args:
         source: the notebook.
         target: where the executed copy goes; its folder is the run's.
         parameters: values for the notebook's parameters, checked already.
         on_cell: called with a code cell's source before it runs.
+        directory: where the kernel works: the notebook's own folder, as in JupyterLab.
+        settings: what sessions in the kernel are told.
 
     Returns:
         What went wrong, if anything did.
@@ -65,6 +71,7 @@ def execute(
             on_cell(cell.source)
 
     target = target.resolve()
+    papermill.iorw.papermill_io.register(str(target), _WholeFile())
     log = target.parent / KERNEL_LOG
     with log.open("wb") as output:
         try:
@@ -75,8 +82,8 @@ def execute(
                 kernel_name="python3",
                 language="python",
                 progress_bar=False,
-                cwd=source.resolve().parent,
-                kernel_manager_class=_manager(target.parent, output),
+                cwd=directory,
+                kernel_manager_class=_manager(target.parent, output, settings),
                 on_cell_start=started,
                 start_timeout=120,
             )
@@ -95,12 +102,28 @@ def execute(
     return None
 
 
+class _WholeFile:
+    """How Papermill writes the executed notebook: nobody ever sees half of it."""
+
+    def read(self, path: str) -> str:
+        return Path(path).read_text(encoding="utf-8")
+
+    def listdir(self, path: str) -> list[str]:
+        return [str(file) for file in Path(path).iterdir()]
+
+    def write(self, text: str, path: str) -> None:
+        write_whole(Path(path), text)
+
+    def pretty_path(self, path: str) -> str:
+        return path
+
+
 def _literal(path: Path) -> str:
     """Papermill reads paths as format strings; a brace in a folder's name means itself."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def _manager(folder: Path, output: IO[bytes]) -> type:
+def _manager(folder: Path, output: IO[bytes], settings: RunSettings) -> type:
     """A kernel manager whose kernel is this interpreter and belongs to the run in `folder`."""
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
@@ -109,7 +132,8 @@ def _manager(folder: Path, output: IO[bytes]) -> type:
 
     spec = KernelSpec(**get_kernel_dict())
     spec.argv[0] = sys.executable
-    spec.env = {RUN_DIR_VARIABLE: str(folder).replace("$", "$$")}
+    told = {RUN_DIR_VARIABLE: str(folder), SETTINGS_VARIABLE: settings.model_dump_json()}
+    spec.env = {name: value.replace("$", "$$") for name, value in told.items()}
 
     class RunKernelManager(AsyncKernelManager):
         shutdown_wait_time = Float(SHUTDOWN_SECONDS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -9,17 +11,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from rich.console import Console
 
 from kit.errors import RunError
 from kit.runs import outcome
+from kit.runs.asked import for_notebook
+from kit.runs.finding import RUNS
 from kit.runs.kernel import Failure, execute
 from kit.runs.page import write_page
 from kit.runs.parameters import Parameter, check_parameters, open_notebook, read_parameters
 from kit.runs.progress import RunProgress
+from kit.runs.record import NAME_VARIABLE
+from kit.runs.result import Lineage, Process, RunRecord, WhatFailed, write_whole
+from kit.runs.settings import RunSettings
 
-RUNS = Path("papermill_runs")
 NOTEBOOK = "notebook.ipynb"
+PARAMETERS = "params.yaml"
 
 Ending = Literal["completed", "failed", "interrupted"]
 
@@ -45,12 +53,24 @@ class RunResult:
         return self.folder / NOTEBOOK
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run that can begin: its folder is there, and everything in it is checked."""
+
+    folder: Path
+    source: Path
+    """The notebook that is executed."""
+    known: Mapping[str, Parameter]
+    record: RunRecord
+
+
 def run_notebook(
     path: str | Path,
     parameters: Mapping[str, object] | None = None,
     *,
     out_root: str | Path = RUNS,
     console: Console | None = None,
+    settings: RunSettings | None = None,
 ) -> RunResult:
     """Execute a notebook from top to bottom, and keep all it did in a new folder.
 
@@ -60,6 +80,7 @@ def run_notebook(
             of that type.
         out_root: the folder that runs are kept in.
         console: where progress and summary are shown; None takes standard output.
+        settings: seed, preset, and what is kept; None takes the defaults.
 
     Returns:
         The result. A notebook that failed is a result too: `status` is "failed", `error` says why.
@@ -70,24 +91,55 @@ def run_notebook(
     """
     source, console = Path(path), console or Console()
     known = read_parameters(source)
-    values = check_parameters(source, known, parameters or {})
-    cells = sum(cell.cell_type == "code" for cell in open_notebook(source).cells)
+    given, settings = for_notebook(source, known, parameters or {}, settings or RunSettings())
+    values = check_parameters(source, known, given)
     started = datetime.now().astimezone()
-    folder = _new_folder(Path(out_root), f"{started:%Y%m%d-%H%M%S}-{source.stem}")
+    name = f"{started:%Y%m%d-%H%M%S}-{source.stem}-{secrets.token_hex(3)}"
+    folder = _new_folder(Path(out_root), os.environ.pop(NAME_VARIABLE, "") or name)
+    record = RunRecord(
+        status="running",
+        notebook=str(source),
+        directory=str(source.resolve().parent),
+        parameters={name: values.get(name, p.value) for name, p in known.items()},
+        given=values,
+        settings=settings.model_copy(update={"folder": str(folder)}),
+        versions=outcome.versions(),
+        git_commit=outcome.git_commit(source.resolve().parent),
+        machine=outcome.machine(),
+        started=started.isoformat(timespec="seconds"),
+        process=Process.me(),
+    )
+    record.write(folder)
+    text = yaml.safe_dump(record.parameters, sort_keys=False, allow_unicode=True)
+    write_whole(folder / PARAMETERS, text)
+    write_whole(folder / NOTEBOOK, source.read_text(encoding="utf-8"))  # to resume it from
     console.print(f"Running {source} in {folder}", markup=False, highlight=False, soft_wrap=True)
+    return carry_out(Plan(folder, source.resolve(), known, record), console)
 
+
+def carry_out(plan: Plan, console: Console) -> RunResult:
+    """Execute what is planned, and write down how it ended, whatever happens."""
+    folder, record = plan.folder, plan.record
+    cells = sum(cell.cell_type == "code" for cell in open_notebook(plan.source).cells)
     clock = time.monotonic()
     status: Ending = "interrupted"
     error: Failure | None = None
+    steps = _steps(plan.known, record.given)
     try:
-        with RunProgress(console, folder, cells + bool(values), _steps(known, values)) as progress:
-            error = execute(source, folder / NOTEBOOK, values, progress.cell)
+        with RunProgress(console, folder, cells + bool(record.given), steps) as progress:
+            error = execute(
+                plan.source,
+                folder / NOTEBOOK,
+                record.given,
+                progress.cell,
+                Path(record.directory),
+                record.settings,
+            )
         status = "failed" if error else "completed"
     finally:
-        result = RunResult(
-            folder, status, outcome.headline(folder), time.monotonic() - clock, error
-        )
-        _keep(result, source, known, values, started)
+        seconds = time.monotonic() - clock
+        result = RunResult(folder, status, outcome.headline(folder), seconds, error)
+        _keep(result, record)
         _draw(result, console)
         _summarize(result, console)
     return result
@@ -120,28 +172,22 @@ def _steps(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> int | N
     return None
 
 
-def _keep(
-    result: RunResult,
-    source: Path,
-    known: Mapping[str, Parameter],
-    values: Mapping[str, Any],
-    started: datetime,
-) -> None:
-    outcome.write_result(
-        result.folder,
-        {
+def _keep(result: RunResult, record: RunRecord) -> None:
+    lineage = Lineage(attempts=record.lineage.attempts, continued=outcome.continued(result.folder))
+    ended = record.model_copy(
+        update={
             "status": result.status,
-            "notebook": str(source),
-            "parameters": {name: values.get(name, p.value) for name, p in known.items()},
             "headline": result.headline,
             "seed": outcome.seed(result.folder),
-            "versions": outcome.versions(),
-            "git_commit": outcome.git_commit(source.resolve().parent),
-            "started": started.isoformat(timespec="seconds"),
             "seconds": round(result.seconds, 2),
-            "error": asdict(result.error) if result.error else None,
-        },
+            "lineage": lineage,
+            "process": None,
+            "error": WhatFailed(**asdict(result.error)) if result.error else None,
+        }
     )
+    RunRecord.model_validate(ended.model_dump()).write(result.folder)
+    if result.status == "completed":
+        outcome.forget_attempts(result.folder)
 
 
 def _draw(result: RunResult, console: Console) -> None:
@@ -177,3 +223,5 @@ def _summarize(result: RunResult, console: Console) -> None:
         say(f"    {file.name}{'/' if file.is_dir() else ''}")
     if (result.folder / "notebook.html").is_file():
         say("Read it in a browser: notebook.html. Step through it yourself: make lab.")
+    if result.status != "completed":
+        say(f"Go on from its last checkpoint: kit run --resume {result.folder}")

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shutil
 import subprocess
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from kit.reports import REWARD
-from kit.runs.record import CONFIG, EVALUATIONS, METRICS
+from kit.runs.continuing import CONTINUED
+from kit.runs.record import ATTEMPTS, CONFIG, EVALUATIONS, METRICS
+from kit.runs.result import Continued
 
+FIGURES = "figures"
 CURVE = "reward_curve.png"
 
 _STACK = ("kit", "sglang", "torch", "transformers", "ray")
@@ -101,15 +106,39 @@ def git_commit(folder: Path) -> str | None:
     return found.stdout.strip() or None
 
 
-def write_result(folder: Path, result: Mapping[str, Any]) -> Path:
-    """Write `result.json`."""
-    target = folder / "result.json"
-    target.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
-    return target
+def machine() -> dict[str, Any]:
+    """What the run ran on."""
+    return {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": _gpus(),
+    }
+
+
+def _gpus() -> list[str]:
+    """The names of NVIDIA's cards, as the driver's own tool lists them."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return found.stdout.split("\n")[:-1]
+
+
+def continued(folder: Path) -> list[Continued]:
+    """Which trainings went on from a checkpoint."""
+    return [Continued.model_validate(row) for row in read_rows(folder / CONTINUED)]
+
+
+def forget_attempts(folder: Path) -> None:
+    """Remove what earlier attempts wrote: the run is completed, and all of it is in its files."""
+    shutil.rmtree(folder / ATTEMPTS, ignore_errors=True)
 
 
 def draw_reward_curve(folder: Path) -> Path | None:
-    """Draw `reward_curve.png`: reward of every step, accuracy of every evaluation.
+    """Draw `figures/reward_curve.png`: reward of every step, accuracy of every evaluation.
 
     Returns None, and draws nothing, where the run trained no step.
     """
@@ -124,7 +153,8 @@ def draw_reward_curve(folder: Path) -> Path | None:
         {"step": row["step"], f"eval/{row['dataset']}": row["accuracy"]}
         for row in read_rows(folder / EVALUATIONS)
     ]
-    return save_curve([*steps, *marks], folder / CURVE, heading=folder.name)
+    (folder / FIGURES).mkdir(exist_ok=True)
+    return save_curve([*steps, *marks], folder / FIGURES / CURVE, heading=folder.name)
 
 
 def text_curve(folder: Path) -> str:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from kit.errors import RunError, did_you_mean
+from kit.runs import impossible
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -57,12 +58,16 @@ class Parameter:
     """As the notebook writes it."""
     kinds: tuple[str, ...] = ()
     """The types it takes, of None, bool, int, float, list, dict, str; empty takes anything."""
+    choices: tuple[Any, ...] = ()
+    """The only values it takes, where it is annotated with `Literal`."""
     help: str = ""
     """The comment beside it, or else the comment lines above it."""
 
     @property
     def type(self) -> str:
         """Its type as one reads it: `float | None`."""
+        if self.choices:
+            return f"one of {', '.join(map(repr, self.choices))}"
         ordered = [kind for kind in self.kinds if kind != "None"]
         return " | ".join(ordered + ["None"] * ("None" in self.kinds)) or "any"
 
@@ -86,15 +91,17 @@ class Parameter:
                 value, which must be of that type already.
 
         Raises:
-            RunError: it is not of the parameter's type.
+            RunError: it is not of the parameter's type, or a value that cannot be.
         """
         try:
-            return self._from_text(given) if isinstance(given, str) else self._checked(given)
+            value = self._from_text(given) if isinstance(given, str) else self._checked(given)
         except ValueError:
             raise RunError(
                 f"Parameter {self.name!r} takes {self.type}, but was given {given!r}.",
                 fix=f"the notebook's own value is {self.default}; give one like it.",
             ) from None
+        impossible.refuse(self.name, value, self.value, self.choices)
+        return value
 
     def _from_text(self, text: str) -> Any:
         if not self.kinds:
@@ -203,14 +210,30 @@ def _parameter(
         name=target.id,
         default=ast.get_source_segment(source, statement.value) or "",
         kinds=_annotated(annotation) if annotation else _of_value(statement.value),
+        choices=_choices(annotation) if annotation else (),
         help=_help(statement, comments),
     )
 
 
 def _annotated(annotation: ast.expr) -> tuple[str, ...]:
     """The types of `float | None`; nothing where one of them is not among those we read."""
+    if choices := _choices(annotation):
+        return tuple(dict.fromkeys(type(choice).__name__ for choice in choices))
     names = [part.strip().split("[")[0] for part in ast.unparse(annotation).split("|")]
     return tuple(names) if all(name in _KINDS for name in names) else ()
+
+
+def _choices(annotation: ast.expr) -> tuple[Any, ...]:
+    """The values of `Literal["a", "b"]`; nothing for any other annotation."""
+    if not isinstance(annotation, ast.Subscript) or not ast.unparse(annotation.value).endswith(
+        "Literal"
+    ):
+        return ()
+    try:
+        found = ast.literal_eval(annotation.slice)
+    except ValueError:
+        return ()
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _of_value(value: ast.expr) -> tuple[str, ...]:

@@ -25,8 +25,12 @@ from rich.text import Text
 from kit.reports import REWARD
 from kit.runs.outcome import Row, read_rows
 from kit.runs.record import CONFIG, METRICS
+from kit.viz.text import duration
 
 POLL_SECONDS = 0.5
+STEP_TIME = "perf/step_time"
+PACE = 20
+"""Steps that the time left is reckoned from, where lines are written."""
 SPEED_SECONDS = 600.0
 """The time left follows from the steps of the last ten minutes, since a step can take one."""
 
@@ -120,7 +124,7 @@ class RunProgress:
         self._bars.update(self._step_bar, completed=len(rows), total=total, note=note)
         stride = max(1, total // 10)
         if not self._console.is_terminal and len(rows) // stride > self._seen // stride:
-            self._line(f"step {len(rows)}/{total} {note}")
+            self._line(f"step {len(rows)}/{total} {note}{_left(rows, total)}")
 
     def _planned(self) -> int | None:
         if self._steps is None and (self._folder / CONFIG).is_file():
@@ -130,3 +134,11 @@ class RunProgress:
 
     def _line(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)
+
+
+def _left(rows: list[Row], total: int) -> str:
+    """How long the steps that are left take, as long as the last ones took."""
+    paces = [row[STEP_TIME] for row in rows[-PACE:] if row.get(STEP_TIME) is not None]
+    if not paces or len(rows) >= total:
+        return ""
+    return f", {duration(sum(paces) / len(paces) * (total - len(rows)))} left"

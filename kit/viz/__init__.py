@@ -20,6 +20,7 @@ functions that draw with them.
     bars.py, histogram.py                             bars and distributions
     history.py, plots.py, panels.py, terminal.py      curves: to keep, to draw often, in a terminal
     dashboard.py, live.py, progress.py, starting.py   a training under way, a session's start
+    compared_runs.py, compared_page.py, bands.py      runs side by side
 """
 
 from kit.viz.batches import show_batch

@@ -116,6 +116,14 @@ def note(*children: Child) -> Markup:
     return tag("div", *children, class_="kv-note")
 
 
+def with_code(words: str) -> Markup:
+    """Words in which `names` of code stand between backticks, as docstrings write them."""
+    parts = words.split("`")
+    if len(parts) % 2 == 0:  # one backtick is no pair
+        return join((words,))
+    return join(tag("span", w, class_="kv-text") if i % 2 else w for i, w in enumerate(parts))
+
+
 def facts(pairs: Iterable[tuple[str, str]]) -> Markup:
     """A row of headline numbers, each over its name."""
     return tag(

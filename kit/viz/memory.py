@@ -104,6 +104,12 @@ def _sleep(plan: MemoryPlan) -> Iterator[str]:
     if not plan.card.is_gpu:
         yield "This is host memory, not a GPU's: engine and trainer share it, and nothing sleeps."
         return
+    if plan.apart:
+        yield (
+            "Engine and trainer have a device each, so nothing sleeps: the engine's parts are on "
+            "one, the trainer's on the other (cluster.colocate)."
+        )
+        return
     if not (plan.kv_sleeps or plan.trainer_sleeps):
         yield "Nothing sleeps: engine and trainer fit side by side (memory.sleep)."
     generate, update = (plan.phase(name) for name in ("generate", "update"))

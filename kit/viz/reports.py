@@ -21,8 +21,10 @@ from kit.reports import (
     TrainReport,
     UpdateReport,
 )
+from kit.runs.compare import RunComparison
 from kit.snapshots import Snapshot, Snapshots
 from kit.viz.checks import eval_html, eval_plain
+from kit.viz.compared_runs import comparison_html, comparison_plain
 from kit.viz.dashboard import dashboard_html, dashboard_plain
 from kit.viz.diagnosis import diagnosis_html, diagnosis_plain
 from kit.viz.health import check_html, check_plain
@@ -60,6 +62,7 @@ _DISPLAYS: dict[type[Shown], tuple[Callable[[Any], str], Callable[[Any], str]]] 
     WhatIf: (what_if_html, what_if_plain),
     Snapshot: (snapshot_line_html, snapshot_line),
     Snapshots: (snapshots_html, snapshots_plain),
+    RunComparison: (comparison_html, comparison_plain),
 }
 
 

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kit.viz.html import Bundle, Child, Column, bundle, fold, join, note, page, table, tag, title
+from kit.viz.html import (
+    Bundle,
+    Child,
+    Column,
+    bundle,
+    fold,
+    join,
+    note,
+    page,
+    table,
+    tag,
+    title,
+    with_code,
+)
 from kit.viz.text import count, shorten
 
 if TYPE_CHECKING:
@@ -14,15 +27,19 @@ if TYPE_CHECKING:
 
 
 def show_config(config: SessionConfig) -> Bundle:
-    """HTML with one fold a section, open where something differs from the defaults; YAML text."""
+    """HTML: what differs from the defaults, and all settings folded by section; YAML text."""
     fields = type(config).model_fields
     sections = [name for name in fields if hasattr(getattr(config, name), "model_dump")]
     alone = [name for name in fields if name not in sections]
-    changed = len([name for name in changes(config) if name in alone])
-    changed += sum(len(changes(getattr(config, name))) for name in sections)
+    rows = [_row(config, name, "") for name in changes(config) if name in alone]
+    for name in sections:
+        section = getattr(config, name)
+        rows += [_row(section, changed, f"{name}.") for changed in changes(section)]
     html = page(
-        title(f"Settings of {shorten(config.name, 60)}: {count(changed, 'setting')} changed"),
-        _settings(config, alone),
+        title(f"Settings of {shorten(config.name, 60)}: {count(len(rows), 'setting')} changed"),
+        _table(rows) if rows else None,
+        note("All settings, by section:"),
+        fold(_summary("session", config, alone), _settings(config, alone)),
         *(_section(name, getattr(config, name)) for name in sections),
     )
     return bundle(html, config.to_yaml())
@@ -39,30 +56,35 @@ def _default(section: BaseModel, name: str) -> Any:
 
 
 def _section(name: str, section: BaseModel) -> Child:
-    changed = changes(section)
-    words = f" {len(changed)} changed" if changed else " all defaults"
-    summary = join((tag("b", name), tag("span", words, class_="kv-muted")))
-    body = _settings(section, list(type(section).model_fields))
-    return fold(summary, body, is_open=bool(changed))
+    names = list(type(section).model_fields)
+    return fold(_summary(name, section, names), _settings(section, names))
+
+
+def _summary(name: str, section: BaseModel, names: list[str]) -> Child:
+    changed = len([one for one in changes(section) if one in names])
+    words = f" {changed} of {len(names)} changed" if changed else " all defaults"
+    return join((tag("b", name), tag("span", words, class_="kv-muted")))
 
 
 def _settings(section: BaseModel, names: list[str]) -> Child:
-    changed = changes(section)
-    rows: list[list[Child]] = []
-    for name in names:
-        value = shorten(_written(getattr(section, name)), 300)
-        words = type(section).model_fields[name].description or ""
-        was = note(f"● changed; default {shorten(_written(_default(section, name)), 80)}")
-        shown = join((tag("b", value), was)) if name in changed else value
-        rows.append(
-            [
-                tag("span", name, class_="kv-text"),
-                tag("div", shown, class_="kv-text"),
-                tag("span", " ".join(words.split()), class_="kv-muted"),
-            ]
-        )
-    heads = [Column("setting", "fit"), Column("value", "mid"), Column("what it does")]
-    return table(heads, rows)
+    return _table([_row(section, name) for name in names])
+
+
+def _table(rows: list[list[Child]]) -> Child:
+    return table([Column("setting", "fit"), Column("value", "mid"), Column("what it does")], rows)
+
+
+def _row(section: BaseModel, name: str, before: str | None = None) -> list[Child]:
+    value = shorten(_written(getattr(section, name)), 300)
+    words = type(section).model_fields[name].description or ""
+    mark = "● changed; " if before is None else ""  # a list of what was changed need not say so
+    was = note(f"{mark}default {shorten(_written(_default(section, name)), 80)}")
+    shown = join((tag("b", value), was)) if name in changes(section) else value
+    return [
+        tag("span", (before or "") + name, class_="kv-text"),
+        tag("div", shown, class_="kv-text"),
+        tag("span", with_code(" ".join(words.split())), class_="kv-muted"),
+    ]
 
 
 def _written(value: Any) -> str:

@@ -35,6 +35,13 @@ LIGHT = {
     "d1": "#fdece0",
     "d2": "#fbcfae",
     "d3": "#f5a26b",
+    "s1": "#0072b2",
+    "s2": "#d55e00",
+    "s3": "#00805e",
+    "s4": "#a8437e",
+    "s5": "#8a6a00",
+    "s6": "#5b5fc7",
+    "s7": "#575e67",
 }
 DARK = {
     "fg": "#e6e9ed",
@@ -60,6 +67,13 @@ DARK = {
     "d1": "#36200f",
     "d2": "#5a3009",
     "d3": "#8a4306",
+    "s1": "#56b4e9",
+    "s2": "#f0803c",
+    "s3": "#2bc79a",
+    "s4": "#e08fc0",
+    "s5": "#e8cf4a",
+    "s6": "#a5a9f5",
+    "s7": "#c3cad2",
 }
 PHASES = ("#0072b2", "#e69f00", "#009e73", "#999999")
 """Generate, train, hand over, everything else: told apart by their order and their words too."""
@@ -160,12 +174,16 @@ _RULES = """
 @ .kv-progress i{display:block;height:100%;background:var(--kv-up)}
 @ .kv-panels{display:grid;gap:10px 22px;margin:8px 0;
  grid-template-columns:repeat(auto-fill,minmax(max(13em,30%),1fr))}
-@ .kv-section{margin:12px 0 0}
+@ .kv-section{margin:12px 0 0}@ .kv-title.kv-section{margin:20px 0 2px}
 @ .kv-panel{break-inside:avoid}
 @ .kv-panel svg{width:100%}
 @ .kv-panel-head{display:flex;justify-content:space-between;gap:8px}
 @ .kv-panel-head b{font-variant-numeric:tabular-nums}
 @ .kv-panel-empty{color:var(--kv-muted);text-align:center;padding:1.6em 0}
+@ .kv-bands{display:grid;gap:14px 22px;margin:10px 0;
+ grid-template-columns:repeat(auto-fill,minmax(min(100%,28em),1fr))}
+@ .kv-pen{display:inline-block;width:36px;vertical-align:middle}
+@ table.kv-table .kv-side{min-width:8em;white-space:normal}
 @ .kv-two{display:grid;grid-template-columns:1fr 1fr;gap:6px 18px;margin:12px 0 6px}
 @ .kv-caption{color:var(--kv-muted);margin-top:12px}
 @ .kv-drawing{display:block}@ .kv-unstyled{display:none}

@@ -1,0 +1,323 @@
+"""`RunComparison`: runs side by side, those that differ only in their seed as one.
+
+curves        the mean over the seeds of a group, and the range between their extremes
+differences   parameters, settings and versions that are not the same in all groups
+samples       what each group wrote to the same prompts
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kit.errors import RunError, did_you_mean
+from kit.reports import REWARD, Shown
+from kit.runs import outcome
+from kit.runs.asked import SEED
+from kit.runs.compared_samples import Side, same_prompts
+from kit.runs.finding import RUNS
+from kit.runs.listing import RunInfo, resolve
+from kit.runs.record import CONFIG, EVALUATIONS, METRICS
+
+USUAL = (REWARD, "rollout/response_len/mean", "train/entropy_loss", "train/grad_norm")
+"""Metrics that are drawn unless others are asked for; evaluations come after the reward."""
+_OF_A_RUN = (SEED, "name")
+"""Settings in which runs differ without being another experiment; sessions that run side by side
+get a number behind their name."""
+NOT_THERE = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """One metric of a group over the steps."""
+
+    steps: tuple[int, ...]
+    mean: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    runs: int
+    """That logged it."""
+    full: bool
+    """Did all of them log every one of these steps?"""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs that differ only in their seed."""
+
+    label: str
+    """What tells it from the others."""
+    runs: tuple[RunInfo, ...]
+    bands: Mapping[str, Band]
+    """By metric."""
+
+    @property
+    def seeds(self) -> list[int]:
+        """In order; of runs that have one."""
+        return sorted({run.seed for run in self.runs if run.seed is not None})
+
+    def values(self, name: str) -> list[float]:
+        """One fact of each run that has it, such as `accuracy_after`."""
+        found = (getattr(run, name) for run in self.runs)
+        return [value for value in found if value is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Something in which groups differ."""
+
+    kind: str
+    """notebook, parameter, setting, version, or machine."""
+    name: str
+    values: tuple[str, ...]
+    """One for each group; several of one group are joined by ` / `."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunComparison(Shown):
+    """Runs side by side. Shows itself as curves, a table of differences, and samples."""
+
+    groups: tuple[Group, ...]
+    metrics: tuple[str, ...]
+    """Drawn, in order."""
+    differences: tuple[Difference, ...]
+    alike: Mapping[str, str]
+    """Parameters that are the same in all groups."""
+    samples: tuple[tuple[Side | None, ...], ...] = ()
+    """A row for each prompt, with a place for each group."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> list[RunInfo]:
+        """All of them."""
+        return [run for group in self.groups for run in group.runs]
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as a page that needs neither scripts nor a network, in one move.
+
+        Raises:
+            RunError: it cannot be written there.
+        """
+        from kit.viz.compared_page import comparison_page
+
+        target = Path(path)
+        if target.suffix.lower() not in (".html", ".htm"):
+            raise RunError(f"A comparison is a page: {target} should end in .html.")
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            partial.write_text(comparison_page(self), encoding="utf-8")
+            partial.replace(target)
+        except OSError as error:
+            raise RunError(f"{target} cannot be written.", why=str(error)) from None
+        return target
+
+
+def compare_runs(
+    names: Sequence[str | Path],
+    *,
+    root: str | Path = RUNS,
+    metrics: Sequence[str] | None = None,
+    n: int = 8,
+) -> RunComparison:
+    """Lay runs side by side.
+
+    Args:
+        names: of runs or sweeps, as `kit compare` takes them.
+        root: the folder that runs are kept in.
+        metrics: what to draw beside the reward; None takes the usual ones.
+        n: how many prompts are shown.
+
+    Raises:
+        RunError: no such run, or none of them logged such a metric.
+    """
+    runs = [_Run.read(info) for info in resolve(names, root)]
+    drawn = _metrics(runs, metrics)
+    together = _grouped(runs)
+    labels = _labels(together)
+    groups = tuple(
+        Group(label, tuple(r.info for r in rs), _bands(rs, drawn))
+        for label, rs in zip(labels, together, strict=True)
+    )
+    folders = [[run.info.folder for run in rs] for rs in together]
+    rows, sampled = same_prompts(folders, n)
+    return RunComparison(
+        groups,
+        drawn,
+        _differences(together),
+        _alike(together),
+        rows,
+        tuple([*_uneven(groups), *sampled]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A run with what has to be read of its files."""
+
+    info: RunInfo
+    settings: Mapping[str, Any]
+    """Of its session, by dotted name."""
+    curves: Mapping[str, Mapping[int, float]]
+    """By metric: step and value."""
+
+    @classmethod
+    def read(cls, info: RunInfo) -> _Run:
+        curves: dict[str, dict[int, float]] = {}
+        for row in outcome.read_rows(info.folder / METRICS):
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and name != "step" and name[:5] != "eval/":
+                    curves.setdefault(name, {})[int(row["step"])] = float(value)
+        for row in outcome.read_rows(info.folder / EVALUATIONS):
+            points = curves.setdefault(f"eval/{row['dataset']}", {})
+            points[int(row["step"])] = float(row["accuracy"])
+        return cls(info, _settings(info.folder / CONFIG), curves)
+
+    def facts(self) -> dict[tuple[str, str], str]:
+        """Everything that can tell it from other runs but its seed, by kind and name."""
+        info = self.info
+        parameters = {k: v for k, v in info.parameters.items() if k != SEED}
+        settings = {k: v for k, v in self.settings.items() if k not in _OF_A_RUN}
+        versions = {**info.versions, "commit": (info.git_commit or "").removesuffix("-dirty")}
+        found = {("notebook", "notebook"): info.notebook} if info.parameters else {}
+        for kind, row in (
+            ("parameter", parameters),
+            ("setting", settings),
+            ("version", {k: v for k, v in versions.items() if v}),
+        ):
+            found |= {(kind, name): _words(value) for name, value in row.items()}
+        return found
+
+
+def _grouped(runs: Iterable[_Run]) -> list[list[_Run]]:
+    """Runs that differ only in their seed, together; in the order of their first."""
+    groups: dict[str, list[_Run]] = {}
+    for run in runs:
+        key = json.dumps(sorted((*key, value) for key, value in run.facts().items()))
+        groups.setdefault(key, []).append(run)
+    return [sorted(g, key=lambda run: (run.info.seed or 0, run.info.name)) for g in groups.values()]
+
+
+def _differences(groups: Sequence[Sequence[_Run]]) -> tuple[Difference, ...]:
+    facts = [group[0].facts() for group in groups]  # a group's runs agree on them
+    keys = dict.fromkeys(key for each in facts for key in each)
+    found = (Difference(*key, tuple(each.get(key, NOT_THERE) for each in facts)) for key in keys)
+    order = ("notebook", "parameter", "setting", "version", "machine")
+    differing = [d for d in (*found, *_machines(groups)) if len({*d.values}) > 1]
+    return tuple(sorted(differing, key=lambda d: order.index(d.kind)))
+
+
+def _machines(groups: Sequence[Sequence[_Run]]) -> list[Difference]:
+    """What the runs of each group ran on; another machine alone makes no other curve."""
+    names = dict.fromkeys(name for group in groups for run in group for name in run.info.machine)
+    rows = []
+    for name in names:
+        found = (
+            dict.fromkeys(_words(run.info.machine.get(name, NOT_THERE)) for run in group)
+            for group in groups
+        )
+        rows.append(Difference("machine", name, tuple(" / ".join(each) for each in found)))
+    return rows
+
+
+def _alike(groups: Sequence[Sequence[_Run]]) -> dict[str, str]:
+    facts = [group[0].facts() for group in groups]
+    return {
+        name: value
+        for (kind, name), value in facts[0].items()
+        if kind == "parameter" and all(each.get((kind, name)) == value for each in facts)
+    }
+
+
+def _labels(groups: Sequence[Sequence[_Run]]) -> list[str]:
+    """A name for each group: that of its folder where a person chose it, else what differs."""
+    names = [group[0].info.name for group in groups]
+    if all(
+        len(group) == 1 and not name[:8].isdigit()
+        for group, name in zip(groups, names, strict=True)
+    ):
+        return names
+    if len(groups) == 1:
+        return [groups[0][0].info.notebook]
+    rows = _differences(groups)
+    for kinds in (("parameter",), ("parameter", "setting"), ("notebook", "parameter", "setting",
+                                                             "version")):  # fmt: skip
+        told = [row for row in rows if row.kind in kinds]
+        labels = [
+            ", ".join(f"{row.name.rpartition('.')[2]} {row.values[i]}" for row in told)
+            for i in range(len(groups))
+        ]
+        if len({*labels}) == len(groups) and max(map(len, labels)) <= 60:
+            return labels
+    return names
+
+
+def _bands(runs: Sequence[_Run], metrics: Iterable[str]) -> dict[str, Band]:
+    return {name: band for name in metrics if (band := _band([r.curves.get(name) for r in runs]))}
+
+
+def _band(curves: Sequence[Mapping[int, float] | None]) -> Band | None:
+    """Mean and range at each step, over the runs that came so far."""
+    known = [curve for curve in curves if curve]
+    if not known:
+        return None
+    steps = sorted({step for curve in known for step in curve})
+    values = [[curve[step] for curve in known if step in curve] for step in steps]
+    return Band(
+        tuple(steps),
+        tuple(sum(v) / len(v) for v in values),
+        tuple(map(min, values)),
+        tuple(map(max, values)),
+        len(known),
+        all(len(v) == len(known) for v in values),
+    )
+
+
+def _metrics(runs: Sequence[_Run], asked: Sequence[str] | None) -> tuple[str, ...]:
+    known = dict.fromkeys(name for run in runs for name in run.curves)
+    for name in asked or ():
+        if name not in known:
+            raise RunError(
+                f"None of these runs logged {name!r}.",
+                fix=did_you_mean(name, known) if known else "leave it out: they logged nothing.",
+            )
+    evaluations = [name for name in known if name.startswith("eval/")]
+    wanted = [REWARD, *evaluations, *(USUAL[1:] if asked is None else asked)]
+    return tuple(name for name in dict.fromkeys(wanted) if name in known)
+
+
+def _uneven(groups: Iterable[Group]) -> list[str]:
+    """Groups whose curve is of fewer runs at its end."""
+    notes = []
+    for group in groups:
+        if (band := group.bands.get(REWARD)) and not band.full:
+            ends = ", ".join(str(run.steps) for run in group.runs)
+            notes.append(
+                f"{group.label}: its runs took {ends} steps. Behind the end of the shortest, the "
+                "curve is the mean of the others."
+            )
+    return notes
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return dict(_flat(tree)) if isinstance(tree, dict) else {}
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def _words(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
