@@ -1,0 +1,82 @@
+"""`docs/from_and_to_miles.md`, made from the table: `python -m kit.miles.page` writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kit.config import SessionConfig
+from kit.miles.links import Link, get
+from kit.miles.table import LINKS
+from kit.miles.writing import reason, settings_of
+
+PAGE = Path("docs/from_and_to_miles.md")
+
+_INTRODUCTION = """\
+# From Miles and to Miles
+
+The kit is for one machine and for looking inside. When a recipe works and wants a cluster, it can
+leave; and a recipe of [Miles](https://github.com/radixark/miles) can be brought here and looked at.
+
+```
+kit export miles config.yaml -o run.sh      # the launch script that trains the same in Miles
+kit import miles run.sh -o config.yaml      # and back; the script is read, never run
+```
+
+`export` takes a preset's name too. With `--data FOLDER` it also writes the prompts, wherever they
+come from, as the JSONL files that Miles reads. The script is for Miles' FSDP trainer, which is the
+kit's own kind; `--train-backend megatron` is for the other. What Miles has no flag for stands in
+it as a comment. Paths stand at its top, to be changed in one place.
+
+`import` understands arrays, variables with defaults, quotes, continued lines and sourced files. It
+follows no conditions and calls no commands. Flags without a counterpart are listed with the reason,
+and misspelt ones with what may be meant. Flags that a script leaves out have Miles' defaults.
+
+What Miles logs and what the kit logs has the same names and steps, so dashboards keep working: see
+`logging` in the settings.
+
+## Settings and flags
+"""
+
+_WITHOUT = """
+## Settings without a flag
+
+| setting | why |
+|---|---|
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    lines = ["", "| setting | flag of Miles | default here | default there | remark |"]
+    lines += ["|---|---|---|---|---|", *map(_row, LINKS)]
+    linked = {link.setting for link in LINKS} | {"engine.extra", "name"}
+    missing = [setting for setting in settings_of() if setting not in linked]
+    rows = [f"| `{setting}` | {_cell(reason(setting))} |" for setting in missing]
+    extra = (
+        "\nFurther settings of SGLang go in `engine.extra` here, and as `--sglang-...` there.\n"
+        "`name` is only a label.\n"
+    )
+    return _INTRODUCTION + "\n".join(lines) + "\n" + extra + _WITHOUT + "\n".join(rows) + "\n"
+
+
+def _row(link: Link) -> str:
+    flags = "<br>".join(f"`{flag}`" for flag in link.flags)
+    here = _shown(get(SessionConfig(), link.setting))
+    cells = [f"`{link.setting}`", flags, f"`{here}`", _cell(link.default), _cell(link.remark)]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "null"
+    return str(list(value)) if isinstance(value, tuple) else str(value) or '""'
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,16 @@
+"""`LINKS`: every setting that Miles has a counterpart of; both directions are made from it.
+
+Names and defaults are those of Miles' parser (`miles/utils/arguments.py` and the parsers of its
+two trainers). Where Miles' trainers have different defaults, FSDP's stands first.
+"""
+
+from __future__ import annotations
+
+from kit.miles.links import Link
+from kit.miles.links_loss import ESTIMATOR
+from kit.miles.links_machine import LOGGING, MACHINE
+from kit.miles.links_prompts import PROMPTS
+from kit.miles.links_rollout import EVALUATION, ROLLOUTS
+
+LINKS: tuple[Link, ...] = (*PROMPTS, *ROLLOUTS, *EVALUATION, *ESTIMATOR, *MACHINE, *LOGGING)
+"""All of them, in the order of a script."""
