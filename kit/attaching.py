@@ -141,7 +141,9 @@ def attach(
                 why="Its kernel ended while other weights were being loaded or tried.",
                 fix=f"end it with `kit doctor --stop {entry.name}`, and load the checkpoint again.",
             )
-        journal.restore(session, entry.folder, state)
+        journal.restore(session, entry.folder, state, trainers.snapshots)
+        for nobodys in set(trainers.snapshots) - session._snapshots.keys():
+            stack.forget(nobodys)
         stack.trainer_version, stack.newest_version = (
             int(state[key]) for key in ("weight_version", "newest_version")
         )

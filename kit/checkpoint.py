@@ -29,6 +29,7 @@ from kit.errors import CheckpointError
 from kit.interrupts import held
 from kit.placing import put_in_place
 from kit.rollout_files import read_batch, write_batch
+from kit.runs import continuing
 from kit.runs.record import current_run
 from kit.samples import Rollout
 from kit.syncing import sync
@@ -62,23 +63,29 @@ def save(
     return target
 
 
-def save_step(session: Lifecycle) -> None:
+def save_step(session: Lifecycle, *, by_clock: bool = False) -> None:
     """What a training saves on its way: a checkpoint that is numbered by step.
+
+    Args:
+        session: what is saved.
+        by_clock: the run asked for it, to be resumed from; of each training the newest stays.
 
     One that cannot be written is a RuntimeWarning: those before are still there, and a night's
     training is worth more than the next one.
     """
     target = default_path(session, numbered=True).absolute()
     try:
-        _save(session, session._running, target)
+        _save(session, session._running, target, by_clock=by_clock)
     except CheckpointError as error:
         warnings.warn(f"Training goes on without a checkpoint. {error}", RuntimeWarning, 3)
         return
-    if keep_last := session.config.checkpoint.keep_last:
+    if by_clock:
+        continuing.remove_older(target)
+    elif keep_last := session.config.checkpoint.keep_last:
         _remove_older(session, target, keep_last)
 
 
-def _save(session: Lifecycle, stack: Stack, target: Path) -> None:
+def _save(session: Lifecycle, stack: Stack, target: Path, *, by_clock: bool = False) -> None:
     if target.exists() and manifest.kind_of(target) != "checkpoint":
         raise CheckpointError(
             f"{target} is there already and is no checkpoint.",
@@ -88,7 +95,7 @@ def _save(session: Lifecycle, stack: Stack, target: Path) -> None:
     try:
         _remove_leftovers(target)
         (partial / TRAINER).mkdir(parents=True)
-        _write(session, stack, partial)
+        _write(session, stack, partial, by_clock)
         with held():
             put_in_place(partial, target)
     except OSError as error:
@@ -101,7 +108,7 @@ def _save(session: Lifecycle, stack: Stack, target: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(session: Lifecycle, stack: Stack, folder: Path) -> None:
+def _write(session: Lifecycle, stack: Stack, folder: Path, by_clock: bool) -> None:
     with held():  # trainers that nobody waits for would write on into a folder that is going away
         stack.save(str(folder / TRAINER))
     session.config.dump(folder / CONFIG)
@@ -116,6 +123,7 @@ def _write(session: Lifecycle, stack: Stack, folder: Path) -> None:
             "rollout.partial_rollout: false.",
         ) from error
     _write_last(session, folder)
+    continuing.note(session, folder, by_clock)
     facts = {
         "session": session.config.name,
         "step": session.step_count,
@@ -149,7 +157,7 @@ def own_folder(session: Lifecycle) -> Path:
 
 
 def default_path(session: Lifecycle, *, numbered: bool = False) -> Path:
-    """Where a session is saved when nobody says where; in a run `checkpoint`, or one a step."""
+    """Where a session is saved when nobody says where; in a run below `checkpoints/`."""
     run = current_run()
     if run:
         return run.checkpoint_dir(session.step_count if numbered else None)

@@ -59,19 +59,21 @@ def launch(stack: Stack, *, anew: bool = False) -> bool:
             for entry, _ in rest:
                 if entry.stack in idle and entry.group == group:
                     ending.end(entry)
-        if stack.device == "cuda":
-            _make_room(stack, [pair for pair in rest if pair[0].card == card()], idle)
+        address = stack.config.cluster.address or ""
+        taken_cards = "" if address else ",".join(cards(stack.layout.count))
+        if stack.device == "cuda" and not address:  # a cluster keeps its own accounts
+            mine = set(taken_cards.split(","))
+            _make_room(stack, [p for p in rest if mine & set(p[0].card.split(","))], idle)
         driven = [pair for pair in rest if pair[0].stack not in idle]
         name = _free_name(stack.config.name, driven)
         stack.config = stack.config.model_copy(update={"name": name})
         stack.launch(taken)
-        about = {"device_gib": stack.config.memory.device_gib, "group": group}
+        about: dict[str, Any] = {"device_gib": stack.config.memory.device_gib, "group": group}
         if taken:
             taken.rename(name, **about)
         else:
-            stack.cluster.register(
-                name, stack.device, card=card() if stack.device == "cuda" else "", **about
-            )
+            own = taken_cards if stack.device == "cuda" else ""
+            stack.cluster.register(name, stack.device, card=own, address=address, **about)
         return taken is not None
 
 
@@ -93,7 +95,7 @@ def _free_name(name: str, driven: Iterable[tuple[Entry, dict[str, Any] | None]])
     if name not in used:
         return name
     entry, state = used[name]
-    if name not in (*PRESETS, UNNAMED):
+    if name not in (*PRESETS, UNNAMED) and not current_group():
         raise SessionError(
             f"There is a session {name!r} already.",
             why=_whose(entry, state),
@@ -159,12 +161,22 @@ def _ways_out(entry: Entry, state: dict[str, Any] | None) -> str:
 
 
 def card() -> str:
-    """Which GPU a session takes, by the number that the card itself carries."""
+    """Which GPU a session with one takes, by the number that the card itself carries."""
+    return "".join(cards(1))
+
+
+def cards(count: int) -> list[str]:
+    """The same of the first so many GPUs that this process sees."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return ""
-    device, uuid = ctypes.c_int(), ctypes.create_string_buffer(16)
-    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
-        return ""
-    return "" if driver.cuDeviceGetUuid_v2(uuid, device) else uuid.raw.hex()
+        return []
+    if driver.cuInit(0):
+        return []
+    found = []
+    for number in range(count):
+        device, uuid = ctypes.c_int(), ctypes.create_string_buffer(16)
+        wrong = driver.cuDeviceGet(ctypes.byref(device), number)
+        if not wrong and not driver.cuDeviceGetUuid_v2(uuid, device):
+            found.append(uuid.raw.hex())
+    return found

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
-from kit import checkpoint, snapshots
+from kit import checkpoint, replaying, snapshots
 from kit.arguments import at_least_one, expect
 from kit.errors import SessionError, did_you_mean
 from kit.exporting import Dtype, export_hf
 from kit.lifecycle import Lifecycle
 from kit.reports import UpdateReport
-from kit.samples import Batch
+from kit.samples import Batch, Rollout
 from kit.snapshots import Snapshot, Snapshots
 from kit.turns import verb
 from kit.what_if import WhatIf, keep, what_if
@@ -50,7 +50,31 @@ class Keeping(Lifecycle):
             SessionError: there is none of this name; the message lists those that exist.
             CheckpointError: it cannot be read. In every case the session is as it was.
         """
-        return snapshots.restore(self, self._running, what)
+        taken = snapshots.restore(self, self._running, what)
+        if self._recorder:
+            self._recorder.stand_at(len(self.history))
+        return taken
+
+    @verb
+    def replay(self, run: str | Path, step: int | None = None) -> Rollout:
+        """A rollout that a run has recorded, to go through its step again with this session.
+
+            rollout = session.replay("last", step=10)
+            batch = session.advantages(session.score(rollout, reward=mine))
+            session.update(batch)
+
+        Nothing of the session changes but its `last_rollout`. The log-probs are those of the engine
+        that wrote it; `session.log_probs(rollout)` are those of the present weights.
+
+        Args:
+            run: its folder; or, in `papermill_runs`, its name, the last signs of it, or `last`.
+            step: which one; None takes the newest that was kept.
+
+        Raises:
+            RunError: there is no such run.
+            DataError: the step was not kept, or another tokenizer wrote it.
+        """
+        return replaying.replay(self, run, step)
 
     def snapshots(self) -> Snapshots:
         """Those that can be restored, the oldest first."""

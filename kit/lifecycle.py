@@ -18,18 +18,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from kit import attaching
+from kit import attaching, loggers
 from kit.attaching import Sessions
 from kit.config import SessionConfig
 from kit.data.buffer import Buffer
 from kit.data.stream import PromptStream
 from kit.errors import SessionError, StackError
+from kit.interrupts import held
 from kit.journal import Journal
 from kit.prompting import Prompting
 from kit.reports import Metrics
 from kit.rewards import build
 from kit.rewards.limits import LIMIT
+from kit.runs.continuing import Pace
 from kit.runs.record import Recorder, current_group, current_run
+from kit.runs.settings import RunSettings, as_the_run_says
 from kit.samples import Batch, Rollout
 from kit.snapshots import Snapshot
 from kit.turns import Turns
@@ -66,6 +69,8 @@ class Lifecycle:
         self._state = "not started"
         self._turns = Turns()
         self._snapshots: dict[str, Snapshot] = {}
+        self._recorder: Recorder | None = None
+        self._pace = Pace()
 
     @classmethod
     def start(
@@ -90,7 +95,7 @@ class Lifecycle:
             ConfigError, DataError, ModelError, RewardError: what the message names is wrong.
             StackError: a process could not start. In every case none is left behind.
         """
-        session = cls(config)
+        session = cls(as_the_run_says(config))
         session._start(data, eval_data, reward)
         return session
 
@@ -137,10 +142,11 @@ class Lifecycle:
         begin = time.perf_counter()
         _refuse_a_second_one()
         stack = self._prepare(data, eval_data, reward)
-        warm = claiming.launch(stack)
-        self.config = stack.config  # it may have got a number behind its name
-        _running.add(self)
         try:
+            with held():
+                warm = claiming.launch(stack)
+                self.config = stack.config  # it may have got a number behind its name
+                _running.add(self)
             with Starting(stack.cluster.directory):
                 self._prompting.load_tokenizer()  # while the stack's first process starts
                 if warm:
@@ -152,11 +158,13 @@ class Lifecycle:
                         stack.start()
                 else:
                     stack.start()
+            with held():
+                self._run(stack)
         except BaseException:
             _running.discard(self)
+            self._stack, self._state = None, "not started"
             stack.close()
             raise
-        self._run(stack)
         self.start_seconds = time.perf_counter() - begin
 
     def _prepare(self, data: Any, eval_data: Any, reward: Reward | None) -> Stack:
@@ -164,11 +172,13 @@ class Lifecycle:
         from kit.memory.for_session import plan_for
         from kit.model.source import find
         from kit.rewards.runner import check_reward
-        from kit.stack.engine import check_extra
-        from kit.stack.stack import Stack, pick_device
+        from kit.stack.engine_settings import check_extra
+        from kit.stack.layout import check_devices
+        from kit.stack.machine import pick_device
+        from kit.stack.stack import Stack
 
         config = self.config
-        device = pick_device(config.device)
+        device = pick_device(config.device, joins=config.cluster.address is not None)
         model = find(config.model)
         self._prompting = Prompting.load(config, model, data, eval_data)
         self._reward = (
@@ -177,6 +187,7 @@ class Lifecycle:
         check_reward(self._reward)
         LIMIT.seconds = config.reward.timeout
         check_extra(dict(config.engine.extra))
+        check_devices(config, model, device)
         plan = plan_for(config, model, device, self._prompting.max_response_len)
         self._stream = PromptStream(self._prompting.train, config.seed, config.data.shuffle)
         self._passed = {
@@ -191,9 +202,13 @@ class Lifecycle:
         from kit.stack.rejoining import fingerprint
 
         self._stack, self._state = stack, "running"
-        self._recorder: Recorder | None = current_run()
+        self._recorder = current_run()
+        self._pace = Pace()
         if self._recorder:
             self._recorder.start(self.config)
+        self._loggers = loggers.start(
+            self.config, self._recorder.folder if self._recorder else None
+        )
         self._journal = Journal(stack.cluster.directory)
         self._journal.start({"passed": self._passed, "info": stack.description})
         self._note()
@@ -224,7 +239,7 @@ class Lifecycle:
         """
         seconds = self.config.stack.keep_warm or (WARM_SECONDS if keep_warm else 0.0)
         if current_run():
-            seconds = WARM_SECONDS if current_group() else 0.0
+            seconds = _warm_seconds() if current_group() else 0.0
         stack, whole = self._let_go()
         if stack and seconds and whole:
             stack.leave(seconds, warm=True)
@@ -240,6 +255,8 @@ class Lifecycle:
         self._engine_had, self._trainer_had = stack.engine_version, stack.trainer_version
         self._stack, self._state = None, "closed"
         self._snapshots.clear()
+        if self._loggers:
+            self._loggers.close()
         if training and not ended:
             stack.halt()  # else its thread would wait in a Ray that goes away
             training.close(CLOSE_SECONDS)
@@ -345,6 +362,10 @@ def _refuse_a_second_one() -> None:
             fix="go on with it (`session = RLSession.current()`), or end it first: "
             "`RLSession.current().close()`.",
         )
+
+
+def _warm_seconds() -> float:
+    return RunSettings.here().keep_warm * 60 or WARM_SECONDS
 
 
 def _kernel_restarts() -> bool:

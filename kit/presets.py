@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kit.config import SessionConfig
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -46,3 +49,32 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluation": {"interval": 10, "max_prompts": 512},
     },
 }
+
+
+def for_this_machine(config: SessionConfig) -> tuple[SessionConfig, str]:
+    """Settings that can train here: (them, what was changed and why; empty where nothing was).
+
+    Where there is no GPU and `device` is auto, the model gives way to the tiny one, with its task
+    and its learning rate; how much is trained stays. A GPU without the weights changes nothing:
+    starting says how to get them.
+    """
+    from kit.config import TINY, RewardConfig, SessionConfig
+    from kit.stack.machine import gpu_count
+
+    if config.device != "auto" or config.model.name == TINY or gpu_count():
+        return config, ""
+    tiny = SessionConfig.preset("tiny")
+    tree = config.model_dump()
+    tree |= {"model": tiny.model, "data": tiny.data, "reward": RewardConfig()}
+    tree["rollout"] |= {"max_response_len": None, "stop": ()}
+    tree["training"] |= {
+        "learning_rate": tiny.training.learning_rate,
+        "max_tokens_per_gpu": None,
+    }
+    tree["engine"] |= {"mem_fraction_static": None, "attention_backend": "auto"}
+    note = (
+        f"There is no GPU here, so the tiny model learns to add instead of {config.model.name}: "
+        "same batches, same steps, its own learning rate. To have it otherwise, set device: cuda "
+        "(refused without a GPU) or device: cpu (slow)."
+    )
+    return SessionConfig(**tree), note

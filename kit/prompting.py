@@ -18,12 +18,15 @@ from kit.data.prompts import PromptRow, PromptSet
 from kit.data.stream import PromptStream
 from kit.data.templates import check_fits, render
 from kit.errors import DataError, ModelError
+from kit.interrupts import held
 from kit.model.source import ModelSource
 from kit.samples import Messages, Rollout, Sample, Status
+from kit.stack.imports import without_garbage_collection
 from kit.writing import Writing
 
 if TYPE_CHECKING:
-    from kit.stack.engine import Generation, SamplingSettings
+    from kit.stack.engine import Generation
+    from kit.stack.engine_settings import SamplingSettings
     from kit.stack.stack import Stack
     from kit.stack.underway import Parts
 
@@ -91,14 +94,15 @@ class Prompting:
 
     def load_tokenizer(self) -> None:
         """Load it, and measure the longest prompts. Raises ModelError or DataError."""
-        from transformers import AutoTokenizer
-
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(
-                self.model.path,
-                trust_remote_code=self.config.model.trust_remote_code,
-                local_files_only=Path(self.model.path).is_dir(),
-            )
+            with held():  # Transformers does not survive an import that is cut in two
+                with without_garbage_collection():
+                    from transformers import AutoTokenizer
+                self.tokenizer = AutoTokenizer.from_pretrained(
+                    self.model.path,
+                    trust_remote_code=self.config.model.trust_remote_code,
+                    local_files_only=Path(self.model.path).is_dir(),
+                )
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"The tokenizer of {self.config.model.name!r} cannot be loaded.", why=str(error)
@@ -177,7 +181,7 @@ class Prompting:
 
     def sampling(self, temperature: float | None = None) -> SamplingSettings:
         """How the engine draws tokens; a temperature of None is the configured one."""
-        from kit.stack.engine import SamplingSettings
+        from kit.stack.engine_settings import SamplingSettings
 
         settings = self.config.rollout
         return SamplingSettings(

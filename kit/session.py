@@ -355,4 +355,6 @@ class RLSession(Keeping):
         report = evaluation.evaluate(self, self._running, count, heat)
         if self._recorder:
             self._recorder.evaluation(report)
+        if self._loggers:
+            self._loggers.evaluation(report)
         return report

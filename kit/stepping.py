@@ -57,10 +57,26 @@ def finish(
         metrics |= evaluated.metrics if evaluated else {}
     finally:
         if session._recorder:
-            session._recorder.step(metrics, index)
-    if due(index + 1, config.checkpoint.interval):
-        checkpoint.save_step(session)
+            session._recorder.step(metrics, index, rollout, len(session.history))
+        if session._loggers:
+            session._loggers.step(metrics, update, index)
+    _save_where_due(session, index + 1)
     return StepReport(index, metrics, rollout, update, sync, checked, evaluated)
+
+
+def _save_where_due(session: RLSession, step: int) -> None:
+    """As the configuration says; else, in a batch run, so that it can be resumed."""
+    recorder = session._recorder
+    interval: int | None = session.config.checkpoint.interval
+    if interval == 0 and recorder:
+        interval = recorder.settings.checkpoint_every
+    if interval is not None:
+        if due(step, interval):
+            checkpoint.save_step(session)
+    elif recorder and recorder.place and session._pace.due():
+        begin = time.monotonic()
+        checkpoint.save_step(session, by_clock=True)
+        session._pace.saved(time.monotonic() - begin)
 
 
 def due(step: int, interval: int) -> bool:

@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from kit import interrupts
 from kit.errors import KitError, SessionError
 from kit.reports import StepReport, TrainingState, TrainingStatus, TrainReport
+from kit.runs import continuing
 
 if TYPE_CHECKING:
     from kit.session import RLSession
+    from kit.turns import Turns
 
 Asked = Literal["", "run", "pause", "stop"]
 Until = Callable[[StepReport], bool]
@@ -59,6 +61,8 @@ class Training:
         self._singles = 0
         """Steps that `step_once` asked for and that have not begun."""
         self._steps: list[StepReport] = []
+        self._loaded = 0
+        """Steps before those that a checkpoint held, where a batch run is resumed."""
         self._paces: deque[float] = deque(maxlen=PACE)
         self._seconds = 0.0
         self._stopped = ""
@@ -82,7 +86,7 @@ class Training:
     @property
     def done(self) -> int:
         """Steps that are done."""
-        return len(self._steps)
+        return self._loaded + len(self._steps)
 
     @property
     def ended(self) -> bool:
@@ -107,7 +111,7 @@ class Training:
             return TrainingStatus(
                 state=self._state,
                 total=self.total,
-                done=len(self._steps),
+                done=self.done,
                 asked=self._asked(),
                 step=self._session.step_count,
                 history=tuple(self._session.history),
@@ -246,6 +250,15 @@ class Training:
 
     def _loop(self) -> None:
         turns = self._session._turns
+        if self._session._recorder:
+            with turns.take("train"):
+                self._loaded = continuing.begin_training(self._session, self.total)
+        try:
+            self._steps_in_turn(turns)
+        finally:
+            continuing.end_training(self._session)
+
+    def _steps_in_turn(self, turns: Turns) -> None:
         while self._wait_for_work():
             with turns.take("step"):
                 if self._begins():  # a pause may have been asked for while this waited its turn
@@ -277,7 +290,7 @@ class Training:
                 if self._wanted == "stop":
                     self._end("stopped", self._stopped)
                     return False
-                if len(self._steps) >= self.total:
+                if self.done >= self.total:
                     self._end("finished")
                     return False
                 if self._wanted == "run" or self._singles:

@@ -1,4 +1,4 @@
-"""Exercises of 06_reading_a_run."""
+"""Exercises of 06_reading_runs."""
 
 from __future__ import annotations
 
