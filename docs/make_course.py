@@ -87,8 +87,8 @@ LESSONS = (
         "what each makes of a reward, where their losses are flat, and how they train.",
     ),
     Lesson(
-        "06_reading_a_run",
-        "Reading a run",
+        "06_reading_runs",
+        "Reading runs",
         6,
         15,
         "One healthy run and four sick ones, side by side: learning rate too high and too low, a "
