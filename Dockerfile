@@ -9,6 +9,8 @@
 #   docker run --rm --gpus all --network host --ipc host kit \
 #     python -m kit run notebooks/02_train_to_solve.ipynb
 #
+# `./build.sh --docker` and `./train.sh --docker` are the first and the last of these.
+#
 # The devel image, because engine and trainer compile kernels for the GPU that they find. Without
 # `--gpus all` the same image runs the tiny model on the CPU.
 FROM nvidia/cuda:13.0.1-devel-ubuntu24.04
@@ -29,6 +31,7 @@ USER kit
 WORKDIR /home/kit/work
 ENV VIRTUAL_ENV=/home/kit/venv \
     PATH=/home/kit/venv/bin:$PATH \
+    KIT_PYTHON=/home/kit/venv/bin/python \
     PYTHONUNBUFFERED=1
 
 # Packages first: they change seldom, and the layer is large.
