@@ -15,13 +15,13 @@ UV := uv==0.13.9
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 NOTEBOOK := notebooks/02_train_to_solve.ipynb
 
-.PHONY: help demo lab docs test soak lint typecheck format lock clean clean-all
+.PHONY: help demo lab docs test test-all soak lint typecheck format lock clean clean-all
 
 help:  ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 demo: .venv/.kit  ## Train the tiny model from start to solved, as a notebook run
-	@$(PY) -m kit run $(NOTEBOOK)
+	@$(PY) -m kit run $(NOTEBOOK) --keep-warm 0
 
 lab: .venv/.kit  ## Open the notebooks in JupyterLab, on this machine only, behind a token
 	@$(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir=notebooks $(AS_ROOT)
@@ -29,8 +29,14 @@ lab: .venv/.kit  ## Open the notebooks in JupyterLab, on this machine only, behi
 docs: .venv/.kit  ## Run all lessons and write their pages into docs/course (about ten minutes)
 	@$(PY) docs/make_course.py
 
+# Three at a time: sessions often wait. With one core each, their threads do not wait for each other.
+PYTEST := KIT_CORES=1 $(PY) -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+
 test: .venv/.kit  ## Run the tests, the real stack on the tiny model included
-	@$(PY) -m pytest
+	@$(PYTEST)
+
+test-all: .venv/.kit  ## Run every case of every test, about twice as long
+	@KIT_TESTS=all $(PYTEST)
 
 soak: .venv/.kit  ## Half an hour of interrupts, kills and full disks at random (MINUTES=30)
 	@$(PY) -m tests.faults.soak $(or $(MINUTES),30)

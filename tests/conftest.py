@@ -16,6 +16,8 @@ from hypothesis import settings
 from kit import RLSession, SessionConfig, checkpoint
 from kit.data.stream import PromptStream
 from kit.stack import ending, registry
+from tests.every import EVERY
+from tests.lessons import notebook_times
 
 # What a busy machine takes for an example says nothing of the code.
 settings.register_profile("untimed", deadline=None)
@@ -60,10 +62,33 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
         holder.session.close()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what the mark means."""
+    config.addinivalue_line("markers", "slow: one more case of a kind; only in `make test-all`")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave slow cases out, unless every case is wanted."""
+    if not EVERY:
+        left_out = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
 def pytest_sessionfinish() -> None:
     """End the stacks that tests have left warm for each other."""
     for entry in registry.living():
         ending.end(entry)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say how long each notebook took that ran as a batch run, in whatever test."""
+    if ran := notebook_times(Path(config._tmp_path_factory.getbasetemp())):
+        terminalreporter.section("notebooks, as batch runs")
+        for line in ran:
+            terminalreporter.line(line)
 
 
 @pytest.fixture

@@ -16,8 +16,11 @@ from typing import Any
 
 from kit import RLSession, SessionConfig, stepping
 from kit.samples import Sample
+from tests.faults.dying import SCHEDULER, kill, of_engine
 
 SEED = 5
+KEPT = "after the first step"
+"""The snapshot that the first kernel takes, before it dies."""
 
 
 def die(*_: Any, **__: Any) -> Any:
@@ -49,6 +52,12 @@ def arm(session: RLSession) -> None:
         stepping.finish = die
     if moment == "generate":
         threading.Timer(0.05, die).start()
+    if moment == "engine":  # both of them, a whole engine and a scheduler
+        doomed = [of_engine(session, 0), of_engine(session, 1, SCHEDULER)]
+        session._running.watch.close()
+        for process in doomed:
+            kill(process)
+        die()
 
 
 def configuration() -> SessionConfig:
@@ -76,6 +85,12 @@ def told(session: RLSession) -> dict[str, Any]:
     }
 
 
+def undone(session: RLSession) -> dict[str, Any]:
+    """The same after going back to the first kernel's snapshot."""
+    session.restore(KEPT)
+    return told(session)
+
+
 if __name__ == "__main__":
     moment, armed = sys.argv[1], False
     if len(sys.argv) > 2:
@@ -84,6 +99,8 @@ if __name__ == "__main__":
         session = RLSession.start(configuration(), reward=reward)
     if moment != "never":
         session.step()
+        if moment == "score":
+            session.snapshot(KEPT)
         if moment == "sync":  # the numbers of weights are no count of updates after this
             session.snapshot("before")
             session.step()
@@ -91,5 +108,5 @@ if __name__ == "__main__":
         arm(session)
         session.train(show=False)
     session.step()
-    print(json.dumps(told(session)))
+    print(json.dumps([told(session), undone(session)]))
     session.close()

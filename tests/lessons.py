@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ FAST: dict[str, dict[str, Any]] = {
     "01_one_step": {"prompts": 8},
     "02_train_to_solve": {"steps": 30, "seed": 1, "eval_every": 0},
     "05_estimators": {"steps": 2, "contenders": ["rloo"]},
-    "06_reading_a_run": {"steps": 10},
+    "06_reading_runs": {"steps": 10},
 }
 """Other values than a notebook's own, by its name, so that each takes a minute at most."""
 
@@ -67,6 +68,25 @@ def run_quietly(notebook: Path, parameters: dict[str, Any], folder: Path) -> Run
         result = run_notebook(notebook, parameters, out_root=folder, console=quiet)
     assert result.error is None, result.error.traceback
     return result
+
+
+def notebook_times(folder: Path) -> list[str]:
+    """A line for each run of the project's notebooks below a folder: name, seconds, steps."""
+    names = {path.stem for path in NOTEBOOKS.glob("*.ipynb")}
+    rows = []
+    for file in sorted(folder.rglob("result.json")):
+        result = json.loads(file.read_text())
+        name = Path(result.get("notebook", "")).stem
+        if name in names:
+            rows.append((name, result["seconds"], result["headline"]["steps"], result["status"]))
+    rows.sort()
+    total = sum(seconds for _, seconds, *_ in rows)
+    lines = [
+        f"{seconds:7.1f} s  {steps or 0:4d} steps  {name}"
+        + ("" if how == "completed" else f" ({how})")
+        for name, seconds, steps, how in rows
+    ]
+    return [*lines, f"{total:7.1f} s  in all"] if lines else []
 
 
 def texts(result: RunResult) -> str:

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
+from kit.stack import stages
+
 
 def alive(head: int, directory: str) -> list[str]:
     """Processes of the stack's session, and any whose command line names its directory."""
+    session = head if _is_head(head, directory) else None
     found = []
     for process in psutil.process_iter():
         try:
-            if os.getsid(process.pid) == head or directory in " ".join(process.cmdline()):
+            if os.getsid(process.pid) == session or directory in " ".join(process.cmdline()):
                 found.append(process.name())
         except (OSError, psutil.Error):
             continue
     return found
+
+
+def _is_head(pid: int, directory: str) -> bool:
+    """May processes of the session with this id be of that stack? Numbers are given again, but not
+    while a session has them: if there is such a process now, it is the first of that session.
+    """
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return True
+    return f"{stages.DIRECTORY_ENV}={directory}".encode() in environment
 
 
 def assert_gone(head: int, directory: str, seconds: float = 60) -> None:
@@ -28,3 +43,18 @@ def assert_gone(head: int, directory: str, seconds: float = 60) -> None:
         time.sleep(0.2)
     assert alive(head, directory) == []
     assert not Path(directory).exists()
+
+
+def named_memory(pid: int | str) -> set[str]:
+    """Files in shared memory that a process has open or in its address space, if they have a name
+    still.
+    """
+    found: set[str] = set()
+    with suppress(OSError):
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        found |= {line.partition("/dev/shm/")[2] for line in lines if "/dev/shm/" in line}
+    with suppress(OSError):
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                found.add(os.readlink(file).partition("/dev/shm/")[2])
+    return found & set(os.listdir("/dev/shm"))

@@ -17,10 +17,11 @@ from kit import RLSession
 from kit.errors import SessionError
 from kit.stack import registry
 from tests import dying
+from tests.every import some
 from tests.processes import assert_gone
 
 ROOT = Path(__file__).parents[1]
-MOMENTS = ("score", "update", "sync", "generate")
+MOMENTS = some(("score", "update", "engine"), ("score", "update", "sync", "engine", "generate"))
 
 
 def kernel(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -64,13 +65,17 @@ def survived() -> list[Any]:
 def test_kernels_killed_at_every_moment_leave_a_session_that_trains_as_if_none_had_died(
     survived: list[Any],
 ) -> None:
-    """In a reward function, during an update, between update and sync, while responses are
-    written: metrics, weights, data and last rollout are those of one unbroken kernel.
+    """In a reward function, during an update, between update and sync, with both engines dead,
+    while responses are written: metrics, weights, data and last rollout are those of one unbroken
+    kernel. So are they after going back to a snapshot that the first of the kernels took.
     """
-    after = survived[0]
+    after, undone = survived[0]
     with RLSession.start(dying.configuration(), reward=dying_reward) as session:
-        session.train(after["step"], show=False)
-        unbroken = json.loads(json.dumps(dying.told(session)))
+        session.step()
+        session.snapshot(dying.KEPT)
+        session.train(after["step"] - 1, show=False)
+        unbroken, back = json.loads(json.dumps([dying.told(session), dying.undone(session)]))
+    assert undone == back
     assert after["step"] >= len(MOMENTS) + 1
     assert after["history"] == unbroken["history"]
     assert after["weights"] == unbroken["weights"]

@@ -106,7 +106,7 @@ def test_an_empty_file_gives_the_defaults(write: Any) -> None:
         ({"learning_rate": 1e-6}, "'learning_rate'. Did you mean training.learning_rate?"),
         ({"model": {"top_p": 0.9}}, "'model.top_p'. Did you mean rollout.top_p?"),
         ({"model": {"qqqq": 1}}, "'model.qqqq'. Known: compile, context_length,"),
-        ({"self": 1}, "'self'. Known: checkpoint, data,"),
+        ({"self": 1}, "'self'. Known: checkpoint, cluster, data,"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_one(

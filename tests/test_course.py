@@ -172,7 +172,15 @@ def test_every_exercise_has_a_wrong_answer_that_is_caught() -> None:
     assert {number for number, *_ in WRONG} == set(exercises())
 
 
-@pytest.mark.parametrize("stub", [..., [..., ...], {"A": ...}, lambda _: ...], ids=str)
+STUBS = {
+    "one": ...,
+    "listed": [..., ...],
+    "by name": {"A": ...},
+    "a function": lambda _: ...,
+}
+
+
+@pytest.mark.parametrize("stub", STUBS.values(), ids=STUBS)
 def test_a_stub_is_open_and_not_wrong(stub: object) -> None:
     assert check("03.3", stub).state == "open"
     assert "not answered yet" in str(check("03.3", stub))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ import pytest
 from kit.config import SessionConfig
 from kit.runs import RunResult
 from kit.tiny import tasks
-from tests.lessons import NOTEBOOKS, exercise_cells, run, run_quietly, texts
+from tests.lessons import (
+    NOTEBOOKS,
+    exercise_cells,
+    notebook_times,
+    run,
+    run_quietly,
+    solutions,
+    texts,
+)
 
 
 def lesson(name: str) -> Any:
@@ -34,7 +43,7 @@ training = lesson("02_train_to_solve")
 mismatches = lesson("03_why_log_probs_differ")
 rewards = lesson("04_samples_and_rewards")
 estimators = lesson("05_estimators")
-patients = lesson("06_reading_a_run")
+patients = lesson("06_reading_runs")
 trials = lesson("07_what_if")
 
 
@@ -123,8 +132,8 @@ def test_a_training_run_leaves_settings_metrics_picture_and_checkpoint(
     assert [json.loads(row)["step"] for row in rows] == sorted(
         json.loads(row)["step"] for row in rows
     )
-    assert (training.folder / "reward_curve.png").stat().st_size > 1000
-    assert list((training.folder / "checkpoint").rglob("*.safetensors"))
+    assert (training.folder / "figures" / "reward_curve.png").stat().st_size > 1000
+    assert list((training.folder / "checkpoints" / "final").rglob("*.safetensors"))
 
 
 def test_the_flawed_reward_is_gamed_and_the_mended_one_is_not(rewards: RunResult) -> None:
@@ -161,7 +170,17 @@ def test_each_patient_is_sick_in_the_way_that_the_lesson_says(patients: RunResul
         "config.yaml",
         "evaluations.jsonl",
         "metrics.jsonl",
+        "samples.jsonl",
     ]
+
+
+def test_the_patients_stand_side_by_side_with_what_was_done_to_each(patients: RunResult) -> None:
+    shown = texts(patients)
+    assert "5 runs side by side" in shown
+    table = shown.split("5 runs side by side")[1]
+    assert re.search(r"training\.learning_rate +0\.0001 +0\.003 +1e-07 +0\.0001 +0\.0001", table)
+    assert re.search(r"training\.kl_loss_coef .* 5\.0 ", table)
+    assert re.search(r"rollout\.max_response_len .* 8$", table, re.MULTILINE)
 
 
 def test_what_is_undone_comes_back_and_one_of_the_trials_stays(trials: RunResult) -> None:
@@ -176,7 +195,7 @@ def test_what_is_undone_comes_back_and_one_of_the_trials_stays(trials: RunResult
     assert 1e-6 < float(rate[1]) < 1e-3
     evaluations = [json.loads(row) for row in (trials.folder / "evaluations.jsonl").open()]
     assert evaluations[-1]["accuracy"] > evaluations[0]["accuracy"]
-    assert (trials.folder / "checkpoint" / "manifest.json").is_file()
+    assert (trials.folder / "checkpoints" / "final" / "manifest.json").is_file()
     assert list((trials.folder / "model").glob("*.safetensors"))
 
 
@@ -192,7 +211,7 @@ def test_the_real_thing_trains_on_rows_like_those_of_gsm8k(real_thing: RunResult
     evaluations = [json.loads(row) for row in (real_thing.folder / "evaluations.jsonl").open()]
     assert [row["step"] for row in evaluations] == [0, 2, 3]
     assert all(row["accuracy"] > 0.3 for row in evaluations)
-    assert list((real_thing.folder / "checkpoint").rglob("*.safetensors"))
+    assert list((real_thing.folder / "checkpoints" / "final").rglob("*.safetensors"))
 
 
 def test_the_real_thing_shows_its_checks_and_each_steps_difference_under_its_bound(
@@ -230,3 +249,42 @@ def test_the_pages_of_the_notebooks_need_no_network(
     result: RunResult = request.getfixturevalue(name)
     html = (result.folder / "notebook.html").read_text()
     assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)\s*=\s*[\"']?(http|//)", html)
+
+
+def test_every_notebook_runs_in_a_test_that_looks_at_its_results() -> None:
+    """A new one has to be run by name through `kit run`, and its outcome looked at."""
+    runs = re.compile(r"\b(lesson|run|run_quietly|run_notebooks?|call)\(")
+    tests = [path.read_text() for path in Path(__file__).parent.rglob("test_*.py")]
+    checking = [text for text in tests if runs.search(text) and "assert" in text]
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        named = [text for text in checking if f'"{path.stem}' in text or f"{path.name}" in text]
+        assert named, f"{path.name} runs in no test; see the fixtures of this file"
+
+
+def test_every_lesson_has_solutions_for_all_its_exercises() -> None:
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        exercises = exercise_cells(nbformat.read(path, as_version=4))
+        if exercises:
+            assert set(solutions(path.stem)) == set(exercises), path.name
+    lessons = {path.stem for path in NOTEBOOKS.glob("*.ipynb")}
+    assert {path.stem for path in (NOTEBOOKS / "solutions").glob("*.md")} <= lessons
+
+
+def test_the_times_of_notebooks_are_told_at_the_end_of_a_test_run() -> None:
+    with tempfile.TemporaryDirectory() as place:  # not where the end of this run looks
+        for name, seconds in (("01_one_step", 12.3), ("other", 5.0), ("07_what_if", 20.0)):
+            folder = Path(place) / name
+            folder.mkdir()
+            result = {
+                "notebook": f"/a/{name}.ipynb",
+                "seconds": seconds,
+                "status": "completed",
+                "headline": {"steps": 3},
+            }
+            (folder / "result.json").write_text(json.dumps(result))
+        assert notebook_times(Path(place)) == [
+            "   12.3 s     3 steps  01_one_step",
+            "   20.0 s     3 steps  07_what_if",
+            "   32.3 s  in all",
+        ]
+        assert notebook_times(Path(place) / "other") == []

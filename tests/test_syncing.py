@@ -8,7 +8,7 @@ import pytest
 
 from kit import RLSession, syncing
 from kit.errors import StackError
-from kit.stack.engine import SamplingSettings
+from kit.stack.engine_settings import SamplingSettings
 
 
 def test_a_skipped_sync_fails_the_check_and_is_named(session: RLSession) -> None:

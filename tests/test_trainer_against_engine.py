@@ -57,6 +57,7 @@ def test_a_prefix_cache_of_old_weights_is_found_by_going_around_it() -> None:
         assert session.check_mismatch(fresh).verdict == "pass"
 
 
+@pytest.mark.slow
 def test_log_probs_before_temperature_are_told_from_another_temperature(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -68,6 +69,7 @@ def test_log_probs_before_temperature_are_told_from_another_temperature(
         assert RAW_LOG_PROBS in report.cause
 
 
+@pytest.mark.slow
 def test_an_engine_in_another_dtype_is_found_by_its_weights_and_the_size_of_rounding() -> None:
     with started({"dtype": "bfloat16"}) as session:
         report = session.check_mismatch()
@@ -141,6 +143,7 @@ def test_weights_disturbed_on_purpose_are_named_until_they_are_handed_over_exact
         assert session.check_mismatch(session.generate()).cause_kind == "precision"
 
 
+@pytest.mark.slow
 def test_experts_chosen_differently_are_found_by_taking_the_engines_choice(tmp_path: Path) -> None:
     folder = mixture_of_experts(tmp_path / "moe")
     one_expert = json.dumps({"num_experts_per_tok": 1})

@@ -20,6 +20,7 @@ from kit.reports import RewardTrial, SyncReport
 from kit.rewards.trial import try_reward
 from kit.samples import Rollout, Sample, Status
 from kit.viz import compare_samples, curves
+from tests.viz.compared import make_comparison
 from tests.viz.results import (
     make_batch,
     make_check,
@@ -178,6 +179,7 @@ DISPLAYS: dict[str, Callable[[], Any]] = {
     "memory-cpu": make_host_plan,
     "snapshots": make_snapshots,
     "what-if": make_what_if,
+    "runs-compared": make_comparison,
     # ---- Add new displays above this line: "name": how to make one. ----
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 import nbformat
@@ -12,12 +11,11 @@ from papermill.parameterize import parameterize_notebook
 
 from tests.browser.lab import Lab, Server, errors_of, shown_notebook
 from tests.browser.measure import open_all, out_of_place, too_faint
+from tests.every import some
 from tests.lessons import FAST, LESSONS, NOTEBOOKS
 from tests.processes import alive, assert_gone
 
-SHOWN_MOST = ("01_one_step", "04_samples_and_rewards", "07_what_if")
-"""Lessons with every kind of display between them."""
-IN_BROWSER = LESSONS if os.environ.get("KIT_BROWSER") == "all" else SHOWN_MOST
+IN_BROWSER = some(["01_one_step"], LESSONS)
 """All are run as batch runs as well, in tests/test_notebooks.py; here they take six minutes."""
 SECONDS = 900.0
 """For a whole lesson; on an idle machine each takes about a minute."""

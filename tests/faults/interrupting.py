@@ -26,7 +26,8 @@ def interrupted(work: Callable[[], Any], after: float, again: float | None = Non
         finally:
             for press in presses:
                 press.cancel()
-                press.join()
+                if press.ident is not None:  # an interrupt may come before it was started
+                    press.join()
 
     came = False
     try:

@@ -4,8 +4,7 @@
 
 Steps, interrupts, kills, restarts, checkpoints and a full disk, in an order that the seed says.
 What an interrupt or a killed engine leaves must be, bit by bit, what undisturbed steps leave; at
-the end no process, no shared memory and no open port may be left, and memory must be flat. Other
-sessions that run beside it would be taken for what is left.
+the end no process, no shared memory and no open port may be left, and memory must be flat.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from kit import RLSession
 from kit.errors import CheckpointError, StackError
 from tests.faults.dying import kill, of_engine, of_head, of_trainer
 from tests.faults.interrupting import digests, interrupted
-from tests.processes import alive
+from tests.processes import alive, named_memory
 
 EPISODE = 6
 """Steps from the first weights until it begins again, so that all digests are known."""
@@ -44,6 +43,8 @@ class Soak:
         self.folder, self.draw = folder, random.Random(seed)
         self.done: Counter[str] = Counter()
         self.stacks: list[tuple[int, str]] = []
+        self.shared: set[str] = set()
+        """Names of shared memory that its processes were seen with."""
         self.session = self._noted(RLSession.start("tiny"))
         self.first = self.session.save(folder / "first")
         self.kept = self.first
@@ -73,7 +74,7 @@ class Soak:
             "save": (2, self.save),
             "save, interrupted": (3, lambda: self.press(self.save)),
             "save on a full disk": (2, self.save_where_it_is_full),
-            "engine killed": (2, lambda: kill(of_engine(self.session, 0, self.draw.randrange(3)))),
+            "engine killed": (2, self.kill_engine),
             "closed, and begun anew where it was": (1.5, self.reopen),
             "trainer killed": (0.7, lambda: self.lose(of_trainer(self.session))),
             "Ray killed": (0.4, lambda: self.lose(of_head(self.session, self.draw.randrange(3)))),
@@ -81,6 +82,8 @@ class Soak:
         name = self.draw.choices([*things], [weight for weight, _ in things.values()])[0]
         things[name][1]()
         self.done[name] += 1
+        for process in self.session._running.cluster.processes():
+            self.shared |= named_memory(process.pid)
         step = self.session.step_count
         if digests(self.session) != self.expected[step]:
             raise AssertionError(f"after {name!r}, the weights are not those of {step} steps")
@@ -105,6 +108,10 @@ class Soak:
                     raise AssertionError("a part of a checkpoint was left") from None
             else:
                 raise AssertionError("a checkpoint found room on a full disk")
+
+    def kill_engine(self) -> None:
+        with suppress(psutil.NoSuchProcess):  # it may be dead already, and nobody has missed it
+            kill(of_engine(self.session, 0, self.draw.randrange(3)))
 
     def lose(self, process: psutil.Process) -> None:
         """Kill what holds the weights; the error must say so, and a checkpoint continue."""
@@ -147,21 +154,20 @@ def small_disk(folder: Path) -> Iterator[Path | None]:
             subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def left_behind(soak: Soak, shared_memory: set[str]) -> list[str]:
+def left_behind(soak: Soak) -> list[str]:
     """What outlives the session, in words."""
     deadline = time.monotonic() + 60
     while any(alive(*stack) for stack in soak.stacks) and time.monotonic() < deadline:
         time.sleep(0.5)
     found = [f"process {name}" for stack in soak.stacks for name in alive(*stack)]
     found += [folder for _, folder in soak.stacks if Path(folder).exists()]
-    found += [f"shared memory {name}" for name in set(os.listdir("/dev/shm")) - shared_memory]
+    found += [f"shared memory {name}" for name in soak.shared & set(os.listdir("/dev/shm"))]
     listening = [c for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN]
     return found + [f"port {c.laddr}" for c in listening]
 
 
 def main(minutes: float, seed: int) -> int:
     """Run, print what was done, and return 0 if nothing was lost and nothing is left."""
-    shared_memory = set(os.listdir("/dev/shm"))
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     soak, begin, early = Soak(folder, seed), time.monotonic(), 0
     try:
@@ -178,7 +184,7 @@ def main(minutes: float, seed: int) -> int:
         print(f"{count:6}  {name}")
     print(f"{early / 2**20:6.0f}  MiB after a third of the time")
     print(f"{late / 2**20:6.0f}  MiB at the end")
-    found = left_behind(soak, shared_memory)
+    found = left_behind(soak)
     if early and late > FLAT * early:
         found.append("memory that grows")
     print("\n".join(["left behind:", *found]) if found else "nothing lost, nothing left behind")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 from kit import RLSession
 from kit.errors import StackError
+from kit.stack import repair
+from kit.stack.stack import Stack
 from tests.faults.dying import DETOKENIZER, SCHEDULER, kill, of_engine, of_head, of_trainer
 from tests.faults.interrupting import digests
 from tests.processes import assert_gone
@@ -38,6 +41,37 @@ def test_an_engine_that_died_while_idle_is_there_again_for_the_next_call(
     session.sync(verify=True)
     assert digests(session) == before
     assert not any(process and process.is_running() for process in victims)
+
+
+@pytest.mark.parametrize("moment", ["made", "starting"])
+def test_an_interrupt_while_an_engine_is_started_again_leaves_it_to_the_next_call(
+    session: RLSession, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    session.train(1, show=False)
+    before = digests(session)
+    make, get = repair.make_engine, session._running._get
+
+    def interrupted_make(stack: Stack, index: int) -> Any:
+        made = make(stack, index)
+        if moment == "made":  # past the point at which Ctrl-C is held back
+            raise KeyboardInterrupt
+        return made
+
+    def interrupted_get(calls: Any, verb: str, *rest: Any) -> Any:
+        if (moment, verb) == ("starting", "start"):
+            time.sleep(0.5)
+            raise KeyboardInterrupt
+        return get(calls, verb, *rest)
+
+    kill(of_engine(session, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(repair, "make_engine", interrupted_make)
+        patch.setattr(session._running, "_get", interrupted_get)
+        with pytest.raises(KeyboardInterrupt):
+            session.sync()
+    assert len(session.generate()) == 128
+    assert session.sync(verify=True).verified
+    assert digests(session) == before
 
 
 @pytest.mark.parametrize("part", ["actor", "scheduler"])
@@ -110,7 +144,11 @@ def test_a_checkpoint_can_be_read_into_a_stack_whose_trainer_died(
 
 @pytest.mark.parametrize(
     ("moment", "process"),
-    [("idle", "control service"), ("busy", "raylet"), ("busy", "first process")],
+    [
+        ("busy", "raylet"),
+        pytest.param("idle", "control service", marks=pytest.mark.slow),
+        pytest.param("busy", "first process", marks=pytest.mark.slow),
+    ],
 )
 def test_when_ray_dies_it_is_told_the_notebook_lives_and_a_checkpoint_continues(
     session: RLSession, tmp_path: Path, process: str, moment: str

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,6 +19,9 @@ import pytest
 from kit import RLSession
 from kit.samples import Batch, Status
 from tests.faults.interrupting import digests, interrupted
+from tests.faults.starting import MOMENTS
+
+ROOT = Path(__file__).parents[2]
 
 VERBS: dict[str, Callable[[RLSession], Any]] = {
     "generate": lambda s: s.generate(["12+34="], n_samples_per_prompt=256),
@@ -167,3 +174,19 @@ def without_times(session: RLSession) -> list[dict[str, float]]:
         {name: value for name, value in row.items() if not name.startswith("perf/")}
         for row in session.history
     ]
+
+
+def test_an_interrupted_start_leaves_nothing_and_the_next_one_works() -> None:
+    """At the head, at Ray, while SGLang is imported and while weights are loaded."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.starting"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    left, steps = json.loads(done.stdout.splitlines()[-1])
+    assert left == {moment: [] for moment in MOMENTS}
+    assert steps == 1

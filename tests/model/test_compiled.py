@@ -114,7 +114,14 @@ def results(policy: Policy, packed: Packed) -> list[torch.Tensor]:
     return [logp.detach(), entropy.detach(), *(p.grad.clone() for p in policy.parameters())]
 
 
-@pytest.mark.parametrize("level", ["none", "selective", "alternating", "full"])
+@pytest.mark.parametrize(
+    "level",
+    [
+        "none",
+        "alternating",  # some layers whole, of others the feed-forward part
+        *(pytest.param(level, marks=pytest.mark.slow) for level in ("selective", "full")),
+    ],
+)
 def test_compiled_layers_on_the_path_of_a_gpu_give_the_same_numbers_and_are_compiled_once(
     monkeypatch: pytest.MonkeyPatch, level: compiled.Recompute
 ) -> None:

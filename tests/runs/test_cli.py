@@ -96,3 +96,68 @@ def test_an_interrupt_ends_the_kernel_keeps_the_files_and_exits_with_130(
     assert started
     assert not any(process.is_running() for process in started)
     assert [result["status"] for result in results(out)] == ["interrupted"]
+
+
+STARTS = """\
+from kit import RLSession
+
+session = RLSession.start("tiny")
+print(session.config.seed, session.config.data.source, session._running.cluster.stack)
+session.close()
+"""
+
+
+def test_a_seed_and_a_preset_reach_a_session_that_no_parameter_does(
+    make_notebook: MakeNotebook,
+) -> None:
+    from kit.stack import registry
+
+    path = make_notebook(STARTS)
+    out = path.parent / "runs"
+    options = ("--seed", 7, "--preset", "tiny-chain", "--out", out, "--keep-warm", 1)
+    others = {entry.stack for entry in registry.living()}
+    code, said = kit("run", path, *options)
+    assert code == 0, said
+    (entry,) = [each for each in registry.living() if each.stack not in others]
+    assert f"kit doctor --stop {entry.name}" in said
+    code, said = kit("run", path, *options[:-1], 0)
+    assert code == 0, said
+    shown = [json.loads(file.read_text())["cells"] for file in sorted(out.glob("*/*.ipynb"))]
+    printed = {"".join(cells[-1]["outputs"][0]["text"]).strip() for cells in shown}
+    assert printed == {f"7 tiny:chain {entry.stack}"}, "the second run has the first one's stack"
+    assert not entry.alive
+
+
+def test_a_seed_and_a_preset_go_to_the_parameters_of_that_name(
+    make_notebook: MakeNotebook,
+) -> None:
+    code = 'assert (seed, preset, steps) == (3, "tiny-chain", 9)'
+    own = 'seed: int = 0\npreset: str = "tiny"\nsteps: int = 1'
+    path = make_notebook(code, parameters=own)
+    values = path.parent / "values.yaml"
+    values.write_text("steps: 8\n")
+    words = ("-f", values, "-p", "steps", 9, "--seed", 3, "--preset", "tiny-chain", "--quiet")
+    code, said = kit("run", path, *words, "--out", path.parent / "runs")  # type: ignore[assignment]
+    assert code == 0, said
+    assert "\x1b" not in said
+    assert "\r" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seed", "3"], "would have no effect"),
+        (["--preset", "tiny"], "would have no effect"),
+        (["--preset", "tinny"], "Did you mean 'tiny'?"),
+        (["-p", "steps", "-1"], "cannot be -1"),
+        (["-f", "none.yaml"], "cannot be read"),
+    ],
+)
+def test_what_would_have_no_effect_or_cannot_be_is_refused(
+    make_notebook: MakeNotebook, words: list[str], message: str
+) -> None:
+    path = make_notebook("1")
+    code, said = kit("run", path, *words, "--out", path.parent / "runs")
+    assert code == 2
+    assert message in said
+    assert not (path.parent / "runs").exists()

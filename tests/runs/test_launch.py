@@ -61,14 +61,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, str]:
 def test_a_run_leaves_everything_in_one_new_folder(trained: tuple[RunResult, str]) -> None:
     result, shown = trained
     assert result.status == "completed"
-    assert re.fullmatch(r"\d{8}-\d{6}-lesson", result.folder.name)
+    assert re.fullmatch(r"\d{8}-\d{6}-lesson-[0-9a-f]{6}", result.folder.name)
     assert {file.name for file in result.folder.iterdir()} == {
         "config.yaml",
+        "figures",
         "metrics.jsonl",
         "notebook.html",
         "notebook.ipynb",
+        "params.yaml",
         "result.json",
-        "reward_curve.png",
     }
     assert str(result.folder) in shown
 
@@ -109,7 +110,7 @@ def test_progress_names_the_step_and_the_end_that_the_parameters_set(
 
 def test_the_picture_is_one(trained: tuple[RunResult, str]) -> None:
     result, _ = trained
-    with Image.open(result.folder / "reward_curve.png") as picture:
+    with Image.open(result.folder / "figures" / "reward_curve.png") as picture:
         assert picture.width > 300
 
 

@@ -46,7 +46,7 @@ def test_a_notebook_without_a_parameters_cell_takes_none(make_notebook: MakeNote
     ("name", "text", "value"),
     [
         ("steps", "12", 12),
-        ("steps", "-3", -3),
+        ("steps", "+3", 3),
         ("rate", "1e-3", 1e-3),
         ("rate", "2", 2.0),
         ("rate", "None", None),
@@ -151,3 +151,31 @@ def test_a_parameters_cell_that_is_not_plain_python_is_named(make_notebook: Make
     path = make_notebook(parameters="steps = 3\n%matplotlib inline")
     with pytest.raises(RunError, match="line 2"):
         read_parameters(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "given", "message"),
+    [
+        ("learning_rate: float = 1e-4", "-1", "cannot be -1.0"),
+        ("learning_rate: float = 1e-4", "nan", "cannot be nan"),
+        ('advantage_estimator: str = "grpo"', "grop", "Did you mean 'grpo'"),
+        ('preset: str = "tiny"', "tinny", "Did you mean 'tiny'"),
+        ("seed: int = 0", "-1", "cannot be -1"),
+        ("steps: int = 3", "-3", "cannot be -3"),
+        ('speed: Literal["fast", "slow"] = "fast"', "slw", "Did you mean 'slow'"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_with_one_that_can(
+    make_notebook: MakeNotebook, line: str, given: str, message: str
+) -> None:
+    (parameter,) = read_parameters(make_notebook(parameters=line)).values()
+    with pytest.raises(RunError, match=message):
+        parameter.convert(given)
+
+
+def test_a_model_or_a_source_of_data_is_no_setting_of_that_name(
+    make_notebook: MakeNotebook,
+) -> None:
+    known = read_parameters(make_notebook(parameters='model: str = "tiny"\ndata: str = "a"'))
+    assert known["model"].convert("other") == "other"
+    assert known["data"].convert("file.jsonl") == "file.jsonl"

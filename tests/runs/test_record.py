@@ -128,5 +128,5 @@ def test_a_run_that_measured_nothing_has_an_empty_headline(tmp_path: Path) -> No
 
 def test_checkpoints_belong_into_the_run(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path)
-    assert recorder.checkpoint_dir() == tmp_path / "checkpoint"
-    assert recorder.checkpoint_dir(20) == tmp_path / "checkpoint-000020"
+    assert recorder.checkpoint_dir() == tmp_path / "checkpoints" / "final"
+    assert recorder.checkpoint_dir(20) == tmp_path / "checkpoints" / "step-000020"

@@ -73,7 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     if os.environ.get(INSIDE) or not item.get_closest_marker("in_sglang"):
         return None
     stash = item.config.stash
@@ -85,6 +85,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
         report = hook.pytest_report_from_serializable(config=item.config, data=data)
         hook.pytest_runtest_logreport(report=report)
     hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    item.session._setupstate.teardown_exact(nextitem)  # of the tests before, what none needs now
     return True
 
 

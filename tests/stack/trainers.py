@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 from kit.config import TrainingConfig
 from kit.stack.batches import MAX_TOKENS, TrainBatch
-from kit.stack.trainer import Trainer, TrainerSettings
+from kit.stack.trainer import Trainer
+from kit.stack.trainer_settings import TrainerSettings
 from kit.stack.weights import Inbox
 from kit.tiny import MODEL_DIR
 

@@ -28,6 +28,7 @@ class Steps:
 
     def __init__(self) -> None:
         self._turns = Turns()
+        self._recorder = None
         self.step_count = 0
         self.history: list[dict[str, float]] = []
         self.may = threading.Semaphore(0)

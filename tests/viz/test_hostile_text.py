@@ -18,6 +18,7 @@ from kit.samples import Batch, Rollout, Sample, Status
 from kit.snapshots import Snapshot, Snapshots
 from kit.viz import compare_samples, curves
 from kit.viz.text import cut, visible
+from tests.viz.compared import make_comparison
 from tests.viz.conftest import Show
 from tests.viz.results import (
     make_batch,
@@ -129,6 +130,7 @@ def poisoned(text: str) -> list[object]:
         compare_samples(rollout, rollout), sample.strip(quantity=text), sample.strip("change"),
         status, diagnosis, make_memory_plan(name=text), make_sessions(text, text),
         Snapshots((kept,), 1), kept, make_what_if(label=text, refused=text),
+        make_comparison(text, sample),
     ]  # fmt: skip
 
 

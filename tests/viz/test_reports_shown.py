@@ -288,7 +288,13 @@ def test_settings_show_what_was_changed_and_what_each_does(html: Show, plain: Sh
     config = SessionConfig.preset("tiny").replace("training.learning_rate", 3e-4)
     page = html(config)
     assert "Settings of tiny: 3 settings changed" in page
-    assert "changed; default 1e-06" in page
+    top, *folded = page.split("<details")
+    assert "training.learning_rate" in top
+    assert "training.num_rollout" not in top
+    assert "default 1e-06" in top
+    assert any("1 of" in part and "● changed; default 1e-06" in part for part in folded)
+    assert "open=" not in "".join(part.split(">")[0] for part in folded)
+    assert '<span class="kv-text">RLSession.attach</span>' in top
     assert "Prompts a step." in page
     assert plain(config) == config.to_yaml()
 

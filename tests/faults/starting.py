@@ -1,0 +1,72 @@
+"""A start that is interrupted at one moment after another, and then one that is not.
+
+`python -m tests.faults.starting` prints what was left after each, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+from kit import RLSession
+from kit.stack import registry, stages
+from kit.stack.registry import Entry
+from tests.every import some
+from tests.processes import alive
+
+OTHERS = {entry.stack for entry in registry.living()}
+"""Stacks that are none of this process's."""
+
+
+def _own() -> list[Entry]:
+    return [entry for entry in registry.living() if entry.stack not in OTHERS]
+
+
+def _stage(who: str, words: str) -> bool:
+    return any(
+        who in told and told[who].words.startswith(words)
+        for told in (stages.read(entry.folder) for entry in _own())
+    )
+
+
+MOMENTS: dict[str, Callable[[], bool]] = {
+    "Ray can be joined": lambda: any((entry.folder / "address").exists() for entry in _own()),
+    "weights are loaded": lambda: _stage("trainer", "loading"),
+    **some(
+        {},
+        {
+            "the head is there": lambda: bool(_own()),
+            "SGLang is imported": lambda: _stage("engine", "importing"),
+        },
+    ),
+}
+
+
+def interrupted(come: Callable[[], bool]) -> list[str]:
+    """Start a session, press Ctrl-C at this moment; what is left of it."""
+    stacks: list[tuple[int, str]] = []
+
+    def press() -> None:
+        while not come():
+            time.sleep(0.005)
+        stacks.extend((entry.head, str(entry.folder)) for entry in _own())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    try:
+        RLSession.start("tiny")
+    except KeyboardInterrupt:
+        left = [name for stack in stacks for name in alive(*stack)]
+        return [*left, *(entry.name for entry in _own())]
+    return ["it started"]
+
+
+if __name__ == "__main__":
+    left = {name: interrupted(come) for name, come in MOMENTS.items()}
+    with RLSession.start("tiny") as session:
+        session.step()
+        print(json.dumps([left, session.step_count]))

@@ -1,0 +1,155 @@
+"""Two trainers and two engines: the same learning as one, and what becomes of the others when one
+fails.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from kit import RLSession, SessionConfig
+from kit.errors import KitError, StackError
+from kit.samples import Batch
+from kit.stack.watch import TRAINER
+from tests.conftest import Shared
+from tests.faults.dying import SCHEDULER, kill, of_engine, of_trainer
+from tests.faults.interrupting import digests, interrupted
+from tests.faults.test_interrupts import large
+
+TIMES = ("perf/",)
+
+
+def learned(session: RLSession, steps: int = 2) -> list[dict[str, float]]:
+    """The metrics of so many steps, without the times."""
+    rows = [session.step().metrics for _ in range(steps)]
+    return [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]
+
+
+def assert_close(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    """Within what float32 makes of another order of additions."""
+    for row, other in zip(found, expected, strict=True):
+        assert row.keys() == other.keys()
+        for name, value in other.items():
+            assert row[name] == pytest.approx(value, rel=1e-3, abs=2e-5), name
+
+
+def update_for_ever(session: RLSession, batch: Batch) -> None:
+    for number in range(1000):
+        session.update(replace(batch, id=str(number)))
+
+
+def several(**cluster: object) -> SessionConfig:
+    """The tiny preset with two trainers and two engines."""
+    config = SessionConfig.preset("tiny").replace("training.num_trainers", 2)
+    config = config.replace("engine.replicas", 2)
+    for key, value in cluster.items():
+        config = config.replace(f"cluster.{key}", value)
+    return config
+
+
+@pytest.fixture(scope="module")
+def of_one(shared: Shared) -> list[dict[str, float]]:
+    """What one trainer learns in two steps."""
+    session = shared.at(seed=0)
+    rows = learned(session)
+    session.close(keep_warm=True)
+    return rows
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["colocated", "disaggregated"])
+def two(
+    request: pytest.FixtureRequest, of_one: list[dict[str, float]]
+) -> Iterator[tuple[RLSession, list[dict[str, float]]]]:
+    """A session of two trainers and two engines, two steps old, and the metrics of those."""
+    with RLSession.start(several(colocate=request.param)) as session:
+        yield session, learned(session)
+
+
+Two = tuple[RLSession, list[dict[str, float]]]
+
+
+def test_two_trainers_learn_what_one_learns(two: Two, of_one: list[dict[str, float]]) -> None:
+    session, rows = two
+    assert_close(rows, of_one)
+    assert session.sync(verify=True).verified
+    assert session.check_mismatch(session.generate()).verdict == "pass"
+
+
+def test_each_trainer_and_each_engine_is_a_process_of_its_own(two: Two) -> None:
+    stack = two[0]._running
+    pids = [p for answer in stack.ask_trainers("processes") for p in answer]
+    pids += [answer[0] for answer in stack.ask_engines("processes")]
+    assert len(set(pids)) == 4
+    assert stack.layout.count == (2 if stack.layout.colocate else 4)
+
+
+def test_an_error_of_one_rank_is_told_and_the_other_does_not_wait_for_it(two: Two) -> None:
+    session, _ = two
+    batch = session.advantages(session.score(session.generate()))
+    last = batch.samples[-1]  # of the second rank: the first one never sees it
+    spoiled = replace(last, tokens=[*last.tokens[:-1], 10**6])
+    broken = replace(batch, samples=(*batch.samples[:-1], spoiled), id="broken")
+    before, steps = digests(session), session.step_count
+    with pytest.raises(StackError, match=r"update failed(.|\n)*index out of range"):
+        session.update(broken)
+    assert digests(session) == before
+    assert session.step_count == steps
+    session.snapshot("after")
+    assert session.update(batch).applied
+    assert session.sync(verify=True).verified
+    session.restore("after")
+    assert session.check_mismatch(session.generate()).verdict == "pass"
+
+
+def test_an_interrupted_update_of_two_ranks_is_whole_or_not_made(two: Two) -> None:
+    session, _ = two
+    batch = large(session.advantages(session.score(session.generate())))
+    seconds = session.update(batch).seconds
+    for number, share in enumerate((0.2, 0.5)):
+        before, steps = digests(session), session.step_count
+        one = replace(batch, id=f"interrupted {number}")
+        came = interrupted(lambda one=one: session.update(one), share * seconds)
+        made = session.step_count - steps
+        assert came or made
+        assert (digests(session) != before) is bool(made)
+    session.sync()
+    assert session.check_mismatch(session.generate()).verdict == "pass"
+
+
+@pytest.mark.parametrize("part", [0, SCHEDULER])
+def test_an_engine_that_dies_is_started_again_and_gets_the_weights(two: Two, part: int) -> None:
+    session, _ = two
+    session.step()
+    kill(of_engine(session, 1, part))
+    assert len(session.generate()) == 128
+    assert session.sync(verify=True).verified
+    session.step()
+
+
+def test_an_engine_that_dies_under_a_sync_is_started_again(two: Two) -> None:
+    session, _ = two
+    session.step()
+    timer = threading.Timer(0.02, of_engine(session, 1, SCHEDULER).kill)
+    timer.start()
+    for _ in range(5):
+        session.sync()
+    timer.join()
+    assert session.sync(verify=True).verified
+
+
+def test_a_rank_that_dies_is_told_and_takes_the_other_with_it(two: Two) -> None:
+    """The last one of this module: it ends the session."""
+    session, _ = two
+    batch = large(session.advantages(session.score(session.generate())))
+    stack = session._running
+    members = [p for p in stack.watch._parts[TRAINER] if p]
+    timer = threading.Timer(0.3, of_trainer(session).kill)
+    timer.start()
+    with pytest.raises(KitError, match=r"trainer(.|\n)*died(.|\n)*RLSession\.load"):
+        update_for_ever(session, batch)
+    timer.join()
+    assert not any(process.is_running() for process in members)
+    session.close()
