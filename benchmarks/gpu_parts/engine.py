@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from functools import partial
 from typing import Any
 
 from benchmarks.gpu_parts.children import Report
@@ -33,9 +32,10 @@ def measure(_: None, work: Workload, report: Report) -> None:
 def _engine(work: Workload, report: Report) -> Any:
     from kit.memory.for_session import plan_for
     from kit.model.source import find
+    from kit.stack import scheduler
     from kit.stack.actors import engine_settings
     from kit.stack.cluster import kept_kernels
-    from kit.stack.engine import run_scheduler, server_arguments
+    from kit.stack.engine_settings import server_arguments
     from kit.stack.stack import Stack
 
     config = work.config()
@@ -50,13 +50,8 @@ def _engine(work: Workload, report: Report) -> Any:
     import sglang
 
     engine_class: Any = sglang.Engine
-    if work.device == "cpu":
-        from sglang.srt.entrypoints.engine import Engine
-
-        class CpuEngine(Engine):
-            run_scheduler_process_func = partial(run_scheduler, os.cpu_count() or 1)
-
-        engine_class = CpuEngine
+    if work.device == "cpu":  # which SGLang alone does not know to use
+        engine_class = scheduler.engine_class("cpu", os.cpu_count() or 1)
     engine = engine_class(**server_arguments(settings))
     report.put("start_seconds", seconds := time.perf_counter() - begin)
     report.say(f"started in {seconds:.1f} s")

@@ -76,7 +76,8 @@ def train_batch(work: Workload) -> Any:
 
 
 def _start(work: Workload, level: Level, rendezvous: Path) -> Any:
-    from kit.stack.trainer import Trainer, TrainerSettings
+    from kit.stack.trainer import Trainer
+    from kit.stack.trainer_settings import TrainerSettings
 
     trainer = Trainer(
         TrainerSettings(

@@ -41,6 +41,7 @@ def _iterations(work: Workload, report: Report, size: int) -> bool:
     found = []
     try:
         _ready(ours, report)
+        report.say("ready")
         for number in range(steps):
             ours.send("step")
             done: Iteration = _receive(ours, report)
