@@ -14,8 +14,11 @@ import sys
 import threading
 from typing import Any
 
+import ray
+
 from kit import RLSession, SessionConfig, stepping
 from kit.samples import Sample
+from kit.stack import repair
 from tests.faults.dying import SCHEDULER, kill, of_engine
 
 SEED = 5
@@ -58,6 +61,17 @@ def arm(session: RLSession) -> None:
         for process in doomed:
             kill(process)
         die()
+    if moment == "restart":  # of two dead engines, when the first actor is made and not started
+        for index in range(2):
+            kill(of_engine(session, index))
+        make = repair.make_engine
+
+        def dying_make(*arguments: Any) -> Any:
+            engine = make(*arguments)
+            ray.get(engine.is_ready.remote())
+            die()
+
+        repair.make_engine = dying_make
 
 
 def configuration() -> SessionConfig:

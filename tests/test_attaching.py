@@ -21,7 +21,10 @@ from tests.every import some
 from tests.processes import assert_gone
 
 ROOT = Path(__file__).parents[1]
-MOMENTS = some(("score", "update", "engine"), ("score", "update", "sync", "engine", "generate"))
+MOMENTS = some(
+    ("score", "update", "engine", "restart"),
+    ("score", "update", "sync", "engine", "restart", "generate"),
+)
 
 
 def kernel(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -66,8 +69,9 @@ def test_kernels_killed_at_every_moment_leave_a_session_that_trains_as_if_none_h
     survived: list[Any],
 ) -> None:
     """In a reward function, during an update, between update and sync, with both engines dead,
-    while responses are written: metrics, weights, data and last rollout are those of one unbroken
-    kernel. So are they after going back to a snapshot that the first of the kernels took.
+    while they are started again, while responses are written: metrics, weights, data and last
+    rollout are those of one unbroken kernel. So are they after going back to a snapshot that the
+    first of the kernels took.
     """
     after, undone = survived[0]
     with RLSession.start(dying.configuration(), reward=dying_reward) as session:

@@ -22,8 +22,8 @@ def trainer_name(rank: int) -> str:
     return f"trainer-{rank}"
 
 
-def make_engine(stack: Stack, index: int) -> Any:
-    """An engine's actor, not started yet."""
+def make_engine(stack: Stack, index: int, weight_version: int = 0) -> Any:
+    """An engine's actor, not started yet; of which version the weights are that it will read."""
     import ray
 
     from kit.stack.engine import Engine
@@ -34,7 +34,7 @@ def make_engine(stack: Stack, index: int) -> Any:
     places = stack.layout.engines[index]
     options = {**_options(stack, places[0]), "name": engine_name(index), "max_concurrency": calls}
     settings = replace(engine_settings(stack), cards=stack.placement.cards(places))
-    return actor.options(**options).remote(settings)
+    return actor.options(**options).remote(settings, weight_version)
 
 
 def make_trainers(stack: Stack) -> list[Any]:

@@ -47,11 +47,12 @@ PART_SECONDS = 0.1
 class Engine:
     """The engine's side of generating, taking weights, and sleeping."""
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(self, settings: EngineSettings, weight_version: int = 0) -> None:
+        """`weight_version`: `NEVER_HANDED` where the trainer may be further than the files are."""
         self.settings = settings
         if settings.cards:  # before anything asks CUDA
             os.environ["CUDA_VISIBLE_DEVICES"] = settings.cards
-        self.weight_version = 0
+        self.weight_version = weight_version
         self._open = asyncio.Event()
         self._open.set()
         """Cleared while weights are taken: calls that come in then wait."""
@@ -100,6 +101,10 @@ class Engine:
             processes.end_with(await self.processes())
         stages.report("engine", stages.READY)
         return await self.info()
+
+    async def is_ready(self) -> bool:
+        """Has it been started? One that is starting answers when that has ended."""
+        return self._sglang is not None
 
     async def info(self) -> dict[str, Any]:
         """What the session shows of it."""

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 from kit.errors import StackError
 from kit.stack import repair
 from kit.stack.actors import engine_name, engine_settings, trainer_name, trainer_settings
+from kit.stack.calls import HeadDiedError, LateError
 from kit.stack.cluster import PACKAGE_ROOT
+from kit.stack.standing import NEVER_HANDED
 from kit.stack.watch import HEAD, TRAINER, engine
 
 if TYPE_CHECKING:
@@ -39,11 +41,17 @@ def connect(stack: Stack) -> None:
     engines: list[Any] = [None] * stack.replicas
     for index in range(stack.replicas):
         with suppress(ValueError):  # it died; the next hand-over starts another
-            engines[index] = ray.get_actor(engine_name(index))
+            engine_actor = ray.get_actor(engine_name(index))
+            if _is_ready(stack, engine_actor):
+                engines[index] = engine_actor
+            else:
+                repair.forget(engine_actor, engine_name(index))
     try:
         ranks = [ray.get_actor(trainer_name(rank)) for rank in range(trainers)]
     except ValueError as error:
         raise _trainer_gone(error) from None
+    if not all(_is_ready(stack, rank) for rank in ranks):
+        raise _trainer_gone("The last kernel ended while it was started again.")
     stack.join(engines, ranks)
     repair.look_after(stack, [i for i, e in enumerate(engines) if e is not None], trainers=True)
     for index, actor in enumerate(engines):
@@ -51,6 +59,16 @@ def connect(stack: Stack) -> None:
             stack.watch.gone(engine(index))
     if TRAINER in stack.watch.dead():
         raise _trainer_gone("A process of it has ended.")
+
+
+def _is_ready(stack: Stack, actor: Any) -> bool:
+    """False where a kernel ended in the midst of starting it, or it dies now."""
+    try:
+        return bool(stack._get(actor.is_ready.remote(), "start", stack.config.engine.start_timeout))
+    except (HeadDiedError, LateError):
+        raise
+    except StackError:
+        return False
 
 
 def _trainer_gone(why: object) -> StackError:
@@ -98,7 +116,7 @@ def rejoin(stack: Stack, info: dict[str, Any]) -> Found:
     stack.residency.found(asleep, trainer_asleep=first.asleep)
     versions = {each.weight_version for each in engines}
     stack.engine_version = max(versions, default=0)
-    whole = len(engines) == stack.replicas and len(versions) == 1
+    whole = len(engines) == stack.replicas and len(versions) == 1 and NEVER_HANDED not in versions
     return Found(first, torn=not whole or any(each.interrupted for each in engines))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kit.interrupts import held
 from kit.stack import processes
 from kit.stack.actors import engine_name, make_engine, make_trainers, trainer_name
+from kit.stack.standing import NEVER_HANDED
 from kit.stack.watch import TRAINER, Elsewhere, engine
 
 if TYPE_CHECKING:
@@ -59,14 +60,14 @@ def start_dead_engines(stack: Stack) -> bool:
     try:
         for index in dead:
             with held():  # an actor without a handle would keep its name
-                _forget(stack._engines[index], engine_name(index))
-                stack._engines[index] = make_engine(stack, index)
+                forget(stack._engines[index], engine_name(index))
+                stack._engines[index] = make_engine(stack, index, NEVER_HANDED)
         started = [stack._engines[index].start.remote() for index in dead]
         stack._get(started, "start", stack.config.engine.start_timeout)
         look_after(stack, dead, trainers=False)
     except BaseException:
         for index in dead:
-            _forget(stack._engines[index], engine_name(index))
+            forget(stack._engines[index], engine_name(index))
         processes.end([p for p in stack.cluster.processes() if p.pid not in before])
         raise
     return True
@@ -76,7 +77,7 @@ def restart_trainers(stack: Stack) -> None:
     """Start all trainers anew, with the weights of the model's files: load them before any use."""
     with held():
         for rank, actor in enumerate(stack._trainers):
-            _forget(actor, trainer_name(rank))
+            forget(actor, trainer_name(rank))
         stack._trainers[:] = make_trainers(stack)
     stack.residency.trainer_asleep = False
     limit = stack.config.engine.start_timeout
@@ -86,7 +87,7 @@ def restart_trainers(stack: Stack) -> None:
     look_after(stack, [], trainers=True)
 
 
-def _forget(actor: Any, name: str) -> None:
+def forget(actor: Any, name: str) -> None:
     """Have Ray give its name free, whether it lives or not, and whoever has it by now."""
     import ray
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+NEVER_HANDED = -1
+"""The weight version of an engine that was started again, until it has the trainer's weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStanding:

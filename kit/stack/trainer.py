@@ -57,6 +57,11 @@ class Trainer(Meets, Looks, Sends, OptimizerSteps):
         self.handed_over = HandedOver(EXACT, 0)
         self.snapshots: dict[str, TrainerSnapshot] = {}
         self.stop_sign = NEVER
+        self.ready = False
+
+    def is_ready(self) -> bool:
+        """Have all calls of a start been made?"""
+        return self.ready
 
     def start(self) -> None:
         """Load the models into host memory, and meet the other ranks."""
@@ -112,6 +117,7 @@ class Trainer(Meets, Looks, Sends, OptimizerSteps):
             ((name, p.numel() * width) for name, p in self.handed_over_parameters()),
             self.settings.bucket_bytes,
         )
+        self.ready = True
         stages.report("trainer", stages.READY)
         return {
             "parameters": sum(p.numel() for p in self.policy.parameters()),

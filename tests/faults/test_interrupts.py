@@ -48,8 +48,10 @@ def test_an_interrupted_generate_keeps_what_is_written_and_the_next_one_works_at
     rambling: RLSession,
 ) -> None:
     place = rambling._stream.state()
-    assert interrupted(rambling.generate, after=0.5)
-    kept = rambling.last_rollout
+    for after in (0.5, 1.0, 2.0, 4.0, 8.0):  # a busy machine writes its first token late
+        assert interrupted(rambling.generate, after)
+        if kept := rambling.last_rollout:
+            break
     assert kept is not None
     assert {s.status for s in kept} <= {Status.COMPLETED, Status.ABORTED, Status.TRUNCATED}
     assert any(s.status is Status.ABORTED and s.response_length for s in kept)
@@ -99,7 +101,11 @@ def test_an_interrupted_update_stops_at_a_micro_batch_or_is_complete_and_says_so
     seconds = min(session.update(replace(batch, id=name)).seconds for name in "ab")
     draw = random.Random(0)
     ends: Counter[str] = Counter()
-    for number in range(5):
+    for number in range(30):
+        if number >= 5:
+            if ends["stopped"]:
+                break
+            seconds *= 0.8  # they were measured while the machine was busy: press sooner
         before, steps = digests(session), session.step_count
         one = replace(batch, id=f"update {number}")
         came = interrupted(lambda one=one: session.update(one), draw.uniform(0, 1.2) * seconds)
