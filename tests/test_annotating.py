@@ -27,7 +27,7 @@ def test_annotated_log_probs_are_the_trainers_and_entropies_what_chances_allow(
     rollout = session.annotate(session.generate())
     expected = session.log_probs(rollout)
     for row, other in zip(values(rollout, "trainer_log_prob"), expected, strict=True):
-        assert row == pytest.approx(other, abs=1e-5)
+        assert row == pytest.approx(other, rel=1e-5, abs=1e-5)
     vocabulary = len(session.tokenizer)
     for sample in rollout:
         assert all(0 <= x <= math.log(vocabulary) for x in sample.token_values["entropy"])
@@ -41,7 +41,9 @@ def test_one_sample_is_annotated_as_it_is_in_its_rollout(session: RLSession) -> 
     among = session.annotate(rollout)[2]
     assert isinstance(alone, Sample)
     for name in ("trainer_log_prob", "entropy"):
-        assert alone.token_values[name] == pytest.approx(among.token_values[name], abs=1e-5)
+        assert alone.token_values[name] == pytest.approx(
+            among.token_values[name], rel=1e-5, abs=1e-5
+        )
 
 
 def test_the_shares_of_the_loss_sum_to_the_loss_that_the_update_reports(

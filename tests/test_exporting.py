@@ -38,7 +38,7 @@ def test_transformers_loads_an_export_and_gives_the_trainers_log_probs(
     samples = [s for s in session.generate() if s.response_length][:8]
     for sample, expected in zip(samples, session.log_probs(samples), strict=True):
         found = response_log_probs(model, sample.tokens, sample.response_length)
-        assert found == pytest.approx(expected, abs=1e-5)
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(path)
     assert tokenizer.chat_template == session.tokenizer.chat_template
     text = samples[0].prompt_text
@@ -97,4 +97,4 @@ def test_experts_and_files_of_bounded_size_are_loaded_as_they_were(
         for tokens, count in zip(given.tokens, given.response_lengths, strict=True)
     ]
     for row, expected in zip(model_rows, rows, strict=True):
-        assert row == pytest.approx(expected, abs=1e-5)
+        assert row == pytest.approx(expected, rel=1e-5, abs=1e-5)

@@ -190,7 +190,7 @@ def test_log_probs_come_back_in_the_order_they_were_asked_for(make: Make) -> Non
     together = make().log_probs(given.tokens, given.response_lengths)
     assert [len(row) for row in together] == given.response_lengths
     for row, expected in zip(together, one_by_one, strict=True):
-        assert row == pytest.approx(expected, abs=1e-5)
+        assert row == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 def test_the_reference_keeps_the_weights_of_the_start(make: Make) -> None:
