@@ -1,6 +1,7 @@
 """Two devices: two trainers and two engines colocated, or one of each apart, beside one device.
 
     python -m benchmarks.two_devices                  # two GPUs: tiny, then Qwen3-0.6B's shape
+    python -m benchmarks.two_devices --device-gib 24  # as if each card were a small one
     python -m benchmarks.two_devices --device cpu     # two ranks and two engines on CPU cores
     python -m benchmarks.two_devices --json results.json --steps 3
 
@@ -43,6 +44,8 @@ class Way:
     trainers: int
     engines: int
     colocate: bool
+    tensor_parallel: int = 1
+    data_parallel: int = 1
 
 
 WAYS = (
@@ -50,6 +53,11 @@ WAYS = (
     Way("colocated: 2 trainers, 2 engines", 2, 2, True),
     Way("disaggregated: 1 trainer, 1 engine", 1, 1, False),
 )
+GPU_WAYS = (
+    Way("colocated: 2 trainers, an engine of 2", 2, 1, True, 2),
+    Way("the same with data_parallel: 2", 2, 1, True, 2, 2),
+)
+"""An engine of two ranks needs NCCL."""
 
 
 def main() -> int:
@@ -60,6 +68,7 @@ def main() -> int:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--models", default="", help="tiny, qwen3-0.6b, or both with a comma")
     parser.add_argument("--steps", type=int, default=3, help="of each way, after the first update")
+    parser.add_argument("--device-gib", type=float, help="plan for cards of this size")
     parser.add_argument("--json", type=Path, help="write the figures into this file")
     asked = parser.parse_args()
     gpu = asked.device != "cpu" and gpu_count() > 0
@@ -70,8 +79,9 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     for model in models:
         batch: Batch | None = None
-        for way in WAYS:
-            row, batch = measure(model, way, "cuda" if gpu else "cpu", asked.steps, batch)
+        for way in WAYS + GPU_WAYS * gpu:
+            config = configuration(model, way, "cuda" if gpu else "cpu", asked.device_gib)
+            row, batch = measure(model, way, config, asked.steps, batch)
             rows.append(row)
             print(json.dumps(row, indent=2), flush=True)
             if asked.json:
@@ -81,7 +91,7 @@ def main() -> int:
     return int(bool(wrong))
 
 
-def configuration(model: str, way: Way, device: str) -> SessionConfig:
+def configuration(model: str, way: Way, device: str, gib: float | None) -> SessionConfig:
     """The same for all ways, but for the devices."""
     config = SessionConfig.preset("tiny")
     if model == "qwen3-0.6b":
@@ -94,7 +104,10 @@ def configuration(model: str, way: Way, device: str) -> SessionConfig:
     for key, value in {
         "device": device,
         "training.num_trainers": way.trainers,
+        "memory.device_gib": gib,
         "engine.replicas": way.engines,
+        "engine.tensor_parallel": way.tensor_parallel,
+        "engine.data_parallel": way.data_parallel,
         "cluster.colocate": way.colocate,
     }.items():
         config = config.replace(key, value)
@@ -114,16 +127,16 @@ def write_shape(folder: Path) -> None:
 
 
 def measure(
-    model: str, way: Way, device: str, steps: int, batch: Batch | None
+    model: str, way: Way, config: SessionConfig, steps: int, batch: Batch | None
 ) -> tuple[dict[str, Any], Batch]:
     """One session: the first update on the batch that all share, then steps of its own."""
     begin = time.perf_counter()
-    with RLSession.start(configuration(model, way, device)) as session:
+    with RLSession.start(config) as session:
         started = time.perf_counter() - begin
         if batch is None:
             batch = session.advantages(spread(session.score(session.generate())))
         first = session.update(batch)
-        sync = session.sync(verify=True)
+        sync = session.sync(verify=way.tensor_parallel == 1)  # others hold parts of parameters
         mismatch = session.check_mismatch(session.generate())
         reports = [session.step() for _ in range(steps)]
         row = {

@@ -269,6 +269,6 @@ def _complete(session: Any, then: dict[str, Any], trainers: TrainerStanding) -> 
     rollout = session.last_rollout
     begin = time.perf_counter() - rollout.seconds - trainers.update_seconds
     with held():
-        sync, metrics = stepping.hand_over(session, rollout, report, begin)
-    stepping.finish(session, report.step, metrics, rollout, report, sync, None)
+        done = stepping.hand_over(session, rollout, report, None, begin)
+    stepping.finish(session, done)
     session._note()

@@ -27,7 +27,7 @@ from kit.errors import SessionError, StackError
 from kit.interrupts import held
 from kit.journal import Journal
 from kit.prompting import Prompting
-from kit.reports import Metrics
+from kit.reports import Metrics, StepReport
 from kit.rewards import build
 from kit.rewards.limits import LIMIT
 from kit.runs.continuing import Pace
@@ -63,6 +63,8 @@ class Lifecycle:
         self.last_rollout: Rollout | None = None
         self.last_batch: Batch | None = None
         """What `update` was last given, also where it was refused."""
+        self._last_step: StepReport | None = None
+        """The last one whose update was made and handed over, even if interrupted after that."""
         self._buffer = Buffer()
         self._generations = 0
         self._stack: Stack | None = None

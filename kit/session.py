@@ -298,8 +298,8 @@ class RLSession(Keeping):
                 update = self.update(batch)
                 if not update.applied:
                     raise updating.nothing_to_train_on(update)
-                sync, metrics = stepping.hand_over(self, rollout, update, begin)
-        return stepping.finish(self, index, metrics, rollout, update, sync, checked)
+                done = stepping.hand_over(self, rollout, update, checked, begin)
+        return stepping.finish(self, done)
 
     @overload
     def train(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kit import checkpoint
+from kit import checkpoint, interrupts
 from kit.metrics import step_metrics
-from kit.reports import Metrics, MismatchReport, StepReport, SyncReport, UpdateReport
+from kit.reports import MismatchReport, StepReport, UpdateReport
 from kit.samples import Rollout
 
 if TYPE_CHECKING:
@@ -15,53 +16,51 @@ if TYPE_CHECKING:
 
 
 def hand_over(
-    session: RLSession, rollout: Rollout, update: UpdateReport, begin: float
-) -> tuple[SyncReport, Metrics]:
-    """Sync, and put the step's metrics into the history.
+    session: RLSession,
+    rollout: Rollout,
+    update: UpdateReport,
+    checked: MismatchReport | None,
+    begin: float,
+) -> StepReport:
+    """Sync, put the step's metrics into the history, and note the step as the session's last.
 
     Args:
         session: with the update applied.
         rollout: what the update was trained on.
         update: the update.
+        checked: the mismatch check, where one was due.
         begin: when the step began, in seconds of `time.perf_counter()`.
     """
     sync = session.sync()
     metrics = step_metrics(rollout, update, sync, time.perf_counter() - begin)
     session.history.append(metrics)
-    return sync, metrics
+    session._last_step = StepReport(update.step, metrics, rollout, update, sync, checked)
+    return session._last_step
 
 
-def finish(
-    session: RLSession,
-    index: int,
-    metrics: Metrics,
-    rollout: Rollout,
-    update: UpdateReport,
-    sync: SyncReport,
-    checked: MismatchReport | None,
-) -> StepReport:
+def finish(session: RLSession, done: StepReport) -> StepReport:
     """Evaluate and save where it is due, and write the step's metrics.
 
+    An interrupt of the evaluation or of saving leaves a step that is done, and written down.
+
     Args:
-        session: with the update applied, the weights handed over, and `metrics` in its history.
-        index: the step's number.
-        metrics: the step's; the evaluation's are added to them.
-        rollout: what the update was trained on.
-        update: the update.
-        sync: the hand-over after it.
-        checked: the mismatch check, where one was due.
+        session: with the update applied, the weights handed over, and the metrics in its history.
+        done: the step; the evaluation's metrics are added to its own.
     """
-    config = session.config
+    step, metrics = done.step + 1, done.metrics
     try:
-        evaluated = session.evaluate() if due(index + 1, config.evaluation.interval) else None
-        metrics |= evaluated.metrics if evaluated else {}
+        if due(step, session.config.evaluation.interval):
+            evaluated = session.evaluate()
+            metrics |= evaluated.metrics
+            done = session._last_step = replace(done, evaluation=evaluated)
     finally:
-        if session._recorder:
-            session._recorder.step(metrics, index, rollout, len(session.history))
-        if session._loggers:
-            session._loggers.step(metrics, update, index)
-    _save_where_due(session, index + 1)
-    return StepReport(index, metrics, rollout, update, sync, checked, evaluated)
+        with interrupts.held():  # or half a row would be written
+            if session._recorder:
+                session._recorder.step(metrics, done.step, done.rollout, len(session.history))
+            if session._loggers:
+                session._loggers.step(metrics, done.update, done.step)
+    _save_where_due(session, step)
+    return done
 
 
 def _save_where_due(session: RLSession, step: int) -> None:

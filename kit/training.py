@@ -68,6 +68,8 @@ class Training:
         self._stopped = ""
         self._at: int | None = None
         """The step that is being done, or was done last."""
+        self._before: StepReport | None = None
+        """The session's last step when that one began."""
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         """The one that the loop runs in."""
@@ -210,8 +212,10 @@ class Training:
             with self._session._turns.take("train"):
                 self._loop()
         except KeyboardInterrupt:
+            self._keep_the_last()
             self._end("stopped", self._interrupted())
         except BaseException as error:
+            self._keep_the_last()
             self._end("failed", error=error)
             raise
         return self.report
@@ -243,6 +247,7 @@ class Training:
         try:
             self._loop()
         except BaseException as error:
+            self._keep_the_last()
             if self._closing and isinstance(error, Exception):
                 self._end("stopped", self._stopped)  # the stack went away under the step
             else:
@@ -266,6 +271,7 @@ class Training:
 
     def _step(self) -> None:
         begin, self._at = time.perf_counter(), self._session.step_count
+        self._before = self._session._last_step
         with interrupts.collected():
             report = self._session.step()
             self._steps.append(report)
@@ -276,6 +282,12 @@ class Training:
         self._paces.append(time.perf_counter() - begin)
         self._seconds += self._paces[-1]
         self._tell()
+
+    def _keep_the_last(self) -> None:
+        """One that was done when an interrupt or an error came belongs to the steps done."""
+        last = self._session._last_step
+        if last and last is not self._before and all(last is not s for s in self._steps):
+            self._steps.append(last)
 
     def _interrupted(self) -> str:
         if self._steps and self._steps[-1].step == self._at:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kit import RLSession, Rollout, Sample, StepReport
+from kit import RLSession, Rollout, Sample, StepReport, stepping
 from kit.errors import KitError, SessionError
 from kit.train_modes import dashboard
 from kit.training import Training
@@ -250,6 +250,28 @@ def test_interrupting_the_wait_for_a_training_leaves_it_running(
     assert training.state == "running"
     gate.open(2)
     assert len(training.wait()) == 2
+
+
+@pytest.mark.parametrize("moment", ["evaluate", "save"])
+def test_an_interrupt_after_the_update_keeps_the_step_it_belongs_to(
+    session: RLSession, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    def press(*_: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    before, rows = session.step_count, len(session.history)
+    with monkeypatch.context() as patch:
+        if moment == "evaluate":
+            patch.setattr(session, "config", session.config.replace("evaluation.interval", 1))
+            patch.setattr(type(session), "evaluate", press)
+        else:
+            patch.setattr(stepping, "_save_where_due", press)
+        report = session.train(3, show=False)
+    assert [step.step for step in report] == [before]
+    assert (session.step_count, len(session.history)) == (before + 1, rows + 1)
+    assert report.steps[0].metrics is session.history[-1]
+    assert report.stopped == f"interrupted after step {before}"
+    assert [step.step for step in session.train(1, show=False)] == [before + 1]
 
 
 def test_waiting_for_a_training_that_has_not_begun_is_refused(session: RLSession) -> None:

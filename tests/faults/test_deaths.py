@@ -13,7 +13,6 @@ import pytest
 from kit import RLSession
 from kit.errors import StackError
 from kit.stack import repair
-from kit.stack.stack import Stack
 from tests.faults.dying import DETOKENIZER, SCHEDULER, kill, of_engine, of_head, of_trainer
 from tests.faults.interrupting import digests
 from tests.processes import assert_gone
@@ -51,8 +50,8 @@ def test_an_interrupt_while_an_engine_is_started_again_leaves_it_to_the_next_cal
     before = digests(session)
     make, get = repair.make_engine, session._running._get
 
-    def interrupted_make(stack: Stack, index: int) -> Any:
-        made = make(stack, index)
+    def interrupted_make(*given: Any) -> Any:
+        made = make(*given)
         if moment == "made":  # past the point at which Ctrl-C is held back
             raise KeyboardInterrupt
         return made
