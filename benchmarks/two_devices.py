@@ -67,6 +67,7 @@ def main() -> int:
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--models", default="", help="tiny, qwen3-0.6b, or both with a comma")
+    parser.add_argument("--ways", default="", help="only those whose name has this in it")
     parser.add_argument("--steps", type=int, default=3, help="of each way, after the first update")
     parser.add_argument("--device-gib", type=float, help="plan for cards of this size")
     parser.add_argument("--json", type=Path, help="write the figures into this file")
@@ -80,6 +81,8 @@ def main() -> int:
     for model in models:
         batch: Batch | None = None
         for way in WAYS + GPU_WAYS * gpu:
+            if asked.ways not in way.name:
+                continue
             config = configuration(model, way, "cuda" if gpu else "cpu", asked.device_gib)
             row, batch = measure(model, way, config, asked.steps, batch)
             rows.append(row)
@@ -131,12 +134,19 @@ def measure(
 ) -> tuple[dict[str, Any], Batch]:
     """One session: the first update on the batch that all share, then steps of its own."""
     begin = time.perf_counter()
+
+    def say(what: str) -> None:
+        print(f"[{time.perf_counter() - begin:5.1f} s] {model}, {way.name}: {what}", flush=True)
+
     with RLSession.start(config) as session:
         started = time.perf_counter() - begin
+        say("started")
         if batch is None:
             batch = session.advantages(spread(session.score(session.generate())))
         first = session.update(batch)
+        say("updated")
         sync = session.sync(verify=way.tensor_parallel == 1)  # others hold parts of parameters
+        say("synced")
         mismatch = session.check_mismatch(session.generate())
         reports = [session.step() for _ in range(steps)]
         row = {

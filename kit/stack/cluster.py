@@ -334,6 +334,10 @@ def actors_environment(device: str, stack: str, directory: Path) -> dict[str, st
         kept = {key: os.environ.get(key, value) for key, value in kept_kernels().items()}
         return env | {
             **kept,
+            # As SGLang sets them for itself: ranks whose NCCL takes memory in different ways wait
+            # for each other for ever.
+            "NCCL_CUMEM_ENABLE": os.environ.get("NCCL_CUMEM_ENABLE", "0"),
+            "NCCL_NVLS_ENABLE": os.environ.get("NCCL_NVLS_ENABLE", "0"),
             # Captured graphs leave the card with the KV cache.
             "SGLANG_MEMORY_SAVER_CUDA_GRAPH": "1",
             # A request that had to make room is read anew with the log-probs of all it had
