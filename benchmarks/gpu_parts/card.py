@@ -6,8 +6,11 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks.gpu_parts.children import Report
 from benchmarks.gpu_parts.workload import Workload
@@ -97,3 +100,18 @@ def device_memory() -> int | None:
     """Bytes of the card that are taken, by everybody; None without a card."""
     used = nvidia_smi("memory.used")
     return int(used) << 20 if used.isdigit() else None
+
+
+def memory_by_process() -> dict[str, int]:
+    """Bytes of the card that each process has, by its name; none where the driver hides them."""
+    query = "--query-compute-apps=pid,used_memory"
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    try:
+        rows = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    found = {}
+    for pid, used in (row.split(", ") for row in rows.splitlines()):
+        with suppress(psutil.NoSuchProcess, ValueError):
+            found[f"{psutil.Process(int(pid)).name()} {pid}"] = int(used) << 20
+    return found

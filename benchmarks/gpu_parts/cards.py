@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.gpu_parts.card import device_memory
+from benchmarks.gpu_parts.card import device_memory, memory_by_process
 from benchmarks.gpu_parts.children import Report
-from benchmarks.gpu_parts.session import phases_of
+from benchmarks.gpu_parts.session import phases_of, stack_of
 from benchmarks.gpu_parts.workload import Workload, reward
 from kit import RLSession
 from kit.errors import KitError
@@ -48,19 +48,28 @@ def small_card(session: RLSession, work: Workload, report: Report) -> None:
     report.say(f"started in {session.start_seconds:.1f} s")
     seconds: list[float] = []
     taken: list[int | None] = []
+    holders: list[dict[str, int]] = []
     for number in range(1, 1 + work.small_card_steps):
         begin = time.perf_counter()
         metrics = session.step().metrics
         seconds.append(time.perf_counter() - begin)
         taken.append(device_memory())
         report.put("steps", seconds)
+        holders.append(memory_by_process() | reserved(session))
         report.put("device_memory", taken)
+        report.put("holders", holders)
         report.put("last", {k: v for k, v in metrics.items() if k.startswith("perf/")})
         report.say(f"step {number}: {seconds[-1]:.2f} s, device memory {taken[-1]}")
         report.put("phases", phases_of(session))
         if report.left() < 1.5 * seconds[-1]:
             report.say("no time for more")
             break
+
+
+def reserved(session: RLSession) -> dict[str, int]:
+    """Bytes that torch holds of the card in the trainer's process; the rest of it is CUDA's own."""
+    looks = stack_of(session).ask_trainers("device_memory")
+    return {f"torch in trainer {i}": look["held"] for i, look in enumerate(looks) if look}
 
 
 def learning(_: None, work: Workload, report: Report) -> None:

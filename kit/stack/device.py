@@ -50,8 +50,9 @@ class DeviceMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def read(self) -> dict[str, int]:
-        """Bytes: `used` of the device by everybody now; `peak` the most since the last reading, as
-        far as this process made it; `allocated` the most that its tensors took. Empty on a CPU.
+        """Bytes: `used` of the device by everybody now, `held` of it by torch in this process;
+        `peak` the most since the last reading, as far as this process made it; `allocated` the most
+        that its tensors took. Empty on a CPU.
         """
         if self.device.type != "cuda":
             return {}
@@ -61,7 +62,7 @@ class DeviceMemory:
         allocated = torch.cuda.max_memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         used = total - free
-        return {"used": used, "peak": used - held + most, "allocated": allocated}
+        return {"used": used, "held": held, "peak": used - held + most, "allocated": allocated}
 
 
 def _growing_segments(wanted: bool) -> None:

@@ -29,6 +29,7 @@ class Steps:
     def __init__(self) -> None:
         self._turns = Turns()
         self._recorder = None
+        self._last_step: StepReport | None = None
         self.step_count = 0
         self.history: list[dict[str, float]] = []
         self.may = threading.Semaphore(0)
@@ -38,6 +39,7 @@ class Steps:
         report = make_step(self.step_count)
         self.history.append(report.metrics)
         self.step_count += 1
+        self._last_step = report
         return report
 
 
