@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
 from kit.errors import SessionError
+from kit.interrupts import held
 
 if TYPE_CHECKING:
     from kit.training import Training
@@ -101,6 +102,7 @@ def verb(
             finally:
                 if whole:
                     turns.in_step = False
-                    self._note()
+                    with held():  # or what was done would be neither written down nor returned
+                        self._note()
 
     return in_turn
