@@ -23,7 +23,7 @@ from kit.config import SessionConfig
 from kit.errors import ConfigError
 from kit.memory.card import GIB, Card, in_gib
 from kit.memory.shape import ModelShape
-from kit.memory.sizes import ASLEEP, CONTEXT, GRAPHS, Recompute, Sizes
+from kit.memory.sizes import CONTEXT, Recompute, Sizes
 from kit.memory.ways_out import DoesNotFitError, ways_out
 from kit.reports import Shown
 
@@ -194,7 +194,7 @@ def _ways(config: SessionConfig, longest: int, gpu: bool) -> Iterator[tuple[bool
 def _fit_update(sizes: Sizes, limit: int, longest: int) -> _Update:
     """The fastest way to train that fits while the engine sleeps as deeply as it may."""
     context = CONTEXT if sizes.gpu else 0
-    beside = CONTEXT + ASLEEP
+    beside = sizes.engine_context + sizes.engine_asleep
     if sizes.apart:
         beside = 0
     elif not sizes.sleeps:
@@ -224,8 +224,8 @@ def _fit_update(sizes: Sizes, limit: int, longest: int) -> _Update:
 def _fit_engine(sizes: Sizes, card: Card, limit: int, longest: int, update: _Update) -> MemoryPlan:
     config, gpu, token = sizes.config, sizes.gpu, sizes.token
     usable = int(limit * (1 - SPARE))
-    processes = 1 if sizes.apart else 2
-    fixed = sizes.engine_weights + (processes * CONTEXT + GRAPHS if gpu else 0)
+    trainers = CONTEXT if gpu and not sizes.apart else 0
+    fixed = sizes.engine_awake + trainers
     resident = 0 if sizes.apart else sizes.resident(update.offload)
     wanted = sizes.wanted_tokens(longest)
     forced = "never" if sizes.apart else config.memory.sleep
@@ -248,7 +248,7 @@ def _fit_engine(sizes: Sizes, card: Card, limit: int, longest: int, update: _Upd
         )
     kv = tokens * token
     kv_sleeps = sizes.sleeps and (forced == "always" or awake + kv > spare)
-    kept_awake = sizes.engine_weights + CONTEXT + ASLEEP
+    kept_awake = sizes.engine_weights + sizes.engine_context + sizes.engine_asleep
     weights_sleep = kv_sleeps and (forced == "always" or kept_awake > spare)
     return MemoryPlan(
         card=card,
@@ -278,18 +278,19 @@ def _phases(
 ) -> tuple[Phase, ...]:
     gpu, weights = sizes.gpu, sizes.engine_weights
     context = CONTEXT if gpu else 0
-    graphs = GRAPHS if gpu else 0
+    graphs = sizes.engine_graphs
     resident = sizes.resident(update.offload)
     working, rest = sizes.update_peak(update.tokens, update.level, update.offload)
     # Memory that the update took is given back only where the engine needs the room.
     kept = working + rest if gpu else 0
-    asleep = ASLEEP if kv_sleeps else graphs
-    engine = ("engine: process", context)
+    asleep = sizes.engine_asleep if kv_sleeps else graphs
+    engine = ("engine: process", sizes.engine_context)
     trainer = ("trainer: process", context)
     held = 0 if weights_sleep else weights
     buckets = sizes.buckets() if gpu else weights
     # The buckets are taken from what is kept where the rest of the device is taken.
-    others = 2 * context + weights + (0 if kv_sleeps else kv) + asleep + resident + buckets
+    others = sizes.engine_context + weights + (0 if kv_sleeps else kv) + asleep
+    others += context + resident + buckets
     if sizes.apart:
         others = context + resident + buckets
     left = max(usable - others, 0)

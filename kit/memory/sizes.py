@@ -53,14 +53,42 @@ class Sizes:
         )
 
     @property
+    def side_by_side(self) -> int:
+        """Engines that share one GPU."""
+        engine = self.config.engine
+        if not self.gpu or self.apart:
+            return 1
+        return max(self.engines * engine.tensor_parallel // self.ranks, 1)
+
+    @property
     def engine_weights(self) -> int:
+        """What one device has of them, for all its engines."""
+        return self.side_by_side * self.one_engines_weights
+
+    @property
+    def one_engines_weights(self) -> int:
         """One device's part of them."""
         return self.shape.parameters * self.width // self.config.engine.tensor_parallel
 
     @property
+    def engine_context(self) -> int:
+        """Of all engines on one device."""
+        return self.side_by_side * CONTEXT if self.gpu else 0
+
+    @property
+    def engine_graphs(self) -> int:
+        """Of all engines on one device, with their workspaces."""
+        return self.side_by_side * GRAPHS if self.gpu else 0
+
+    @property
+    def engine_asleep(self) -> int:
+        """What is left of those while they sleep."""
+        return self.side_by_side * ASLEEP if self.gpu else 0
+
+    @property
     def engine_awake(self) -> int:
-        """Engine without its KV cache."""
-        return self.engine_weights + (CONTEXT + GRAPHS if self.gpu else 0)
+        """Engines of one device without their KV caches."""
+        return self.engine_weights + self.engine_context + self.engine_graphs
 
     @property
     def sleeps(self) -> bool:
@@ -69,10 +97,12 @@ class Sizes:
 
     @property
     def token(self) -> int:
-        """Of the KV cache. Devices of an engine divide its heads, as far as there are as many."""
+        """Of the KV caches on one device, which take the same number of tokens each. Devices of an
+        engine divide its heads, as far as there are as many.
+        """
         engine = self.config.engine
         parts = min(engine.tensor_parallel // engine.data_parallel, self.shape.key_value_heads)
-        return self.shape.key_value_bytes(self.width) // parts
+        return self.side_by_side * self.shape.key_value_bytes(self.width) // parts
 
     def rollout_tokens(self, longest: int) -> int:
         """Of one engine's share of a rollout whose samples are all as long as they may be."""
@@ -149,4 +179,4 @@ class Sizes:
 
     def buckets(self) -> int:
         """Two buffers that weights travel in."""
-        return min(2 * self.config.engine.update_weight_buffer_size, self.engine_weights)
+        return min(2 * self.config.engine.update_weight_buffer_size, self.one_engines_weights)

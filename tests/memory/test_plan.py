@@ -203,6 +203,21 @@ def test_nothing_sleeps_on_a_large_card() -> None:
     assert made.kv_tokens == made.rollout_tokens
 
 
+def test_engines_side_by_side_on_one_card_are_all_counted() -> None:
+    one, two = plan(80), plan(80, with_settings(engine={"replicas": 2}))
+    assert 2 * two.kv_tokens == one.kv_tokens  # each has its share of the rollout
+    for name in ("engine: weights", "engine: process", "engine: graphs, workspace"):
+        assert part(two, name) == 2 * part(one, name)
+    assert part(two, "engine: KV cache") == part(one, "engine: KV cache")
+    apart = with_settings(training={"num_trainers": 2}, engine={"replicas": 2})
+    assert part(plan(80, apart), "engine: weights") == part(one, "engine: weights")
+
+
+def part(made: MemoryPlan, name: str) -> int:
+    """Of the phase in which the engine writes."""
+    return dict(made.phases[0].parts)[name]
+
+
 def test_less_may_be_taken_than_the_card_has() -> None:
     given = plan(80, with_settings(memory={"device_gib": 24}))
     assert replace(given, card=plan(24).card) == plan(24)
