@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 
 from kit import SessionConfig
 from kit.errors import ConfigError
 from kit.memory import Card, MemoryPlan, ModelShape, make_plan
 from kit.memory.card import GIB
+from kit.stack.cluster import actors_environment
 from kit.stack.layout import Layout
 
 QWEN = ModelShape(596_049_920, 28, 1024, 3072, 16, 8, 128, 151_936, True)
@@ -89,3 +95,32 @@ def test_disaggregated_nothing_sleeps_and_the_fuller_device_counts() -> None:
     assert not plan.trainer_sleeps
     assert update.total == max(update.of("engine"), update.of("trainer"))
     assert plan.trainer_limit > 70 * GIB
+
+
+def test_trainers_have_the_nccl_that_sglang_sets_for_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ranks of one group that differ in it wait for each other for ever."""
+    sets_for_itself = set(re.findall(r'environ\["(NCCL_\w+)"\] = ', _sglangs_own_settings()))
+    sets_for_itself -= {"NCCL_GRAPH_MIXING_SUPPORT"}  # only for context-parallel decoding
+    assert sets_for_itself
+    for name in sets_for_itself:
+        monkeypatch.delenv(name, raising=False)
+    assert sets_for_itself <= {*actors_environment("cuda", "s", tmp_path)}
+    for name in sets_for_itself:
+        monkeypatch.setenv(name, "7")  # SGLang lets what is set stay
+    assert {actors_environment("cuda", "s", tmp_path)[name] for name in sets_for_itself} == {"7"}
+
+
+def _sglangs_own_settings() -> str:
+    """The function's source; importing it takes ten seconds."""
+    package = find_spec("sglang")
+    assert package is not None
+    assert package.submodule_search_locations
+    file = Path(package.submodule_search_locations[0]) / "srt" / "entrypoints" / "engine.py"
+    source = file.read_text("utf-8")
+    return next(
+        ast.get_source_segment(source, node) or ""
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef) and node.name == "_set_envs_and_config"
+    )
