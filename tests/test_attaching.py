@@ -116,7 +116,7 @@ def test_a_kernel_that_jupyter_restarts_keeps_its_session_and_one_that_it_shuts_
 ):
     if session := RLSession.current():
         session.close(keep_warm=True)
-    manager = KernelManager()
+    manager = KernelManager(shutdown_wait_time=120.0)  # else it is killed while it ends
     manager.start_kernel(cwd=str(ROOT), env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:
         say(manager, "from kit import RLSession; s = RLSession.start('tiny'); s.step()")

@@ -53,11 +53,11 @@ def test_samples_carry_the_version_of_the_weights_that_wrote_them(session: RLSes
 def test_trainer_and_engine_agree_before_and_after_twenty_steps(session: RLSession) -> None:
     before = session.check_mismatch(session.generate())
     assert before.verdict == "pass"
-    assert before.max_abs_diff < 1e-5
+    assert before.max_abs_diff < 5e-5
     session.train(20, show=False)
     after = session.check_mismatch(session.generate())
     assert after.verdict == "pass"
-    assert after.max_abs_diff < 1e-5
+    assert after.max_abs_diff < 5e-5
 
 
 def test_the_same_batch_again_changes_nothing(session: RLSession) -> None:

@@ -155,7 +155,7 @@ def test_a_session_of_many_parts_trains_and_ends(tmp_path: Path) -> None:
         assert rates[1] == pytest.approx(1e-4)
         assert rates[-1] < rates[1]
         deep = session.check_mismatch(session.generate(), deep=True)
-        assert deep.max_abs_diff < 1e-5
+        assert deep.max_abs_diff < 5e-5
         assert "checksums of 34 parameters: 0 differ" in deep.evidence
         assert session.evaluate().prompts == 4
         saved = session.save(tmp_path / "two-trainers")

@@ -89,4 +89,4 @@ def test_a_sync_forgets_the_prefixes_that_old_weights_cached(session: RLSession)
     session.generate(prompt, n_samples_per_prompt=8)
     session.train(3, show=False)
     again = session.generate(prompt, n_samples_per_prompt=8)
-    assert session.check_mismatch(again).max_abs_diff < 1e-5
+    assert session.check_mismatch(again).max_abs_diff < 5e-5

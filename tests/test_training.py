@@ -244,9 +244,13 @@ def test_interrupting_the_wait_for_a_training_leaves_it_running(
 ) -> None:
     training, gate = in_a_step(begin, 2)
     timer = threading.Timer(0.2, signal.raise_signal, (signal.SIGINT,))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
+
+    def wait() -> None:
+        timer.start()
         training.wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        wait()
     assert training.state == "running"
     gate.open(2)
     assert len(training.wait()) == 2

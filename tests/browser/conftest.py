@@ -9,10 +9,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from kit.runs.page import write_page
 from tests.browser.lab import CHROMIUM_FLAGS, Lab, Server, Watch
+
+expect.set_options(timeout=60_000)  # milliseconds; five seconds are few on a busy machine
 
 
 @pytest.fixture(scope="session")
