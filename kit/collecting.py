@@ -204,9 +204,11 @@ class Collection:
                     self.session.last_rollout = self._begun() or self.session.last_rollout
                     self._put_back()
             raise
-        for number in self.kept:
-            del self.pool[number]
-        self._put_back()
+        with held():
+            self.session.last_rollout = rollout
+            for number in self.kept:
+                del self.pool[number]
+            self._put_back()
         return rollout
 
     # ---- their parts ---------------------------------------------------------------------------
@@ -218,12 +220,14 @@ class Collection:
         draw = random.Random(session._next_seed())
         most = self.settings.over_sampling_batch_size or self.wanted
         waiting = self.settings.partial_rollout * len(session._buffer)
-        groups = self._numbered(map(self._worth, session._buffer.take(min(most, waiting))))
+        with held():  # what has left the buffer is in the pool, from where it can go back
+            groups = self._numbered(map(self._worth, session._buffer.take(min(most, waiting))))
         self._judge(self._scored([g for g in groups if not any(map(unfinished, g))]))
         if not self.missing:
             return
-        rows = session._stream.next(most - len(groups))
-        groups += self._numbered(prompting.pending(rows, self.per_prompt))
+        with held():
+            rows = session._stream.next(most - len(groups))
+            groups += self._numbered(prompting.pending(rows, self.per_prompt))
         for group in groups:
             todo = [sample for sample in group if unfinished(sample)]
             self.continued += sum(sample.response_length > 0 for sample in todo)

@@ -242,11 +242,12 @@ class Lifecycle:
         seconds = self.config.stack.keep_warm or (WARM_SECONDS if keep_warm else 0.0)
         if current_run():
             seconds = _warm_seconds() if current_group() else 0.0
-        stack, whole = self._let_go()
-        if stack and seconds and whole:
-            stack.leave(seconds, warm=True)
-        elif stack:
-            stack.close()
+        with held():  # closed by half, nobody could reach the stack any more
+            stack, whole = self._let_go()
+            if stack and seconds and whole:
+                stack.leave(seconds, warm=True)
+            elif stack:
+                stack.close()
 
     def _let_go(self) -> tuple[Stack | None, bool]:
         """Stop training, and be closed: (the stack, if there is one; has it all its parts?)."""
@@ -271,6 +272,8 @@ class Lifecycle:
             stack, self._stack = self._stack, None
             stack.leave(self.config.stack.lease, warm=False)
         else:
+            if self._stack:
+                self._stack.cluster.ends_with_us()  # Jupyter kills a kernel that takes long to end
             self.close()
 
     def doctor(self) -> Diagnosis:

@@ -253,10 +253,11 @@ class RLSession(Keeping):
             fresh = last is not None and last.written_by({self.engine_version})
             # A count of its own makes it one plain call, which continues nothing.
             count = self.config.training.n_samples_per_prompt
-            rollout = last if last and fresh else self.generate(n_samples_per_prompt=count)
+            if not (last and fresh and mismatch.comparable(last)):
+                last = self.generate(n_samples_per_prompt=count)
+            rollout = last
         rollout = expect(rollout, Rollout, "check_mismatch", "pass a rollout, or nothing.")
-        samples = [s for s in rollout if s.response_length and s.rollout_log_probs]
-        if not samples:
+        if not (samples := mismatch.comparable(rollout)):
             raise DataError("The rollout has no tokens with log-probs to compare.")
         return mismatch.check(
             samples,

@@ -128,8 +128,13 @@ def test_a_kernel_that_jupyter_restarts_keeps_its_session_and_one_that_it_shuts_
         assert said == "1"
         (again,) = RLSession.sessions().sessions
         assert (again.id, again.driver) == (before.id, manager.provisioner.pid)
+        (entry,) = registry.living()
+        # A kernel that takes long to end is killed by Jupyter.
+        say(manager, "import time; RLSession.current()._let_go = lambda: time.sleep(600)")
+        manager.shutdown_wait_time = 10.0
     finally:
         manager.shutdown_kernel()
+    assert_gone(entry.head, entry.directory)
     assert len(RLSession.sessions()) == 0
 
 

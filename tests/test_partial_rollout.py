@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 
 from kit import RLSession, Rollout, Sample, Status, checkpoint
-from kit.data.buffer import unfinished
+from kit.collecting import Collection
+from kit.data.buffer import Group, unfinished
 from kit.errors import CheckpointError, RewardError
 from tests.faults.interrupting import interrupted
 from tests.policies import (
@@ -256,6 +258,28 @@ def test_finished_groups_that_wait_are_taken_before_anything_new_is_drawn(
     assert rollout.new_tokens == 0
     assert session._stream.state() == before
     assert len(session._buffer) == 0
+
+
+def test_an_interrupt_between_buffer_and_engine_loses_no_group(
+    policies: Callable[..., RLSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = policies(**SURPLUS)
+    prompting, rows = session._prompting, session._stream.next(4)
+    waiting = prompting.generate(session._running, rows, 4, None, "waiting", 0)
+    session._buffer.put(map(tuple, waiting.groups()))
+    worth, pressed = Collection._worth, list[int]()
+
+    def press(self: Collection, group: Group) -> Group:
+        if not pressed:
+            pressed.append(1)
+            signal.raise_signal(signal.SIGINT)
+        return worth(self, group)
+
+    monkeypatch.setattr(Collection, "_worth", press)
+    with pytest.raises(KeyboardInterrupt):
+        session.generate()
+    assert len(session._buffer) == 4
+    assert [s.response for s in session.generate()] == [s.response for s in waiting]
 
 
 def test_all_policies_together_train(

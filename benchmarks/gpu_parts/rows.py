@@ -340,14 +340,14 @@ class _Table:
             return
         section = f"A card of {self.results.get('small_card', 'gib'):g} GiB"
         name = f"steps of {self.results.get('small_card', 'samples')} samples without running out"
-        yield row(section, name, float(len(steps)), "steps")
+        yield row(section, name, float(len(steps)), "steps", least=20)
         if len(steps) > 1:
             yield row(section, "a step", statistics.median(steps[1:]), "s", lower=True)
         if len(steps) > 2 and taken and taken[-1] and taken[1]:
             most = self.results.get("small_card", "gib")
             yield row(section, "device memory, most", max(taken) / GIB, "GiB", most=most)
             grown = (taken[-1] - taken[1]) / GIB
-            yield row(section, "growth after the second step", grown, "GiB", lower=True)
+            yield row(section, "growth after the second step", grown, "GiB", lower=True, most=0)
         yield from self._phases("small_card", section)
 
     def learning(self) -> Iterator[Row]:

@@ -208,8 +208,8 @@ def _fit_update(sizes: Sizes, limit: int, longest: int) -> _Update:
         tried = _Update(tokens, level, offload, peak)
         least = min(least or tried, tried, key=lambda u: (u.peak, u.tokens))
     assert least
-    fixed = sizes.resident(least.offload) + sizes.working(least.offload)
-    handed_in = sizes.gradients_handed_in()
+    fixed = sizes.resident(least.offload) + sizes.working()
+    handed_in = sizes.gradients_handed_in(least.offload)
     rest = f"a micro-batch of {least.tokens:,} tokens {in_gib(least.peak - fixed)}"
     if least.peak - fixed <= handed_in:
         rest = f"gradients at the end of a backward pass {in_gib(handed_in)}"
@@ -225,7 +225,8 @@ def _fit_engine(sizes: Sizes, card: Card, limit: int, longest: int, update: _Upd
     config, gpu, token = sizes.config, sizes.gpu, sizes.token
     usable = int(limit * (1 - SPARE))
     trainers = CONTEXT if gpu and not sizes.apart else 0
-    fixed = sizes.engine_awake + trainers
+    stays = 0 if sizes.apart else sizes.not_given_back(update.offload)
+    fixed = sizes.engine_awake + trainers + stays
     resident = 0 if sizes.apart else sizes.resident(update.offload)
     wanted = sizes.wanted_tokens(longest)
     forced = "never" if sizes.apart else config.memory.sleep
@@ -283,6 +284,7 @@ def _phases(
     working, rest = sizes.update_peak(update.tokens, update.level, update.offload)
     # Memory that the update took is given back only where the engine needs the room.
     kept = working + rest if gpu else 0
+    stays = sizes.not_given_back(update.offload) if kv_sleeps else kept
     asleep = sizes.engine_asleep if kv_sleeps else graphs
     engine = ("engine: process", sizes.engine_context)
     trainer = ("trainer: process", context)
@@ -304,7 +306,7 @@ def _phases(
                 ("engine: graphs, workspace", graphs),
                 trainer,
                 ("trainer: weights, optimizer", 0 if trainer_sleeps else resident),
-                ("trainer: kept for the next update", 0 if kv_sleeps else kept),
+                ("trainer: kept for the next update", stays),
             ),
         ),
         Phase(
@@ -329,7 +331,7 @@ def _phases(
                 ("engine: graphs, workspace", asleep),
                 trainer,
                 ("trainer: weights, optimizer", resident),
-                ("trainer: kept for the next update", 0 if weights_sleep else min(kept, left)),
+                ("trainer: kept for the next update", stays if weights_sleep else min(kept, left)),
                 ("trainer: buckets of weights", buckets),
             ),
         ),

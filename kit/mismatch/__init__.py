@@ -10,6 +10,6 @@ A check that passes costs one pass of the trainer. The probes run when it does n
 """
 
 from kit.mismatch.causes import check
-from kit.mismatch.compare import THRESHOLDS, WORST, compare
+from kit.mismatch.compare import THRESHOLDS, WORST, comparable, compare
 
-__all__ = ["THRESHOLDS", "WORST", "check", "compare"]
+__all__ = ["THRESHOLDS", "WORST", "check", "comparable", "compare"]

@@ -8,13 +8,18 @@ from collections.abc import Callable, Sequence
 from kit.config import MismatchConfig
 from kit.mismatch import curves
 from kit.reports import MismatchReport, TokenDifference, Verdict
-from kit.samples import Sample
+from kit.samples import Rollout, Sample
 
 THRESHOLDS = {"float32": (1e-5, 1e-3), "bfloat16": (0.02, 0.1)}
 """Mean |trainer - rollout| log-prob above which to warn and to fail, by dtype."""
 WORST = 8
 CONTEXT = 6
 """Tokens shown on either side of one of the worst."""
+
+
+def comparable(rollout: Rollout) -> list[Sample]:
+    """Those that have tokens with log-probs; none where an interrupt came before the first."""
+    return [s for s in rollout if s.response_length and s.rollout_log_probs]
 
 
 def compare(

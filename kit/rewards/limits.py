@@ -56,8 +56,8 @@ def _by_timer(seconds: float) -> Iterator[None]:
             raise RewardTimeoutError(seconds)
 
     before = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
+    try:  # an interrupt that comes now must not leave a timer that goes off later
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

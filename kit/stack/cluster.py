@@ -143,6 +143,11 @@ class Cluster:
         registry.write(self.entry)
         self._control.ask("lease", seconds=lease)
 
+    def ends_with_us(self) -> None:
+        """From now on it does not outlive us, should we be killed before we have ended it."""
+        with contextlib.suppress(OSError, ValueError):
+            self._control.ask("lease", seconds=0.0)
+
     def _environment(self, device: str) -> dict[str, str]:
         env = os.environ | CLIENT_SETTINGS
         # Compiled modules kept from the last start save a third of this one.

@@ -126,7 +126,7 @@ class Dashboard:
         self._samples_due = self._still_due = 0.0
         self._drawing = threading.Lock()
         self._changed, self._hurry = threading.Event(), threading.Event()
-        self._draw(training.status)
+        self._draw(training.status, self._state())
         training.watch(self._on_change)
         context = contextvars.copy_context()  # what it displays goes to the cell that made it
         threading.Thread(
@@ -175,9 +175,11 @@ class Dashboard:
         while True:
             self._changed.wait()
             self._changed.clear()
-            status, begin = self.training.status, time.thread_time()
+            # What changes after this look asks for another one, so it comes first.
+            state, begin = self._state(), time.thread_time()
+            status = self.training.status
             try:
-                self._draw(status)
+                self._draw(status, state)
             except Exception as error:  # the training goes on, so that is all it may cost
                 words = f"✗ The dashboard cannot be drawn: {type(error).__name__}: {error}"
                 self.head.value = part(shorten(words, 500))
@@ -189,8 +191,8 @@ class Dashboard:
             self._hurry.wait(max(REDRAW_SECONDS, cost / SHARE))
             self._hurry.clear()
 
-    def _draw(self, status: TrainingStatus) -> None:
-        self._state_drawn = self._state()
+    def _draw(self, status: TrainingStatus, state: str) -> None:
+        self._state_drawn = state
         goes_on, now = self.training.goes_on, time.monotonic()
         begun = status.state != "ready"
         self.go.description = "Pause" if goes_on else "Resume" if begun else "Start"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from kit import RLSession, Sample
 from kit.errors import StackError
 from kit.rewards import score_samples
-from kit.rewards.limits import LIMIT
+from kit.rewards.limits import LIMIT, limited
 from kit.runs.record import Recorder
 from kit.samples import Status
 from tests.faults.interrupting import digests
@@ -22,7 +23,7 @@ from tests.faults.interrupting import digests
 
 @pytest.fixture
 def short_limit() -> Iterator[None]:
-    before, LIMIT.seconds = LIMIT.seconds, 0.2
+    before, LIMIT.seconds = LIMIT.seconds, 2.0
     yield
     LIMIT.seconds = before
 
@@ -53,6 +54,21 @@ def runs_out(sample: Sample) -> float:
     if sample.index == 1:
         raise MemoryError
     return 1.0
+
+
+def test_an_interrupt_as_the_limit_is_set_leaves_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, set_timer = signal.getsignal(signal.SIGALRM), signal.setitimer
+
+    def interrupted(which: int, seconds: float) -> None:
+        set_timer(which, seconds)
+        if seconds:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(signal, "setitimer", interrupted)
+    with pytest.raises(KeyboardInterrupt), limited():
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) == before
 
 
 @pytest.mark.usefixtures("short_limit")
