@@ -126,7 +126,7 @@ class Server:
     def close(self) -> None:
         """End the server; it ends its kernels."""
         self.process.terminate()
-        self.process.wait(60)
+        self.process.wait(300)
 
 
 @dataclass

@@ -26,21 +26,18 @@ def _own() -> list[Entry]:
     return [entry for entry in registry.living() if entry.stack not in OTHERS]
 
 
-def _stage(who: str, words: str) -> bool:
-    return any(
-        who in told and told[who].words.startswith(words)
-        for told in (stages.read(entry.folder) for entry in _own())
-    )
+def _has_begun(who: str) -> bool:
+    return any(who in stages.read(entry.folder) for entry in _own())
 
 
 MOMENTS: dict[str, Callable[[], bool]] = {
     "Ray can be joined": lambda: any((entry.folder / "address").exists() for entry in _own()),
-    "weights are loaded": lambda: _stage("trainer", "loading"),
+    "weights are loaded": lambda: _has_begun("trainer"),
     **some(
         {},
         {
             "the head is there": lambda: bool(_own()),
-            "SGLang is imported": lambda: _stage("engine", "importing"),
+            "SGLang is imported": lambda: _has_begun("engine"),
         },
     ),
 }

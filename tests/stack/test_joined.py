@@ -78,12 +78,16 @@ def _started(log: Path) -> tuple[subprocess.Popen[bytes], str]:
             start_new_session=True,
         )
         address = folder / "ray_current_cluster"
-        while not address.exists() and head.poll() is None:
+        while not (told := _text(address)) and head.poll() is None:
             time.sleep(0.1)
-        if address.exists():
-            return head, address.read_text().strip()
+        if told:
+            return head, told
         _end(head)
     pytest.fail(log.read_text())
+
+
+def _text(file: Path) -> str:
+    return file.read_text().strip() if file.exists() else ""
 
 
 def _end(head: Any) -> None:
