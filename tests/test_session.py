@@ -286,6 +286,25 @@ def test_what_is_no_list_of_prompts_is_refused(session: RLSession, prompts: obje
         session.generate(prompts)  # type: ignore[arg-type]
 
 
+def test_an_answer_that_ray_has_lost_is_an_error_and_the_session_goes_on(
+    session: RLSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.exceptions import ObjectLostError
+
+    rollout = session.generate()
+
+    def lose(*_: object, **__: object) -> None:
+        raise ObjectLostError("00", None, "")
+
+    monkeypatch.setattr("kit.stack.calls.LAST_BREATH", 0.0)  # nobody has died
+    with monkeypatch.context() as losing:
+        losing.setattr(ray, "get", lose)
+        with pytest.raises(StackError, match=r"Ray gave no answer to \w+.*\n(.|\n)*lost"):
+            session.log_probs(rollout)
+    assert session.log_probs(rollout)
+
+
 def test_an_abort_keeps_the_tokens_so_far(session: RLSession) -> None:
     stack = session._running
     hot = SamplingSettings(temperature=50.0, max_new_tokens=480)  # noise: it seldom ends itself

@@ -135,10 +135,6 @@ def test_a_session_of_many_parts_trains_and_ends(tmp_path: Path) -> None:
         seen.append(sample.label)
         return float(sample.response == sample.label)
 
-    class Logger:
-        def close(self) -> None:
-            signal.raise_signal(signal.SIGINT)
-
     config = SessionConfig(model={"name": "tiny"}, training=settings)
     with RLSession.start(config, data=rows, eval_data=rows[:4], reward=reward) as session:
         assert session.check_mismatch().verdict == "pass"
@@ -165,11 +161,7 @@ def test_a_session_of_many_parts_trains_and_ends(tmp_path: Path) -> None:
         saved = session.save(tmp_path / "two-trainers")
         stack = session._running.cluster.directory
         assert set(seen) <= {row["label"] for row in rows}
-        session._loggers = Logger()  # type: ignore[assignment]
-        with pytest.raises(KeyboardInterrupt):
-            session.close()
-        assert not stack.exists()  # although closing it was interrupted
-        assert RLSession.current() is None
+    assert not stack.exists()
     with pytest.raises(SessionError, match="closed"):
         session.generate()
     session.close()  # again, without harm

@@ -52,10 +52,11 @@ class Calls:
         Raises:
             KitError: what an actor raised.
             EngineDiedError, TrainerDiedError, HeadDiedError: one of them is gone.
+            StackError: Ray has lost the answer.
             LateError: they were not there in time.
         """
         import ray
-        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+        from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
         limit = timeout or self._config.engine.call_timeout
         deadline = time.monotonic() + limit
@@ -67,22 +68,26 @@ class Calls:
                     return ray.get(calls, timeout=min(max(left, 0.0), SLICE))
             except RayTaskError as error:
                 raise self._of_actor(error, doing) from error
-            except RayActorError as error:
-                raise self._of_death(error, doing) from error
             except GetTimeoutError:
                 if left <= 0:
                     raise self.late(f"{doing} did not finish", limit, timeout) from None
+            except RayError as error:  # an actor has died, or Ray itself, or what it kept is lost
+                raise self._of_death(error, doing) from error
 
     def wait(self, calls: list[Any], least: int, doing: str, seconds: float) -> list[Any]:
         """Those of which `least` are finished, or as many as are after so many seconds."""
         import ray
+        from ray.exceptions import RayError
 
         deadline = time.monotonic() + seconds
         while True:
             self.refuse_without_head(doing)
             left = max(deadline - time.monotonic(), 0.0)
-            with self._using:
-                ready, _ = ray.wait(calls, num_returns=least, timeout=min(left, SLICE))
+            try:
+                with self._using:
+                    ready, _ = ray.wait(calls, num_returns=least, timeout=min(left, SLICE))
+            except RayError as error:
+                raise self._of_death(error, doing) from error
             if len(ready) >= least or not left:
                 return list(ready)
 
@@ -124,7 +129,7 @@ class Calls:
         if TRAINER in dead:
             return trainer_died(f"A trainer's process died during {doing}.")
         if not dead:
-            return StackError(f"A process of the stack died during {doing}.", why=str(error))
+            return StackError(f"Ray gave no answer to {doing}.", why=str(error))
         return EngineDiedError(
             f"A process of the engine died during {doing}.",
             why="\n".join([*str(error).strip().splitlines()[:1], self._cluster.log_tail()]),

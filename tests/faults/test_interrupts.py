@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from kit import RLSession
 from kit.samples import Batch, Sample, Status
 from tests.faults.interrupting import digests, interrupted
 from tests.faults.starting import MOMENTS
+from tests.processes import assert_gone
 
 ROOT = Path(__file__).parents[2]
 
@@ -211,3 +213,16 @@ def test_an_interrupted_start_leaves_nothing_and_the_next_one_works() -> None:
     left, steps = json.loads(done.stdout.splitlines()[-1])
     assert left == {moment: [] for moment in MOMENTS}
     assert steps == 1
+
+
+def test_an_interrupt_during_close_is_raised_when_everything_has_ended(session: RLSession) -> None:
+    class Logger:
+        def close(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    cluster = session._running.cluster
+    session._loggers = Logger()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        session.close()
+    assert_gone(cluster.entry.head, str(cluster.directory), seconds=0)
+    assert RLSession.current() is None
