@@ -16,6 +16,8 @@ from kit.runs.settings import SETTINGS_VARIABLE, RunSettings
 KERNEL_LOG = "kernel.log"
 """What the kernel's process and its children wrote outside of the notebook's cells."""
 
+END_EXTENSION = "kit.runs.kernel_end"
+
 SHUTDOWN_SECONDS = 40.0
 """How long a kernel may take to close its session before it is killed. Half of it passes before
 it is asked a second time (SIGTERM), so that must be enough to end engine and trainer."""
@@ -68,12 +70,17 @@ def execute(
 
     def started(cell: Any, **_: Any) -> None:
         if cell.cell_type == "code":
+            manager.busy = bool(cell.source.strip())
             on_cell(cell.source)
+
+    def ended(**_: Any) -> None:
+        manager.busy = False
 
     target = target.resolve()
     papermill.iorw.papermill_io.register(str(target), _WholeFile())
     log = target.parent / KERNEL_LOG
     with log.open("wb") as output:
+        manager = _manager(target.parent, output, settings)
         try:
             papermill.execute_notebook(
                 _literal(source.resolve()),
@@ -83,8 +90,9 @@ def execute(
                 language="python",
                 progress_bar=False,
                 cwd=directory,
-                kernel_manager_class=_manager(target.parent, output, settings),
+                kernel_manager_class=manager,
                 on_cell_start=started,
+                on_cell_executed=ended,
                 start_timeout=120,
             )
         except PapermillExecutionError as error:
@@ -123,7 +131,7 @@ def _literal(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def _manager(folder: Path, output: IO[bytes], settings: RunSettings) -> type:
+def _manager(folder: Path, output: IO[bytes], settings: RunSettings) -> Any:
     """A kernel manager whose kernel is this interpreter and belongs to the run in `folder`."""
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
@@ -132,11 +140,14 @@ def _manager(folder: Path, output: IO[bytes], settings: RunSettings) -> type:
 
     spec = KernelSpec(**get_kernel_dict())
     spec.argv[0] = sys.executable
+    spec.argv.append(f"--IPKernelApp.extra_extensions={END_EXTENSION}")
     told = {RUN_DIR_VARIABLE: str(folder), SETTINGS_VARIABLE: settings.model_dump_json()}
     spec.env = {name: value.replace("$", "$$") for name, value in told.items()}
 
     class RunKernelManager(AsyncKernelManager):
         shutdown_wait_time = Float(SHUTDOWN_SECONDS)
+        busy = False
+        """Whether a cell is being executed."""
 
         @default("transport_encryption")
         def _encrypt(self) -> str:
@@ -151,5 +162,12 @@ def _manager(folder: Path, output: IO[bytes], settings: RunSettings) -> type:
             await super()._async_start_kernel(**options | {"stdout": output, "stderr": output})
 
         start_kernel = _async_start_kernel
+
+        async def _async_interrupt_kernel(self) -> None:
+            """Jupyter interrupts every kernel that it ends; an idle one would only complain."""
+            if self.busy:
+                await super()._async_interrupt_kernel()
+
+        interrupt_kernel = _async_interrupt_kernel
 
     return RunKernelManager

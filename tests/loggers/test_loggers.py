@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -53,7 +53,13 @@ def told(loggers: Loggers) -> Iterator[str]:
             loggers.step({}, update(0), 0)
         loggers.step({}, update(0), 0)
         loggers.close()
-    return (str(warning.message) for warning in caught)
+    return ours(caught)
+
+
+def ours(caught: Iterable[warnings.WarningMessage]) -> Iterator[str]:
+    """What the loggers said, without what Python says of files that nobody closed."""
+    messages = (str(warning.message) for warning in caught)
+    return (message for message in messages if message.startswith("Logging to"))
 
 
 def test_a_session_logs_to_three_libraries_what_its_own_history_says(
@@ -162,7 +168,7 @@ def test_a_folder_that_cannot_be_written_stops_one_logger_and_no_training(
 
     with pytest.warns(RuntimeWarning, match=r"tensorboard failed \(.*logging\.dir") as caught:
         train()
-    assert len([w for w in caught if "Logging to" in str(w.message)]) == 1
+    assert len([*ours(caught)]) == 1
     assert len(reading.trackio(tmp_path, "sums")[0]) == 4
     assert len(reading.wandb(tmp_path)[0]) == 4
 
@@ -196,7 +202,7 @@ def test_a_library_that_hangs_holds_up_neither_steps_nor_the_other_loggers(
     monkeypatch.setattr(outlet, "CLOSE_SECONDS", 0.1)
     with pytest.warns(RuntimeWarning, match="trackio has not taken everything") as caught:
         loggers.close()
-    assert len(caught) == 1
+    assert len([*ours(caught)]) == 1
     scalars, _ = reading.tensorboard(tmp_path / "run" / "tensorboard")
     assert scalars["rollout/raw_reward"][0] == (0, 0.0)
     loggers._process.kill()

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from kit.errors import RunError
 from kit.runs import RunResult, launch, run_notebook
+from kit.runs.kernel import KERNEL_LOG
 from tests.runs.conftest import MakeNotebook, write_notebook
 
 RECORDS = """\
@@ -62,7 +63,7 @@ def test_a_run_leaves_everything_in_one_new_folder(trained: tuple[RunResult, str
     result, shown = trained
     assert result.status == "completed"
     assert re.fullmatch(r"\d{8}-\d{6}-lesson-[0-9a-f]{6}", result.folder.name)
-    assert {file.name for file in result.folder.iterdir()} == {
+    assert {file.name for file in result.folder.iterdir()} - {KERNEL_LOG} == {
         "config.yaml",
         "figures",
         "metrics.jsonl",
@@ -156,6 +157,48 @@ def test_what_children_of_the_kernel_write_is_kept_in_a_log(make_notebook: MakeN
     result, shown = run(path)
     assert "from below" not in shown
     assert result.status == "completed"
+    assert "from below" in (result.folder / KERNEL_LOG).read_text()
+
+
+@pytest.mark.parametrize("last", ["'done'", "raise ValueError", " "])
+def test_a_kernel_that_is_idle_is_not_interrupted_to_end_it(
+    make_notebook: MakeNotebook, last: str
+) -> None:
+    marks = """\
+import pathlib
+kernel = get_ipython().kernel
+kernel.saved_sigint_handler = lambda *_: pathlib.Path("interrupted").touch()"""
+    path = make_notebook(marks, last)
+    run(path)
+    assert not (path.parent / "interrupted").exists()
+
+
+def test_a_kernel_ends_in_order_where_its_control_thread_is_slow(
+    make_notebook: MakeNotebook,
+) -> None:
+    slow = """\
+import os, sys, threading, time
+
+def make_slow(control, stdout, current=threading.current_thread, sleep=time.sleep):
+    flush = stdout.flush
+
+    def slowly():
+        if current() is control:
+            stdout.pub_thread.io_loop.add_callback(sleep, 1)
+        flush()
+
+    stdout.flush = slowly
+
+class Last:
+    def __del__(self, write=os.write, file=os.open("ended", os.O_CREAT | os.O_WRONLY)):
+        write(file, b"in order")
+
+make_slow(get_ipython().kernel.control_thread, sys.stdout)
+sys.last = Last()  # ends with the interpreter, after all else, unless it is killed"""
+    path = make_notebook(slow)
+    result, _ = run(path)
+    assert result.status == "completed"
+    assert (path.parent / "ended").read_text() == "in order"
 
 
 def test_a_kernel_ends_with_its_run_and_may_clean_up(make_notebook: MakeNotebook) -> None:

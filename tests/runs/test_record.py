@@ -81,7 +81,7 @@ def test_a_file_that_cannot_be_written_warns_once_and_never_raises(tmp_path: Pat
     with pytest.warns(RuntimeWarning, match=r"metrics\.jsonl cannot be written"):
         recorder.step({"a": 1.0}, 1)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)
         recorder.step({"a": 1.0}, 2)
 
 

@@ -1,0 +1,24 @@
+"""An IPython extension for the kernels of runs: they end at once.
+
+ipykernel's main thread closes what outputs pass through while its control thread may still have
+to send that it is done with the request to shut down. That thread then waits for ten seconds, or
+until the kernel is killed. Here the main thread lets it finish first.
+"""
+
+from __future__ import annotations
+
+import atexit
+from typing import Any
+
+WAIT_SECONDS = 5.0
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Called by IPython. Handlers of the notebook run earlier, ipykernel's own later."""
+    atexit.register(_let_finish, shell.kernel)
+
+
+def _let_finish(kernel: Any) -> None:
+    asked_to_shut_down = kernel._shutdown_message is not None
+    if asked_to_shut_down and kernel.control_thread is not None:
+        kernel.control_thread.join(WAIT_SECONDS)
