@@ -44,6 +44,8 @@ class Shared:
 
     def at(self, seed: int) -> RLSession:
         """The session as it was in its first moment, with this seed."""
+        if self.session and RLSession.current() is self.session and self.session._running.lost:
+            self.session.close()  # a test that killed it has failed, which is its own affair
         if self.session is None or RLSession.current() is not self.session:
             os.environ.pop("KIT_RUN_DIR", None)
             self.session = RLSession.start("tiny")

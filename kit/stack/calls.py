@@ -100,6 +100,12 @@ class Calls:
                 fix=f"continue from a checkpoint: {LOAD}.",
             )
 
+    def has_died(self, part: str, doing: str) -> bool:
+        """Look now. Raises HeadDiedError if it died because Ray did."""
+        died = part in self._watch.dead()
+        self.refuse_without_head(doing)
+        return died
+
     def late(self, what: str, limit: float, starting: object = None) -> LateError:
         """The error of a call that takes too long."""
         setting = "engine.start_timeout" if starting else "engine.call_timeout"

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from kit.config import SessionConfig, TrainingConfig
 from kit.stack import repair
+from kit.stack.calls import Calls
 from kit.stack.residency import Residency
 from kit.stack.together import together
-from kit.stack.watch import TRAINER, Watch
+from kit.stack.watch import TRAINER
 
 if TYPE_CHECKING:
     from kit.stack.stack import Stack
@@ -19,7 +20,7 @@ class KeepsTrainers(ABC):
     """Calls of all trainers, each for its share."""
 
     config: SessionConfig
-    watch: Watch
+    calls: Calls
     residency: Residency
     _trainers: list[Any]
     _bare: bool
@@ -56,7 +57,7 @@ class KeepsTrainers(ABC):
 
     def load(self, directory: str) -> None:
         """Have the trainers read what `save` wrote; those that have died are started again."""
-        if TRAINER in self.watch.dead():
+        if self.calls.has_died(TRAINER, "load"):
             self._bare = True
             repair.restart_trainers(cast("Stack", self))
         self.residency.for_trainer()

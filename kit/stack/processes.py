@@ -12,6 +12,8 @@ import psutil
 SHARED_MEMORY = "/dev/shm/"
 TRACKER_SECONDS = 3.0
 """How long Python's resource trackers get to remove what the others have left."""
+FLAGS, EXITING = 5, 0x4
+"""In /proc/PID/stat: which field after the state, and the kernel's PF_EXITING in it."""
 MARK = "KIT_STACK"
 """Environment variable that every process of a stack inherits; its value names the stack."""
 CORES_VARIABLE = "KIT_CORES"
@@ -22,6 +24,18 @@ def cores() -> int:
     """Cores that this process may use; less where it was told to leave some to others."""
     told = os.environ.get(CORES_VARIABLE, "")
     return int(told) if told.isdigit() and int(told) else len(os.sched_getaffinity(0))
+
+
+def lives(process: psutil.Process) -> bool:
+    """False from the moment at which it begins to end, which is before others can notice that."""
+    try:
+        if not process.is_running():
+            return False
+        with open(f"/proc/{process.pid}/stat", encoding="utf-8", errors="replace") as file:
+            state, *fields = file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
+        return False
+    return state not in "ZX" and not int(fields[FLAGS]) & EXITING
 
 
 def of_stack(stack: str, head: int) -> list[psutil.Process]:

@@ -46,7 +46,7 @@ def start_dead_engines(stack: Stack) -> bool:
     Raises:
         StackError: one could not start; none is left half started.
     """
-    dead = [i for i in range(stack.replicas) if engine(i) in stack.watch.dead()]
+    dead = [i for i in range(stack.replicas) if stack.calls.has_died(engine(i), "generate")]
     if not dead:
         return False
     residency = stack.residency

@@ -171,8 +171,7 @@ class Stack(KeepsTrainers):
 
     def trainer_in_order(self) -> None:
         """Before the trainers work: they live, have their weights, and are on the device."""
-        self.calls.refuse_without_head("a call of the trainer")
-        if TRAINER in self.watch.dead():
+        if self.calls.has_died(TRAINER, "a call of the trainer"):
             raise trainer_died("The trainer's process has died.")
         if self._bare:
             raise trainer_died("The trainer was started again and has read no checkpoint.")

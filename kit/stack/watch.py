@@ -4,6 +4,7 @@
     trainer   all ranks together: those that are left would wait for the others for ever
     engine i  the actor and SGLang's processes: none works without the others
 
+The death of one may bring death to another: whoever is told of the second is told of the first.
 A thread looks every `interval` seconds, and whoever is about to use a part looks then. A part of
 which a process is gone is ended whole, so that a call that waits for it fails instead of waiting.
 """
@@ -70,9 +71,8 @@ class Watch:
     def dead(self) -> set[str]:
         """Look now: the parts that have died and that nothing has taken the place of."""
         with self._lock:
-            for part, members in self._parts.items():
-                if part not in self._dead and not all(map(_lives, members)):
-                    self._bury(part)
+            while self._look():
+                pass  # again: what took this part along may have begun to end meanwhile
             return set(self._dead)
 
     def end(self, part: str) -> None:
@@ -80,6 +80,17 @@ class Watch:
         with self._lock:
             if part in self._parts and part not in self._dead:
                 self._bury(part)
+
+    def _look(self) -> bool:
+        """Bury what has died since: was there any?"""
+        found = [
+            part
+            for part, members in self._parts.items()
+            if part not in self._dead and not all(map(_lives, members))
+        ]
+        for part in found:
+            self._bury(part)
+        return bool(found)
 
     def _bury(self, part: str) -> None:
         self._dead.add(part)
@@ -112,7 +123,4 @@ def _found(pid: int) -> psutil.Process | None:
 def _lives(process: Member) -> bool:
     if isinstance(process, Elsewhere):
         return process.lives()
-    try:
-        return bool(process and process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+    return process is not None and processes.lives(process)
