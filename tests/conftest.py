@@ -19,9 +19,10 @@ from kit.stack import ending, registry
 from tests.every import EVERY
 from tests.lessons import notebook_times
 
-# What a busy machine takes for an example says nothing of the code.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+# What a busy machine takes for an example says nothing of the code. Examples are the same each time
+# where a change is judged; every test, run at leisure, looks for new ones.
+settings.register_profile("judging", deadline=None, derandomize=not EVERY)
+settings.load_profile("judging")
 
 # A test run in the background is started with interrupts ignored, and some tests send them.
 signal.signal(signal.SIGINT, signal.default_int_handler)

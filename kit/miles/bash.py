@@ -85,7 +85,7 @@ def _follow(script: Script, text: str, folder: Path) -> list[str] | None:
 
 def _statements(text: str) -> Iterator[str]:
     """Lines, joined where a backslash, an open quote or an open array goes on; no heredocs."""
-    lines = iter(text.splitlines())
+    lines = iter(re.split(r"\r?\n", text))  # what else Python takes for an end of line is text
     for line in lines:
         whole = line
         while True:
@@ -202,14 +202,23 @@ def _behind_train(script: Script, line: str) -> list[str]:
 def _resolved(script: Script, text: str) -> list[str]:
     """Words with arrays and variables put in."""
     found: list[str] = []
-    for word in _words(text) or []:
+    for word in _words(_without_subshells(text)) or []:
         if name := _ALL_OF.fullmatch(word):
             if name[1] not in script.arrays:
                 script.remarks.append(_no_array(script, name[1]))
             found += script.arrays.get(name[1], [])
-        elif word not in ("(", ")"):
+        else:
             found.append(_expand(script, word))
     return found
+
+
+def _without_subshells(text: str) -> str:
+    """Brackets that stand alone, and in no quote, group commands and are no words."""
+    around = f" {text} "
+    return "".join(
+        " " if char in "()" and not inside and f"{around[at]}{around[at + 2]}".isspace() else char
+        for at, char, inside in _scanned(text)
+    )
 
 
 def _no_array(script: Script, name: str) -> str:

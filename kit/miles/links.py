@@ -44,6 +44,9 @@ class Link:
     """For the table: what to know beside the names."""
 
 
+READ_AS_FLAG = "would be read as a flag, and is left out"
+
+
 def get(config: SessionConfig, setting: str) -> Any:
     """A setting by its name with dots."""
     value: Any = config
@@ -90,7 +93,7 @@ def value(
 
     def note(config: SessionConfig, backend: str) -> str:
         found = get(config, setting)
-        return f"{found} would be read as a flag, and is left out" if _is_flag(found) else ""
+        return f"{found} {READ_AS_FLAG}" if is_flag(found) else ""
 
     return Link(setting, (flag,), group, write, read, note, _shown(default), remark)
 
@@ -112,7 +115,8 @@ def switch(setting: str, flag: str, group: str, *, off: bool = False, remark: st
     )
 
 
-def _is_flag(found: object) -> bool:
+def is_flag(found: object) -> bool:
+    """Would the parser take this value for a flag?"""
     return isinstance(found, str) and found.startswith("-")
 
 

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from kit.config import SessionConfig
 from kit.miles.given import FSDP, Given
-from kit.miles.links import LOG, OPTIMIZER, PERF, SGLANG, Link, Variable, Words, get, switch, value
+from kit.miles.links import (
+    LOG,
+    OPTIMIZER,
+    PERF,
+    READ_AS_FLAG,
+    SGLANG,
+    Link,
+    Variable,
+    Words,
+    get,
+    is_flag,
+    switch,
+    value,
+)
 
 MICRO_BATCH = 16384
 """What the kit takes where the size of a micro-batch is left open."""
@@ -236,11 +249,7 @@ LOGGING = [
         LOG,
         lambda c, backend: _write_group(c),
         lambda given: given.text("--wandb-group", ""),
-        lambda c, backend: (
-            "left open it is the session's name"
-            if c.logging.use_wandb and not c.logging.wandb_group
-            else ""
-        ),
+        lambda c, backend: _group_note(c),
         "none",
         "Miles adds random letters unless told not to",
     ),
@@ -255,4 +264,13 @@ LOGGING = [
 
 def _write_group(config: SessionConfig) -> Words:
     group = config.logging.wandb_group or (config.name if config.logging.use_wandb else "")
-    return ["--wandb-group", group, "--disable-wandb-random-suffix"] if group else []
+    if not group or is_flag(group):
+        return []
+    return ["--wandb-group", group, "--disable-wandb-random-suffix"]
+
+
+def _group_note(config: SessionConfig) -> str:
+    group = config.logging.wandb_group
+    if is_flag(group):
+        return f"{group} {READ_AS_FLAG}"
+    return "left open it is the session's name" if config.logging.use_wandb and not group else ""

@@ -39,8 +39,8 @@ def _write_eval(config: SessionConfig, backend: str) -> Words:
     if not config.data.eval_source and not config.evaluation.interval:
         return []
     source = config.data.eval_source.partition("@[")[0]
-    name = PurePosixPath(source).stem if is_file(source) else "held_out"
-    return ["--eval-prompt-data", name, Variable("$EVAL_DATA")]
+    name = PurePosixPath(source).stem.lstrip("-") if is_file(source) else ""
+    return ["--eval-prompt-data", name or "held_out", Variable("$EVAL_DATA")]
 
 
 def _read_eval(given: Given) -> str:

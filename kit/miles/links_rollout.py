@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from kit.config import SessionConfig
 from kit.miles.given import Given
-from kit.miles.links import CKPT, EVAL, ROLLOUT, Link, Variable, Words, switch, value
+from kit.miles.links import (
+    CKPT,
+    EVAL,
+    READ_AS_FLAG,
+    ROLLOUT,
+    Link,
+    Variable,
+    Words,
+    is_flag,
+    switch,
+    value,
+)
 
 KEEPS_DIFFERENT_GROUPS = (
     "miles.rollout.filter_hub.dynamic_sampling_filters.check_reward_nonzero_std"
@@ -34,12 +45,12 @@ def _write_stop(config: SessionConfig, backend: str) -> Words:
 
 
 def _reads_as_flag(word: str) -> bool:
-    return word.startswith("-") or not word
+    return is_flag(word) or not word
 
 
 def _stop_note(config: SessionConfig, backend: str) -> str:
     odd = [word for word in config.rollout.stop if _reads_as_flag(word)]
-    return f"{odd[0]!r} would be read as a flag, and is left out" if odd else ""
+    return f"{odd[0]!r} {READ_AS_FLAG}" if odd else ""
 
 
 ROLLOUTS = [

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from kit.config import TINY, SessionConfig
 from kit.miles.flags import NOT_PASSED
 from kit.miles.given import FSDP, MEGATRON
-from kit.miles.links import CKPT, GROUPS, PERF, SGLANG, Variable, get
+from kit.miles.links import CKPT, GROUPS, PERF, SGLANG, Variable, get, is_flag
 from kit.miles.links_prompts import is_file
 from kit.miles.table import LINKS
 from kit.tiny import MODEL_DIR
@@ -220,8 +220,7 @@ def _passes(key: str, found: Any) -> bool:
     """Can it be said by a flag of SGLang's, with Miles' prefix?"""
     values = found if isinstance(found, (list, tuple)) and found else [found]
     simple = all(isinstance(one, (str, int, float)) for one in values) and found is not False
-    texts = [str(one) for one in values]
-    return key not in NOT_PASSED and simple and not any(t.startswith("--") for t in texts)
+    return key not in NOT_PASSED and simple and not any(map(is_flag, values))
 
 
 def _launch(config: SessionConfig, backend: str, arrays: list[str]) -> str:

@@ -130,6 +130,14 @@ def test_a_model_file_that_is_not_there_is_no_loss(script: Path) -> None:
     assert "MODEL_ARGS come from qwen3-0.6B" in import_script(script).report()
 
 
+def test_brackets_of_a_subshell_are_no_words_and_quoted_ones_are(tmp_path: Path) -> None:
+    flags = "--hf-checkpoint m --n-samples-per-prompt 4 --input-key ')' --label-key \"(\""
+    line = f"( cd /x && python3 train.py {flags} )"
+    (tmp_path / "run.sh").write_text(f"{line}\r\n", newline="")
+    config = import_script(tmp_path / "run.sh").config
+    assert (config.data.input_key, config.data.label_key) == (")", "(")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

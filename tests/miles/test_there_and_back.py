@@ -25,6 +25,11 @@ WORD = st.text(
     min_size=1,
     max_size=12,
 ).filter(lambda word: word.strip() == word != "")
+ODD = st.text("'\"\\$`()[]{}#;&|<>=~*? \u2028\u00a0-!%^,a0", min_size=1, max_size=8).filter(
+    lambda word: word.strip() == word != ""
+)
+"""Made of what means something to a shell, and of ends of lines that are none there."""
+WORD |= ODD | st.sampled_from(["(", ")", "--", "-"])
 SHARE = st.floats(0.01, 1.0)
 COUNT = st.integers(1, 64)
 FILE = st.sampled_from(
@@ -48,7 +53,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "rollout.top_p": SHARE,
     "rollout.top_k": st.integers(-1, 50),
     "rollout.max_response_len": st.none() | COUNT,
-    "rollout.stop": st.lists(WORD | st.sampled_from(["\n\n", "--", "$HOME", "'"]), max_size=3),
+    "rollout.stop": st.lists(WORD | st.sampled_from(["\n\n", "$HOME", "x\n)"]), max_size=3),
     "rollout.dynamic_sampling": st.booleans(),
     "training.num_rollout": COUNT,
     "training.rollout_batch_size": COUNT,
