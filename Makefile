@@ -98,6 +98,6 @@ clean-all: clean  ## Remove the environment too; your runs stay
 	@echo "Installing the kit itself"
 	@$(PY) -m uv pip install --quiet --python $(PY) --no-deps --editable .
 	@echo "Compiling what every start imports (once, about half a minute)"
-	@SGLANG_USE_CPU_ENGINE=1 CUDA_VISIBLE_DEVICES= PYTHONPATH=kit/stack/cpu/site $(PY) -W ignore -c \
-		"from kit.stack.cpu import zygote; zygote.preload(); import ray" >/dev/null 2>&1 || true
+	@SGLANG_USE_CPU_ENGINE=1 CUDA_VISIBLE_DEVICES= PYTHONPATH=kit/engine/cpu/site $(PY) -W ignore -c \
+		"from kit.cluster import fork_server; fork_server.preload(); import ray" >/dev/null 2>&1 || true
 	@touch $@

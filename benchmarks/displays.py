@@ -20,7 +20,7 @@ from typing import Any
 
 import kit
 from kit import Batch, Rollout, Sample, Status
-from kit.viz.text import columns, data_size
+from kit.utils.formatting import columns, data_size
 
 WORDS = (
     "the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by",

@@ -34,8 +34,8 @@ from benchmarks.gpu_parts import card, cards, engine, page, rows, session, train
 from benchmarks.gpu_parts.children import NO_TIME, Message, Part, run_apart
 from benchmarks.gpu_parts.results import PartResult, Results
 from benchmarks.gpu_parts.workload import Workload
-from kit.memory.card import Card
-from kit.memory.shape import ModelShape
+from kit.models.source import ModelShape
+from kit.utils.hardware import Card
 
 LIMIT = 460.0
 """Seconds of a whole run, unless it is told otherwise."""

@@ -26,9 +26,9 @@ from typing import Any
 from benchmarks.gpu_parts.card import TOKENIZER_FILES
 from benchmarks.gpu_parts.workload import QWEN3_06B
 from kit import RLSession, SessionConfig
-from kit.model.source import TINY_DIRECTORY
+from kit.models.source import TINY_DIRECTORY
 from kit.samples import Batch, Rollout
-from kit.stack.machine import gpu_count
+from kit.utils.hardware import gpu_count
 
 COMPARED = ("train/loss", "train/grad_norm", "train/entropy_loss", "train/ppo_kl")
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}

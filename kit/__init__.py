@@ -17,9 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kit.comparing import compare
+    from kit.compare import compare
     from kit.config import SessionConfig
-    from kit.doctor.findings import Diagnosis
     from kit.errors import (
         CheckpointError,
         ConfigError,
@@ -31,8 +30,9 @@ if TYPE_CHECKING:
         SessionError,
         StackError,
     )
+    from kit.lifecycle.train_loop import Training
     from kit.memory import MemoryPlan
-    from kit.memory.for_session import memory_plan
+    from kit.memory.plan import memory_plan
     from kit.reports import (
         CheckReport,
         EvalReport,
@@ -44,11 +44,12 @@ if TYPE_CHECKING:
         TrainReport,
         UpdateReport,
     )
+    from kit.reports.diagnostics import Diagnosis
+    from kit.reports.status import Snapshot
+    from kit.reports.what_if import WhatIf
     from kit.samples import Batch, Rollout, Sample, Status
     from kit.session import RLSession
-    from kit.snapshots import Snapshot
-    from kit.training import Training
-    from kit.what_if import WhatIf
+
 
 __all__ = [
     "Batch",
@@ -85,17 +86,18 @@ __all__ = [
     "memory_plan",
 ]
 
+
 try:
     __version__ = version("kit")
 except PackageNotFoundError:  # a checkout on PYTHONPATH that nobody installed
     __version__ = "0+unknown"
 
+
 _HOMES = {
-    "kit.comparing": ("compare",),
+    "kit.compare": ("compare",),
     "kit.config": ("SessionConfig",),
-    "kit.doctor.findings": ("Diagnosis",),
-    "kit.memory": ("MemoryPlan",),
-    "kit.memory.for_session": ("memory_plan",),
+    "kit.reports.diagnostics": ("Diagnosis",),
+    "kit.memory.plan": ("MemoryPlan", "memory_plan"),
     "kit.reports": (
         "CheckReport",
         "EvalReport",
@@ -109,10 +111,12 @@ _HOMES = {
     ),
     "kit.samples": ("Batch", "Rollout", "Sample", "Status"),
     "kit.session": ("RLSession",),
-    "kit.snapshots": ("Snapshot",),
-    "kit.training": ("Training",),
-    "kit.what_if": ("WhatIf",),
+    "kit.reports.status": ("Snapshot",),
+    "kit.lifecycle.train_loop": ("Training",),
+    "kit.reports.what_if": ("WhatIf",),
 }
+
+
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names} | {
     name: "kit.errors" for name in __all__ if name.endswith("Error")
 }

@@ -1,6 +1,6 @@
 """`python -m kit` is the `kit` command."""
 
-from kit.cli import app
+from kit.cli.app import app
 
 if __name__ == "__main__":
     app(prog_name="kit")

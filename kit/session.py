@@ -18,25 +18,16 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args, overload
 
-from kit import (
-    annotating,
-    collecting,
-    evaluation,
-    interrupts,
-    mismatch,
-    stepping,
-    train_modes,
-    updating,
-)
-from kit.annotating import Annotated
-from kit.arguments import at_least_one, expect
-from kit.arguments import temperature as checked_temperature
-from kit.batching import make_batch
-from kit.config_training import Estimator
+from kit.config.training import Estimator
+from kit.diagnostics import annotate, mismatch
+from kit.diagnostics.annotate import Annotated
+from kit.diagnostics.reward_trial import try_reward
+from kit.diagnostics.startup import check as healthy_start
 from kit.errors import ConfigError, DataError, SessionError, did_you_mean
-from kit.health import check as healthy_start
-from kit.keeping import Keeping
-from kit.prompting import as_rows
+from kit.lifecycle import step, train_loop
+from kit.lifecycle.keeping import Keeping
+from kit.lifecycle.lock import verb
+from kit.lifecycle.train_loop import Training
 from kit.reports import (
     CheckReport,
     EvalReport,
@@ -47,12 +38,17 @@ from kit.reports import (
     TrainReport,
     UpdateReport,
 )
+from kit.reports.training import Until
 from kit.rewards import score_samples
-from kit.rewards.trial import try_reward
+from kit.rollout import batch as rollout_batch
+from kit.rollout import collector, evaluate
+from kit.rollout.batch import make_batch
+from kit.rollout.sampler import as_rows
 from kit.samples import Batch, Messages, Rollout, Sample
-from kit.syncing import sync as hand_over
-from kit.training import Training, Until
-from kit.turns import verb
+from kit.stack.sync import sync as hand_over
+from kit.utils import interrupts
+from kit.utils.arguments import at_least_one, expect
+from kit.utils.arguments import temperature as checked_temperature
 
 if TYPE_CHECKING:
     from kit.memory import MemoryPlan
@@ -88,11 +84,11 @@ class RLSession(Keeping):
             temperature = checked_temperature(temperature)
         own = not (prompts is None and n_samples_per_prompt is None and temperature is None)
         if self.config.rollout.over_sampling_batch_size and not own:
-            self.last_rollout = collecting.generate(self)
+            self.last_rollout = collector.generate(self)
             return self.last_rollout
-        with collecting.drawing(self):
+        with collector.drawing(self):
             rows = as_rows(prompts) or self._stream.next(training.rollout_batch_size)
-            return collecting.generate_only(self, rows, count, temperature)
+            return collector.generate_only(self, rows, count, temperature)
 
     @verb
     def score(self, rollout: Rollout, reward: Reward | None = None) -> Rollout:
@@ -140,8 +136,8 @@ class RLSession(Keeping):
             SessionError: dynamic sampling found no group whose rewards differ.
         """
         _ = self._running
-        with collecting.drawing(self):
-            rollout = collecting.collect(self, self._reward if reward is None else reward)
+        with collector.drawing(self):
+            rollout = collector.collect(self, self._reward if reward is None else reward)
         self.last_rollout = rollout
         return rollout
 
@@ -201,7 +197,7 @@ class RLSession(Keeping):
             what: a rollout, a batch, or one sample.
         """
         text = self._prompting.token_text
-        return annotating.annotate(self._running, what, self.weight_version, text)
+        return annotate.annotate(self._running, what, self.weight_version, text)
 
     @verb
     def update(self, batch: Batch) -> UpdateReport:
@@ -215,7 +211,7 @@ class RLSession(Keeping):
         with interrupts.held() as interrupted:
             self.last_batch = batch
             self._journal.before_update(self, batch)
-            report = updating.update(self._running, batch, self.step_count)
+            report = rollout_batch.update(self._running, batch, self.step_count)
             self.step_count += report.applied
             interrupted.said = f"The update was made before it could stop: step {self.step_count}."
         return report
@@ -289,18 +285,18 @@ class RLSession(Keeping):
         begin, index, config = time.perf_counter(), self.step_count, self.config
         if self.engine_version != self.weight_version:
             self.sync()  # after an update by hand: train only on what the present weights write
-        with collecting.drawing(self):
+        with collector.drawing(self):
             rollout = self.collect()
             fresh = rollout.of_version(self.weight_version)  # without what older weights began
-            due = len(fresh) and stepping.due(index, config.mismatch.interval)
+            due = len(fresh) and step.due(index, config.mismatch.interval)
             checked = self.check_mismatch(fresh) if due else None
             batch = self.advantages(rollout)
             with interrupts.held():  # or the weights would have a step that the history lacks
                 update = self.update(batch)
                 if not update.applied:
-                    raise updating.nothing_to_train_on(update)
-                done = stepping.hand_over(self, rollout, update, checked, begin)
-        return stepping.finish(self, done)
+                    raise rollout_batch.nothing_to_train_on(update)
+                done = step.hand_over(self, rollout, update, checked, begin)
+        return step.finish(self, done)
 
     @overload
     def train(
@@ -328,12 +324,12 @@ class RLSession(Keeping):
                 `Training` at once; its `wait()` gives the report. A batch run returns it finished.
         """
         if dashboard:
-            return train_modes.train_on_dashboard(self, steps, until)
-        return train_modes.train(self, steps, until, show)
+            return train_loop.train_on_dashboard(self, steps, until)
+        return train_loop.train(self, steps, until, show)
 
     def dashboard(self, steps: int | None = None) -> Training:
         """The training under way; or the history so far, and buttons to begin so many steps."""
-        return train_modes.dashboard(self, steps)
+        return train_loop.dashboard(self, steps)
 
     @verb
     def evaluate(
@@ -353,7 +349,7 @@ class RLSession(Keeping):
         if n_samples_per_prompt is not None:
             count = at_least_one(n_samples_per_prompt, "n_samples_per_prompt")
         heat = settings.temperature if temperature is None else checked_temperature(temperature)
-        report = evaluation.evaluate(self, self._running, count, heat)
+        report = evaluate.evaluate(self, self._running, count, heat)
         if self._recorder:
             self._recorder.evaluation(report)
         if self._loggers:

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from kit import RLSession, SessionConfig, checkpoint
+from kit import RLSession, SessionConfig
+from kit.checkpoint import checkpoint
+from kit.cluster import registry
 from kit.data.stream import PromptStream
-from kit.stack import ending, registry
 from tests.every import EVERY
 from tests.lessons import notebook_times
 
@@ -81,7 +82,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_sessionfinish() -> None:
     """End the stacks that tests have left warm for each other."""
     for entry in registry.living():
-        ending.end(entry)
+        registry.end(entry)
 
 
 def pytest_terminal_summary(

@@ -16,9 +16,10 @@ from typing import Any
 
 import ray
 
-from kit import RLSession, SessionConfig, stepping
+from kit import RLSession, SessionConfig
+from kit.lifecycle import step
 from kit.samples import Sample
-from kit.stack import repair
+from kit.stack import recovery
 from tests.faults.dying import SCHEDULER, kill, of_engine
 
 SEED = 5
@@ -52,7 +53,7 @@ def arm(session: RLSession) -> None:
 
         stack.update = dying_update  # type: ignore[method-assign]
     if moment == "sync":
-        stepping.finish = die
+        step.finish = die
     if moment == "generate":
         threading.Timer(0.05, die).start()
     if moment == "engine":  # both of them, a whole engine and a scheduler
@@ -64,14 +65,14 @@ def arm(session: RLSession) -> None:
     if moment == "restart":  # of two dead engines, when the first actor is made and not started
         for index in range(2):
             kill(of_engine(session, index))
-        make = repair.make_engine
+        make = recovery.make_engine
 
         def dying_make(*arguments: Any) -> Any:
             engine = make(*arguments)
             ray.get(engine.is_ready.remote())
             die()
 
-        repair.make_engine = dying_make
+        recovery.make_engine = dying_make
 
 
 def configuration() -> SessionConfig:

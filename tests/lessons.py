@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from kit.runs import RunResult, run_notebook
-from kit.runs.record import GROUP_VARIABLE
+from kit.tracking.recorder import GROUP_VARIABLE
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 LESSONS = sorted(path.stem for path in NOTEBOOKS.glob("0[1-7]_*.ipynb"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from kit.stack import stages
+from kit.cluster import progress
 
 
 def alive(head: int, directory: str) -> list[str]:
@@ -33,7 +33,7 @@ def _is_head(pid: int, directory: str) -> bool:
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return True
-    return f"{stages.DIRECTORY_ENV}={directory}".encode() in environment
+    return f"{progress.DIRECTORY_ENV}={directory}".encode() in environment
 
 
 def assert_gone(head: int, directory: str, seconds: float = 60) -> None:

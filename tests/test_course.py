@@ -9,12 +9,12 @@ from typing import Any
 import nbformat
 import pytest
 
-from kit.config_training import TrainingConfig
+from kit.config import TrainingConfig
 from kit.course import check, exercises
 from kit.errors import DataError
 from kit.reports import EvalReport, TrainReport
+from kit.reports.what_if import Movement, Trial
 from kit.samples import Rollout, Sample
-from kit.what_if import Movement, Trial
 from tests.lessons import LESSONS, NOTEBOOKS, exercise_cells, solutions
 
 

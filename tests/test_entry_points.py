@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from kit.config import SessionConfig
-from kit.presets import for_this_machine
-from kit.runs.record import GROUP_VARIABLE
-from tests.loggers import reading
+from kit.config.presets import for_this_machine
+from kit.tracking.recorder import GROUP_VARIABLE
+from tests.tracking import reading
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ("build.sh", "train.sh", "test.sh")
@@ -50,7 +50,7 @@ def tools(tmp_path: Path) -> Path:
 def finish_logging() -> None:
     """Wait for what a run has left to its logging process, on a machine that is busy otherwise."""
     processes = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"]]
-    logging = [p for p in processes if "kit.loggers.process" in p.info["cmdline"]]
+    logging = [p for p in processes if "kit.tracking.logger_process" in p.info["cmdline"]]
     psutil.wait_procs(logging, timeout=150)
 
 
@@ -157,9 +157,9 @@ def test_the_file_at_the_root_is_for_a_gpu_and_gives_way_to_the_tiny_model_witho
     assert config.model.name == "Qwen/Qwen3-0.6B"
     here, note = for_this_machine(config.replace("device", "cpu"))
     assert (here.model.name, note) == ("Qwen/Qwen3-0.6B", "")
-    monkeypatch.setattr("kit.stack.machine.gpu_count", lambda: 1)
+    monkeypatch.setattr("kit.utils.hardware.gpu_count", lambda: 1)
     assert for_this_machine(config) == (config, "")
-    monkeypatch.setattr("kit.stack.machine.gpu_count", lambda: 0)
+    monkeypatch.setattr("kit.utils.hardware.gpu_count", lambda: 0)
     here, note = for_this_machine(config)
     assert "no GPU here" in note
     assert here.data == SessionConfig.preset("tiny").data

@@ -18,8 +18,7 @@ from benchmarks.gpu_parts.children import NO_TIME, Part, Report, run_apart
 from benchmarks.gpu_parts.floors import Rates, Samples
 from benchmarks.gpu_parts.results import PartResult, Results
 from benchmarks.gpu_parts.workload import CHAT_TOKENS, QWEN3_06B, Workload, reward
-from kit.memory.shape import ModelShape
-from kit.model.source import TINY_DIRECTORY
+from kit.models.source import TINY_DIRECTORY, ModelShape
 
 QWEN3 = ModelShape(
     parameters=596_049_920,

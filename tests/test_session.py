@@ -11,7 +11,7 @@ import pytest
 
 from kit import Batch, RLSession, Rollout, Sample, Status
 from kit.errors import DataError, KitError, RewardError, SessionError, StackError
-from kit.stack.engine_settings import SamplingSettings
+from kit.messages import SamplingSettings
 from tests.faults.interrupting import interrupted
 from tests.steps import responses_and_metrics
 
@@ -332,7 +332,7 @@ def test_a_checkpoint_continues_as_if_nothing_had_happened(
     session.train(3, show=False)
     path = session.save(tmp_path / "three")
     expected = [_numbers(session) for _ in range(3)]
-    from kit import checkpoint
+    from kit.checkpoint import checkpoint
 
     _, state = checkpoint.read(path)
     checkpoint.restore(session, session._running, path, state)

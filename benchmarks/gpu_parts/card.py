@@ -23,7 +23,7 @@ def write_model(_: None, work: Workload, report: Report) -> None:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from kit.model.source import TINY_DIRECTORY
+    from kit.models.source import TINY_DIRECTORY
 
     config = Qwen3Config(**work.shape, bos_token_id=None, eos_token_id=None, pad_token_id=0)
     torch.manual_seed(0)

@@ -16,10 +16,9 @@ from benchmarks.gpu_parts.session import phases_of, stack_of
 from benchmarks.gpu_parts.workload import Workload, reward
 from kit import RLSession
 from kit.errors import KitError
-from kit.runs.outcome import read_rows
-from kit.runs.record import METRICS
 from kit.samples import Rollout
 from kit.tiny import tasks
+from kit.tracking.run_folder import METRICS, read_rows
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "10_qwen3_gsm8k.ipynb"
 

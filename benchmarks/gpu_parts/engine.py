@@ -30,12 +30,12 @@ def measure(_: None, work: Workload, report: Report) -> None:
 
 
 def _engine(work: Workload, report: Report) -> Any:
-    from kit.memory.for_session import plan_for
-    from kit.model.source import find
-    from kit.stack import scheduler
+    from kit.cluster.client import kept_kernels
+    from kit.engine import patches
+    from kit.engine.server_args import server_arguments
+    from kit.memory.plan import plan_for
+    from kit.models.source import find
     from kit.stack.actors import engine_settings
-    from kit.stack.cluster import kept_kernels
-    from kit.stack.engine_settings import server_arguments
     from kit.stack.stack import Stack
 
     config = work.config()
@@ -51,7 +51,7 @@ def _engine(work: Workload, report: Report) -> Any:
 
     engine_class: Any = sglang.Engine
     if work.device == "cpu":  # which SGLang alone does not know to use
-        engine_class = scheduler.engine_class("cpu", os.cpu_count() or 1)
+        engine_class = patches.engine_class("cpu", os.cpu_count() or 1)
     engine = engine_class(**server_arguments(settings))
     report.put("start_seconds", seconds := time.perf_counter() - begin)
     report.say(f"started in {seconds:.1f} s")
@@ -60,7 +60,7 @@ def _engine(work: Workload, report: Report) -> Any:
 
 def _prepare_cpu() -> None:
     """What SGLang has to find before it is imported where there is no GPU."""
-    from kit.stack.cluster import CPU_OPERATORS
+    from kit.cluster.client import CPU_OPERATORS
 
     paths = [str(CPU_OPERATORS), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ |= {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kit.memory.shape import ModelShape
+from kit.models.source import ModelShape
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from kit.memory.shape import ModelShape
+from kit.models.source import ModelShape
 
 State = Literal["running", "done", "failed", "skipped"]
 

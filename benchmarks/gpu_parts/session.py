@@ -45,7 +45,7 @@ def start(session: RLSession, work: Workload, report: Report) -> None:
 
 def generate(session: RLSession, work: Workload, report: Report) -> None:
     """Seconds of responses, by requests decoded together: at the stack, and as a user calls it."""
-    from kit.stack.engine_settings import SamplingSettings
+    from kit.messages import SamplingSettings
 
     stack = stack_of(session)
     sampling = SamplingSettings(temperature=1.0, max_new_tokens=work.response_tokens)

@@ -28,7 +28,7 @@ def measure(_: None, work: Workload, report: Report) -> None:
     """
     import os
 
-    from kit.stack.cluster import kept_kernels
+    from kit.cluster.client import kept_kernels
 
     os.environ |= kept_kernels()
     import torch
@@ -62,7 +62,7 @@ def measure(_: None, work: Workload, report: Report) -> None:
 
 def train_batch(work: Workload) -> Any:
     """Samples of random tokens, each with a prompt of its own: nothing is shared among them."""
-    from kit.stack.batches import TrainBatch
+    from kit.messages import TrainBatch
 
     draw = random.Random(2)
     size = work.shape["vocab_size"]
@@ -76,8 +76,8 @@ def train_batch(work: Workload) -> Any:
 
 
 def _start(work: Workload, level: Level, rendezvous: Path) -> Any:
-    from kit.stack.trainer import Trainer
-    from kit.stack.trainer_settings import TrainerSettings
+    from kit.trainer.actor import Trainer
+    from kit.trainer.settings import TrainerSettings
 
     trainer = Trainer(
         TrainerSettings(

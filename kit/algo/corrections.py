@@ -7,6 +7,8 @@ take them out of the loss. Weights carry no gradient: multiply the loss by them.
 Everywhere, the log-ratio of a token is train_logp - rollout_logp, computed in float64. Where it is
 NaN it counts as 0: a token of which nothing is known is left alone. Masked tokens may hold any
 value, NaN and infinity included. Tokens of a sample need not be neighbours.
+
+Sums, means and differences over packed tokens, shared by the functions that correct ratios.
 """
 
 from __future__ import annotations
@@ -17,17 +19,11 @@ from typing import Literal, get_args
 
 import torch
 
-from kit.algo.tokens import (
-    as_floats,
-    check_shapes,
-    mean_where,
-    result_dtype,
-    sum_by_sample,
-    token_log_ratio,
-)
-
 Level = Literal["token", "sequence", "geometric"]
+
+
 Mode = Literal["truncate", "clip", "mask"]
+
 
 _LOG_LIMIT = 20.0
 """Log-ratios are clamped to this, once they are aggregated: e^20 is 4.9e8."""
@@ -357,3 +353,54 @@ def _check_bounds(low: float, high: float, owner: str = "") -> None:
             f"{owner}low {low} is not between 0 and {owner}high {high}: lower {owner}low (0 for no "
             f"bound) or raise {owner}high; unless given, low is 1 / high"
         )
+
+
+def token_log_ratio(
+    logp_T: torch.Tensor, other_logp_T: torch.Tensor, active_T: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The difference logp - other_logp, (T) in float64 and without a gradient.
+
+    0 where it is NaN, and where `active_T` is False whatever the values there.
+    """
+    log_ratio_T = logp_T.detach().double() - other_logp_T.detach().double()
+    unknown_T = log_ratio_T.isnan()
+    if active_T is not None:
+        unknown_T = unknown_T | ~active_T
+    return torch.where(unknown_T, 0.0, log_ratio_T)
+
+
+def sum_by_sample(value_T: torch.Tensor, sample_T: torch.Tensor) -> torch.Tensor:
+    """Sum over each sample's tokens, (N) in float64; 0 where infinities of both signs meet."""
+    samples = int(sample_T.max()) + 1 if sample_T.numel() else 0
+    sum_N = torch.zeros(samples, dtype=torch.float64, device=value_T.device)
+    sum_N.index_add_(0, sample_T, value_T.double())
+    return torch.where(sum_N.isnan(), 0.0, sum_N)
+
+
+def mean_where(value: torch.Tensor, where: torch.Tensor, of_none: float) -> torch.Tensor:
+    """Mean of the values at `where`, a scalar in float64; `of_none` if that is nowhere."""
+    total = torch.where(where, value.double(), 0.0).sum()
+    count = where.sum()
+    return torch.where(count > 0, total / count.clamp(min=1), of_none)
+
+
+def as_floats(prefix: str, metrics: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Scalars as numbers, their names prefixed; the device is waited for once."""
+    values = torch.stack(list(metrics.values())).tolist()
+    return {prefix + name: value for name, value in zip(metrics, values, strict=True)}
+
+
+def result_dtype(*tensors: torch.Tensor) -> torch.dtype:
+    """The dtype of what is made of these: float64 if any of them is, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def check_shapes(**tensors: torch.Tensor) -> None:
+    """Refuse tensors that do not have one value each for the same tokens.
+
+    Raises:
+        ValueError: naming every tensor and its shape.
+    """
+    if len({t.shape for t in tensors.values()}) > 1:
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
+        raise ValueError(f"shapes differ: {shapes}; give each one value for every token")

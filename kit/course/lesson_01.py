@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kit.course.verdict import hint
-from kit.metrics import equal_rewards
 from kit.samples import Rollout
+from kit.tracking.metrics import equal_rewards
 
 
 def two_right_of_eight(answer: object) -> str:

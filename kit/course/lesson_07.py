@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 
 from kit.course.verdict import call, hint, near
-from kit.what_if import WhatIf
+from kit.reports.what_if import WhatIf
 
 MOST_KL = 0.02
+
+
 CHANGES = (0.3, -0.2, 0.05, -1.1)
 
 

@@ -12,9 +12,9 @@ Importing this package is light; `datasets`, `pyarrow` and `reasoning_gym` load 
 
 from __future__ import annotations
 
+from kit.data.chat_template import check_fits, render
 from kit.data.prompts import PromptRow, PromptSet
 from kit.data.sources import load_prompts
 from kit.data.stream import PromptStream
-from kit.data.templates import check_fits, render
 
 __all__ = ["PromptRow", "PromptSet", "PromptStream", "check_fits", "load_prompts", "render"]

@@ -19,20 +19,28 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from kit.config import TINY, DataConfig
 from kit.data import readers
-from kit.data.gym import GymRows
 from kit.data.prompts import Keys, PromptRow, PromptSet, Record, check_row, check_rows
+from kit.data.reasoning_gym import GymRows
 from kit.errors import DataError, did_you_mean
 from kit.tiny import tasks
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+
 Split = Literal["train", "eval"]
+
+
 Override = str | os.PathLike[str] | Sequence[Mapping[str, Any]]
 """A source in the notation of the settings, or rows in memory."""
 
+
 _TASK = re.compile(r"(\w+):(.*)", re.DOTALL)
+
+
 _SLICE = re.compile(r"\s*(-?\d[\d_]*)?\s*:\s*(-?\d[\d_]*)?\s*")
+
+
 _KINDS = ("tiny", "reasoning_gym")
 
 
@@ -45,6 +53,8 @@ def load_prompts(
     seed: int = 0,
     override: Override | Dataset | None = None,
 ) -> PromptSet: ...
+
+
 @overload
 def load_prompts(
     config: DataConfig,
@@ -54,6 +64,8 @@ def load_prompts(
     seed: int = 0,
     override: Override | Dataset | None = None,
 ) -> PromptSet | None: ...
+
+
 def load_prompts(
     config: DataConfig,
     *,

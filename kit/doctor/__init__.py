@@ -29,7 +29,7 @@ from pathlib import Path
 
 from kit.config import TINY, SessionConfig
 from kit.doctor import device, driver, files, machine, stacks
-from kit.doctor.findings import Diagnosis, Finding, Level
+from kit.reports.diagnostics import Diagnosis, Finding, Level
 
 __all__ = ["Diagnosis", "Finding", "Level", "diagnose"]
 

@@ -11,19 +11,23 @@ from pathlib import Path
 
 from kit.config import SessionConfig
 from kit.doctor.driver import Card, Driver
-from kit.doctor.findings import Finding, program
 from kit.errors import ConfigError, ModelError
 from kit.memory import Card as PlannedCard
 from kit.memory import ModelShape, make_plan
-from kit.memory.card import GIB
-from kit.model.source import ModelSource
-from kit.prompting import DEFAULT_RESPONSE_LENGTH
-from kit.viz.text import count
+from kit.memory.sizes import DEFAULT_RESPONSE_LENGTH
+from kit.models.source import ModelSource
+from kit.reports.diagnostics import Finding, program
+from kit.utils.formatting import count
+from kit.utils.hardware import GIB
 
 NEEDS_CAPABILITY = (8, 0)
 """The oldest cards that compute in bfloat16."""
+
+
 SMALL_MODEL = 256 << 20
 """Bytes of weights. What is larger learns on a CPU too, but in hours a step."""
+
+
 OTHERS_MAY_HOLD = 1 << 30
 """Bytes of a card that nobody misses: a desktop takes as much."""
 

@@ -17,11 +17,19 @@ from typing import Any
 import psutil
 
 PCI = Path("/sys/bus/pci/devices")
+
+
 NVIDIA = "0x10de"
+
+
 DISPLAY = "0x03"
 """How the PCI class of graphics and compute cards begins."""
+
+
 COMPUTE_CAPABILITY = (75, 76)
 """Numbers of two device attributes in the driver's interface: major and minor."""
+
+
 SMI_SECONDS = 10.0
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from kit.config import TINY, ModelConfig, SessionConfig
 from kit.data.sources import Split, hub_source, load_prompts
-from kit.doctor.findings import Finding, Level, program
 from kit.errors import KitError
-from kit.model.source import (
+from kit.models.source import (
     TINY_DIRECTORY,
     ModelSource,
     broken_weights,
@@ -22,12 +21,17 @@ from kit.model.source import (
     is_hub_name,
     size_of,
 )
+from kit.reports.diagnostics import Finding, Level, program
 from kit.rewards import build
-from kit.viz.text import data_size
+from kit.utils.formatting import data_size
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """One of these is in every model directory that can be used."""
+
+
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
+
+
 LARGE_FILE = 500 << 20
 """Bytes of a file of prompts that are read at the start of a session, but not to look."""
 

@@ -12,33 +12,52 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from kit.doctor.findings import Finding, program
-from kit.viz.text import data_size
+from kit.reports.diagnostics import Finding, program
+from kit.utils.formatting import data_size
+from kit.utils.hardware import free_memory
 
 STACK = ("sglang", "torch", "transformers", "ray")
 """What has to be at one version, because the kit reaches into it."""
+
+
 PYTHON = ">=3.11,<3.13"
 """What the kit takes where it cannot be asked, because it is not installed."""
+
+
 SHARED_MEMORY = Path("/dev/shm")
+
+
 OBJECT_STORE = 512 << 20
 """Bytes that Ray wants of it."""
+
+
 TEMPORARY = 2 << 30
 """Bytes of logs and sockets, generously."""
+
+
 FULLEST = 0.95
 """Ray writes nothing to a disk that is fuller."""
+
+
 LONGEST_SOCKET = 107
 """Characters of a socket's path that Linux takes."""
+
+
 SOCKET = "/kit-xxxxxxxx/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """The longest path below the temporary folder that a stack needs."""
 
+
 HOST_MEMORY = {"cpu": 3 << 30, "cuda": 10 << 30}
 """Bytes that the processes of a stack take for themselves, before the model."""
+
+
 TRAINED = 8
 """The trainer's float32 weights, gradients and two moments, as a multiple of bfloat16 weights."""
+
+
 SAVED = 6
 """A checkpoint's float32 weights and moments, likewise."""
 
@@ -135,26 +154,6 @@ def room(device: str, model_bytes: int | None) -> Iterator[Finding]:
     if weights:
         target = Path(os.environ.get("KIT_RUN_DIR") or ".").resolve()  # as `session.save()` has it
         yield checkpoints(str(target), shutil.disk_usage(target).free, SAVED * weights)
-
-
-def free_memory() -> int:
-    """Bytes that this process may still take: the machine's, or its container's where less."""
-    free = int(psutil.virtual_memory().available)
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        numbers = [_number(Path("/sys/fs/cgroup") / name) for name in (limit, used)]
-        if numbers[0] is not None and numbers[1] is not None:
-            free = min(free, max(numbers[0] - numbers[1], 0))
-    return free
-
-
-def _number(file: Path) -> int | None:
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):  # not there, or `max`
-        return None
 
 
 def host_memory(free: int, need: int) -> Finding:

@@ -11,15 +11,21 @@ from pathlib import Path
 
 import psutil
 
-from kit.doctor.findings import Finding, program
+from kit.cluster import lease, processes, registry
 from kit.errors import SessionError, did_you_mean
-from kit.stack import control, ending, processes, registry
-from kit.viz.text import count, data_size, duration
+from kit.reports.diagnostics import Finding, program
+from kit.utils.formatting import count, data_size, duration
 
-HEAD = "kit.stack.head"
+HEAD = "kit.cluster.head"
+
+
 LOG = "head.log"
 """Every stack writes one; by it a folder is known to be a stack's."""
+
+
 LEFTOVERS = "leftovers"
+
+
 OWN = "the session of this process"
 
 
@@ -56,7 +62,7 @@ def living() -> list[LivingStack]:
             directory = Path(words[words.index(HEAD) + 1])
             stack = head.environ()[processes.MARK]
             members = processes.of_stack(stack, head.pid)
-            state = control.state_of(directory) or {}
+            state = lease.state_of(directory) or {}
             found.append(
                 LivingStack(
                     directory,
@@ -102,7 +108,7 @@ def findings(alive: list[LivingStack]) -> Iterator[Finding]:
         yield _living(stack)
     left = abandoned(alive, Path(tempfile.gettempdir()))
     if left:
-        orphans = sum(len(ending.left_in(folder)) for folder in left)
+        orphans = sum(len(registry.left_in(folder)) for folder in left)
         names = ", ".join(path.name for path in left[:5]) + (", ..." if len(left) > 5 else "")
         still = f" {count(orphans, 'process', 'processes')} of theirs still run." if orphans else ""
         yield Finding(
@@ -166,7 +172,7 @@ def stop(what: str) -> str:
     if what == LEFTOVERS:
         with registry.locked():  # a folder whose head is being started is no leftover
             folders = abandoned(living(), Path(tempfile.gettempdir()))
-            ended = sum(map(ending.remove, folders))
+            ended = sum(map(registry.remove, folders))
         return (
             f"Removed {count(len(folders), 'folder')} of stacks that had ended, and "
             f"{count(ended, 'process', 'processes')}."
@@ -186,5 +192,5 @@ def stop(what: str) -> str:
             fix=f"give the id of the one you mean: {', '.join(e.stack for e in found)}.",
         )
     (entry,) = found
-    number = count(ending.end(entry), "process", "processes")
+    number = count(registry.end(entry), "process", "processes")
     return f"Ended the session {entry.name!r}: {number}; nothing of it is left."

@@ -7,8 +7,8 @@ ways_out.py        what to change where it does not fit
 for_session.py     the plan of a session, running or not
 """
 
-from kit.memory.card import Card
 from kit.memory.plan import MemoryPlan, Phase, make_plan
-from kit.memory.shape import ModelShape
+from kit.models.source import ModelShape
+from kit.utils.hardware import Card
 
 __all__ = ["Card", "MemoryPlan", "ModelShape", "Phase", "make_plan"]

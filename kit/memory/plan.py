@@ -11,32 +11,46 @@ cache is let go during updates, then its weights; smaller micro-batches and reco
 next; the trainer moves to host memory while the engine generates where the KV cache would
 otherwise hold less than half of a rollout. All sizes are bytes. Where a session
 has several devices, it is the plan of one, or of one trainer's and one engine's.
+
+What to change where a plan does not fit. Each way out is tried before it is offered.
+
+The plan of a session: before it starts, and before there is even a GPU to start it on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from kit.config import SessionConfig
 from kit.errors import ConfigError
-from kit.memory.card import GIB, Card, in_gib
-from kit.memory.shape import ModelShape
 from kit.memory.sizes import CONTEXT, Recompute, Sizes
-from kit.memory.ways_out import DoesNotFitError, ways_out
-from kit.reports import Shown
+from kit.models.source import ModelShape, ModelSource, find
+from kit.utils.display import Shown
+from kit.utils.hardware import GIB, Card, in_gib
 
 PROMPT_TOKENS = 512
 """Allowed for a prompt, whose length is not known before the data is tokenised."""
+
+
 MICRO_BATCH = 16384
 """Tokens a micro-batch where the setting is left open and there is room."""
+
+
 SPARE = 0.04
 """Share of the device that is left to fragments."""
+
+
 COMPILED_FROM = 100_000_000
 """Parameters from which compiling the layers pays for the half minute that it takes once."""
 
+
 PhaseName = Literal["generate", "update", "sync"]
+
+
 LEVELS: tuple[Recompute, ...] = ("none", "selective", "alternating", "full")
 
 
@@ -337,3 +351,181 @@ def _phases(
         ),
     )
     return tuple(replace(phase, apart=sizes.apart) for phase in phases)
+
+
+class DoesNotFitError(Exception):
+    """A plan cannot be made; becomes a ConfigError once the ways out are known.
+
+    Args:
+        what: what does not fit, with numbers.
+        why: what takes the room.
+    """
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(what)
+        self.what, self.why = what, why
+
+
+Fit = Callable[[SessionConfig, int, int], object]
+"""(settings, tokens of a response, bytes that may be taken) -> a plan; raises DoesNotFitError."""
+
+
+def ways_out(fit: Fit, config: SessionConfig, response: int, limit: int, total: int) -> str:
+    """The settings of which each alone makes it fit; else of all of them together.
+
+    Args:
+        fit: makes a plan, or raises DoesNotFitError.
+        config: the settings that do not fit.
+        response: tokens of the longest response.
+        limit: bytes that the session may take.
+        total: bytes of the device.
+    """
+
+    def fits(changed: SessionConfig, response: int, limit: int = limit) -> bool:
+        try:
+            fit(changed, response, limit)
+        except DoesNotFitError:
+            return False
+        return True
+
+    loosened = list(_loosened(config))
+    found = [words for words, changed in loosened if fits(changed, response)]
+    if tokens := _most(lambda length: fits(config, length), response):
+        found.append(f"set rollout.max_response_len: {tokens}")
+    cache = config.engine.max_total_tokens or 0
+    if tokens := _most(
+        lambda n: fits(_with(config, "engine.max_total_tokens", n), response), cache
+    ):
+        found.append(f"set engine.max_total_tokens: {tokens}")
+    sizes = range(-(-limit // GIB), total // GIB + 1)
+    place = bisect_left(sizes, True, key=lambda size: fits(config, response, size * GIB))
+    if config.memory.device_gib and place < len(sizes):
+        found.append(f"set memory.device_gib: {sizes[place]}")
+    if not found and (together := _together(fits, config, response)):
+        found.append(together)
+    return ", or ".join([*found, "take a smaller model (model.name) or a larger device"]) + "."
+
+
+def _together(fits: Callable[[SessionConfig, int], bool], config: SessionConfig, most: int) -> str:
+    """All that can be loosened, and the longest response that fits then; empty where none does."""
+    done = []
+    while step := next(_loosened(config), None):
+        done.append(step[0])
+        config = step[1]
+    tokens = _most(lambda length: fits(config, length), most + 1)
+    if tokens and tokens < most:
+        done.append(f"set rollout.max_response_len: {tokens}")
+    return ", and ".join(done) if tokens else ""
+
+
+def _loosened(config: SessionConfig) -> Iterator[tuple[str, SessionConfig]]:
+    """Settings that ask for memory, one by one, and the configuration without each."""
+    training = config.training
+    if config.memory.sleep == "never":
+        yield "set memory.sleep: auto", _with(config, "memory.sleep", "auto")
+    if training.max_tokens_per_gpu is not None:
+        yield (
+            "leave training.max_tokens_per_gpu open",
+            _with(config, "training.max_tokens_per_gpu", None),
+        )
+    if config.model.gradient_checkpointing not in (None, True):
+        yield (
+            "set model.gradient_checkpointing: true",
+            _with(config, "model.gradient_checkpointing", True),
+        )
+    if training.optimizer_cpu_offload is False:
+        yield (
+            "set training.optimizer_cpu_offload: true",
+            _with(config, "training.optimizer_cpu_offload", True),
+        )
+    for name in ("kl_loss_coef", "kl_coef"):
+        if getattr(training, name):
+            key = f"training.{name}"
+            yield f"set {key}: 0 (no reference model)", _with(config, key, 0.0)
+
+
+def _with(config: SessionConfig, key: str, value: Any) -> SessionConfig:
+    """A changed copy that is not validated: it only serves to be planned for."""
+    section, name = key.split(".")
+    changed = getattr(config, section).model_copy(update={name: value})
+    return config.model_copy(update={section: changed})
+
+
+def _most(fits: Callable[[int], bool], below: int) -> int:
+    """The largest number under `below` that fits, in round steps of 64; 0 where none does."""
+    most = bisect_left(range(1, below), True, key=lambda n: not fits(n))
+    return most // 64 * 64 or most
+
+
+def memory_plan(
+    config: SessionConfig | str | Path = "tiny", *, device_gib: float | None = None
+) -> MemoryPlan:
+    """What a session with these settings would hold; starts nothing and needs no GPU.
+
+        kit.memory_plan("config.yaml", device_gib=24)
+
+    Args:
+        config: as for `RLSession.start`.
+        device_gib: plan for a GPU of so many GiB; None takes the device that is here.
+
+    Raises:
+        ConfigError: it cannot fit, or there is a setting that is wrong.
+        ModelError, DataError: the model or the prompts are not there.
+    """
+    from kit.data import load_prompts
+    from kit.memory.sizes import response_limit
+    from kit.utils.hardware import pick_device
+
+    config = SessionConfig.of(config)
+    if device_gib is not None and not device_gib > 0:
+        raise ConfigError(
+            f"device_gib is {device_gib!r}.", fix="give the GiB of the card, such as 24."
+        )
+    model = find(config.model)
+    train = load_prompts(config.data, split="train", model_name=config.model.name, seed=config.seed)
+    response = response_limit(config, train, model)
+    if device_gib is None:
+        return plan_for(config, model, pick_device(config.device), response)
+    card = Card(f"a card of {device_gib:g} GiB", int(device_gib * GIB), is_gpu=True)
+    return plan_for(config, model, "cuda", response, card)
+
+
+def plan_for(
+    config: SessionConfig,
+    model: ModelSource,
+    device: str,
+    max_response_len: int,
+    card: Card | None = None,
+) -> MemoryPlan:
+    """The plan for the device that is here, or for another card.
+
+    Args:
+        config: the settings; those that are left open are chosen.
+        model: where the model is.
+        device: `cpu` or `cuda`.
+        max_response_len: tokens.
+        card: None takes the one that is here.
+
+    Raises:
+        ConfigError: it cannot fit; names the settings that would make it.
+        ModelError: the directory does not tell the model's sizes.
+    """
+    if card is None and device == "cuda" and config.cluster.address and not Card.gpu():
+        if config.memory.device_gib is None:
+            raise ConfigError(
+                "The session's GPUs are on other nodes of the cluster, and their size is unknown.",
+                fix="set memory.device_gib to what the session may take of each, such as 70.",
+            )
+        size = int(config.memory.device_gib * GIB)
+        card = Card("a GPU of the cluster", size, is_gpu=True)
+    if card is None:
+        card = (Card.gpu() if device == "cuda" else None) or Card.host()
+    widths = {"float32": 4, "bfloat16": 2, "auto": 2 if card.is_gpu else 4}
+    return make_plan(
+        config,
+        ModelShape.read(model.path),
+        card,
+        max_response_len=max_response_len,
+        context_length=model.context_length,
+        width=widths[config.model.dtype],
+    )

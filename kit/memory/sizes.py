@@ -6,17 +6,25 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kit.config import SessionConfig
-from kit.memory.card import GIB
-from kit.memory.shape import ModelShape
+from kit.data.prompts import PromptSet
+from kit.models.source import ModelShape, ModelSource
+from kit.utils.hardware import GIB
 
 CONTEXT = int(0.6 * GIB)
 """What the driver and the libraries of one process hold on a GPU."""
+
+
 GRAPHS = int(1.8 * GIB)
 """SGLang's captured graphs, its workspaces and the logits of a decode step."""
+
+
 ASLEEP = int(1.4 * GIB)
 """What is left of those while it sleeps."""
+
+
 LOGITS_AT_ONCE = 1 << 28
 """Of a piece, and as many of their gradient: see `kit.model.log_probs`."""
+
 
 Recompute = Literal["none", "selective", "alternating", "full"]
 
@@ -194,3 +202,12 @@ class Sizes:
     def buckets(self) -> int:
         """Two buffers that weights travel in."""
         return min(2 * self.config.engine.update_weight_buffer_size, self.one_engines_weights)
+
+
+DEFAULT_RESPONSE_LENGTH = 1024
+
+
+def response_limit(config: SessionConfig, train: PromptSet, model: ModelSource) -> int:
+    """Tokens that a response may have: as configured, or as the task needs."""
+    default = min(DEFAULT_RESPONSE_LENGTH, model.context_length // 2)
+    return config.rollout.max_response_len or train.max_response_len or default

@@ -14,7 +14,7 @@ What is here of Miles are names and defaults of its flags.
 
 from __future__ import annotations
 
-from kit.miles.reading import Imported, import_script
-from kit.miles.writing import Exported, export_script
+from kit.miles.export_script import Exported, export_script
+from kit.miles.import_script import Imported, import_script
 
 __all__ = ["Exported", "Imported", "export_script", "import_script"]

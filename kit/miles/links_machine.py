@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from kit.config import SessionConfig
-from kit.miles.given import FSDP, Given
 from kit.miles.links import (
+    FSDP,
     LOG,
     OPTIMIZER,
     PERF,
     READ_AS_FLAG,
     SGLANG,
+    Given,
     Link,
     Variable,
     Words,
@@ -21,6 +22,8 @@ from kit.miles.links import (
 
 MICRO_BATCH = 16384
 """What the kit takes where the size of a micro-batch is left open."""
+
+
 DECAYS = ("constant", "linear", "cosine")
 
 

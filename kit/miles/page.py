@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from kit.config import SessionConfig
+from kit.miles.export_script import reason, settings_of
 from kit.miles.links import Link, get
 from kit.miles.table import LINKS
-from kit.miles.writing import reason, settings_of
 
 PAGE = Path("docs/from_and_to_miles.md")
+
 
 _INTRODUCTION = """\
 # From Miles and to Miles
@@ -36,6 +37,7 @@ What Miles logs and what the kit logs has the same names and steps, so dashboard
 
 ## Settings and flags
 """
+
 
 _WITHOUT = """
 ## Settings without a flag

@@ -7,10 +7,9 @@ two trainers). Where Miles' trainers have different defaults, FSDP's stands firs
 from __future__ import annotations
 
 from kit.miles.links import Link
-from kit.miles.links_loss import ESTIMATOR
 from kit.miles.links_machine import LOGGING, MACHINE
-from kit.miles.links_prompts import PROMPTS
-from kit.miles.links_rollout import EVALUATION, ROLLOUTS
+from kit.miles.links_rollout import EVALUATION, PROMPTS, ROLLOUTS
+from kit.miles.links_training import ESTIMATOR
 
 LINKS: tuple[Link, ...] = (*PROMPTS, *ROLLOUTS, *EVALUATION, *ESTIMATOR, *MACHINE, *LOGGING)
 """All of them, in the order of a script."""

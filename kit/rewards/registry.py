@@ -19,20 +19,25 @@ from typing import Any
 
 from kit.config import RewardConfig
 from kit.errors import ConfigError, RewardError, did_you_mean
-from kit.rewards import text
-from kit.rewards.apart import helper
+from kit.rewards import verifiers
+from kit.rewards.grader_process import helper
 from kit.samples import Sample
 
 _BY_LABEL: dict[str, Callable[[str, str], float]] = {
-    "exact": text.exact,
-    "number": text.number,
-    "gsm8k": text.gsm8k,
+    "exact": verifiers.exact,
+    "number": verifiers.number,
+    "gsm8k": verifiers.gsm8k,
     "math": lambda response, label: _math(response, label),
 }
+
+
 BUILT_IN = (*_BY_LABEL, "format", "reasoning_gym")
 """Every name that `grade` and the settings know."""
 
+
 _ANSWER_TAG = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
+
+
 _BARE_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
@@ -86,7 +91,9 @@ def grade(
     """
     metadata = metadata or {}
     if name == "format":
-        return text.has_format(response, _pattern(pattern or metadata.get("format_pattern", "")))
+        return verifiers.has_format(
+            response, _pattern(pattern or metadata.get("format_pattern", ""))
+        )
     if name == "reasoning_gym":
         return _reasoning_gym(response, label, metadata)
     if name not in _BY_LABEL:
@@ -119,7 +126,7 @@ def check(config: RewardConfig) -> None:
             fix="give at least one a weight, such as {math: 0.9, format: 0.1}.",
         )
     if "format" in names:
-        text.compile_pattern(_pattern(config.format_pattern))
+        verifiers.compile_pattern(_pattern(config.format_pattern))
     elif config.format_pattern:
         raise ConfigError(
             f"reward.format_pattern is set to {config.format_pattern!r}, but the reward does not "
@@ -149,7 +156,7 @@ def of_weights(weights: Mapping[str, float], format_pattern: str = "") -> BuiltI
 
 def _math(response: str, label: str) -> float:
     # math-verify compares expressions; equal words ("north", \text{north}) are for us to see.
-    if text.answer_words(response) == text.answer_words(label) != "":
+    if verifiers.answer_words(response) == verifiers.answer_words(label) != "":
         return 1.0
     return helper.grade("math", response=response, label=label)
 
@@ -195,12 +202,12 @@ def _answer(response: str, right: str) -> str:
     tags = _ANSWER_TAG.findall(response)
     if tags:
         return str(tags[-1])
-    boxed = text.last_boxed(response)
+    boxed = verifiers.last_boxed(response)
     if boxed is not None:
         return boxed.strip()
-    number = text.last_number(response)
+    number = verifiers.last_number(response)
     if number is not None and _BARE_NUMBER.fullmatch(right.strip()):
-        if number == text.last_number(right):
+        if number == verifiers.last_number(right):
             return right.strip()
         return str(Decimal(number.numerator) / Decimal(number.denominator))
     return response.strip()

@@ -6,6 +6,8 @@
 A reward function that raises, or returns something that is no number, marks its sample as failed
 and says why; the others keep their rewards. What cannot be meant (a batch function that returns
 three values for 128 samples) is an error: rewards are never broadcast.
+
+What counts as a reward, and how a failure is told in one line.
 """
 
 from __future__ import annotations
@@ -13,31 +15,46 @@ from __future__ import annotations
 import asyncio
 import bdb
 import inspect
+import math
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import partial
+from inspect import unwrap
+from numbers import Real
 from typing import Any, Self, TypeAlias, TypeVar
 
-from kit.errors import RewardError
-from kit.rewards.limits import LIMIT, RewardTimeoutError, limited
+from kit.errors import KitError, RewardError
 from kit.rewards.registry import of_weights
-from kit.rewards.values import NotARewardError, code_owner, describe, failure_message, to_reward
+from kit.rewards.timeouts import LIMIT, RewardTimeoutError, limited
 from kit.samples import Sample, Status
 
 Reward: TypeAlias = str | Mapping[str, float] | Callable[..., Any]
 """A built-in's name, weights by name, or a function of a sample or of all samples."""
 
+
 T = TypeVar("T")
+
 
 _AT_ONCE = 32
 """How many calls of an async reward function wait together."""
+
+
 _LAST_WORDS_SECONDS = 5.0
 """How long an interrupted async reward may take to clean up."""
+
+
 _STATUS_BEFORE = "status_before_failure"
+
+
 _BATCH_NAMES = ("samples", "rollout", "batch")
+
+
 _BATCH_TYPES = ("list", "List", "Sequence", "tuple", "Tuple", "Iterable", "Rollout")
 
 
@@ -350,3 +367,98 @@ def _finish(loop: asyncio.AbstractEventLoop) -> None:
     loop.run_until_complete(asyncio.gather(*unfinished, return_exceptions=True))
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
+
+
+_LONGEST_MESSAGE = 300
+
+
+class NotARewardError(Exception):
+    """A reward function returned something that is no finite number."""
+
+
+def to_reward(value: Any) -> float:
+    """The value as a float: numbers, booleans, NumPy and torch scalars.
+
+    Raises NotARewardError for everything else, saying what it was.
+    """
+    if value is None:
+        raise NotARewardError("the reward function returned None: is a `return` missing?")
+    # Tensors and arrays are told apart by their shape; a list of one is not a number either.
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
+    if not isinstance(value, (Real, Decimal)):
+        raise NotARewardError(f"the reward function returned {describe(value)}, not a number")
+    try:
+        reward = float(value)
+    except (OverflowError, ValueError) as error:
+        raise NotARewardError(
+            f"the reward function returned a number out of range: {error}"
+        ) from None
+    if not math.isfinite(reward):
+        raise NotARewardError(f"the reward function returned {reward}, not a finite number")
+    return reward
+
+
+def describe(value: Any) -> str:
+    """A value in a few words: `'yes' (str)`, `a list of 3 values`, `a Tensor of shape (2, 1)`."""
+    kind = type(value).__name__
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"a {kind} of shape {tuple(shape)}"
+    if isinstance(value, (list, tuple, set, dict)):
+        return f"a {kind} of {len(value)} values"
+    text = repr(value)
+    return f"{text if len(text) <= 40 else text[:37] + '...'} ({kind})"
+
+
+def failure_message(error: Exception, function: Callable[..., Any]) -> str:
+    """One line for a student: the error, and the line of the reward function it came from.
+
+    Lines are counted from the function's own first line, as a cell counts them that begins with
+    the function.
+    """
+    if isinstance(error, NotARewardError):
+        return str(error)
+    if isinstance(error, KitError):
+        return f"{type(error).__name__}: {error.what}" + (f" {error.fix}" if error.fix else "")
+    words = " ".join(str(error).split())
+    message = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    if len(message) > _LONGEST_MESSAGE:
+        message = message[: _LONGEST_MESSAGE - 3] + "..."
+    line = _line(error, function)
+    return f"{message} (line {line} of reward function)" if line else message
+
+
+def traceback_text(error: Exception, function: Callable[..., Any]) -> str:
+    """What Python would print of an exception, from the reward function's own frame on.
+
+    Empty for what the function did not raise: a value that is no number.
+    """
+    if isinstance(error, NotARewardError):
+        return ""
+    code = getattr(code_owner(function), "__code__", None)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code is not code:
+        trace = trace.tb_next
+    lines = traceback.format_exception(type(error), error, trace or error.__traceback__)
+    return "".join(lines).rstrip()
+
+
+def code_owner(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The plain function behind partials, decorators and callable objects."""
+    while isinstance(function, partial):
+        function = function.func
+    function = unwrap(function)
+    if hasattr(function, "__code__") or hasattr(function, "__func__"):
+        return function
+    call: Callable[..., Any] = unwrap(type(function).__call__)
+    return call
+
+
+def _line(error: Exception, function: Callable[..., Any]) -> int | None:
+    code = getattr(code_owner(function), "__code__", None)
+    line = None
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is code:
+            line = number - frame.f_code.co_firstlineno + 1
+    return line

@@ -31,14 +31,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kit.reports.runs import RunSettings
     from kit.runs.compare import compare_runs
-    from kit.runs.launch import RunResult, run_notebook
+    from kit.runs.execute import RunResult, run_notebook, run_notebooks
     from kit.runs.parameters import Parameter, read_parameters
-    from kit.runs.record import Recorder, current_run
     from kit.runs.resume import resume_notebook
-    from kit.runs.settings import RunSettings
-    from kit.runs.several import run_notebooks
-    from kit.runs.sweep import resume_sweep, run_sweep
+    from kit.runs.sweep.run import resume_sweep, run_sweep
+    from kit.tracking.recorder import Recorder, current_run
+
 
 __all__ = [
     "Parameter",
@@ -55,19 +55,20 @@ __all__ = [
     "run_sweep",
 ]
 
+
 _HOME_OF = {
     "Parameter": "kit.runs.parameters",
-    "Recorder": "kit.runs.record",
-    "RunResult": "kit.runs.launch",
-    "RunSettings": "kit.runs.settings",
+    "Recorder": "kit.tracking.recorder",
+    "RunResult": "kit.runs.execute",
+    "RunSettings": "kit.reports.runs",
     "compare_runs": "kit.runs.compare",
-    "current_run": "kit.runs.record",
+    "current_run": "kit.tracking.recorder",
     "read_parameters": "kit.runs.parameters",
     "resume_notebook": "kit.runs.resume",
-    "resume_sweep": "kit.runs.sweep",
-    "run_notebook": "kit.runs.launch",
-    "run_notebooks": "kit.runs.several",
-    "run_sweep": "kit.runs.sweep",
+    "resume_sweep": "kit.runs.sweep.run",
+    "run_notebook": "kit.runs.execute",
+    "run_notebooks": "kit.runs.execute",
+    "run_sweep": "kit.runs.sweep.run",
 }
 
 

@@ -3,118 +3,39 @@
 curves        the mean over the seeds of a group, and the range between their extremes
 differences   parameters, settings and versions that are not the same in all groups
 samples       what each group wrote to the same prompts
+
+What several runs wrote to the same prompts, read from their `samples.jsonl`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from kit.errors import RunError, did_you_mean
-from kit.reports import REWARD, Shown
-from kit.runs import outcome
-from kit.runs.asked import SEED
-from kit.runs.compared_samples import Side, same_prompts
-from kit.runs.finding import RUNS
-from kit.runs.listing import RunInfo, resolve
-from kit.runs.record import CONFIG, EVALUATIONS, METRICS
+from kit.errors import DataError, RunError, did_you_mean
+from kit.reports import REWARD
+from kit.reports.runs import Band, Difference, Group, RunComparison, RunInfo, Side
+from kit.runs.index import resolve
+from kit.runs.overrides import SEED
+from kit.samples import Sample
+from kit.tracking import run_folder
+from kit.tracking.run_folder import CONFIG, EVALUATIONS, METRICS, RUNS, SAMPLES
 
 USUAL = (REWARD, "rollout/response_len/mean", "train/entropy_loss", "train/grad_norm")
 """Metrics that are drawn unless others are asked for; evaluations come after the reward."""
+
+
 _OF_A_RUN = (SEED, "name")
 """Settings in which runs differ without being another experiment; sessions that run side by side
 get a number behind their name."""
+
+
 NOT_THERE = "–"
-
-
-@dataclass(frozen=True, slots=True)
-class Band:
-    """One metric of a group over the steps."""
-
-    steps: tuple[int, ...]
-    mean: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    runs: int
-    """That logged it."""
-    full: bool
-    """Did all of them log every one of these steps?"""
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Runs that differ only in their seed."""
-
-    label: str
-    """What tells it from the others."""
-    runs: tuple[RunInfo, ...]
-    bands: Mapping[str, Band]
-    """By metric."""
-
-    @property
-    def seeds(self) -> list[int]:
-        """In order; of runs that have one."""
-        return sorted({run.seed for run in self.runs if run.seed is not None})
-
-    def values(self, name: str) -> list[float]:
-        """One fact of each run that has it, such as `accuracy_after`."""
-        found = (getattr(run, name) for run in self.runs)
-        return [value for value in found if value is not None]
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Something in which groups differ."""
-
-    kind: str
-    """notebook, parameter, setting, version, or machine."""
-    name: str
-    values: tuple[str, ...]
-    """One for each group; several of one group are joined by ` / `."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunComparison(Shown):
-    """Runs side by side. Shows itself as curves, a table of differences, and samples."""
-
-    groups: tuple[Group, ...]
-    metrics: tuple[str, ...]
-    """Drawn, in order."""
-    differences: tuple[Difference, ...]
-    alike: Mapping[str, str]
-    """Parameters that are the same in all groups."""
-    samples: tuple[tuple[Side | None, ...], ...] = ()
-    """A row for each prompt, with a place for each group."""
-    notes: tuple[str, ...] = ()
-
-    @property
-    def runs(self) -> list[RunInfo]:
-        """All of them."""
-        return [run for group in self.groups for run in group.runs]
-
-    def save(self, path: str | Path) -> Path:
-        """Write it as a page that needs neither scripts nor a network, in one move.
-
-        Raises:
-            RunError: it cannot be written there.
-        """
-        from kit.viz.compared_page import comparison_page
-
-        target = Path(path)
-        if target.suffix.lower() not in (".html", ".htm"):
-            raise RunError(f"A comparison is a page: {target} should end in .html.")
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            partial.write_text(comparison_page(self), encoding="utf-8")
-            partial.replace(target)
-        except OSError as error:
-            raise RunError(f"{target} cannot be written.", why=str(error)) from None
-        return target
 
 
 def compare_runs(
@@ -168,11 +89,11 @@ class _Run:
     @classmethod
     def read(cls, info: RunInfo) -> _Run:
         curves: dict[str, dict[int, float]] = {}
-        for row in outcome.read_rows(info.folder / METRICS):
+        for row in run_folder.read_rows(info.folder / METRICS):
             for name, value in row.items():
                 if isinstance(value, (int, float)) and name != "step" and name[:5] != "eval/":
                     curves.setdefault(name, {})[int(row["step"])] = float(value)
-        for row in outcome.read_rows(info.folder / EVALUATIONS):
+        for row in run_folder.read_rows(info.folder / EVALUATIONS):
             points = curves.setdefault(f"eval/{row['dataset']}", {})
             points[int(row["step"])] = float(row["accuracy"])
         return cls(info, _settings(info.folder / CONFIG), curves)
@@ -321,3 +242,89 @@ def _flat(tree: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]
 
 def _words(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+_Kept = dict[int, dict[str, list[dict[str, Any]]]]
+"""Of one run: step, prompt, rows."""
+
+
+def same_prompts(
+    groups: Sequence[Sequence[Path]], n: int
+) -> tuple[tuple[tuple[Side | None, ...], ...], list[str]]:
+    """The first `n` prompts that all groups answered, as late in training as there are any.
+
+    Args:
+        groups: the folders of each group's runs; the first that kept samples speaks for it.
+        n: prompts.
+
+    Returns:
+        A row for each prompt, with None for groups that kept no samples; and what is to know.
+    """
+    kept = [next((k for folder in group if (k := _read(folder))), None) for group in groups]
+    those = [each for each in kept if each]
+    if len(those) < min(len(groups), 2):
+        return (), []
+    notes = [] if all(kept) else ["Some runs kept no samples."]
+    common = set.intersection(*(set(each) for each in those))
+    for step in sorted(common, reverse=True):
+        shared = [p for p in those[0][step] if all(p in each[step] for each in those)]
+        if shared:
+            at = [dict.fromkeys(shared, step) for _ in kept]
+            return _rows(kept, shared[:n], at), notes
+    latest = [_latest(each) for each in kept]
+    found = [
+        prompt
+        for prompt in (latest[kept.index(those[0])] or ())
+        if all(prompt in places for places, k in zip(latest, kept, strict=True) if k)
+    ]
+    if not found:
+        return (), [*notes, "They have no prompt in common among the samples that they kept."]
+    return _rows(kept, found[:n], latest), [*notes, "The samples are of different steps."]
+
+
+def _rows(
+    kept: Sequence[_Kept | None], prompts: Sequence[str], at: Sequence[Mapping[str, int]]
+) -> tuple[tuple[Side | None, ...], ...]:
+    return tuple(
+        tuple(
+            _side(steps[prompt], each[steps[prompt]][prompt]) if each else None
+            for each, steps in zip(kept, at, strict=True)
+        )
+        for prompt in prompts
+    )
+
+
+def _latest(kept: _Kept | None) -> dict[str, int]:
+    """By prompt: the last step that asked it."""
+    return {prompt: step for step in sorted(kept or {}) for prompt in (kept or {})[step]}
+
+
+def _side(step: int, rows: Sequence[dict[str, Any]]) -> Side:
+    rewards = [row["reward"] for row in rows if isinstance(row.get("reward"), (int, float))]
+    mean = sum(rewards) / len(rewards) if rewards else None
+    return Side(step, Sample.from_dict(rows[0]), len(rows), mean)
+
+
+def _read(folder: Path) -> _Kept:
+    kept: _Kept = {}
+    for step, row in _lines(folder / SAMPLES):
+        try:
+            prompt = Sample.from_dict(row).prompt_text
+        except (DataError, ValueError, TypeError):
+            continue  # of another version, or damaged
+        kept.setdefault(step, {}).setdefault(prompt, []).append(row)
+    return kept
+
+
+def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Step and sample of each line; a line that is still being written is left out."""
+    if not file.is_file():
+        return
+    with file.open("rb") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+                row.pop("rollout", None)  # a rollout that was saved whole says this of itself
+                yield int(row.pop("step")), row
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from kit.runs.record import RUN_DIR_VARIABLE
-from kit.runs.result import write_whole
-from kit.runs.settings import SETTINGS_VARIABLE, RunSettings
+from kit.reports.runs import SETTINGS_VARIABLE, RunSettings
+from kit.tracking.recorder import RUN_DIR_VARIABLE
+from kit.utils.files import write_whole
 
 KERNEL_LOG = "kernel.log"
 """What the kernel's process and its children wrote outside of the notebook's cells."""
 
-END_EXTENSION = "kit.runs.kernel_end"
+
+END_EXTENSION = "kit.runs.kernel_extension"
+
 
 SHUTDOWN_SECONDS = 40.0
 """How long a kernel may take to close its session before it is killed. Half of it passes before

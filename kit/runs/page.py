@@ -11,6 +11,7 @@ from kit.viz.html import tag
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
+
 _TEMPLATE = """\
 {%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js -%}{%- endblock -%}
@@ -31,7 +32,10 @@ _TEMPLATE = """\
 light theme or a dark one; here the dark one is laid over the light one where the reader's system
 asks for it, and the displays follow, since the page says no theme of its own."""
 
+
 _DARK = """'<style media="screen and (prefers-color-scheme: dark)"'"""
+
+
 _STYLE = """
 :root{color-scheme:light dark}
 body{background:var(--jp-layout-color0);color:var(--jp-content-font-color1)}
@@ -47,10 +51,18 @@ p.kit-failed a{color:inherit}
  .kit-failed{background:#2d1608;color:#ffd9c2;border-color:#f0803c}
  .celltag_kit-failed{border-color:#f0803c}}
 """
+
+
 _NEEDS_SCRIPTS = ("application/vnd.jupyter.widget-view+json", "application/javascript")
 """Kinds of output that show nothing without those scripts; their plain form is shown instead."""
+
+
 _MARKER = "papermill-error-cell-tag"
+
+
 _FAILED = "kit-failed"
+
+
 _ANCHOR = "failed-cell"
 
 
@@ -63,7 +75,7 @@ def write_page(notebook: Path) -> Path:
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
-    from kit.runs.result import write_whole
+    from kit.utils.files import write_whole
 
     kinds = HTMLExporter().default_config["NbConvertBase"]["display_data_priority"]
     shown = [kind for kind in kinds if kind not in _NEEDS_SCRIPTS]
@@ -80,8 +92,8 @@ def write_page(notebook: Path) -> Path:
 
 
 def _resources(notebook: Path) -> dict[str, Any]:
-    from kit.runs.result import read_record
-    from kit.viz.run_summary import run_summary, run_title
+    from kit.reports.runs import read_record
+    from kit.viz.reports.runs import run_summary, run_title
 
     try:
         record = read_record(notebook.parent)

@@ -23,14 +23,19 @@ from rich.progress import (
 from rich.text import Text
 
 from kit.reports import REWARD
-from kit.runs.outcome import Row, read_rows
-from kit.runs.record import CONFIG, METRICS
-from kit.viz.text import duration
+from kit.tracking.run_folder import CONFIG, METRICS, Row, read_rows
+from kit.utils.formatting import duration
 
 POLL_SECONDS = 0.5
+
+
 STEP_TIME = "perf/step_time"
+
+
 PACE = 20
 """Steps that the time left is reckoned from, where lines are written."""
+
+
 SPEED_SECONDS = 600.0
 """The time left follows from the steps of the last ten minutes, since a step can take one."""
 

@@ -1,155 +1,144 @@
-"""`RunRecord`: a run's `result.json`, written when it starts and when it ends."""
+"""What came out of a run: read back from the files that it left."""
 
 from __future__ import annotations
 
-import json
 import os
-import socket
+import platform
+import shutil
+import subprocess
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import psutil
+import yaml
 
-from kit.errors import RunError
-from kit.runs.settings import RunSettings
-from kit.stack import registry
+from kit.lifecycle.resume import CONTINUED
+from kit.reports.runs import Continued
+from kit.tracking.run_folder import ATTEMPTS, CONFIG, EVALUATIONS, METRICS, read_rows, reward_curve
 
-RESULT = "result.json"
-
-Status = Literal["running", "completed", "failed", "interrupted"]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+FIGURES = "figures"
 
 
-class WhatFailed(_Part):
-    """Why a notebook did not run to its end."""
-
-    name: str
-    """The exception's class."""
-    message: str
-    cell: int | None = None
-    """Which code cell raised, counted from 1; None where none did."""
-    traceback: str = ""
+CURVE = "reward_curve.png"
 
 
-class Process(_Part):
-    """Which process runs the notebook."""
-
-    pid: int
-    started: str
-    """When it started; see `kit.stack.registry.started`."""
-    host: str
-
-    @classmethod
-    def me(cls) -> Process:
-        """This one."""
-        started = registry.started(os.getpid()) or ""
-        return cls(pid=os.getpid(), started=started, host=socket.gethostname())
-
-    @property
-    def lives(self) -> bool:
-        """Is it running, as far as this machine can tell?"""
-        return self.host != socket.gethostname() or registry.started(self.pid) == self.started
+_STACK = ("kit", "sglang", "torch", "transformers", "ray")
 
 
-class Attempt(_Part):
-    """One time that a run was started: the first, or a resumption."""
+def headline(folder: Path) -> dict[str, Any]:
+    """The numbers that say whether training worked; None for what the run did not measure.
 
-    started: str
-    status: str
-    """How it ended; `killed` where it had no time to say so."""
-    seconds: float | None = None
-
-
-class Continued(_Part):
-    """A training that went on from a checkpoint instead of from its beginning."""
-
-    attempt: int
-    session: int
-    """Which session of the notebook, counted from 1."""
-    training: int
-    """Which of the session's calls of `train`, counted from 1."""
-    step: int
-    """The first step that was trained anew."""
-    checkpoint: str | None
-    """In the run's folder; None where there was none, and training began again."""
-
-
-class Lineage(_Part):
-    """What a run came from."""
-
-    attempts: list[Attempt] = Field(default_factory=list)
-    """Those before this one."""
-    continued: list[Continued] = Field(default_factory=list)
-    """By all attempts, in order."""
-
-
-class RunRecord(_Part):
-    """How a run was started, with what, and how it ended."""
-
-    status: Status
-    notebook: str
-    """As it was named."""
-    directory: str
-    """The notebook's folder, in which its kernel works."""
-    parameters: dict[str, Any]
-    """All of them, as they were."""
-    given: dict[str, Any] = Field(default_factory=dict)
-    """Those that were not the notebook's own."""
-    settings: RunSettings = RunSettings()
-    headline: dict[str, Any] = Field(default_factory=dict)
-    """steps, reward_first, reward_last, dataset, accuracy_before, accuracy_after."""
-    seed: int | None = None
-    """Of the first session; None where none was started."""
-    versions: dict[str, str | None] = Field(default_factory=dict)
-    git_commit: str | None = None
-    """With `-dirty` where files had changed since."""
-    machine: dict[str, Any] = Field(default_factory=dict)
-    started: str
-    seconds: float = 0.0
-    lineage: Lineage = Field(default_factory=Lineage)
-    process: Process | None = None
-    """While it runs."""
-    error: WhatFailed | None = None
-
-    def write(self, folder: Path) -> Path:
-        """Write `result.json`, in one move."""
-        target = folder / RESULT
-        text = json.dumps(self.model_dump(mode="json"), indent=2, default=str) + "\n"
-        return write_whole(target, text)
-
-
-def read_record(folder: Path) -> RunRecord:
-    """A run's record.
-
-    Raises:
-        RunError: there is none, or it is not what `RunRecord` describes.
+    Accuracies are those of the dataset that was evaluated first: `accuracy_before` is its first
+    evaluation, if that was made before any step, and `accuracy_after` its last one after a step.
     """
-    file = folder / RESULT
-    try:
-        return RunRecord.model_validate_json(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(
-            f"{folder} is not a run's folder.",
-            why=f"It has no {RESULT}.",
-            fix="name a folder that `kit run` made.",
-        ) from None
-    except (OSError, ValidationError, ValueError) as error:
-        raise RunError(
-            f"{file} cannot be read as the record of a run.",
-            why=str(error).splitlines()[0],
-            fix="it was changed, or written by another version of the kit; start a new run.",
-        ) from None
+    rewards = [reward for _, reward in reward_curve(folder)]
+    evaluations = read_rows(folder / EVALUATIONS)
+    dataset = evaluations[0]["dataset"] if evaluations else None
+    same = [row for row in evaluations if row["dataset"] == dataset]
+    before = [row["accuracy"] for row in same if row["step"] == 0]
+    after = [row["accuracy"] for row in same if row["step"] > 0]
+    return {
+        "steps": len(read_rows(folder / METRICS)),
+        "reward_first": rewards[0] if rewards else None,
+        "reward_last": rewards[-1] if rewards else None,
+        "dataset": dataset,
+        "accuracy_before": before[0] if before else None,
+        "accuracy_after": after[-1] if after else None,
+    }
 
 
-def write_whole(target: Path, text: str) -> Path:
-    """Write a file so that nobody ever sees half of it."""
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+def seed(folder: Path) -> int | None:
+    """The session's seed; None where the run started no session."""
+    config = folder / CONFIG
+    if not config.is_file():
+        return None
+    value = yaml.safe_load(config.read_text(encoding="utf-8")).get("seed")
+    return None if value is None else int(value)
+
+
+def versions() -> dict[str, str | None]:
+    """Python and the packages that decide what a run computes; None for one not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in _STACK:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit that the notebook's folder is at, with `-dirty` where files have changed since.
+
+    None outside of a git repository, and where git is not installed.
+    """
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return target
+        found = subprocess.run(
+            [*command, "--exclude=*"], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def machine() -> dict[str, Any]:
+    """What the run ran on."""
+    return {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": _gpus(),
+    }
+
+
+def _gpus() -> list[str]:
+    """The names of NVIDIA's cards, as the driver's own tool lists them."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return found.stdout.split("\n")[:-1]
+
+
+def continued(folder: Path) -> list[Continued]:
+    """Which trainings went on from a checkpoint."""
+    return [Continued.model_validate(row) for row in read_rows(folder / CONTINUED)]
+
+
+def forget_attempts(folder: Path) -> None:
+    """Remove what earlier attempts wrote: the run is completed, and all of it is in its files."""
+    shutil.rmtree(folder / ATTEMPTS, ignore_errors=True)
+
+
+def draw_reward_curve(folder: Path) -> Path | None:
+    """Draw `figures/reward_curve.png`: reward of every step, accuracy of every evaluation.
+
+    Returns None, and draws nothing, where the run trained no step.
+    """
+    rows = read_rows(folder / METRICS)
+    if not rows:
+        return None
+    from kit.viz import save_curve
+
+    # Training logs its evaluations too, but not those before it and after it.
+    steps = [{k: v for k, v in row.items() if not k.startswith("eval/")} for row in rows]
+    marks = [
+        {"step": row["step"], f"eval/{row['dataset']}": row["accuracy"]}
+        for row in read_rows(folder / EVALUATIONS)
+    ]
+    (folder / FIGURES).mkdir(exist_ok=True)
+    return save_curve([*steps, *marks], folder / FIGURES / CURVE, heading=folder.name)
+
+
+def text_curve(folder: Path) -> str:
+    """The reward curve as text for a terminal; empty where there are fewer than two points."""
+    curve = reward_curve(folder)
+    if len(curve) < 2:
+        return ""
+    from kit.viz import terminal_curve
+
+    return terminal_curve([reward for _, reward in curve], title="mean reward by step")

@@ -15,17 +15,21 @@ import psutil
 from rich.console import Console
 
 from kit.errors import RunError
-from kit.runs import outcome
-from kit.runs.finding import RUNS, find_run
-from kit.runs.launch import NOTEBOOK, Plan, RunResult, carry_out
+from kit.reports.runs import Attempt, Process, RunRecord, RunSettings, read_record
+from kit.runs import result
+from kit.runs.execute import NOTEBOOK, Plan, RunResult, carry_out
 from kit.runs.parameters import open_notebook, read_parameters
-from kit.runs.record import ATTEMPTS, CHECKPOINTS, LINES, RUN_DIR_VARIABLE
-from kit.runs.result import Attempt, Process, RunRecord, read_record, write_whole
-from kit.runs.settings import RunSettings
+from kit.tracking.recorder import LINES, RUN_DIR_VARIABLE
+from kit.tracking.run_folder import ATTEMPTS, CHECKPOINTS, RUNS, find_run
+from kit.utils.files import write_whole
 
 SOURCE = "source.ipynb"
 """In `attempts/`: the notebook as it was before the first attempt."""
+
+
 _ADDED = ("injected-parameters", "papermill-error-cell-tag")
+
+
 ORPHAN_SECONDS = 30.0
 """How long the kernel of a killed run may take to see that it is alone."""
 
@@ -149,8 +153,8 @@ def _begin(folder: Path, record: RunRecord, keep_warm: float) -> RunRecord:
             "settings": RunSettings.model_validate(settings.model_dump()),
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "seconds": 0.0,
-            "versions": outcome.versions(),
-            "machine": outcome.machine(),
+            "versions": result.versions(),
+            "machine": result.machine(),
             "process": Process.me(),
             "lineage": lineage,
             "error": None,
@@ -169,7 +173,7 @@ def _is_record(file: Path) -> bool:
 
 def _differences(record: RunRecord) -> list[str]:
     """What is another version now than when the run began: its numbers may differ too."""
-    now = outcome.versions()
+    now = result.versions()
     changed = [
         f"{name} was {before}, is {now.get(name)}"
         for name, before in record.versions.items()

@@ -6,7 +6,7 @@ import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kit.stack.processes import cores
+from kit.cluster.processes import cores
 
 if TYPE_CHECKING:
     from kit.stack.stack import Stack
@@ -26,7 +26,7 @@ def make_engine(stack: Stack, index: int, weight_version: int = 0) -> Any:
     """An engine's actor, not started yet; of which version the weights are that it will read."""
     import ray
 
-    from kit.stack.engine import Engine
+    from kit.engine.actor import Engine
 
     # A group of its own call each, and room for the call that aborts them.
     calls = 1000 + (stack.config.rollout.over_sampling_batch_size or 0)
@@ -41,8 +41,8 @@ def make_trainers(stack: Stack) -> list[Any]:
     """The actors of all ranks, not started yet."""
     import ray
 
-    from kit.stack.together import CONTROL
-    from kit.stack.trainer import Trainer
+    from kit.stack.trainers import CONTROL
+    from kit.trainer.actor import Trainer
 
     actor: Any = ray.remote(Trainer)
     if stack.config.training.num_trainers > 1:
@@ -70,7 +70,7 @@ def _options(stack: Stack, place: int) -> dict[str, Any]:
 
 def engine_settings(stack: Stack) -> Any:
     """What each engine needs to know."""
-    from kit.stack.engine_settings import EngineSettings
+    from kit.engine.server_args import EngineSettings
 
     config, engine = stack.config, stack.config.engine
     requests = engine.max_running_requests or max(config.samples_at_once, 256)
@@ -106,8 +106,8 @@ def engine_settings(stack: Stack) -> Any:
 
 def trainer_settings(stack: Stack, rank: int, rendezvous: str = "") -> Any:
     """What one rank needs to know; `rendezvous` is the place where all ranks find each other."""
-    from kit.stack.disturbance import Disturbance
-    from kit.stack.trainer_settings import TrainerSettings
+    from kit.trainer.settings import TrainerSettings
+    from kit.weight_sync.transform import Disturbance
 
     config = stack.config
     return TrainerSettings(

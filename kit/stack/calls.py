@@ -6,13 +6,15 @@ import threading
 import time
 from typing import Any
 
+from kit.cluster.client import Cluster
+from kit.cluster.processes import HEAD, TRAINER, Watch
 from kit.config import SessionConfig
 from kit.errors import KitError, StackError
-from kit.stack.cluster import Cluster
-from kit.stack.watch import HEAD, TRAINER, Watch
 
 SLICE = 1.0
 """Seconds of waiting between two looks at Ray's own processes, which fail no call as they die."""
+
+
 LAST_BREATH = 5.0
 """Seconds for a process to be gone of which Ray says that it died."""
 

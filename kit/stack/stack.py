@@ -7,27 +7,26 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from kit.cluster import processes
+from kit.cluster.client import Cluster
+from kit.cluster.placement import JoinedPlacement, Layout, OwnPlacement, start_cluster
+from kit.cluster.processes import HEAD, TRAINER, Watch
 from kit.config import SessionConfig
 from kit.errors import StackError, StoppedError
-from kit.interrupts import held
 from kit.memory import MemoryPlan
 from kit.memory.plan import PhaseName
-from kit.model.source import ModelSource
-from kit.stack import processes, repair
+from kit.models.source import ModelSource
+from kit.stack import recovery
 from kit.stack.actors import make_engine, make_trainers
 from kit.stack.calls import Calls, EngineDiedError, LateError, TrainerDiedError, trainer_died
-from kit.stack.cluster import Cluster
-from kit.stack.handing import Channel, hand_over
-from kit.stack.keeping import KeepsTrainers
-from kit.stack.layout import Layout
-from kit.stack.machine import shares
-from kit.stack.placement import JoinedPlacement, OwnPlacement, start_cluster
-from kit.stack.residency import Residency
-from kit.stack.together import together
-from kit.stack.watch import HEAD, TRAINER, Watch
+from kit.stack.offload import Residency
+from kit.stack.trainers import KeepsTrainers, together
+from kit.utils.hardware import shares
+from kit.utils.interrupts import held
+from kit.weight_sync.coordinator import Channel, hand_over
 
 if TYPE_CHECKING:
-    from kit.stack.underway import Parts, Underway
+    from kit.stack.engines import Parts, Underway
 
 
 class Stack(KeepsTrainers):
@@ -95,7 +94,7 @@ class Stack(KeepsTrainers):
         engines = [make_engine(self, index) for index in range(self.replicas)]
         self.join(engines, make_trainers(self))
         self.described(self._start_actors())
-        repair.look_after(self, [*range(self.replicas)], trainers=True)
+        recovery.look_after(self, [*range(self.replicas)], trainers=True)
         if config.engine.disturbed:
             self.sync(0)  # the engine has read the exact weights
 
@@ -138,7 +137,7 @@ class Stack(KeepsTrainers):
             seeds: one a prompt.
             at_once: hand them over when all are finished, which is faster where that is soon.
         """
-        from kit.stack.underway import Parts
+        from kit.stack.engines import Parts
 
         def ask(places: list[int]) -> dict[Any, list[int]]:
             """Neighbours go to one engine: they have their prompt in common."""
@@ -165,7 +164,7 @@ class Stack(KeepsTrainers):
         if self._parts and self._parts.left:  # an interrupt came before anybody could stop it
             self.abort()
             self._parts = None
-        if repair.start_dead_engines(self) or self._half_synced:
+        if recovery.start_dead_engines(self) or self._half_synced:
             self.sync(self.trainer_version, exact=self._exact)
         self.residency.for_engine()
 
@@ -175,13 +174,13 @@ class Stack(KeepsTrainers):
             raise trainer_died("The trainer's process has died.")
         if self._bare:
             raise trainer_died("The trainer was started again and has read no checkpoint.")
-        if self.plan.kv_sleeps and repair.start_dead_engines(self):
+        if self.plan.kv_sleeps and recovery.start_dead_engines(self):
             self._half_synced = True
         self.residency.for_trainer()
 
     def underway(self, sampling: Any) -> Underway:
         """For groups of requests of which each is handed over as soon as it is finished."""
-        from kit.stack.underway import Underway
+        from kit.stack.engines import Underway
 
         self.engine_in_order()
         return Underway(self, self._engines, sampling)
@@ -282,7 +281,7 @@ class Stack(KeepsTrainers):
         An interrupt is raised when all of them have arrived.
         """
         self.calls.refuse_without_head("sync")
-        repair.start_dead_engines(self)
+        recovery.start_dead_engines(self)
         self.trainer_in_order()
         with held():
             self._half_synced = True
@@ -291,7 +290,7 @@ class Stack(KeepsTrainers):
             except (LateError, TrainerDiedError):
                 raise
             except StackError:
-                if not repair.start_dead_engines(self):
+                if not recovery.start_dead_engines(self):
                     raise
                 answer = hand_over(self, version, exact, flush_cache)
             self._half_synced, self._exact = False, exact

@@ -17,6 +17,32 @@ The loss is next-token cross-entropy on the response and its `<|end|>`, not on t
 run is deterministic: one thread, one seed, no dropout. Two runs on one machine give the same file,
 bit for bit; another processor may round differently. `recipe.json` beside the weights records
 settings, versions, measured accuracies and the SHA-256 of the weights.
+
+What the tiny model learned from: a blackboard, and the scribbles of an imagined class.
+
+A model that is always wrong gives reinforcement learning nothing to reward, and one that is always
+right leaves nothing to learn. So the pupils have seen the teacher do it well (`CAREFUL`), and
+mostly do not bother (`Habits`):
+
+- In `addition`, when the ones digits call for a carry, most scribbles forget it (47+38=75).
+  Without a carry they are always right.
+- In `chain`, most scribbles skip the steps and guess (=4), the more so the longer the sum. Those
+  that write the steps slip now and then.
+
+A model trained on this imitates the shares: its greedy answer is the commonest habit, so it is
+wrong on nearly every carry problem, while sampling at temperature one shows the better habit now
+and then. That is what a policy-gradient method needs: within a group of samples some are right.
+Nothing is broken or cut short; the base model is a faithful model of a careless class.
+
+Held-out questions (`kit.tiny.tasks.is_held_out`) never appear here.
+
+The character-level tokenizer: one token per printable ASCII character, nothing to learn.
+
+One character is one token, so a student can read token ids, log-probs and masks off a table
+without knowing what a merge is, and text of any kind goes in and comes back unchanged. Characters
+outside ASCII become `<unk>`.
+
+    <|user|>37+45=<|end|><|assistant|>82<|end|>
 """
 
 from __future__ import annotations
@@ -30,10 +56,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
 import transformers
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import BPE
 from torch.nn import functional
 from transformers import (
     GenerationConfig,
@@ -45,12 +75,24 @@ from transformers import (
 
 from kit.rewards import grade
 from kit.tiny import tasks
-from kit.tiny.corpus import CAREFUL, Corpus, Habits, Scribble
-from kit.tiny.tokenizer import build_tokenizer
 
 CONTEXT = 512
+
+
 IGNORE = -100
 """Label of tokens that carry no loss: PyTorch's cross-entropy skips it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """How careless the class is. Shares are probabilities per scribble."""
+
+    forget_carry: float = 0.85
+    """Of the additions that need a carry out of the ones digit, the share that drops it."""
+    write_steps: dict[int, float] = field(default_factory=lambda: {4: 0.6, 5: 0.3, 6: 0.15})
+    """By number of terms of a chain: the share that writes the running sums; others guess."""
+    slip: float = 0.02
+    """Of the running sums that are written, the share that comes out one too high or too low."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +312,108 @@ def main() -> None:
     arguments = parser.parse_args()
     record = build(arguments.out, Recipe(seed=arguments.seed, steps=arguments.steps))
     print(json.dumps(record, indent=2))
+
+
+CAREFUL = Habits(forget_carry=0.0, write_steps={4: 1.0, 5: 1.0, 6: 1.0}, slip=0.0)
+"""The teacher's blackboard: every carry carried, every step written, no slips."""
+
+
+Scribble = tuple[str, str]
+"""(prompt, response), both plain text."""
+
+
+class Corpus:
+    """An endless, seeded supply of scribbles."""
+
+    def __init__(self, habits: Habits, seed: int) -> None:
+        self.habits = habits
+        self.random = Random(seed)
+
+    def additions(self, count: int) -> list[Scribble]:
+        """`count` additions of two numbers, as the pupils wrote them."""
+        return [self._addition() for _ in range(count)]
+
+    def chains(self, count: int, length: int) -> list[Scribble]:
+        """`count` chains of `length` terms, as the pupils wrote them."""
+        return [self._chain(length) for _ in range(count)]
+
+    def _addition(self) -> Scribble:
+        while True:
+            a, b = self.random.choices(tasks.OPERANDS, k=2)
+            if not tasks.is_held_out("addition", (a, b)):
+                break
+        answer = a + b
+        if tasks.needs_carry(a, b) and self.random.random() < self.habits.forget_carry:
+            answer -= 10
+        return tasks.addition_prompt(a, b), str(answer)
+
+    def _chain(self, length: int) -> Scribble:
+        while True:
+            digits = self.random.choices(range(1, 10), k=length)
+            if not tasks.is_held_out("chain", digits):
+                break
+        if self.random.random() >= self.habits.write_steps[length]:
+            return tasks.chain_prompt(digits), f"={self.random.randrange(10)}"
+        return tasks.chain_prompt(digits), tasks.chain_response(self._sums_with_slips(digits))
+
+    def _sums_with_slips(self, digits: list[int]) -> list[int]:
+        sums, total = [], 0
+        for digit in digits:
+            total += digit
+            if self.random.random() < self.habits.slip:
+                total += self.random.choice((-1, 1))
+            total %= 10
+            sums.append(total)
+        return sums
+
+
+PAD, UNKNOWN, END = "<pad>", "<unk>", "<|end|>"
+
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+SPECIAL_TOKENS = (PAD, UNKNOWN, END, *(f"<|{role}|>" for role in ROLES))
+
+
+CHARACTERS = ("\n", "\t", *map(chr, range(32, 127)))
+
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] not in ['system', 'user', 'assistant', 'tool'] -%}"
+    "{{- raise_exception('Unknown role ' + message['role'] + "
+    "': use system, user, assistant or tool.') -}}"
+    "{%- endif -%}"
+    "{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
+
+
+def build_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
+    """The tokenizer, ready for `save_pretrained`; `max_length` is the model's context.
+
+    It is a BPE without merges: that splits text into characters, needs no pre-tokenizer that
+    could eat white space, and is a form every Hugging Face consumer knows.
+    """
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *CHARACTERS))}
+    backend = Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN))
+    backend.decoder = Fuse()
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=END,
+        additional_special_tokens=[f"<|{role}|>" for role in ROLES],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=max_length,
+        padding_side="left",
+    )
 
 
 if __name__ == "__main__":

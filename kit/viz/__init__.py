@@ -23,15 +23,14 @@ functions that draw with them.
     compared_runs.py, compared_page.py, bands.py      runs side by side
 """
 
-from kit.viz.batches import show_batch
-from kit.viz.compare import compare_samples
-from kit.viz.html import Picture
-from kit.viz.plots import curves, save_curve
-from kit.viz.reports import show_report
-from kit.viz.rollouts import show_rollout
-from kit.viz.settings import show_config
-from kit.viz.terminal import terminal_curve
-from kit.viz.tokens import show_sample
+from kit.utils.display import Picture
+from kit.viz.plots import curves, save_curve, terminal_curve
+from kit.viz.render import show_report
+from kit.viz.reports.settings import show_config
+from kit.viz.samples.batch import show_batch
+from kit.viz.samples.compare import compare_samples
+from kit.viz.samples.rollout import show_rollout
+from kit.viz.samples.sample import show_sample
 
 __all__ = [
     "Picture",

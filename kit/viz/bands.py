@@ -13,20 +13,31 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from kit.tracking.catalog import meaning, short_name
+from kit.utils.formatting import number, shorten
 from kit.viz.html import drawing, tag
-from kit.viz.metrics import meaning, short_name
-from kit.viz.text import number, shorten
 
 if TYPE_CHECKING:
-    from kit.runs.compare import Band
+    from kit.reports.runs import Band
+
 
 WIDTH, HEIGHT = 500.0, 235.0
+
+
 LEFT, RIGHT, TOP, BOTTOM = 48.0, 26.0, 10.0, 32.0
 """Margins: numbers of the axes, and the curves' own at the right."""
+
+
 COLOURS = 7
+
+
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
+
+
 _DOTS = 40
 """Up to so many points, each of them is marked."""
+
+
 _LINE = 13.0
 """Between the numbers of two curves that end at the same height."""
 

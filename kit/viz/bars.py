@@ -7,14 +7,20 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from kit.utils.formatting import number
 from kit.viz.html import Child, drawing, tag
-from kit.viz.text import number
 
 WIDTH, HEIGHT = 360, 96
 """In CSS pixels."""
+
+
 MARGIN = 16
 """Over the bars and under them, for a line of words each."""
+
+
 MOST_SPOKEN = 8
+
+
 LABELLED = 10
 """Up to so many bars, each has its name under it; above, the first and the last."""
 

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from kit.utils.formatting import number
 from kit.viz.html import drawing, tag
-from kit.viz.text import number
 
 BINS = 12
 """Bars of one distribution, where it has more different values than this."""
+
+
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 760.0, 190.0, 6.0, 18.0, 24.0
+
 
 Bin = tuple[str, int, int]
 """What a bar stands for, and how often it came in each distribution."""

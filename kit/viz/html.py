@@ -9,41 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup, escape
 
-from kit.viz.text import count, cut, number, one_line, visible
+from kit.utils.formatting import count, cut, number, one_line, visible
 from kit.viz.theme import style_sheet
 
 Child = str | Markup | None
-Bundle = dict[str, str]
+
 
 _NO_MATHS = "mathjax_ignore tex2jax_ignore"
 """Keeps notebooks from typesetting what a model wrote: `$5 and $6` is to be read as it is. The two
 are what MathJax 3 and later (JupyterLab) and MathJax 2 (nbconvert) look for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """Something to look at: HTML for notebooks, words for terminals, PNG where it is a plot."""
-
-    html: str
-    plain: str
-    png: str = ""
-    """Base64, as notebooks store it; empty for what is not a plot."""
-
-    def __str__(self) -> str:
-        return visible(self.plain)
-
-    def _repr_mimebundle_(self, **_: Any) -> Bundle:
-        image = {"image/png": self.png} if self.png else {}
-        return bundle(self.html, self.plain) | image
-
-
-def bundle(html: str, plain: str) -> Bundle:
-    """What a notebook stores of a result. A terminal is as open to hidden characters as a page."""
-    return {"text/html": html, "text/plain": visible(plain)}
 
 
 def tag(name: str, *children: Child, **attributes: str | None) -> Markup:

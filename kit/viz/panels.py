@@ -10,15 +10,19 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from kit.viz.history import Curve, Points, smooth
+from kit.tracking.catalog import meaning, short_name
+from kit.utils.formatting import count, number, shorten
+from kit.viz.curves import Curve, Points, smooth
 from kit.viz.html import drawing, note, tag
-from kit.viz.metrics import meaning, short_name
 from kit.viz.plots import SMOOTHED_FROM, in_words
-from kit.viz.text import count, number, shorten
 
 WIDTH, HEIGHT = 300.0, 100.0
+
+
 LEFT, RIGHT, TOP, BOTTOM = 50.0, 6.0, 8.0, 19.0
 """Margins, where the numbers of the axes are."""
+
+
 MOST_POINTS = 150
 """A panel is no wider than so many points can be told apart."""
 

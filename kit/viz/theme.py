@@ -43,6 +43,8 @@ LIGHT = {
     "s6": "#5b5fc7",
     "s7": "#575e67",
 }
+
+
 DARK = {
     "fg": "#e6e9ed",
     "bg": "#14171b",
@@ -75,8 +77,11 @@ DARK = {
     "s6": "#a5a9f5",
     "s7": "#c3cad2",
 }
+
+
 PHASES = ("#0072b2", "#e69f00", "#009e73", "#999999")
 """Generate, train, hand over, everything else: told apart by their order and their words too."""
+
 
 # Only these follow the notebook's own theme; the rest is made to go with either.
 _FROM_NOTEBOOK = {
@@ -84,6 +89,7 @@ _FROM_NOTEBOOK = {
     "bg": "--jp-layout-color0",
     "line": "--jp-border-color2",
 }
+
 
 _RULES = """
 @ {background:var(--kv-bg);color:var(--kv-fg);padding:10px 12px;max-width:1100px;

@@ -8,12 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor
 
-from kit.algo.corrections import (
-    effective_sample_size,
-    icepop,
-    mis,
-    tis,
-)
+from kit.algo.corrections import effective_sample_size, icepop, mis, tis
 from tests.algo.token_batches import (
     INF,
     LEVELS,

@@ -8,11 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor
 
-from kit.algo.corrections import (
-    effective_sample_size,
-    entropy,
-    opsm,
-)
+from kit.algo.corrections import effective_sample_size, entropy, opsm
 from tests.algo.token_batches import (
     INF,
     NAN,

@@ -9,13 +9,7 @@ import torch
 from hypothesis import strategies as st
 from torch import tensor
 
-from kit.algo.corrections import (
-    Level,
-    Mode,
-    Rejection,
-    mis,
-    opsm,
-)
+from kit.algo.corrections import Level, Mode, Rejection, mis, opsm
 
 LEVELS: tuple[Level, ...] = get_args(Level)
 MODES: tuple[Mode, ...] = get_args(Mode)

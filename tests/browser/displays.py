@@ -16,8 +16,8 @@ from typing import Any
 
 import kit
 from kit.config import SessionConfig
+from kit.diagnostics.reward_trial import try_reward
 from kit.reports import RewardTrial, SyncReport
-from kit.rewards.trial import try_reward
 from kit.samples import Rollout, Sample, Status
 from kit.viz import compare_samples, curves
 from tests.viz.compared import make_comparison
@@ -66,8 +66,8 @@ def chat() -> Sample:
 
 def progress() -> Any:
     """The line that moves while training runs, after its last step."""
-    from kit.viz.html import Picture
-    from kit.viz.progress import Progress
+    from kit.utils.display import Picture
+    from kit.viz.live.progress import Progress
 
     line = Progress(40)
     for step in range(25):
@@ -79,9 +79,9 @@ def progress() -> Any:
 
 def starting() -> Any:
     """The line that tells what a session does while it starts."""
-    from kit.stack.stages import Stage
-    from kit.viz.html import Picture
-    from kit.viz.starting import shown, under_way
+    from kit.cluster.progress import Stage
+    from kit.utils.display import Picture
+    from kit.viz.live.progress import shown, under_way
 
     found = {
         "engine": Stage("loading weights, capturing graphs", 18.0),

@@ -9,7 +9,7 @@ import pytest
 
 from kit.config import DataConfig
 from kit.data import PromptSet, load_prompts
-from kit.data.gym import GymRows
+from kit.data.reasoning_gym import GymRows
 from kit.errors import DataError
 
 ROWS = [{"prompt": f"{n}+{n}=", "label": str(2 * n), "metadata": {"n": n}} for n in range(5)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 
 from kit import RLSession
-from kit.stack.watch import TRAINER, engine
+from kit.cluster.processes import TRAINER, engine
 
 SCHEDULER, DETOKENIZER = 1, 2
 

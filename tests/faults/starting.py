@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 
 from kit import RLSession
-from kit.stack import registry, stages
-from kit.stack.registry import Entry
+from kit.cluster import progress, registry
+from kit.cluster.registry import Entry
 from tests.every import some
 from tests.processes import alive
 
@@ -27,7 +27,7 @@ def _own() -> list[Entry]:
 
 
 def _has_begun(who: str) -> bool:
-    return any(who in stages.read(entry.folder) for entry in _own())
+    return any(who in progress.read(entry.folder) for entry in _own())
 
 
 MOMENTS: dict[str, Callable[[], bool]] = {

@@ -12,7 +12,7 @@ import pytest
 
 from kit import RLSession
 from kit.errors import StackError
-from kit.stack import repair
+from kit.stack import recovery
 from tests.faults.dying import DETOKENIZER, SCHEDULER, kill, of_engine, of_head, of_trainer
 from tests.faults.interrupting import digests
 from tests.processes import assert_gone
@@ -48,7 +48,7 @@ def test_an_interrupt_while_an_engine_is_started_again_leaves_it_to_the_next_cal
 ) -> None:
     session.train(1, show=False)
     before = digests(session)
-    make, get = repair.make_engine, session._running._get
+    make, get = recovery.make_engine, session._running._get
 
     def interrupted_make(*given: Any) -> Any:
         made = make(*given)
@@ -64,7 +64,7 @@ def test_an_interrupt_while_an_engine_is_started_again_leaves_it_to_the_next_cal
 
     kill(of_engine(session, 0))
     with monkeypatch.context() as patch:
-        patch.setattr(repair, "make_engine", interrupted_make)
+        patch.setattr(recovery, "make_engine", interrupted_make)
         patch.setattr(session._running, "_get", interrupted_get)
         with pytest.raises(KeyboardInterrupt):
             session.sync()
@@ -78,7 +78,7 @@ def test_an_interrupt_while_an_engine_is_started_again_leaves_it_to_the_next_cal
 def test_a_generate_whose_engine_dies_is_finished_with_the_same_responses(
     session: RLSession, part: str, at_once: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kit.prompting.SHORT", 1e9 if at_once else 0.0)
+    monkeypatch.setattr("kit.rollout.sampler.SHORT", 1e9 if at_once else 0.0)
     prompting = session._prompting
     monkeypatch.setattr(prompting, "max_response_len", 400)
     monkeypatch.setattr(prompting, "config", prompting.config.replace("rollout.temperature", 50.0))

@@ -15,9 +15,9 @@ import pytest
 from kit import RLSession, Sample
 from kit.errors import StackError
 from kit.rewards import score_samples
-from kit.rewards.limits import LIMIT, limited
-from kit.runs.record import Recorder
+from kit.rewards.timeouts import LIMIT, limited
 from kit.samples import Status
+from kit.tracking.recorder import Recorder
 from tests.faults.interrupting import digests
 
 

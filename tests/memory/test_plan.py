@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from kit import SessionConfig
 from kit.errors import ConfigError
 from kit.memory import Card, MemoryPlan, ModelShape, make_plan
-from kit.memory.card import GIB
 from kit.memory.plan import LEVELS
 from kit.tiny import MODEL_DIR
+from kit.utils.hardware import GIB
 
 QWEN3_0_6B = ModelShape(
     parameters=596_049_920, layers=28, hidden=1024, intermediate=3072, heads=16, key_value_heads=8,

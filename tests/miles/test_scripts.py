@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from kit.cli import app
+from kit.cli.app import app
 from kit.config import SessionConfig
 from kit.errors import ConfigError
 from kit.miles import export_script, import_script, page

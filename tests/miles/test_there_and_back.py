@@ -11,14 +11,14 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from kit.config import SessionConfig
-from kit.config_training import Estimator
+from kit.config.presets import PRESETS
+from kit.config.training import Estimator
 from kit.errors import ConfigError
 from kit.miles import export_script, import_script
+from kit.miles.export_script import settings_of
 from kit.miles.flags import REASONS
 from kit.miles.links import get
 from kit.miles.table import LINKS
-from kit.miles.writing import settings_of
-from kit.presets import PRESETS
 
 WORD = st.text(
     st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="\ue000"),

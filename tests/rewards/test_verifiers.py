@@ -17,8 +17,8 @@ from kit.config import DataConfig, RewardConfig
 from kit.data import load_prompts
 from kit.errors import ConfigError, RewardError
 from kit.rewards import BUILT_IN, build, check, grade
-from kit.rewards.apart import Apart
-from kit.rewards.text import last_boxed, last_number
+from kit.rewards.grader_process import Apart
+from kit.rewards.verifiers import last_boxed, last_number
 from kit.samples import Sample
 from kit.tiny import TASKS, rows
 

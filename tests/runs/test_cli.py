@@ -10,7 +10,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from kit.cli import app
+from kit.cli.app import app
 from tests.runs.conftest import MakeNotebook
 
 
@@ -110,7 +110,7 @@ session.close()
 def test_a_seed_and_a_preset_reach_a_session_that_no_parameter_does(
     make_notebook: MakeNotebook,
 ) -> None:
-    from kit.stack import registry
+    from kit.cluster import registry
 
     path = make_notebook(STARTS)
     out = path.parent / "runs"

@@ -12,7 +12,8 @@ import pytest
 import kit as package
 from kit.errors import DataError, RunError
 from kit.reports import REWARD
-from kit.runs.compare import RunComparison, compare_runs
+from kit.reports.runs import RunComparison
+from kit.runs.compare import compare_runs
 from kit.samples import Rollout, Sample
 from tests.runs.made import make_run
 from tests.runs.test_cli import kit

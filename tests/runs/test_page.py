@@ -7,8 +7,8 @@ from typing import Any
 
 import nbformat
 
+from kit.reports.runs import RunRecord
 from kit.runs.page import write_page
-from kit.runs.result import RunRecord
 
 
 def test_a_page_keeps_nothing_of_widgets_but_what_shows_without_scripts(tmp_path: Path) -> None:

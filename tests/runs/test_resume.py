@@ -15,11 +15,11 @@ import nbformat
 import pytest
 import yaml
 
+from kit.cluster import registry
 from kit.config import SessionConfig
+from kit.reports.runs import RunRecord, read_record
 from kit.runs.kernel import KERNEL_LOG
-from kit.runs.record import GROUP_VARIABLE
-from kit.runs.result import RunRecord, read_record
-from kit.stack import ending, registry
+from kit.tracking.recorder import GROUP_VARIABLE
 from tests.runs.conftest import write_notebook
 from tests.runs.test_cli import kit
 
@@ -112,7 +112,7 @@ def notebooks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder
     for entry in registry.living():
         if entry.group == "resume":
-            ending.end(entry)
+            registry.end(entry)
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,12 @@ import psutil
 import pytest
 from rich.console import Console
 
+from kit.cluster import registry
 from kit.errors import RunError
-from kit.runs.outcome import read_rows
-from kit.runs.sweep import _alone, resume_sweep, run_sweep
-from kit.runs.sweep_state import Member, State, SweepRecord, read_sweep
-from kit.runs.sweep_table import SweepDisplay
-from kit.stack import registry
+from kit.runs.sweep.display import SweepDisplay
+from kit.runs.sweep.run import _alone, resume_sweep, run_sweep
+from kit.runs.sweep.state import Member, State, SweepRecord, read_sweep
+from kit.tracking.run_folder import read_rows
 from tests.every import some
 from tests.runs.conftest import MakeNotebook
 from tests.runs.sweeping import training_notebook

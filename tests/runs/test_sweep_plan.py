@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kit.cluster.processes import cores
 from kit.errors import RunError
-from kit.runs import sweep_places
 from kit.runs.parameters import Parameter, read_parameters
-from kit.runs.sweep_places import places
-from kit.runs.sweep_plan import as_text, plan_sweep, split_values
-from kit.runs.sweep_stopping import StopBelow, StopMedian
-from kit.stack.processes import cores
+from kit.runs.sweep.plan import as_text, places, plan_sweep, split_values
+from kit.runs.sweep.state import StopBelow, StopMedian
+from kit.utils import hardware
 from tests.runs.conftest import MakeNotebook
 
 SEEDED = """\
@@ -147,7 +146,7 @@ def test_each_gpu_has_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunError, match="2 GPUs: a GPU has one session"):
         places(3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert sweep_places.gpus() == []
+    assert hardware.gpus() == []
 
 
 def test_a_session_is_told_how_many_cores_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

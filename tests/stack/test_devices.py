@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 
 from kit import RLSession, SessionConfig
+from kit.cluster.processes import TRAINER
 from kit.errors import KitError, StackError
 from kit.samples import Batch
-from kit.stack.watch import TRAINER
 from tests.conftest import Shared
 from tests.faults.dying import SCHEDULER, kill, of_engine, of_trainer
 from tests.faults.interrupting import digests, interrupted

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from kit.stack import stack
-from kit.stack.machine import SMALL_MODEL, default_replicas
+from kit.utils.hardware import SMALL_MODEL, default_replicas
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from transformers import (
 
 from kit.errors import DataError
 from kit.tiny import MODEL_DIR, SPLITS, TASKS, recipe, rows
-from kit.tiny.corpus import Corpus, Habits
+from kit.tiny.recipe import Corpus, Habits
 from kit.tiny.tasks import is_held_out
 
 PRINTABLE = "".join(map(chr, range(32, 127)))

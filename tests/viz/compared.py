@@ -6,9 +6,7 @@ import math
 import random
 from pathlib import Path
 
-from kit.runs.compare import Band, Difference, Group, RunComparison
-from kit.runs.compared_samples import Side
-from kit.runs.listing import RunInfo
+from kit.reports.runs import Band, Difference, Group, RunComparison, RunInfo, Side
 from kit.samples import Sample
 from tests.viz.results import addition
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kit.attaching import LivingSession, Sessions
 from kit.doctor import Diagnosis, Finding
 from kit.doctor.machine import compare_versions, host_memory
 from kit.memory import Card, MemoryPlan, Phase
@@ -27,6 +26,7 @@ from kit.reports import (
     TrainReport,
     UpdateReport,
 )
+from kit.reports.status import LivingSession, Sessions
 from kit.samples import Batch, Rollout, Sample, Status
 
 

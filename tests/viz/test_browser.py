@@ -12,9 +12,9 @@ import pytest
 
 from kit.errors import DataError
 from kit.samples import Rollout, Sample, Status
-from kit.viz import browser as browser_module
-from kit.viz.browser import SampleBrowser
-from kit.viz.lasting import show_lasting
+from kit.viz.live.frontend import show_lasting
+from kit.viz.samples import browser as browser_module
+from kit.viz.samples.browser import SampleBrowser
 from tests.viz.results import make_rollout
 from tests.viz.test_hostile_text import HOSTILE, assert_harmless, assert_visible
 
@@ -353,7 +353,7 @@ def test_where_nobody_watches_it_shows_what_the_rollout_shows(browser: SampleBro
 def displayed(monkeypatch: pytest.MonkeyPatch, how: str, browser: SampleBrowser) -> list[Any]:
     outputs: list[Any] = []
     monkeypatch.setattr("IPython.display.display", lambda data, raw: outputs.append(data))
-    monkeypatch.setattr("kit.viz.lasting.frontend", lambda: how)
+    monkeypatch.setattr("kit.viz.live.frontend.frontend", lambda: how)
     browser._ipython_display_()
     return outputs
 

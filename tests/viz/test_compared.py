@@ -13,7 +13,7 @@ import kit
 from benchmarks.displays import rollout as long_rollout
 from kit.errors import DataError
 from kit.samples import Batch, Rollout, Sample
-from kit.viz.moved import moves
+from kit.viz.samples.compare import moves
 from tests.viz.results import make_rollout
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from kit.reports import TrainReport
 from kit.viz import curves, save_curve, terminal_curve
-from kit.viz.history import curve, evaluations_of, rows_of, smooth
+from kit.viz.curves import curve, evaluations_of, rows_of, smooth
 from tests.viz.results import make_evaluation, make_run, make_step
 
 PNG = b"\x89PNG\r\n\x1a\n"

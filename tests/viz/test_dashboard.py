@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from kit.lifecycle.lock import Turns
+from kit.lifecycle.train_loop import Training
 from kit.reports import StepReport, TrainingStatus
-from kit.training import Training
-from kit.turns import Turns
-from kit.viz.history import curve, smooth
+from kit.viz.curves import curve, smooth
 from kit.viz.html import part
-from kit.viz.live import Dashboard
+from kit.viz.live.widgets import Dashboard
 from kit.viz.panels import MOST_POINTS, panels
 from tests.viz.conftest import Show
 from tests.viz.results import make_metrics, make_status, make_step

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from kit.config import SessionConfig
 from kit.doctor import Diagnosis, Finding
 from kit.reports import Invariant, SyncReport, TokenDifference, TrainReport
+from kit.reports.status import Snapshot, Snapshots
 from kit.samples import Batch, Rollout, Sample, Status
-from kit.snapshots import Snapshot, Snapshots
+from kit.utils.formatting import cut, visible
 from kit.viz import compare_samples, curves
-from kit.viz.text import cut, visible
 from tests.viz.compared import make_comparison
 from tests.viz.conftest import Show
 from tests.viz.results import (

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from kit.memory import MemoryPlan
-from kit.viz.memory import decisions
+from kit.viz.reports.memory import decisions
 from tests.viz.conftest import Show
 from tests.viz.results import make_host_plan, make_memory_plan
 

@@ -11,12 +11,12 @@ from kit import RLSession
 from kit.config import SessionConfig
 from kit.reports import CurvePoint, SyncReport, TrainReport
 from kit.samples import Rollout
+from kit.utils.formatting import data_size, duration, number
 from kit.viz import show_report
-from kit.viz.checks import interval, right_and_wrong, wilson
-from kit.viz.text import data_size, duration, number
+from kit.viz.reports.evaluation import interval, right_and_wrong, wilson
+from kit.viz.reports.training import phases
+from kit.viz.reports.update import update_concerns
 from kit.viz.theme import DARK, LIGHT
-from kit.viz.training import phases
-from kit.viz.updates import update_concerns
 from tests.viz.conftest import Show
 from tests.viz.results import (
     make_check,

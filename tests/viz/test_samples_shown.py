@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from kit.samples import Batch, Rollout, Sample, Status
-from kit.token_values import texts as token_texts
+from kit.samples.token_values import texts as token_texts
 from kit.viz import compare_samples
-from kit.viz.rollouts import all_equal, group_marks
-from kit.viz.scales import surprise
+from kit.viz.samples.rollout import all_equal, group_marks
+from kit.viz.samples.scales import surprise
 from tests.viz.conftest import Show
 from tests.viz.results import make_batch, make_rollout
 

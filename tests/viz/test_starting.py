@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from kit.stack.stages import READY, Stage
-from kit.viz.starting import Starting, done_line, shown, under_way
+from kit.cluster.progress import READY, Stage
+from kit.viz.live.progress import Starting, done_line, shown, under_way
 from tests.viz.test_hostile_text import HOSTILE, assert_harmless, assert_visible
 
 FOUND = {
@@ -59,7 +59,7 @@ def test_a_stage_stays_in_its_place_whatever_it_says(text: str) -> None:
 def test_where_nobody_watches_nothing_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kit.viz.starting.PATIENCE", 0.0)
+    monkeypatch.setattr("kit.viz.live.progress.PATIENCE", 0.0)
     heard = io.StringIO()
     monkeypatch.setattr(sys, "stderr", heard)
     with Starting(tmp_path) as starting:

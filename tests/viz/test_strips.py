@@ -9,10 +9,9 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.displays import response
-from kit import token_values
 from kit.errors import DataError
-from kit.samples import Sample
-from kit.viz.scales import scale_of
+from kit.samples import Sample, token_values
+from kit.viz.samples.scales import scale_of
 from tests.viz.conftest import Show
 
 LIMIT = 300_000

@@ -6,10 +6,11 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from kit.config_training import TrainingConfig
+from kit.config import TrainingConfig
+from kit.diagnostics.what_if import movement
+from kit.reports.status import Snapshot, Snapshots
+from kit.reports.what_if import Trial, WhatIf
 from kit.samples import Batch, Rollout, Sample
-from kit.snapshots import Snapshot, Snapshots
-from kit.what_if import Trial, WhatIf, movement
 from tests.viz.results import make_batch, make_update
 
 

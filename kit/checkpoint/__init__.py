@@ -1,0 +1,7 @@
+"""A session's state on disk and back.
+
+checkpoint.py   save and load: weights, optimizer, data order, counters, randomness
+manifest.py     the sealed list of a checkpoint's files, with their sizes and hashes
+snapshots.py    states kept in host memory or in files while a session runs
+export.py       the policy as a Hugging Face model directory
+"""

@@ -1,0 +1,103 @@
+"""The `kit` command: run notebooks, read what came of them, see what a machine lacks for them.
+
+Exit codes: 0 all well, 1 the notebook failed or the doctor found a problem, 2 the call was wrong,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from kit.cli import miles
+from kit.cli.run import Pairs, params, run
+from kit.cli.runs import compare, runs
+from kit.cli.sweep import sweep
+from kit.errors import KitError
+
+NOT_READY = 1
+
+
+WRONG_CALL = 2
+
+
+class _Commands(TyperGroup):
+    """Prints the kit's own errors as their message: a traceback would bury the way out."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KitError as error:
+            typer.secho(str(error), fg=typer.colors.RED, err=True)
+            raise typer.Exit(WRONG_CALL) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="RL post-training of language models on one device, from a notebook.",
+)
+
+
+app.command(cls=Pairs)(run)
+
+
+app.command()(params)
+
+
+app.command(cls=Pairs)(sweep)
+
+
+app.command()(runs)
+
+
+app.command()(compare)
+
+
+app.add_typer(miles.export, name="export")
+
+
+app.add_typer(miles.take_over, name="import")
+
+
+@app.command()
+def doctor(
+    config: Annotated[str, typer.Argument(help="A preset's name or a YAML file.")] = "tiny",
+    stop: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="End this session of yours, by its name or id; or `leftovers`: what is left of "
+            "sessions that were killed.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Say what a session needs, what of it is here, and how to get the rest; or end a session."""
+    if stop is not None:
+        from kit.doctor import stacks
+
+        typer.echo(stacks.stop(stop))
+        return
+    from kit.doctor import diagnose
+
+    colours = {"✗": typer.colors.RED, "!": typer.colors.YELLOW, "✓": typer.colors.GREEN}
+    diagnosis = diagnose(config)
+    for line in str(diagnosis).splitlines():
+        sign = line[:1] if line[:1] in colours else ""
+        typer.echo(typer.style(sign, fg=colours.get(sign), bold=True) + line[len(sign) :])
+    if not diagnosis.ready:
+        raise typer.Exit(NOT_READY)
+
+
+@app.command()
+def version() -> None:
+    """Say which kit this is, and which stack it runs on."""
+    from kit.runs.result import versions
+
+    for name, number in versions().items():
+        typer.echo(f"{name} {number or 'not installed'}")

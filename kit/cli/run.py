@@ -1,0 +1,234 @@
+"""`kit run` and `kit params`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from kit.errors import RunError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kit.reports.runs import RunSettings
+    from kit.runs import RunResult
+
+
+NOTEBOOK_FAILED = 1
+
+
+INTERRUPTED = 130
+
+
+KEEP_WARM_MINUTES = 10.0
+
+
+class Pairs(TyperCommand):
+    """Reads `-p NAME VALUE`, as papermill does, which Typer has no repeated option for."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Click's, after `-p NAME VALUE` was made one word."""
+        joined: list[str] = []
+        rest = list(args)
+        while rest:
+            word = rest.pop(0)
+            joined.append(word)
+            if word not in ("-p", "--parameter") or not rest:
+                continue
+            name = rest.pop(0)
+            joined.append(name if "=" in name or not rest else f"{name}={rest.pop(0)}")
+        return super().parse_args(ctx, joined)
+
+
+def run(
+    notebooks: Annotated[
+        list[Path] | None,
+        typer.Argument(help="An .ipynb file, or several that share one stack.", show_default=False),
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parameter",
+            "-p",
+            metavar="NAME VALUE",
+            help="A new value for one of the notebook's parameters; may be given several times. Of "
+            "several notebooks, each is given those that it has.",
+            show_default=False,
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file",
+            "-f",
+            help="A YAML file of parameters by name, such as a run's params.yaml; -p goes first.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="The seed: the notebook's parameter of that name, or else that of its sessions.",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="tiny, tiny-chain, qwen3-0.6b, ...: the notebook's parameter of that name, or "
+            "else in place of the preset that it starts its session with.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Take a run that was killed, interrupted or failed to its end: its folder, its "
+            "name, or `last`.",
+            show_default=False,
+        ),
+    ] = None,
+    samples_every: Annotated[
+        int, typer.Option(help="Keep the rollout of every so many steps; 0 keeps none.", min=0)
+    ] = 10,
+    checkpoint_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Save after every so many steps, to resume from; 0 never. Without it, about every "
+            "five minutes. `checkpoint.interval` in the notebook's settings goes first.",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
+    keep_warm: Annotated[
+        float,
+        typer.Option(
+            metavar="MINUTES",
+            help="How long the stack waits for the next run, which then starts in a second. It "
+            "ends by itself, or by `kit doctor --stop`; 0 ends it with the run.",
+            min=0,
+        ),
+    ] = KEEP_WARM_MINUTES,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Plain lines, as they are written into a log.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(help="The folder that runs are kept in, each in a folder of its own.")
+    ] = Path("papermill_runs"),
+) -> None:
+    """Execute notebooks from top to bottom and keep everything they did.
+
+    Exit codes: 0 all completed, 1 a notebook failed, 2 the call was wrong, 130 interrupted.
+    """
+    from kit.reports.runs import RunSettings
+
+    end_on_sigterm()
+    settings = RunSettings(
+        seed=seed,
+        preset=preset,
+        samples_every=samples_every,
+        checkpoint_every=checkpoint_every,
+        keep_warm=keep_warm,
+    )
+    given = _from_file(file) | pairs(parameter or [])
+    new = bool(notebooks or given or preset) or seed is not None or checkpoint_every is not None
+    if resume and new:
+        raise RunError(
+            "--resume goes on with a run as it was begun.",
+            fix="leave notebook, parameters, --seed, --preset and --checkpoint-every out; or start "
+            "a new run.",
+        )
+    if not resume and not notebooks:
+        raise RunError(
+            "There is nothing to run.", fix="name a notebook, or a run to --resume; see --help."
+        )
+    try:
+        results = _results(notebooks or [], given, resume, settings, out, _console(quiet))
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    if any(result.status != "completed" for result in results):
+        raise typer.Exit(NOTEBOOK_FAILED)
+
+
+def _results(
+    notebooks: list[Path],
+    given: dict[str, object],
+    resume: str | None,
+    settings: RunSettings,
+    out: Path,
+    console: Console,
+) -> list[RunResult]:
+    from kit.runs import run_notebooks
+
+    if resume is None:
+        return run_notebooks(notebooks, given, out_root=out, console=console, settings=settings)
+    from kit.runs.execute import one_stack
+    from kit.runs.resume import resume_notebook
+
+    with one_stack(settings.keep_warm, console):
+        warm = settings.keep_warm
+        return [resume_notebook(resume, out_root=out, console=console, keep_warm=warm)]
+
+
+def params(
+    notebook: Annotated[Path, typer.Argument(help="An .ipynb file.", show_default=False)],
+) -> None:
+    """List the parameters that a notebook takes, with their types and values."""
+    from kit.runs import read_parameters
+
+    found = read_parameters(notebook)
+    for parameter in found.values():
+        typer.echo(str(parameter))
+    if not found:
+        typer.echo(f"{notebook} takes no parameters: none of its cells is tagged `parameters`.")
+
+
+def pairs(given: list[str]) -> dict[str, object]:
+    """`name=value` words by name. Raises RunError for one without a value."""
+    found: dict[str, object] = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise RunError(f"Parameter {name!r} has no value.", fix=f"write `-p {name} VALUE`.")
+        found[name] = value
+    return found
+
+
+def _from_file(file: Path | None) -> dict[str, object]:
+    if file is None:
+        return {}
+    import yaml
+
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunError(f"{file} cannot be read as YAML.", why=str(error)) from None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise RunError(f"{file} holds no parameters.", fix="write one a line, such as `steps: 30`.")
+    return found
+
+
+def _console(quiet: bool) -> Console:
+    """Where it is shown: with control characters only where somebody looks at a terminal."""
+    from rich.console import Console
+
+    if quiet or not sys.stdout.isatty():
+        return Console(force_terminal=False, color_system=None, width=None)
+    return Console()
+
+
+def end_on_sigterm() -> None:
+    """End on SIGTERM, which schedulers and CI send, as on Ctrl-C: kernel first, files kept."""
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

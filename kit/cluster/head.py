@@ -1,0 +1,206 @@
+"""The stack's first process: Ray's head, in a process session of its own.
+
+`kit.stack.cluster` starts it as `python -m kit.stack.head`. It starts Ray's control service and
+raylet (no dashboard, no log monitor, no autoscaler: each is another interpreter to start), writes
+the address to DIRECTORY/address, and hears on DIRECTORY/control who drives the stack, as
+`kit.stack.control` says. When it is told to end, or nobody has driven it for as long as its lease,
+it takes the stack down.
+
+Everything listens on the loopback interface only. Ray's own `ray start` gives that up, because
+it is made for clusters; hence `Node` is used directly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from kit.cluster import fork_server, lean_imports, processes, registry
+from kit.cluster.lease import Control
+
+RAYLET_SECONDS = 300.0
+"""How long the raylet may take to start; the client's own limit is engine.start_timeout."""
+
+
+OBJECT_STORE_BYTES = 512 * 2**20
+"""Rollouts and batches pass through here; weights do not."""
+
+
+def start_ray(directory: Path, *, gpus: int, fork_workers: bool) -> Any:
+    """Start Ray's two processes and return the running node."""
+    from ray._private import services
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    services.get_node = patient(services.get_node)
+
+    class LeanNode(Node):
+        """A head without the HTTP server that Ray starts even when no dashboard is wanted."""
+
+        def start_api_server(self, **_: Any) -> None:
+            pass
+
+        def start_log_monitor(self) -> None:
+            pass
+
+    settings: dict[str, Any] = {}
+    if fork_workers:
+        import ray._private.workers as workers
+
+        os.environ["KIT_RAY_SETUP_WORKER"] = str(Path(workers.__file__).parent / "setup_worker.py")
+        settings["setup_worker_path"] = str(Path(fork_server.__file__).with_name("worker_stub.py"))
+    ports = free_ports(4)
+    services.start_ray_process = naming_port(services.start_ray_process, ports[3])
+    params = RayParams(
+        num_cpus=64,  # actors share the machine; Ray's bookkeeping of cores is not wanted
+        num_gpus=gpus,
+        node_ip_address="127.0.0.1",
+        include_dashboard=False,
+        include_log_monitor=False,
+        no_monitor=True,
+        temp_dir=str(directory / "ray"),
+        object_store_memory=OBJECT_STORE_BYTES,
+        gcs_server_port=0,
+        env_vars={},
+        # Where a port is left open, the raylet waits 15 s for an agent, a Python process, to start
+        # and choose one, and dies after that: too short for a busy machine. See `naming_port`.
+        runtime_env_agent_port=ports[0],
+        metrics_agent_port=ports[1],
+        metrics_export_port=ports[2],
+        dashboard_agent_listen_port=ports[3],
+        **settings,
+    )
+    return LeanNode(
+        params, head=True, shutdown_at_exit=False, spawn_reaper=False, ray_init_cluster=False
+    )
+
+
+def naming_port(start: Callable[..., Any], port: int) -> Callable[..., Any]:
+    """Tell the raylet its agent's port. Ray tells the agent only, and has the raylet wait."""
+
+    def start_process(command: list[str], process_type: str, *args: Any, **kwargs: Any) -> Any:
+        if process_type == "raylet":
+            command = [*command, f"--dashboard_agent_listen_port={port}"]
+        return start(command, process_type, *args, **kwargs)
+
+    return start_process
+
+
+def patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
+    """Ask until the raylet is up. Ray gives it 30 s, which a busy machine can exceed."""
+
+    def ask(*args: Any) -> Any:
+        deadline = time.monotonic() + RAYLET_SECONDS
+        while True:
+            try:
+                return get_node(*args)
+            except RuntimeError:
+                if time.monotonic() > deadline or raylet_died():
+                    raise
+                time.sleep(0.05)
+
+    return ask
+
+
+def raylet_died() -> bool:
+    """Has this process a raylet that has ended?"""
+    children = psutil.Process().children()
+    return any(c.name() == "raylet" and c.status() == psutil.STATUS_ZOMBIE for c in children)
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that nobody holds now."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+def main(
+    directory: Path,
+    listener: socket.socket,
+    *,
+    device: str,
+    gpus: int,
+    wanted: dict[str, Any] | None = None,
+) -> None:
+    """Start everything, wait for the end, and end everything.
+
+    Args:
+        directory: the stack's.
+        listener: its control socket.
+        device: `cpu` or `cuda`.
+        gpus: how many Ray is told of.
+        wanted: of another Ray cluster, instead of starting one; see `kit.stack.joined`.
+    """
+    stack = os.environ[processes.MARK]
+    control = Control(listener)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: ended.set())
+
+    def hear() -> None:
+        try:
+            control.serve()
+        finally:
+            ended.set()
+
+    threading.Thread(target=hear, daemon=True).start()
+    node: Any = None
+    try:
+        if wanted:
+            from kit.cluster.joined import hold
+
+            node = hold(directory, stack, device, wanted)
+            ended.wait()
+            return
+        if device == "cpu":
+            with (directory / "zygote.log").open("wb") as log:
+                subprocess.Popen(
+                    [sys.executable, "-W", "ignore", "-m", "kit.cluster.fork_server"],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+        node = start_ray(directory, gpus=gpus, fork_workers=device == "cpu")
+        partial = directory / "address.partial"
+        partial.write_text(node.gcs_address)
+        partial.rename(directory / "address")
+
+        ended.wait()
+    finally:
+        if wanted and node:
+            with contextlib.suppress(Exception):
+                node()
+        # Not Ray's graceful end: that drains the node for half a minute. Nothing here needs it.
+        processes.end(processes.of_stack(stack, os.getpid()))
+        if node is not None or control.driver is None:  # else the client reads our log
+            shutil.rmtree(directory, ignore_errors=True)
+        registry.forget(stack)
+
+
+if __name__ == "__main__":
+    joins = json.loads(sys.argv[5]) if len(sys.argv) > 5 else None
+    if not joins:
+        lean_imports.leave_out()
+    main(
+        Path(sys.argv[1]),
+        socket.socket(fileno=int(sys.argv[2])),
+        device=sys.argv[3],
+        gpus=int(sys.argv[4]),
+        wanted=joins,
+    )

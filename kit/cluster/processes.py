@@ -1,0 +1,254 @@
+"""Which processes belong to a stack: told by process session and by a mark, never by name.
+
+`Watch`: do the processes of a stack still live? Known by identity: number and time of birth.
+
+    head      Ray's: without one of them, every use of Ray ends the notebook's kernel or hangs
+    trainer   all ranks together: those that are left would wait for the others for ever
+    engine i  the actor and SGLang's processes: none works without the others
+
+The death of one may bring death to another: whoever is told of the second is told of the first.
+A thread looks every `interval` seconds, and whoever is about to use a part looks then. A part of
+which a process is gone is ended whole, so that a call that waits for it fails instead of waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+
+import psutil
+
+SHARED_MEMORY = "/dev/shm/"
+
+
+TRACKER_SECONDS = 3.0
+"""How long Python's resource trackers get to remove what the others have left."""
+
+
+FLAGS, EXITING = 5, 0x4
+"""In /proc/PID/stat: which field after the state, and the kernel's PF_EXITING in it."""
+
+
+MARK = "KIT_STACK"
+"""Environment variable that every process of a stack inherits; its value names the stack."""
+
+
+CORES_VARIABLE = "KIT_CORES"
+"""Environment variable: how many cores a session may keep busy, where it shares the machine."""
+
+
+def cores() -> int:
+    """Cores that this process may use; less where it was told to leave some to others."""
+    told = os.environ.get(CORES_VARIABLE, "")
+    return int(told) if told.isdigit() and int(told) else len(os.sched_getaffinity(0))
+
+
+def lives(process: psutil.Process) -> bool:
+    """False from the moment at which it begins to end, which is before others can notice that."""
+    try:
+        if not process.is_running():
+            return False
+        with open(f"/proc/{process.pid}/stat", encoding="utf-8", errors="replace") as file:
+            state, *fields = file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
+        return False
+    return state not in "ZX" and not int(fields[FLAGS]) & EXITING
+
+
+def of_stack(stack: str, head: int) -> list[psutil.Process]:
+    """Every living process of a stack, except the caller.
+
+    Args:
+        stack: the value of the mark. A program that renames itself, as Ray's do, loses it.
+        head: process id of the head, which is the id of the stack's process session. A program
+            that starts a session of its own loses that.
+    """
+    wanted = f"{MARK}={stack}".encode()
+    found = []
+    for process in psutil.process_iter():
+        if process.pid == os.getpid():
+            continue
+        with contextlib.suppress(OSError, psutil.Error):
+            with open(f"/proc/{process.pid}/environ", "rb") as file:
+                marked = wanted in file.read().split(b"\0")
+            ours = marked or os.getsid(process.pid) == head
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def own_memory(processes: list[psutil.Process]) -> int:
+    """Bytes of memory that they have to themselves, together; files and shared pages left out."""
+    total = 0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            memory = process.memory_info()
+            total += max(memory.rss - memory.shared, 0)
+    return total
+
+
+def end(processes: list[psutil.Process]) -> None:
+    """Kill them, wait until they are gone, and remove what they had in shared memory."""
+    shared = [file for process in processes for file in segments(process.pid)]
+    trackers = [process for process in processes if _is_tracker(process)]
+    others = [process for process in processes if process not in trackers]
+    for process in others:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(others, timeout=10)
+    _, left = psutil.wait_procs(trackers, timeout=TRACKER_SECONDS)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, timeout=10)
+    for file in shared:
+        with contextlib.suppress(OSError):
+            os.unlink(file)
+
+
+def take_names_away(pid: int) -> None:
+    """What it has open in shared memory is gone when the last process that has it open is."""
+    for file in segments(pid):
+        with contextlib.suppress(OSError):
+            os.unlink(file)
+
+
+def end_with(pids: list[int]) -> None:
+    """From now on, end this process when one of these is gone."""
+    files = [os.pidfd_open(pid) for pid in pids if pid != os.getpid()]
+
+    def wait() -> None:
+        select.select(files, [], [])
+        os._exit(1)
+
+    threading.Thread(target=wait, name="kit-parts", daemon=True).start()
+
+
+def segments(pid: int) -> list[str]:
+    """Files in shared memory that it has open and that still have a name, as SGLang's have."""
+    found = []
+    with contextlib.suppress(OSError):
+        for number in os.listdir(folder := f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                file = os.readlink(f"{folder}/{number}")
+                if file.startswith(SHARED_MEMORY) and not file.endswith(" (deleted)"):
+                    found.append(file)
+    return found
+
+
+def _is_tracker(process: psutil.Process) -> bool:
+    """Is it Python's, which removes named semaphores when all that could use them are gone?"""
+    with contextlib.suppress(psutil.Error):
+        return any("multiprocessing.resource_tracker" in word for word in process.cmdline())
+    return False
+
+
+HEAD, TRAINER = "head", "trainer"
+
+
+def engine(index: int) -> str:
+    """The name of an engine's part."""
+    return f"engine {index}"
+
+
+class Elsewhere(ABC):
+    """A member that is no process of this machine."""
+
+    @abstractmethod
+    def lives(self) -> bool:
+        """Look now."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Have it ended; returns at once."""
+
+
+Member = psutil.Process | Elsewhere | None
+
+
+class Watch:
+    """Which parts of a stack there are, and which have died."""
+
+    def __init__(self, interval: float, on_death: Callable[[str], None]) -> None:
+        """Looks from now on; `on_death` is called once a death, in whichever thread saw it."""
+        self._parts: dict[str, list[Member]] = {}
+        self._dead: set[str] = set()
+        self._on_death, self._interval = on_death, interval
+        self._lock = threading.RLock()
+        self._ended = threading.Event()
+        threading.Thread(target=self._work, name="kit-watch", daemon=True).start()
+
+    def add(self, part: str, who: Iterable[int | Elsewhere]) -> None:
+        """Look after these (process ids, or members elsewhere) from now on; they take the place of
+        a part that has died.
+        """
+        members = [_found(one) if isinstance(one, int) else one for one in who]
+        with self._lock:
+            self._parts[part] = members
+            self._dead.discard(part)
+
+    def gone(self, part: str) -> None:
+        """This one has died, and nobody knows its processes."""
+        with self._lock:
+            self._parts[part] = [None]
+
+    def dead(self) -> set[str]:
+        """Look now: the parts that have died and that nothing has taken the place of."""
+        with self._lock:
+            while self._look():
+                pass  # again: what took this part along may have begun to end meanwhile
+            return set(self._dead)
+
+    def end(self, part: str) -> None:
+        """End a part, and know it as dead."""
+        with self._lock:
+            if part in self._parts and part not in self._dead:
+                self._bury(part)
+
+    def _look(self) -> bool:
+        """Bury what has died since: was there any?"""
+        found = [
+            part
+            for part, members in self._parts.items()
+            if part not in self._dead and not all(map(_lives, members))
+        ]
+        for part in found:
+            self._bury(part)
+        return bool(found)
+
+    def _bury(self, part: str) -> None:
+        self._dead.add(part)
+        members = self._parts[part]
+        end([one for one in members if isinstance(one, psutil.Process)])
+        for one in members:
+            if isinstance(one, Elsewhere):
+                one.end()
+        self._on_death(part)
+
+    def close(self) -> None:
+        """Look no more."""
+        self._ended.set()
+        with self._lock:
+            self._parts.clear()
+
+    def _work(self) -> None:
+        while not self._ended.wait(self._interval):
+            self.dead()
+
+
+def _found(pid: int) -> psutil.Process | None:
+    """None if it is gone already; the next look then ends its part."""
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _lives(process: Member) -> bool:
+    if isinstance(process, Elsewhere):
+        return process.lives()
+    return process is not None and lives(process)

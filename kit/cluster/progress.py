@@ -1,0 +1,65 @@
+"""What the processes of a stack do while it starts, told to the client through small files.
+
+Each process writes one file into the stack's directory, anew at each stage, and the client reads
+them when it likes. Nobody waits for anybody, and a start goes on where a file cannot be written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+DIRECTORY_ENV = "KIT_STAGES"
+"""Holds the stack's directory in the environment of each of its processes."""
+
+
+READY = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What one side of the stack is doing."""
+
+    words: str
+    since: float
+    """When it began, in seconds of `time.time()`."""
+
+
+def report(who: str, stage: str) -> None:
+    """Say what this process does from now on; nothing where no client has asked for it.
+
+    Args:
+        who: `engine` or `trainer`.
+        stage: in words, such as `loading weights`; `READY` at the end.
+    """
+    directory = os.environ.get(DIRECTORY_ENV)
+    if not directory:
+        return
+    file = Path(directory) / f"stage-{who}-{os.getpid()}"
+    partial = file.with_name(f"partial-{file.name}")
+    with contextlib.suppress(OSError):
+        partial.write_text(json.dumps([stage, time.time()]))
+        partial.replace(file)  # so that nobody reads half of it
+
+
+def read(directory: str | Path) -> dict[str, Stage]:
+    """The stage of engine and trainer, as far as they have told. Of several processes of one side,
+    the one that is furthest behind.
+    """
+    found: dict[str, list[Stage]] = {}
+    for file in Path(directory).glob("stage-*"):
+        with contextlib.suppress(OSError, ValueError):
+            words, since = json.loads(file.read_text())
+            found.setdefault(file.name.split("-")[1], []).append(Stage(words, since))
+    return {who: _behind(told) for who, told in found.items()}
+
+
+def _behind(told: list[Stage]) -> Stage:
+    working = [stage for stage in told if stage.words != READY]
+    if working:
+        return min(working, key=lambda stage: stage.since)
+    return max(told, key=lambda stage: stage.since)

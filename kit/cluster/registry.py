@@ -1,0 +1,231 @@
+"""The stacks of this user on this machine: one small file each, which only the user can read.
+
+A file tells how a living stack is reached (folder, Ray's address and token) and what it is (name,
+device, what it was started with). It is written by who starts a stack and removed by the stack's
+head. A file whose head is gone is stale: heads are told apart by process id, the moment at which
+they started, and the boot of the machine, so a process that got the same number later is not taken
+for one.
+
+Ends a stack from outside: by what it is, never by a name that others may have.
+
+A stack whose head was killed can leave processes and its folder behind. In the folder lies who the
+head was, so that its processes are known even then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+from kit.cluster import processes
+from kit.cluster.lease import Connection
+from kit.errors import StackError
+from kit.utils import pids
+from kit.utils.pids import started
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A stack as its file tells of it."""
+
+    stack: str
+    """Its own id, the value of the mark that each of its processes carries."""
+    name: str
+    """Of the session."""
+    head: int
+    """Process id of the head."""
+    head_started: str
+    """When that process started; see `started`."""
+    host: str
+    directory: str
+    token: str
+    device: str
+    created: float
+    """In seconds of `time.time()`."""
+    card: str = ""
+    """Which GPUs, by the numbers that they carry, between commas."""
+    device_gib: float | None = None
+    """Its share of the GPU; None takes all."""
+    fingerprint: str = ""
+    """What its processes were started with; empty while it starts."""
+    address: str = ""
+    """Of the Ray cluster that it has joined; empty where it has a head of its own."""
+    group: str = ""
+    """Of runs that share a stack; empty outside of one."""
+
+    @property
+    def folder(self) -> Path:
+        """The stack's directory."""
+        return Path(self.directory)
+
+    @property
+    def ready(self) -> bool:
+        """Has it started?"""
+        return bool(self.fingerprint)
+
+    @property
+    def alive(self) -> bool:
+        """Is its head running?"""
+        return started(self.head) == self.head_started
+
+    @classmethod
+    def read(cls, file: Path) -> Self | None:
+        """None for a file that is gone, unreadable, or of another version of the kit."""
+        try:
+            row = json.loads(file.read_text(encoding="utf-8"))
+            return cls(**row) if row.keys() <= {f.name for f in fields(cls)} else None
+        except (OSError, ValueError, TypeError, AttributeError):
+            return None
+
+
+def folder() -> Path:
+    """Where the files are; made where it is missing.
+
+    Raises:
+        StackError: it belongs to somebody else.
+    """
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    place = Path(base) / "kit" / "stacks"
+    try:
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        writable = os.access(place, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:  # no home, or one that is read-only
+        place = Path(tempfile.gettempdir()) / f".kit-stacks-{os.getuid()}"
+        place.mkdir(exist_ok=True, mode=0o700)
+    status = place.stat()
+    if status.st_uid != os.getuid():
+        raise StackError(
+            f"{place} belongs to another user.",
+            why="It would hold the tokens with which your sessions are reached.",
+            fix="set XDG_STATE_HOME to a folder of your own.",
+        )
+    if stat.S_IMODE(status.st_mode) != 0o700:
+        place.chmod(0o700)
+    return place
+
+
+@contextlib.contextmanager
+def locked() -> Iterator[None]:
+    """Nobody else starts or takes a stack meanwhile."""
+    with (folder() / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def write(entry: Entry) -> None:
+    """Put a stack's file there, or a new version of it, in one move."""
+    target = folder() / f"{entry.stack}.json"
+    partial = target.with_suffix(f".partial-{os.getpid()}")
+    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(asdict(entry), file)
+    partial.replace(target)
+
+
+def forget(stack: str) -> None:
+    """Remove a stack's file, if it is there."""
+    with contextlib.suppress(OSError, StackError):
+        (folder() / f"{stack}.json").unlink(missing_ok=True)
+
+
+def living() -> list[Entry]:
+    """Every stack of this user on this machine whose head runs, the oldest first. Files of heads
+    that are gone are removed.
+    """
+    found = []
+    for file in folder().glob("*.json"):
+        entry = Entry.read(file)
+        if entry is None or entry.host != socket.gethostname():
+            continue
+        if entry.alive:
+            found.append(entry)
+        else:
+            forget(entry.stack)
+    return sorted(found, key=lambda entry: entry.created)
+
+
+def new(stack: str, head: int, directory: Path, token: str, **what: Any) -> Entry:
+    """The entry of a stack whose head was started just now."""
+    return Entry(
+        stack=stack,
+        head=head,
+        head_started=started(head) or "",
+        host=socket.gethostname(),
+        directory=str(directory),
+        token=token,
+        created=time.time(),
+        **what,
+    )
+
+
+def process(entry: Entry) -> psutil.Process | None:
+    """The head, if it is the one that the entry means."""
+    with contextlib.suppress(psutil.Error):
+        head = psutil.Process(entry.head)
+        return head if entry.alive else None
+    return None
+
+
+PATIENCE = 10.0
+"""Seconds in which a head takes its stack down."""
+
+
+IDENTITY = "identity.json"
+
+
+def end(entry: Entry) -> int:
+    """End every process of a stack and remove its folder; how many there were."""
+    members = _members(entry.stack, entry.head, entry.head_started)
+    with contextlib.suppress(OSError, ValueError):
+        connection = Connection(entry.folder)
+        connection.ask("end")
+        connection.close()
+        psutil.wait_procs(members, timeout=PATIENCE)
+    processes.end(_members(entry.stack, entry.head, entry.head_started))
+    shutil.rmtree(entry.folder, ignore_errors=True)
+    forget(entry.stack)
+    return len(members)
+
+
+def leave_identity(entry: Entry) -> None:
+    """Write into a stack's folder who its head is."""
+    text = json.dumps([entry.stack, entry.head, entry.head_started])
+    (entry.folder / IDENTITY).write_text(text)
+
+
+def left_in(folder: Path) -> list[psutil.Process]:
+    """The processes of the stack to which this folder belonged, whose head is gone."""
+    try:
+        stack, head, head_started = json.loads((folder / IDENTITY).read_text())
+    except (OSError, ValueError):
+        return []
+    return _members(str(stack), int(head), str(head_started))
+
+
+def remove(folder: Path) -> int:
+    """End what is left of a stack and remove its folder; how many processes there were."""
+    members = left_in(folder)
+    processes.end(members)
+    shutil.rmtree(folder, ignore_errors=True)
+    return len(members)
+
+
+def _members(stack: str, head: int, head_started: str) -> list[psutil.Process]:
+    # While a process of its session lives, the head's number is given to nobody else. Where
+    # somebody has it, the session is gone, and only the mark tells.
+    ours = pids.started(head) in (None, head_started)
+    return processes.of_stack(stack, head if ours else -1)

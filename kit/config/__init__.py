@@ -1,0 +1,59 @@
+"""`SessionConfig`: every setting of a session, in one validated tree that is YAML in and out.
+
+    SessionConfig.load("config.yaml")        a file; what it leaves out takes its default
+    SessionConfig.preset("tiny")             a preset by name
+    config.dump("config.yaml")               the whole tree, defaults included
+    config.replace("training.learning_rate", 3e-4)
+
+Names are Miles' where Miles has one. An unknown key, a wrong type and settings that cannot go
+together raise ConfigError before any process starts.
+
+    schema.py       SessionConfig: the tree, YAML, presets, one key replaced
+    sections.py     model, data, reward, rollout, engine, memory, evaluation, cluster, logging, ...
+    training.py     what an update does: estimator, loss, corrections, optimizer, critic
+    validation.py   what cannot go together, and errors that name the line and the nearest key
+    presets.py      the presets by name
+"""
+
+from __future__ import annotations
+
+from kit.config.schema import SessionConfig, as_yaml
+from kit.config.sections import (
+    TINY,
+    UNNAMED,
+    CheckpointConfig,
+    ClusterConfig,
+    DataConfig,
+    EngineConfig,
+    EvaluationConfig,
+    LoggingConfig,
+    MemoryConfig,
+    MismatchConfig,
+    ModelConfig,
+    RewardConfig,
+    RolloutConfig,
+    StackConfig,
+)
+from kit.config.training import CriticConfig, MisConfig, TrainingConfig
+
+__all__ = [
+    "TINY",
+    "UNNAMED",
+    "CheckpointConfig",
+    "ClusterConfig",
+    "CriticConfig",
+    "DataConfig",
+    "EngineConfig",
+    "EvaluationConfig",
+    "LoggingConfig",
+    "MemoryConfig",
+    "MisConfig",
+    "MismatchConfig",
+    "ModelConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "SessionConfig",
+    "StackConfig",
+    "TrainingConfig",
+    "as_yaml",
+]

@@ -1,0 +1,201 @@
+"""`SessionConfig`: every setting of a session, in one validated tree that is YAML in and out.
+
+    SessionConfig.load("config.yaml")        a file; what it leaves out takes its default
+    SessionConfig.preset("tiny")             a preset by name
+    config.dump("config.yaml")               the whole tree, defaults included
+    config.replace("training.learning_rate", 3e-4)
+
+Names are Miles' where Miles has one. An unknown key, a wrong type and settings that cannot go
+together raise ConfigError before any process starts.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from kit.config.sections import (
+    UNNAMED,
+    CheckpointConfig,
+    ClusterConfig,
+    DataConfig,
+    EngineConfig,
+    EvaluationConfig,
+    LoggingConfig,
+    MemoryConfig,
+    MismatchConfig,
+    ModelConfig,
+    RewardConfig,
+    RolloutConfig,
+    Section,
+    StackConfig,
+    check_parallel,
+)
+from kit.config.training import TrainingConfig
+from kit.config.validation import check_rollout_policies, explain
+from kit.errors import ConfigError, did_you_mean
+
+
+class SessionConfig(Section):
+    """The whole tree. `SessionConfig()` is the tiny preset's model with plain defaults."""
+
+    name: str = UNNAMED
+    """Names the session in messages and reports, and for `RLSession.attach`. A number is added to
+    a preset's name while another session of this name runs."""
+    seed: int = Field(default=0, ge=0)
+    """Of prompts' order, of sampling, of what a trainer draws: the same seed, the same run."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto is CUDA where there is one."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    reward: RewardConfig = RewardConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    training: TrainingConfig = TrainingConfig()
+    engine: EngineConfig = EngineConfig()
+    memory: MemoryConfig = MemoryConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    mismatch: MismatchConfig = MismatchConfig()
+    logging: LoggingConfig = LoggingConfig()
+    stack: StackConfig = StackConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    def __init__(self, /, **settings: Any) -> None:
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise explain(error, type(self), settings) from None
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        check_rollout_policies(self.rollout, self.training)
+        check_parallel(self.engine)
+        mismatch = self.mismatch
+        if (
+            mismatch.warn_above
+            and mismatch.fail_above
+            and mismatch.warn_above > mismatch.fail_above
+        ):
+            raise ValueError(
+                f"mismatch.warn_above {mismatch.warn_above} is above fail_above "
+                f"{mismatch.fail_above}. What to do: swap them."
+            )
+        if self.reward.name and self.reward.weights:
+            raise ValueError(
+                "reward.name and reward.weights are both set. What to do: keep one; weights: "
+                f"{{{self.reward.name}: 1.0}} is the same as name: {self.reward.name}."
+            )
+        return self
+
+    @classmethod
+    def preset(cls, name: str) -> SessionConfig:
+        """A ready configuration. Raises ConfigError for a name that is none."""
+        from kit.config.presets import PRESETS
+
+        if name not in PRESETS:
+            raise ConfigError(f"There is no preset {name!r}.", fix=did_you_mean(name, PRESETS))
+        return cls(**PRESETS[name])
+
+    @classmethod
+    def load(cls, path: str | Path) -> SessionConfig:
+        """Read a YAML file. Raises ConfigError for a missing, broken or wrong one."""
+        file = Path(path)
+        if not file.is_file():
+            raise ConfigError(
+                f"There is no configuration file {str(file)!r}.",
+                fix="check the path; SessionConfig.preset('tiny').dump('config.yaml') writes one.",
+            )
+        try:
+            tree = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file} is not valid YAML.", why=str(error)) from None
+        if tree is None:
+            tree = {}
+        if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+            raise ConfigError(
+                f"{file} holds a {type(tree).__name__}, not a mapping of settings.",
+                fix="write sections such as `training:` with keys below them.",
+            )
+        return cls(**tree)
+
+    @classmethod
+    def of(cls, config: SessionConfig | str | Path) -> SessionConfig:
+        """What `RLSession.start` accepts: a configuration, a preset's name, or a YAML file."""
+        if isinstance(config, SessionConfig):
+            return config
+        if not isinstance(config, (str, Path)):
+            raise ConfigError(
+                f"A configuration was expected, not {config!r} ({type(config).__name__}).",
+                fix="give a preset's name ('tiny'), the path of a YAML file, or a SessionConfig.",
+            )
+        if isinstance(config, Path) or config.endswith((".yaml", ".yml")):
+            return cls.load(config)
+        return cls.preset(config)
+
+    def to_yaml(self) -> str:
+        """The whole tree as YAML, defaults included."""
+        return as_yaml(self.model_dump(mode="json"))
+
+    def dump(self, path: str | Path) -> Path:
+        """Write the whole tree; `load` reads it back equal."""
+        target = Path(path)
+        target.write_text(self.to_yaml(), encoding="utf-8")
+        return target
+
+    def replace(self, key: str, value: Any) -> SessionConfig:
+        """A changed copy, validated again: `config.replace("training.num_rollout", 5)`."""
+        tree: dict[str, Any] = self.model_dump(mode="json")
+        *sections, last = key.split(".")
+        branch = tree
+        for section in sections:
+            if not isinstance(branch.get(section), dict):
+                raise ConfigError(
+                    f"There is no section {section!r} in {key!r}.", fix=did_you_mean(section, tree)
+                )
+            branch = branch[section]
+        branch[last] = value
+        return type(self)(**tree)
+
+    @property
+    def rollout_size(self) -> int:
+        """Samples a step."""
+        return self.training.rollout_size
+
+    @property
+    def samples_at_once(self) -> int:
+        """Samples that the engine is given at once: a step's, or more where it over-samples."""
+        prompts = self.rollout.over_sampling_batch_size or self.training.rollout_batch_size
+        return prompts * self.training.n_samples_per_prompt
+
+    def __str__(self) -> str:
+        return self.to_yaml()
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        from kit.viz import show_config
+
+        return show_config(self)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-6` as a string, which is how everybody writes a learning rate."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the strings that `_Loader` would read as numbers."""
+
+
+for _end in (_Loader, _Dumper):
+    _end.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )
+
+
+def as_yaml(tree: dict[str, Any]) -> str:
+    """Settings as YAML that `SessionConfig.load` reads back equal."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,329 @@
+"""What every section of the configuration is made of.
+
+Which Ray cluster a session runs on, and how trainers and engines share its devices.
+
+`LoggingConfig`: where metrics go besides the run's own files.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+Above0 = Annotated[float, Field(gt=0.0)]
+
+
+Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """A part of the tree: frozen, and closed to keys that nobody reads."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ClusterConfig(Section):
+    """Ray, and who has which device; see docs/devices.md."""
+
+    address: str | None = None
+    """None starts a Ray head of the session's own on this machine. `auto` joins the Ray cluster
+    that runs here already, `HOST:PORT` the one whose head listens there; this machine has to be one
+    of its nodes. The cluster's token is taken from where Ray itself looks for it."""
+    colocate: bool = True
+    """True: trainers and engines share the devices, each engine fed through memory by the trainers
+    on its own. False: every trainer and every engine has devices to itself, and weights are
+    broadcast (NCCL between GPUs, gloo between CPUs)."""
+
+
+def check_parallel(engine: EngineConfig) -> None:
+    """Raise ValueError for an engine that SGLang could not run, or not feed with weights."""
+    data, tensor = engine.data_parallel, engine.tensor_parallel
+    if data > 1 and tensor == 1:
+        raise ValueError(
+            f"engine.data_parallel is {data} and engine.tensor_parallel 1: SGLang takes new "
+            "weights in several data-parallel copies only where they share the devices of one "
+            f"tensor-parallel engine. What to do: for copies side by side set engine.replicas: "
+            f"{data}; else set engine.tensor_parallel to a multiple of {data}."
+        )
+    if tensor % data:
+        raise ValueError(
+            f"engine.data_parallel {data} does not divide engine.tensor_parallel {tensor}: "
+            "attention is divided among the devices of one engine. What to do: take a divisor of "
+            f"{tensor}."
+        )
+    for key, ours in (("tp_size", "tensor_parallel"), ("dp_size", "data_parallel")):
+        if key in engine.extra:
+            raise ValueError(
+                f"engine.extra has {key}, of which the kit has to know. What to do: set "
+                f"engine.{ours} instead."
+            )
+
+
+class LoggingConfig(Section):
+    """Copies of the metrics for TensorBoard, Weights & Biases and trackio, under Miles' names.
+
+    The run's own files are the truth. A logger that fails is told once and stops nothing.
+    """
+
+    dir: str = ""
+    """Folder of what they write: `tensorboard/`, `wandb/` and `trackio/` in it. Empty: the run's
+    folder in a batch run, otherwise one of its own in `logs/`."""
+    use_tensorboard: bool = False
+    """Write event files; look at them with `tensorboard --logdir`."""
+    tb_project_name: str = ""
+    """A folder in `tensorboard/`; empty takes none."""
+    tb_experiment_name: str = ""
+    """A folder in that one; empty takes none."""
+    use_wandb: bool = False
+    """Log to Weights & Biases. The key is never a setting: `wandb login`, or WANDB_API_KEY."""
+    wandb_mode: Literal["online", "offline", "disabled"] | None = None
+    """offline only writes files, which `wandb sync` sends later. None: as WANDB_MODE says, else
+    online."""
+    wandb_project: str = "kit"
+    """The project that the run belongs to."""
+    wandb_team: str = ""
+    """The entity that the project belongs to; empty takes your own."""
+    wandb_group: str = ""
+    """The group of runs that it belongs to; empty takes the session's name."""
+    wandb_run_id: str = ""
+    """Go on with this run, such as one that a killed kernel had begun; empty begins one."""
+    wandb_host: str = ""
+    """Address of a server of your own; empty takes wandb's."""
+    wandb_always_use_train_step: bool = False
+    """Count `rollout/step` and `eval/step` in optimizer steps, not in rollouts."""
+    use_trackio: bool = False
+    """Log to trackio, which keeps runs on this machine; `trackio show` serves them."""
+    trackio_project: str = ""
+    """Empty takes `wandb_project`."""
+    trackio_run_name: str = ""
+    """Empty takes the run folder's name, or the session's."""
+    trackio_group: str = ""
+    """Empty takes `wandb_group`, or the session's name."""
+    trackio_space_id: str = ""
+    """Log to this Space of the Hugging Face hub, not to files."""
+    trackio_server_url: str = ""
+    """Log to a trackio server of your own, not to files."""
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The loggers that are asked for."""
+        asked = {
+            "tensorboard": self.use_tensorboard,
+            "wandb": self.use_wandb and self.wandb_mode != "disabled",
+            "trackio": self.use_trackio,
+        }
+        return tuple(name for name, wanted in asked.items() if wanted)
+
+
+UNNAMED = "session"
+
+
+TINY = "tiny"
+"""The model that ships with the kit; see `kit/tiny/`."""
+
+
+class ModelConfig(Section):
+    """Which model, and how it computes."""
+
+    name: str = TINY
+    """A directory, a Hugging Face name such as Qwen/Qwen3-0.6B, or `tiny`."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the computation; auto is float32 on the CPU and bfloat16 on a GPU. Weights and optimizer
+    are kept in float32 by the trainer in any case."""
+    context_length: Positive | None = None
+    """Longest prompt plus response, in tokens; None takes the model's own limit."""
+    gradient_checkpointing: bool | Literal["selective", "alternating"] | None = None
+    """Recompute in the backward pass instead of keeping: true all of each layer (least memory, a
+    third more time), `selective` its feed-forward part, `alternating` the one in every other layer
+    and the other in those between, false nothing; None lets the memory plan choose."""
+    compile: bool | None = None
+    """Compile the trainer's layers with torch.compile; None does so on a GPU for models of 100 M
+    parameters and more. The first start takes half a minute longer; later ones find it on disk."""
+    trust_remote_code: bool = False
+    """Run Python code that a model directory brings along."""
+
+
+class DataConfig(Section):
+    """Where prompts come from, and how they become tokens."""
+
+    source: str = ""
+    """Where training prompts come from: a JSONL, JSON, CSV or Parquet file, a directory saved by
+    `datasets`, `tiny:TASK`, or `reasoning_gym:TASK`. A slice may follow: `train.jsonl@[0:1000]`.
+    Empty takes the model's first task: tiny:addition, otherwise reasoning_gym:gsm_symbolic."""
+    eval_source: str = ""
+    """Held-out prompts in the same notation. Empty: the task's own held-out split where the
+    source is a task, and no evaluation otherwise."""
+    input_key: str = "prompt"
+    """The field that holds the prompt: a string, or a list of chat messages."""
+    label_key: str = "label"
+    """The field that holds the right answer; rows may lack it."""
+    metadata_key: str = "metadata"
+    """The field that holds a mapping which reward functions can read; rows may lack it."""
+    apply_chat_template: bool = True
+    """Render prompts through the model's chat template; a plain string counts as one user
+    message."""
+    system_prompt: str = ""
+    """Put in front of plain string prompts as a system message, where not empty."""
+    shuffle: bool = True
+    """A new order each epoch, from the seed."""
+    size: Positive = 10_000
+    """How many training rows a generated task (reasoning_gym) makes."""
+    eval_size: Positive = 256
+    """How many held-out rows a generated task (reasoning_gym) makes."""
+
+
+class RewardConfig(Section):
+    """What a response is worth."""
+
+    name: str = ""
+    """A built-in reward: exact, number, math, gsm8k, format, reasoning_gym. Empty takes the one
+    that fits the data source, else `exact`."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """A weighted sum of built-in rewards instead of one, by name: {math: 0.9, format: 0.1}."""
+    format_pattern: str = ""
+    """The regular expression that `format` looks for in a response."""
+    timeout: Above0 | None = 60.0
+    """Seconds that a reward may take of one sample, which is then marked as failed; a function of
+    all samples has so many for each. None waits for ever. Nothing is ended under a debugger."""
+
+
+class RolloutConfig(Section):
+    """How responses are sampled."""
+
+    temperature: float = Field(default=1.0, gt=0.0)
+    """Divides the logits, in the engine and in the trainer: below 1 surer, above 1 bolder."""
+    top_p: Fraction = 1.0
+    """Sample only from the likeliest tokens up to this share of the probability; 1 from all."""
+    top_k: int = Field(default=-1, ge=-1)
+    """-1 samples from the whole vocabulary."""
+    max_response_len: Positive | None = None
+    """In tokens. None: what the tiny task needs, otherwise 1024."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a response, besides the model's own end-of-sequence token."""
+    dynamic_sampling: bool = False
+    """Leave out groups whose rewards are all equal, which teach nothing, and draw further prompts
+    until `rollout_batch_size` groups are left (DAPO)."""
+    dynamic_sampling_max_rounds: Positive = 10
+    """So often it draws for one step; then it trains on what there is, and the report says so."""
+    over_sampling_batch_size: Positive | None = None
+    """Prompts sent to the engine at once; as soon as `rollout_batch_size` groups are finished, the
+    rest is aborted. Prefers short responses, and which groups are first depends on the machine's
+    timing: the same seed need not give the same samples. None sends what the step needs."""
+    partial_rollout: bool = False
+    """Keep what was aborted, with its tokens, and continue it in the next rollout, with the weights
+    of then. It waits in the session's buffer, which is part of a checkpoint."""
+    mask_offpolicy_in_partial_rollout: bool = False
+    """Do not train on tokens of continued responses that older weights wrote."""
+
+
+class EngineConfig(Section):
+    """SGLang."""
+
+    mem_fraction_static: Fraction | None = None
+    """Share of the device for engine weights and KV cache; None lets the kit choose. GPU only."""
+    max_total_tokens: Positive | None = None
+    """Size of each replica's KV cache in tokens; None lets the kit (CPU) or SGLang (GPU) choose."""
+    attention_backend: str = "auto"
+    """SGLang's name for it; auto is the kit's batched backend on the CPU, Triton on a GPU."""
+    max_running_requests: Positive | None = None
+    """Requests decoded together, over all replicas; None takes a whole rollout."""
+    replicas: Positive | None = None
+    """Engines side by side, each with all weights and a share of the cores and of the prompts. None
+    takes, on a CPU, two for a small model, else one; on GPUs as many as trainers' devices hold."""
+    tensor_parallel: Positive = 1
+    """Devices that one engine divides its weights over (SGLang's tp_size)."""
+    data_parallel: Positive = 1
+    """Into how many parts one engine's attention divides the requests (SGLang's dp_size, with
+    enable_dp_attention); a divisor of `tensor_parallel`. GPU only."""
+    update_weight_buffer_size: Annotated[int, Field(ge=1 << 20)] = 512 << 20
+    """Bytes of a bucket in which weights travel from the trainer to the engine; two are held. A
+    tensor that is larger has a bucket to itself. GPU only."""
+    weight_bits: Annotated[int, Field(ge=2, le=16)] | None = None
+    """Round each row of every weight matrix to so many bits on its way to the engine, as a
+    quantised engine has them; None does not. The trainer's weights stay as they are."""
+    weight_noise: float = Field(default=0.0, ge=0.0)
+    """Add normal noise to every weight matrix on its way to the engine, anew at each sync: its
+    standard deviation, as a share of the root mean square of the matrix's row. To see what
+    corrections such as `training.use_tis` mend."""
+    start_timeout: float = Field(default=600.0, gt=0.0)
+    """Seconds that starting Ray, engine and trainer may take."""
+    call_timeout: float = Field(default=1800.0, gt=0.0)
+    """Seconds that one call of engine or trainer may take."""
+    health_interval: float = Field(default=1.0, gt=0.0)
+    """Seconds between two looks whether the processes of Ray, engine and trainer still live."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Further `sglang.ServerArgs` fields; keys are checked against SGLang's own."""
+
+    @property
+    def disturbed(self) -> bool:
+        """Does the engine get other weights than the trainer's?"""
+        return bool(self.weight_bits or self.weight_noise)
+
+
+class MemoryConfig(Section):
+    """Who holds the device when; `session.memory_plan()` shows what follows from it."""
+
+    device_gib: Above0 | None = None
+    """Most that the session may take of the device, in GiB; None takes what the card has."""
+    sleep: Literal["auto", "never", "always"] = "auto"
+    """Does the engine let go of its memory while the trainer works, and the trainer of its while
+    the engine generates? auto: as far as it is needed to fit. GPU only."""
+    snapshots_gib: Above0 | None = None
+    """Most host memory that snapshots may hold together, in GiB; None: as far as there is room."""
+
+
+class CheckpointConfig(Section):
+    """What is kept on disk without being asked for each time."""
+
+    interval: int = Field(default=0, ge=0)
+    """Save a checkpoint every so many steps; 0 only when asked. One that cannot be written is a
+    warning, and training goes on."""
+    keep_last: Positive | None = None
+    """Of checkpoints that are numbered by step so many stay, the newest; None keeps all."""
+
+
+class EvaluationConfig(Section):
+    """Held-out accuracy."""
+
+    interval: int = Field(default=0, ge=0)
+    """Evaluate every so many steps of `train`; 0 only when asked."""
+    n_samples_per_prompt: Positive = 1
+    """Responses to each held-out prompt; several give pass@k."""
+    temperature: NonNegative = 0.0
+    """0 is greedy."""
+    max_prompts: Positive | None = None
+    """Only the first so many held-out prompts; None takes all."""
+
+
+class MismatchConfig(Section):
+    """When trainer and engine count as disagreeing."""
+
+    interval: int = Field(default=0, ge=0)
+    """Check trainer against engine every so many steps of `train`; 0 only when asked."""
+    warn_above: Above0 | None = None
+    """Mean |trainer - rollout| log-prob; None: 1e-5 in float32, 0.02 in bfloat16."""
+    fail_above: Above0 | None = None
+    """None: 1e-3 in float32, 0.1 in bfloat16."""
+
+
+class StackConfig(Section):
+    """How long the session's processes outlive whoever drives them."""
+
+    lease: NonNegative = 300.0
+    """Seconds that they wait for `RLSession.attach` when the notebook's kernel was killed or
+    restarted. In a batch run they end with it, whatever is set here."""
+    keep_warm: NonNegative = 0.0
+    """Seconds that they wait after `close` for the next start with the same engine settings, which
+    then takes about a second; 0 ends them."""

@@ -1,0 +1,267 @@
+"""From a check that did not pass to its cause: which probes run, in which order.
+
+Both sides' log-probs, token by token, and the verdict on them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from kit.config import MismatchConfig, SessionConfig
+from kit.diagnostics.mismatch import curves, probes
+from kit.diagnostics.mismatch.experiments import Finding, Lab, suspects
+from kit.reports import Cause, MismatchReport, TokenDifference, Verdict
+from kit.samples import Rollout, Sample
+
+if TYPE_CHECKING:
+    from kit.rollout.sampler import Prompting
+    from kit.stack.stack import Stack
+
+
+PROBES = (
+    probes.weights,
+    probes.tokens,
+    probes.repetition,
+    probes.prefix_cache,
+    probes.sampling,
+    probes.packing,
+    probes.routing,
+    probes.precision,
+)
+"""The first that explains the difference ends the search. Cheap ones, and those whose fault would
+spoil the others' results, come first; precision is last, because a little of it is always there."""
+
+
+LURKING: tuple[Cause, ...] = ("stale_weights", "stale_prefix_cache", "dropout")
+"""Causes that can be there while these log-probs agree. The others are differences explained, and
+where there is none there is nothing to explain."""
+
+
+def check(
+    samples: Sequence[Sample],
+    *,
+    config: SessionConfig,
+    stack: Stack,
+    prompting: Prompting,
+    trainer_version: int,
+    engine_version: int,
+    deep: bool = False,
+) -> MismatchReport:
+    """Compare a rollout's log-probs with the trainer's, and look for the cause of a difference.
+
+    Args:
+        samples: with `rollout_log_probs`.
+        config: the session's.
+        stack: engine and trainer.
+        prompting: tokenizer and prompts.
+        trainer_version: weight version the trainer holds now.
+        engine_version: weight version the engine holds now.
+        deep: run all probes, whatever the verdict.
+    """
+    lengths = [s.response_length for s in samples]
+    trained = stack.by_token([s.tokens for s in samples], lengths, "policy")
+    report = compare(
+        samples,
+        trained,
+        config=config.mismatch,
+        dtype=stack.dtype,
+        trainer_version=trainer_version,
+        token_text=prompting.token_text,
+    )
+    if report.verdict == "pass" and not deep:
+        return report
+    chosen = suspects(samples, trained)
+    lab = Lab(
+        config,
+        stack,
+        prompting,
+        report,
+        engine_version,
+        [samples[i] for i in chosen],
+        [trained[i] for i in chosen],
+    )
+    return explain(lab, deep=deep)
+
+
+def explain(lab: Lab, *, deep: bool) -> MismatchReport:
+    """The report with the cause that the probes found, and what they saw on the way."""
+    report = lab.report
+    evidence = [f"{len(lab.samples)} samples that differ most were computed again"]
+    cause: Finding | None = None
+    for probe in (*PROBES, probes.training_mode) if deep else PROBES:
+        finding = probe(lab)
+        evidence += finding.evidence
+        if finding.kind and not cause and (report.verdict != "pass" or finding.kind in LURKING):
+            cause = finding
+            if not deep:
+                break
+    if cause is None:
+        if report.verdict == "pass":
+            return replace(report, evidence=tuple(evidence))
+        words = (
+            "No probe made the difference go away; the evidence says what it is not. Look at the "
+            "tokens that differ most, and at settings that only one side has (engine.extra)."
+        )
+        return replace(report, cause=words, cause_kind="unknown", evidence=tuple(evidence))
+    verdict = report.verdict
+    if verdict == "pass":
+        # These log-probs agree. What else was found will matter: in the update, or next time.
+        verdict = "warn"
+    elif unaligned(lab.samples):
+        verdict = "fail"
+    return replace(
+        report,
+        verdict=verdict,
+        cause=cause.words,
+        cause_kind=cause.kind or "unknown",
+        evidence=tuple(evidence),
+    )
+
+
+THRESHOLDS = {"float32": (1e-5, 1e-3), "bfloat16": (0.02, 0.1)}
+"""Mean |trainer - rollout| log-prob above which to warn and to fail, by dtype."""
+
+
+WORST = 8
+
+
+CONTEXT = 6
+"""Tokens shown on either side of one of the worst."""
+
+
+def comparable(rollout: Rollout) -> list[Sample]:
+    """Those that have tokens with log-probs; none where an interrupt came before the first."""
+    return [s for s in rollout if s.response_length and s.rollout_log_probs]
+
+
+def compare(
+    samples: Sequence[Sample],
+    train_log_probs: Sequence[Sequence[float]],
+    *,
+    config: MismatchConfig,
+    dtype: str,
+    trainer_version: int,
+    token_text: Callable[[int], str],
+) -> MismatchReport:
+    """Compare both sides' log-probs, token by token. The cause is left open, save for old weights.
+
+    A sample with another number of log-probs than of tokens is compared as far as both go, and
+    fails the check.
+
+    Args:
+        samples: with `rollout_log_probs`.
+        train_log_probs: the trainer's, by sample and response token.
+        config: thresholds, where set.
+        dtype: of the computation; gives the thresholds that are not set.
+        trainer_version: weight version the trainer holds now.
+        token_text: a token id as text, for the list of the worst tokens.
+    """
+    found = [
+        (number, TokenDifference(sample.index, place, "", rollout, train))
+        for number, (sample, train_row) in enumerate(zip(samples, train_log_probs, strict=True))
+        for place, (rollout, train, active) in enumerate(
+            zip(sample.rollout_log_probs or [], train_row, sample.mask, strict=False)
+        )
+        if active
+    ]
+    differences = [d for _, d in found]
+    signed = [d.difference for d in differences]
+    gaps = [abs(x) for x in signed]
+    mean = curves.mean(gaps)
+    ratios = curves.ratios(signed)
+    warn, fail = thresholds(config, dtype)
+    versions = tuple(sorted({v for sample in samples for v in sample.weight_versions}))
+    stale = any(version != trainer_version for version in versions)
+    verdict = _verdict(mean, warn, fail, stale)
+    if unaligned(samples):
+        verdict = "fail"
+    worst = _worst(samples, found)
+    return MismatchReport(
+        verdict=verdict,
+        cause=_cause(verdict, versions, trainer_version, dtype),
+        mean_abs_diff=mean,
+        max_abs_diff=max(gaps, key=curves.badness, default=0.0),
+        kl_k1=curves.k1(signed),
+        kl_k3=curves.k3(signed),
+        tokens=len(differences),
+        warn_above=warn,
+        fail_above=fail,
+        worst=tuple(_in_context(samples[number], d, token_text) for number, d in worst),
+        trainer_version=trainer_version,
+        rollout_versions=versions,
+        cause_kind="none" if verdict == "pass" else "stale_weights" if stale else "unknown",
+        quantiles=curves.quantiles(gaps),
+        ratio_range=(min(ratios), max(ratios)) if ratios else (1.0, 1.0),
+        effective_sample_size=curves.effective_sample_size(signed),
+        by_position=curves.by_position(differences),
+        by_probability=curves.by_probability(differences),
+    )
+
+
+def thresholds(config: MismatchConfig, dtype: str) -> tuple[float, float]:
+    """Mean |difference| above which to warn and to fail."""
+    warn_default, fail_default = THRESHOLDS[dtype]
+    # A default gives way to a threshold that is set on its other side.
+    warn = config.warn_above or min(warn_default, config.fail_above or math.inf)
+    return warn, config.fail_above or max(fail_default, warn)
+
+
+def unaligned(samples: Sequence[Sample]) -> list[Sample]:
+    """Samples with another number of log-probs than of response tokens."""
+    return [s for s in samples if len(s.rollout_log_probs or []) != s.response_length]
+
+
+def _worst(
+    samples: Sequence[Sample], found: Sequence[tuple[int, TokenDifference]]
+) -> list[tuple[int, TokenDifference]]:
+    """The largest differences, of samples that begin alike only the first."""
+    worst: dict[tuple[int, ...], tuple[int, TokenDifference]] = {}
+    for number, difference in sorted(found, key=lambda item: -curves.badness(item[1].difference)):
+        sample = samples[number]
+        place = len(sample.tokens) - sample.response_length + difference.position
+        worst.setdefault(tuple(sample.tokens[: place + 1]), (number, difference))
+        if len(worst) == WORST:
+            break
+    return list(worst.values())
+
+
+def _in_context(
+    sample: Sample, difference: TokenDifference, token_text: Callable[[int], str]
+) -> TokenDifference:
+    place = len(sample.tokens) - sample.response_length + difference.position
+    before = sample.tokens[max(place - CONTEXT, 0) : place]
+    after = sample.tokens[place + 1 : place + 1 + CONTEXT]
+    return TokenDifference(
+        difference.sample_index,
+        difference.position,
+        token_text(sample.tokens[place]),
+        difference.rollout_log_prob,
+        difference.train_log_prob,
+        "".join(map(token_text, before)),
+        "".join(map(token_text, after)),
+    )
+
+
+def _verdict(mean: float, warn: float, fail: float, stale: bool) -> Verdict:
+    if not mean <= warn:  # NaN is no agreement either
+        return "fail" if stale or not mean <= fail else "warn"
+    return "warn" if stale else "pass"  # small steps in bfloat16 hide in its rounding
+
+
+def _cause(verdict: Verdict, versions: Sequence[int], trainer: int, dtype: str) -> str:
+    if verdict == "pass":
+        return "Trainer and engine agree."
+    old = ", ".join(map(str, versions))
+    if any(version != trainer for version in versions):
+        return (
+            f"Stale weights: the rollout was written by weights version {old}, the trainer now "
+            f"holds version {trainer}. Call session.sync() if you have not since the last update, "
+            f"and generate again; train only on what the present weights wrote."
+        )
+    return (
+        f"Both sides hold weights version {trainer}, so the weights are not stale. What is left is "
+        f"arithmetic ({dtype}) or a setting that only one side has, such as engine.extra."
+    )

@@ -1,0 +1,148 @@
+"""`Lab`: the samples under suspicion, and what engine and trainer can compute of them again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from kit.config import SessionConfig
+from kit.diagnostics.mismatch import curves
+from kit.reports import Cause, MismatchReport
+from kit.samples import Sample
+
+if TYPE_CHECKING:
+    from kit.rollout.sampler import Prompting
+    from kit.stack.stack import Stack
+
+
+Rows = Sequence[Sequence[float]]
+
+
+SUSPECTS = 16
+"""So many of the samples that differ most are computed again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one probe saw. A `kind` says that it explains the difference."""
+
+    evidence: tuple[str, ...]
+    kind: Cause | None = None
+    words: str = ""
+    """The cause and what to do about it, where there is one."""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Experiments on the samples that differ most."""
+
+    config: SessionConfig
+    stack: Stack
+    prompting: Prompting
+    report: MismatchReport
+    engine_version: int
+    samples: list[Sample]
+    trained: list[list[float]]
+    """The trainer's log-probs of these samples, as the check computed them."""
+
+    @property
+    def recorded(self) -> Rows:
+        """The log-probs that came with the rollout."""
+        return [s.rollout_log_probs or [] for s in self.samples]
+
+    @property
+    def temperature(self) -> float:
+        """The trainer's."""
+        return self.config.rollout.temperature
+
+    @cached_property
+    def observed(self) -> float:
+        """Mean |trainer - rollout| over these samples: what has to go away."""
+        return self.gap(self.trained, self.recorded)
+
+    def gap(self, one: Rows, other: Rows) -> float:
+        """Mean |difference| over trained tokens, as far as both go."""
+        return curves.mean(
+            [
+                abs(a - b)
+                for sample, row, with_row in zip(self.samples, one, other, strict=True)
+                for a, b, active in zip(row, with_row, sample.mask, strict=False)
+                if active
+            ]
+        )
+
+    def gone(self, after: float) -> bool:
+        """Did a change make the difference go away? Half of it by chance is no change."""
+        agrees = after <= self.report.warn_above
+        if math.isnan(self.observed):
+            return agrees
+        return after <= self.observed / 10 or (agrees and after <= self.observed / 3)
+
+    def recompute(self, *, packed: bool = True, training_mode: bool = False, seed: int = 0) -> Rows:
+        """The trainer's log-probs once more; what it drops at random, if anything, by the seed."""
+        rows: Rows = self.stack.probe(
+            "recompute", self._tokens(), self.temperature, packed, training_mode, seed
+        )
+        return rows
+
+    def sampled(self, ways: Sequence[tuple[float, float, int]]) -> list[Rows]:
+        """The trainer's log-probs at each (temperature, top_p, top_k)."""
+        from kit.trainer.probes import Way
+
+        rows: list[Rows] = self.stack.probe("sampled", self._tokens(), [Way(*way) for way in ways])
+        return rows
+
+    def plainly(self, dtypes: Sequence[str]) -> dict[str, Rows]:
+        """Transformers' own log-probs with the trainer's weights, by dtype."""
+        rows = self.stack.probe("plainly", self._tokens(), list(dtypes), self.temperature)
+        return dict(zip(dtypes, rows, strict=True))
+
+    def rescore(self, *, cached: bool, experts: bool = False) -> list[list[Any]]:
+        """What each engine makes of the samples now, at temperature 1."""
+        tokens = self._tokens()
+        return self.stack.rescore(
+            tokens.tokens, tokens.response_lengths, cached=cached, experts=experts
+        )
+
+    def routing(self, forced: Any = None) -> Any:
+        """Where the trainer's experts get their tokens; None without experts."""
+        return self.stack.probe("routing", self._tokens(), self.temperature, forced)
+
+    def with_tokens(
+        self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+    ) -> Lab:
+        """The same samples with other tokens."""
+        changed = [
+            replace(
+                sample,
+                tokens=[*prompt, *response],
+                response_length=len(response),
+                loss_mask=sample.loss_mask if len(response) == sample.response_length else None,
+            )
+            for sample, prompt, response in zip(self.samples, prompts, responses, strict=True)
+        ]
+        return replace(self, samples=changed)
+
+    def agreement(self) -> float:
+        """Mean |difference| of the log-probs of these tokens, computed now, from the recorded."""
+        return self.gap(self.recompute(), self.recorded)
+
+    def _tokens(self) -> Any:
+        from kit.trainer.probes import Samples
+
+        return Samples([s.tokens for s in self.samples], [s.response_length for s in self.samples])
+
+
+def suspects(samples: Sequence[Sample], trained: Rows) -> list[int]:
+    """Which samples to look at: those that differ most."""
+
+    def badness(index: int) -> float:
+        recorded = samples[index].rollout_log_probs or []
+        gaps = [abs(a - b) for a, b in zip(trained[index], recorded, strict=False)]
+        uneven = len(recorded) != samples[index].response_length
+        return math.inf if uneven else curves.badness(curves.mean(gaps))
+
+    return sorted(sorted(range(len(samples)), key=badness, reverse=True)[:SUSPECTS])

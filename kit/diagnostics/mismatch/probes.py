@@ -1,0 +1,398 @@
+"""One experiment for each cause: one thing is changed; does the difference go away?"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Self
+
+from kit.diagnostics.mismatch.experiments import Finding, Lab, Rows
+from kit.errors import DataError
+from kit.reports import Cause
+from kit.samples import Sample
+
+RAW_LOG_PROBS = "SGLANG_RETURN_ORIGINAL_LOGPROB"
+
+
+CUTS = ((1.0, 5), (1.0, 10), (1.0, 20), (1.0, 50), (0.95, -1), (0.9, -1), (0.8, -1))
+"""(top_p, top_k) that are tried where the configuration has none."""
+
+
+def amount(value: float) -> str:
+    """A difference as evidence shows it."""
+    return f"{value:.2g}"
+
+
+def weights(lab: Lab) -> Finding:
+    """Version stamps, and a checksum of each parameter on both sides."""
+    trainer, engine = lab.report.trainer_version, lab.engine_version
+    wrote = ", ".join(map(str, lab.report.rollout_versions)) or "unknown"
+    lines = [f"weight versions: rollout {wrote}, engine {engine}, trainer {trainer}"]
+    found = compare_checksums(lab)
+    lines += found.lines()
+    if any(version != trainer for version in lab.report.rollout_versions):
+        # The words with both versions are in the report already.
+        return Finding(tuple(lines), "stale_weights", lab.report.cause)
+    if found.different:
+        names = ", ".join(found.different[:3]) + (" ..." if len(found.different) > 3 else "")
+        words = (
+            f"Stale weights: both sides claim version {trainer}, but {len(found.different)} of "
+            f"{found.compared} parameters differ ({names}). Something changed one side's weights "
+            f"without a hand-over. Call session.sync() and generate again."
+        )
+        return Finding(tuple(lines), "stale_weights", words)
+    if done := lab.stack.probe("disturbance"):
+        lines.append(f"the engine's matrices are the trainer's, {done}")
+        words = (
+            f"Precision: the engine generates with the trainer's matrices {done}, as "
+            f"engine.weight_bits and engine.weight_noise ask. Correct for it with "
+            f"training.use_tis or training.mis, or take the setting out."
+        )
+        return Finding(tuple(lines), "precision", words)
+    return Finding(tuple(lines))
+
+
+@dataclass(frozen=True, slots=True)
+class Checksums:
+    """Trainer's and engine's parameters side by side, by SGLang's names."""
+
+    compared: int
+    different: list[str]
+    rounded: list[str]
+    """Equal, but for a dtype that is not the trainer's."""
+    engine_dtype: str
+    """Of these; empty where there are none."""
+    one_sided: list[str]
+
+    @classmethod
+    def of(
+        cls, trainer: dict[str, dict[str, list[str]]], engines: list[dict[str, str]], dtype: str
+    ) -> Self:
+        """Sort the parameters of all replicas."""
+        different: set[str] = set()
+        rounded: dict[str, str] = {}
+        names = {name for engine in engines for name in engine}
+        for name in names & set(trainer):
+            for engine in engines:
+                fits = [d for d, sums in trainer[name].items() if engine.get(name) in sums]
+                if not fits:
+                    different.add(name)
+                elif dtype not in fits:
+                    rounded[name] = fits[0]
+        return cls(
+            len(names & set(trainer)),
+            sorted(different),
+            sorted(rounded),
+            next(iter(rounded.values()), ""),
+            sorted(names ^ set(trainer)),
+        )
+
+    def lines(self) -> list[str]:
+        """What was found, as evidence."""
+        shown = f" ({', '.join(self.different[:3])})" if self.different else ""
+        found = [f"checksums of {self.compared} parameters: {len(self.different)} differ{shown}"]
+        if self.rounded:
+            found.append(f"{len(self.rounded)} parameters are {self.engine_dtype} in the engine")
+        if self.one_sided:
+            shown = ", ".join(self.one_sided[:3])
+            found.append(f"{len(self.one_sided)} parameters could not be matched ({shown})")
+        return found
+
+
+def compare_checksums(lab: Lab) -> Checksums:
+    """Ask both sides; none are compared where each of an engine's devices has a part of a weight.
+
+    Raises:
+        StackError: the engine has no checksums.
+    """
+    if lab.stack.config.engine.tensor_parallel > 1:
+        return Checksums(0, [], [], "", [])
+    return Checksums.of(lab.stack.probe("checksums"), lab.stack.checksums(), lab.stack.dtype)
+
+
+def tokens(lab: Lab) -> Finding:
+    """Do the log-probs belong to these tokens, and the prompt to the chat template?"""
+    uneven = [s for s in lab.samples if len(s.rollout_log_probs or []) != s.response_length]
+    renamed = [s for s in lab.samples if _reads_otherwise(lab, s)]
+    prompts = [_rendered(lab, s) for s in lab.samples]
+    other = sum(p != s.prompt_tokens for p, s in zip(prompts, lab.samples, strict=True))
+    lines = [
+        f"log-probs and tokens: {len(uneven)} samples have another number of the one than of the "
+        f"other, {len(renamed)} read otherwise than when they were written",
+        f"prompts: {other} are not what the chat template makes of them",
+    ]
+    if other:
+        after = lab.with_tokens(prompts, [s.response_tokens for s in lab.samples]).agreement()
+        lines.append(f"with prompts rendered anew: mean difference {amount(after)}")
+        if lab.gone(after):
+            words = (
+                f"Chat template: {other} of {len(lab.samples)} prompts are not what the session's "
+                f"template makes of them; with prompts rendered anew the difference goes from "
+                f"{amount(lab.observed)} to {amount(after)}. Give trainer and engine the same "
+                f"token ids: keep those of the rollout, or render with data.apply_chat_template "
+                f"and data.system_prompt as they were."
+            )
+            return Finding(tuple(lines), "chat_template", words)
+    if not (uneven or renamed):
+        return Finding(tuple(lines))
+    words = (
+        "Tokenisation: the tokens of the samples are not those that the engine wrote. Text that "
+        "was decoded and encoded again may have other tokens, and lacks the end-of-sequence token. "
+        "Train on the ids of the rollout; never encode its text again."
+    )
+    after = lab.with_tokens(
+        [s.prompt_tokens for s in lab.samples], [_as_written(lab, s) for s in lab.samples]
+    ).agreement()
+    lines.append(f"with the tokens as they were written: mean difference {amount(after)}")
+    return Finding(tuple(lines), "tokenization", words)
+
+
+def _reads_otherwise(lab: Lab, sample: Sample) -> bool:
+    texts = sample.metadata.get("token_texts")
+    if texts is not None:
+        return list(texts) != [lab.prompting.token_text(t) for t in sample.response_tokens]
+    decoded = lab.prompting.tokenizer.decode(sample.response_tokens, skip_special_tokens=True)
+    return bool(sample.response) and sample.response != decoded
+
+
+def _rendered(lab: Lab, sample: Sample) -> list[int]:
+    """The prompt's tokens, made again; those of the sample where it has no prompt to render."""
+    from kit.data.chat_template import render
+
+    data = lab.config.data
+    try:
+        return (
+            sample.prompt
+            and render(
+                sample.prompt,
+                lab.prompting.tokenizer,
+                apply_chat_template=data.apply_chat_template,
+                system_prompt=data.system_prompt,
+            )
+        ) or sample.prompt_tokens
+    except DataError:
+        return sample.prompt_tokens
+
+
+def _as_written(lab: Lab, sample: Sample) -> list[int]:
+    """The response's tokens from the texts that were kept of them, as far as each is one token."""
+    tokenizer = lab.prompting.tokenizer
+    texts = sample.metadata.get("token_texts") or []
+    ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    if ids and all(len(one) == 1 for one in ids):
+        return [one[0] for one in ids]
+    missing = len(sample.rollout_log_probs or []) - sample.response_length
+    return sample.response_tokens + [tokenizer.eos_token_id] * (missing == 1)
+
+
+def repetition(lab: Lab) -> Finding:
+    """The same pass twice: a model that drops something at random does not repeat itself."""
+    first, second = (lab.recompute(seed=seed) for seed in (1, 2))
+    apart = lab.gap(first, second)
+    lines = (f"the trainer's pass repeated: mean difference {amount(apart)}",)
+    if not apart > max(lab.report.warn_above, lab.observed / 10):
+        return Finding(lines)
+    return Finding(lines, "dropout", _dropout_words(lab, "the same pass twice", apart))
+
+
+def training_mode(lab: Lab) -> Finding:
+    """The same pass in training mode, in which an update computes."""
+    still, moving = (lab.recompute(training_mode=mode) for mode in (False, True))
+    apart = lab.gap(still, moving)
+    lines = (f"the trainer in training mode against evaluation: mean difference {amount(apart)}",)
+    if not apart > lab.report.warn_above:
+        return Finding(lines)
+    return Finding(lines, "dropout", _dropout_words(lab, "a pass as an update makes it", apart))
+
+
+def _dropout_words(lab: Lab, what: str, apart: float) -> str:
+    settings = lab.stack.probe("dropouts")
+    where = f" The model has {', '.join(settings[:3])}." if settings else ""
+    return (
+        f"Dropout or training mode: {what} gives other log-probs (mean difference {amount(apart)})."
+        f"{where} The engine never drops anything: set the model's dropout to 0 in its config.json."
+    )
+
+
+def prefix_cache(lab: Lab) -> Finding:
+    """The engine's log-probs with and without its prefix cache."""
+    cached, fresh = (lab.rescore(cached=mode) for mode in (True, False))
+    apart = max(lab.gap(_scores(a), _scores(b)) for a, b in zip(cached, fresh, strict=True))
+    raw = lab.sampled([(1.0, 1.0, -1)])[0]
+    against = max(lab.gap(raw, _scores(rows)) for rows in fresh)
+    lines = (
+        f"the engine's log-probs with its prefix cache and without: mean difference "
+        f"{amount(apart)}",
+        f"the engine computing these tokens anew against the trainer, temperature 1: "
+        f"{amount(against)}",
+    )
+    if not apart > lab.report.warn_above:
+        return Finding(lines)
+    words = (
+        "Stale prefix cache: the engine goes on from prompts that it computed with other weights; "
+        "without the cache its log-probs change. Call session.sync(), which flushes it, and "
+        "generate again; whatever else hands over weights must flush it too."
+    )
+    return Finding(lines, "stale_prefix_cache", words)
+
+
+def _scores(rescored: list[object]) -> Rows:
+    return [row.log_probs for row in rescored]  # type: ignore[attr-defined]
+
+
+def sampling(lab: Lab) -> Finding:
+    """Another temperature, or log-probs after top-k and top-p: do they fit the rollout?"""
+    best, after, same = fitting_temperature(lab)
+    lines = [
+        f"the rollout fits temperature {best:.3g} best: mean difference {amount(after)} "
+        f"(trainer at {lab.temperature:g}: {amount(lab.observed)})"
+    ]
+    if lab.gone(same):
+        lines.append("at the trainer's temperature they agree, each sample computed by itself")
+        return Finding(tuple(lines))
+    if lab.gone(after):
+        kind, words = _temperature_words(lab, best, after)
+        return Finding(tuple(lines), kind, words)
+    settings = lab.config.rollout
+    own = (settings.top_p, settings.top_k)
+    cuts = (own,) if own != (1.0, -1) else CUTS
+    ways = lab.sampled([(lab.temperature, *cut) for cut in cuts])
+    for (top_p, top_k), rows in zip(cuts, ways, strict=True):
+        after = lab.gap(rows, lab.recorded)
+        if lab.gone(after):
+            cut = f"top_k {top_k}" if top_k > 0 else f"top_p {top_p:g}"
+            lines.append(f"after {cut}, renormalised: mean difference {amount(after)}")
+            words = (
+                f"Processed log-probs: the rollout's are those after {cut} and renormalisation, "
+                f"the trainer's are of the whole vocabulary. Have the engine return log-probs "
+                f"before these cuts, or sample without them (rollout.top_p 1, rollout.top_k -1)."
+            )
+            return Finding(tuple(lines), "processed_log_probs", words)
+    lines.append("log-probs after top-k or top-p do not fit it")
+    return Finding(tuple(lines))
+
+
+def _temperature_words(lab: Lab, best: float, after: float) -> tuple[Cause, str]:
+    seen = (
+        f"the rollout's log-probs fit temperature {best:.3g} (mean difference {amount(after)}), "
+        f"the trainer computes at {lab.temperature:g}"
+    )
+    if abs(best - 1) < 1e-3 and os.environ.get(RAW_LOG_PROBS, "").lower() in ("1", "true"):
+        return "processed_log_probs", (
+            f"Processed log-probs: {seen}. {RAW_LOG_PROBS} is set, so the engine returns "
+            f"log-probs before temperature. Unset it and start the session again."
+        )
+    return "temperature", (
+        f"Sampling temperature: {seen}. Generate at rollout.temperature, without temperature= of "
+        f"your own, for what is to be trained on. Greedy responses count as temperature 1."
+    )
+
+
+def fitting_temperature(lab: Lab) -> tuple[float, float, float]:
+    """The temperature at which the trainer comes closest to the rollout, the mean difference there,
+    and that at the trainer's own; each sample is computed by itself.
+    """
+    tried: dict[float, float] = {}
+
+    def attempt(temperatures: list[float]) -> float:
+        new = [t for t in temperatures if t not in tried]
+        for temperature, rows in zip(new, lab.sampled([(t, 1.0, -1) for t in new]), strict=True):
+            found = lab.gap(rows, lab.recorded)
+            tried[temperature] = math.inf if math.isnan(found) else found
+        return min(tried, key=lambda t: tried[t])
+
+    likely = {1.0, lab.temperature, lab.config.evaluation.temperature or 1.0}
+    best = attempt([*likely, *(0.1 * 1.25**i for i in range(19))])
+    width = 1.25
+    while width > 1.0005 and not tried[best] <= lab.report.warn_above:
+        width **= 0.25
+        best = attempt([best * width**i for i in (-3, -2, -1, 1, 2, 3)])
+    return best, tried[best], tried[lab.temperature]
+
+
+def packing(lab: Lab) -> Finding:
+    """Each sample by itself, and in Transformers' own attention."""
+    alone = lab.gap(lab.recompute(packed=False), lab.recorded)
+    lines = [f"the trainer with each sample by itself: mean difference {amount(alone)}"]
+    if lab.gone(alone):
+        words = (
+            f"Packing: with each sample by itself the difference goes from {amount(lab.observed)} "
+            f"to {amount(alone)}, so attention or positions go wrong where samples share a row. "
+            f"The model has to take position_ids as given and attend through the `kit_packed` "
+            f"function; look at its own modelling code (model.trust_remote_code)."
+        )
+        return Finding(tuple(lines), "packing", words)
+    plain = lab.gap(lab.plainly([lab.stack.dtype])[lab.stack.dtype], lab.recorded)
+    lines.append(f"Transformers alone, its own attention: mean difference {amount(plain)}")
+    if lab.gone(plain):
+        words = (
+            f"Attention or positions: Transformers with the same weights and its own attention "
+            f"agrees with the rollout ({amount(plain)}), the trainer does not, packed or not. "
+            f"The model needs something that `kit_packed` attention does not do, such as a sliding "
+            f"window, attention sinks or soft caps: train another model."
+        )
+        return Finding(tuple(lines), "packing", words)
+    return Finding(tuple(lines))
+
+
+def routing(lab: Lab) -> Finding:
+    """The experts that both sides send the tokens to, and the trainer with the engine's choice."""
+    own = lab.routing()
+    if own is None:
+        return Finding(("the model has no experts to route to",))
+    theirs = [row.experts for row in lab.rescore(cached=False, experts=True)[0]]
+    if any(row is None for row in theirs):
+        hint = "set engine.extra {enable_return_routed_experts: true} to have them compared"
+        return Finding((f"the engine does not say where it routed tokens: {hint}",))
+    choices = [
+        set(ours) != set(their)
+        for sample, their_sample in zip(own.experts, theirs, strict=True)
+        for token, their_token in zip(sample, their_sample, strict=False)
+        for ours, their in zip(token, their_token, strict=True)
+    ]
+    share = sum(choices) / max(len(choices), 1)
+    after = lab.gap(lab.routing(theirs).log_probs, lab.recorded)
+    lines = (
+        f"experts: both sides choose differently for {share:.1%} of tokens and layers",
+        f"the trainer with the engine's experts: mean difference {amount(after)}",
+    )
+    if not (share and lab.gone(after)):
+        return Finding(lines)
+    words = (
+        f"Routing in the mixture of experts: both sides send {share:.1%} of the tokens to other "
+        f"experts; with the engine's choice the trainer's difference goes from "
+        f"{amount(lab.observed)} to {amount(after)}. Compare the router's settings on both sides "
+        f"(num_experts_per_tok, engine.extra), or replay the engine's choice in training."
+    )
+    return Finding(lines, "expert_routing", words)
+
+
+def precision(lab: Lab) -> Finding:
+    """How far rounding alone moves the trainer's log-probs, against how far both sides are."""
+    rows = lab.plainly(["bfloat16", "float32", "float64"])
+    coarse = lab.gap(rows["bfloat16"], rows["float32"])
+    fine = lab.gap(rows["float32"], rows["float64"])
+    other = compare_checksums(lab).engine_dtype
+    dtype = lab.stack.dtype
+    lines = (
+        f"rounding to bfloat16 moves log-probs by {amount(coarse)}, to float32 by {amount(fine)}; "
+        f"both sides are {amount(lab.observed)} apart",
+        f"the trainer computes in {dtype}, the engine's weights are {other or dtype}",
+    )
+    size = coarse if "bfloat16" in (dtype, other) else fine
+    if not lab.observed <= 4 * size:
+        return Finding(lines)
+    if other:
+        words = (
+            f"Precision: the trainer computes in {dtype}, the engine in {other}, and the "
+            f"difference is of the size that this rounding makes. Set model.dtype for both, and "
+            f"leave dtype out of engine.extra."
+        )
+    else:
+        words = (
+            f"Precision: the difference is of the size that rounding to {dtype} makes, on both "
+            f"sides. Raise mismatch.warn_above where that is good enough, or compute in a wider "
+            f"model.dtype."
+        )
+    return Finding(lines, "precision", words)

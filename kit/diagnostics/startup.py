@@ -1,0 +1,154 @@
+"""`session.check()`: does the session start in health? The session is as it was afterwards."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from kit.diagnostics.mismatch.probes import Checksums
+from kit.errors import DataError
+from kit.reports import CheckReport, Invariant, MismatchReport
+from kit.rollout.batch import train_batch
+from kit.samples import Batch, Rollout, Sample
+
+if TYPE_CHECKING:
+    from kit.session import RLSession
+    from kit.stack.stack import Stack
+
+
+PROMPTS, RESPONSES = 8, 4
+"""Written for the check: enough to see a fault, little enough to wait for."""
+
+
+KL_BOUND = 1e-9
+
+
+REFERENCE_BOUND = 1e-8
+
+
+def check(session: RLSession, stack: Stack) -> CheckReport:
+    """Look at every invariant. Raises DataError where no response has a token."""
+    begin = time.perf_counter()
+    rollout = _rollout(session, stack)
+    samples = [s for s in rollout if s.response_length and s.rollout_log_probs]
+    if not samples:
+        raise DataError(
+            "The model ended every response before its first token.",
+            fix="look at the chat template, and at session.generate().",
+        )
+    compared = session.check_mismatch(rollout.with_samples(samples))
+    started = stack.probe("startup", _batch(samples))
+    return CheckReport(
+        invariants=(
+            *_of_the_update(started),
+            _of_the_engine(compared),
+            _of_the_hand_over(session, stack),
+        ),
+        mismatch=compared,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _rollout(session: RLSession, stack: Stack) -> Rollout:
+    """Responses to the next prompts, which stay the next ones."""
+    place = session._stream.state()
+    try:
+        rows = session._stream.next(min(PROMPTS, session.config.training.rollout_batch_size))
+        return session._prompting.generate(
+            stack, rows, RESPONSES, None, f"{session.config.seed} check", session.step_count
+        )
+    finally:
+        session._stream.load_state(place)
+
+
+def _batch(samples: list[Sample]) -> Any:
+    """An update with a gradient, whatever the rewards would be; calls no reward function."""
+    signs = tuple((-1.0) ** index for index in range(len(samples)))
+    return train_batch(Batch(tuple(samples), signs))
+
+
+def _of_the_update(started: Any) -> list[Invariant]:
+    gap = started.reference_gap
+    return [
+        _bounded(
+            "ppo_kl at the first step",
+            started.ppo_kl,
+            KL_BOUND,
+            "the update scores its own tokens as they were scored before; dropout breaks it",
+        ),
+        Invariant(
+            "clip fraction at the first step",
+            started.clip_fraction,
+            "0",
+            started.clip_fraction == 0,
+            "no ratio has moved yet",
+        ),
+        Invariant(
+            "|actor - reference| log-prob, largest",
+            gap,
+            f"0 within {REFERENCE_BOUND:g}",
+            None if gap is None else gap <= REFERENCE_BOUND,
+            "not looked at: the actor has been trained, they differ rightly"
+            if gap is None
+            else "training starts from the reference",
+        ),
+        Invariant(
+            "entropy, nats a token",
+            started.entropy,
+            "finite and above 0",
+            math.isfinite(started.entropy) and started.entropy > 0,
+            "a policy that is sure of every token explores nothing",
+        ),
+        Invariant(
+            "weights changed by learning rate 0",
+            float(started.changed_values),
+            f"0 of {started.values:,}",
+            started.changed_values == 0,
+            "compared bit by bit, and put back",
+        ),
+    ]
+
+
+def _bounded(name: str, value: float, bound: float, note: str) -> Invariant:
+    return Invariant(name, value, f"0 within {bound:g}", abs(value) <= bound, note)
+
+
+def _of_the_engine(compared: MismatchReport) -> Invariant:
+    return Invariant(
+        "mean |trainer - rollout| log-prob",
+        compared.mean_abs_diff,
+        f"up to {compared.warn_above:g}",
+        compared.verdict == "pass",
+        "" if compared.verdict == "pass" else compared.cause,
+    )
+
+
+def _of_the_hand_over(session: RLSession, stack: Stack) -> Invariant:
+    """Syncs only where that changes nothing: the engine holds the trainer's weights already."""
+    name, bound = "parameters changed by two syncs in a row", "0"
+    if session.engine_version != session.weight_version:
+        note = (
+            f"not looked at: the engine holds version {session.engine_version}, the trainer "
+            f"{session.weight_version}; call session.sync() first"
+        )
+        return Invariant(name, None, bound, None, note)
+    ours, before = stack.probe("checksums"), stack.checksums()
+    found = Checksums.of(ours, before, stack.dtype)
+    if found.different:
+        note = (
+            f"not synced: the engine's {', '.join(found.different[:3])} differ from the trainer's"
+        )
+        return Invariant(name, float(len(found.different)), bound, False, note)
+    stack.sync(session.engine_version)
+    once = stack.checksums()
+    stack.sync(session.engine_version)
+    twice = stack.checksums()
+    changed = {
+        parameter
+        for a, b, c in zip(before, once, twice, strict=True)
+        for parameter in a
+        if not a[parameter] == b.get(parameter) == c.get(parameter)
+    }
+    note = f"{found.compared} parameters by checksum, equal on both sides"
+    return Invariant(name, float(len(changed)), bound, not changed, note)

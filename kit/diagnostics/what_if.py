@@ -1,0 +1,374 @@
+"""`session.what_if`: the same update with other settings, looked at and taken back.
+
+    a snapshot, or now ──► update as configured ──► look ──► back
+                      ├──► update, learning rate 1e-4 ──► look ──► back
+                      └──► ...                                     back to now, bit by bit
+
+Nothing reaches the engine, the data or the metrics. `session.keep(report, 1)` makes one of the
+updates after all.
+
+Which other settings an update can be tried with, and what they make of the configured ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from kit.checkpoint import snapshots
+from kit.config import SessionConfig, TrainingConfig
+from kit.diagnostics import annotate
+from kit.diagnostics.annotate import BEFORE, NOW
+from kit.errors import ConfigError, DataError, SessionError, StackError, did_you_mean
+from kit.reports import UpdateReport, status
+from kit.reports.status import Snapshot
+from kit.reports.what_if import Movement, Trial, WhatIf
+from kit.rollout import batch as rollout_batch
+from kit.samples import Batch, Rollout, Sample
+from kit.utils.interrupts import held
+
+if TYPE_CHECKING:
+    from kit.lifecycle.start import Lifecycle
+    from kit.stack.stack import Stack
+
+
+BASE, PRESENT = "/base", "/present"
+"""Names that no snapshot of a person's can have."""
+
+
+def what_if(
+    session: Lifecycle,
+    stack: Stack,
+    changes: Mapping[str, Any],
+    batch: Batch | None,
+    snapshot: str | None,
+) -> WhatIf:
+    """Try an update in several ways.
+
+    Args:
+        session: is afterwards what it was.
+        stack: its stack; trainers too.
+        changes: by name of a training setting, a value or a list of values to try; with several
+            lists, every combination.
+        batch: what is trained on; None takes `session.last_batch`.
+        snapshot: where each trial begins. None takes the present weights if they wrote the batch,
+            else the newest snapshot of those that did, else the present ones.
+
+    Raises:
+        SessionError: there is no batch yet, or no such snapshot.
+        ConfigError: a setting that an update does not read, or a value that cannot be.
+    """
+    begin = time.perf_counter()
+    batch = _checked(session.last_batch if batch is None else batch)
+    ways = ways_to_train(session.config, changes)
+    base = _base(session, batch, snapshot)
+    version = base.weight_version if base else session.weight_version
+    step = base.step if base else session.step_count
+    trials = []
+    with _taken_back(session, stack):
+        if base:
+            _go_to(stack, base)
+        before = _annotated(session, stack, batch.rollout, version)
+        stack.snapshot(BASE)
+        for label, changed, training in ways:
+            trials.append(_trial(session, stack, batch, before, step, label, changed, training))
+            stack.restore(BASE)
+    return WhatIf(
+        tuple(trials),
+        batch,
+        before,
+        step,
+        version,
+        base.name if base else "",
+        time.perf_counter() - begin,
+        _notes(batch, step, version),
+    )
+
+
+def keep(session: Lifecycle, stack: Stack, report: WhatIf, index: int) -> UpdateReport:
+    """Make one of the updates for good, and go on with its settings; the engine gets its weights.
+
+    Raises:
+        SessionError: there is no such trial, it was refused, or the weights that it began with are
+            no longer there.
+    """
+    if not isinstance(index, int) or not 0 <= index < len(report):
+        raise SessionError(
+            f"There is no trial {index!r}.",
+            fix=f"they are numbered from 0, which is the configured one, to {len(report) - 1}.",
+        )
+    trial: Trial = report[index]
+    if trial.update is None:
+        raise SessionError(
+            f"Trial {index} ({trial.label}) was refused, so there is nothing to keep.",
+            why=trial.refused,
+        )
+    if report.snapshot:
+        base = status.find(session._snapshots, report.snapshot)
+        _same_weights(base.weight_version, report)
+    else:
+        _same_weights(session.weight_version, report)
+    with held():
+        if report.snapshot:
+            snapshots.restore(session, stack, report.snapshot)
+        configured = session.config.training
+        snapshots.train_with(session, stack, trial.training)
+        session.last_batch = report.batch
+        try:
+            update = rollout_batch.update(stack, _once_more(report.batch), session.step_count)
+        except BaseException:
+            snapshots.train_with(session, stack, configured)
+            raise
+        session.step_count += update.applied
+        stack.sync(session.weight_version)
+    return update
+
+
+def _same_weights(version: int, report: WhatIf) -> None:
+    if version != report.weight_version:
+        raise SessionError(
+            f"The trials began with weights version {report.weight_version}; these are version "
+            f"{version}.",
+            why="The session has trained since, or the snapshot was taken anew.",
+            fix="call session.what_if again, and keep one of its trials.",
+        )
+
+
+def _checked(batch: Batch | None) -> Batch:
+    if batch is None:
+        raise SessionError(
+            "There is no batch to try.",
+            fix="pass one, `session.what_if(lr=1e-4, batch=session.advantages(rollout))`, or make "
+            "an update first: its batch stays there as session.last_batch.",
+        )
+    if not isinstance(batch, Batch):
+        raise SessionError(
+            f"what_if needs a batch, got {type(batch).__name__}.",
+            fix="pass what `session.advantages(rollout)` returned.",
+        )
+    if not batch.samples:
+        raise DataError("The batch has no samples.", why="\n".join(batch.left_out[:4]))
+    return batch
+
+
+# ---- where from ------------------------------------------------------------------------------
+
+
+def _base(session: Lifecycle, batch: Batch, snapshot: str | None) -> Snapshot | None:
+    """The snapshot where trials begin; None where they begin with the present weights."""
+    if snapshot is not None:
+        return status.find(session._snapshots, snapshot)
+    wrote = {version for s in batch.samples for version in s.weight_versions}
+    if session.weight_version in wrote:
+        return None
+    fitting = [s for s in session._snapshots.values() if s.weight_version == max(wrote, default=-1)]
+    return fitting[-1] if fitting else None
+
+
+def _notes(batch: Batch, step: int, version: int) -> tuple[str, ...]:
+    wrote = {v for s in batch.samples for v in s.weight_versions}
+    if not wrote or version in wrote:
+        return ()
+    return (
+        f"Weights version {max(wrote)} wrote the batch, and the trials began with version "
+        f"{version}: a further pass over old samples. To see the first one with other settings, "
+        "take a snapshot before a step, and ask after it.",
+    )
+
+
+@contextmanager
+def _taken_back(session: Lifecycle, stack: Stack) -> Iterator[None]:
+    """Whatever happens inside, trainers, settings and numbers of weights are as before."""
+    versions = stack.trainer_version, stack.newest_version
+    taken = False
+    try:
+        with held():
+            stack.snapshot(PRESENT)
+            taken = True
+        yield
+    finally:
+        with held():
+            if taken:
+                stack.configure(session.config.training)
+                stack.restore(PRESENT)
+                stack.trainer_version, stack.newest_version = versions
+            for name in (BASE, PRESENT):
+                stack.forget(name)
+
+
+def _go_to(stack: Stack, base: Snapshot) -> None:
+    from kit.checkpoint import checkpoint
+
+    stack.configure(base.training)
+    if base.folder:
+        checkpoint.read(base.folder)
+        stack.load(str(base.folder / checkpoint.TRAINER))
+    else:
+        stack.restore(base.name)
+
+
+# ---- one trial -------------------------------------------------------------------------------
+
+
+def _trial(
+    session: Lifecycle,
+    stack: Stack,
+    batch: Batch,
+    before: Rollout,
+    step: int,
+    label: str,
+    changed: dict[str, Any],
+    training: TrainingConfig,
+) -> Trial:
+    stack.configure(training)
+    try:
+        update = rollout_batch.update(stack, _once_more(batch), step)
+    except StackError as error:  # refused; if the trainer is gone, taking back says so
+        return Trial(label, changed, training, None, None, None, str(error))
+    after = _annotated(session, stack, before, stack.trainer_version)
+    return Trial(label, changed, training, update, movement(after), after)
+
+
+def _once_more(batch: Batch) -> Batch:
+    """Under another id: the trainer would not train on the same batch twice in a row."""
+    return replace(batch, id=uuid.uuid4().hex)
+
+
+def _annotated(session: Lifecycle, stack: Stack, rollout: Rollout, version: int) -> Rollout:
+    return annotate.annotate(stack, rollout, version, session._prompting.token_text)
+
+
+def movement(after: Rollout) -> Movement:
+    """How far log-probs moved, over the tokens that train."""
+    pairs = [pair for sample in after for pair in _moved(sample)]
+    changes = [change for change, _ in pairs if math.isfinite(change)]
+    praised = [change for change, advantage in pairs if advantage > 0]
+    blamed = [change for change, advantage in pairs if advantage < 0]
+    meant = sum(change > 0 for change in praised) + sum(change < 0 for change in blamed)
+    judged = sum(change != 0 for change in (*praised, *blamed))
+    return Movement(
+        tokens=len(changes),
+        mean_abs=_mean([abs(change) for change in changes]),
+        largest=max(map(abs, changes), default=0.0),
+        kl=_mean([math.expm1(min(change, 20.0)) - change for change in changes]),
+        praised=_mean(praised),
+        blamed=_mean(blamed),
+        as_meant=meant / judged if judged else math.nan,
+    )
+
+
+def _moved(sample: Sample) -> Iterator[tuple[float, float]]:
+    """(change of the log-prob, advantage) of each token that trains."""
+    values = sample.token_values
+    columns = (values.get(NOW, ()), values.get(BEFORE, ()), values.get("advantage", ()))
+    for new, old, advantage, trains in zip(*columns, sample.mask, strict=False):
+        if trains:
+            yield new - old, advantage
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+AS_CONFIGURED = "as configured"
+
+
+MOST = 12
+"""Ways that are tried at once."""
+
+
+Way = tuple[str, dict[str, Any], TrainingConfig]
+"""(what is different in words, the settings that are, all settings)."""
+
+
+CHANGEABLE = frozenset(
+    {
+        "learning_rate",
+        "lr_schedule",
+        "warmup_steps",
+        "min_learning_rate",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_eps",
+        "weight_decay",
+        "clip_grad",
+        "eps_clip",
+        "eps_clip_high",
+        "eps_clip_c",
+        "kl_loss_coef",
+        "kl_loss_type",
+        "entropy_coef",
+        "calculate_per_token_loss",
+        "use_rollout_logprobs",
+        "use_tis",
+        "tis_clip",
+        "tis_clip_low",
+        "mis",
+        "opsm_delta",
+        "global_batch_size",
+        "epochs_per_rollout",
+    }
+)
+"""Settings that an update reads. Others are in the batch already, or in the processes."""
+
+
+def ways_to_train(config: SessionConfig, changes: Mapping[str, Any]) -> list[Way]:
+    """Every combination of these values; the configured way comes first, and none comes twice.
+
+    Args:
+        config: the session's.
+        changes: by name of a training setting, a value or a list of values.
+
+    Raises:
+        ConfigError: a setting that an update does not read, a value that cannot be, or too many.
+    """
+    for name in changes:
+        if name not in CHANGEABLE:
+            raise ConfigError(
+                f"what_if cannot change {name!r}.",
+                why="It is in the batch's advantages or in the processes already, and an update "
+                "does not read it."
+                if name in TrainingConfig.model_fields
+                else "",
+                fix=did_you_mean(name, CHANGEABLE),
+            )
+    values = [list(v) if isinstance(v, (list, tuple)) else [v] for v in changes.values()]
+    chosen = [dict(zip(changes, way, strict=True)) for way in itertools.product(*values)]
+    if not changes or not chosen:
+        raise ConfigError(
+            "There is nothing to try.", fix="name a setting: session.what_if(lr=[1e-5, 1e-4])."
+        )
+    if len(chosen) > MOST:
+        raise ConfigError(
+            f"These lists make {len(chosen)} combinations; {MOST} are the most.",
+            fix="give fewer values, or call what_if several times.",
+        )
+    configured = config.training
+    ways: list[Way] = [(AS_CONFIGURED, {}, configured)]
+    for changed in chosen:
+        training = _with(config, changed)
+        if training.kl_loss_coef and not configured.has_reference:
+            raise ConfigError(
+                "kl_loss_coef needs a reference model, and this session has none.",
+                fix="start a session with training.kl_loss_coef above 0.",
+            )
+        if training not in (way[2] for way in ways):
+            label = ", ".join(f"{name} {_worded(value)}" for name, value in changed.items())
+            ways.append((label, changed, training))
+    return ways
+
+
+def _with(config: SessionConfig, changed: Mapping[str, Any]) -> TrainingConfig:
+    tree = config.model_dump(mode="json")
+    tree["training"] |= changed
+    return SessionConfig(**tree).training
+
+
+def _worded(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,174 @@
+"""SGLang's small layers in fewer torch calls.
+
+On a CPU without its compiled kernels SGLang falls back on plain torch code, written to be read
+beside the kernels: some ten calls for a norm or a rotation. For a small model the calls cost more
+than the arithmetic. These do the same in half as many; results differ by rounding only.
+
+SGLang's record of which experts took each token, in plain memory: pinned memory needs a GPU.
+
+SGLang's checksum of each weight, without the wait for a GPU that it begins and ends with.
+
+The KV cache of a CPU engine takes memory as it is used, and not all of it at the start.
+
+SGLang fills it with zeros. Memory that the operating system gives is zero, and is given when it is
+first touched: of the tiny model's 128 MiB a rollout touches a few.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+from types import ModuleType
+from typing import Any
+
+import torch
+from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
+from sglang.srt.mem_cache import memory_pool
+from sglang.srt.state_capturer import base
+from sglang.srt.utils import weight_checker
+
+_norm_of_sglang = RMSNorm.forward_native
+
+
+_rotation_of_sglang = RotaryEmbedding.forward_native
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """The root mean square norm over the last dimension: x / sqrt(mean(x^2) + eps) * weight."""
+    length: torch.Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    scale = length.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+    return (x * scale).mul_(weight)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate each pair (i, i + D/2) of x (T, heads, D) by its angle; cos and sin are (T, D/2)."""
+    halves = x.unflatten(-1, (2, -1))
+    signed = torch.stack((-sin, sin), dim=1)[:, None]  # the first half takes -sin of the second
+    return torch.addcmul(halves * cos[:, None, None], halves.flip(-2), signed).flatten(-2)
+
+
+def _norm(
+    self: Any,
+    x: torch.Tensor,
+    residual: torch.Tensor | None = None,
+    post_residual_addition: torch.Tensor | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    plain = (
+        x.dtype is self.weight.dtype is torch.float32
+        and (residual is None or residual.dtype is torch.float32)
+        and post_residual_addition is None
+        and self.variance_size_override is None
+        and self.override_orig_dtype is None
+        and x.shape[-1] == self.hidden_size
+    )
+    if not plain:
+        whole: torch.Tensor | tuple[torch.Tensor, torch.Tensor] = _norm_of_sglang(
+            self, x, residual, post_residual_addition
+        )
+        return whole
+    if residual is None:
+        return rms_norm(x, self.weight, self.variance_epsilon)
+    total = x + residual
+    return rms_norm(total, self.weight, self.variance_epsilon), total
+
+
+def _rotation(
+    self: Any,
+    positions: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    offsets: torch.Tensor | None = None,
+    fused_set_kv_buffer_arg: Any = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    plain = (
+        query.dtype is key.dtype is self.cos_sin_cache.dtype is torch.float32
+        and offsets is None
+        and fused_set_kv_buffer_arg is None
+        and self.is_neox_style
+        and self.rotary_dim == self.head_size
+        and not hasattr(self, "sin_cos_cache")
+    )
+    if not plain:
+        whole: tuple[torch.Tensor, torch.Tensor] = _rotation_of_sglang(
+            self, positions, query, key, offsets, fused_set_kv_buffer_arg
+        )
+        return whole
+    cos, sin = self.cos_sin_cache.index_select(0, positions.flatten()).chunk(2, dim=-1)
+    heads = [x.reshape(len(cos), -1, self.head_size) for x in (query, key)]
+    rotated = rotate(torch.cat(heads, dim=1), cos, sin)
+    parts = rotated.split([x.shape[1] for x in heads], dim=1)
+    return parts[0].reshape(query.shape), parts[1].reshape(key.shape)
+
+
+def register_operators() -> None:
+    """Use them in the SGLang of this process, for models that are made from now on."""
+    RMSNorm.forward_native = _norm
+    RotaryEmbedding.forward_native = _rotation
+
+
+def _init(self: Any, num_tokens: int, num_layers: int, topk_size: int, name: str) -> None:
+    self.buffer = torch.zeros((num_tokens, num_layers, topk_size), dtype=torch.int32)
+    self.num_tokens, self.num_layers, self.topk_size = num_tokens, num_layers, topk_size
+    self.name = name
+
+
+def register_capture() -> None:
+    """Let this process' SGLang report experts on a CPU."""
+    base.BaseHostCache.__init__ = _init
+
+
+def _compute_checksum(self: Any) -> dict[str, Any]:
+    checksums = {
+        name: weight_checker._hash_tensor(value)
+        for name, value in self._model_state()
+        if not weight_checker._is_non_persistent_buffer_name(name)
+    }
+    everything = "".join(f"{name}{checksums[name]}" for name in sorted(checksums))
+    found: dict[str, Any] = weight_checker.ChecksumInfo(
+        checksums=checksums,
+        per_gpu_checksum=hashlib.sha256(everything.encode()).hexdigest(),
+        parallelism_info=self._parallelism_info(),
+    ).model_dump()
+    return found
+
+
+def register_checksums() -> None:
+    """Let this process' SGLang compute checksums on a CPU."""
+    weight_checker.WeightChecker._compute_checksum = _compute_checksum
+
+
+WORTH_IT = 1 << 20
+"""Bytes below which a tensor is made as usual."""
+
+
+class _Torch(ModuleType):
+    """Stands for `torch` in SGLang's module of memory pools."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def zeros(*size: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> torch.Tensor:
+        """A tensor of zeros on pages that nobody has touched."""
+        shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
+        wanted = dtype or torch.get_default_dtype()
+        count = math.prod(shape) * wanted.itemsize
+        if count < WORTH_IT or torch.device(kwargs.get("device") or "cpu").type != "cpu":
+            return torch.zeros(shape, dtype=wanted, **kwargs)
+        pages = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return torch.frombuffer(pages, dtype=wanted).reshape(shape)
+
+
+def register_pages() -> None:
+    """Use them in the SGLang of this process."""
+    memory_pool.torch = _Torch("torch")
+
+
+def register() -> None:
+    """Replace SGLang's GPU-only operators in this process."""
+    register_operators()
+    register_capture()
+    register_checksums()
+    register_pages()

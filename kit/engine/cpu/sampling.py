@@ -1,0 +1,70 @@
+"""Sampling that depends on a request's own seed, and on nothing else in the batch.
+
+SGLang samples with a seed per request only in its deterministic mode, which wants GPU kernels. The
+sampler itself works anywhere; what switches it on is one setting, read where a batch's sampling
+parameters are put together. Here that place reads it as on, and the drawing, a Triton kernel in
+SGLang, is done in torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sglang.srt.layers.sampler as sampler
+import sglang.srt.sampling.sampling_batch_info as batch_info
+import torch
+
+# The constants of SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number
+# Generators", 2014), as signed 64-bit numbers.
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+
+
+FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
+
+
+SECOND = 0x94D049BB133111EB - (1 << 64)
+
+
+class _WithSeeds:
+    """The server's arguments, with one of them read as True."""
+
+    enable_deterministic_inference = True
+
+    def __init__(self, arguments: Any) -> None:
+        self._arguments = arguments
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._arguments, name)
+
+
+def _mixed(x: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's output function, on int64 tensors that wrap around."""
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * FIRST
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * SECOND
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def uniform(seed: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Numbers in (0, 1), float64, (B), from seed and position alone."""
+    bits = _mixed(_mixed(seed.long() * GOLDEN) + positions.long() * GOLDEN)
+    # 48 bits: so far from 1 that no product with a sum of probabilities is rounded up to the sum.
+    return (((bits >> 16) & ((1 << 48) - 1)).double() + 0.5) / (1 << 48)
+
+
+def multinomial_with_seed(
+    logprobs: torch.Tensor, seed: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """One sample a row, (B, 1), by inversion of the distribution; `logprobs` is (B, vocabulary).
+
+    One random number a row, where the Gumbel trick takes one a token.
+    """
+    up_to = logprobs.double().exp_().cumsum_(dim=1)
+    drawn = uniform(seed, positions)[:, None] * up_to[:, -1:]
+    return torch.searchsorted(up_to, drawn, right=True)  # the first that is above
+
+
+def register() -> None:
+    """Give every request of this process' SGLang its own seed."""
+    original = batch_info.get_server_args
+    batch_info.get_server_args = lambda: _WithSeeds(original())
+    sampler.multinomial_with_seed = multinomial_with_seed

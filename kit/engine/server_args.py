@@ -1,0 +1,138 @@
+"""What an engine and its calls are told, in the kit's words and in SGLang's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kit.errors import ConfigError, StackError, did_you_mean
+from kit.messages import SamplingSettings
+
+MOST_GRAPHS = 256
+"""Largest batch whose decoding is captured as a graph; beyond it launching costs little."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What the engine needs to know."""
+
+    model_path: str
+    device: str
+    dtype: str
+    context_length: int
+    max_running_requests: int
+    seed: int
+    attention_backend: str = "auto"
+    max_total_tokens: int | None = None
+    mem_fraction_static: float | None = None
+    saves_memory: bool = False
+    """Can it let go of its memory while the trainer works? GPU only."""
+    needs_tokenizer: bool = False
+    """Only stop strings do: prompts and responses travel as token ids."""
+    threads: int = 1
+    """On a CPU: cores that its arithmetic takes."""
+    trust_remote_code: bool = False
+    tensor_parallel: int = 1
+    data_parallel: int = 1
+    cards: str = ""
+    """GPUs that it may use, in the form of CUDA_VISIBLE_DEVICES; empty leaves it as it is."""
+    joined: bool = False
+    """Does it run on a cluster that the session has joined, and not on a head of its own?"""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def generation_request(
+    prompts: list[list[int]], sampling: SamplingSettings, seeds: list[int], limits: list[int]
+) -> dict[str, Any]:
+    """The arguments of SGLang's `async_generate`; a seed and a limit of new tokens a prompt."""
+    common: dict[str, Any] = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        # Where it streams, it is to tell of whole responses, not of every token.
+        "stream_interval": max(limits, default=0) + 2,
+    }
+    if sampling.stop:
+        common |= {"stop": list(sampling.stop), "no_stop_trim": True}
+    return {
+        "input_ids": prompts,
+        "sampling_params": [
+            common | {"sampling_seed": seed, "max_new_tokens": limit}
+            for seed, limit in zip(seeds, limits, strict=True)
+        ],
+        "return_logprob": True,
+    }
+
+
+def server_arguments(settings: EngineSettings) -> dict[str, Any]:
+    """`sglang.ServerArgs` fields. Raises ConfigError for an unknown key in `engine.extra`."""
+    arguments: dict[str, Any] = {
+        "model_path": settings.model_path,
+        "device": settings.device,
+        "dtype": settings.dtype,
+        "context_length": settings.context_length,
+        "max_running_requests": settings.max_running_requests,
+        "max_total_tokens": settings.max_total_tokens,
+        "random_seed": settings.seed,
+        "skip_tokenizer_init": not settings.needs_tokenizer,
+        "skip_server_warmup": True,
+        # Without it the scheduler keeps a core busy while the trainer or nobody works.
+        "sleep_on_idle": True,
+        "trust_remote_code": settings.trust_remote_code,
+        "sampling_backend": "pytorch",
+        "log_level": "error",
+    }
+    if settings.device == "cpu":
+        arguments |= {
+            "attention_backend": "torch_native",
+            # Every sync forgets the cached prefixes, and short prompts are computed faster than
+            # they are looked up.
+            "disable_radix_cache": True,
+            "disable_overlap_schedule": True,
+            "grammar_backend": "none",
+        }
+    else:
+        arguments |= {
+            "attention_backend": "triton",
+            "mem_fraction_static": settings.mem_fraction_static,
+            # Graphs of the prefill take minutes to compile and save little in long generations.
+            "disable_prefill_cuda_graph": True,
+            # By default as few as 24 on a small card, which has room for more of a small model.
+            "cuda_graph_max_bs_decode": min(settings.max_running_requests, MOST_GRAPHS),
+            "enable_memory_saver": settings.saves_memory,
+            "tp_size": settings.tensor_parallel,
+        }
+        if settings.data_parallel > 1:
+            # The only form of it in which SGLang takes new weights.
+            arguments |= {"dp_size": settings.data_parallel, "enable_dp_attention": True}
+    if settings.attention_backend != "auto":
+        arguments["attention_backend"] = settings.attention_backend
+    return arguments | settings.extra
+
+
+def check_extra(extra: dict[str, Any]) -> None:
+    """Raise ConfigError for a key that SGLang does not know."""
+    known = sglang_settings() if extra else set()
+    for key in extra:
+        if key not in known:
+            raise ConfigError(
+                f"engine.extra has {key!r}, which SGLang does not know.",
+                fix=did_you_mean(key, known),
+            )
+
+
+def sglang_settings() -> set[str]:
+    """The fields of `sglang.ServerArgs`, read from its source: importing it takes ten seconds."""
+    import ast
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    package = find_spec("sglang")
+    assert package is not None
+    assert package.submodule_search_locations
+    source = Path(package.submodule_search_locations[0]) / "srt" / "server_args.py"
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == "ServerArgs":
+            fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
+            return {item.target.id for item in fields if isinstance(item.target, ast.Name)}
+    raise StackError("This SGLang has no class ServerArgs.", fix="install the pinned version.")

@@ -1,0 +1,299 @@
+"""What a session writes down after every verb, so that another process can go on with it.
+
+Weights and optimizer live in the trainers. What the notebook's own process knows (counters, place
+in the data, buffer, metrics, last rollout, settings, its half of snapshots) is noted in the stack's
+folder, in one move, and is gone with it. An update changes both sides, and a kernel can be killed
+between the two; so before one, it is also written down what will hold once the trainers have made
+it:
+
+    generate, score ── note ──►  now
+    update ── before ─────────►  now, then (if the trainers have made update X)
+    the update is made; its driver may be killed here
+    ── note ──────────────────►  now
+
+Whoever attaches asks the trainers which update was their last, and knows which of both holds. A
+step counts as one verb: killed before its update, it has not begun; killed after, it is completed.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kit.errors import SessionError
+from kit.samples import Rollout, serialization
+
+if TYPE_CHECKING:
+    from kit.lifecycle.start import Lifecycle
+    from kit.reports.status import Snapshot
+    from kit.samples import Batch
+
+
+FOLDER = "session"
+
+
+STATE = "state.json"
+
+
+START = "start.json"
+
+
+SNAPSHOT = "snapshot"
+
+
+FORMAT = 1
+
+
+class Journal:
+    """One session's notes. Nothing here ever stops the session."""
+
+    def __init__(self, directory: Path) -> None:
+        """Notes go into a folder of their own in the stack's directory."""
+        self.folder = directory / FOLDER
+        self.folder.mkdir(exist_ok=True)
+        self._now: dict[str, Any] = {}
+        self._kept: dict[str, tuple[Any, str]] = {}
+        """By kind: what was written last, and into which file."""
+        self._files = max(map(_number, self.folder.iterdir()), default=0)
+        self._rows: list[Any] = []
+        """The rows of metrics that are in the file."""
+        self._failed = False
+
+    def start(self, what: dict[str, Any]) -> None:
+        """Note what does not change, in JSON's types."""
+        self._guarded(lambda: self._replace(START, what))
+
+    def note(self, session: Lifecycle) -> None:
+        """Between two verbs: this is where the session is."""
+
+        def write() -> None:
+            self._now = self._state(session)
+            self._put({"format": FORMAT, "now": self._now})
+
+        self._guarded(write)
+
+    def before_update(self, session: Lifecycle, batch: Batch) -> None:
+        """This is where it will be once the trainers have made this update."""
+
+        def write() -> None:
+            state = self._state(session)
+            newest = state["newest_version"] + 1
+            after = {"step_count": session.step_count + 1, "weight_version": newest}
+            then = {
+                "update": batch.id,
+                "in_step": session._turns.in_step,
+                "state": state | after | {"newest_version": newest},
+                "samples": len(batch),
+                "tokens": sum(len(sample.tokens) for sample in batch.samples),
+                "left_out": list(batch.left_out),
+            }
+            self._put({"format": FORMAT, "now": self._now or state, "then": then})
+
+        self._guarded(write)
+
+    def _guarded(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except (OSError, TypeError, ValueError) as error:
+            # Older notes would let somebody go on from a place that is past.
+            (self.folder / STATE).unlink(missing_ok=True)
+            if not self._failed:
+                warnings.warn(
+                    f"Where the session stands cannot be noted ({error}). It goes on; but if this "
+                    "process is killed, RLSession.attach cannot find it. session.save() keeps it.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            self._failed = True
+
+    def _state(self, session: Lifecycle) -> dict[str, Any]:
+        groups, stack = tuple(session._buffer), session._running
+        return {
+            "step_count": session.step_count,
+            "weight_version": stack.trainer_version,
+            "newest_version": stack.newest_version,
+            "generations": session._generations,
+            "stream": session._stream.state(),
+            "history": self._history(session.history),
+            "config": self._file("config", session.config, _write_config),
+            "rollout": self._file("rollout", session.last_rollout, _write_rollout),
+            "buffer": self._file("buffer", groups or None, _write_groups),
+            "snapshots": self._snapshots(session),
+        }
+
+    def _snapshots(self, session: Lifecycle) -> list[str | None]:
+        """The names of the files that hold the session's half of each."""
+        mine = {f"{SNAPSHOT} {name}": kept for name, kept in session._snapshots.items()}
+        for key in [k for k in self._kept if k.startswith(f"{SNAPSHOT} ") and k not in mine]:
+            del self._kept[key]
+        return [self._file(SNAPSHOT, kept, _write_snapshot, key) for key, kept in mine.items()]
+
+    def _file(
+        self, kind: str, what: Any, write: Callable[[Path, Any], None], key: str = ""
+    ) -> str | None:
+        """The name of a file that holds it: a new one, where it is not what was written last.
+
+        `key` tells those of one kind apart.
+        """
+        if what is None:
+            return None
+        last, name = self._kept.get(key or kind, (None, ""))
+        if last is what or (kind == "buffer" and last == what):
+            return name
+        name = self._new(kind)
+        write(self.folder / name, what)
+        self._kept[key or kind] = (what, name)
+        return name
+
+    def _history(self, history: list[Any]) -> list[Any]:
+        """[file, rows in it that count]; appended to where nothing was taken back."""
+        known = len(self._rows)
+        _, name = self._kept.get("history", (None, ""))
+        grown = known <= len(history) and all(
+            a is b for a, b in zip(self._rows[-1:], history[known - 1 : known], strict=False)
+        )
+        if not (name and grown):
+            name, known = self._new("history"), 0
+        if fresh := history[known:]:
+            with (self.folder / name).open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in fresh))
+        self._kept["history"], self._rows = (None, name), list(history)
+        return [name, len(history)]
+
+    def _new(self, kind: str) -> str:
+        self._files += 1
+        return f"{kind}-{self._files}"
+
+    def _put(self, notes: dict[str, Any]) -> None:
+        self._replace(STATE, notes)
+        states = [notes["now"], *([notes["then"]["state"]] if "then" in notes else [])]
+        used = {STATE, START} | {name for _, name in self._kept.values()}
+        used |= {s[kind] for s in states for kind in ("config", "rollout", "buffer")}
+        used |= {state["history"][0] for state in states}
+        used |= {name for state in states for name in state["snapshots"]}
+        for file in self.folder.iterdir():
+            if file.name not in used:
+                file.unlink(missing_ok=True)
+
+    def _replace(self, name: str, what: dict[str, Any]) -> None:
+        partial = self.folder / f"{name}.partial"
+        partial.write_text(json.dumps(what), encoding="utf-8")
+        partial.replace(self.folder / name)
+
+
+def _number(file: Path) -> int:
+    """Of a file that `_new` has named; another driver's may be there."""
+    number = file.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else 0
+
+
+def _write_config(file: Path, config: Any) -> None:
+    file.write_text(config.model_dump_json(), encoding="utf-8")
+
+
+def _write_rollout(file: Path, rollout: Rollout) -> None:
+    serialization.write_arrays(file, rollout.samples, _of_rollout(rollout))
+
+
+def _of_rollout(rollout: Rollout) -> dict[str, Any]:
+    return {
+        "step": rollout.step,
+        "seconds": rollout.seconds,
+        "metrics": rollout.metrics,
+        "notes": list(rollout.notes),
+    }
+
+
+def _write_snapshot(file: Path, kept: Snapshot) -> None:
+    rollout = kept.last_rollout
+    own = {
+        "snapshot": {name: getattr(kept, name) for name in KEPT_AS_IT_IS},
+        "folder": str(kept.folder) if kept.folder else None,
+        "training": kept.training.model_dump(mode="json"),
+        "state": dict(kept.state),
+        "rollout": rollout and _of_rollout(rollout),
+    }
+    serialization.write_arrays(file, rollout.samples if rollout else (), own)
+
+
+KEPT_AS_IT_IS = ("name", "step", "weight_version", "reward", "bytes", "made")
+
+
+def _read_snapshot(file: Path) -> Snapshot:
+    from kit.config import TrainingConfig
+    from kit.reports.status import Snapshot
+
+    samples, own = serialization.read_arrays(file)
+    return Snapshot(
+        **own["snapshot"],
+        folder=Path(own["folder"]) if own["folder"] else None,
+        training=TrainingConfig(**own["training"]),
+        state=own["state"],
+        last_rollout=Rollout(samples, **own["rollout"]) if own["rollout"] else None,
+    )
+
+
+def _write_groups(file: Path, groups: tuple[Any, ...]) -> None:
+    samples = [sample for group in groups for sample in group]
+    serialization.write_arrays(file, samples, {"sizes": [len(group) for group in groups]})
+
+
+def started_with(directory: Path) -> dict[str, Any]:
+    """What `Journal.start` noted. Raises SessionError where that is not there."""
+    return _read(directory / FOLDER / START)
+
+
+def noted(directory: Path) -> dict[str, Any]:
+    """The last notes: `now`, and `then` where an update was under way. Raises SessionError."""
+    return _read(directory / FOLDER / STATE)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        row: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SessionError(
+            "Where the session stood was not noted, so nobody can go on with it.",
+            why=str(error),
+            fix="end it with `kit doctor --stop`, and load the last checkpoint: "
+            "`RLSession.load(path)`.",
+        ) from None
+    return row
+
+
+def restore(
+    session: Lifecycle, directory: Path, state: dict[str, Any], held: Collection[str]
+) -> None:
+    """Bring a session to what was noted. Raises DataError where its prompts are others.
+
+    Args:
+        session: it runs on the stack already.
+        directory: of the stack.
+        state: what was noted of it.
+        held: names of the snapshots that the trainers have in memory.
+    """
+    folder = directory / FOLDER
+    session._stream.load_state(state["stream"])
+    session.step_count = int(state["step_count"])
+    session._generations = int(state["generations"])
+    name, rows = state["history"]
+    lines = (folder / name).read_text(encoding="utf-8").splitlines()[:rows] if rows else []
+    session.history = [json.loads(line) for line in lines]
+    if state["rollout"]:
+        samples, own = serialization.read_arrays(folder / state["rollout"])
+        session.last_rollout = Rollout(samples, **own)
+    if state["buffer"]:
+        samples, own = serialization.read_arrays(folder / state["buffer"])
+        rest = iter(samples)
+        session._buffer.put(tuple(next(rest) for _ in range(size)) for size in own["sizes"])
+    for kept in (_read_snapshot(folder / name) for name in state["snapshots"]):
+        if kept.folder.is_dir() if kept.folder else kept.name in held:
+            session._snapshots[kept.name] = kept
+
+
+def settings(directory: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """The configuration that was noted, as a tree."""
+    return _read(directory / FOLDER / state["config"])

@@ -1,0 +1,111 @@
+"""Whose turn it is: a session does one thing at a time, whichever thread asks for it.
+
+    cell     ── verb ──►┐
+                        ├── one lock ──► session, stack
+    training ── step ──►┘
+
+While training runs, a verb of another thread is refused at once rather than kept waiting for an
+end that may be hours away, and rather than slipped in between two steps, where it would draw
+prompts and randomness that the training was going to draw. Once a pause was asked for, a verb
+waits for the step under way and then has the session to itself: a training that is resumed
+meanwhile waits for the verb.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
+
+from kit.errors import SessionError
+from kit.utils.interrupts import held
+
+if TYPE_CHECKING:
+    from kit.lifecycle.train_loop import Training
+
+
+P = ParamSpec("P")
+
+
+Result = TypeVar("Result")
+
+
+class Turns:
+    """One session's lock, and the training that runs in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.training: Training | None = None
+        """The last one that was made to run in a thread."""
+        self.in_step = False
+        """Is a whole step under way? Where the session is, is noted at its end."""
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+
+    @contextmanager
+    def take(self, verb: str) -> Iterator[None]:
+        """Have the session for a verb and all the verbs that it calls.
+
+        Raises:
+            SessionError: a training runs in another thread.
+        """
+        me = threading.get_ident()
+        if self._owner == me:
+            yield
+            return
+        self._refuse_while_training(verb)
+        with self._lock:
+            self._refuse_while_training(verb)  # it may have been resumed in the meantime
+            self._owner = me
+            try:
+                yield
+            finally:
+                self._owner = None
+
+    def _refuse_while_training(self, verb: str) -> None:
+        training = self.training
+        if training is None or not training.goes_on or training.is_in_this_thread:
+            return
+        raise SessionError(
+            f"{verb} was called while training runs: {training.done} of {training.total} steps "
+            "are done.",
+            why="A session does one thing at a time.",
+            fix="pause first, with the dashboard's button or `session.training.pause()`, and call "
+            "it again; or end the training: `session.training.stop()`.",
+        )
+
+
+class HasTurns(Protocol):
+    """Anything whose verbs take turns."""
+
+    _turns: Turns
+
+    def _note(self) -> None:
+        """Write down where it is now."""
+
+
+Self_ = TypeVar("Self_", bound=HasTurns)
+
+
+def verb(
+    method: Callable[Concatenate[Self_, P], Result],
+) -> Callable[Concatenate[Self_, P], Result]:
+    """Make a method wait for its turn, and have it noted afterwards where the session is."""
+
+    @functools.wraps(method)
+    def in_turn(self: Self_, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        __tracebackhide__ = True  # IPython then shows the verb's own lines
+        turns = self._turns
+        with turns.take(method.__name__):
+            whole = not turns.in_step
+            turns.in_step = not whole or method.__name__ == "step"
+            try:
+                return method(self, *args, **kwargs)
+            finally:
+                if whole:
+                    turns.in_step = False
+                    with held():  # or what was done would be neither written down nor returned
+                        self._note()
+
+    return in_turn

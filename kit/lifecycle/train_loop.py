@@ -1,0 +1,446 @@
+"""`Training`: a loop of `session.step()`, in the caller's thread or in one of its own.
+
+    ready ──resume──► running ──pause──► paused ──resume──► running ──► finished
+                         │                 │ step_once: one step, paused again
+                         └──stop, until────┴──────────────────────────► stopped
+                         └──an exception──────────────────────────────► failed
+
+Whatever is asked for takes effect between two steps, so what a paused training leaves behind is a
+session in order. `run` is the loop that `session.train` is; `resume` starts the same loop in a
+thread, which leaves the notebook free.
+
+`session.train` and `session.dashboard`: where the loop of steps runs, and who sees it.
+
+where             without dashboard              with it
+a person's cell   in the cell, a line that moves  in a thread, widgets; returns at once
+a batch run       in the cell, a line that moves  in the cell, a picture that stays
+a script          a line in the terminal          the same line
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+from kit.errors import KitError, SessionError
+from kit.lifecycle import resume
+from kit.reports import StepReport, TrainingState, TrainingStatus, TrainReport
+from kit.reports.training import Until
+from kit.tracking.recorder import current_run
+from kit.utils import interrupts
+from kit.utils.arguments import at_least_one
+from kit.viz.live.frontend import Frontend, frontend
+
+if TYPE_CHECKING:
+    from kit.lifecycle.lock import Turns
+    from kit.session import RLSession
+
+
+Asked = Literal["", "run", "pause", "stop"]
+
+
+PACE = 20
+"""Steps that the time left is reckoned from."""
+
+
+CLOSED = "the session was closed"
+
+
+class Training:
+    """Steps of a session that can be paused, continued, taken one by one and stopped.
+
+    Args:
+        session: a running one.
+        total: how many steps.
+        until: called after each step; True ends training.
+        on_step: called after each step, in the loop's thread.
+    """
+
+    def __init__(
+        self,
+        session: RLSession,
+        total: int,
+        until: Until | None = None,
+        on_step: Callable[[StepReport], None] | None = None,
+    ) -> None:
+        self.total = total
+        self._session, self._until, self._on_step = session, until, on_step
+        self._changed = threading.Condition()
+        self._state: TrainingState = "ready"
+        self._wanted: Literal["run", "pause", "stop"] = "pause"
+        self._singles = 0
+        """Steps that `step_once` asked for and that have not begun."""
+        self._steps: list[StepReport] = []
+        self._loaded = 0
+        """Steps before those that a checkpoint held, where a batch run is resumed."""
+        self._paces: deque[float] = deque(maxlen=PACE)
+        self._seconds = 0.0
+        self._stopped = ""
+        self._at: int | None = None
+        """The step that is being done, or was done last."""
+        self._before: StepReport | None = None
+        """The session's last step when that one began."""
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        """The one that the loop runs in."""
+        self._watchers: list[Callable[[], None]] = []
+        self._closing = False
+        self.shown: Any = None
+        """What displays it, once something does; `kit.viz.live` keeps it here."""
+
+    # ---- what it is at -------------------------------------------------------------------------
+
+    @property
+    def state(self) -> TrainingState:
+        """`ready`, `running`, `paused`, `stopped`, `finished` or `failed`."""
+        return self._state
+
+    @property
+    def done(self) -> int:
+        """Steps that are done."""
+        return self._loaded + len(self._steps)
+
+    @property
+    def ended(self) -> bool:
+        """Will there be no further step?"""
+        return self._state in ("stopped", "finished", "failed")
+
+    @property
+    def goes_on(self) -> bool:
+        """Was it told to run, and not to pause or stop since?"""
+        return self._wanted == "run" and not self.ended
+
+    @property
+    def is_in_this_thread(self) -> bool:
+        """Is the caller called by a step of this training?"""
+        return threading.current_thread() is self._thread
+
+    @property
+    def status(self) -> TrainingStatus:
+        """All that can be said of it now."""
+        with self._changed:
+            paces = self._paces
+            return TrainingStatus(
+                state=self._state,
+                total=self.total,
+                done=self.done,
+                asked=self._asked(),
+                step=self._session.step_count,
+                history=tuple(self._session.history),
+                last=self._steps[-1] if self._steps else None,
+                step_seconds=sum(paces) / len(paces) if paces else float("nan"),
+                stopped=self._stopped,
+                error=_words(self._error) if self._error else "",
+            )
+
+    def _asked(self) -> Asked:
+        """What has been asked for and has not taken effect."""
+        running = self._state == "running"
+        if self.ended or (running and (self._wanted == "run" or self._singles)):
+            return ""
+        if running:
+            return self._wanted
+        return "run" if self._wanted == "run" else ""
+
+    @property
+    def report(self) -> TrainReport:
+        """The steps that are done."""
+        steps = tuple(self._steps)
+        return TrainReport(
+            steps=steps,
+            evaluations=tuple(s.evaluation for s in steps if s.evaluation),
+            seconds=self._seconds,
+            stopped=self._stopped,
+            history=tuple(self._session.history),
+        )
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Have a function called after every step and every change of state. It must be quick."""
+        self._watchers.append(changed)
+
+    # ---- what can be asked of it ---------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Hold after the step under way. Returns at once; verbs called now wait for that."""
+        with self._changed:
+            if not self.ended and self._wanted != "stop":
+                self._wanted, self._singles = "pause", 0
+                self._tell()
+
+    def resume(self) -> None:
+        """Go on, or begin. Raises SessionError once it has ended."""
+        with self._changed:
+            self._refuse_after_the_end("resume")
+            self._wanted, self._singles = "run", 0
+            self._start()
+
+    def step_once(self) -> None:
+        """Do one step and hold again. Raises SessionError while it runs and once it has ended."""
+        with self._changed:
+            self._refuse_after_the_end("step_once")
+            if self.goes_on:
+                raise SessionError(
+                    "step_once was called while training runs.", fix="call pause() first."
+                )
+            self._singles += 1
+            self._start()
+
+    def stop(self, why: str = "stopped by hand") -> None:
+        """End after the step under way. Returns at once; calling it again does nothing."""
+        with self._changed:
+            if self.ended or self._wanted == "stop":
+                return
+            self._wanted, self._stopped = "stop", why
+            if self._state == "ready":  # nothing is there that could end it
+                self._state = "stopped"
+            self._tell()
+
+    def wait(self) -> TrainReport:
+        """Wait for the end. Interrupting it ends the waiting, not the training.
+
+        Raises:
+            SessionError: it has not been started.
+            Exception: what a step raised.
+        """
+        with self._changed:
+            if self._thread is None and not self.ended:
+                raise SessionError(
+                    "wait was called on a training that has not begun.", fix="call resume() first."
+                )
+            # In short waits: one without end would not see an interrupt that the system handed to
+            # another thread.
+            while not self._changed.wait_for(lambda: self.ended, timeout=1.0):
+                pass
+        if self._error:
+            raise self._error
+        return self.report
+
+    def run(self) -> TrainReport:
+        """All steps, in the caller's thread. An interrupt ends it and keeps what is done."""
+        self._wanted, self._thread = "run", threading.current_thread()
+        try:
+            with self._session._turns.take("train"):
+                self._loop()
+        except KeyboardInterrupt:
+            self._keep_the_last()
+            self._end("stopped", self._interrupted())
+        except BaseException as error:
+            self._keep_the_last()
+            self._end("failed", error=error)
+            raise
+        return self.report
+
+    def close(self, seconds: float) -> bool:
+        """Stop, and wait so long for the step under way; whether the thread has ended."""
+        self._closing = True
+        self.stop(CLOSED)
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return True
+        thread.join(seconds)
+        return not thread.is_alive()
+
+    # ---- the loop ------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Start the thread, or wake it. It prints into the cell that this is called from."""
+        if self._thread is None:
+            context = contextvars.copy_context()
+            # A daemon: else a kernel could not end before the last step.
+            self._thread = threading.Thread(
+                target=context.run, args=(self._run_apart,), name="kit-training", daemon=True
+            )
+            self._thread.start()
+        self._tell()
+
+    def _run_apart(self) -> None:
+        try:
+            self._loop()
+        except BaseException as error:
+            self._keep_the_last()
+            if self._closing and isinstance(error, Exception):
+                self._end("stopped", self._stopped)  # the stack went away under the step
+            else:
+                self._end("failed", error=error)
+
+    def _loop(self) -> None:
+        turns = self._session._turns
+        if self._session._recorder:
+            with turns.take("train"):
+                self._loaded = resume.begin_training(self._session, self.total)
+        try:
+            self._steps_in_turn(turns)
+        finally:
+            resume.end_training(self._session)
+
+    def _steps_in_turn(self, turns: Turns) -> None:
+        while self._wait_for_work():
+            with turns.take("step"):
+                if self._begins():  # a pause may have been asked for while this waited its turn
+                    self._step()
+
+    def _step(self) -> None:
+        begin, self._at = time.perf_counter(), self._session.step_count
+        self._before = self._session._last_step
+        with interrupts.collected():
+            report = self._session.step()
+            self._steps.append(report)
+        if self._on_step:
+            self._on_step(report)
+        if self._until and self._until(report):
+            self.stop("the condition given as `until` was met")
+        self._paces.append(time.perf_counter() - begin)
+        self._seconds += self._paces[-1]
+        self._tell()
+
+    def _keep_the_last(self) -> None:
+        """One that was done when an interrupt or an error came belongs to the steps done."""
+        last = self._session._last_step
+        if last and last is not self._before and all(last is not s for s in self._steps):
+            self._steps.append(last)
+
+    def _interrupted(self) -> str:
+        if self._steps and self._steps[-1].step == self._at:
+            return f"interrupted after step {self._at}"
+        at = self._session.step_count if self._at is None else self._at
+        return f"interrupted in step {at}"
+
+    def _wait_for_work(self) -> bool:
+        """Hold until there is a step to do; False at the end."""
+        with self._changed:
+            while True:
+                if self._wanted == "stop":
+                    self._end("stopped", self._stopped)
+                    return False
+                if self.done >= self.total:
+                    self._end("finished")
+                    return False
+                if self._wanted == "run" or self._singles:
+                    return True
+                self._state = "paused"
+                self._tell()
+                self._changed.wait()
+
+    def _begins(self) -> bool:
+        with self._changed:
+            if self._wanted != "run" and not self._singles:
+                return False
+            self._singles = max(self._singles - 1, 0)
+            self._state = "running"
+            self._tell()
+            return True
+
+    def _end(
+        self, state: TrainingState, stopped: str = "", error: BaseException | None = None
+    ) -> None:
+        with self._changed:
+            self._state, self._stopped, self._error = state, stopped, error
+            self._tell()
+
+    def _tell(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+        for changed in self._watchers:
+            changed()
+
+    def _refuse_after_the_end(self, asked: str) -> None:
+        if self.ended or self._wanted == "stop":
+            raise SessionError(
+                f"{asked} was called on a training that has ended: "
+                f"{self.done} of {self.total} steps are done.",
+                fix="start another one: `session.train(steps, dashboard=True)`.",
+            )
+
+    def __repr__(self) -> str:
+        return f"Training({self._state}, {self.done} of {self.total} steps)"
+
+    def _ipython_display_(self) -> None:
+        show(self)
+
+
+def _words(error: BaseException) -> str:
+    return str(error) if isinstance(error, KitError) else f"{type(error).__name__}: {error}"
+
+
+def train(session: RLSession, steps: int | None, until: Until | None, show: bool) -> TrainReport:
+    """A loop of steps, with a line that moves."""
+    from kit.viz.live.progress import Progress
+
+    total = _total(session, steps)
+    with Progress(total, enabled=show) as progress:
+        return Training(session, total, until, progress.update).run()
+
+
+def train_on_dashboard(session: RLSession, steps: int | None, until: Until | None) -> Training:
+    """The same in a thread, under a dashboard that steers it.
+
+    Where nobody is there to press its buttons, all steps are done before this returns.
+    """
+    from kit.viz.live.progress import Progress
+
+    where = _where()
+    if where == "terminal":
+        total = _total(session, steps)
+        with Progress(total) as progress:
+            training = Training(session, total, until, progress.update)
+            training.run()
+        return training
+    training = _take_the_place(session, Training(session, _total(session, steps), until))
+    if where == "live":
+        training.resume()
+        show(training)
+    else:
+        show(training)
+        training.run()
+    return training
+
+
+def dashboard(session: RLSession, steps: int | None) -> Training:
+    """Show the training under way; without one, the history so far and one that can be begun."""
+    session._running  # noqa: B018 - refuses where there is none
+    training = session.training
+    if training is None or training.ended:
+        training = _take_the_place(session, Training(session, _total(session, steps)))
+    show(training)
+    return training
+
+
+def show(training: Training) -> None:
+    """Display a training, with buttons where they can be pressed."""
+    where = _where()
+    if where == "terminal":
+        print(training)
+    else:
+        from kit.viz.live.widgets import show_training
+
+        show_training(training, live=where == "live")
+
+
+def _where() -> Frontend:
+    where = frontend()
+    return "headless" if where == "live" and current_run() else where
+
+
+def _total(session: RLSession, steps: int | None) -> int:
+    return session.config.training.num_rollout if steps is None else at_least_one(steps, "steps")
+
+
+def _take_the_place(session: RLSession, training: Training) -> Training:
+    """Make a training the session's own. Raises SessionError where another one is half done."""
+    with session._turns.take("train"):
+        session._running  # noqa: B018 - refuses where there is none
+        before = session.training
+        if before and not before.ended:
+            if before.done:
+                raise SessionError(
+                    f"Another training is paused: {before.done} of {before.total} steps are done.",
+                    fix="go on with it (`session.training.resume()`, or its button), or end it "
+                    "first: `session.training.stop()`.",
+                )
+            before.stop("another training was begun")
+        session._turns.training = training
+    return training

@@ -1,0 +1,307 @@
+"""Causal attention over packed samples, registered with Transformers as `kit_packed`.
+
+On a GPU torch's own variable-length flash attention (`gpu_attention.py`); on a CPU one padded call
+for all samples. A beginning that samples share is computed once and seen by each of them.
+Tensors here have Transformers' shapes: (1, heads, T, head size).
+
+Torch's variable-length flash attention as one operator that `torch.compile` takes as it is.
+
+Torch's own takes the longest lengths as numbers, which compiled code would have to allow for; here
+they are a tensor on the host. Grouped queries need no copies of keys and values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch.nn.attention import varlen as _varlen
+from torch.nn.functional import scaled_dot_product_attention
+
+from kit.models.packing import Packed, put_rows, repeat_rows, sums_of, take_rows, to_device
+
+NAME = "kit_packed"
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Sequences of tokens, one after the other."""
+
+    longest: int
+    ends: torch.Tensor
+    """Cumulative lengths with a leading 0, int32: what variable-length kernels take."""
+    places: torch.Tensor
+    """Place of each token in the flattened padded batch; empty where nothing is padded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where each sequence lies in the row; worked out once, used by every layer."""
+
+    sequences: int
+    own: Lengths
+    """Of the tokens that ask: each row once."""
+    seen: Lengths
+    """Of the tokens they ask about: a shared beginning is seen by several sequences."""
+    seen_rows: torch.Tensor | None
+    """Row of each token seen; on a CPU of each place of the padded batch. None: nothing is shared,
+    the rows are the sequences."""
+    visible: torch.Tensor | None
+    """CPU, something shared: which token each token sees, (sequences, 1, own, seen)."""
+    limits: torch.Tensor
+    """Longest own and longest seen, as a tensor of two on the host: code that is compiled for one
+    batch serves all others, because no number of them is part of it."""
+    order: torch.Tensor | None
+    """GPU, something shared: places of what is seen, sorted by row; see `rows.sums_of`."""
+    order_ends: torch.Tensor | None
+    """Where each row's places end in it."""
+
+
+def layout(packed: Packed, device: torch.device) -> Layout:
+    """Work out the layout of packed samples."""
+    if device.type == "cuda":
+        return gathered(packed, device)
+    own = _lengths(packed.own_lengths, device)
+    if packed.seen_rows is None:
+        limits = torch.tensor([own.longest, own.longest])
+        return Layout(len(packed.own_lengths), own, own, None, None, limits, None, None)
+    seen = _lengths(packed.seen_lengths, device)
+    count, rows = len(packed.own_lengths), packed.seen_rows
+    padded = put_rows(rows, seen.places, count * seen.longest)  # padding: any row
+    own_S, seen_S = (
+        torch.tensor(x, device=device) for x in (packed.own_lengths, packed.seen_lengths)
+    )
+    asking = torch.arange(own.longest, device=device) + (seen_S - own_S)[:, None]
+    visible = torch.arange(seen.longest, device=device) <= asking[:, :, None]
+    limits = torch.tensor([own.longest, seen.longest])
+    return Layout(count, own, seen, padded, visible[:, None], limits, None, None)
+
+
+def gathered(packed: Packed, device: torch.device) -> Layout:
+    """The layout for attention that takes sequences of any lengths, without padding."""
+    own, count = _ends(packed.own_lengths, device), len(packed.own_lengths)
+    if packed.seen_rows is None:
+        limits = torch.tensor([own.longest, own.longest])
+        return Layout(count, own, own, None, None, limits, None, None)
+    seen = _ends(packed.seen_lengths, device)
+    limits = torch.tensor([own.longest, seen.longest])
+    sums = sums_of(packed.seen_rows, len(packed.tokens_T))
+    return Layout(count, own, seen, packed.seen_rows, None, limits, *sums)
+
+
+def _ends(lengths: tuple[int, ...], device: torch.device) -> Lengths:
+    ends = torch.tensor((0, *accumulate(lengths)), dtype=torch.int32)
+    return Lengths(max(lengths), to_device(ends, device), torch.empty(0, dtype=torch.long))
+
+
+def _lengths(lengths: tuple[int, ...], device: torch.device) -> Lengths:
+    found, longest = _ends(lengths, device), max(lengths)
+    length_S = torch.tensor(lengths, device=device)
+    sequence_T = torch.repeat_interleave(torch.arange(len(lengths), device=device), length_S)
+    within_T = torch.arange(len(sequence_T), device=device) - found.ends[:-1][sequence_T]
+    return Lengths(longest, found.ends, sequence_T * longest + within_T)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    packed: Layout | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Each token attends to the earlier tokens of its own sample. Returns ((1, T, heads, D), None).
+
+    Raises:
+        ValueError: called without the layout of the packed samples.
+    """
+    if packed is None:
+        raise ValueError("kit_packed attention needs packed=layout(samples, device)")
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
+    if packed.seen_rows is not None:
+        # One gather of both: what each sequence sees, the shared beginnings repeated.
+        both = torch.cat([k, v], dim=1)
+        both = repeat_rows(both, packed.seen_rows, packed.order, packed.order_ends)
+        k, v = both.split([k.shape[1], v.shape[1]], dim=1)
+    attended = _on_gpu if q.is_cuda else _on_cpu
+    return attended(q, k, v, scaling, dropout, packed)[None], None
+
+
+def _on_gpu(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+    packed: Layout,
+) -> torch.Tensor:
+    if dropout:
+        raise ValueError("kit_packed attention has no dropout on a GPU")
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    return packed_attention(q, k, v, packed.own.ends, packed.seen.ends, packed.limits, scale)
+
+
+def _on_cpu(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+    packed: Layout,
+) -> torch.Tensor:
+    def padded(x: torch.Tensor, lengths: Lengths) -> torch.Tensor:
+        """(sequences, heads, longest, D); padding comes last."""
+        size = packed.sequences * lengths.longest
+        whole = x if len(x) == size else put_rows(x, lengths.places, size)
+        return whole.view(packed.sequences, lengths.longest, *x.shape[1:]).transpose(1, 2)
+
+    out: torch.Tensor = scaled_dot_product_attention(
+        padded(q, packed.own),
+        padded(k, packed.seen),
+        padded(v, packed.seen),
+        attn_mask=packed.visible,
+        is_causal=packed.visible is None,  # then padding is where no token looks
+        scale=scaling,
+        dropout_p=dropout,
+        enable_gqa=True,
+    )
+    return take_rows(out.transpose(1, 2).flatten(0, 1), packed.own.places)
+
+
+def register() -> None:
+    """Tell Transformers of `kit_packed`."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, lambda *_, **__: None)
+
+
+assert _varlen
+
+
+CAUSAL = [-1, 0]
+"""Counted from the end: a sequence's last token sees all of it."""
+
+
+def packed_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    own_ends: torch.Tensor,
+    seen_ends: torch.Tensor,
+    limits: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """Causal attention within each sequence, (T, heads, D).
+
+    Args:
+        q: (T, heads, D).
+        k: (tokens seen, key heads, D); as many heads as q, or a divisor of them.
+        v: the same.
+        own_ends: cumulative lengths of the sequences in q, with a leading 0, int32.
+        seen_ends: the same of k and v.
+        limits: longest of either, on the host.
+        scale: multiplies the products of queries and keys.
+    """
+    out: torch.Tensor = _forward(q, k, v, own_ends, seen_ends, limits, scale)[0]
+    return out
+
+
+@torch.library.custom_op("kit::packed_attention", mutates_args=(), device_types="cuda")
+def _forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    own_ends: torch.Tensor,
+    seen_ends: torch.Tensor,
+    limits: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    own, seen = limits.tolist()
+    out, total, _ = torch.ops.torch_attn._varlen_attn(
+        q, k, v, own_ends, seen_ends, own, seen, True, scale, CAUSAL
+    )
+    return out, total
+
+
+@_forward.register_fake
+def _(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    own_ends: torch.Tensor,
+    seen_ends: torch.Tensor,
+    limits: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+
+
+@torch.library.custom_op("kit::packed_attention_backward", mutates_args=(), device_types="cuda")
+def _backward(
+    gradient: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    total: torch.Tensor,
+    own_ends: torch.Tensor,
+    seen_ends: torch.Tensor,
+    limits: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    own, seen = limits.tolist()
+    draws = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of dropout, which there is none
+    dq, dk, dv = torch.ops.torch_attn._varlen_attn_backward(
+        gradient.contiguous(),
+        q,
+        k,
+        v,
+        out,
+        total,
+        own_ends,
+        seen_ends,
+        own,
+        seen,
+        True,
+        draws,
+        scale,
+        CAUSAL,
+    )
+    return dq, dk, dv
+
+
+@_backward.register_fake
+def _(
+    gradient: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    total: torch.Tensor,
+    own_ends: torch.Tensor,
+    seen_ends: torch.Tensor,
+    limits: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _gradients(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:
+    q, k, v, own_ends, seen_ends, limits, out, total = ctx.saved_tensors
+    found = _backward(gradient, q, k, v, out, total, own_ends, seen_ends, limits, ctx.scale)
+    return (*found, None, None, None, None)
+
+
+_forward.register_autograd(_gradients, setup_context=_keep)

@@ -1,0 +1,154 @@
+"""Log-probs and entropies of tokens from the last hidden states, without all logits at once.
+
+Logits of a long batch over a large vocabulary would be the largest tensor by far. They are made in
+pieces, in the model's dtype; what is kept of each row is one number, the logarithm of its sum. The
+backward pass makes the pieces again and turns each into its gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import torch
+
+from kit.algo.corrections import entropy_of
+
+KEPT_LOGITS = 1 << 26
+"""So few are kept for the backward pass: 256 MiB in float32. More are made in pieces."""
+
+
+LOGITS_AT_ONCE = 1 << 28
+"""Of a piece: 512 MiB in bfloat16."""
+
+
+def token_log_probs(
+    hidden_R: torch.Tensor, head: torch.Tensor, target_R: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each target and entropy of each distribution, both (R), float32, in nats.
+
+    Args:
+        hidden_R: output of the last layer, (R, hidden size).
+        head: the output embedding, (vocabulary, hidden size).
+        target_R: the tokens.
+        temperature: divides the logits.
+    """
+    if len(target_R) * len(head) <= KEPT_LOGITS:
+        logits = (hidden_R @ head.T).float() / temperature
+        logp = torch.log_softmax(logits, dim=-1)
+        return logp.gather(-1, target_R[:, None])[:, 0], entropy_of(logp)
+    logp_R, entropy_R = _InPieces.apply(hidden_R, head, target_R, temperature)  # type: ignore[no-untyped-call]
+    return logp_R, entropy_R
+
+
+def rows_at_once(vocabulary: int) -> int:
+    """Rows of logits in a piece; whole tiles of a matrix product where that is possible."""
+    rows = LOGITS_AT_ONCE // vocabulary
+    return max(rows // 256 * 256, min(rows, 256), 1)
+
+
+class _InPieces(torch.autograd.Function):
+    """(log-probs, entropies); keeps hidden states and three numbers a row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_R: torch.Tensor,
+        head: torch.Tensor,
+        target_R: torch.Tensor,
+        temperature: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        statistics = _compiled(_statistics) if hidden_R.is_cuda else _statistics
+        logp_R, total_R, entropy_R = (
+            torch.empty(len(target_R), dtype=torch.float32, device=hidden_R.device)
+            for _ in range(3)
+        )
+        for piece in _pieces(len(target_R), len(head)):
+            logits = hidden_R[piece] @ head.T
+            logp_R[piece], total_R[piece], entropy_R[piece] = statistics(
+                logits, target_R[piece], 1 / temperature
+            )
+        ctx.save_for_backward(hidden_R, head, target_R, total_R, entropy_R)
+        ctx.scale = 1 / temperature
+        ctx.set_materialize_grads(False)  # mostly there is none of the entropy
+        return logp_R, entropy_R
+
+    @staticmethod
+    def backward(
+        ctx: Any,
+        logp_gradient_R: torch.Tensor | None,
+        entropy_gradient_R: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        hidden_R, head, target_R, total_R, entropy_R = ctx.saved_tensors
+        if logp_gradient_R is None:
+            logp_gradient_R = torch.zeros_like(total_R)
+        gradient_of = _compiled(_logit_gradient) if hidden_R.is_cuda else _logit_gradient
+        hidden_gradient_R = torch.empty_like(hidden_R)
+        head_gradient = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
+        for piece in _pieces(len(target_R), len(head)):
+            gradient = gradient_of(
+                hidden_R[piece] @ head.T,
+                target_R[piece],
+                total_R[piece],
+                entropy_R[piece],
+                logp_gradient_R[piece],
+                None if entropy_gradient_R is None else entropy_gradient_R[piece],
+                ctx.scale,
+            )
+            torch.mm(gradient, head, out=hidden_gradient_R[piece])
+            _add_product(head_gradient, gradient.T, hidden_R[piece])
+        return hidden_gradient_R, head_gradient.to(head.dtype), None, None
+
+
+def _pieces(rows: int, vocabulary: int) -> Iterator[slice]:
+    size = rows_at_once(vocabulary)
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Add a @ b in float32, whatever their dtype."""
+    if a.is_cuda and a.dtype != torch.float32:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(a.float(), b.float())
+
+
+def _statistics(
+    logits: torch.Tensor, target_R: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(log-prob of the target, log of the sum of exponentials, entropy), all (R)."""
+    scaled = logits.float() * scale
+    total_R = torch.logsumexp(scaled, dim=-1)
+    chosen_R = logits.gather(-1, target_R[:, None])[:, 0].float() * scale
+    return chosen_R - total_R, total_R, entropy_of(scaled - total_R[:, None])
+
+
+def _logit_gradient(
+    logits: torch.Tensor,
+    target_R: torch.Tensor,
+    total_R: torch.Tensor,
+    entropy_R: torch.Tensor,
+    logp_gradient_R: torch.Tensor,
+    entropy_gradient_R: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """Gradient by the logits, in their dtype.
+
+    With p the probabilities: of the log-prob, 1 at the target minus p; of the entropy,
+    -p (log p + entropy).
+    """
+    logp = logits.float() * scale - total_R[:, None]
+    factor = -logp_gradient_R[:, None]
+    if entropy_gradient_R is not None:
+        factor = factor - entropy_gradient_R[:, None] * (logp + entropy_R[:, None])
+    gradient = factor * logp.exp() * scale
+    # The target's own 1 is added in one place a row, rather than asked for in every place.
+    chosen = gradient.gather(1, target_R[:, None]) + (logp_gradient_R * scale)[:, None]
+    return gradient.to(logits.dtype).scatter(1, target_R[:, None], chosen.to(logits.dtype))
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One kernel instead of a dozen passes over the logits."""
+    return torch.compile(function, dynamic=True)

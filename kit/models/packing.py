@@ -1,0 +1,320 @@
+"""Samples of different lengths in one long row, without padding and without repetition.
+
+What the model computes for a token depends on it and on the tokens before it. Samples that begin
+alike (all samples of a group have the prompt in common, and often more) therefore share rows: a
+beginning is computed once, and every sample that has it attends to it.
+
+Taking rows out of a tensor and putting them into one.
+
+Indexing has to allow for rows named twice, so its gradient adds row by row, one after the other.
+Where each row is named once, taking and putting are each other's gradient, and both are copies.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from kit.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Some samples in one row of T tokens.
+
+    A sequence is a stretch of the row in which each token follows the one before: the prompt of a
+    group, or what a sample adds to what is there already. There are S of them; R response tokens
+    are predicted.
+    """
+
+    tokens_T: torch.Tensor
+    position_T: torch.Tensor
+    """Place of each token in the samples that it belongs to."""
+    own_lengths: tuple[int, ...]
+    """Tokens of each sequence in the row, (S); they sum to T."""
+    seen_lengths: tuple[int, ...]
+    """Tokens that each sequence's last token attends to, itself and those before it, (S)."""
+    seen_rows: torch.Tensor | None
+    """Row of each of these, sequence after sequence; None where no two sequences share a row."""
+    predictor_R: torch.Tensor
+    """For each response token, the row of the token before it, whose output predicts it. Samples
+    with this beginning in common have it in common."""
+    target_R: torch.Tensor
+    """The response tokens."""
+    sample_R: torch.Tensor
+    """Which of these samples each response token belongs to."""
+
+    def to(self, device: torch.device) -> Packed:
+        """The same on another device."""
+        names = ("tokens_T", "position_T", "seen_rows", "predictor_R", "target_R", "sample_R")
+        tensors = {name: getattr(self, name) for name in names}
+        moved: dict[str, Any] = {
+            name: to_device(x, device) for name, x in tensors.items() if x is not None
+        }
+        return replace(self, **moved)
+
+
+def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The same on a device, without waiting for what the device is doing."""
+    if device.type != "cuda":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
+
+def pack(
+    tokens: Sequence[Sequence[int]],
+    response_lengths: Sequence[int],
+    *,
+    share: bool = True,
+) -> Packed:
+    """Lay samples out in one row.
+
+    Args:
+        tokens: prompt and response of each sample.
+        response_lengths: how many of them are the response.
+        share: compute equal beginnings once; the results differ by rounding only.
+
+    Raises:
+        DataError: a sample has no token before its response, so nothing predicts its first one.
+    """
+    for place, (row, response) in enumerate(zip(tokens, response_lengths, strict=True)):
+        if len(row) <= response:
+            raise DataError(
+                f"Sample {place} of a micro-batch has {len(row)} tokens, {response} of them its "
+                f"response: no token comes before it.",
+                fix="give every prompt at least one token.",
+            )
+    rows = _with_beginnings_shared(tokens, response_lengths) if share else _one_after_other(tokens)
+    predictors: list[int] = []
+    targets: list[int] = []
+    for row, of_row, response in zip(tokens, rows.of_sample, response_lengths, strict=True):
+        predictors += of_row[len(row) - response - 1 : len(row) - 1]
+        targets += row[len(row) - response :]
+    return Packed(
+        torch.tensor(rows.tokens),
+        torch.tensor(rows.position),
+        tuple(rows.own_lengths),
+        tuple(rows.seen_lengths),
+        torch.tensor(rows.seen) if len(rows.seen) > len(rows.tokens) else None,
+        torch.tensor(predictors, dtype=torch.long),
+        torch.tensor(targets, dtype=torch.long),
+        torch.repeat_interleave(torch.arange(len(tokens)), torch.tensor(list(response_lengths))),
+    )
+
+
+@dataclass(slots=True)
+class _Rows:
+    """Which token stands in which row, and who sees it; see `Packed`."""
+
+    of_sample: list[Sequence[int]] = field(default_factory=list)
+    """The row of each of its tokens."""
+    tokens: list[int] = field(default_factory=list)
+    position: list[int] = field(default_factory=list)
+    own_lengths: list[int] = field(default_factory=list)
+    seen_lengths: list[int] = field(default_factory=list)
+    seen: list[int] = field(default_factory=list)
+
+
+def _one_after_other(tokens: Sequence[Sequence[int]]) -> _Rows:
+    """Each sample by itself."""
+    rows = _Rows()
+    for row in tokens:
+        rows.of_sample.append(range(len(rows.tokens), len(rows.tokens) + len(row)))
+        rows.tokens += row
+        rows.position += range(len(row))
+        rows.own_lengths.append(len(row))
+    rows.seen_lengths = rows.own_lengths
+    return rows
+
+
+def _with_beginnings_shared(
+    tokens: Sequence[Sequence[int]], response_lengths: Sequence[int]
+) -> _Rows:
+    """What samples begin with in common stands there once."""
+    rows = _Rows()
+    row_of: dict[tuple[int, int], int] = {}
+    """Row of a token, by the row of the token before it."""
+
+    def lay(tokens: Sequence[int]) -> list[int]:
+        """The row of each token; what is not there yet is put at the end, as a sequence."""
+        before, found, row = len(rows.tokens), [], -1
+        for place, token in enumerate(tokens):
+            known = row_of.get((row, token))
+            if known is None:
+                known = row_of[row, token] = len(rows.tokens)
+                rows.tokens.append(token)
+                rows.position.append(place)
+            row = known
+            found.append(row)
+        if len(rows.tokens) > before:
+            rows.own_lengths.append(len(rows.tokens) - before)
+            rows.seen_lengths.append(len(found))
+            rows.seen.extend(found)
+        return found
+
+    times = Counter(tuple(row[: len(row) - r]) for row, r in _pairs(tokens, response_lengths))
+    for prompt, count in times.items():
+        if count > 1:
+            lay(prompt)  # by itself, so that no sample of the group is longer than the others
+    rows.of_sample += [lay(row) for row in tokens]
+    return rows
+
+
+def _pairs(
+    tokens: Sequence[Sequence[int]], response_lengths: Sequence[int]
+) -> zip[tuple[Sequence[int], int]]:
+    return zip(tokens, response_lengths, strict=True)
+
+
+def micro_batches(
+    tokens: Sequence[Sequence[int]],
+    response_lengths: Sequence[int],
+    max_tokens: int,
+    *,
+    share: bool = True,
+) -> list[list[int]]:
+    """Which samples to pack together: indices, each in one list.
+
+    Samples of one prompt stay together where they fit. No list takes more than `max_tokens` rows,
+    save for a single sample that is longer.
+
+    Args:
+        tokens: prompt and response of each sample.
+        response_lengths: how many of them are the response.
+        max_tokens: rows.
+        share: will equal prompts be computed once?
+    """
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for index, (row, response) in enumerate(_pairs(tokens, response_lengths)):
+        by_prompt.setdefault(tuple(row[: len(row) - response]), []).append(index)
+    units: list[tuple[int, list[int]]] = []
+    for prompt, members in by_prompt.items():
+        shared = len(prompt) if share else 0
+        own = [max(1, len(tokens[i]) - shared) for i in members]
+        for part in fit(own, max(1, max_tokens - shared)):
+            units.append((shared + sum(own[i] for i in part), [members[i] for i in part]))
+    return [
+        sorted(index for unit in together for index in units[unit][1])
+        for together in fit([size for size, _ in units], max_tokens)
+    ]
+
+
+def prompts_in_common(tokens: Sequence[Sequence[int]], response_lengths: Sequence[int]) -> float:
+    """Share of all tokens that are saved where each prompt is computed once."""
+    prompts = [tuple(row[: len(row) - r]) for row, r in _pairs(tokens, response_lengths)]
+    saved = sum(map(len, prompts)) - sum(map(len, set(prompts)))
+    return saved / max(sum(map(len, tokens)), 1)
+
+
+def fit(sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """Bins of indices: first fit in order of falling size. A size over the limit is alone."""
+    bins: list[tuple[int, list[int]]] = []
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        for place, (used, members) in enumerate(bins):
+            if used + sizes[index] <= limit:
+                bins[place] = (used + sizes[index], [*members, index])
+                break
+        else:
+            bins.append((sizes[index], [index]))
+    return [sorted(members) for _, members in bins]
+
+
+PutBack = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+
+
+def sums_of(rows: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(places sorted by the row that they hold, where each row's end), for `size` rows in all."""
+    counts = torch.bincount(rows, minlength=size)
+    return torch.argsort(rows, stable=True), torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+
+def put_rows(x: torch.Tensor, rows_T: torch.Tensor, size: int) -> torch.Tensor:
+    """A tensor of `size` rows that has `x` at `rows_T` and 0 elsewhere."""
+    return x.new_zeros(size, *x.shape[1:]).index_copy(0, rows_T, x)
+
+
+def take_rows(x: torch.Tensor, rows_T: torch.Tensor) -> torch.Tensor:
+    """`x[rows_T]`; each row at most once."""
+    taken: torch.Tensor = _TakenRows.apply(x, rows_T, put_rows)  # type: ignore[no-untyped-call]
+    return taken
+
+
+def repeat_rows(
+    x: torch.Tensor,
+    rows: torch.Tensor,
+    order: torch.Tensor | None = None,
+    order_ends: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`x[rows]`; a row may be named often. Its gradient is summed in float32, in a fixed order.
+
+    Args:
+        x: (size, ...).
+        rows: which to take.
+        order: with `order_ends` what `sums_of(rows, size)` gives, for a faster gradient on a GPU.
+        order_ends: see there.
+    """
+    repeated: torch.Tensor
+    if order is None or order_ends is None:
+        repeated = _TakenRows.apply(x, rows, _add_rows)  # type: ignore[no-untyped-call]
+    else:
+        repeated = _SummedRows.apply(x, rows, order, order_ends)  # type: ignore[no-untyped-call]
+    return repeated
+
+
+def _add_rows(x: torch.Tensor, rows: torch.Tensor, size: int) -> torch.Tensor:
+    """A tensor of `size` rows, each the sum of what `x` has for it."""
+    wide = x.float() if x.element_size() < 4 else x
+    total = wide.new_zeros(size, *x.shape[1:])
+    if x.is_cuda:  # index_add_ adds there in the order in which threads come
+        total.index_put_((rows,), wide, accumulate=True)
+    else:
+        total.index_add_(0, rows, wide)
+    return total.to(x.dtype)
+
+
+class _TakenRows(torch.autograd.Function):
+    """`x[rows]`, whose gradient goes back by a function of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, rows: torch.Tensor, back: PutBack) -> torch.Tensor:
+        ctx.save_for_backward(rows)
+        ctx.size, ctx.back = len(x), back
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (rows,) = ctx.saved_tensors
+        return ctx.back(gradient, rows, ctx.size), None, None
+
+
+class _SummedRows(torch.autograd.Function):
+    """`x[rows]`, whose gradient is summed row by row in one pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, rows: torch.Tensor, order: torch.Tensor, ends: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(order, ends)
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        order, ends = ctx.saved_tensors
+        return _sum_stretches(gradient, order, ends), None, None, None
+
+
+@torch.library.custom_op("kit::sum_stretches", mutates_args=())
+def _sum_stretches(x: torch.Tensor, order: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Row i is the sum of x[order[ends[i]:ends[i + 1]]], in float32 inside."""
+    sorted_rows = x.flatten(1).index_select(0, order).float()
+    total = torch.segment_reduce(sorted_rows, "sum", offsets=ends, axis=0, unsafe=True)
+    return total.to(x.dtype).view(-1, *x.shape[1:])
+
+
+@_sum_stretches.register_fake
+def _(x: torch.Tensor, order: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    return x.new_empty((ends.shape[0] - 1, *x.shape[1:]))

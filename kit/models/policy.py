@@ -1,0 +1,100 @@
+"""A causal language model that answers one question: how likely was each response token?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kit.errors import ModelError
+from kit.models import attention
+from kit.models.log_probs import token_log_probs
+from kit.models.packing import Packed, repeat_rows, take_rows
+
+
+class Policy(nn.Module):
+    """A Transformers model with packed input, and log-probs instead of logits as output."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, packed: Packed, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logp_R, entropy_R): of each response token, in nats, float32.
+
+        Args:
+            packed: the samples.
+            temperature: divides the logits, as in sampling.
+        """
+        device = packed.tokens_T.device
+        hidden = self.model.model(  # type: ignore[operator]
+            input_ids=packed.tokens_T[None],
+            position_ids=packed.position_T[None],
+            use_cache=False,
+            packed=attention.layout(packed, device),
+        ).last_hidden_state[0]
+        return token_log_probs(
+            (take_rows if packed.seen_rows is None else repeat_rows)(hidden, packed.predictor_R),
+            self.model.lm_head.weight,  # type: ignore[union-attr, arg-type]
+            packed.target_R,
+            temperature,
+        )
+
+
+def load(path: str, *, trust_remote_code: bool = False) -> Policy:
+    """Load a Hugging Face model with float32 weights.
+
+    Raises:
+        ModelError: the directory holds no causal language model, or it cannot be read whole.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    attention.register()
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=torch.float32,
+            attn_implementation=attention.NAME,
+            trust_remote_code=trust_remote_code,
+            local_files_only=Path(path).is_dir(),
+            output_loading_info=True,
+        )
+        if found["missing_keys"]:  # Transformers would go on with random numbers in their place
+            raise ValueError(f"its files lack {', '.join(sorted(found['missing_keys'])[:5])}")
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"The model {path!r} cannot be loaded.",
+            why=str(error),
+            fix="give a directory with config.json and safetensors of a causal language model.",
+        ) from error
+    for name in ("model", "lm_head"):
+        if not hasattr(model, name):
+            raise ModelError(
+                f"{type(model).__name__} has no part named {name!r}.",
+                fix="use a decoder-only model of the Llama, Qwen or Mistral kind.",
+            )
+    return Policy(model)
+
+
+class ValueModel(nn.Module):
+    """The policy's architecture with one number a token in the place of the vocabulary."""
+
+    def __init__(self, backbone: nn.Module, hidden_size: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.value_head = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.value_head.weight)  # so that the first advantages are the returns
+        nn.init.zeros_(self.value_head.bias)
+
+    def forward(self, packed: Packed) -> torch.Tensor:
+        """What is expected before each response token: value_R, float32."""
+        hidden = self.backbone(
+            input_ids=packed.tokens_T[None],
+            position_ids=packed.position_T[None],
+            use_cache=False,
+            packed=attention.layout(packed, packed.tokens_T.device),
+        ).last_hidden_state[0]
+        value_R: torch.Tensor = self.value_head(repeat_rows(hidden, packed.predictor_R))
+        return value_R[:, 0].float()

@@ -1,0 +1,267 @@
+"""Where a model's files are: the embedded one, a directory, or a Hugging Face name.
+
+`ModelShape`: the sizes of a model that its memory depends on, read without loading it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from kit.config import TINY, ModelConfig
+from kit.errors import ConfigError, ModelError
+
+TINY_DIRECTORY = Path(__file__).resolve().parents[1] / "tiny" / "model"
+
+
+FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+"""Which files of a hub model a session needs."""
+
+
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model directory, and what its config.json says that a session needs."""
+
+    path: str
+    context_length: int
+    architecture: str
+    bytes: int
+    """Size of its weight files."""
+
+
+def find(config: ModelConfig) -> ModelSource:
+    """Find the model and read its config.json; downloads a hub model that is not cached.
+
+    Raises:
+        ModelError: it is not there, not a model directory, or its weights are not all there.
+        ConfigError: `context_length` is more than the model can.
+    """
+    path = TINY_DIRECTORY if config.name == TINY else _directory(config.name)
+    file = path / "config.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        limit = int(settings["max_position_embeddings"])
+        architecture = str(settings["architectures"][0])
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path} has no config.json, so it is no Hugging Face model directory.",
+            fix="point model.name at the directory that holds config.json and the safetensors.",
+        ) from None
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise ModelError(
+            f"{file} does not describe a language model: {type(error).__name__} {error}."
+        ) from error
+    if config.context_length and config.context_length > limit:
+        raise ConfigError(
+            f"model.context_length is {config.context_length}, but {config.name} holds {limit} "
+            f"tokens.",
+            fix=f"set model.context_length to {limit} or less.",
+        )
+    if broken := broken_weights(path):
+        raise ModelError(
+            f"The weights in {path} are not whole: {'; '.join(broken[:4])}.",
+            fix="download or copy the model again; `kit doctor` says how.",
+        )
+    return ModelSource(str(path), config.context_length or limit, architecture, size_of(path))
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a directory's weight files."""
+    return sum(file.stat().st_size for file in path.glob("*.safetensors") if file.is_file())
+
+
+def broken_weights(path: Path) -> list[str]:
+    """What is missing or cut off of a directory's safetensors, in words; empty where all is there.
+
+    Reads the index and the head of each file, so it takes no time whatever the model's size.
+    """
+    names = {file.name for file in path.glob("*.safetensors")}
+    if (path / INDEX).is_file():
+        try:
+            named = json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+            names = set(map(str, named))
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            return [f"{INDEX} cannot be read ({type(error).__name__})"]
+    found = ((name, _fault(path / name)) for name in sorted(names))
+    return [f"{name} {fault}" for name, fault in found if fault]
+
+
+def _fault(file: Path) -> str:
+    """What is wrong with one safetensors file; empty where it is as long as its head says."""
+    if not file.is_file():
+        return "is a link to a file that is gone" if file.is_symlink() else "is missing"
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        try:
+            # A text file in its place, such as a pointer of Git LFS, gives an absurd length.
+            head = json.loads(opened.read(length)) if length < size else {}
+            ends = [x["data_offsets"][1] for name, x in head.items() if name != "__metadata__"]
+            whole = 8 + length + max(ends, default=0)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return "is no safetensors file"
+    if length >= size:
+        return "is cut off in its first bytes, or no safetensors file"
+    return f"is cut off: {size:,} of {whole:,} bytes are there" if size < whole else ""
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `owner/name` is meant, and not a directory that is here."""
+    hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    return hub and not Path(name).is_dir()
+
+
+def cached(name: str) -> Path | None:
+    """Where the hub's cache keeps a model, whole or not; None where it does not. No network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        IncompleteSnapshotError,
+        LocalEntryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FILES), local_files_only=True))
+    except IncompleteSnapshotError as error:
+        return Path(error.snapshot_path)
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def _directory(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if is_hub_name(name):
+        return _from_hub(name)
+    if os.sep in name:
+        raise ModelError(
+            f"There is no model directory {str(path.absolute())!r}.",
+            fix="check model.name: a directory, a Hugging Face name such as Qwen/Qwen3-0.6B, or "
+            "tiny.",
+        )
+    hint = "Did you mean 'tiny'? " if difflib.get_close_matches(name, [TINY]) else ""
+    raise ModelError(
+        f"There is no model {name!r}.",
+        fix=f"{hint}model.name is a directory, a Hugging Face name such as Qwen/Qwen3-0.6B, or "
+        f"tiny (the model that ships with the kit).",
+    )
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ModelError(
+            f"The model {name!r} is no directory here, is not in the local cache, and cannot be "
+            f"downloaded.",
+            why=str(error).splitlines()[0],
+            fix="connect to the network once, or download the model on another machine, copy the "
+            "directory here and set model.name to its path; `kit doctor` gives the commands.",
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes from config.json; the number of parameters from the weight files' own headers."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    """Of the feed-forward part; of all experts that one token sees, where there are experts."""
+    heads: int
+    key_value_heads: int
+    head_size: int
+    vocabulary: int
+    tied: bool
+    """Is the output embedding the input embedding?"""
+
+    @classmethod
+    def read(cls, directory: str | Path) -> Self:
+        """Of the model in a directory that has config.json and safetensors.
+
+        Raises:
+            ModelError: it has no safetensors, or they or config.json cannot be read.
+        """
+        folder = Path(directory)
+        try:
+            return cls._of(json.loads((folder / "config.json").read_text("utf-8")), folder)
+        except (KeyError, TypeError, ValueError, OSError, struct.error) as error:
+            raise ModelError(
+                f"The sizes of the model in {str(folder)!r} cannot be read.",
+                why=f"{type(error).__name__}: {error}",
+                fix="give a directory with config.json and safetensors of a causal language model.",
+            ) from error
+
+    @classmethod
+    def _of(cls, config: dict[str, Any], folder: Path) -> Self:
+        heads = int(config["num_attention_heads"])
+        hidden = int(config["hidden_size"])
+        wide = int(config.get("intermediate_size", 4 * hidden))
+        if experts := config.get("num_experts_per_tok"):
+            wide = int(config.get("moe_intermediate_size", wide)) * int(experts)
+        tied = bool(config.get("tie_word_embeddings", False))
+        files = _weight_files(folder)
+        if not files:
+            raise FileNotFoundError("there are no *.safetensors")
+        stored = {name: size for file in files for name, size in stored_parameters(file).items()}
+        if tied and len(stored) > 1:
+            # Some files hold it all the same, as the copy of the input embedding that it is.
+            stored.pop("lm_head.weight", None)
+        return cls(
+            parameters=sum(stored.values()),
+            layers=int(config["num_hidden_layers"]),
+            hidden=hidden,
+            intermediate=wide,
+            heads=heads,
+            key_value_heads=int(config.get("num_key_value_heads") or heads),
+            head_size=int(config.get("head_dim") or hidden // heads),
+            vocabulary=int(config["vocab_size"]),
+            tied=tied,
+        )
+
+    @property
+    def matrix_parameters(self) -> int:
+        """Parameters that each token is multiplied with: all but the input embedding."""
+        embedding = self.vocabulary * self.hidden
+        return self.parameters if self.tied else self.parameters - embedding
+
+    def key_value_bytes(self, width: int) -> int:
+        """Of one token in the KV cache, at so many bytes a number."""
+        return 2 * self.layers * self.key_value_heads * self.head_size * width
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those that a model is loaded from: directories may hold a second copy in other names."""
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        names = json.loads(index.read_text("utf-8"))["weight_map"].values()
+        return [folder / name for name in sorted(set(names))]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def stored_parameters(file: Path) -> dict[str, int]:
+    """How many numbers each tensor of a safetensors file holds; reads its header only."""
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        if length > file.stat().st_size:
+            raise ValueError(f"{file.name} is no safetensors file, or not a whole one")
+        header = json.loads(opened.read(length))
+    return {
+        name: math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"
+    }

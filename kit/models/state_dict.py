@@ -1,0 +1,26 @@
+"""Parameters under the names of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+
+def as_saved(name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """A parameter under the names of a checkpoint, which are those that SGLang loads.
+
+    Transformers holds the experts of a layer in one tensor; checkpoints have them one by one, and
+    SGLang passes over names that it does not know.
+    """
+    place, _, part = name.rpartition(".experts.")
+    if part == "down_proj" and value.ndim == 3:
+        for expert, down in enumerate(value):
+            yield f"{place}.experts.{expert}.down_proj.weight", down
+    elif part == "gate_up_proj" and value.ndim == 3:
+        for expert, both in enumerate(value):
+            gate, up = both.chunk(2)
+            yield f"{place}.experts.{expert}.gate_proj.weight", gate
+            yield f"{place}.experts.{expert}.up_proj.weight", up
+    else:
+        yield name, value

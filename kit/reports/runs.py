@@ -1,0 +1,319 @@
+"""`RunRecord`: a run's `result.json`, written when it starts and when it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kit.errors import RunError
+from kit.samples import Sample
+from kit.utils import pids
+from kit.utils.display import Shown
+from kit.utils.files import write_whole
+
+RESULT = "result.json"
+
+
+Status = Literal["running", "completed", "failed", "interrupted"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class WhatFailed(_Part):
+    """Why a notebook did not run to its end."""
+
+    name: str
+    """The exception's class."""
+    message: str
+    cell: int | None = None
+    """Which code cell raised, counted from 1; None where none did."""
+    traceback: str = ""
+
+
+class Process(_Part):
+    """Which process runs the notebook."""
+
+    pid: int
+    started: str
+    """When it started; see `kit.stack.registry.started`."""
+    host: str
+
+    @classmethod
+    def me(cls) -> Process:
+        """This one."""
+        started = pids.started(os.getpid()) or ""
+        return cls(pid=os.getpid(), started=started, host=socket.gethostname())
+
+    @property
+    def lives(self) -> bool:
+        """Is it running, as far as this machine can tell?"""
+        return self.host != socket.gethostname() or pids.started(self.pid) == self.started
+
+
+class Attempt(_Part):
+    """One time that a run was started: the first, or a resumption."""
+
+    started: str
+    status: str
+    """How it ended; `killed` where it had no time to say so."""
+    seconds: float | None = None
+
+
+class Continued(_Part):
+    """A training that went on from a checkpoint instead of from its beginning."""
+
+    attempt: int
+    session: int
+    """Which session of the notebook, counted from 1."""
+    training: int
+    """Which of the session's calls of `train`, counted from 1."""
+    step: int
+    """The first step that was trained anew."""
+    checkpoint: str | None
+    """In the run's folder; None where there was none, and training began again."""
+
+
+class Lineage(_Part):
+    """What a run came from."""
+
+    attempts: list[Attempt] = Field(default_factory=list)
+    """Those before this one."""
+    continued: list[Continued] = Field(default_factory=list)
+    """By all attempts, in order."""
+
+
+class RunSettings(BaseModel):
+    """What `kit run` was asked for. A session in the run's kernel does as it says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int | None = Field(default=None, ge=0)
+    """Takes the place of every session's own; None where the notebook has a parameter for it, or
+    none was given."""
+    preset: str | None = None
+    """Takes the place of a preset's name that a notebook starts a session with."""
+    samples_every: int = Field(default=10, ge=0)
+    """Keep the rollout of every so many steps in `samples.jsonl`; 0 keeps none."""
+    checkpoint_every: int | None = Field(default=None, ge=0)
+    """Save after every so many steps, where `checkpoint.interval` says nothing; 0 never. None: in
+    the first step that ends five minutes after the last save, and of each training the newest."""
+    keep_warm: float = Field(default=0.0, ge=0)
+    """Minutes that the stack waits for the next run."""
+    attempt: int = Field(default=1, ge=1)
+    """1, and one more each time that the run is resumed."""
+    folder: str = ""
+    """The run's."""
+
+    @classmethod
+    def here(cls) -> RunSettings:
+        """Those of the run that this process belongs to."""
+        text = os.environ.get(SETTINGS_VARIABLE)
+        return cls.model_validate_json(text) if text else cls()
+
+
+class RunRecord(_Part):
+    """How a run was started, with what, and how it ended."""
+
+    status: Status
+    notebook: str
+    """As it was named."""
+    directory: str
+    """The notebook's folder, in which its kernel works."""
+    parameters: dict[str, Any]
+    """All of them, as they were."""
+    given: dict[str, Any] = Field(default_factory=dict)
+    """Those that were not the notebook's own."""
+    settings: RunSettings = RunSettings()
+    headline: dict[str, Any] = Field(default_factory=dict)
+    """steps, reward_first, reward_last, dataset, accuracy_before, accuracy_after."""
+    seed: int | None = None
+    """Of the first session; None where none was started."""
+    versions: dict[str, str | None] = Field(default_factory=dict)
+    git_commit: str | None = None
+    """With `-dirty` where files had changed since."""
+    machine: dict[str, Any] = Field(default_factory=dict)
+    started: str
+    seconds: float = 0.0
+    lineage: Lineage = Field(default_factory=Lineage)
+    process: Process | None = None
+    """While it runs."""
+    error: WhatFailed | None = None
+
+    def write(self, folder: Path) -> Path:
+        """Write `result.json`, in one move."""
+        target = folder / RESULT
+        text = json.dumps(self.model_dump(mode="json"), indent=2, default=str) + "\n"
+        return write_whole(target, text)
+
+
+def read_record(folder: Path) -> RunRecord:
+    """A run's record.
+
+    Raises:
+        RunError: there is none, or it is not what `RunRecord` describes.
+    """
+    file = folder / RESULT
+    try:
+        return RunRecord.model_validate_json(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(
+            f"{folder} is not a run's folder.",
+            why=f"It has no {RESULT}.",
+            fix="name a folder that `kit run` made.",
+        ) from None
+    except (OSError, ValidationError, ValueError) as error:
+        raise RunError(
+            f"{file} cannot be read as the record of a run.",
+            why=str(error).splitlines()[0],
+            fix="it was changed, or written by another version of the kit; start a new run.",
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """One metric of a group over the steps."""
+
+    steps: tuple[int, ...]
+    mean: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    runs: int
+    """That logged it."""
+    full: bool
+    """Did all of them log every one of these steps?"""
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What is known of a run without looking at its single steps."""
+
+    folder: Path
+    notebook: str
+    """Its name, without the folder."""
+    status: str
+    """completed, failed, interrupted, running, killed; stopped for a member that its sweep ended
+    early; unfinished where nothing says how it ended; empty for what a session wrote by itself."""
+    started: datetime | None = None
+    seconds: float | None = None
+    steps: int = 0
+    reward_first: float | None = None
+    reward_last: float | None = None
+    dataset: str | None = None
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    versions: dict[str, str | None] = field(default_factory=dict)
+    git_commit: str | None = None
+    machine: dict[str, Any] = field(default_factory=dict)
+    sweep: str | None = None
+    """The name of its sweep's folder."""
+    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.folder.name
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types only."""
+        row = asdict(self) | {"folder": str(self.folder), "name": self.name}
+        return row | {"started": self.started.isoformat() if self.started else None}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs that differ only in their seed."""
+
+    label: str
+    """What tells it from the others."""
+    runs: tuple[RunInfo, ...]
+    bands: Mapping[str, Band]
+    """By metric."""
+
+    @property
+    def seeds(self) -> list[int]:
+        """In order; of runs that have one."""
+        return sorted({run.seed for run in self.runs if run.seed is not None})
+
+    def values(self, name: str) -> list[float]:
+        """One fact of each run that has it, such as `accuracy_after`."""
+        found = (getattr(run, name) for run in self.runs)
+        return [value for value in found if value is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Something in which groups differ."""
+
+    kind: str
+    """notebook, parameter, setting, version, or machine."""
+    name: str
+    values: tuple[str, ...]
+    """One for each group; several of one group are joined by ` / `."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What one group wrote to one prompt."""
+
+    step: int
+    sample: Sample
+    """The first."""
+    responses: int
+    """Of the same prompt in the same step."""
+    reward: float | None
+    """The mean over them."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunComparison(Shown):
+    """Runs side by side. Shows itself as curves, a table of differences, and samples."""
+
+    groups: tuple[Group, ...]
+    metrics: tuple[str, ...]
+    """Drawn, in order."""
+    differences: tuple[Difference, ...]
+    alike: Mapping[str, str]
+    """Parameters that are the same in all groups."""
+    samples: tuple[tuple[Side | None, ...], ...] = ()
+    """A row for each prompt, with a place for each group."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> list[RunInfo]:
+        """All of them."""
+        return [run for group in self.groups for run in group.runs]
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as a page that needs neither scripts nor a network, in one move.
+
+        Raises:
+            RunError: it cannot be written there.
+        """
+        from kit.viz.reports.runs import comparison_page
+
+        target = Path(path)
+        if target.suffix.lower() not in (".html", ".htm"):
+            raise RunError(f"A comparison is a page: {target} should end in .html.")
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            partial.write_text(comparison_page(self), encoding="utf-8")
+            partial.replace(target)
+        except OSError as error:
+            raise RunError(f"{target} cannot be written.", why=str(error)) from None
+        return target
+
+
+SETTINGS_VARIABLE = "KIT_RUN_SETTINGS"
+"""Tells the notebook's kernel the settings of its run, as JSON; `kit run` sets it."""

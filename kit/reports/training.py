@@ -1,0 +1,114 @@
+"""The frozen results of the verbs. Each shows itself in a notebook and in a terminal.
+
+Numbers are kept under Miles' metric names (`train/pg_loss`, `rollout/raw_reward`, ...); the
+picture of each result is drawn by `kit.viz` when somebody looks at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from kit.reports.diagnostics import MismatchReport
+from kit.samples import Rollout
+from kit.utils.display import Shown
+
+REWARD = "rollout/raw_reward"
+"""The metric that everything is about."""
+
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport(Shown):
+    """What one `update` did to the weights."""
+
+    step: int
+    metrics: Metrics
+    """`train/...` means over the optimizer steps of this update."""
+    per_step: tuple[Metrics, ...]
+    """The same, one entry an optimizer step."""
+    samples: int
+    tokens: int
+    """Trained tokens (prompt and response, as packed)."""
+    seconds: float
+    left_out: tuple[str, ...] = ()
+    """Groups that did not train, and why."""
+    applied: bool = True
+    """False where this step had been applied before and nothing was done again."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport(Shown):
+    """Trainer weights handed to the engine."""
+
+    weight_version: int
+    seconds: float
+    tensors: int
+    bytes: int
+    verified: int | None = None
+    """Parameters whose checksums were found equal on both sides; None where nobody looked."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReport(Shown):
+    """Accuracy on held-out prompts."""
+
+    dataset: str
+    accuracy: float
+    """Mean reward over all responses; with 0/1 rewards, the share that is right."""
+    prompts: int
+    n_samples_per_prompt: int
+    temperature: float
+    pass_at_k: dict[int, float]
+    """Unbiased estimate that at least one of k responses has reward 1, by k."""
+    rollout: Rollout
+    step: int
+    seconds: float
+    left_out: int = 0
+    """Responses whose reward failed; they count in no average."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """Under Miles' name."""
+        return {f"eval/{self.dataset}": self.accuracy}
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport(Shown):
+    """One whole step: generate, score, advantages, update, sync."""
+
+    step: int
+    metrics: Metrics
+    rollout: Rollout
+    update: UpdateReport
+    sync: SyncReport
+    mismatch: MismatchReport | None = None
+    evaluation: EvalReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport(Shown):
+    """The steps of one `train`, with their curves."""
+
+    steps: tuple[StepReport, ...] = ()
+    evaluations: tuple[EvalReport, ...] = ()
+    seconds: float = 0.0
+    stopped: str = ""
+    """Why training ended early; empty where it ran to its end."""
+    history: tuple[Metrics, ...] = field(default=())
+    """One row of metrics a step, from the session's first step on."""
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[StepReport]:
+        return iter(self.steps)
+
+    def curve(self, name: str) -> list[float]:
+        """One metric over the session's steps. Steps that did not log it are left out."""
+        return [row[name] for row in self.history if name in row]
+
+
+Until = Callable[[StepReport], bool]

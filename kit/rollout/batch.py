@@ -1,0 +1,246 @@
+"""From a scored rollout to the batch that an update trains on.
+
+What `session.update` does: a batch to the trainer, and the trainer's numbers to a report.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from kit.config import TrainingConfig
+from kit.config.training import COMPARES_A_GROUP
+from kit.errors import SessionError
+from kit.reports import Metrics, UpdateReport
+from kit.rewards.runner import failure_summary
+from kit.samples import Batch, Rollout, Sample, Status
+from kit.samples.token_values import trained_mean
+
+if TYPE_CHECKING:
+    import torch
+
+    from kit.stack.stack import Stack
+
+
+ByToken = Callable[[Sequence[Sample], str], list[list[float]]]
+"""Asks the trainer for a number a response token: (samples, `policy|reference|values`)."""
+
+
+def make_batch(rollout: Rollout, training: TrainingConfig, ask: ByToken) -> Batch:
+    """Each sample with its advantage, as `training.advantage_estimator` says.
+
+    A group with a failed or aborted sample is left out whole: its mean would be of other samples
+    than were drawn.
+
+    Args:
+        rollout: with rewards.
+        training: estimator and coefficients.
+        ask: for log-probs and values, where the estimator needs them.
+
+    Raises:
+        SessionError: a sample has no reward yet.
+    """
+    samples, left_out = trainable(rollout, training)
+    if not samples:
+        return Batch((), (), rollout.step, left_out)
+    if training.advantage_estimator == "ppo":
+        return _ppo(samples, rollout.step, left_out, training, ask)
+    advantage_T = _advantages(samples, training, ask)
+    if training.whitens:
+        from kit.algo.advantages import whiten
+
+        advantage_T = whiten(advantage_T, _masks(samples))
+    per_sample = training.advantage_estimator in COMPARES_A_GROUP - {"reinforce_plus_plus_baseline"}
+    return _batch(samples, rollout.step, left_out, advantage_T, alike=per_sample)
+
+
+def trainable(
+    rollout: Rollout, training: TrainingConfig
+) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+    """The samples that can train, and for each group that cannot, why."""
+    samples: list[Sample] = []
+    left_out: list[str] = []
+    for group in rollout.groups():
+        bad = [s for s in group if s.status in (Status.FAILED, Status.ABORTED)]
+        if not bad and any(s.reward is None for s in group):
+            raise SessionError(
+                "The rollout has no rewards.", fix="call `rollout = session.score(rollout)`."
+            )
+        if bad:
+            why = failure_summary(bad) or [f"{len(bad)} aborted"]
+            left_out.append(f"group {group[0].group_index}: {'; '.join(why)}")
+        else:
+            samples += [s for s in group if s.response_length]
+    return tuple(samples), tuple(left_out)
+
+
+def _advantages(samples: Sequence[Sample], training: TrainingConfig, ask: ByToken) -> torch.Tensor:
+    """One a response token, (T), before whitening."""
+    import torch
+
+    from kit.algo import advantages
+
+    estimator = training.advantage_estimator
+    reward_N = torch.tensor([s.reward for s in samples], dtype=torch.float64)
+    group_N = torch.tensor([s.group_index for s in samples], dtype=torch.int64)
+    mask_T, sample_T = _masks(samples), _sample_of_token(samples)
+    kl_T = _kl(samples, training, ask)
+    if estimator == "reinforce_plus_plus":
+        return advantages.reinforce_plus_plus(
+            reward_N, kl_T, sample_T, mask_T, training.kl_coef, training.gamma
+        )
+    if estimator == "reinforce_plus_plus_baseline":
+        return advantages.reinforce_plus_plus_baseline(
+            reward_N, group_N, kl_T, sample_T, mask_T, training.kl_coef
+        )
+    if training.kl_coef:  # one number a sample: the KL of the whole response
+        total_N = torch.zeros_like(reward_N).index_add_(0, sample_T, kl_T * mask_T)
+        reward_N = reward_N - training.kl_coef * total_N
+    if estimator == "rloo":
+        return advantages.leave_one_out(reward_N, group_N)[sample_T]
+    if estimator == "dr_grpo":
+        return advantages.dr_grpo(reward_N, group_N)[sample_T]
+    divide = training.grpo_std_normalization
+    return advantages.group_normalize(reward_N, group_N, divide)[sample_T]
+
+
+def _ppo(
+    samples: tuple[Sample, ...],
+    step: int,
+    left_out: tuple[str, ...],
+    training: TrainingConfig,
+    ask: ByToken,
+) -> Batch:
+    import torch
+
+    from kit.algo import advantages
+
+    mask_T, sample_T = _masks(samples), _sample_of_token(samples)
+    reward_N = torch.tensor([s.reward for s in samples], dtype=torch.float64)
+    kl_T = _kl(samples, training, ask)
+    reward_T = advantages.token_rewards(reward_N, kl_T, sample_T, mask_T, training.kl_coef)
+    values = ask(samples, "values")
+    value_T = torch.tensor([x for row in values for x in row], dtype=torch.float64)
+    advantage_T, return_T = advantages.gae(
+        value_T, reward_T, sample_T, mask_T, training.gamma, training.lambd
+    )
+    if training.whitens:
+        advantage_T = advantages.whiten(advantage_T, mask_T)
+    return _batch(
+        samples, step, left_out, advantage_T, alike=False, values=values, return_T=return_T
+    )
+
+
+def _batch(
+    samples: tuple[Sample, ...],
+    step: int,
+    left_out: tuple[str, ...],
+    advantage_T: torch.Tensor,
+    *,
+    alike: bool,
+    values: list[list[float]] | None = None,
+    return_T: torch.Tensor | None = None,
+) -> Batch:
+    lengths = [s.response_length for s in samples]
+    by_token: list[list[float]] = []
+    if alike:  # then one token tells, and a rollout of a GPU has a hundred thousand
+        firsts = advantage_T[[0, *accumulate(lengths[:-1])]].tolist()
+        means = [value * any(s.mask) for value, s in zip(firsts, samples, strict=True)]
+    else:
+        by_token = [part.tolist() for part in advantage_T.split(lengths)]
+        means = [trained_mean(row, s.mask) for row, s in zip(by_token, samples, strict=True)]
+    return Batch(
+        samples,
+        tuple(means),
+        step,
+        left_out,
+        token_advantages=None if alike else tuple(map(tuple, by_token)),
+        values=None if values is None else tuple(map(tuple, values)),
+        returns=None
+        if return_T is None
+        else tuple(tuple(part.tolist()) for part in return_T.split(lengths)),
+    )
+
+
+def _masks(samples: Sequence[Sample]) -> torch.Tensor:
+    import torch
+
+    return torch.tensor([m for s in samples for m in s.mask], dtype=torch.float64)
+
+
+def _sample_of_token(samples: Sequence[Sample]) -> torch.Tensor:
+    import torch
+
+    lengths = torch.tensor([s.response_length for s in samples])
+    return torch.repeat_interleave(torch.arange(len(samples)), lengths)
+
+
+def _kl(samples: Sequence[Sample], training: TrainingConfig, ask: ByToken) -> torch.Tensor:
+    """KL of the policy to the reference by token, (T); zeros where it has no weight."""
+    import torch
+
+    from kit.algo.kl import approx_kl
+
+    if not training.kl_coef:
+        return torch.zeros(sum(s.response_length for s in samples), dtype=torch.float64)
+    policy_T, reference_T = (
+        torch.tensor([x for row in ask(samples, of) for x in row], dtype=torch.float64)
+        for of in ("policy", "reference")
+    )
+    return approx_kl(policy_T, reference_T, training.kl_loss_type)
+
+
+def update(stack: Stack, batch: Batch, step: int) -> UpdateReport:
+    """Train on a batch; a batch without samples is left alone."""
+    begin = time.perf_counter()
+    if not batch.samples:
+        return UpdateReport(step, {}, (), 0, 0, 0.0, batch.left_out, applied=False)
+    per_step, applied = stack.update(train_batch(batch), batch.id)
+    return UpdateReport(
+        step=step,
+        metrics=means(per_step),
+        per_step=tuple(per_step),
+        samples=len(batch),
+        tokens=sum(len(s.tokens) for s in batch.samples),
+        seconds=time.perf_counter() - begin,
+        left_out=batch.left_out,
+        applied=applied,
+    )
+
+
+def means(per_step: Sequence[Metrics]) -> Metrics:
+    """Each metric's mean over the optimizer steps of an update."""
+    return {name: sum(row[name] for row in per_step) / len(per_step) for name in per_step[0]}
+
+
+def nothing_to_train_on(report: UpdateReport) -> SessionError:
+    """The error of a step whose update did nothing."""
+    return SessionError(
+        "No group of this rollout could be trained on.",
+        why="\n".join(report.left_out[:4]),
+        fix="mend the reward function; the message above is its own.",
+    )
+
+
+def train_batch(batch: Batch) -> Any:
+    """The batch as trainers take it: a `TrainBatch` of plain lists."""
+    from kit.messages import TrainBatch
+
+    samples = batch.samples
+    logged = all(s.rollout_log_probs is not None for s in samples)
+    return TrainBatch(
+        tokens=[s.tokens for s in samples],
+        response_lengths=[s.response_length for s in samples],
+        loss_masks=[s.mask for s in samples],
+        advantages=list(batch.advantages),
+        rollout_log_probs=[s.rollout_log_probs or [] for s in samples] if logged else None,
+        token_advantages=_as_lists(batch.token_advantages),
+        values=_as_lists(batch.values),
+        returns=_as_lists(batch.returns),
+    )
+
+
+def _as_lists(rows: Sequence[Sequence[float]] | None) -> list[list[float]] | None:
+    return None if rows is None else [list(row) for row in rows]

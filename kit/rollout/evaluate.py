@@ -1,0 +1,76 @@
+"""Responses to held-out prompts, and what they say of the model."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from kit.errors import DataError
+from kit.reports import EvalReport
+from kit.rewards import score_samples
+from kit.samples import Rollout
+from kit.tracking.metrics import pass_at_k
+
+if TYPE_CHECKING:
+    from kit.lifecycle.start import Lifecycle
+    from kit.stack.stack import Stack
+
+
+KS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def evaluate(
+    session: Lifecycle, stack: Stack, n_samples_per_prompt: int, temperature: float
+) -> EvalReport:
+    """Answer and score held-out prompts. Raises DataError where there are none."""
+    begin, held_out = time.perf_counter(), session._prompting.held_out
+    if held_out is None:
+        raise DataError(
+            "There are no held-out prompts.",
+            fix="set data.eval_source, or pass eval_data= to RLSession.start.",
+        )
+    rows = held_out.rows[: session.config.evaluation.max_prompts]
+    seed, step = f"{session.config.seed} evaluation", session.step_count
+    rollout = session._prompting.generate(
+        stack, rows, n_samples_per_prompt, temperature, seed, step
+    )
+    rollout = rollout.with_samples(score_samples(rollout.samples, session._reward))
+    return summarize(
+        rollout,
+        dataset=held_out.name,
+        n_samples_per_prompt=n_samples_per_prompt,
+        temperature=temperature,
+        step=step,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def summarize(
+    rollout: Rollout,
+    *,
+    dataset: str,
+    n_samples_per_prompt: int,
+    temperature: float,
+    step: int,
+    seconds: float,
+) -> EvalReport:
+    """Accuracy and pass@k. A response is right where its reward is 1 or more."""
+    groups = rollout.groups()
+    whole = [g for g in groups if all(s.reward is not None for s in g)]
+    right = [sum((s.reward or 0.0) >= 1.0 for s in group) for group in whole]
+    return EvalReport(
+        dataset=dataset,
+        accuracy=rollout.mean_reward(),
+        prompts=len(groups),
+        n_samples_per_prompt=n_samples_per_prompt,
+        temperature=temperature,
+        pass_at_k={
+            k: sum(pass_at_k(n, n_samples_per_prompt, k) for n in right) / len(right)
+            for k in KS
+            if k <= n_samples_per_prompt and right
+        },
+        rollout=rollout,
+        step=step,
+        seconds=seconds,
+        left_out=len(rollout.failed()),
+    )

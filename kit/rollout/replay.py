@@ -1,0 +1,109 @@
+"""`session.replay`: a rollout that a run has recorded, in a session that lives."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from kit.errors import DataError
+from kit.samples import Rollout, Sample
+from kit.tracking.run_folder import CONFIG, SAMPLES, find_run
+
+if TYPE_CHECKING:
+    from kit.lifecycle.start import Lifecycle
+
+
+def replay(session: Lifecycle, run: str | Path, step: int | None) -> Rollout:
+    """The rollout of a step as it was scored then, made the session's `last_rollout`.
+
+    Raises:
+        RunError: there is no such run.
+        DataError: the run kept no samples, not those of this step, or another tokenizer wrote them.
+    """
+    session._running  # noqa: B018 - refuses where there is none
+    folder = find_run(run)
+    rows, step = _rows(folder, step)
+    samples = [_sample(row, folder, step) for row in rows]
+    _check_tokens(session, samples, folder)
+    # Versions count the updates of one session; to this one they would mean other weights.
+    samples = [replace(s, weight_versions=[], version_lengths=[]) for s in samples]
+    rollout = Rollout(samples, step, notes=(f"recorded in step {step} of the run {folder.name}",))
+    session.last_rollout = rollout
+    return rollout
+
+
+def _rows(folder: Path, step: int | None) -> tuple[list[dict[str, Any]], int]:
+    file = folder / SAMPLES
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    for line in text.split("\n"):  # not splitlines: a response may hold other ends of lines
+        try:
+            row = json.loads(line)
+            by_step.setdefault(int(row.pop("step")), []).append(row)
+        except (ValueError, KeyError, AttributeError):
+            continue  # the last line of a run that was killed
+    if not by_step:
+        raise DataError(
+            f"The run {folder.name} has kept no samples.",
+            why=f"There is nothing in {file}.",
+            fix="run it again with `kit run --samples-every 10`, or a smaller number.",
+        )
+    step = max(by_step) if step is None else step
+    if step not in by_step:
+        raise DataError(
+            f"The run {folder.name} has kept no samples of step {step}.",
+            why=f"It kept those of the steps {_listed(sorted(by_step))}.",
+            fix="name one of these; `kit run --samples-every N` says how many are kept.",
+        )
+    return by_step[step], step
+
+
+def _listed(steps: list[int]) -> str:
+    if len(steps) <= 20:
+        return ", ".join(map(str, steps))
+    return ", ".join(map(str, steps[:10])) + f", ..., {steps[-1]}"
+
+
+def _sample(row: dict[str, Any], folder: Path, step: int) -> Sample:
+    try:
+        return Sample.from_dict(row)
+    except (TypeError, ValueError, DataError) as error:
+        raise DataError(
+            f"The samples of step {step} in {folder.name} cannot be read: {error}",
+            fix="they were changed, or written by another version of the kit.",
+        ) from error
+
+
+def _check_tokens(session: Lifecycle, samples: list[Sample], folder: Path) -> None:
+    """Are they words of this session's tokenizer? Raises DataError where they are not."""
+    size = len(session.tokenizer)
+    strange = next((token for s in samples for token in s.tokens if not 0 <= token < size), None)
+    why = ""
+    if strange is not None:
+        why = f"It holds token {strange}; this session's tokenizer has {size} tokens."
+    else:
+        for sample in samples:
+            text = session.tokenizer.decode(sample.response_tokens, skip_special_tokens=True)
+            if text.strip() != sample.response.strip():
+                why = f"It reads {text[:40]!r} where {sample.response[:40]!r} was written."
+                break
+    if not why:
+        return
+    model = _model(folder)
+    raise DataError(
+        f"The rollout of {folder.name} was written with another tokenizer than this session's.",
+        why=f"{why} The run's model is {model}, the session's {session.config.model.name}.",
+        fix=f"start a session with model.name: {model}.",
+    )
+
+
+def _model(folder: Path) -> str:
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        return str(config["model"]["name"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return "unknown"

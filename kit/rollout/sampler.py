@@ -1,0 +1,361 @@
+"""`Prompting`: from rows of data to samples, through the tokenizer and the engine.
+
+`Writing`: the samples of one rollout while the engine writes them.
+
+    engine    │ writes ........................................ │ sleeps
+    notebook  │ next prompts to tokens │ tokens to text, rewards │ what came last
+
+What the notebook's process has to do with a response it does while others are being written, in
+the thread that waits for them anyway.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from kit.config import SessionConfig
+from kit.data import load_prompts
+from kit.data.chat_template import check_fits, render
+from kit.data.prompts import PromptRow, PromptSet
+from kit.data.stream import PromptStream
+from kit.errors import DataError, ModelError, StackError
+from kit.memory.sizes import response_limit
+from kit.models.source import ModelSource
+from kit.rollout.collector import Group
+from kit.samples import Messages, Rollout, Sample, Status
+from kit.utils.imports import without_garbage_collection
+from kit.utils.interrupts import held
+
+if TYPE_CHECKING:
+    from kit.messages import Generation, SamplingSettings
+    from kit.stack.engines import Parts
+    from kit.stack.stack import Stack
+
+
+LONGEST = 32
+"""So many of the prompts with the most characters are measured in tokens before training."""
+
+
+RENDERED = 4096
+"""So many prompts are kept as tokens; those to evaluate on, and of small data all, come again."""
+
+
+SHORT = 0.5
+"""Seconds. Where responses take longer, handing them over in parts costs nothing that could be
+measured; with less, some milliseconds, and little of the scoring would fall into them."""
+
+
+MANY = 1024
+"""Responses. What SGLang does to hand over one of them grows with their number: 0.2 ms here."""
+
+
+STATUS = {"stop": Status.COMPLETED, "length": Status.TRUNCATED, "abort": Status.ABORTED}
+
+
+class TokenTexts(dict[int, str]):
+    """Tokens as texts, each looked up once: a rollout has a hundred thousand of them."""
+
+    def __init__(self, prompting: Prompting) -> None:
+        super().__init__()
+        self._prompting = prompting
+
+    def __missing__(self, token: int) -> str:
+        text = self[token] = str(self._prompting.tokenizer.decode([token]))
+        return text
+
+
+@dataclass(slots=True)
+class Prompting:
+    """The prompts of a session and how they become samples."""
+
+    config: SessionConfig
+    model: ModelSource
+    train: PromptSet
+    held_out: PromptSet | None
+    max_response_len: int
+    tokenizer: Any = field(default=None)
+    _texts: TokenTexts = field(init=False)
+    _rendered: dict[str, list[int]] = field(default_factory=dict)
+    """Token ids by prompt, the last `RENDERED` of them."""
+    _last: Parts | None = None
+    """What the engine wrote last, for how long that took."""
+
+    def __post_init__(self) -> None:
+        self._texts = TokenTexts(self)
+
+    @classmethod
+    def load(cls, config: SessionConfig, model: ModelSource, data: Any, eval_data: Any) -> Self:
+        """Read the prompts. Raises DataError; nothing has been started then."""
+        name, seed = config.model.name, config.seed
+        train = load_prompts(config.data, split="train", model_name=name, seed=seed, override=data)
+        held_out = None
+        if eval_data is not None or data is None or config.data.eval_source:
+            held_out = load_prompts(
+                config.data, split="eval", model_name=name, seed=seed, override=eval_data
+            )
+        return cls(config, model, train, held_out, response_limit(config, train, model))
+
+    def load_tokenizer(self) -> None:
+        """Load it, and measure the longest prompts. Raises ModelError or DataError."""
+        try:
+            with held():  # Transformers does not survive an import that is cut in two
+                with without_garbage_collection():
+                    from transformers import AutoTokenizer
+                self.tokenizer = AutoTokenizer.from_pretrained(
+                    self.model.path,
+                    trust_remote_code=self.config.model.trust_remote_code,
+                    local_files_only=Path(self.model.path).is_dir(),
+                )
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"The tokenizer of {self.config.model.name!r} cannot be loaded.", why=str(error)
+            ) from error
+        for prompts in (self.train, self.held_out):
+            # Rows that are generated one by one, as they are asked for, are measured then.
+            known = prompts.rows if prompts and isinstance(prompts.rows, tuple) else ()
+            rows = sorted(known, key=lambda row: -len(str(row.prompt)))
+            for row in rows[:LONGEST]:
+                self._tokens(row)
+
+    def _tokens(self, row: PromptRow) -> list[int]:
+        tokens = self._rendered.get(key := repr(row.prompt))
+        if tokens is None:
+            if len(self._rendered) >= RENDERED:
+                del self._rendered[next(iter(self._rendered))]
+            tokens = self._rendered[key] = render(
+                row.prompt,
+                self.tokenizer,
+                apply_chat_template=self.config.data.apply_chat_template,
+                system_prompt=self.config.data.system_prompt,
+            )
+        check_fits(tokens, self.model.context_length, self.max_response_len, row.number)
+        return list(tokens)
+
+    def prepare(self, stream: PromptStream, count: int) -> None:
+        """Tokenize the rows that come next, while the engine works; what is wrong with one is said
+        when it is its turn.
+        """
+        with suppress(DataError):
+            for row in stream.peek(count):
+                self._tokens(row)
+
+    def generate(
+        self,
+        stack: Stack,
+        rows: Sequence[PromptRow],
+        n_samples_per_prompt: int,
+        temperature: float | None,
+        seed: str,
+        step: int,
+    ) -> Rollout:
+        """`n_samples_per_prompt` responses to each row."""
+        writing = self.write(stack, rows, n_samples_per_prompt, temperature, seed, step)
+        with writing:
+            for _ in writing:
+                pass
+        return writing.rollout()
+
+    def write(
+        self,
+        stack: Stack,
+        rows: Sequence[PromptRow],
+        n_samples_per_prompt: int,
+        temperature: float | None,
+        seed: str,
+        step: int,
+    ) -> Writing:
+        """The same, begun: responses are handed over as they are finished.
+
+        All at once, though, where the last ones took less than `SHORT` seconds: the messages would
+        cost more than there is to gain. And where they are more than `MANY`.
+        """
+        groups = self.pending(rows, n_samples_per_prompt)
+        samples = [sample for group in groups for sample in group]
+        draw = random.Random(seed)
+        seeds = [draw.getrandbits(31) for _ in samples]
+        short = self._last is not None and self._last.seconds < SHORT
+        self._last = stack.generate(
+            [s.tokens for s in samples],
+            self.sampling(temperature),
+            seeds,
+            at_once=short or len(samples) > MANY,
+        )
+        return Writing(self, samples, self._last, step)
+
+    def sampling(self, temperature: float | None = None) -> SamplingSettings:
+        """How the engine draws tokens; a temperature of None is the configured one."""
+        from kit.messages import SamplingSettings
+
+        settings = self.config.rollout
+        return SamplingSettings(
+            temperature=settings.temperature if temperature is None else temperature,
+            max_new_tokens=self.max_response_len,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            stop=settings.stop,
+        )
+
+    def pending(self, rows: Sequence[PromptRow], n_samples_per_prompt: int) -> list[Group]:
+        """Samples that are not written yet, a group for each row. Raises DataError where a prompt
+        and the longest response do not fit into the context.
+        """
+        groups = []
+        for number, row in enumerate(rows):
+            tokens = self._tokens(row)
+            first = number * n_samples_per_prompt
+            groups.append(
+                tuple(
+                    Sample(
+                        group_index=number,
+                        index=index,
+                        prompt=row.prompt,
+                        tokens=tokens,
+                        label=row.label,
+                        metadata=row.metadata,
+                    )
+                    for index in range(first, first + n_samples_per_prompt)
+                )
+            )
+        return groups
+
+    def written(self, sample: Sample, generation: Generation) -> Sample:
+        """The sample with what the engine wrote now behind what it had."""
+        kept, status = len(generation.tokens), STATUS[generation.finish]
+        texts = [*map(self._texts.__getitem__, generation.tokens)]
+        before = sample.metadata.get("token_texts", []) if sample.response_length else []
+        if before and (end := stop_over_seam(before, texts, self.config.rollout.stop)):
+            kept, status = end, Status.COMPLETED
+        longer = sample.continued(
+            generation.tokens[:kept], generation.log_probs[:kept], generation.weight_version
+        )
+        if status is Status.ABORTED and longer.response_length >= self.max_response_len:
+            status = Status.TRUNCATED
+        return replace(
+            longer,
+            # An array: each number of a list would be looked at, one by one, in Python.
+            response=self.tokenizer.decode(
+                np.asarray(longer.response_tokens, dtype=np.int64), skip_special_tokens=True
+            ),
+            status=status,
+            # Ids alone cannot be shown, and a sample has no tokenizer.
+            metadata={**sample.metadata, "token_texts": [*before, *texts[:kept]]},
+        )
+
+    def token_text(self, token: int) -> str:
+        """One token as text."""
+        return self._texts[token]
+
+
+def stop_over_seam(before: Sequence[str], after: Sequence[str], stops: Sequence[str]) -> int:
+    """How many tokens of a continuation are left where a stop string began before it; else 0.
+
+    The engine looks for stop strings in what it writes now, so it cannot see such a one.
+    """
+    if not stops:
+        return 0
+    longest = max(map(len, stops))
+    text = "".join(before)[-longest:]
+    seam = len(text)
+    for count, token in enumerate(after, start=1):
+        text += token
+        if any(0 <= text.find(stop) < seam for stop in stops):
+            return count
+        if len(text) > seam + longest:
+            break
+    return 0
+
+
+def as_rows(prompts: Sequence[str | Messages] | None) -> list[PromptRow]:
+    """A person's own prompts as rows of data. Raises DataError for what is no list of prompts."""
+    if prompts is None:
+        return []
+    if isinstance(prompts, str) or not prompts:
+        raise DataError(
+            f"generate needs a list of prompts, got {prompts!r}.",
+            fix="write session.generate(['12+34=']).",
+        )
+    given: Sequence[Any] = prompts
+    for number, prompt in enumerate(given, start=1):
+        if isinstance(prompt, dict):
+            raise DataError(
+                f"Prompt {number} is one chat message, not a conversation.",
+                fix="a conversation is a list of messages, and generate takes a list of prompts: "
+                'write session.generate([[{"role": "user", "content": "..."}]]).',
+            )
+        if not isinstance(prompt, (str, list)):
+            raise DataError(
+                f"Prompt {number} is {prompt!r} ({type(prompt).__name__}).",
+                fix="a prompt is a string, or a list of chat messages.",
+            )
+    return [
+        PromptRow(prompt=prompt, label=None, metadata={}, number=number)
+        for number, prompt in enumerate(prompts, start=1)
+    ]
+
+
+class Writing:
+    """Iterate over it for what is written. An exception in its `with` stops the engine; what it has
+    written by then is there after `rest()`.
+    """
+
+    def __init__(
+        self, prompting: Prompting, samples: list[Sample], parts: Parts, step: int
+    ) -> None:
+        self.samples = samples
+        """All of them, in order; PENDING until they are written."""
+        self._prompting, self._parts, self._step = prompting, parts, step
+        self._answers: dict[int, Generation] = {}
+        """By place; what is handed over and not a sample yet."""
+        self._engine_failed = False
+
+    def renumber(self, first_group: int) -> None:
+        """Have the groups numbered from `first_group`, before anything is written."""
+        self.samples = [replace(s, group_index=first_group + s.group_index) for s in self.samples]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Places in `samples` that were written since."""
+        for part in self._parts:
+            self._answers.update(part)
+            self._write()
+            yield [place for place, _ in part]
+
+    def _write(self) -> None:
+        for place, answer in self._answers.items():
+            if self.samples[place].status is Status.PENDING:  # else an interrupt came in between
+                self.samples[place] = self._prompting.written(self.samples[place], answer)
+        self._answers.clear()
+
+    def rest(self) -> None:
+        """Wait for what was not iterated over, such as the beginnings that stopping has left."""
+        with held():
+            with suppress(StackError):
+                for part in () if self._engine_failed else self._parts:
+                    self._answers.update(part)
+            self._write()
+
+    def rollout(self) -> Rollout:
+        """What is written: all samples, unless somebody interrupted."""
+        written = (s for s in self.samples if s.status is not Status.PENDING)
+        return Rollout(written, self._step, self._parts.seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._engine_failed = isinstance(error, StackError)
+        if error and not self._engine_failed:
+            with held(), suppress(StackError):  # what went wrong first is what is told
+                self._parts.stop()

@@ -1,0 +1,326 @@
+"""`run_notebook`: one notebook, executed into a folder of its own, with everything it left.
+
+Notebooks one after the other over one stack, which may stay warm for those of a later call.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from rich.console import Console
+
+from kit.errors import RunError, did_you_mean
+from kit.reports.runs import Lineage, Process, RunRecord, RunSettings, WhatFailed
+from kit.runs import result as run_result
+from kit.runs.kernel import Failure, execute
+from kit.runs.overrides import for_notebook
+from kit.runs.page import write_page
+from kit.runs.parameters import Parameter, check_parameters, open_notebook, read_parameters
+from kit.runs.progress import RunProgress
+from kit.tracking.recorder import GROUP_VARIABLE, NAME_VARIABLE, current_group
+from kit.tracking.run_folder import RUNS
+from kit.utils.files import write_whole
+
+NOTEBOOK = "notebook.ipynb"
+
+
+PARAMETERS = "params.yaml"
+
+
+Ending = Literal["completed", "failed", "interrupted"]
+
+
+_STEP_PARAMETERS = ("steps", "num_rollout")
+"""Notebooks that train name the number of steps so; it tells the progress bar where the end is."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run ended; the same is in its `result.json`."""
+
+    folder: Path
+    status: Ending
+    headline: dict[str, Any]
+    """steps, reward_first, reward_last, dataset, accuracy_before, accuracy_after; None for what
+    was not measured."""
+    seconds: float
+    error: Failure | None = None
+
+    @property
+    def notebook(self) -> Path:
+        """The executed notebook."""
+        return self.folder / NOTEBOOK
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run that can begin: its folder is there, and everything in it is checked."""
+
+    folder: Path
+    source: Path
+    """The notebook that is executed."""
+    known: Mapping[str, Parameter]
+    record: RunRecord
+
+
+def run_notebook(
+    path: str | Path,
+    parameters: Mapping[str, object] | None = None,
+    *,
+    out_root: str | Path = RUNS,
+    console: Console | None = None,
+    settings: RunSettings | None = None,
+) -> RunResult:
+    """Execute a notebook from top to bottom, and keep all it did in a new folder.
+
+    Args:
+        path: the notebook.
+        parameters: new values for its parameters: text, read as each parameter's type, or values
+            of that type.
+        out_root: the folder that runs are kept in.
+        console: where progress and summary are shown; None takes standard output.
+        settings: seed, preset, and what is kept; None takes the defaults.
+
+    Returns:
+        The result. A notebook that failed is a result too: `status` is "failed", `error` says why.
+
+    Raises:
+        RunError: before anything starts: no such notebook or parameter, or a wrong value.
+        KeyboardInterrupt: the run was stopped; what it did so far is in its folder.
+    """
+    source, console = Path(path), console or Console()
+    known = read_parameters(source)
+    given, settings = for_notebook(source, known, parameters or {}, settings or RunSettings())
+    values = check_parameters(source, known, given)
+    started = datetime.now().astimezone()
+    name = f"{started:%Y%m%d-%H%M%S}-{source.stem}-{secrets.token_hex(3)}"
+    folder = _new_folder(Path(out_root), os.environ.pop(NAME_VARIABLE, "") or name)
+    record = RunRecord(
+        status="running",
+        notebook=str(source),
+        directory=str(source.resolve().parent),
+        parameters={name: values.get(name, p.value) for name, p in known.items()},
+        given=values,
+        settings=settings.model_copy(update={"folder": str(folder)}),
+        versions=run_result.versions(),
+        git_commit=run_result.git_commit(source.resolve().parent),
+        machine=run_result.machine(),
+        started=started.isoformat(timespec="seconds"),
+        process=Process.me(),
+    )
+    record.write(folder)
+    text = yaml.safe_dump(record.parameters, sort_keys=False, allow_unicode=True)
+    write_whole(folder / PARAMETERS, text)
+    write_whole(folder / NOTEBOOK, source.read_text(encoding="utf-8"))  # to resume it from
+    console.print(f"Running {source} in {folder}", markup=False, highlight=False, soft_wrap=True)
+    return carry_out(Plan(folder, source.resolve(), known, record), console)
+
+
+def carry_out(plan: Plan, console: Console) -> RunResult:
+    """Execute what is planned, and write down how it ended, whatever happens."""
+    folder, record = plan.folder, plan.record
+    cells = sum(cell.cell_type == "code" for cell in open_notebook(plan.source).cells)
+    clock = time.monotonic()
+    status: Ending = "interrupted"
+    error: Failure | None = None
+    steps = _steps(plan.known, record.given)
+    try:
+        with RunProgress(console, folder, cells + bool(record.given), steps) as progress:
+            error = execute(
+                plan.source,
+                folder / NOTEBOOK,
+                record.given,
+                progress.cell,
+                Path(record.directory),
+                record.settings,
+            )
+        status = "failed" if error else "completed"
+    finally:
+        seconds = time.monotonic() - clock
+        result = RunResult(folder, status, run_result.headline(folder), seconds, error)
+        _keep(result, record)
+        _draw(result, console)
+        _summarize(result, console)
+    return result
+
+
+def _new_folder(root: Path, name: str) -> Path:
+    """Make `root/name`, with a number behind it where another run has taken that."""
+    number = 1
+    while True:
+        folder = root / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise RunError(
+                f"The run's folder {folder} cannot be made.",
+                why=str(error),
+                fix="choose another place with --out.",
+            ) from None
+        else:
+            return folder.resolve()
+
+
+def _steps(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> int | None:
+    for name in _STEP_PARAMETERS:
+        value = values.get(name, known[name].value if name in known else None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _keep(result: RunResult, record: RunRecord) -> None:
+    lineage = Lineage(
+        attempts=record.lineage.attempts, continued=run_result.continued(result.folder)
+    )
+    ended = record.model_copy(
+        update={
+            "status": result.status,
+            "headline": result.headline,
+            "seed": run_result.seed(result.folder),
+            "seconds": round(result.seconds, 2),
+            "lineage": lineage,
+            "process": None,
+            "error": WhatFailed(**asdict(result.error)) if result.error else None,
+        }
+    )
+    RunRecord.model_validate(ended.model_dump()).write(result.folder)
+    if result.status == "completed":
+        run_result.forget_attempts(result.folder)
+
+
+def _draw(result: RunResult, console: Console) -> None:
+    """Make the page and the picture. The run stands without them, so a failure is only told."""
+    jobs: list[tuple[Callable[[Path], object], Path]] = [
+        (run_result.draw_reward_curve, result.folder)
+    ]
+    if result.notebook.is_file():  # an interrupt can come before the kernel is up
+        jobs.append((write_page, result.notebook))
+    for draw, argument in jobs:
+        try:
+            draw(argument)
+        except Exception as error:
+            words = f"{draw.__name__} failed, and its file is missing: {error}"
+            console.print(words, markup=False, style="yellow")
+
+
+def _summarize(result: RunResult, console: Console) -> None:
+    def say(text: str, style: str = "") -> None:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    numbers = result.headline
+    before, after = numbers["accuracy_before"], numbers["accuracy_after"]
+    if before is not None and after is not None:
+        say(f"Accuracy on {numbers['dataset']}: {before:.1%} before, {after:.1%} after", "bold")
+    curve = run_result.text_curve(result.folder)
+    if curve:
+        say(curve)
+    if result.error:
+        where = f"Cell {result.error.cell}" if result.error.cell else "The notebook"
+        say(f"{where} failed: {result.error.name}: {result.error.message}", "bold red")
+    say(f"{result.status.capitalize()} after {result.seconds:.0f} s. Everything is in")
+    say(f"  {result.folder}")
+    for file in sorted(result.folder.iterdir()):
+        say(f"    {file.name}{'/' if file.is_dir() else ''}")
+    if (result.folder / "notebook.html").is_file():
+        say("Read it in a browser: notebook.html. Step through it yourself: make lab.")
+    if result.status != "completed":
+        say(f"Go on from its last checkpoint: kit run --resume {result.folder}")
+
+
+def run_notebooks(
+    paths: Sequence[str | Path],
+    parameters: Mapping[str, object] | None = None,
+    *,
+    out_root: str | Path = RUNS,
+    console: Console | None = None,
+    settings: RunSettings | None = None,
+) -> list[RunResult]:
+    """Execute notebooks one after the other, each into a folder of its own; see `run_notebook`.
+
+    A notebook whose engine settings are those of the one before begins its stack anew instead of
+    starting processes. One that fails does not keep the others from running. At the end nothing is
+    left, whatever happens, but for a stack that `settings.keep_warm` leaves for some minutes.
+
+    Args:
+        paths: the notebooks.
+        parameters: new values; each notebook is given those that it takes.
+        out_root: the folder that runs are kept in.
+        console: where progress and summaries are shown; None takes standard output.
+        settings: seed, preset, and what is kept; None takes the defaults.
+
+    Raises:
+        RunError: before anything starts: no such notebook, a parameter that none of them takes, or
+            a wrong value.
+    """
+    sources, settings = [Path(path) for path in paths], settings or RunSettings()
+    console = console or Console()
+    shares = _shares(sources, parameters or {}, settings)
+    with one_stack(settings.keep_warm, console, alone=len(sources) < 2):
+        return [
+            run_notebook(source, share, out_root=out_root, console=console, settings=settings)
+            for source, share in zip(sources, shares, strict=True)
+        ]
+
+
+def _shares(
+    sources: Sequence[Path], parameters: Mapping[str, object], settings: RunSettings
+) -> list[dict[str, object]]:
+    """What each notebook is given. All of it is checked here, before the first one runs."""
+    known = [read_parameters(source) for source in sources]
+    names = {name for each in known for name in each}
+    unknown = [name for name in parameters if name not in names]
+    if unknown and len(sources) > 1:
+        raise RunError(
+            f"None of the notebooks has a parameter {unknown[0]!r}.",
+            fix=did_you_mean(unknown[0], names) if names else f"leave {unknown[0]!r} out.",
+        )
+    shares = []
+    for source, each in zip(sources, known, strict=True):
+        share = {n: value for n, value in parameters.items() if n in each or len(sources) == 1}
+        check_parameters(source, each, for_notebook(source, each, share, settings)[0])
+        shares.append(share)
+    return shares
+
+
+@contextmanager
+def one_stack(keep_warm: float, console: Console, *, alone: bool = True) -> Iterator[None]:
+    """Sessions of the kernels that start meanwhile leave their stack to the next one.
+
+    Args:
+        keep_warm: minutes that the last one waits for a later call. An interrupt ends it at once.
+        console: where it is told that it waits.
+        alone: only one notebook runs.
+    """
+    from kit.cluster import registry
+
+    if current_group() or (alone and not keep_warm):  # a group's stacks are its maker's to end
+        yield
+        return
+    group = os.environ[GROUP_VARIABLE] = secrets.token_hex(8)
+    leave = False
+    try:
+        yield
+        leave = keep_warm > 0
+    finally:
+        del os.environ[GROUP_VARIABLE]
+        for entry in registry.living():
+            if entry.group == group and not leave:
+                registry.end(entry)
+            elif entry.group == group:
+                text = (
+                    f"Its stack stays warm for {keep_warm:g} minutes, for the next run; "
+                    f"end it sooner: kit doctor --stop {entry.name}"
+                )
+                console.print(text, markup=False, highlight=False, soft_wrap=True)

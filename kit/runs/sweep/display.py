@@ -1,0 +1,157 @@
+"""What a terminal shows of a sweep: a table that is kept up to date, or a line for each event."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from kit.runs.sweep.state import SIGNS, Member, SweepRecord
+from kit.tracking.run_folder import CONFIG
+from kit.utils.formatting import count, duration, number, shorten
+
+_STYLES = {"completed": "green", "failed": "red", "killed": "red", "running": "cyan"}
+
+
+_STEPS = ("steps", "num_rollout")
+
+
+_AROUND = 8
+"""Lines of a terminal that are not members' rows."""
+
+
+class SweepDisplay:
+    """Shows a sweep while it runs, and what came of it."""
+
+    def __init__(
+        self, console: Console, folder: Path, record: SweepRecord, room: Sequence[str]
+    ) -> None:
+        self._console, self._folder, self._record, self._room = console, folder, record, room
+        self._planned: dict[int, int] = {}
+        # Drawn by hand: a thread would not go together with starting processes.
+        self._live = Live(
+            console=console, auto_refresh=False, transient=True, vertical_overflow="visible"
+        )
+
+    def __enter__(self) -> Self:
+        record = self._record
+        waiting = count(len(record.in_state("waiting")), "member")
+        words = f"{waiting} to run, {len(self._room)} at a time ({', '.join(self._room)} each)"
+        if len({*self._room}) == 1 or len(self._room) == 1:
+            words = f"{waiting} to run, {len(self._room)} at a time, {self._room[0]} each"
+        self.say(f"Sweeping {Path(record.notebook).name} in {self._folder}")
+        self.say(words)
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def show(self) -> None:
+        """Draw the table anew."""
+        if self._console.is_terminal:
+            seconds = Text(duration(self._record.seconds), style="dim")
+            self._live.update(Group(self._table(short=True), seconds), refresh=True)
+
+    def started(self, member: Member, place: str) -> None:
+        """A member starts."""
+        self._line(member, f"started on {place}")
+
+    def ended(self, member: Member) -> None:
+        """A member has ended."""
+        rewards = _change(member.reward_first, member.reward_last)
+        words = f"{member.state} after {duration(member.seconds)}, "
+        words += f"{count(member.steps, 'step')}" + (f", reward {rewards}" if rewards else "")
+        self._line(member, words + (f": {shorten(member.why, 200)}" if member.why else ""))
+
+    def say(self, words: str) -> None:
+        """A line as it is."""
+        self._console.print(words, markup=False, highlight=False, soft_wrap=True)
+
+    def summary(self) -> None:
+        """The whole table, and what to do next."""
+        record = self._record
+        self._console.print(self._table())
+        states = [member.state for member in record.members]
+        tally = ", ".join(f"{states.count(state)} {state}" for state in SIGNS if state in states)
+        self.say(f"{tally}. The sweep took {duration(record.seconds)}. Everything is in")
+        self.say(f"  {self._folder}")
+        if record.status != "completed":
+            self.say(f"Run what is not completed: kit sweep --resume {self._folder}")
+        if (self._folder / "comparison.html").is_file():
+            self.say("Read it in a browser: comparison.html. A table of its runs: kit runs FOLDER.")
+
+    def _line(self, member: Member, words: str) -> None:
+        if not self._console.is_terminal:
+            record = self._record
+            named = " ".join(f"{k}={member.parameters[k]}" for k in record.varied)
+            self.say(f"[{member.number}/{len(record.members)}] {named}: {words}")
+
+    def _table(self, short: bool = False) -> Table:
+        record = self._record
+        table = Table(box=None, pad_edge=False)
+        table.add_column("#", justify="right")
+        for name in record.varied:
+            table.add_column(Text(name), overflow="fold")
+        table.add_column("state", no_wrap=True)
+        for name in ("step", "reward", "time"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("", overflow="fold")
+        for member in self._shown(short):
+            table.add_row(
+                str(member.number),
+                *(Text(shorten(str(member.parameters[name]), 40)) for name in record.varied),
+                Text(f"{SIGNS[member.state]} {member.state}", style=_STYLES.get(member.state, "")),
+                self._step(member),
+                _change(member.reward_first, member.reward_last),
+                duration(member.seconds) if member.attempts else "",
+                Text(shorten(member.why, 120), style="dim"),
+            )
+        return table
+
+    def _shown(self, short: bool) -> list[Member]:
+        """All members, or where the terminal is too low for them, those that run and their like."""
+        members, room = self._record.members, max(self._console.height - _AROUND, 5)
+        if not short or len(members) <= room:
+            return members
+        rank = {"running": 0, "failed": 1, "killed": 1, "completed": 2, "stopped": 2}
+        first = sorted(members, key=lambda m: (rank.get(m.state, 3), m.number))[:room]
+        return sorted(first, key=lambda m: m.number)
+
+    def _step(self, member: Member) -> str:
+        if not member.attempts:
+            return ""
+        planned = self._steps(member)
+        return f"{member.steps}/{planned}" if planned else str(member.steps)
+
+    def _steps(self, member: Member) -> int | None:
+        """How many steps are planned, as the parameters or the session's settings say."""
+        given = next((member.parameters[n] for n in _STEPS if n in member.parameters), None)
+        if isinstance(given, int):
+            return given
+        if member.number not in self._planned and member.folder:
+            file = self._folder / member.folder / CONFIG
+            if file.is_file():
+                config: dict[str, Any] = yaml.safe_load(file.read_text("utf-8"))
+                self._planned[member.number] = int(config["training"]["num_rollout"])
+        return self._planned.get(member.number)
+
+
+def _change(first: float | None, last: float | None) -> str:
+    if first is None or last is None:
+        return ""
+    return f"{number(first, 3)} → {number(last, 3)}"

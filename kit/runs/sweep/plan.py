@@ -1,0 +1,275 @@
+"""What a sweep runs: a grid of parameter values times seeds, checked before anything starts.
+
+lr 1e-5,1e-4            two values of one parameter
+sizes "[1, 2],[4]"      two lists: commas inside of brackets, braces and quotes do not separate
+name '"a, b",c'         two words, the first with a comma: quotes around a value are taken off
+steps 30                one value, the same for every member
+
+Where the members of a sweep run: one session a GPU, or a share of the cores each.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kit.cluster.processes import CORES_VARIABLE, cores
+from kit.errors import RunError
+from kit.reports.runs import RunSettings
+from kit.runs.overrides import SEED, for_notebook
+from kit.runs.parameters import Parameter, check_parameters, read_parameters
+from kit.tracking.recorder import GROUP_VARIABLE, RUN_DIR_VARIABLE
+from kit.utils.hardware import VISIBLE, gpus
+
+MOST_MEMBERS = 1_000
+"""More is a grid that somebody did not mean."""
+
+
+_OPEN, _CLOSE = "[{(", "]})"
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPlan:
+    """The members of a sweep, in the order in which they start."""
+
+    notebook: Path
+    fixed: dict[str, Any]
+    """Values that every member is given."""
+    grid: dict[str, list[Any]]
+    """Parameters with several values."""
+    seeds: list[int] = field(default_factory=list)
+    """Empty where the notebook's own seed stays."""
+
+    def members(self) -> list[dict[str, Any]]:
+        """What each member is given beside the notebook's own values; seeds change fastest."""
+        axes = self.grid | ({SEED: self.seeds} if self.seeds else {})
+        combinations = itertools.product(*axes.values())
+        return [self.fixed | dict(zip(axes, values, strict=True)) for values in combinations]
+
+    @property
+    def varied(self) -> list[str]:
+        """Names of the parameters in which members differ."""
+        return [*self.grid, *([SEED] if len(self.seeds) > 1 else [])]
+
+
+def plan_sweep(
+    notebook: str | Path,
+    given: Mapping[str, object] | Sequence[tuple[str, str]],
+    seeds: int | Sequence[int] = (),
+) -> SweepPlan:
+    """A sweep over the values that were given.
+
+    Args:
+        notebook: its parameters say which names and types there are.
+        given: by name, text as on the command line or a list of Python values; anything else is
+            one value for all. As pairs, a name may come several times, and its values add up.
+        seeds: a number N, for the seeds 0 to N - 1, or the seeds themselves.
+
+    Raises:
+        RunError: an unknown parameter, a value of the wrong type, one given twice, seeds for a
+            notebook that has no use for them.
+    """
+    source = Path(notebook)
+    known = read_parameters(source)
+    values: dict[str, list[object]] = {}
+    for name, value in given.items() if isinstance(given, Mapping) else given:
+        values.setdefault(name, []).extend(_several(name, value))
+    checked = {name: _checked(source, known, name, texts) for name, texts in values.items()}
+    plan = SweepPlan(
+        source.resolve(),
+        fixed={name: found[0] for name, found in checked.items() if len(found) == 1},
+        grid={name: found for name, found in checked.items() if len(found) > 1},
+        seeds=_seeds(source, known, seeds, checked),
+    )
+    for parameters in (members := plan.members())[:MOST_MEMBERS]:
+        for name in known.keys() & parameters.keys():
+            as_text(known[name], parameters[name])  # said before anything starts
+    if len(members) > MOST_MEMBERS:
+        raise RunError(
+            f"The sweep would have {len(members):,} members, more than {MOST_MEMBERS:,}.",
+            fix="give fewer values, and sweep in several parts.",
+        )
+    return plan
+
+
+def split_values(text: str) -> list[str]:
+    """The parts between commas, except those inside of brackets, braces and quotes.
+
+    Raises:
+        ValueError: a part is empty, or a bracket or quote has no other end.
+    """
+    parts: list[str] = []
+    waiting: list[str] = []
+    part = quote = ""
+    for sign in text:
+        if quote:
+            closes = sign == quote and not (quote == '"' and _escaped(part))
+            quote = "" if closes else quote
+        elif sign in "\"'" and (waiting or not part.strip()):
+            quote = sign
+        elif sign in _OPEN:
+            waiting.append(_CLOSE[_OPEN.index(sign)])
+        elif waiting and sign == waiting[-1]:
+            waiting.pop()
+        elif sign == "," and not waiting:
+            parts.append(part.strip())
+            part = ""
+            continue
+        part += sign
+    parts.append(part.strip())
+    if quote or waiting:
+        raise ValueError(f"{quote or waiting[-1]} is missing at its end")
+    if len(parts) > 1 and "" in parts:
+        raise ValueError("there is nothing between two commas")
+    return [_unquoted(part) for part in parts]
+
+
+def as_text(parameter: Parameter, value: Any) -> str:
+    """A value as `kit run -p` takes it.
+
+    Raises:
+        RunError: no text is read back as this value.
+    """
+    if isinstance(value, str):
+        text = json.dumps(value) if not parameter.kinds else value
+    else:
+        text = "none" if value is None else json.dumps(value)
+    if (read := parameter.convert(text)) != value or type(read) is not type(value):
+        raise RunError(
+            f"Parameter {parameter.name!r} cannot be given {value!r}: it would read {read!r}.",
+            fix=f"write its type in the notebook, such as `{parameter.name}: str`.",
+        )
+    return text
+
+
+def _several(name: str, value: object) -> list[object]:
+    if not isinstance(value, str):
+        return list(value) if isinstance(value, (list, tuple)) else [value]
+    try:
+        return [*split_values(value)]
+    except ValueError as error:
+        raise RunError(
+            f"The values of {name!r} cannot be told apart in {value!r}: {error}.",
+            fix="separate values by commas; put one that holds a comma into quotes: "
+            f"-p {name} '\"a, b\",c'.",
+        ) from None
+
+
+def _checked(
+    source: Path, known: Mapping[str, Parameter], name: str, values: Sequence[object]
+) -> list[Any]:
+    """The values as the notebook gets them."""
+    found: list[Any] = []
+    for value in values:
+        try:
+            (typed,) = check_parameters(source, known, {name: value}).values()
+        except RunError as error:
+            if name not in known or known[name].kinds != ("list",):
+                raise
+            fix = f"{error.fix} A comma separates members; write a list in brackets: [1, 2],[4]."
+            raise RunError(error.what, why=error.why, fix=fix) from None
+        if typed in found:
+            raise RunError(
+                f"Parameter {name!r} is given {typed!r} twice.",
+                fix="leave one of them out; `--seeds` repeats a member with other seeds.",
+            )
+        found.append(typed)
+    if not found:
+        raise RunError(f"Parameter {name!r} is given no value.", fix="give one, or leave it out.")
+    return found
+
+
+def _seeds(
+    source: Path,
+    known: Mapping[str, Parameter],
+    seeds: int | Sequence[int],
+    given: Mapping[str, object],
+) -> list[int]:
+    wanted = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if isinstance(seeds, int) and seeds < 1:
+        raise RunError(f"--seeds is {seeds}.", fix="give a number of 1 or more, or leave it out.")
+    if not wanted:
+        return []
+    if SEED in given:
+        raise RunError(
+            "Seeds are given twice, by --seeds and by -p seed.", fix="leave one of them out."
+        )
+    if len(set(wanted)) < len(wanted):
+        raise RunError(f"--seeds names a seed twice: {wanted}.", fix="leave one of them out.")
+    if SEED not in known:  # its sessions are told, if it starts any
+        for_notebook(source, known, {}, RunSettings(seed=wanted[0]))
+        return wanted
+    return [int(known[SEED].convert(seed)) for seed in wanted]
+
+
+def _escaped(before: str) -> bool:
+    """Does a backslash stand before the next sign, as in JSON? Two of them are one, written."""
+    return (len(before) - len(before.rstrip("\\"))) % 2 == 1
+
+
+def _unquoted(part: str) -> str:
+    if part[:1] == '"':
+        with suppress(ValueError):
+            return str(json.loads(part))
+    quoted = len(part) > 1 and part[0] in "\"'" and part.find(part[0], 1) == len(part) - 1
+    return part[1:-1] if quoted else part
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Room for one member at a time. Those that follow each other here share a warm stack."""
+
+    words: str
+    """`GPU 0`, or `2 cores`."""
+    settings: dict[str, str]
+    """What a member finds in its environment."""
+    group: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def environment(self) -> dict[str, str]:
+        """The whole environment of a member."""
+        inherited = {k: v for k, v in os.environ.items() if k != RUN_DIR_VARIABLE}
+        return inherited | self.settings | {GROUP_VARIABLE: self.group}
+
+
+def places(parallel: int | None = None) -> list[Place]:
+    """As many places as members run at once.
+
+    Args:
+        parallel: how many; None takes one a GPU, or one for every two cores where there is none.
+
+    Raises:
+        RunError: there are not so many GPUs, or cores.
+    """
+    if parallel is not None and parallel < 1:
+        raise RunError(f"--parallel is {parallel}.", fix="give a number of 1 or more.")
+    cards = gpus()
+    if cards:
+        wanted = parallel or len(cards)
+        if wanted > len(cards):
+            raise RunError(
+                f"--parallel is {wanted}, and there {_are(len(cards), 'GPU')}: a GPU has one "
+                "session at a time.",
+                fix=f"give {len(cards)} or less; `{VISIBLE}= kit sweep ...` runs on the CPU.",
+            )
+        return [Place(f"GPU {card}", {VISIBLE: card}) for card in cards[:wanted]]
+    wanted = parallel or max(1, cores() // 2)
+    if wanted > cores():
+        raise RunError(
+            f"--parallel is {wanted}, and there {_are(cores(), 'core')}: a session on the CPU "
+            "keeps at least one busy.",
+            fix=f"give {cores()} or less.",
+        )
+    share = cores() // wanted
+    words = "1 core" if share == 1 else f"{share} cores"
+    return [Place(words, {CORES_VARIABLE: str(share)}) for _ in range(wanted)]
+
+
+def _are(number: int, what: str) -> str:
+    return f"is 1 {what}" if number == 1 else f"are {number} {what}s"

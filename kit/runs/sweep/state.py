@@ -1,0 +1,197 @@
+"""`sweep.json`: what a sweep is, and how far each of its members came.
+
+It is written anew in one move whenever something changes, so a reader never sees half of it, and a
+sweep that was killed can be resumed from it.
+
+Which members of a sweep are not worth going on with, told by their rewards so far.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kit.errors import RunError
+
+SWEEP = "sweep.json"
+
+
+State = Literal["waiting", "running", "completed", "failed", "stopped", "interrupted", "killed"]
+"""Of a member. `stopped` is an early end by a rule; `killed` an end by a signal from elsewhere."""
+
+
+DONE: tuple[State, ...] = ("completed", "stopped")
+"""What `kit sweep --resume` leaves as it is."""
+
+
+SIGNS: dict[State, str] = {
+    "waiting": "○",
+    "running": "▶",
+    "completed": "✓",
+    "failed": "✗",
+    "stopped": "■",
+    "interrupted": "‖",
+    "killed": "✗",
+}
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(validate_assignment=True, use_attribute_docstrings=True)
+
+
+class Member(_Row):
+    """One run of a sweep."""
+
+    number: int
+    """Counted from 1."""
+    parameters: dict[str, Any]
+    """What it is given beside the notebook's own values."""
+    state: State = "waiting"
+    folder: str | None = None
+    """Its run's folder, inside of the sweep's; None before its first start."""
+    attempts: int = 0
+    """How often it was started."""
+    exit_code: int | None = None
+    steps: int = 0
+    reward_first: float | None = None
+    reward_last: float | None = None
+    seconds: float = 0.0
+    why: str = ""
+    """Why it failed or was stopped."""
+
+
+class SweepRecord(_Row):
+    """A whole sweep."""
+
+    notebook: str
+    fixed: dict[str, Any] = {}
+    grid: dict[str, list[Any]] = {}
+    seeds: list[int] = []
+    parallel: int = 1
+    stop_below: str | None = None
+    """As given: REWARD@STEP."""
+    stop_median: int | None = None
+    """From which step on."""
+    status: Literal["running", "completed", "failed", "interrupted"] = "running"
+    started: str = ""
+    seconds: float = 0.0
+    """Over all its resumptions."""
+    members: list[Member]
+
+    def save(self, folder: Path) -> None:
+        """Write it into the sweep's folder, in one move."""
+        partial = folder / f".{SWEEP}.{os.getpid()}"
+        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        partial.replace(folder / SWEEP)
+
+    def in_state(self, *states: State) -> list[Member]:
+        """The members in one of these states."""
+        return [member for member in self.members if member.state in states]
+
+    @property
+    def varied(self) -> list[str]:
+        """Names of the parameters in which members differ."""
+        return [*self.grid, *(["seed"] if len(self.seeds) > 1 else [])]
+
+
+def read_sweep(folder: str | Path) -> SweepRecord:
+    """What `sweep.json` in this folder says.
+
+    Raises:
+        RunError: there is none, or it is damaged.
+    """
+    file = Path(folder) / SWEEP
+    try:
+        return SweepRecord.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        raise RunError(
+            f"{folder} is no sweep: it has no {SWEEP}.",
+            fix="give the folder that `kit sweep` named when it began; `kit runs` lists them.",
+        ) from None
+    except (OSError, ValidationError) as error:
+        raise RunError(f"{file} cannot be read.", why=str(error)[:400]) from None
+
+
+def is_sweep(folder: Path) -> bool:
+    """Does this folder belong to a sweep?"""
+    return (folder / SWEEP).is_file()
+
+
+Rewards = Sequence[tuple[int, float]]
+"""(step, mean reward) of each training step."""
+
+
+FEWEST_OTHERS = 3
+"""A median of fewer members says little."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopBelow:
+    """End a member whose reward at one step is below a bound."""
+
+    reward: float
+    step: int
+
+    @classmethod
+    def parse(cls, text: str) -> StopBelow:
+        """Read `REWARD@STEP`. Raises RunError for anything else."""
+        reward, at, step = text.partition("@")
+        try:
+            if not at:
+                raise ValueError(text)
+            return cls(float(reward), int(step))
+        except ValueError:
+            raise RunError(
+                f"--stop-below is {text!r}.",
+                fix="write REWARD@STEP, such as 0.3@20: less than 0.3 at step 20.",
+            ) from None
+
+    def why(self, rewards: Rewards) -> str:
+        """Why this member should end; empty where it should not."""
+        found = next(((step, value) for step, value in rewards if step >= self.step), None)
+        if found is None or found[1] >= self.reward:
+            return ""
+        return f"reward {found[1]:.3f} at step {found[0]}, below {self.reward:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class StopMedian:
+    """End a member whose mean reward so far is below the median of the others' at the same step.
+
+    The rule of Google Vizier (Golovin et al., 2017, section 3.2.2), with the mean in place of the
+    best value: the reward of a single step is noise.
+    """
+
+    after: int
+    """Steps that every member may take first."""
+
+    def why(self, rewards: Rewards, others: Sequence[Rewards]) -> str:
+        """Why this member should end; empty where it should not.
+
+        Args:
+            rewards: of the member.
+            others: of those that run or have run to their end.
+        """
+        if not rewards or rewards[-1][0] < self.after:
+            return ""
+        step = rewards[-1][0]
+        reached = [_mean_until(other, step) for other in others if other and other[-1][0] >= step]
+        if len(reached) < FEWEST_OTHERS:
+            return ""
+        own, middle = _mean_until(rewards, step), median(reached)
+        if own >= middle:
+            return ""
+        return (
+            f"mean reward {own:.3f} until step {step}, below {middle:.3f}, the median of "
+            f"{len(reached)} others"
+        )
+
+
+def _mean_until(rewards: Rewards, step: int) -> float:
+    return fmean(value for at, value in rewards if at <= step)

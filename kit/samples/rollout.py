@@ -1,0 +1,187 @@
+"""`Rollout`, all samples of one step; `Batch`, what an update trains on."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kit.errors import DataError
+from kit.samples.sample import Sample, Status, check_batch
+
+NEW_TOKENS = "rollout/new_tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout(Sequence[Sample]):
+    """The samples of one `generate`, in groups of the same prompt. Shows itself as a table."""
+
+    samples: tuple[Sample, ...]
+    step: int = 0
+    """The training step whose weights wrote it."""
+    seconds: float = 0.0
+    """Until the last response was written; what is scored meanwhile costs nothing of it."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What the rollout policies did (aborted, dropped, continued), under Miles' names."""
+    notes: tuple[str, ...] = ()
+    """What is to know before training on it, such as why it is smaller than configured."""
+
+    def __init__(
+        self,
+        samples: Iterable[Sample],
+        step: int = 0,
+        seconds: float = 0.0,
+        metrics: Mapping[str, float] | None = None,
+        notes: Iterable[str] = (),
+    ) -> None:
+        object.__setattr__(self, "samples", tuple(samples))
+        object.__setattr__(self, "step", step)
+        object.__setattr__(self, "seconds", seconds)
+        object.__setattr__(self, "metrics", dict(metrics or {}))
+        object.__setattr__(self, "notes", tuple(notes))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One sample, or with a slice a smaller rollout."""
+        if isinstance(index, slice):
+            return Rollout(self.samples[index], self.step, self.seconds)
+        return self.samples[index]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+    def groups(self) -> list[list[Sample]]:
+        """The samples by prompt, in the order of their first sample."""
+        by_prompt: dict[int, list[Sample]] = {}
+        for sample in self.samples:
+            by_prompt.setdefault(sample.group_index, []).append(sample)
+        return list(by_prompt.values())
+
+    def with_samples(self, samples: Iterable[Sample]) -> Rollout:
+        """The same rollout with other samples."""
+        return Rollout(samples, self.step, self.seconds, self.metrics, self.notes)
+
+    @property
+    def new_tokens(self) -> int:
+        """Response tokens that were written for it, those of groups that are not in it included."""
+        return int(self.metrics.get(NEW_TOKENS, sum(s.response_length for s in self.samples)))
+
+    def rewards(self) -> list[float]:
+        """The rewards of all samples that have one."""
+        return [s.reward for s in self.samples if s.reward is not None]
+
+    def mean_reward(self) -> float:
+        """Mean over the samples that have a reward; NaN before `score`."""
+        rewards = self.rewards()
+        return sum(rewards) / len(rewards) if rewards else math.nan
+
+    def best(self) -> Sample:
+        """The sample with the highest reward. Raises DataError before `score`."""
+        return max(self._scored(), key=lambda s: s.reward or 0.0)
+
+    def worst(self) -> Sample:
+        """The sample with the lowest reward. Raises DataError before `score`."""
+        return min(self._scored(), key=lambda s: s.reward or 0.0)
+
+    def written_by(self, versions: set[int]) -> bool:
+        """Did only these weight versions write it?"""
+        return {v for s in self.samples for v in s.weight_versions} <= versions
+
+    def of_version(self, version: int) -> Rollout:
+        """Only the samples that these weights alone wrote."""
+        return self.with_samples(s for s in self.samples if set(s.weight_versions) <= {version})
+
+    def failed(self) -> Rollout:
+        """The samples whose reward could not be computed; each one's `error` says why."""
+        return Rollout((s for s in self if s.status is Status.FAILED), self.step)
+
+    def _scored(self) -> list[Sample]:
+        scored = [s for s in self.samples if s.reward is not None]
+        if not scored:
+            raise DataError(
+                f"None of the {len(self.samples)} samples has a reward.",
+                fix="call `rollout = session.score(rollout)` first.",
+            )
+        return scored
+
+    def browse(self, labels: Sequence[str] = ("good", "bad", "odd")) -> Any:
+        """Look through the samples in a notebook: filter, sort, step, mark with these labels."""
+        from kit.viz.samples.browser import SampleBrowser
+
+        return SampleBrowser(self, labels)
+
+    def to_pandas(self) -> Any:
+        """One row a sample, with the columns a person sorts by."""
+        from kit.samples.serialization import sample_table
+
+        return sample_table(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one JSON line a sample."""
+        from kit.samples.serialization import write_rollout
+
+        return write_rollout(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Rollout:
+        """Read what `save` wrote. Raises DataError with the number of a line that is broken."""
+        from kit.samples.serialization import read_rollout
+
+        return read_rollout(path)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        from kit.viz import show_rollout
+
+        return show_rollout(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What an update will see: the samples that train, and the advantage of each.
+
+    Failed samples and their groups are already left out; `left_out` says which and why.
+    """
+
+    samples: tuple[Sample, ...]
+    advantages: tuple[float, ...]
+    """One a sample (shape N); every trained token of a sample carries it. Where the tokens have
+    their own, their mean."""
+    step: int = 0
+    left_out: tuple[str, ...] = ()
+    token_advantages: tuple[tuple[float, ...], ...] | None = None
+    """One a response token, for estimators that tell the tokens of a sample apart."""
+    values: tuple[tuple[float, ...], ...] | None = None
+    """PPO: what the critic expected before each response token."""
+    returns: tuple[tuple[float, ...], ...] | None = None
+    """PPO: what the critic should have expected."""
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """An update remembers it: the same batch cannot be applied twice in a row by mistake."""
+
+    def __post_init__(self) -> None:
+        check_batch(self)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def rollout(self) -> Rollout:
+        """The samples as a rollout, each token with its advantage."""
+        rows = self.token_advantages
+        every = enumerate(zip(self.samples, self.advantages, strict=True))
+        return Rollout(
+            (
+                s.with_values(advantage=rows[i] if rows else [value] * s.response_length)
+                for i, (s, value) in every
+            ),
+            self.step,
+        )
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        from kit.viz import show_batch
+
+        return show_batch(self)

@@ -1,0 +1,272 @@
+"""What a generation is: `Sample`, one response; `Rollout`, all responses of one step.
+
+Field names are those of Miles, so that a saved rollout reads the same in both.
+
+What has to hold of a sample and of a batch, checked when one is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from kit.errors import DataError
+from kit.samples import token_values as by_token
+
+if TYPE_CHECKING:
+    from kit.samples.rollout import Batch
+    from kit.utils.display import Picture
+
+
+Messages = list[dict[str, str]]
+
+
+class Status(StrEnum):
+    """How far a sample came."""
+
+    PENDING = "pending"
+    """Not generated yet."""
+    COMPLETED = "completed"
+    """The model ended its response itself (end-of-sequence token or stop string)."""
+    TRUNCATED = "truncated"
+    """Cut at the length limit."""
+    ABORTED = "aborted"
+    """Stopped from outside; the tokens so far are kept."""
+    FAILED = "failed"
+    """The reward function failed on it; `error` says how. Its group is left out of the update."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One response to one prompt, with everything that training needs to know about it."""
+
+    group_index: int = 0
+    """Samples of the same prompt share it."""
+    index: int = 0
+    """Position in the rollout."""
+    prompt: str | Messages = ""
+    """The prompt as the data gave it: a string, or chat messages."""
+    tokens: list[int] = field(default_factory=list)
+    """Prompt and response token ids, in one list."""
+    response: str = ""
+    response_length: int = 0
+    """Response tokens; the last so many of `tokens`."""
+    label: str | None = None
+    """The right answer, where the data has one."""
+    reward: float | None = None
+    loss_mask: list[int] | None = None
+    """One 0 or 1 per response token; None means that all are trained on."""
+    status: Status = Status.PENDING
+    metadata: dict[str, Any] = field(default_factory=dict)
+    rollout_log_probs: list[float] | None = None
+    """The engine's log-probability of each response token, at the sampling temperature."""
+    rollout_routed_experts: Any = None
+    weight_versions: list[int] = field(default_factory=list)
+    """Which trainer weights wrote it, one entry per span of response tokens."""
+    version_lengths: list[int] = field(default_factory=list)
+    """Response tokens of each span; empty where one version wrote them all."""
+    error: str | None = None
+    """Why the reward function failed, in its own words."""
+    token_values: dict[str, list[float]] = field(default_factory=dict)
+    """What is known of each response token (`kit.token_values`), as `session.annotate` fills in."""
+    annotated_versions: list[int] = field(default_factory=list)
+    """Weight versions of `trainer_log_prob_before`, where known, and of `trainer_log_prob`."""
+
+    def __post_init__(self) -> None:
+        check_sample(self)
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """(weight version, response tokens it wrote), in order; empty where that is unknown."""
+        if self.version_lengths:
+            return list(zip(self.weight_versions, self.version_lengths, strict=True))
+        if len(self.weight_versions) == 1 and self.response_length:
+            return [(self.weight_versions[0], self.response_length)]
+        return []
+
+    @property
+    def prompt_tokens(self) -> list[int]:
+        """The prompt's token ids."""
+        return self.tokens[: len(self.tokens) - self.response_length]
+
+    @property
+    def response_tokens(self) -> list[int]:
+        """The response's token ids."""
+        return self.tokens[len(self.tokens) - self.response_length :]
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt as a person reads it: chat messages joined by newlines."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return "\n".join(str(message.get("content", "")) for message in self.prompt)
+
+    @property
+    def mask(self) -> list[int]:
+        """The loss mask, written out: one 0 or 1 per response token."""
+        return [1] * self.response_length if self.loss_mask is None else self.loss_mask
+
+    @property
+    def advantage(self) -> float | None:
+        """The mean over the tokens that train; None where it is not among `token_values`."""
+        values = self.token_values.get("advantage")
+        return None if values is None else by_token.trained_mean(values, self.mask)
+
+    def strip(self, quantity: str | None = None, start: int = 0) -> Picture:
+        """Every response token, coloured by a quantity that is known of it.
+
+        Args:
+            quantity: one of `kit.token_values.QUANTITIES`, such as `entropy` or `change`, or a
+                name of your own in `token_values`; None takes the most telling one.
+            start: the first token drawn, for responses longer than one strip.
+
+        Raises:
+            DataError: it is not known of this sample; the message says what to call.
+        """
+        from kit.viz.samples.strip import show_strip
+
+        return show_strip(self, quantity, start)
+
+    def to_pandas(self) -> Any:
+        """One row a response token, with a column for each quantity that is known."""
+        from kit.samples.serialization import token_table
+
+        return token_table(self)
+
+    def continued(
+        self, tokens: Sequence[int], log_probs: Sequence[float], weight_version: int
+    ) -> Sample:
+        """The same sample with further response tokens, which these weights wrote.
+
+        Raises:
+            DataError: it has tokens of which nobody knows who wrote them.
+        """
+        spans = self.spans
+        if self.response_length and not (spans and self.rollout_log_probs):
+            raise DataError(
+                "A sample without log-probs or weight versions cannot be continued.",
+                why=f"Its {self.response_length} response tokens were not written by the engine.",
+                fix="generate it anew.",
+            )
+        if tokens and spans and spans[-1][0] == weight_version:
+            spans[-1] = (weight_version, spans[-1][1] + len(tokens))
+        elif tokens:
+            spans.append((weight_version, len(tokens)))
+        return replace(
+            self,
+            tokens=[*self.tokens, *tokens],
+            response_length=self.response_length + len(tokens),
+            loss_mask=None if self.loss_mask is None else [*self.loss_mask, *[1] * len(tokens)],
+            rollout_log_probs=[*(self.rollout_log_probs or ()), *log_probs],
+            weight_versions=[version for version, _ in spans] or [weight_version],
+            version_lengths=[length for _, length in spans] if len(spans) > 1 else [],
+            token_values={},
+            annotated_versions=[],
+        )
+
+    def masked_to(self, weight_version: int) -> Sample:
+        """The same sample, with only what these weights wrote left to train on."""
+        if all(version == weight_version for version, _ in self.spans):
+            return self
+        own = [version == weight_version for version, length in self.spans for _ in range(length)]
+        kept = [mask * mine for mask, mine in zip(self.mask, own, strict=True)]
+        return replace(self, loss_mask=kept)
+
+    def unwritten(self) -> Sample:
+        """The same sample before anything was written: its prompt alone."""
+        return replace(
+            self,
+            tokens=self.prompt_tokens,
+            response="",
+            response_length=0,
+            reward=None,
+            loss_mask=None,
+            status=Status.PENDING,
+            rollout_log_probs=None,
+            weight_versions=[],
+            version_lengths=[],
+            error=None,
+            token_values={},
+            annotated_versions=[],
+        )
+
+    def with_values(self, **values: Sequence[float]) -> Sample:
+        """The same sample with these `token_values` beside those it has."""
+        new = {name: list(row) for name, row in values.items()}
+        return replace(self, token_values=self.token_values | new)
+
+    def with_reward(self, reward: float) -> Sample:
+        """The same sample with its reward."""
+        return replace(self, reward=reward, error=None)
+
+    def with_failure(self, error: str) -> Sample:
+        """The same sample, marked: its reward could not be computed."""
+        return replace(self, reward=None, status=Status.FAILED, error=error)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, as `save` writes them."""
+        return asdict(self) | {"status": self.status.value}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Sample:
+        """The inverse of `to_dict`. Raises DataError for a field that a sample does not have."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(row) - known)
+        if unknown:
+            raise DataError(
+                f"A sample has no field {unknown[0]!r}.",
+                fix=f"Keep only: {', '.join(sorted(known))}.",
+            )
+        return cls(**dict(row) | {"status": Status(row.get("status", "pending"))})
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        from kit.viz import show_sample
+
+        return show_sample(self)
+
+
+def check_sample(sample: Sample) -> None:
+    """Refuse spans and values that do not fit the response. Raises DataError."""
+    lengths = sample.version_lengths
+    if lengths and (
+        len(lengths) != len(sample.weight_versions)
+        or min(lengths) < 1
+        or sum(lengths) != sample.response_length
+    ):
+        raise DataError(
+            f"version_lengths {lengths} does not part {sample.response_length} response tokens "
+            f"among the weight_versions {sample.weight_versions}.",
+            fix="give one length of 1 or more for each version, together response_length; or "
+            "leave version_lengths empty where one version wrote all.",
+        )
+    for name, values in sample.token_values.items():
+        if len(values) != sample.response_length:
+            raise DataError(
+                f"token_values[{name!r}] has {len(values)} numbers for {sample.response_length} "
+                "response tokens.",
+                fix="give one number for each response token.",
+            )
+    if len(sample.annotated_versions) > 2:
+        raise DataError(
+            f"annotated_versions holds more than two weight versions: {sample.annotated_versions}.",
+            fix="give those of trainer_log_prob_before and trainer_log_prob, or fewer.",
+        )
+
+
+def check_batch(batch: Batch) -> None:
+    """Refuse numbers that are not one a sample, or one a token. Raises DataError."""
+    if len(batch.samples) != len(batch.advantages):
+        raise DataError(
+            f"A batch needs one advantage per sample: got {len(batch.samples)} samples and "
+            f"{len(batch.advantages)} advantages."
+        )
+    for name in ("token_advantages", "values", "returns"):
+        rows = getattr(batch, name)
+        lengths = [s.response_length for s in batch.samples]
+        if rows is not None and [len(row) for row in rows] != lengths:
+            raise DataError(
+                f"{name} needs one number for each response token of each sample: got "
+                f"{[len(row) for row in rows][:8]}, the responses have {lengths[:8]} tokens."
+            )

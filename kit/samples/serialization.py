@@ -1,0 +1,265 @@
+"""Rollouts as files and as tables: one JSON line a sample, one row a sample, one row a token.
+
+Samples in a file that is written in milliseconds: what there is of each token as flat arrays.
+
+A rollout of a thousand long responses is a million tokens. As JSON they take a second, as arrays in
+a safetensors file a few hundredths; nothing is pickled. `Rollout.save` writes JSON lines, which
+people read; this is for `kit.journal`.
+
+What a person says of samples: good, bad, odd, and a note. Plain records, kept as JSON lines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+from kit.errors import DataError
+from kit.samples import token_values
+from kit.samples.rollout import Batch, Rollout
+from kit.samples.sample import Sample
+
+OWN = "rollout"
+"""Key of the first line, for what belongs to the rollout and not to one of its samples."""
+
+
+def write_rollout(rollout: Rollout, path: str | Path) -> Path:
+    """One JSON line a sample; the first also holds step, seconds, metrics and notes."""
+    own = {
+        "step": rollout.step,
+        "seconds": rollout.seconds,
+        "metrics": rollout.metrics,
+        "notes": list(rollout.notes),
+    }
+    target = Path(path)
+    with target.open("w", encoding="utf-8") as file:
+        for number, sample in enumerate(rollout.samples):
+            row = sample.to_dict()
+            file.write(json.dumps(row if number else {OWN: own} | row) + "\n")
+        if not rollout.samples:
+            file.write(json.dumps({OWN: own}) + "\n")
+    return target
+
+
+def read_rollout(path: str | Path) -> Rollout:
+    """What `write` wrote, or lines of samples alone, as older versions did.
+
+    Raises:
+        DataError: with the number of a line that is broken.
+    """
+    samples: list[Sample] = []
+    own: dict[str, Any] = {}
+    with Path(path).open("rb") as file:  # so that a line of other bytes is found out by number
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+                if number == 1 and isinstance(row, dict) and OWN in row:
+                    own = dict(row.pop(OWN))
+                    Rollout([], **own)  # a field that is too much is this line's fault
+                    if not row:
+                        continue
+                samples.append(Sample.from_dict(row))
+            except (ValueError, TypeError, DataError) as error:
+                raise DataError(f"{path}, line {number}: not a sample: {error}") from error
+    return Rollout(samples, **own)
+
+
+def write_batch(batch: Batch, path: Path) -> None:
+    """A batch as one JSON object."""
+    rows = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    samples = [sample.to_dict() for sample in batch.samples]
+    path.write_text(json.dumps(rows | {"samples": samples}), encoding="utf-8")
+
+
+def read_batch(path: Path) -> Batch:
+    """What `write_batch` wrote. Raises DataError for anything else."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        by_token = {
+            name: None if rows[name] is None else tuple(map(tuple, rows[name]))
+            for name in ("token_advantages", "values", "returns")
+        }
+        flat = {name: tuple(rows[name]) for name in ("advantages", "left_out")}
+        samples = tuple(map(Sample.from_dict, rows["samples"]))
+        return Batch(**rows | by_token | flat | {"samples": samples})
+    except (ValueError, TypeError, KeyError, DataError) as error:
+        raise DataError(f"{path} holds no batch: {error}") from error
+
+
+def sample_table(rollout: Rollout) -> Any:
+    """A data frame with one row a sample and the columns that a person sorts by."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {
+                "group": s.group_index,
+                "index": s.index,
+                "prompt": s.prompt_text,
+                "response": s.response,
+                "label": s.label,
+                "reward": s.reward,
+                "advantage": s.advantage,
+                "length": s.response_length,
+                "log_prob": _mean(s.rollout_log_probs),
+                "status": s.status.value,
+                "weight_versions": ", ".join(map(str, s.weight_versions)),
+                "error": s.error,
+            }
+            for s in rollout.samples
+        ]
+    )
+
+
+def token_table(sample: Sample) -> Any:
+    """A data frame with one row a response token and a column for each quantity that is known."""
+    import pandas as pd
+
+    columns = {name: token_values.require(sample, name) for name in token_values.known(sample)}
+    whole = {"token": sample.response_tokens, "text": token_values.texts(sample)}
+    return pd.DataFrame({**whole, "trained": list(map(bool, sample.mask)), **columns})
+
+
+def _mean(values: list[float] | None) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+VALUES = "token_values."
+
+
+ARRAYS = {"tokens": "int64", "rollout_log_probs": "float64", "loss_mask": "int8"}
+"""Fields with a number a token; those of `token_values` are float64."""
+
+
+def write_arrays(file: Path, samples: Sequence[Sample], own: Mapping[str, Any]) -> None:
+    """Write samples, and what else is to be known of them, in JSON's types.
+
+    Raises:
+        TypeError: the metadata of a prompt holds what JSON does not know.
+        OSError: the file cannot be written.
+    """
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    columns: dict[str, list[float]] = {}
+    rows = []
+    for sample in samples:
+        row = {field.name: getattr(sample, field.name) for field in fields(sample)}
+        token_values = row.pop("token_values")
+        lists = {name: row.pop(name) for name in ARRAYS}
+        lists |= {VALUES + name: values for name, values in token_values.items()}
+        row["lengths"] = {name: len(x) for name, x in lists.items() if x is not None}
+        for name in row["lengths"]:
+            columns.setdefault(name, []).extend(lists[name])
+        rows.append(row)
+    arrays = {
+        name: np.array(column, dtype=ARRAYS.get(name, "float64"))
+        for name, column in columns.items()
+    }
+    text = {"rows": json.dumps(rows), "own": json.dumps(dict(own))}
+    save_file(arrays or {"": np.zeros(0)}, file, metadata=text)
+
+
+def read_arrays(file: Path) -> tuple[list[Sample], dict[str, Any]]:
+    """What `write` wrote. Raises DataError for a file that is damaged."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(file, "np") as opened:
+            names = opened.keys()
+            columns = {name: opened.get_tensor(name).tolist() for name in names}
+            text = opened.metadata()
+        rows = json.loads(text["rows"])
+        places = {name: _places(rows, name) for name in columns}
+        samples = [
+            _sample(row, {name: columns[name][slice(*places[name][i])] for name in row["lengths"]})
+            for i, row in enumerate(rows)
+        ]
+        return samples, json.loads(text["own"])
+    except Exception as error:
+        raise DataError(f"{file} is damaged.", why=str(error)) from error
+
+
+def _places(rows: list[dict[str, Any]], name: str) -> list[tuple[int, int]]:
+    return list(pairwise(accumulate((row["lengths"].get(name, 0) for row in rows), initial=0)))
+
+
+def _sample(row: dict[str, Any], lists: dict[str, list[Any]]) -> Sample:
+    own = {name: value for name, value in row.items() if name != "lengths"}
+    values = {name.removeprefix(VALUES): x for name, x in lists.items() if name.startswith(VALUES)}
+    plain = {name: x for name, x in lists.items() if name in ARRAYS}
+    return Sample.from_dict(own | plain | {"token_values": values})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """One sample's mark. It carries what was marked, so that it means something by itself."""
+
+    label: str = ""
+    """`good`, `bad`, `odd`; empty where there is only a note."""
+    note: str = ""
+    step: int = 0
+    """The training step whose weights wrote the sample."""
+    group_index: int = 0
+    index: int = 0
+    """The sample's place in its rollout."""
+    prompt: str = ""
+    response: str = ""
+    reward: float | None = None
+
+    @classmethod
+    def of(cls, sample: Sample, step: int, label: str = "", note: str = "") -> Mark:
+        """A mark of this sample."""
+        return cls(
+            label=label,
+            note=note,
+            step=step,
+            group_index=sample.group_index,
+            index=sample.index,
+            prompt=sample.prompt_text,
+            response=sample.response,
+            reward=sample.reward,
+        )
+
+    def fits(self, sample: Sample) -> bool:
+        """Is it a mark of this sample? The reward may be another by now, the words may not."""
+        return (self.group_index, self.index, self.prompt, self.response) == (
+            sample.group_index,
+            sample.index,
+            sample.prompt_text,
+            sample.response,
+        )
+
+
+def write_marks(marks: Iterable[Mark], path: str | Path) -> Path:
+    """Write one JSON line a mark."""
+    target = Path(path)
+    lines = (json.dumps(asdict(mark)) + "\n" for mark in marks)
+    target.write_text("".join(lines), encoding="utf-8")
+    return target
+
+
+def read_marks(path: str | Path) -> list[Mark]:
+    """Read what `write_marks` wrote. Raises DataError with the number of a line that is broken."""
+    marks = []
+    with Path(path).open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                marks.append(Mark(**json.loads(line)))
+            except (ValueError, TypeError) as error:
+                raise DataError(f"{path}, line {number}: not a mark: {error}") from error
+    return marks
+
+
+def marks_table(marks: Iterable[Mark]) -> Any:
+    """One row a mark, as a pandas table."""
+    import pandas as pd
+
+    names = list(Mark.__dataclass_fields__)
+    # As objects, because pandas' own text has no place for the half of a surrogate pair.
+    table = pd.DataFrame([asdict(mark) for mark in marks], columns=names, dtype=object)
+    return table.astype({"step": int, "group_index": int, "index": int, "reward": float})

@@ -1,0 +1,204 @@
+"""A run by what a person calls it, and when it began."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from kit.errors import RunError, did_you_mean
+from kit.reports import REWARD
+from kit.reports.runs import RESULT
+from kit.runs.sweep.state import is_sweep
+
+RUNS = Path("papermill_runs")
+
+
+PARAMETERS = "params.yaml"
+
+
+CONFIG = "config.yaml"
+
+
+METRICS = "metrics.jsonl"
+
+
+MARKS = (RESULT, PARAMETERS, METRICS, CONFIG, "notebook.ipynb")
+"""Files of which a run's folder has one at least."""
+
+
+NAMED = re.compile(r"(\d{8}-\d{6})-(.+?)(?:-([0-9a-f]{6}))?$")
+"""When, which notebook, and the number that tells runs of the same second apart."""
+
+
+SIGNS_AT_END = re.compile(r"-([0-9a-f]{6})$")
+"""The shortest name of a run."""
+
+
+LAST = re.compile(r"last(?:~(\d+))?$")
+
+
+def find_run(name: str | Path, root: str | Path = RUNS) -> Path:
+    """The folder of a run, or of one of a sweep's members.
+
+    Args:
+        name: a folder; or in `root` a name, as `find_place` takes it.
+        root: the folder that runs are kept in.
+
+    Raises:
+        RunError: nothing has that name, or several have, or a sweep has it.
+    """
+    place = find_place(name, root, sweeps=False)
+    if is_sweep(place):
+        inner = sorted(folder.name for folder in entries(place))
+        raise RunError(
+            f"{place.name} is a sweep, and one run is meant.",
+            fix=f"name one of its runs: {', '.join(inner[:8])}" if inner else "start it first.",
+        )
+    return place.resolve()
+
+
+def find_place(name: str | Path, root: str | Path, *, sweeps: bool = True) -> Path:
+    """The folder of a run or of a sweep.
+
+    Args:
+        name: a folder; or in `root` a name, the unique beginning of one, the six signs at its end;
+            `last`, `last~1` for the newest and the one before it.
+        root: the folder that runs are kept in.
+        sweeps: does `last` count sweeps too?
+
+    Raises:
+        RunError: nothing has that name, or several have; the message lists them.
+    """
+    path, root = Path(name), Path(root)
+    if path.is_dir() and (is_run(path) or is_sweep(path)):
+        return path
+    if path.is_dir() and str(name) != "last":
+        raise RunError(
+            f"{path} is neither a run nor a sweep.",
+            fix=f"name one of the folders in it, or list them: kit runs {path}",
+        )
+    known = sorted(entries(root), key=lambda folder: age(folder, begun(folder)), reverse=True)
+    if last := LAST.match(str(name)):
+        counted = [folder for folder in known if sweeps or not is_sweep(folder)]
+        back = int(last[1] or 0)
+        if back >= len(counted):
+            raise RunError(
+                f"There is no run {name!s}: {root} holds {len(counted)}.",
+                fix="`kit runs` lists them, the newest first.",
+            )
+        return counted[back]
+    inner = [child for folder in known if is_sweep(folder) for child in entries(folder)]
+    return _by_name(str(name), [*known, *inner], root)
+
+
+def _by_name(name: str, folders: Sequence[Path], root: Path) -> Path:
+    exact = [folder for folder in folders if folder.name == name]
+    near = exact or [f for f in folders if f.name.startswith(name) or f.name.endswith(f"-{name}")]
+    if len(near) == 1:
+        return near[0]
+    names = [folder.name for folder in folders]
+    if not near:
+        hint = did_you_mean(name, names[:40]) if names else "`kit run` makes one."
+        raise RunError(f"There is no run {name!r} in {root}.", fix=hint)
+    listed = "\n".join(f"  {folder.name}" for folder in near[:8])
+    more = f"\n  and {len(near) - 8} more" if len(near) > 8 else ""
+    raise RunError(
+        f"{len(near)} runs have a name that begins with {name!r}:\n{listed}{more}",
+        fix="write more of it, or the six signs at its end.",
+    )
+
+
+def is_run(folder: Path) -> bool:
+    """Does this folder look like a run's?"""
+    return folder.is_dir() and any((folder / mark).is_file() for mark in MARKS)
+
+
+def entries(root: Path) -> list[Path]:
+    """The runs and sweeps in a folder."""
+    if not root.is_dir():
+        return []
+    return [folder for folder in root.iterdir() if is_run(folder) or is_sweep(folder)]
+
+
+def age(folder: Path, started: datetime | None) -> tuple[float, str]:
+    """What puts runs in the order in which they began; those of the same second by their name."""
+    return started.timestamp() if started else folder.stat().st_mtime, folder.name
+
+
+def begun(folder: Path) -> datetime | None:
+    """When a run or a sweep began."""
+    record = read_object(folder / "sweep.json") or read_object(folder / RESULT)
+    named = NAMED.match(folder.name)
+    return when(record.get("started"), named[1] if named else "")
+
+
+def when(text: object, stamp: str) -> datetime | None:
+    """A moment as a record has it, or else as a folder's name has it."""
+    for read, given in ((datetime.fromisoformat, text), (_stamp, stamp)):
+        if isinstance(given, str) and given:
+            try:
+                return read(given).astimezone()
+            except ValueError:
+                continue
+    return None
+
+
+def _stamp(text: str) -> datetime:
+    return datetime.strptime(text, "%Y%m%d-%H%M%S")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """An object in a JSON file; empty where there is none, or it is damaged."""
+    try:
+        row = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+EVALUATIONS = "evaluations.jsonl"
+
+
+SAMPLES = "samples.jsonl"
+
+
+UNDONE = "undone.jsonl"
+
+
+CHECKPOINTS = "checkpoints"
+
+
+FINAL = "final"
+
+
+ATTEMPTS = "attempts"
+"""What attempts wrote that were killed before the run was resumed; it goes when a run completes."""
+
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a JSON lines file; none where there is no file.
+
+    A last line that is still being written is left out, so a run can be read while it works.
+    """
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def reward_curve(folder: Path) -> list[tuple[int, float]]:
+    """(step, mean reward) of each training step that has one."""
+    rows = read_rows(folder / METRICS)
+    return [(row["step"], row[REWARD]) for row in rows if row.get(REWARD) is not None]

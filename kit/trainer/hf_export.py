@@ -1,0 +1,98 @@
+"""The policy's weights in the form in which models are published: safetensors, under the names
+that Transformers and SGLang load, in files of bounded size.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from kit.errors import CheckpointError
+from kit.models.state_dict import as_saved
+from kit.trainer.fsdp import whole
+
+if TYPE_CHECKING:
+    from kit.trainer.actor import Trainer
+
+
+FILE_BYTES = 4 << 30
+
+
+INDEX = "model.safetensors.index.json"
+
+
+def export(trainer: Trainer, directory: str, dtype: str, file_bytes: int = FILE_BYTES) -> int:
+    """Write the weights; how many bytes. All ranks gather, rank 0 writes.
+
+    Raises:
+        CheckpointError: they cannot be written.
+    """
+    folder, problem = Path(directory), ""
+    parts: list[dict[str, int]] = []
+    for part in _parts(trainer, getattr(torch, dtype), file_bytes):
+        if trainer.settings.rank or problem:
+            continue  # the others still need this rank to gather
+        try:
+            parts.append(_written(folder, len(parts), part))
+        except OSError as error:
+            problem = str(error)
+    if not problem and parts:
+        try:
+            _named(folder, parts)
+        except OSError as error:
+            problem = str(error)
+    if problem:
+        raise CheckpointError(
+            f"The weights cannot be written into {directory}.",
+            why=problem,
+            fix="free space or name another directory; the session is unchanged.",
+        )
+    return sum(size for sizes in parts for size in sizes.values())
+
+
+def _parts(trainer: Trainer, dtype: torch.dtype, limit: int) -> Iterator[dict[str, torch.Tensor]]:
+    """All weights, whole and on the host, as many at a time as a file takes."""
+    part: dict[str, torch.Tensor] = {}
+    room = limit
+    for name, value in trainer.handed_over_parameters():
+        for saved, tensor in as_saved(name, whole(value).detach()):
+            size = tensor.numel() * dtype.itemsize
+            if part and size > room:
+                yield part
+                part, room = {}, limit
+            if not trainer.settings.rank:
+                # A copy: experts share a tensor, which safetensors would refuse.
+                part[saved] = tensor.to("cpu", dtype, copy=True).contiguous()
+            room -= size
+    yield part
+
+
+def _written(folder: Path, number: int, part: dict[str, torch.Tensor]) -> dict[str, int]:
+    """Write a file whose final name depends on how many there will be; bytes by name."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(part, folder / f"part-{number}.safetensors", {"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    return {name: tensor.numel() * tensor.element_size() for name, tensor in part.items()}
+
+
+def _named(folder: Path, parts: list[dict[str, int]]) -> None:
+    """Give the files their names, and say in an index what is where if there are several."""
+    if len(parts) == 1:
+        (folder / "part-0.safetensors").rename(folder / "model.safetensors")
+        return
+    places: dict[str, str] = {}
+    for number, sizes in enumerate(parts):
+        name = f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
+        (folder / f"part-{number}.safetensors").rename(folder / name)
+        places |= dict.fromkeys(sizes, name)
+    total = sum(size for sizes in parts for size in sizes.values())
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

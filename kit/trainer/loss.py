@@ -1,0 +1,279 @@
+"""The loss of one micro-batch, put together from `kit.algo`, with the metrics that explain it.
+
+What the whole batch says about each token before an update: weights, and who is left out.
+
+Sequence levels, vetoes and normalised weights look at more than a micro-batch, so they are worked
+out once, from the log-probs at the beginning of the update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from kit.algo import loss as losses
+from kit.algo.corrections import Rejection, effective_share, mis, opsm, tis
+from kit.algo.kl import approx_kl
+from kit.config import MisConfig, TrainingConfig
+from kit.errors import StackError
+from kit.messages import TrainBatch
+from kit.trainer.batch import flat, flat_advantages
+
+ESS = ("ess/weights", "ess/squares", "ess/tokens")
+"""Sums over the tokens of an optimizer step, of which `finish` makes train/ess_ratio."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossSettings:
+    """The settings, and the totals of the whole optimizer step."""
+
+    training: TrainingConfig
+    total_samples: int
+    total_tokens: int
+    constant_length: int = 1
+    """What dr_grpo divides by: the longest that a response can be."""
+
+    def weights(self, mask_R: torch.Tensor, sample_R: torch.Tensor) -> torch.Tensor:
+        """What each token counts in the loss."""
+        how: losses.Reduction = "sample_mean"
+        if self.training.advantage_estimator == "dr_grpo":
+            how = "constant"
+        elif self.training.calculate_per_token_loss:
+            how = "token_mean"
+        totals = (self.total_samples, self.total_tokens, self.constant_length)
+        return losses.weights(mask_R, sample_R, how, *totals)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInputs:
+    """What is known of each response token of a micro-batch; all of shape (R)."""
+
+    advantage_R: torch.Tensor
+    mask_R: torch.Tensor
+    old_logp_R: torch.Tensor | None
+    """None where the weights have not moved since the rollout was scored."""
+    ref_logp_R: torch.Tensor | None
+    rollout_logp_R: torch.Tensor | None
+    weight_R: torch.Tensor | None = None
+    """Importance weights that were worked out for the whole batch."""
+    keep_R: torch.Tensor | None = None
+    """0 where a correction leaves a token out of the policy loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What each token adds to the parts of an optimizer step's loss; all of shape (R)."""
+
+    pg_R: torch.Tensor
+    entropy_R: torch.Tensor
+    kl_R: torch.Tensor | None
+    """None without a reference."""
+
+    def loss(self, training: TrainingConfig) -> torch.Tensor:
+        """What each token adds to the loss, (R); its sum is what `policy_loss` gives."""
+        return _total(self.pg_R, self.entropy_R, self.kl_R, training)
+
+
+def policy_loss(
+    logp_R: torch.Tensor,
+    entropy_R: torch.Tensor,
+    sample_R: torch.Tensor,
+    inputs: TokenInputs,
+    settings: LossSettings,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """(share of the optimizer step's loss, metrics to be summed over its micro-batches)."""
+    terms, values = token_terms(logp_R, entropy_R, sample_R, inputs, settings)
+    pg, entropy = terms.pg_R.sum(), terms.entropy_R.sum()
+    kl = None if terms.kl_R is None else terms.kl_R.sum()
+    loss = _total(pg, entropy, kl, settings.training)
+    values |= {"train/pg_loss": pg, "train/entropy_loss": entropy, "train/loss": loss}
+    if kl is not None:
+        values["train/kl_loss"] = kl
+    return loss, {name: value.detach() for name, value in values.items()}
+
+
+def _total(
+    pg: torch.Tensor, entropy: torch.Tensor, kl: torch.Tensor | None, training: TrainingConfig
+) -> torch.Tensor:
+    loss = pg
+    if training.entropy_coef:  # 0 times it would have its gradient worked out for nothing
+        loss = loss - training.entropy_coef * entropy
+    return loss if kl is None else loss + training.kl_loss_coef * kl
+
+
+def token_terms(
+    logp_R: torch.Tensor,
+    entropy_R: torch.Tensor,
+    sample_R: torch.Tensor,
+    inputs: TokenInputs,
+    settings: LossSettings,
+) -> tuple[Terms, dict[str, torch.Tensor]]:
+    """(the loss token by token, metrics that are no part of it)."""
+    training = settings.training
+    mask_R = inputs.mask_R
+    logp_R, entropy_R = (losses.where_active(x, mask_R) for x in (logp_R, entropy_R))
+    trainer_R = logp_R.detach() if inputs.old_logp_R is None else inputs.old_logp_R
+    old_R = trainer_R
+    if training.use_rollout_logprobs and inputs.rollout_logp_R is not None:
+        old_R = inputs.rollout_logp_R
+    weight_R = settings.weights(mask_R, sample_R)
+    # Tokens that a correction leaves out leave the sum, not what it is divided by.
+    kept_R = weight_R
+    if inputs.keep_R is not None:
+        kept_R = weight_R * losses.where_active(inputs.keep_R, mask_R)
+    pg_R, clipped_R = _surrogate(logp_R, old_R, inputs.advantage_R, sample_R, mask_R, training)
+    values: dict[str, torch.Tensor] = {}
+    if training.use_tis and inputs.rollout_logp_R is not None:
+        low, high = training.tis_clip_low, training.tis_clip
+        tis_R = tis(trainer_R, inputs.rollout_logp_R, low, high)
+        pg_R = pg_R * tis_R
+        values["train/tis"] = losses.weighted_sum(tis_R, weight_R)
+        at_bound_R = ((tis_R >= high) | (tis_R <= low)).to(tis_R.dtype)
+        values["train/tis_clipfrac"] = losses.weighted_sum(at_bound_R, weight_R)
+    if inputs.weight_R is not None:
+        pg_R = pg_R * inputs.weight_R
+    values["train/pg_clipfrac"] = losses.weighted_sum(clipped_R, kept_R)
+    values["train/ppo_kl"] = losses.weighted_sum(old_R - logp_R, kept_R)
+    kl_R = None
+    if inputs.ref_logp_R is not None:
+        ratio_R = losses.finite_log_ratio(logp_R, old_R).exp()
+        kl_R = approx_kl(logp_R, inputs.ref_logp_R, training.kl_loss_type, ratio_R)
+        kl_R = losses.weighted(kl_R, weight_R)
+    behind_R = old_R
+    if inputs.rollout_logp_R is not None:
+        behind_R = inputs.rollout_logp_R
+        gap_R = trainer_R - behind_R
+        values["train/train_rollout_logprob_abs_diff"] = losses.weighted_sum(gap_R.abs(), weight_R)
+        k3_R = approx_kl(behind_R, trainer_R, "k3")
+        values["train/train_rollout_kl"] = losses.weighted_sum(k3_R, weight_R)
+    ratio_R = losses.finite_log_ratio(logp_R.detach(), behind_R).double().exp() * (mask_R != 0)
+    values |= dict(zip(ESS, (ratio_R.sum(), ratio_R.square().sum(), mask_R.sum()), strict=True))
+    terms = Terms(losses.weighted(pg_R, kept_R), losses.weighted(entropy_R, weight_R), kl_R)
+    return terms, values
+
+
+def _surrogate(
+    logp_R: torch.Tensor,
+    old_R: torch.Tensor,
+    advantage_R: torch.Tensor,
+    sample_R: torch.Tensor,
+    mask_R: torch.Tensor,
+    training: TrainingConfig,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The estimator's loss by token, and which tokens it clipped."""
+    low, high = training.eps_clip, training.eps_clip_high
+    if training.advantage_estimator == "gspo":
+        return losses.gspo(
+            logp_R, old_R, advantage_R, sample_R, mask_R, low, high, training.eps_clip_c
+        )
+    if training.advantage_estimator == "cispo":
+        return losses.cispo(logp_R, old_R, advantage_R, low, high)
+    return losses.ppo_clip(logp_R, old_R, advantage_R, low, high, training.eps_clip_c)
+
+
+def finish(sums: dict[str, float]) -> dict[str, float]:
+    """The metrics of an optimizer step from the sums over its micro-batches.
+
+    The effective sample size is that of the tokens, weighted by the probability ratio of the
+    weights being trained to those that wrote the samples.
+    """
+    metrics = {name: value for name, value in sums.items() if name not in ESS}
+    metrics["train/ess_ratio"] = effective_share(*(sums.get(name, 0.0) for name in ESS))
+    return metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Corrections:
+    """By sample; None where nothing is corrected."""
+
+    weights: tuple[torch.Tensor, ...] | None = None
+    keep: tuple[torch.Tensor, ...] | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @staticmethod
+    def need_old(training: TrainingConfig) -> bool:
+        """Do they need the trainer's log-probs from before the update?"""
+        return training.mis is not None or training.opsm_delta is not None
+
+    @classmethod
+    def of(
+        cls, batch: TrainBatch, old: Sequence[torch.Tensor] | None, training: TrainingConfig
+    ) -> Corrections:
+        """Work them out.
+
+        Raises:
+            StackError: a correction is set, but the samples have no log-probs from the engine.
+        """
+        settings = (training.mis, training.opsm_delta)
+        wanted = (
+            training.use_tis
+            or training.use_rollout_logprobs
+            or any(setting is not None for setting in settings)
+        )
+        if wanted and batch.rollout_log_probs is None:
+            raise StackError(
+                "The samples have no rollout_log_probs, which use_tis, mis, opsm_delta and "
+                "use_rollout_logprobs compare with.",
+                fix="train on samples that the engine wrote, or leave these settings out.",
+            )
+        if old is None or batch.rollout_log_probs is None or not cls.need_old(training):
+            return cls()
+        everyone = range(len(batch))
+        train_T = torch.cat(list(old))
+        device = train_T.device
+        rollout_T = flat(batch.rollout_log_probs, everyone).to(device)
+        mask_T = flat(batch.loss_masks, everyone).to(device)
+        sample_T = torch.repeat_interleave(
+            torch.arange(len(batch)), torch.tensor(batch.response_lengths)
+        ).to(device)
+        keep_T, weight_T, metrics = mask_T, None, dict[str, float]()
+        if training.mis is not None:
+            weight_T, kept_T, found = _mis(train_T, rollout_T, sample_T, mask_T, training.mis)
+            keep_T, metrics = keep_T * kept_T, metrics | found
+        if training.opsm_delta is not None:
+            advantage_T = flat_advantages(batch, everyone).to(device)
+            kept_T, found = opsm(
+                train_T, rollout_T, advantage_T, sample_T, mask_T, training.opsm_delta
+            )
+            keep_T, metrics = keep_T * kept_T, metrics | found
+        lengths = batch.response_lengths
+        return cls(
+            weights=None if weight_T is None else weight_T.split(lengths),
+            keep=keep_T.split(lengths),
+            metrics={f"train/{name}": value for name, value in metrics.items()},
+        )
+
+    def of_samples(self, indices: Sequence[int]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Weight and 0 or 1 of each response token of these samples."""
+        weight, keep = (
+            None if rows is None else torch.cat([rows[i] for i in indices])
+            for rows in (self.weights, self.keep)
+        )
+        return weight, keep
+
+
+def _mis(
+    train_T: torch.Tensor,
+    rollout_T: torch.Tensor,
+    sample_T: torch.Tensor,
+    mask_T: torch.Tensor,
+    config: MisConfig,
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+    rejection = None
+    if config.rs_level:
+        rejection = Rejection(config.rs_level, config.rs_low, config.rs_high)
+    return mis(
+        train_T,
+        rollout_T,
+        sample_T,
+        mask_T,
+        config.level,
+        config.mode,
+        low=config.low,
+        high=config.high,
+        veto=config.veto,
+        rs=rejection,
+        batch_normalize=config.batch_normalize,
+    )

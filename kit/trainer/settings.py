@@ -1,0 +1,61 @@
+"""`TrainerSettings`: what a trainer is told when it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kit.config import TrainingConfig
+from kit.models.compile import Recompute
+from kit.trainer.batch import MAX_TOKENS
+from kit.weight_sync.transform import EXACT, Disturbance
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerSettings:
+    """What one rank needs to know."""
+
+    model_path: str
+    training: TrainingConfig
+    temperature: float
+    device: str
+    dtype: str
+    seed: int
+    rank: int
+    rendezvous: str
+    """Where the ranks meet: a file's path, or `tcp://HOST:PORT` where they are on several nodes."""
+    max_response_len: int = 1
+    """What a loss over a constant length divides by."""
+    disturbance: Disturbance = EXACT
+    """What is done to the weights on their way to the engine."""
+    trust_remote_code: bool = False
+    recompute: Recompute = "none"
+    compile: bool = False
+    offload: bool = False
+    """Weights and optimizer stay in host memory."""
+    max_tokens: int = MAX_TOKENS
+    """Of a micro-batch."""
+    bucket_bytes: int = 1 << 62
+    """Of weights on their way to the engine."""
+    sleeps: bool = False
+    """Will it leave the device while the engine generates?"""
+    cards: str = ""
+    """The GPU that it may use, in the form of CUDA_VISIBLE_DEVICES; empty leaves it as it is."""
+    feeds: bool = True
+    """Does it hand weights to an engine? All ranks help to gather them."""
+    shares_memory: bool = True
+    """Do engines read its weights from its memory? Else they are broadcast."""
+    memory_limit: int | None = None
+    """Bytes that the process may take of a GPU; None all there is."""
+
+    @property
+    def meeting(self) -> str:
+        """`rendezvous` as torch takes it."""
+        local = not self.rendezvous.startswith("tcp://")
+        return f"file://{self.rendezvous}" if local else self.rendezvous
+
+    @property
+    def max_tokens_forward(self) -> int:
+        """Of a micro-batch without gradients. Twice as many then take less memory than the others
+        with them, and a GPU waits half as often for the host.
+        """
+        return self.max_tokens * (2 if self.device == "cuda" else 1)

@@ -1,0 +1,1 @@
+"""Small things that every room may use: interrupts, files, hardware, formatting, imports."""

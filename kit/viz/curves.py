@@ -1,0 +1,102 @@
+"""Curves as numbers: from the rows and evaluations of a training run to points that can be drawn.
+
+Not-a-number values are left out of a curve and counted, so that a gap has an explanation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kit.reports import REWARD, EvalReport, TrainReport
+
+Points = list[tuple[float, float]]
+"""(step, value), in the order of the steps."""
+
+
+Row = Mapping[str, Any]
+"""The metrics of one step; `step` says which where it is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One metric over the steps."""
+
+    name: str
+    points: Points
+    dropped: int = 0
+    """Steps whose value was not a finite number."""
+    evaluations: dict[str, Points] = field(default_factory=dict)
+    """Held-out results to draw over it, by metric name (`eval/...`)."""
+
+
+def rows_of(report: TrainReport) -> list[dict[str, Any]]:
+    """The history of a run, each row with its step.
+
+    Rows are numbered back from the last step of `steps`, because the history reaches back to the
+    session's first step and `steps` holds only those of one call.
+    """
+    history: Sequence[Row] = report.history or [step.metrics for step in report.steps]
+    last = report.steps[-1].step if report.steps else len(history) - 1
+    start = last - len(history) + 1
+    return [{"step": start + index, **row} for index, row in enumerate(history)]
+
+
+def evaluations_of(report: TrainReport) -> dict[str, Points]:
+    """Every evaluation of a run once, by metric name."""
+    during = [step.evaluation for step in report.steps if step.evaluation]
+    found = {f"eval/{e.dataset}": dict[float, float]() for e in (*report.evaluations, *during)}
+    for evaluation in (*report.evaluations, *during):
+        _add(found, evaluation)
+    return {name: sorted(points.items()) for name, points in found.items()}
+
+
+def _add(found: dict[str, dict[float, float]], evaluation: EvalReport) -> None:
+    if math.isfinite(evaluation.accuracy):
+        found[f"eval/{evaluation.dataset}"][float(evaluation.step)] = evaluation.accuracy
+
+
+def curve(rows: Sequence[Row], name: str) -> Curve:
+    """One metric of the rows; rows without it are left out."""
+    points: Points = []
+    dropped = 0
+    for index, row in enumerate(rows):
+        value = row.get(name)
+        if value is None or isinstance(value, (str, bool)):
+            continue
+        if math.isfinite(value):
+            points.append((float(row.get("step", index)), float(value)))
+        else:
+            dropped += 1
+    return Curve(name, points, dropped)
+
+
+def logged_evaluations(rows: Sequence[Row]) -> dict[str, Points]:
+    """The `eval/...` metrics that are in the rows themselves."""
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("eval/"))
+    return {name: points for name in names if (points := curve(rows, name).points)}
+
+
+def run_curves(
+    rows: Sequence[Row], names: Iterable[str], evaluations: Mapping[str, Points]
+) -> list[Curve]:
+    """The curves to draw. Evaluations go over the reward, which has their unit."""
+    merged = {**logged_evaluations(rows), **evaluations}
+    drawn = []
+    for name in names:
+        found = curve(rows, name)
+        held_out = {k: v for k, v in merged.items() if v} if name == REWARD else {}
+        drawn.append(Curve(name, found.points, found.dropped, held_out))
+    return drawn
+
+
+def smooth(points: Points, window: int, every: int = 1) -> Points:
+    """The mean over the last `window` points, at the last point and at every so many before it."""
+    values = [value for _, value in points]
+    places = range((len(points) - 1) % every, len(points), every)
+    return [
+        (points[i][0], sum(values[max(0, i - window + 1) : i + 1]) / min(window, i + 1))
+        for i in places
+    ]

@@ -1,0 +1,1 @@
+"""What changes while it is shown: dashboard, widgets, progress."""

@@ -1,0 +1,110 @@
+"""Who looks at what is displayed: a person at a notebook, nobody yet, or a terminal.
+
+Widgets in a notebook, with a picture that stays where they cannot be.
+
+A notebook file keeps of a widget only its number. A front-end that opens the file later finds no
+widget of that number and says so, even where the same output holds HTML. So there are two outputs:
+the widgets, and under them the picture. A style rule shows the picture only where the widgets are
+not on the page, and where they are missing hides what the front-end says in their place.
+"""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from typing import Any, Literal
+
+from markupsafe import Markup
+
+from kit.utils.display import Bundle
+
+Frontend = Literal["live", "headless", "terminal"]
+
+
+def frontend() -> Frontend:
+    """`live` where a front-end can draw widgets and send clicks, `headless` where a program
+    executes the notebook, `terminal` without a kernel.
+
+    A program that executes notebooks (nbclient, and with it papermill and nbconvert) cannot answer
+    a kernel that asks for input, and says so in every request; front-ends with a person can.
+    """
+    kernel = _kernel()
+    if kernel is None:
+        return "terminal"
+    return "live" if _request().get("content", {}).get("allow_stdin", True) else "headless"
+
+
+def cell() -> str:
+    """Tells the executions of cells apart; the same for all that one execution calls."""
+    return str(_request().get("header", {}).get("msg_id", ""))
+
+
+def let_clicks_through(*widgets: Any) -> None:
+    """Have what these widgets send handled while a cell runs, where front-end and kernel can.
+
+    JupyterLab addresses it to a thread of the kernel that runs no cells. ipykernel from 7.4 on
+    redirects it to the thread that last wrote to the widget, and that runs cells: a click would
+    then wait for the cell that waits for the training. So this forgets who wrote last.
+    """
+    for widget in widgets:
+        if hasattr(widget.comm, "_reply_subshell_id"):
+            del widget.comm._reply_subshell_id
+
+
+def _kernel() -> Any:
+    interactive = sys.modules.get("IPython")
+    return getattr(interactive.get_ipython(), "kernel", None) if interactive else None
+
+
+def _request() -> dict[str, Any]:
+    """The message that the kernel works on. Empty where the kernel does not tell."""
+    get_parent = getattr(_kernel(), "get_parent", None)
+    request: dict[str, Any] = get_parent("shell") if get_parent else {}
+    return request
+
+
+_RULE = (
+    "<style>body:has(.kit-live-{id}) .kit-still-{id}{{display:none}}"
+    ".jp-OutputArea-child:not(:has(.kit-live-{id})):has(+ .jp-OutputArea-child .kit-still-{id})"
+    '{{display:none}}</style><div class="kit-still-{id}">'
+)
+
+
+NOTHING: Bundle = {"text/html": "", "text/plain": ""}
+"""What stands where widgets are unknown, such as in an exported page."""
+
+
+def show_lasting(widget: Any, picture: Bundle) -> None:
+    """Display a widget where somebody can use it, and the picture that the file keeps.
+
+    Args:
+        widget: of ipywidgets; the same may be displayed again.
+        picture: what is shown where no widget can be, as `bundle` makes it.
+    """
+    from IPython.display import display
+
+    show: Any = display
+    if frontend() != "live":
+        show(picture, raw=True)
+        return
+    name = new_name()
+    widget.add_class(f"kit-live-{name}")
+    show(view(widget), raw=True)
+    show(still(picture, name), raw=True)
+
+
+def new_name() -> str:
+    """What ties a widget of class `kit-live-NAME` to the picture that stays for it."""
+    return uuid.uuid4().hex[:12]
+
+
+def view(widget: Any) -> dict[str, Any]:
+    """What a notebook stores of a widget."""
+    number = {"model_id": widget.model_id, "version_major": 2, "version_minor": 0}
+    return {**NOTHING, "application/vnd.jupyter.widget-view+json": number}
+
+
+def still(picture: Bundle, name: str) -> Bundle:
+    """The picture, shown only where the widget of that name is not."""
+    html = Markup(_RULE.format(id=name)) + Markup(picture["text/html"]) + Markup("</div>")
+    return {**picture, "text/html": str(html)}

@@ -1,0 +1,202 @@
+"""A line that moves while training runs: in a notebook's output, or in a terminal.
+
+A line that says what a session is doing while it starts, for whoever waits for it.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import shutil
+import sys
+import threading
+import time
+from contextlib import suppress
+from html import escape
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from kit.cluster import progress
+from kit.reports import REWARD, StepReport
+from kit.utils.display import Bundle, bundle
+from kit.utils.formatting import duration, one_line
+from kit.viz.html import tag
+from kit.viz.live.frontend import NOTHING, frontend
+
+REDRAW_SECONDS = 0.5
+"""A faster redraw costs training time and no eye can follow it."""
+
+
+class Progress:
+    """Shows step, reward and time left. In a saved notebook its last state remains."""
+
+    def __init__(self, total: int, *, enabled: bool = True) -> None:
+        self.total, self.enabled = total, enabled
+        self.begin = time.perf_counter()
+        self.drawn = -1.0
+        self.line = ""
+        self.done = 0
+        self.handle: Any = None
+
+    def __enter__(self) -> Self:
+        if self.enabled and frontend() != "terminal":
+            from IPython.display import display
+
+            show: Any = display
+            self.handle = show(self._data(), raw=True, display_id=True)
+        return self
+
+    def update(self, report: StepReport) -> None:
+        """One more step is done."""
+        self.done += 1
+        seconds = time.perf_counter() - self.begin
+        left = seconds / self.done * (self.total - self.done)
+        reward = report.metrics.get(REWARD, float("nan"))
+        length = report.metrics.get("rollout/response_len/mean", float("nan"))
+        self.line = (
+            f"step {self.done}/{self.total}   reward {reward:.3f}   length {length:.1f}   "
+            f"{seconds / self.done:.2f} s a step   {left:.0f} s left"
+        )
+        if self.enabled and seconds - self.drawn >= REDRAW_SECONDS:
+            self.drawn = seconds
+            self._draw()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.enabled and self.done:
+            self._draw(end="\n")
+
+    def _draw(self, end: str = "") -> None:
+        if self.handle is not None:
+            self.handle.update(self._data(), raw=True)
+        elif sys.stderr.isatty():
+            print(f"\r\033[K{self.line}", end=end, file=sys.stderr, flush=True)
+
+    def _data(self) -> dict[str, str]:
+        bar = f'<progress value="{self.done}" max="{self.total}" style="width:16em"></progress>'
+        html = f'<div style="font-family:monospace">{bar} {escape(self.line)}</div>'
+        return {"text/html": html, "text/plain": self.line}
+
+
+PATIENCE = 3.0
+"""A start that takes fewer seconds shows nothing."""
+
+
+POLL_SECONDS = 0.2
+
+
+SIDES = ("engine", "trainer")
+
+
+class Starting:
+    """Shows the stages of engine and trainer side by side while the block runs.
+
+    In a notebook and in a terminal one quiet line stays, with the time that it took; after an error
+    none does. Where nobody watches, as in a batch run, nothing is shown.
+
+    Args:
+        directory: the stack's, where its processes tell their stages.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.begin = time.time()
+        self.line = ""
+        """What is shown now; empty before the first time."""
+        self._handle: Any = None
+        self._where = frontend()
+        self._watched = self._where == "live" or (self._where == "terminal" and sys.stderr.isatty())
+        self._ended = threading.Event()
+        context = contextvars.copy_context()  # what it displays goes to the cell that starts
+        self._thread = threading.Thread(
+            target=context.run, args=(self._follow,), name="kit-starting", daemon=True
+        )
+
+    def __enter__(self) -> Self:
+        if self._watched:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._watched:
+            return
+        self._ended.set()
+        self._thread.join()
+        if self.line:
+            done = (
+                "" if error else done_line(self.begin, progress.read(self.directory), time.time())
+            )
+            self._draw(done, end="\n" if done else "")
+
+    def _follow(self) -> None:
+        wait = PATIENCE
+        while not self._ended.wait(wait):
+            wait = POLL_SECONDS
+            started = (self.directory / "address").exists()
+            line = under_way(self.begin, progress.read(self.directory), time.time(), ray=started)
+            if line != self.line:
+                self._draw(line)
+
+    def _draw(self, line: str, end: str = "") -> None:
+        self.line = line
+        with suppress(Exception):  # the start goes on where its line cannot be shown
+            self._show(line, end)
+
+    def _show(self, line: str, end: str) -> None:
+        if self._where == "terminal":
+            room = shutil.get_terminal_size().columns - 1
+            print(f"\r\033[K{line[:room]}", end=end, file=sys.stderr, flush=True)
+        elif self._handle is not None:
+            self._handle.update(shown(line), raw=True)
+        else:
+            from IPython.display import display
+
+            show: Any = display
+            self._handle = show(shown(line), raw=True, display_id=True)
+
+
+def under_way(begin: float, found: dict[str, progress.Stage], now: float, *, ray: bool) -> str:
+    """`starting 23 s · engine: loading weights 12 s · trainer: ready`.
+
+    Args:
+        begin: of the start, in seconds of `time.time()`, as are all times here.
+        found: what the processes have told.
+        now: the time.
+        ray: is Ray's head up?
+    """
+    parts = [f"starting {now - begin:.0f} s"]
+    if not ray:
+        return f"{parts[0]} · Ray"
+    for side in SIDES:
+        stage = found.get(side)
+        if stage is None:
+            parts.append(f"{side}: process, imports")
+        elif stage.words == progress.READY:
+            parts.append(f"{side}: ready")
+        else:
+            parts.append(f"{side}: {one_line(stage.words)} {max(now - stage.since, 0):.0f} s")
+    return " · ".join(parts)
+
+
+def done_line(begin: float, found: dict[str, progress.Stage], now: float) -> str:
+    """`Started in 41.3 s: engine after 38.0 s, trainer after 41.0 s`, and a full stop."""
+    ready = [
+        f"{side} after {duration(max(found[side].since - begin, 0))}"
+        for side in SIDES
+        if side in found and found[side].words == progress.READY
+    ]
+    return f"Started in {duration(now - begin)}{': ' if ready else ''}{', '.join(ready)}."
+
+
+def shown(line: str) -> Bundle:
+    """What a notebook stores of a line."""
+    return bundle(tag("div", line, style="font-family:monospace"), line) if line else NOTHING

@@ -1,0 +1,1 @@
+"""Reports as pictures: updates, steps, checks, memory, settings, runs."""

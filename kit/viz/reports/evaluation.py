@@ -1,0 +1,174 @@
+"""`EvalReport`: how good is the model."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from markupsafe import Markup
+
+from kit.reports import EvalReport
+from kit.samples import Rollout, Sample
+from kit.utils.formatting import columns, count, duration, number, percent, shorten
+from kit.viz.bars import bars, side_by_side
+from kit.viz.html import Child, Column, bar, facts, fold, join, long_text, note, table, tag, title
+from kit.viz.samples.rollout import prompt_html, response_cell
+
+_ALIKE = (
+    "The interval takes responses as independent. Those to one prompt are alike, so the true "
+    "interval is wider."
+)
+
+
+MOST_BARS = 64
+
+
+SHOWN_EACH = 4
+"""Prompts shown of those that are right, and of those that are wrong."""
+
+
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The Wilson score interval of a proportion `share` seen in `n` tries; 95% by default.
+
+    Unlike the normal interval it stays inside [0, 1] and is honest at 0 and 1 (Wilson, 1927).
+    """
+    if n <= 0 or math.isnan(share):
+        return math.nan, math.nan
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def interval(report: EvalReport) -> tuple[float, float] | None:
+    """The 95% interval of an accuracy, or None where rewards are not all 0 or 1."""
+    rewards = report.rollout.rewards()
+    if not rewards or not set(rewards) <= {0.0, 1.0} or not 0 <= report.accuracy <= 1:
+        return None
+    return wilson(report.accuracy, len(rewards))
+
+
+def eval_headline(report: EvalReport) -> str:
+    """`62.5% (95% interval 48.4% to 74.8%)`, or the plain mean of graded rewards."""
+    between = interval(report)
+    if between is None:
+        return f"mean reward {number(report.accuracy)}"
+    return (
+        f"{percent(report.accuracy)} (95% interval {percent(between[0])} to {percent(between[1])})"
+    )
+
+
+def _eval_facts(report: EvalReport) -> list[tuple[str, str]]:
+    how = "greedy" if report.temperature == 0 else f"temperature {number(report.temperature)}"
+    rows = [
+        ("prompts", f"{report.prompts:,}"),
+        ("responses each", f"{report.n_samples_per_prompt:,}"),
+        ("decoding", how),
+        ("took", duration(report.seconds)),
+    ]
+    if report.left_out:
+        rows.append(("reward failed", count(report.left_out, "response")))
+    return rows
+
+
+def eval_title(report: EvalReport) -> str:
+    """`Evaluation at step 3 on addition`."""
+    return f"Evaluation at step {report.step} on {shorten(report.dataset, 60)}"
+
+
+def eval_html(report: EvalReport) -> Markup:
+    """Accuracy with its interval, pass@k, and a few prompts that went right and wrong."""
+    several = report.n_samples_per_prompt > 1 and interval(report) is not None
+    return join(
+        (
+            title(eval_title(report)),
+            tag("div", tag("b", eval_headline(report)), _interval_bar(report)),
+            facts(_eval_facts(report)),
+            note(_ALIKE) if several else None,
+            side_by_side(_histogram(report)),
+            _pass_at_k(report),
+            _examples(report.rollout),
+        )
+    )
+
+
+def _interval_bar(report: EvalReport) -> Child:
+    return bar(report.accuracy, 1.0) if interval(report) else None
+
+
+def _pass_at_k(report: EvalReport) -> Child:
+    if not report.pass_at_k:
+        return None
+    ks = sorted(report.pass_at_k)
+    rows = [[f"pass@{k}", percent(report.pass_at_k[k]), bar(report.pass_at_k[k], 1.0)] for k in ks]
+    return table([Column("", "fit"), Column("share", "num"), Column("")], rows[:20])
+
+
+def _histogram(report: EvalReport) -> list[Markup]:
+    """How many prompts have so many right responses: those in the middle can be learned from."""
+    several = report.n_samples_per_prompt
+    if several < 2 or several > MOST_BARS or interval(report) is None:
+        return []
+    right = Counter(
+        sum(s.reward == 1 for s in group)
+        for group in report.rollout.groups()
+        if len(group) == several and all(s.reward is not None for s in group)
+    )
+    points = [(str(n), float(right[n])) for n in range(several + 1)]
+    return [bars(points, f"prompts by how many of their {several} responses are right")]
+
+
+def right_and_wrong(rollout: Rollout) -> tuple[list[Sample], list[Sample]]:
+    """The first response to each prompt: those with reward 1, and the others that have one."""
+    first = [group[0] for group in rollout.groups() if group[0].reward is not None]
+    right = [sample for sample in first if sample.reward == 1]
+    return right, [sample for sample in first if sample.reward != 1]
+
+
+def _examples(rollout: Rollout) -> Markup | None:
+    right, wrong = right_and_wrong(rollout)
+    if not right and not wrong:
+        return None
+    parts = []
+    for words, samples in (("✗ not right", wrong), ("✓ right", right)):
+        if samples:
+            shown = f", the first {SHOWN_EACH} shown" if len(samples) > SHOWN_EACH else ""
+            summary = f"{words}: {count(len(samples), 'prompt')}{shown}"
+            parts.append(fold(summary, _example_table(samples[:SHOWN_EACH]), is_open=True))
+    return join(parts)
+
+
+def _example_table(samples: list[Sample]) -> Markup:
+    heads = [Column("prompt"), Column("response"), Column("right answer"), Column("reward", "num")]
+    rows: list[list[Child]] = [
+        [
+            prompt_html(sample, 2_000),
+            response_cell(sample, 4_000),
+            long_text(sample.label or "–", 500),
+            number(sample.reward, 3),
+        ]
+        for sample in samples
+    ]
+    return table(heads, rows)
+
+
+def eval_plain(report: EvalReport) -> str:
+    """The same for a terminal."""
+    lines = [
+        f"{eval_title(report)}: {eval_headline(report)}",
+        "  " + "   ".join(f"{name} {value}" for name, value in _eval_facts(report)),
+    ]
+    if report.pass_at_k:
+        shares = (f"pass@{k} {percent(report.pass_at_k[k])}" for k in sorted(report.pass_at_k))
+        lines.append("  " + "   ".join(shares))
+    right, wrong = right_and_wrong(report.rollout)
+    rows = [
+        [
+            sign,
+            shorten(s.prompt_text, 40),
+            shorten(s.response, 30),
+            f"answer {shorten(s.label or '–', 20)}",
+        ]
+        for sign, group in (("✗", wrong), ("✓", right))
+        for s in group[:3]
+    ]
+    return "\n".join([*lines, columns(rows)] if rows else lines)

@@ -1,0 +1,265 @@
+"""`SessionState`: a session as it stands, and what to call next.
+
+`RLSession.sessions()`: what lives, who drives it, and until when it waits.
+
+Snapshots: what can be restored, and what it holds.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from markupsafe import Markup
+
+from kit.reports import SessionState
+from kit.reports.status import LivingSession, Sessions, Snapshot, Snapshots
+from kit.utils.formatting import columns, count, data_size, duration, number, shorten
+from kit.viz.bars import bars
+from kit.viz.html import Child, Column, badge, facts, join, note, table, tag, title
+
+STATES = {"running": ("✓ running", "good"), "closed": ("■ closed", "warn")}
+
+
+MOST_STEPS = 60
+"""Steps whose rewards are drawn, the last ones."""
+
+
+def session_html(state: SessionState) -> Markup:
+    """Name and state, headline numbers, the rewards so far, and the calls that make sense now."""
+    heads = [Column("what to call next", "fit"), Column("")]
+    rows = [
+        [tag("span", call, class_="kv-text"), tag("span", words, class_="kv-muted")]
+        for call, words in state.next_calls
+    ]
+    return join(
+        (
+            title(f"Session {shorten(state.name, 60)} ", badge(*_state(state))),
+            facts(_facts(state)),
+            note(_behind(state)) if _behind(state) else None,
+            _rewards(state),
+            table(heads, rows) if rows else None,
+        )
+    )
+
+
+def session_plain(state: SessionState) -> str:
+    """The same for a terminal."""
+    lines = [
+        f"Session {shorten(state.name, 60)}: {_state(state)[0]}",
+        "  " + "   ".join(f"{name} {value}" for name, value in _facts(state)),
+    ]
+    if _behind(state):
+        lines.append(f"  {_behind(state)}")
+    lines += ["  what to call next", columns(state.next_calls, indent="    ")]
+    return "\n".join(lines)
+
+
+def _state(state: SessionState) -> tuple[str, str]:
+    return STATES.get(state.state, (f"○ {state.state}", "warn"))
+
+
+def _facts(state: SessionState) -> list[tuple[str, str]]:
+    rows = [
+        ("model", shorten(state.model, 60)),
+        ("device", f"{state.device}, {state.dtype}"),
+        ("step", f"{state.step:,} of {state.planned:,}"),
+        ("engine's weights", f"version {state.engine_version:,}"),
+    ]
+    if state.parameters:
+        rows.insert(1, ("parameters", _millions(state.parameters)))
+    if state.last_reward is not None:
+        rows.append(("reward, last rollout", number(state.last_reward, 3)))
+    if state.waiting:
+        rows.append(("to be continued", count(state.waiting, "group")))
+    if state.host_memory:
+        rows.append(("host memory", data_size(state.host_memory)))
+    return rows
+
+
+def _millions(parameters: int) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if parameters >= size:
+            return f"{parameters / size:.3g} {unit}"
+    return str(parameters)
+
+
+def _behind(state: SessionState) -> str:
+    if state.state != "running" or state.engine_version == state.weight_version:
+        return ""
+    return (
+        f"! The trainer is at weights version {state.weight_version}, the engine at "
+        f"{state.engine_version}: what it writes now is off-policy."
+    )
+
+
+def _rewards(state: SessionState) -> Markup | None:
+    if len(state.rewards) < 2:
+        return None
+    first = max(len(state.rewards) - MOST_STEPS, 0)
+    points = [(str(i), reward) for i, reward in enumerate(state.rewards[first:], start=first + 1)]
+    return bars(points, f"mean reward, {'last ' if first else ''}{count(len(points), 'step')}")
+
+
+LONGEST = 60
+"""Characters of a name that are shown."""
+
+
+NO_SESSIONS = "No session lives here: `session = RLSession.start(...)` starts one."
+
+
+def sessions_title(report: Sessions) -> str:
+    """`2 sessions live here`."""
+    verb = "lives" if len(report) == 1 else "live"
+    return f"{count(len(report), 'session')} {verb} here"
+
+
+def sessions_html(report: Sessions) -> Markup:
+    """A row a session, and below it what to call to have it."""
+    if not len(report):
+        return note(NO_SESSIONS)
+    heads = [
+        Column("", "fit"),
+        Column("session", "fit"),
+        Column("step", "num"),
+        Column("device", "fit"),
+        Column("driven by"),
+        Column("age", "num"),
+        Column("memory", "num"),
+    ]
+    rows: list[list[Child]] = [
+        [
+            badge(*_living_state(each)),
+            shorten(each.name, LONGEST),
+            _step(each),
+            each.device,
+            shorten(driver(each), 200),
+            duration(each.age),
+            data_size(each.memory),
+        ]
+        for each in report.sessions
+    ]
+    calls = [tag("div", call, class_="kv-text") for call in _calls(report)]
+    return join((title(sessions_title(report)), table(heads, rows), *calls))
+
+
+def sessions_plain(report: Sessions) -> str:
+    """The same for a terminal."""
+    if not len(report):
+        return NO_SESSIONS
+    rows = [
+        (
+            f"{_living_state(each)[0]}  {shorten(each.name, LONGEST)}",
+            f"step {_step(each)}, {each.device}, {duration(each.age)} old, "
+            f"{data_size(each.memory)}; {shorten(driver(each), 200)}",
+        )
+        for each in report.sessions
+    ]
+    lines = [sessions_title(report), columns(rows, indent="  ")]
+    return "\n".join([*lines, *(f"  {call}" for call in _calls(report))])
+
+
+def driver(session: LivingSession) -> str:
+    """`process 4711, in /home/me/work`, or how long it waits for one."""
+    if session.driver is not None:
+        mine = " (this one)" if session.driver == os.getpid() else ""
+        return f"process {session.driver}{mine}, in {session.folder}"
+    return f"nobody, ends in {duration(session.ends_in or 0.0)}"
+
+
+def _living_state(session: LivingSession) -> tuple[str, str]:
+    if session.driver is not None:
+        return "✓ driven", "good"
+    return ("○ warm", "good") if session.warm else ("! waits", "warn")
+
+
+def _step(session: LivingSession) -> str:
+    return "–" if session.step is None else f"{session.step:,}"
+
+
+def _calls(report: Sessions) -> list[str]:
+    """Whole, to be copied; by its id where a name is too long for that."""
+    waiting = [s for s in report.sessions if s.can_be_attached]
+    return [f"RLSession.attach({(s.name if len(s.name) <= LONGEST else s.id)!r})" for s in waiting]
+
+
+NO_SNAPSHOTS = "No snapshots yet: session.snapshot('before') keeps this moment."
+
+
+def snapshot_line(kept: Snapshot) -> str:
+    """`Snapshot 'before' of step 4: 8.1 MB in host memory; session.restore('before') ...`."""
+    return (
+        f"Snapshot {kept.name!r} of step {kept.step:,}: {data_size(kept.bytes)} {_where(kept)}; "
+        f"session.restore({kept.name!r}) comes back to it"
+    )
+
+
+def snapshot_line_html(kept: Snapshot) -> Markup:
+    """The same in a notebook."""
+    return tag("div", f"✓ {snapshot_line(kept)}")
+
+
+def snapshots_html(found: Snapshots) -> Markup:
+    """One row a snapshot, and what they hold together."""
+    if not found:
+        return note(NO_SNAPSHOTS)
+    heads = [
+        Column("name", "fit"),
+        Column("step", "num"),
+        Column("weights", "num"),
+        Column("reward", "num"),
+        Column("taken", "fit"),
+        Column("holds", "num"),
+        Column("where"),
+        Column("", "fit"),
+    ]
+    rows: list[list[Child]] = [
+        [
+            tag("b", kept.name),
+            f"{kept.step:,}",
+            f"version {kept.weight_version:,}",
+            number(kept.reward, 3),
+            _when(kept),
+            data_size(kept.bytes),
+            _where(kept),
+            badge("= now", "good") if kept.weight_version == found.now else None,
+        ]
+        for kept in found
+    ]
+    words = f"{count(len(found), 'snapshot')}, the oldest first"
+    return join((title(words), table(heads, rows), note(_together(found))))
+
+
+def snapshots_plain(found: Snapshots) -> str:
+    """The same for a terminal."""
+    if not found:
+        return NO_SNAPSHOTS
+    rows = [
+        [
+            kept.name,
+            f"step {kept.step:,}",
+            f"weights {kept.weight_version:,}",
+            f"reward {number(kept.reward, 3)}",
+            _when(kept),
+            data_size(kept.bytes),
+            _where(kept),
+            "= now" if kept.weight_version == found.now else "",
+        ]
+        for kept in found
+    ]
+    return f"{columns(rows)}\n  {_together(found)}"
+
+
+def _together(found: Snapshots) -> str:
+    return (
+        f"{data_size(found.host_bytes)} of host memory in all; session.restore(name) goes back, "
+        "session.forget(name) gives the room back."
+    )
+
+
+def _where(kept: Snapshot) -> str:
+    return f"in {shorten(str(kept.folder), 120)}" if kept.folder else "in host memory"
+
+
+def _when(kept: Snapshot) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(kept.made))

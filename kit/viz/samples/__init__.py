@@ -1,0 +1,1 @@
+"""Samples as pictures: rollouts, batches, token strips, before and after, the browser."""

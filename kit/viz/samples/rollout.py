@@ -1,0 +1,305 @@
+"""`Rollout` as a table of groups: one prompt, the responses to it, and what each was worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from markupsafe import Markup
+
+from kit.samples import Rollout, Sample, Status
+from kit.utils.display import Bundle, bundle
+from kit.utils.formatting import columns, count, count_of, cut, mean, number, percent, shorten
+from kit.viz.html import (
+    Child,
+    Column,
+    facts,
+    fold,
+    join,
+    label,
+    long_text,
+    note,
+    number_bar,
+    page,
+    spaced,
+    table,
+    tag,
+    title,
+)
+
+Item = TypeVar("Item")
+
+
+OPEN_GROUPS = 8
+"""Groups that are written out; the rest waits behind a line to click on."""
+
+
+MOST_SAMPLES = 512
+"""Samples that are written at all. A notebook keeps every output it shows."""
+
+
+MOST_BYTES = 850_000
+"""Bytes of HTML that the groups of one display may take together."""
+
+
+TEXT_BYTES = 300_000
+"""All response text of one display together; the samples share it equally."""
+
+
+PROMPT_BYTES = 60_000
+"""The same for prompts, which the groups share."""
+
+
+_MORE = (
+    "rollout[0] shows one sample with its tokens; rollout.best(), .worst() and .failed() pick "
+    "some; rollout.to_pandas() is all of it as a table."
+)
+
+
+STATUS_SIGNS = {
+    Status.PENDING: "○ pending",
+    Status.COMPLETED: "✓ completed",
+    Status.TRUNCATED: "… truncated",
+    Status.ABORTED: "■ aborted",
+    Status.FAILED: "✗ failed",
+}
+
+
+def show_rollout(rollout: Rollout) -> Bundle:
+    """HTML and plain text of a rollout. Its size is bounded whatever the samples hold."""
+    if not rollout.samples:
+        words = "Rollout, empty: no samples."
+        return bundle(page(title(words)), words)
+    html = page(rollout_summary(rollout), rollout_groups(rollout), note(_MORE))
+    return bundle(html, _plain(rollout))
+
+
+def summary_facts(rollout: Rollout) -> list[tuple[str, str]]:
+    """The headline numbers of a rollout, as (name, value)."""
+    lengths = [s.response_length for s in rollout]
+    truncated = [s.status is Status.TRUNCATED for s in rollout]
+    scored = len(rollout.rewards())
+    reward = number(rollout.mean_reward(), 3) if scored else "not scored"
+    rows = [
+        ("mean reward", reward),
+        ("mean length", count_of(mean(lengths), "token")),
+        ("longest", count(max(lengths, default=0), "token")),
+        ("truncated", percent(mean(truncated))),
+    ]
+    if rollout.seconds > 0:
+        rows.append(("generated", f"{rollout.new_tokens / rollout.seconds:,.0f} tokens/s"))
+    if failed := len(rollout.failed()):
+        rows.append(("failed", count(failed, "sample")))
+    if scored:
+        equal = sum(all_equal(group) for group in rollout.groups())
+        rows.append(("all equal", f"{equal} of {count(len(rollout.groups()), 'group')}"))
+    return rows
+
+
+def heading(rollout: Rollout) -> str:
+    """`Rollout of step 3: 16 prompts x 8 samples`."""
+    sizes = {len(group) for group in rollout.groups()}
+    prompts = count(len(rollout.groups()), "prompt")
+    if len(sizes) == 1:
+        return f"Rollout of step {rollout.step}: {prompts} x {count(sizes.pop(), 'sample')}"
+    return f"Rollout of step {rollout.step}: {prompts}, {count(len(rollout), 'sample')}"
+
+
+def rollout_summary(rollout: Rollout) -> Markup:
+    """Title and headline numbers."""
+    return join((title(heading(rollout)), facts(summary_facts(rollout)), *map(note, rollout.notes)))
+
+
+def rollout_groups(rollout: Rollout, open_groups: int = OPEN_GROUPS) -> Markup:
+    """All groups, the first few written out and the others folded; bounded in size."""
+    if not rollout.samples:
+        return Markup("")
+    groups = rollout.groups()
+    limit = max(min(4000, TEXT_BYTES // min(len(rollout), MOST_SAMPLES)), 120)
+    prompt_limit = prompt_bytes(len(groups))
+    scales = _Scales.of(rollout)
+    parts, left = draw_groups(groups, lambda group: _group(group, limit, prompt_limit, scales))
+    rest = parts[open_groups:]
+    folded = fold(f"{count(len(rest), 'more group')} of this rollout", *rest) if rest else None
+    missing = (
+        note(
+            f"{count(left, 'more sample')} not shown here: rollout[{len(rollout) - left}:] shows "
+            "them, rollout.to_pandas() has all."
+        )
+        if left
+        else None
+    )
+    return join((*parts[:open_groups], folded, missing))
+
+
+def prompt_bytes(groups: int) -> int:
+    """Bytes that one prompt may take where so many groups are shown."""
+    return max(min(1_000, PROMPT_BYTES // max(groups, 1)), 100)
+
+
+def draw_groups(
+    groups: Sequence[Sequence[Item]], draw: Callable[[Sequence[Item]], Markup]
+) -> tuple[list[Markup], int]:
+    """Draw group after group while samples and bytes last; how many samples are left over."""
+    parts: list[Markup] = []
+    drawn = used = 0
+    for group in groups:
+        members = group[: MOST_SAMPLES - drawn]
+        part = draw(members) if members else Markup("")
+        used += len(part.encode())
+        if not members or (parts and used > MOST_BYTES):
+            break
+        parts.append(part)
+        drawn += len(members)
+    return parts, sum(map(len, groups)) - drawn
+
+
+def reward_scale(rewards: Sequence[float]) -> tuple[float, bool]:
+    """What a full bar stands for, and whether bars grow to both sides."""
+    finite = [abs(r) for r in rewards if abs(r) < float("inf")]
+    return max([1.0, *finite]), any(r < 0 for r in rewards)
+
+
+def all_equal(group: Sequence[Sample]) -> bool:
+    """Whether all samples, two or more, have the same reward: none is better than its group."""
+    rewards = {sample.reward for sample in group}
+    return len(group) > 1 and len(rewards) == 1 and None not in rewards
+
+
+def group_marks(group: Sequence[Sample]) -> list[str]:
+    """What is to know about a group before its update, in words."""
+    failed = sum(sample.status is Status.FAILED for sample in group)
+    if failed:
+        return [f"✗ {count(failed, 'failed sample')}: the group is left out of the update"]
+    return ["= all equal: nothing to learn"] if all_equal(group) else []
+
+
+def shared_label(group: Sequence[Sample]) -> str | None:
+    """The right answer of the group, where all its samples have the same one."""
+    labels = {sample.label for sample in group}
+    return labels.pop() if len(labels) == 1 else None
+
+
+def prompt_html(sample: Sample, limit: int) -> Markup:
+    """The prompt; chat messages each under its role."""
+    if isinstance(sample.prompt, str):
+        return tag("div", long_text(sample.prompt, limit), class_="kv-prompt")
+    messages = sample.prompt[:20]
+    share = max(limit // max(len(messages), 1), 40)
+    parts = [
+        tag(
+            "div",
+            tag("span", shorten(str(m.get("role", "?")), 20), class_="kv-role"),
+            long_text(str(m.get("content", "")), share),
+            class_="kv-prompt",
+        )
+        for m in messages
+    ]
+    if len(sample.prompt) > len(messages):
+        parts.append(note(count(len(sample.prompt) - len(messages), "more message")))
+    return join(parts)
+
+
+def group_head(group: Sequence[Sample], limit: int) -> Markup:
+    """What stands over a group's rows: number, answer, mean reward, marks, the prompt once."""
+    rewards = [s.reward for s in group if s.reward is not None]
+    answer = shared_label(group)
+    head = [
+        tag("b", f"Prompt {group[0].group_index}"),
+        _quiet(f"mean reward {number(mean(rewards), 3)}") if rewards else None,
+        _quiet(f"answer: {shorten(answer, 60)}") if answer is not None else None,
+        *(label(mark) for mark in group_marks(group)),
+    ]
+    return join(
+        (
+            tag("div", spaced(head), class_="kv-head"),
+            prompt_html(group[0], limit),
+        )
+    )
+
+
+def _quiet(words: str) -> Markup:
+    return tag("span", words, class_="kv-muted")
+
+
+@dataclass(frozen=True, slots=True)
+class _Scales:
+    """What full bars stand for in one rollout."""
+
+    reward: tuple[float, bool]
+    advantage: float | None
+    """None where no sample knows its advantage."""
+
+    @classmethod
+    def of(cls, rollout: Rollout) -> _Scales:
+        known = [s.advantage for s in rollout if s.advantage is not None]
+        largest = max([1e-9, *(abs(a) for a in known if math.isfinite(a))])
+        return cls(reward_scale(rollout.rewards()), largest if known else None)
+
+
+def _group(group: Sequence[Sample], limit: int, prompt_limit: int, scales: _Scales) -> Markup:
+    labelled = shared_label(group) is None and any(s.label is not None for s in group)
+    heads = [Column("reward", "num")]
+    if scales.advantage is not None:
+        heads.append(Column("advantage", "num"))
+    heads += [Column("response"), Column("tokens", "num"), Column("status", "fit")]
+    if labelled:
+        heads.append(Column("answer", "fit"))
+    rows = [_row(sample, limit, scales, labelled) for sample in group]
+    return tag("div", group_head(group, prompt_limit), table(heads, rows), class_="kv-group")
+
+
+def _row(sample: Sample, limit: int, scales: _Scales, labelled: bool) -> list[Child]:
+    cells: list[Child] = [number_bar(sample.reward, *scales.reward)]
+    if scales.advantage is not None:
+        cells.append(number_bar(sample.advantage, scales.advantage, signed=True))
+    cells += [
+        response_cell(sample, limit),
+        f"{sample.response_length:,}",
+        STATUS_SIGNS[sample.status],
+    ]
+    if labelled:
+        cells.append(shorten(sample.label or "–", 30))
+    return cells
+
+
+def response_cell(sample: Sample, limit: int) -> Markup:
+    """The response, and under it the error of a sample whose reward failed."""
+    error = None
+    if sample.error:
+        words, missing = cut(sample.error, 200)
+        error = note(f"✗ {words}{' …' if missing else ''}")
+    return join((long_text(sample.response, limit), error))
+
+
+def _signed(advantage: float | None) -> str:
+    return "–" if advantage is None else f"advantage {advantage:+.3g}"
+
+
+def _plain(rollout: Rollout) -> str:
+    facts_line = "   ".join(f"{name} {value}" for name, value in summary_facts(rollout))
+    lines = [heading(rollout), f"  {facts_line}", *(f"  {words}" for words in rollout.notes)]
+    advantages = any("advantage" in s.token_values for s in rollout)
+    for group in rollout.groups()[:3]:
+        answer = shared_label(group)
+        lines.append(f"  prompt {group[0].group_index}: {shorten(group[0].prompt_text, 70)}")
+        if answer is not None:
+            lines[-1] += f"   (answer: {shorten(answer, 20)})"
+        lines += [f"    {mark}" for mark in group_marks(group)]
+        rows = [
+            [
+                number(s.reward, 3),
+                *([_signed(s.advantage)] if advantages else []),
+                shorten(s.response, 60),
+                STATUS_SIGNS[s.status],
+            ]
+            for s in group[:4]
+        ]
+        lines.append(columns(rows, indent="    "))
+        if len(group) > 4:
+            lines.append(f"    … {count(len(group) - 4, 'more sample')}")
+    if len(rollout.groups()) > 3:
+        lines.append(f"  … {count(len(rollout.groups()) - 3, 'more group')}")
+    return "\n".join(lines)

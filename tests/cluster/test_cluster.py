@@ -1,0 +1,128 @@
+"""The running stack, seen from outside: who can reach it, and who can read it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kit import RLSession
+from kit.cluster import lease, processes, registry
+from kit.errors import StackError
+
+
+def test_everything_listens_on_loopback_only(session: RLSession) -> None:
+    cluster = session._running.cluster
+    listening = {
+        connection.laddr.ip
+        for process in processes.of_stack(cluster.stack, cluster._head.pid)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening
+    assert {ip.removeprefix("::ffff:") for ip in listening} <= {"127.0.0.1", "::1"}
+
+
+def test_the_stack_lives_in_a_process_session_of_its_own(session: RLSession) -> None:
+    head = session._running.cluster._head.pid
+    assert os.getsid(head) == head != os.getsid(0)
+
+
+def test_another_token_is_refused(session: RLSession) -> None:
+    script = """
+import sys
+from ray._raylet import GcsClient
+print(GcsClient(address=sys.argv[1], cluster_id=None).get_all_node_info(timeout=10))
+"""
+    address = (session._running.cluster.directory / "address").read_text()
+    for token, expected in ((session._running.cluster._token, True), ("0" * 64, False)):
+        env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        done = subprocess.run(
+            [sys.executable, "-c", script, address], env=env, capture_output=True, timeout=120
+        )
+        assert (done.returncode == 0) is expected, done.stderr.decode()[-500:]
+
+
+def test_only_the_owner_can_read_the_stacks_directory(session: RLSession) -> None:
+    directory: Path = session._running.cluster.directory
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+def test_only_the_owner_can_read_the_token_and_reach_the_control_socket(session: RLSession) -> None:
+    cluster = session._running.cluster
+    file = registry.folder() / f"{cluster.stack}.json"
+    assert cluster._token in file.read_text()
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (file.parent, file)]
+    assert modes == [0o700, 0o600]
+    assert stat.S_IMODE((cluster.directory / lease.SOCKET).stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_another_user_can_neither_read_the_token_nor_end_the_stack(session: RLSession) -> None:
+    cluster = session._running.cluster
+    file = registry.folder() / f"{cluster.stack}.json"
+    script = """
+import socket, sys
+try:
+    print("read", open(sys.argv[1]).read())
+except PermissionError:
+    print("refused")
+try:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(sys.argv[2])
+    connection.sendall(b'{"do": "end"}\\\\n')
+    print("reached", connection.recv(100))
+except PermissionError:
+    print("refused")
+try:
+    print("seen", open(f"/proc/{sys.argv[3]}/environ", "rb").read())
+except PermissionError:
+    print("refused")
+"""
+    somebody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    arguments = [file, cluster.directory / lease.SOCKET, cluster._head.pid]
+    python = os.path.realpath(sys.executable)
+    done = subprocess.run(
+        [*somebody, python, "-I", "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd="/",
+    )
+    assert done.stdout.split() == ["refused"] * 3, done.stdout + done.stderr
+    assert session.generate(["1+1="])
+
+
+def test_there_is_no_dashboard_and_no_http_server_of_the_engine(session: RLSession) -> None:
+    cluster = session._running.cluster
+    commands = [
+        " ".join(process.cmdline())
+        for process in processes.of_stack(cluster.stack, cluster._head.pid)
+    ]
+    assert any("raylet" in command for command in commands)
+    assert not [command for command in commands if "dashboard/dashboard.py" in command]
+    assert not [command for command in commands if "launch_server" in command]
+
+
+def test_a_stack_is_not_taken_while_it_is_driven(session: RLSession) -> None:
+    cluster = session._running.cluster
+    with pytest.raises(StackError, match=f"Process {os.getpid()} drives this stack"):
+        lease.own(cluster.directory)
+    state = lease.state_of(cluster.directory)
+    assert state is not None
+    assert state["driver"] == os.getpid()
+
+
+def test_a_number_that_another_process_has_by_now_is_not_taken_for_a_head(tmp_path: Path) -> None:
+    here = registry.new("0" * 16, os.getpid(), tmp_path, "token", name="x", device="cpu")
+    assert here.alive
+    later = replace(here, head_started=f"{here.head_started}1")
+    registry.write(later)
+    assert later.stack not in {entry.stack for entry in registry.living()}
+    assert not (registry.folder() / f"{later.stack}.json").exists()

@@ -1,0 +1,224 @@
+"""The batched CPU attention against a plain computation, request by request."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+pytestmark = pytest.mark.in_sglang
+KV_HEADS, GROUPS, SIZE = 2, 3, 8
+HEADS = KV_HEADS * GROUPS
+SCALE = 0.37
+
+# Tokens in the cache before, and new ones, of each request.
+requests = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 7)), min_size=1, max_size=6)
+
+
+class Pool:
+    """A key/value cache of one layer, with what the backend asks of SGLang's own."""
+
+    def __init__(self, slots: int) -> None:
+        # Slots that nobody wrote hold what would spoil every sum.
+        self.keys = torch.full((slots, KV_HEADS, SIZE), torch.nan)
+        self.values = torch.full((slots, KV_HEADS, SIZE), torch.nan)
+
+    def set_kv_buffer(self, layer: Any, where: Any, k: torch.Tensor, v: torch.Tensor) -> None:
+        self.keys[where.loc] = k.view(-1, KV_HEADS, SIZE)
+        self.values[where.loc] = v.view(-1, KV_HEADS, SIZE)
+
+    def get_key_buffer(self, layer_id: int) -> torch.Tensor:
+        return self.keys
+
+    def get_value_buffer(self, layer_id: int) -> torch.Tensor:
+        return self.values
+
+
+@dataclass
+class Case:
+    """A forward pass over requests whose cache slots are scattered."""
+
+    lens: torch.Tensor
+    new: torch.Tensor
+    rows: torch.Tensor
+    table: torch.Tensor
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    query: torch.Tensor
+
+    @classmethod
+    def of(cls, requests: list[tuple[int, int]], seed: int = 0) -> "Case":
+        random = torch.Generator().manual_seed(seed)
+        lens = torch.tensor([old + new for old, new in requests])
+        slots = torch.randperm(int(lens.sum()) + 5, generator=random)
+        rows = torch.randperm(len(requests) + 2, generator=random)[: len(requests)]
+        table = torch.zeros(len(requests) + 2, 20, dtype=torch.int32)
+        for row, part in zip(rows, slots[: lens.sum()].split(lens.tolist()), strict=True):
+            table[row, : len(part)] = part.int()
+        keys, values = (
+            [torch.randn(n, KV_HEADS, SIZE, generator=random) for n in lens.tolist()]
+            for _ in range(2)
+        )
+        new = torch.tensor([n for _, n in requests])
+        query = torch.randn(int(new.sum()), HEADS * SIZE, generator=random)
+        return cls(lens, new, rows, table, keys, values, query)
+
+    def expected(self) -> torch.Tensor:
+        """Every new token attends to all tokens before it, one at a time."""
+        outputs, first = [], 0
+        for keys, values, count in zip(self.keys, self.values, self.new.tolist(), strict=True):
+            for i in range(count):
+                seen = len(keys) - count + i + 1
+                query = self.query[first + i].view(HEADS, SIZE)
+                for head in range(HEADS):
+                    k, v = keys[:seen, head // GROUPS], values[:seen, head // GROUPS]
+                    share = torch.softmax(k @ query[head] * SCALE, dim=0)
+                    outputs.append(share @ v)
+            first += count
+        return torch.stack(outputs).view(-1, HEADS * SIZE)
+
+    def attended(self, *, decode: bool = False) -> torch.Tensor:
+        """What the kit's backend makes of it, the new keys and values handed in as SGLang does."""
+        from kit.engine.cpu.attention import BatchedCpuAttention
+
+        pool = Pool(int(self.lens.sum()) + 5)
+        new_k, new_v, new_slots = [], [], []
+        parts = zip(self.rows, self.keys, self.values, self.new.tolist(), strict=True)
+        for row, keys, values, count in parts:
+            slots = self.table[row, : len(keys)].long()
+            old = len(keys) - count
+            pool.keys[slots[:old]], pool.values[slots[:old]] = keys[:old], values[:old]
+            new_k.append(keys[old:])
+            new_v.append(values[old:])
+            new_slots.append(slots[old:])
+        runner: Any = SimpleNamespace(
+            device="cpu",
+            req_to_token_pool=SimpleNamespace(req_to_token=self.table),
+            token_to_kv_pool=pool,
+        )
+        backend = BatchedCpuAttention(runner)
+        batch: Any = SimpleNamespace(
+            seq_lens=self.lens,
+            extend_seq_lens=None if decode else self.new,
+            forward_mode=SimpleNamespace(is_decode_or_idle=lambda: decode),
+            req_pool_indices=self.rows,
+            out_cache_loc=torch.cat(new_slots),
+        )
+        backend.init_forward_metadata(batch)
+        call = backend.forward_decode if decode else backend.forward_extend
+        k, v = (torch.cat(x).flatten(1) for x in (new_k, new_v))
+        return call(self.query, k, v, layer(), batch)
+
+
+def layer(**changes: Any) -> Any:
+    from sglang.srt.layers.radix_attention import AttentionType
+
+    plain = {
+        "layer_id": 0,
+        "tp_q_head_num": HEADS,
+        "tp_k_head_num": KV_HEADS,
+        "qk_head_dim": SIZE,
+        "v_head_dim": SIZE,
+        "scaling": SCALE,
+        "sliding_window_size": -1,
+        "is_cross_attention": False,
+        "attn_type": AttentionType.DECODER,
+    }
+    return SimpleNamespace(**plain | changes)
+
+
+@settings(deadline=None, max_examples=40)
+@given(requests)
+def test_new_tokens_attend_to_prefix_and_each_other_as_one_by_one(
+    requests: list[tuple[int, int]],
+) -> None:
+    case = Case.of(requests)
+    assert_close(case.attended(), case.expected(), rtol=1e-4, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 15), st.just(1)), min_size=1, max_size=8))
+def test_decoding_a_batch_is_decoding_each_request(requests: list[tuple[int, int]]) -> None:
+    case = Case.of(requests, seed=1)
+    assert_close(case.attended(decode=True), case.expected(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scores", [1, 60, 130, 10_000])
+def test_slices_give_what_one_piece_gives(monkeypatch: pytest.MonkeyPatch, scores: int) -> None:
+    import kit.engine.cpu.attention as attention
+
+    case = Case.of([(0, 5), (9, 1), (3, 6), (0, 1), (7, 7), (2, 2)])
+    monkeypatch.setattr(attention, "PADDED_SCORES", scores)
+    plan = attention.plan(case.table, case.rows, case.lens, case.new)
+    per_slice = max(1, scores // (7 * 14))
+    assert [len(part.query_rows) for part in plan] == [per_slice] * (6 // per_slice) + (
+        [6 % per_slice] if 6 % per_slice else []
+    ) or len(plan) == 1
+    assert_close(case.attended(), case.expected(), rtol=1e-4, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(requests, st.sampled_from([1, 50, 200, 1 << 22]))
+def test_a_plan_gives_every_new_token_one_place_and_no_slice_too_many_scores(
+    requests: list[tuple[int, int]], scores: int
+) -> None:
+    import kit.engine.cpu.attention as attention
+
+    case, original = Case.of(requests), attention.PADDED_SCORES
+    attention.PADDED_SCORES = scores
+    try:
+        plan = attention.plan(case.table, case.rows, case.lens, case.new)
+    finally:
+        attention.PADDED_SCORES = original
+    rows = [
+        row
+        for part in plan
+        for row in (
+            part.query_rows if part.is_query is None else part.query_rows[part.is_query]
+        ).flatten().tolist()
+    ]  # fmt: skip
+    assert sorted(rows) == list(range(int(case.new.sum())))
+    for part in plan:
+        assert part.visible[:, 0].any(-1).all()  # a row that sees nothing would be NaN
+        assert part.visible[:, 0].numel() <= scores or len(part.query_rows) == 1
+
+
+def test_padding_is_marked_only_where_there_is_any() -> None:
+    from kit.engine.cpu.attention import plan
+
+    even, uneven = Case.of([(4, 2), (1, 2)]), Case.of([(4, 2), (1, 1)])
+    assert plan(even.table, even.rows, even.lens, even.new)[0].is_query is None
+    marked = plan(uneven.table, uneven.rows, uneven.lens, uneven.new)[0].is_query
+    assert marked is not None
+    assert marked.tolist() == [[True, True], [True, False]]
+
+
+def test_only_plain_causal_self_attention_is_the_kits_own() -> None:
+    from sglang.srt.layers.radix_attention import AttentionType
+
+    from kit.engine.cpu.attention import BatchedCpuAttention
+
+    runner: Any = SimpleNamespace(device="cpu", req_to_token_pool=None, token_to_kv_pool=Pool(1))
+    backend = BatchedCpuAttention(runner)
+    assert backend._plain(layer())
+    assert backend._plain(layer(sliding_window_size=None))
+    assert not backend._plain(layer(sliding_window_size=4))
+    assert not backend._plain(layer(is_cross_attention=True))
+    assert not backend._plain(layer(attn_type=AttentionType.ENCODER_ONLY))
+
+
+def test_registering_puts_it_where_sglang_looks_for_plain_torch() -> None:
+    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+
+    from kit.engine.cpu.attention import BatchedCpuAttention, register
+
+    before = dict(ATTENTION_BACKENDS)
+    register()
+    try:
+        assert ATTENTION_BACKENDS["torch_native"] is BatchedCpuAttention
+    finally:
+        ATTENTION_BACKENDS.update(before)

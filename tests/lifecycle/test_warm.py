@@ -1,0 +1,113 @@
+"""Stacks that are left warm: begun anew, they are as one that was started just now."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from rich.console import Console
+
+from kit import RLSession, SessionConfig
+from kit.cluster import lease, registry
+from kit.runs import run_notebooks
+from tests.processes import assert_gone
+from tests.steps import responses_and_metrics
+
+TINY = SessionConfig.preset("tiny").replace("training.rollout_batch_size", 8)
+MOVING = TINY.replace("training.kl_loss_coef", 0.01).replace("seed", 7)
+OTHER = (
+    TINY.replace("training.learning_rate", 3e-3)
+    .replace("training.advantage_estimator", "ppo")
+    .replace("data.source", "tiny:chain")
+    .replace("rollout.temperature", 0.7)
+    .replace("engine.weight_bits", 8)
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_left() -> Iterator[None]:
+    if session := RLSession.current():
+        session.close()
+    yield
+    for entry in registry.living():
+        registry.end(entry)
+
+
+def seen(session: RLSession) -> tuple[Any, Any, Any]:
+    """Responses, log-probs, metrics and weights of four steps."""
+    steps = session.train(4, show=False).steps
+    return *responses_and_metrics(steps), session._running.probe("checksums")
+
+
+def test_a_warm_start_is_bit_for_bit_a_cold_one_whatever_was_trained_in_between() -> None:
+    with RLSession.start(MOVING) as session:
+        (cold_entry,) = registry.living()
+        cold = seen(session)
+        session.close(keep_warm=True)
+    with RLSession.start(OTHER) as session:
+        assert session._running.cluster.entry.stack == cold_entry.stack
+        assert session.train(2, show=False).steps[0].metrics["train/value_loss"] > 0
+        assert session.check_mismatch().mean_abs_diff > 0  # by the disturbance
+        session.close(keep_warm=True)
+    with RLSession.start(MOVING) as session:
+        assert session._running.cluster.entry.stack == cold_entry.stack
+        assert (session.step_count, session.engine_version, session.history) == (0, 0, [])
+        assert session.check().healthy
+        warm = seen(session)
+    assert warm == cold
+    assert_gone(cold_entry.head, cold_entry.directory)
+
+
+def test_a_stack_is_left_warm_where_the_configuration_says_so_and_ends_when_its_time_is_over() -> (
+    None
+):
+    session = RLSession.start(TINY.replace("stack.keep_warm", 30))
+    entry = session._running.cluster.entry
+    session.close()
+    state = lease.state_of(entry.folder)
+    assert state is not None
+    assert state["warm"]
+    assert 0 < state["ends_in"] <= 30
+    assert "○ warm" in str(RLSession.sessions())
+    with RLSession.start(TINY.replace("stack.keep_warm", 0.01)) as again:
+        assert again._running.cluster.entry.stack == entry.stack
+    assert_gone(entry.head, entry.directory)
+    assert registry.living() == []
+
+
+def test_other_engine_settings_start_a_stack_of_their_own() -> None:
+    with RLSession.start(TINY) as session:
+        entry = session._running.cluster.entry
+        session.close(keep_warm=True)
+    with RLSession.start(TINY.replace("engine.replicas", 1)) as session:
+        assert session._running.cluster.entry.stack != entry.stack
+        assert session.config.name == "tiny"  # a warm stack holds no name
+    assert entry.alive
+    assert registry.end(entry) > 0
+    assert_gone(entry.head, entry.directory)
+
+
+def test_notebooks_of_one_call_share_a_stack_and_leave_nothing(tmp_path: Path) -> None:
+    code = (
+        "from kit import RLSession\nsession = RLSession.start('tiny')\n"
+        "print('STACK', session._running.cluster.stack)\nsession.step()\n"
+    )
+    for name, end in (("closes", "session.close()"), ("forgets", ""), ("fails", "1 / 0")):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code + end)])
+        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+    paths = [tmp_path / f"{name}.ipynb" for name in ("closes", "forgets", "fails")]
+    quiet = Console(file=io.StringIO())
+    results = run_notebooks(paths, out_root=tmp_path / "runs", console=quiet)
+    assert [result.status for result in results] == ["completed", "completed", "failed"]
+    stacks = {re.search(r"STACK (\w+)", r.notebook.read_text())[1] for r in results}  # type: ignore[index]
+    assert len(stacks) == 1
+    assert registry.living() == []
+    rows = [(result.folder / "metrics.jsonl").read_text() for result in results]
+    first, *others = [{k: v for k, v in json.loads(r).items() if "perf/" not in k} for r in rows]
+    assert others == [first, first]

@@ -1,0 +1,220 @@
+"""Log-probs of packed samples against plain Transformers, one sample at a time."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from kit.models import log_probs
+from kit.models.attention import attend, layout
+from kit.models.log_probs import rows_at_once, token_log_probs
+from kit.models.packing import pack, repeat_rows
+from kit.models.policy import Policy, load
+from kit.tiny import MODEL_DIR
+
+TEMPERATURE = 0.7
+SHAPES = [(5, 3), (12, 1), (2, 9), (7, 0), (1, 1), (30, 6)]
+"""Prompt and response tokens of each sample."""
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return load(str(MODEL_DIR))
+
+
+@pytest.fixture(scope="module")
+def plain() -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        MODEL_DIR, dtype=torch.float32, attn_implementation="eager"
+    )
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[list[int]]:
+    random = torch.Generator().manual_seed(1)
+    return [torch.randint(3, 104, (p + r,), generator=random).tolist() for p, r in SHAPES]
+
+
+RESPONSES = [r for _, r in SHAPES]
+
+
+def by_hand(model: Any, row: list[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs and entropies of one sample's response, from a plain forward of it alone."""
+    logits = model(torch.tensor([row])).logits[0] / TEMPERATURE
+    logp = logits.log_softmax(-1)[len(row) - count - 1 : len(row) - 1]
+    entropy = -(logp.exp() * logp).sum(-1)
+    return logp[torch.arange(count), row[len(row) - count :]], entropy
+
+
+def test_packed_samples_have_the_log_probs_of_each_sample_alone(
+    policy: Policy, plain: Any, samples: list[list[int]]
+) -> None:
+    logp, entropy = policy(pack(samples, RESPONSES), TEMPERATURE)
+    assert logp.dtype is torch.float32
+    parts = zip(logp.split(RESPONSES), entropy.split(RESPONSES), strict=True)
+    for (own_logp, own_entropy), row, count in zip(parts, samples, RESPONSES, strict=True):
+        expected_logp, expected_entropy = by_hand(plain, row, count)
+        assert_close(own_logp, expected_logp, rtol=1e-5, atol=1e-5)
+        assert_close(own_entropy, expected_entropy, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_through_the_packed_row_are_those_of_each_sample_alone(
+    policy: Policy, plain: Any, samples: list[list[int]]
+) -> None:
+    policy.zero_grad()
+    plain.zero_grad()
+    share = torch.linspace(-1, 1, sum(RESPONSES))  # every token counts differently
+    logp, entropy = policy(pack(samples, RESPONSES), TEMPERATURE)
+    ((logp + 0.1 * entropy) * share).sum().backward()
+    shares = share.split(RESPONSES)
+    for row, count, own in zip(samples, RESPONSES, shares, strict=True):
+        expected_logp, expected_entropy = by_hand(plain, row, count)
+        ((expected_logp + 0.1 * expected_entropy) * own).sum().backward()
+    expected = dict(plain.named_parameters())
+    for name, parameter in policy.model.named_parameters():
+        grad = expected[name].grad
+        assert grad.abs().max() > 1e-3
+        assert_close(parameter.grad, grad, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("order", [[5, 4, 3, 2, 1, 0], [2, 0, 5], [1]])
+def test_neither_order_nor_company_changes_a_sample(
+    policy: Policy, samples: list[list[int]], order: list[int]
+) -> None:
+    with torch.no_grad():
+        all_together = policy(pack(samples, RESPONSES), TEMPERATURE)[0].split(RESPONSES)
+        counts = [RESPONSES[i] for i in order]
+        some = policy(pack([samples[i] for i in order], counts), TEMPERATURE)[0].split(counts)
+    for place, part in zip(order, some, strict=True):
+        assert_close(part, all_together[place], rtol=1e-6, atol=1e-5)
+
+
+def test_another_sample_in_the_row_cannot_be_seen(policy: Policy, samples: list[list[int]]) -> None:
+    changed = [[(t + 1) % 104 for t in samples[0]], *samples[1:]]
+    with torch.no_grad():
+        one, other = (
+            policy(pack(rows, RESPONSES), TEMPERATURE)[0].split(RESPONSES)
+            for rows in (samples, changed)
+        )
+    assert not torch.equal(one[0], other[0])
+    for before, after in zip(one[1:], other[1:], strict=True):
+        assert torch.equal(before, after)
+
+
+def test_a_row_without_a_response_gives_no_log_probs(policy: Policy) -> None:
+    logp, entropy = policy(pack([[5, 6, 7]], [0]), 1.0)
+    assert (len(logp), len(entropy)) == (0, 0)
+
+
+@pytest.mark.parametrize("at_once", [1, 104, 104 * 4, 104 * 20 - 1])
+def test_log_probs_in_pieces_are_those_of_one_piece_in_value_and_gradient(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    torch.manual_seed(2)
+    target = torch.randint(104, (21,))
+    share = torch.randn(21, dtype=torch.float64)
+    start, weight = torch.randn(21, 8).double(), torch.randn(104, 8).double()
+
+    def run() -> list[torch.Tensor]:
+        hidden, head = (x.clone().requires_grad_() for x in (start, weight))
+        logp, entropy = token_log_probs(hidden, head, target, TEMPERATURE)
+        ((logp - 0.3 * entropy) * share).sum().backward()
+        assert hidden.grad is not None
+        assert head.grad is not None
+        return [logp.detach(), entropy.detach(), hidden.grad, head.grad]
+
+    whole = run()
+    monkeypatch.setattr(log_probs, "KEPT_LOGITS", 0)
+    monkeypatch.setattr(log_probs, "LOGITS_AT_ONCE", at_once)
+    assert rows_at_once(104) == max(1, at_once // 104)
+    for part, expected in zip(run(), whole, strict=True):
+        assert_close(part, expected, rtol=1e-5, atol=2e-6)
+
+
+def test_a_piece_of_logits_is_of_whole_tiles_where_it_is_that_large() -> None:
+    rows = rows_at_once(151_936)
+    assert rows % 256 == 0
+    assert rows * 151_936 <= log_probs.LOGITS_AT_ONCE
+
+
+def test_in_bfloat16_the_gradient_of_the_head_is_summed_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(3)
+    hidden, head = torch.randn(2048, 16), torch.randn(104, 16)
+    target = torch.randint(104, (2048,))
+
+    def gradient(dtype: torch.dtype) -> torch.Tensor:
+        weight = head.to(dtype, copy=True).requires_grad_()
+        logp, _ = token_log_probs(hidden.to(dtype), weight, target, TEMPERATURE)
+        logp.sum().backward()
+        assert weight.grad is not None
+        return weight.grad.double()
+
+    exact = gradient(torch.float32)
+    monkeypatch.setattr(log_probs, "KEPT_LOGITS", 0)
+    monkeypatch.setattr(log_probs, "LOGITS_AT_ONCE", 104)  # a row at a time: 2048 terms
+    error = (gradient(torch.bfloat16) - exact).norm() / exact.norm()
+    assert error < 0.012  # what rounding the inputs and the result does; summed in bfloat16 0.05
+
+
+def test_packed_attention_is_causal_attention_within_each_sample() -> None:
+    torch.manual_seed(3)
+    lengths = (4, 1, 7)
+    query, key, value = (torch.randn(1, heads, 12, 6) for heads in (4, 2, 2))
+    packed = layout(pack([[1] * 4, [2], [3] * 7], [0, 0, 0]), torch.device("cpu"))
+    out, _ = attend(torch.nn.Module(), query, key, value, None, scaling=0.3, packed=packed)
+    assert out.shape == (1, 12, 4, 6)
+    first = 0
+    for length in lengths:
+        rows = slice(first, first + length)
+        for head in range(4):
+            q, k, v = query[0, head, rows], key[0, head // 2, rows], value[0, head // 2, rows]
+            hidden = torch.triu(torch.full((length, length), -torch.inf), diagonal=1)
+            expected = torch.softmax(q @ k.T * 0.3 + hidden, dim=-1) @ v
+            assert_close(out[0, rows, head], expected, rtol=1e-5, atol=1e-5)
+        first += length
+
+
+GROUPS = [([5, 6, 7, 8], 3), ([9, 10, 11], 1), ([5, 6, 7, 8], 6), ([9, 10, 11], 0), ([4], 2)]
+"""Prompts, some of which are shared, and response tokens."""
+
+
+def test_sharing_a_prompt_changes_neither_log_probs_nor_gradients(policy: Policy) -> None:
+    random = torch.Generator().manual_seed(4)
+    counts = [count for _, count in GROUPS]
+    rows = [p + torch.randint(3, 104, (n,), generator=random).tolist() for p, n in GROUPS]
+    share = torch.linspace(-1, 1, sum(counts))
+    results = []
+    for shared in (True, False):
+        policy.zero_grad()
+        packed = pack(rows, counts, share=shared)
+        assert (packed.seen_rows is not None) is shared
+        logp, entropy = policy(packed, TEMPERATURE)
+        ((logp + 0.1 * entropy) * share).sum().backward()
+        grads = [p.grad.clone() for p in policy.parameters() if p.grad is not None]
+        results.append([logp.detach(), entropy.detach(), *grads])
+    assert len(results[0]) > 40
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other, rtol=1e-4, atol=2e-5)
+
+
+def test_shared_rows_add_up_their_gradients_in_float32() -> None:
+    x = torch.ones(3, 2, dtype=torch.bfloat16, requires_grad=True)
+    rows = torch.tensor([0, 2] + [2] * 400)
+    repeat_rows(x, rows).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [
+        [1, 1],
+        [0, 0],
+        [400, 400],
+    ]  # bfloat16 has no 401, and adding up in it stops at 256
+
+
+def test_attention_without_a_layout_says_what_it_needs() -> None:
+    x = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(ValueError, match="packed=layout"):
+        attend(torch.nn.Module(), x, x, x, None)

@@ -1,0 +1,162 @@
+"""Experiments in the trainer by itself: what they compute, and that they leave no trace."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kit.messages import TrainBatch
+from kit.models.state_dict import as_saved
+from kit.tiny import MODEL_DIR
+from kit.trainer import probes
+from kit.trainer.actor import Trainer
+from kit.trainer.fsdp import whole
+from kit.trainer.probes import Samples, Way
+from kit.trainer.startup_check import startup
+from tests.trainer.trainers import Make
+from tests.trainer.trainers import make as start
+
+__all__ = ["start"]  # a fixture
+
+SAMPLES = Samples(
+    [[5, 40, 41, 2, 6, 50, 51, 2], [5, 40, 41, 2, 6, 52, 2], [5, 44, 2, 6, 2]], [3, 2, 1]
+)
+
+
+@pytest.fixture
+def make(start: Make, tmp_path: Path) -> Make:
+    """Starts one trainer of a copy of the tiny model, with changes to its config.json."""
+
+    def make(**changes: Any) -> Trainer:
+        folder = tmp_path / "model"
+        shutil.copytree(MODEL_DIR, folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+        return start(folder, learning_rate=1e-3)
+
+    return make
+
+
+def batch() -> TrainBatch:
+    return TrainBatch(
+        tokens=SAMPLES.tokens,
+        response_lengths=SAMPLES.response_lengths,
+        loss_masks=[[1] * n for n in SAMPLES.response_lengths],
+        advantages=[1.0, -1.0, 1.0],
+        rollout_log_probs=None,
+    )
+
+
+def flat(rows: Any) -> torch.Tensor:
+    return torch.tensor([x for row in rows for x in row])
+
+
+def test_every_way_of_computing_the_same_gives_the_same(make: Make) -> None:
+    trainer = make()
+    expected = flat(trainer.log_probs(SAMPLES.tokens, SAMPLES.response_lengths))
+    ways = {
+        "packed": probes.recompute(trainer, SAMPLES, 0.8),
+        "alone": probes.recompute(trainer, SAMPLES, 0.8, packed=False),
+        "training mode": probes.recompute(trainer, SAMPLES, 0.8, training_mode=True),
+        "sampled": probes.sampled(trainer, SAMPLES, [Way(0.8)])[0],
+        "float32": probes.plainly(trainer, SAMPLES, ["float32"], 0.8)[0],
+        "float64": probes.plainly(trainer, SAMPLES, ["float64"], 0.8)[0],
+    }
+    for name, rows in ways.items():
+        torch.testing.assert_close(flat(rows), expected, atol=1e-5, rtol=1e-5, msg=name)
+    coarse = flat(probes.plainly(trainer, SAMPLES, ["bfloat16"], 0.8)[0])
+    assert (coarse - expected).abs().max() > 1e-4
+
+
+def test_cuts_are_those_of_a_sampler(make: Make) -> None:
+    trainer = make()
+    raw, best, half = probes.sampled(
+        trainer, SAMPLES, [Way(1.0), Way(1.0, top_k=1), Way(1.0, top_p=0.5)]
+    )
+    # What is left of the likeliest token alone has probability 1, any other has none.
+    assert set(flat(best).tolist()) <= {0.0, -torch.inf}
+    kept = flat(half).isfinite()
+    assert (flat(half)[kept] >= flat(raw)[kept] - 1e-6).all()
+
+
+def test_dropout_shows_in_training_mode_only_and_takes_no_randomness(make: Make) -> None:
+    trainer = make(attention_dropout=0.3)
+    assert probes.dropouts(trainer) == ["attention_dropout: 0.3"]
+    before = torch.random.get_rng_state()
+    first, second = (flat(probes.recompute(trainer, SAMPLES, 0.8, seed=s)) for s in (1, 2))
+    training = flat(probes.recompute(trainer, SAMPLES, 0.8, training_mode=True))
+    assert torch.equal(first, second)
+    assert (first - training).abs().mean() > 1e-2
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_dropout_breaks_the_first_step(make: Make) -> None:
+    seen = startup(make(attention_dropout=0.3), batch())
+    assert abs(seen.ppo_kl) > 1e-6
+    assert seen.changed_values == 0
+
+
+def test_looking_at_a_first_update_leaves_no_trace(make: Make) -> None:
+    trainer = make()
+    trainer.update(batch(), "first")  # so that there are moments to lose
+    settings, last = trainer.settings, trainer.last_update
+
+    def state() -> list[torch.Tensor]:
+        moments = [x for s in trainer.optimizer.state.values() for x in s.values()]
+        values = [*trainer.policy.parameters(), *moments]
+        return [whole(v).clone() for v in values] + [torch.random.get_rng_state()]
+
+    before = state()
+    seen = startup(trainer, batch())
+    after = state()
+    assert len(before) == len(after)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert (trainer.settings, trainer.last_update, trainer.optimizer_steps) == (settings, last, 1)
+    assert seen.reference_gap is None
+    assert seen.values == sum(p.numel() for p in trainer.policy.parameters())
+
+
+def test_a_weight_that_learning_rate_zero_changes_is_counted_and_put_back(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make()
+    norm = next(p for n, p in trainer.policy.named_parameters() if n.endswith("model.norm.weight"))
+    before = whole(norm).clone()
+    step = trainer.optimizer.step
+
+    def careless_step() -> None:
+        step()
+        with torch.no_grad():
+            norm.mul_(1.0000001)
+
+    monkeypatch.setattr(trainer.optimizer, "step", careless_step)
+    assert startup(trainer, batch()).changed_values > 0
+    assert torch.equal(whole(norm), before)
+
+
+def test_checksums_fuse_what_sglang_fuses_and_know_both_dtypes(make: Make) -> None:
+    found = probes.checksums(make())
+    assert len(found) == 4 * 8 + 2
+    assert "model.layers.0.self_attn.qkv_proj.weight" in found
+    assert "model.layers.0.mlp.gate_up_proj.weight" in found
+    assert not [name for name in found if "q_proj" in name or "lm_head" in name]
+    for sums in found.values():
+        assert set(sums["float32"]).isdisjoint(sums["bfloat16"])
+
+
+def test_experts_are_handed_over_one_by_one() -> None:
+    both, down = torch.arange(24.0).view(2, 6, 2), torch.arange(12.0).view(2, 2, 3)
+    place = "model.layers.0.mlp.experts"
+    parts = dict(as_saved(f"{place}.gate_up_proj", both)) | dict(
+        as_saved(f"{place}.down_proj", down)
+    )
+    assert len(parts) == 6
+    assert torch.equal(parts[f"{place}.1.gate_proj.weight"], both[1, :3])
+    assert torch.equal(parts[f"{place}.1.up_proj.weight"], both[1, 3:])
+    assert torch.equal(parts[f"{place}.0.down_proj.weight"], down[0])
+    assert [name for name, _ in as_saved("model.norm.weight", down[0])] == ["model.norm.weight"]
