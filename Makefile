@@ -41,9 +41,10 @@ test-all: .venv/.kit  ## Run every case of every test, about twice as long
 soak: .venv/.kit  ## Half an hour of interrupts, kills and full disks at random (MINUTES=30)
 	@$(PY) -m tests.faults.soak $(or $(MINUTES),30)
 
-lint: .venv/.kit  ## Check style and formatting
+lint: .venv/.kit  ## Check style, formatting, and which room imports which
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
+	@.venv/bin/lint-imports --no-cache --no-logo
 
 typecheck: .venv/.kit  ## Check types
 	@$(PY) -m mypy
