@@ -1,4 +1,4 @@
-"""How much better a sample was than could be expected."""
+"""Advantages: how much better a sample, or a token, did than expected."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ def token_rewards(
     mask_T: torch.Tensor,
     kl_coef: float,
 ) -> torch.Tensor:
-    """A reward for each token, (T): -kl_coef KL on trained ones, the sample's at its last of them.
+    """Rewards by token, (T): -kl_coef KL on trained ones, plus the sample's reward on its last one.
 
-    Masked tokens get 0. The reward of a sample without a trained token is on none.
+    Masked tokens get 0. A sample without a trained token loses its reward.
 
     Args:
         reward_N: one reward a sample.
@@ -101,7 +101,7 @@ def reinforce_plus_plus(
     kl_coef: float,
     gamma: float,
 ) -> torch.Tensor:
-    """REINFORCE++: the discounted sum of what is still to come, G_t = r_t + gamma G_(t+1), (T).
+    """REINFORCE++: the discounted return of each token, G_t = r_t + gamma G_(t+1), shape (T).
 
     The token rewards are those of `token_rewards`. Masked tokens carry no KL, cost no gamma, and
     get 0. Normalisation over the batch (`whiten`) is a step of its own.
@@ -160,7 +160,7 @@ def gae(
     Estimation", 2015.
 
     Args:
-        value_T: what the critic expects, before each token.
+        value_T: the critic's value before each token.
         reward_T: reward of each token, as `token_rewards` makes them.
         sample_T: which sample each token belongs to, in order.
         mask_T: 1 where a token is trained on.
@@ -182,7 +182,7 @@ def gae(
 
 
 def whiten(x_T: torch.Tensor, mask_T: torch.Tensor, shift_mean: bool = True) -> torch.Tensor:
-    """Mean 0 and variance 1 over the trained tokens, (T); the same map on the masked ones.
+    """Scale to mean 0 and variance 1 over the trained tokens, (T); masked ones are mapped alike.
 
     (x - mean) / sqrt(var + 1e-8), with the masked mean, and the variance with Bessel's correction
     in a second pass: E[x^2] - E[x]^2 would cancel. Without a trained token nothing changes.
@@ -202,7 +202,7 @@ def whiten(x_T: torch.Tensor, mask_T: torch.Tensor, shift_mean: bool = True) -> 
 
 
 def _last(sample_T: torch.Tensor, active_T: torch.Tensor) -> torch.Tensor:
-    """True at each sample's last trained token."""
+    """Mask that is True at each sample's last trained token."""
     rows = active_T.nonzero()[:, 0]
     sample = sample_T[rows]
     ends = torch.ones_like(sample, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""What to do about samples that the trained policy did not quite generate itself.
+"""Corrections for samples that the trained policy did not quite generate itself.
 
 The engine and the trainer compute different log-probabilities for the same tokens (other kernels,
 another precision, older weights). These functions weight tokens by how far the two are apart, or
@@ -8,7 +8,7 @@ Everywhere, the log-ratio of a token is train_logp - rollout_logp, computed in f
 NaN it counts as 0: a token of which nothing is known is left alone. Masked tokens may hold any
 value, NaN and infinity included. Tokens of a sample need not be neighbours.
 
-Sums, means and differences over packed tokens, shared by the functions that correct ratios.
+The helpers at the end (sums, means and differences over packed tokens) are shared with `loss.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LOG_LIMIT = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Which tokens `mis` takes out of the loss for their ratio, apart from how it weights them.
+    """Rejection sampling in `mis`: bounds beyond which a token leaves the loss.
 
     Raises:
         ValueError: unknown level, bounds that are not 0 <= low <= high, high not above 0.
@@ -259,7 +259,7 @@ def opsm(
 
 
 def effective_sample_size(log_ratio: torch.Tensor, mask: torch.Tensor) -> float:
-    """How much of the batch counts once it is weighted: (sum w)^2 / (n sum w^2), in (0, 1].
+    """Effective sample size as a share of the batch: (sum w)^2 / (n sum w^2), in (0, 1].
 
     w = exp(log_ratio) over the n active entries. 1 where all weigh the same, 1/n where one
     outweighs all others. Computed relative to the largest w, so that no log-ratio is too large; an
@@ -288,7 +288,7 @@ def effective_sample_size(log_ratio: torch.Tensor, mask: torch.Tensor) -> float:
 
 
 def effective_share(total: float, squares: float, count: float) -> float:
-    """The same from sums over the entries: of the weights, and of their squares."""
+    """Effective sample size from the sum of the weights and the sum of their squares."""
     return total**2 / (count * squares) if squares else 1.0
 
 
@@ -304,14 +304,14 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
 
 
 def entropy_of(logp: torch.Tensor) -> torch.Tensor:
-    """The same from log-probs that are there already, all of them finite."""
+    """Entropy from log-probs, shape (...) from (..., V); all of them must be finite."""
     return -(logp.exp() * logp).sum(-1)
 
 
 def _bound(
     ratio_T: torch.Tensor, active_T: torch.Tensor, mode: Mode, low: float, high: float
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """(weights, whether a token keeps its place in the mask, metrics)."""
+    """Apply the bounds: (weights, whether a token stays in the mask, metrics)."""
     below_T, above_T = ratio_T < low, ratio_T > high
     share_below, share_above = (
         mean_where(below_T, active_T, 0.0),
@@ -329,7 +329,7 @@ def _bound(
 def _ratio(
     log_ratio_T: torch.Tensor, level: Level, sample_T: torch.Tensor, active_T: torch.Tensor
 ) -> torch.Tensor:
-    """Each token's ratio at this level, between e^-20 and e^20."""
+    """Importance ratio of each token at this level, between e^-20 and e^20."""
     if level != "token":
         value_N = sum_by_sample(log_ratio_T, sample_T)
         if level == "geometric":
@@ -358,7 +358,7 @@ def _check_bounds(low: float, high: float, owner: str = "") -> None:
 def token_log_ratio(
     logp_T: torch.Tensor, other_logp_T: torch.Tensor, active_T: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The difference logp - other_logp, (T) in float64 and without a gradient.
+    """Log-ratio of each token, logp - other_logp, (T) in float64 and without a gradient.
 
     0 where it is NaN, and where `active_T` is False whatever the values there.
     """
@@ -378,20 +378,20 @@ def sum_by_sample(value_T: torch.Tensor, sample_T: torch.Tensor) -> torch.Tensor
 
 
 def mean_where(value: torch.Tensor, where: torch.Tensor, of_none: float) -> torch.Tensor:
-    """Mean of the values at `where`, a scalar in float64; `of_none` if that is nowhere."""
+    """Mean of the values at `where`, a scalar in float64; `of_none` if `where` is all False."""
     total = torch.where(where, value.double(), 0.0).sum()
     count = where.sum()
     return torch.where(count > 0, total / count.clamp(min=1), of_none)
 
 
 def as_floats(prefix: str, metrics: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Scalars as numbers, their names prefixed; the device is waited for once."""
+    """Scalar tensors as floats under prefixed names; waits for the device once."""
     values = torch.stack(list(metrics.values())).tolist()
     return {prefix + name: value for name, value in zip(metrics, values, strict=True)}
 
 
 def result_dtype(*tensors: torch.Tensor) -> torch.dtype:
-    """The dtype of what is made of these: float64 if any of them is, else float32."""
+    """Dtype of a result: float64 if any of these tensors is, else float32."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 

@@ -114,9 +114,9 @@ def value_clip(
     Source: Schulman et al.'s PPO as published in OpenAI baselines (ppo2), 2017.
 
     Args:
-        value_T: what the critic says now.
-        old_value_T: what it said when the advantages were made.
-        return_T: what it should have said.
+        value_T: the critic's value now.
+        old_value_T: its value when the advantages were computed.
+        return_T: the value to learn.
         eps: how far it may move in one update; None does not clip.
     """
     plain_T = (value_T - return_T).square() / 2
@@ -160,7 +160,7 @@ def weights(
     total_tokens: int,
     constant_length: int = 1,
 ) -> torch.Tensor:
-    """What each token counts in the batch's loss, (T) in float64; `weighted_sum` reduces with it.
+    """Weight of each token in the batch's loss, (T) in float64; `weighted_sum` reduces with it.
 
     `sample_mean`: 1 / (active tokens of its sample, at least 1) / (samples of the whole batch).
     `token_mean`: 1 / (active tokens of the whole batch). `constant`: 1 / constant_length / (samples
@@ -199,7 +199,7 @@ def reduce(
     how: Reduction,
     constant_length: int = 1,
 ) -> torch.Tensor:
-    """The loss of a batch that is all here: a scalar. Values on masked tokens are ignored.
+    """Loss of a batch that fits in one call: a scalar. Values on masked tokens are ignored.
 
     Args and errors are those of `weights`.
     """
@@ -215,14 +215,14 @@ def weighted_sum(value_T: torch.Tensor, weight_T: torch.Tensor) -> torch.Tensor:
 
 
 def weighted(value_T: torch.Tensor, weight_T: torch.Tensor) -> torch.Tensor:
-    """What each token adds to `weighted_sum`, (T)."""
+    """Each token's contribution to `weighted_sum`, (T)."""
     return torch.where(weight_T == 0, 0.0, value_T) * weight_T.to(value_T.dtype)
 
 
 def where_active(value_T: torch.Tensor, mask_T: torch.Tensor) -> torch.Tensor:
-    """The values of trained tokens, and 0 on the others, through which no gradient flows.
+    """Values of trained tokens, with 0 and no gradient on the others.
 
-    For the log-probs that a loss is made of. `weighted_sum` leaves a NaN or infinity on a masked
+    Used on the log-probs that enter a loss. `weighted_sum` leaves a NaN or infinity on a masked
     token out of the value, but the gradient would meet it on its way back (0 * inf = NaN).
     """
     return torch.where(mask_T == 0, 0.0, value_T)

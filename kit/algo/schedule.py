@@ -11,7 +11,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 def learning_rate(
     step: int, *, peak: float, lowest: float, warmup: int, total: int, schedule: Schedule
 ) -> float:
-    """The rate of one optimizer step.
+    """Learning rate of one optimizer step.
 
     It rises linearly over `warmup` steps to `peak`, then stays there (constant) or falls to
     `lowest` at step `total` (linear, or half a cosine wave), and stays at `lowest` after that.

@@ -1,4 +1,4 @@
-"""Ready configurations, by name. What a preset leaves out takes its default from `kit.config`."""
+"""Ready configurations, by name. What a preset omits takes its default from `kit.config`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def for_this_machine(config: SessionConfig) -> tuple[SessionConfig, str]:
-    """Settings that can train here: (them, what was changed and why; empty where nothing was).
+    """Settings that can train on this machine, and a sentence on what was changed, or "".
 
     Where there is no GPU and `device` is auto, the model gives way to the tiny one, with its task
     and its learning rate; how much is trained stays. A GPU without the weights changes nothing:

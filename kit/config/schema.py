@@ -41,7 +41,7 @@ from kit.errors import ConfigError, did_you_mean
 
 
 class SessionConfig(Section):
-    """The whole tree. `SessionConfig()` is the tiny preset's model with plain defaults."""
+    """All settings. `SessionConfig()` is the tiny preset's model with plain defaults."""
 
     name: str = UNNAMED
     """Names the session in messages and reports, and for `RLSession.attach`. A number is added to
@@ -93,7 +93,7 @@ class SessionConfig(Section):
 
     @classmethod
     def preset(cls, name: str) -> SessionConfig:
-        """A ready configuration. Raises ConfigError for a name that is none."""
+        """Return a preset by name. Raises ConfigError for an unknown one."""
         from kit.config.presets import PRESETS
 
         if name not in PRESETS:
@@ -102,7 +102,7 @@ class SessionConfig(Section):
 
     @classmethod
     def load(cls, path: str | Path) -> SessionConfig:
-        """Read a YAML file. Raises ConfigError for a missing, broken or wrong one."""
+        """Read a YAML file. Raises ConfigError if it is missing, malformed or wrong."""
         file = Path(path)
         if not file.is_file():
             raise ConfigError(
@@ -124,7 +124,7 @@ class SessionConfig(Section):
 
     @classmethod
     def of(cls, config: SessionConfig | str | Path) -> SessionConfig:
-        """What `RLSession.start` accepts: a configuration, a preset's name, or a YAML file."""
+        """Resolve what `RLSession.start` takes: a configuration, a preset name or a YAML file."""
         if isinstance(config, SessionConfig):
             return config
         if not isinstance(config, (str, Path)):
@@ -147,7 +147,7 @@ class SessionConfig(Section):
         return target
 
     def replace(self, key: str, value: Any) -> SessionConfig:
-        """A changed copy, validated again: `config.replace("training.num_rollout", 5)`."""
+        """Return a changed copy, validated again: `config.replace("training.num_rollout", 5)`."""
         tree: dict[str, Any] = self.model_dump(mode="json")
         *sections, last = key.split(".")
         branch = tree
@@ -162,12 +162,12 @@ class SessionConfig(Section):
 
     @property
     def rollout_size(self) -> int:
-        """Samples a step."""
+        """Samples per step: prompts times samples per prompt."""
         return self.training.rollout_size
 
     @property
     def samples_at_once(self) -> int:
-        """Samples that the engine is given at once: a step's, or more where it over-samples."""
+        """Samples sent to the engine at once: a step's, or more with over-sampling."""
         prompts = self.rollout.over_sampling_batch_size or self.training.rollout_batch_size
         return prompts * self.training.n_samples_per_prompt
 
@@ -181,11 +181,11 @@ class SessionConfig(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-6` as a string, which is how everybody writes a learning rate."""
+    """Loader that reads `1e-6` as a number; YAML 1.1 takes it for a string."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the strings that `_Loader` would read as numbers."""
+    """Dumper that quotes the strings that `_Loader` would read as numbers."""
 
 
 for _end in (_Loader, _Dumper):

@@ -1,8 +1,6 @@
-"""What every section of the configuration is made of.
+"""The sections of the settings, all but `training`: model, data, reward, rollout, engine, ...
 
-Which Ray cluster a session runs on, and how trainers and engines share its devices.
-
-`LoggingConfig`: where metrics go besides the run's own files.
+The docstring under a field is its description: what it does, its unit, and what None means.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ class Section(BaseModel):
 
 
 class ClusterConfig(Section):
-    """Ray, and who has which device; see docs/devices.md."""
+    """Which Ray cluster to use, and how devices are shared; see docs/devices.md."""
 
     address: str | None = None
     """None starts a Ray head of the session's own on this machine. `auto` joins the Ray cluster
@@ -48,7 +46,7 @@ class ClusterConfig(Section):
 
 
 def check_parallel(engine: EngineConfig) -> None:
-    """Raise ValueError for an engine that SGLang could not run, or not feed with weights."""
+    """Raise ValueError for parallel sizes that SGLang cannot run, or cannot sync weights with."""
     data, tensor = engine.data_parallel, engine.tensor_parallel
     if data > 1 and tensor == 1:
         raise ValueError(
@@ -118,7 +116,7 @@ class LoggingConfig(Section):
 
     @property
     def used(self) -> tuple[str, ...]:
-        """The loggers that are asked for."""
+        """Names of the loggers that are switched on."""
         asked = {
             "tensorboard": self.use_tensorboard,
             "wandb": self.use_wandb and self.wandb_mode != "disabled",
@@ -229,7 +227,7 @@ class RolloutConfig(Section):
 
 
 class EngineConfig(Section):
-    """SGLang."""
+    """The SGLang engine: precision, KV cache, parallelism, timeouts."""
 
     mem_fraction_static: Fraction | None = None
     """Share of the device for engine weights and KV cache; None lets the kit choose. GPU only."""
@@ -268,12 +266,12 @@ class EngineConfig(Section):
 
     @property
     def disturbed(self) -> bool:
-        """Does the engine get other weights than the trainer's?"""
+        """Whether the engine gets other weights than the trainer's, by rounding or by noise."""
         return bool(self.weight_bits or self.weight_noise)
 
 
 class MemoryConfig(Section):
-    """Who holds the device when; `session.memory_plan()` shows what follows from it."""
+    """Who may hold device memory when; `session.memory_plan()` shows what follows from it."""
 
     device_gib: Above0 | None = None
     """Most that the session may take of the device, in GiB; None takes what the card has."""
@@ -285,7 +283,7 @@ class MemoryConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """What is kept on disk without being asked for each time."""
+    """When checkpoints are saved by themselves, and how many are kept."""
 
     interval: int = Field(default=0, ge=0)
     """Save a checkpoint every so many steps; 0 only when asked. One that cannot be written is a
@@ -308,7 +306,7 @@ class EvaluationConfig(Section):
 
 
 class MismatchConfig(Section):
-    """When trainer and engine count as disagreeing."""
+    """How far log-probs of trainer and engine may differ before it counts as a mismatch."""
 
     interval: int = Field(default=0, ge=0)
     """Check trainer against engine every so many steps of `train`; 0 only when asked."""

@@ -168,23 +168,23 @@ class TrainingConfig(Section):
 
     @property
     def rollout_size(self) -> int:
-        """Samples a step."""
+        """Samples per step: prompts times samples per prompt."""
         return self.rollout_batch_size * self.n_samples_per_prompt
 
     @property
     def steps_per_rollout(self) -> int:
-        """Optimizer steps an update, where no group is left out."""
+        """Optimizer steps per update, if no group is dropped."""
         batch = self.global_batch_size or self.rollout_size
         return self.rollout_size // batch * self.epochs_per_rollout
 
     @property
     def has_reference(self) -> bool:
-        """Is there a reference model?"""
+        """Whether a KL term needs a reference model."""
         return self.kl_loss_coef > 0 or self.kl_coef > 0
 
     @property
     def whitens(self) -> bool:
-        """Are advantages normalised over the batch?"""
+        """Whether advantages are normalised over the batch."""
         if self.normalize_advantages is None:
             return self.advantage_estimator in WHITENED
         return self.normalize_advantages

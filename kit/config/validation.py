@@ -1,6 +1,7 @@
-"""Which rollout policies go together; `kit.config` asks before anything starts.
+"""Checks of settings that depend on each other, and the error that says what to change.
 
-Turns pydantic's validation errors into one ConfigError that says what to change.
+`check_rollout_policies` runs when a `SessionConfig` is made, before anything starts. `explain`
+turns pydantic's validation errors into one ConfigError.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check_rollout_policies(rollout: RolloutConfig, training: TrainingConfig) -> None:
-    """Raise ValueError for policies that would do nothing, or not what their names promise."""
+    """Raise ValueError for rollout settings that contradict each other or would have no effect."""
     at_once, prompts = rollout.over_sampling_batch_size, training.rollout_batch_size
     if at_once is not None and at_once < prompts:
         raise ValueError(
@@ -50,7 +51,7 @@ def check_rollout_policies(rollout: RolloutConfig, training: TrainingConfig) -> 
 def explain(
     error: ValidationError, root: type[BaseModel], settings: Mapping[str, Any]
 ) -> ConfigError:
-    """One line for each wrong setting, with its full key, its value and the way out."""
+    """Make a ConfigError with a line for each wrong setting: key, value, and what to do."""
     lines = [_line(dict(item), root) for item in error.errors()]
     if len(lines) == 1:
         return ConfigError(lines[0])
@@ -71,7 +72,7 @@ def _line(item: dict[str, Any], root: type[BaseModel]) -> str:
 
 
 def _suggest(path: list[str], root: type[BaseModel]) -> str:
-    """The nearest key of the same section; else the section that has a key of this name."""
+    """Suggest the nearest key of the same section, or the section that has a key of this name."""
     section = root
     for part in path[:-1]:
         section = _child(section, part) or section

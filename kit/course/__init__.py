@@ -1,12 +1,13 @@
-"""The exercises of the lessons in `notebooks/`: what each answer is checked against.
+"""Checks for the exercises of the lessons in `notebooks/`.
 
     from kit.course import check
     check("01.1", 1.62)                      # shows whether it is right, and if not, why
-    check("01.2", 5, rollout=rollout)        # some look at what the notebook has computed
+    check("01.2", 5, rollout=rollout)        # some checks use what the notebook has computed
 
-A check never raises because of an answer: an answer is open, wrong or right, and a wrong one is
-told what it looks like. An answer that is still `...` is open. The functions in `lesson_01.py` to
-`lesson_07.py` return what is wrong, in a sentence, or nothing where all is well.
+A check never raises because of an answer: an answer is open, wrong or right, and the verdict on a
+wrong one names the likely mistake. An answer that is still `...` is open. The functions in
+`lesson_01.py` to `lesson_07.py` return a sentence on what is wrong, or an empty string for a right
+answer.
 """
 
 from kit.course.verdict import Verdict, check, exercises

@@ -1,4 +1,4 @@
-"""`check`: an answer in, a verdict out that shows itself under the cell."""
+"""`check`: takes an answer and returns a verdict that shows itself under the cell."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _KINDS = {"open": "warn", "wrong": "bad", "right": "good"}
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of an answer."""
+    """The verdict on an answer: open, wrong or right, and why."""
 
     exercise: str
     state: State
@@ -58,7 +58,7 @@ class Verdict:
 
 
 def check(exercise: str, answer: object, **known: object) -> Verdict:
-    """Compare an answer with what is right, and say what it looks like where it is not.
+    """Compare an answer with the right one; the verdict on a wrong answer names the likely mistake.
 
     Args:
         exercise: its number, such as `01.2`.
@@ -101,11 +101,11 @@ def exercises() -> dict[str, Check]:
 
 
 class NotAnsweredError(Exception):
-    """A function that is an answer returned `...`: its stub was not filled in."""
+    """An answer's function returned `...`: its stub was not filled in."""
 
 
 def call(function: object, *arguments: object) -> Any:
-    """What an answer's function gives. Raises NotAnsweredError where it is still a stub."""
+    """Call an answer's function. Raises NotAnsweredError if it is still a stub."""
     if not callable(function):
         raise TypeError(f"a function is asked for, not {function!r}")
     value = function(*arguments)
@@ -115,14 +115,14 @@ def call(function: object, *arguments: object) -> Any:
 
 
 def near(value: object, right: float, tolerance: float = 0.01) -> bool:
-    """Is it a number, and this one up to rounding?"""
+    """Whether a value is a number and equals `right` up to rounding."""
     return isinstance(value, (int, float)) and abs(float(value) - right) <= tolerance
 
 
 def hint(
     answer: object, right: float, mistakes: Mapping[str, float], tolerance: float = 0.01
 ) -> str:
-    """Nothing where a number is right; else the words for each mistake that would lead to it."""
+    """Return "" for a right number, else the hints for the mistakes that would lead to it."""
     if isinstance(answer, bool) or not hasattr(answer, "__float__"):
         return f"A number is asked for, not {answer!r}."
     value = float(answer)
@@ -141,7 +141,7 @@ def _checks(lesson: str) -> tuple[Check, ...]:
 
 
 def _unanswered(answer: object) -> bool:
-    """Is it still the stub: three dots, or a list or dictionary of them?"""
+    """Whether an answer is still the stub: three dots, or a list or dictionary of them."""
     parts = answer.values() if isinstance(answer, dict) else answer
     if isinstance(parts, (list, tuple)) or isinstance(answer, dict):
         return all(part is ... for part in parts)  # type: ignore[attr-defined]

@@ -1,11 +1,11 @@
 """Where prompts come from, and how they become tokens.
 
-    sources.py    load_prompts: every notation of `data.source`, down to one validated set
-    prompts.py    PromptRow and PromptSet: what a prompt is, and what makes a row malformed
-    readers.py    files and directories: JSONL, JSON, CSV, Parquet, `datasets` on disk or hub
-    gym.py        rows that reasoning-gym generates when they are looked at
-    templates.py  the model's chat template, and whether a prompt fits the context
-    stream.py     the order in which training sees the rows, resumable
+    sources.py         load_prompts: every notation of `data.source`, down to one validated set
+    prompts.py         PromptRow and PromptSet: what a prompt is, and what makes a row malformed
+    readers.py         files and directories: JSONL, JSON, CSV, Parquet, `datasets` on disk or hub
+    reasoning_gym.py   rows that reasoning-gym generates when they are read
+    chat_template.py   the model's chat template, and whether a prompt fits the context
+    stream.py          the order in which training sees the rows, resumable
 
 Importing this package is light; `datasets`, `pyarrow` and `reasoning_gym` load when needed.
 """

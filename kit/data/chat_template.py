@@ -1,4 +1,4 @@
-"""Prompts to token ids, through the model's own chat template."""
+"""Turn prompts into token ids, with the model's own chat template."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def render(
     apply_chat_template: bool = True,
     system_prompt: str = "",
 ) -> list[int]:
-    """Token ids of a prompt, ready for the model to answer.
+    """Return the token ids of a prompt, ready for the model to answer.
 
     With the chat template, a plain string is one user message (after `system_prompt`, if any),
     chat messages are taken as they are, and the mark that opens the answer follows. Without it,
@@ -45,8 +45,9 @@ def render(
 def check_fits(
     prompt_tokens: Sequence[int], context_length: int, max_response_len: int, number: int
 ) -> None:
-    """Raise DataError where prompt and longest response exceed the context; `number` names the
-    row. All lengths are in tokens.
+    """Raise DataError if prompt and longest response exceed the context.
+
+    `number` names the row. All lengths are in tokens.
     """
     length = len(prompt_tokens)
     if length >= context_length:

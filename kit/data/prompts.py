@@ -22,7 +22,7 @@ from kit.samples import Messages
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    """One question to the model, and what is known about its answer."""
+    """One prompt, with its label and metadata."""
 
     prompt: str | Messages
     """A string, or chat messages with `role` and `content`."""
@@ -45,7 +45,7 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A row as its source gave it, before anybody looked inside."""
+    """A row as its source gave it, not checked yet."""
 
     where: str
     """For messages: `train.jsonl, line 7`."""
@@ -56,7 +56,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class PromptSet(Sequence[PromptRow]):
-    """All prompts of one source. Rows of generated tasks are made when they are looked at."""
+    """All prompts of one source. Rows of generated tasks are made when they are read."""
 
     name: str
     """Short name; evaluation is logged as `eval/{name}`."""
@@ -91,7 +91,7 @@ class PromptSet(Sequence[PromptRow]):
 
 
 def check_row(record: Record, keys: Keys) -> PromptRow:
-    """The row that a record holds. Raises DataError naming the row and the field that is wrong."""
+    """Turn a record into a row. Raises DataError naming the row and the field that is wrong."""
     row = _mapping(record)
     if keys.prompt not in row:
         raise DataError(
@@ -109,8 +109,10 @@ def check_row(record: Record, keys: Keys) -> PromptRow:
 
 
 def check_rows(records: Sequence[Record], keys: Keys) -> tuple[PromptRow, ...]:
-    """All rows, checked. Raises DataError for the first that is malformed, and for a label or
-    metadata field that was named in the settings but is in no row at all.
+    """Turn records into rows, checked.
+
+    Raises DataError for the first that is malformed, and for a label or metadata field that the
+    settings name but no row has.
     """
     rows = tuple(check_row(record, keys) for record in records)
     usual = Keys()

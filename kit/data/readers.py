@@ -40,7 +40,7 @@ def looks_like_hub_name(source: str) -> bool:
 
 
 def read_path(path: Path, split: str, window: slice) -> list[Record]:
-    """The records of a file or directory. Raises DataError for what is missing or unreadable."""
+    """The records of a file or directory. Raises DataError if it is missing or unreadable."""
     if path.is_dir():
         return _read_directory(path, split, window)
     if not path.exists():
@@ -58,7 +58,7 @@ def read_dataset(dataset: Dataset, origin: str, window: slice) -> list[Record]:
 
 
 def read_rows(rows: Sequence[Any], window: slice) -> list[Record]:
-    """The records of a list in memory, which a person counts from 0."""
+    """The records of a list in memory, numbered from 0."""
     return [
         Record(f"row {number} (index {number - 1})", number, _not_text(row))
         for number, row in list(enumerate(rows, start=1))[window]
@@ -263,7 +263,7 @@ def _text(file: Path) -> str:
 
 
 def _not_text(row: Any) -> Any:
-    """A bare string in a list is not a row; only lines of a JSONL file are text to be parsed."""
+    """Wrap a bare string of a list, so that it is not parsed like a line of a JSONL file."""
     return [row] if isinstance(row, str) else row
 
 

@@ -1,4 +1,4 @@
-"""Rows that reasoning-gym generates, made when they are looked at.
+"""Rows of reasoning-gym tasks, generated when they are read.
 
 Some tasks need half a second for one row, so ten thousand at the start are out of the question.
 Row i is the i-th of a generated dataset; where its question belongs to the other split, the i-th
@@ -24,7 +24,7 @@ _MOST_TRIES = 64
 
 
 def task_names() -> list[str]:
-    """Every task that can be named after `reasoning_gym:`."""
+    """Names of all tasks that can follow `reasoning_gym:`."""
     _reasoning_gym()
     from reasoning_gym.factory import DATASETS
 
@@ -35,7 +35,7 @@ def task_names() -> list[str]:
 class GymRows(Sequence[PromptRow]):
     """The rows of one split of one task. Raises DataError for a task that does not exist.
 
-    `window` is the part of the `size` rows that is wanted. The held-out rows do not depend on
+    `window` selects a part of the `size` rows. The held-out rows do not depend on
     `seed`, so that runs with different seeds compare.
     """
 
@@ -55,7 +55,7 @@ class GymRows(Sequence[PromptRow]):
 
     @property
     def fingerprint(self) -> str:
-        """What the rows follow from; hashing the rows themselves would generate them all."""
+        """Hash of the settings that generate the rows, so that no row has to be generated."""
         made_by = version("reasoning-gym")
         text = f"{made_by} {self.task} {self.split} {self.size} {self._seed} {self._wanted}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]

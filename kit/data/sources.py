@@ -74,7 +74,7 @@ def load_prompts(
     seed: int = 0,
     override: Override | Dataset | None = None,
 ) -> PromptSet | None:
-    """The training prompts, or the held-out ones; None where there are no held-out ones.
+    """Load the training prompts, or the held-out ones (None if the settings have none).
 
     Args:
         config: sources, and which fields of a row hold what.
@@ -105,14 +105,14 @@ def load_prompts(
 
 
 def hub_source(config: DataConfig, *, split: Split, model_name: str = TINY) -> str | None:
-    """`owner/name:configuration` where the settings mean a dataset of the hub, else None."""
+    """`owner/name:configuration` if the settings name a dataset of the hub, else None."""
     name, _ = _split_slice(_configured(config, split, model_name) or "")
     here = Path(name).expanduser().exists()
     return name if not here and readers.looks_like_hub_name(name) else None
 
 
 def _configured(config: DataConfig, split: str, model_name: str) -> str | None:
-    """The source that the settings mean, None for no evaluation."""
+    """The source that the settings name for a split; None for no evaluation."""
     source = config.source
     if not source:
         source = "tiny:addition" if model_name == TINY else "reasoning_gym:gsm_symbolic"
@@ -125,7 +125,7 @@ def _configured(config: DataConfig, split: str, model_name: str) -> str | None:
 
 
 def _split_slice(source: str) -> tuple[str, slice]:
-    """`train.jsonl@[0:10]` in its two parts."""
+    """Split `train.jsonl@[0:10]` into path and slice."""
     name, mark, inside = source.rpartition("@[")
     if not mark:
         return source, slice(None)
@@ -173,7 +173,7 @@ def _tiny(task: str, window: slice, split: Split, source: str) -> PromptSet:
 
 
 def _in_memory(rows: Any, split: Split, config: DataConfig) -> PromptSet:
-    """A list of mappings, a `datasets.Dataset`, or a `DatasetDict` with splits."""
+    """Prompts from a list of mappings, a `datasets.Dataset`, or a `DatasetDict` with splits."""
     if isinstance(rows, Mapping):
         rows = readers.pick_split(rows, split, "The dataset")
     if hasattr(rows, "select"):
@@ -198,13 +198,13 @@ def _checked(records: Sequence[Record], config: DataConfig, name: str, source: s
 
 
 def _fitting_reward(rows: Sequence[PromptRow]) -> str:
-    """Labels that are whole GSM8K solutions can only be graded by what follows `####`."""
+    """The default reward: `gsm8k` if labels are whole GSM8K solutions, which end in `#### N`."""
     solutions = bool(rows) and all(row.label and "####" in row.label for row in rows)
     return "gsm8k" if solutions else "exact"
 
 
 def _explain_unknown(name: str, task: re.Match[str] | None) -> None:
-    """Raise for a source that is meant as a task but is not written as one."""
+    """Raise DataError for a source that looks like a task but is not written as one."""
     if task:
         raise DataError(
             f"There is no kind of source {task[1]!r} (in {name!r}).",

@@ -1,4 +1,4 @@
-"""The order in which training sees the rows: endless, from the seed, and resumable."""
+"""`PromptStream`: the endless, seeded, resumable order in which training reads the rows."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class PromptStream:
 
     @property
     def epoch(self) -> int:
-        """How many times the whole set has been handed out."""
+        """Number of completed passes over the set."""
         return self._epoch
 
     def next(self, n: int) -> list[PromptRow]:
-        """The next `n` rows; where the set ends, the next epoch begins."""
+        """Take the next `n` rows; after the last row of the set the next epoch begins."""
         if n < 0:
             raise DataError(f"A stream cannot give {n} rows.", fix="ask for 0 or more.")
         rows: list[PromptRow] = []
@@ -42,7 +42,7 @@ class PromptStream:
         return rows
 
     def peek(self, n: int) -> list[PromptRow]:
-        """The rows that `next` will give, which it still gives."""
+        """Rows that the next calls of `next` will return, without taking them."""
         here = self._epoch, self._position, self._order
         try:
             return self.next(n)
@@ -50,7 +50,7 @@ class PromptStream:
             self._epoch, self._position, self._order = here
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands, in JSON's types."""
+        """Position of the stream, in JSON's types; `load_state` takes it."""
         return {
             "name": self._prompts.name,
             "rows": len(self._prompts),
@@ -62,8 +62,9 @@ class PromptStream:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state` was taken, in its order. Raises DataError for a state of other
-        data, and for one that is damaged; the stream stays as it was then.
+        """Continue from the position that `state` returned.
+
+        Raises DataError for a state of other data or a damaged one; the stream is then unchanged.
         """
         if missing := sorted(self.state().keys() - state.keys()):
             raise DataError(f"This is no state of a prompt stream: it lacks {', '.join(missing)}.")

@@ -1,10 +1,7 @@
-"""Who may hold how much of the device, worked out before anything starts.
+"""The memory plan: who may hold how much of the device, worked out before anything starts.
 
-shape.py           the model's sizes, read from its directory
-card.py            the device: its name and its memory
-plan.py            the plan: what each phase holds, and what sleeps meanwhile
-ways_out.py        what to change where it does not fit
-for_session.py     the plan of a session, running or not
+sizes.py   bytes of each part: weights, gradients, activations, KV cache, ...
+plan.py    the plan: what each phase holds, what sleeps meanwhile, what to change if it does not fit
 """
 
 from kit.memory.plan import MemoryPlan, Phase, make_plan

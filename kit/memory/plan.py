@@ -9,12 +9,11 @@ Three phases share one device:
 The plan takes what costs least time: nothing sleeps where everything fits; then the engine's KV
 cache is let go during updates, then its weights; smaller micro-batches and recomputation come
 next; the trainer moves to host memory while the engine generates where the KV cache would
-otherwise hold less than half of a rollout. All sizes are bytes. Where a session
-has several devices, it is the plan of one, or of one trainer's and one engine's.
+otherwise hold less than half of a rollout. All sizes are bytes. Where a session has several
+devices, the plan is of one of them, or of one trainer's and one engine's.
 
-What to change where a plan does not fit. Each way out is tried before it is offered.
-
-The plan of a session: before it starts, and before there is even a GPU to start it on.
+Where no plan fits, `ways_out` looks for settings that would make it fit, and tries each before it
+offers it. `memory_plan` and `plan_for` make the plan of a session, also on a machine without GPU.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ MICRO_BATCH = 16384
 
 
 SPARE = 0.04
-"""Share of the device that is left to fragments."""
+"""Share of the device that is kept in reserve for fragmentation."""
 
 
 COMPILED_FROM = 100_000_000
@@ -56,31 +55,31 @@ LEVELS: tuple[Recompute, ...] = ("none", "selective", "alternating", "full")
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What is on the device in one phase."""
+    """Content of device memory in one phase."""
 
     name: PhaseName
     parts: tuple[tuple[str, int], ...]
     """(what, bytes), engine's first; 0 for what sleeps meanwhile."""
     measured: int | None = None
-    """Most that was seen on the device in this phase so far; None before."""
+    """Largest memory use measured in this phase so far, in bytes; None before the first."""
     apart: bool = False
-    """Are engine and trainer on devices of their own?"""
+    """Whether engine and trainer have devices of their own."""
 
     @property
     def total(self) -> int:
-        """Bytes, all parts together; of the fuller device where there are two."""
+        """Bytes of all parts together; of the fuller device if there are two."""
         if self.apart:
             return max(self.of("engine"), self.of("trainer"))
         return sum(size for _, size in self.parts)
 
     def of(self, side: Literal["engine", "trainer"]) -> int:
-        """Bytes of one side."""
+        """Bytes that the engine, or the trainer, holds."""
         return sum(size for what, size in self.parts if what.startswith(side))
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan(Shown):
-    """What holds the device when, and the settings that follow from it."""
+    """What is in device memory in each phase, and the settings that follow from it."""
 
     card: Card
     limit: int
@@ -95,44 +94,44 @@ class MemoryPlan(Shown):
     max_tokens_per_gpu: int
     """Tokens of a micro-batch."""
     recompute: Recompute
-    """What the backward pass makes again; `model.gradient_checkpointing`."""
+    """What the backward pass recomputes; `model.gradient_checkpointing`."""
     compile: bool
-    """Are the trainer's layers compiled?"""
+    """Whether the trainer's layers are compiled."""
     optimizer_cpu_offload: bool
     kv_sleeps: bool
-    """Is the KV cache let go while the trainer works?"""
+    """Whether the KV cache is released while the trainer works."""
     engine_weights_sleep: bool
-    """Do the engine's weights wait in host memory while the trainer works?"""
+    """Whether the engine's weights are in host memory while the trainer works."""
     trainer_sleeps: bool
-    """Does the trainer wait in host memory while the engine generates?"""
+    """Whether the trainer is in host memory while the engine generates."""
 
     @property
     def trainer_limit(self) -> int:
-        """Bytes of a GPU that the trainer's process may take: what its phase leaves it."""
+        """Bytes of a GPU that the trainer's process may take in an update, beside the engine."""
         beside = 0 if self.apart else self.phase("update").of("engine")
         return self.limit - beside - CONTEXT
 
     @property
     def apart(self) -> bool:
-        """Have engine and trainer a device each?"""
+        """Whether engine and trainer have a device each."""
         return self.phases[0].apart
 
     @property
     def usable(self) -> int:
-        """Bytes that the plan gives away; the rest is left to fragments."""
+        """Bytes that the plan distributes; the rest is a reserve for fragmentation."""
         return int(self.limit * (1 - SPARE))
 
     @property
     def samples_at_once(self) -> int:
-        """Samples that the KV cache holds if all are as long as they may be."""
+        """Samples of full length that fit into the KV cache."""
         return self.kv_tokens // self.sample_tokens
 
     def phase(self, name: PhaseName) -> Phase:
-        """One of the three."""
+        """The phase of this name."""
         return next(phase for phase in self.phases if phase.name == name)
 
     def with_measured(self, measured: dict[str, int]) -> MemoryPlan:
-        """The same beside what was seen, in bytes by phase."""
+        """Copy of the plan with measured bytes, by phase."""
         seen = (replace(phase, measured=measured.get(phase.name)) for phase in self.phases)
         return replace(self, phases=tuple(seen))
 
@@ -146,7 +145,7 @@ def make_plan(
     context_length: int,
     width: int,
 ) -> MemoryPlan:
-    """Work out who holds what.
+    """Plan the memory of one device.
 
     Args:
         config: the settings; those that are left open are chosen.
@@ -181,7 +180,7 @@ def make_plan(
 
 @dataclass(frozen=True, slots=True)
 class _Update:
-    """How the trainer computes, so that its phase fits."""
+    """How the trainer computes so that its phase fits."""
 
     tokens: int
     level: Recompute
@@ -191,7 +190,7 @@ class _Update:
 
 
 def _ways(config: SessionConfig, longest: int, gpu: bool) -> Iterator[tuple[bool, Recompute, int]]:
-    """(offload, recompute, micro-batch tokens) that the settings allow, fastest first."""
+    """Allowed ways to train, fastest first: (offload, recompute, micro-batch tokens)."""
     chosen = config.model.gradient_checkpointing
     levels: tuple[Recompute, ...] = LEVELS
     if chosen is not None:
@@ -206,7 +205,7 @@ def _ways(config: SessionConfig, longest: int, gpu: bool) -> Iterator[tuple[bool
 
 
 def _fit_update(sizes: Sizes, limit: int, longest: int) -> _Update:
-    """The fastest way to train that fits while the engine sleeps as deeply as it may."""
+    """Choose the fastest way to train that fits while the engine sleeps as deeply as it may."""
     context = CONTEXT if sizes.gpu else 0
     beside = sizes.engine_context + sizes.engine_asleep
     if sizes.apart:
@@ -354,11 +353,11 @@ def _phases(
 
 
 class DoesNotFitError(Exception):
-    """A plan cannot be made; becomes a ConfigError once the ways out are known.
+    """No plan fits. Becomes a ConfigError once the ways out are known.
 
     Args:
         what: what does not fit, with numbers.
-        why: what takes the room.
+        why: what takes the memory.
     """
 
     def __init__(self, what: str, why: str) -> None:
@@ -371,7 +370,7 @@ Fit = Callable[[SessionConfig, int, int], object]
 
 
 def ways_out(fit: Fit, config: SessionConfig, response: int, limit: int, total: int) -> str:
-    """The settings of which each alone makes it fit; else of all of them together.
+    """Name settings each of which alone makes the plan fit, or else a set that does together.
 
     Args:
         fit: makes a plan, or raises DoesNotFitError.
@@ -407,7 +406,7 @@ def ways_out(fit: Fit, config: SessionConfig, response: int, limit: int, total: 
 
 
 def _together(fits: Callable[[SessionConfig, int], bool], config: SessionConfig, most: int) -> str:
-    """All that can be loosened, and the longest response that fits then; empty where none does."""
+    """Relax all settings together, with the longest response that then fits; "" if none does."""
     done = []
     while step := next(_loosened(config), None):
         done.append(step[0])
@@ -419,7 +418,7 @@ def _together(fits: Callable[[SessionConfig, int], bool], config: SessionConfig,
 
 
 def _loosened(config: SessionConfig) -> Iterator[tuple[str, SessionConfig]]:
-    """Settings that ask for memory, one by one, and the configuration without each."""
+    """Settings that cost memory, one by one, and the configuration without each."""
     training = config.training
     if config.memory.sleep == "never":
         yield "set memory.sleep: auto", _with(config, "memory.sleep", "auto")
@@ -445,7 +444,7 @@ def _loosened(config: SessionConfig) -> Iterator[tuple[str, SessionConfig]]:
 
 
 def _with(config: SessionConfig, key: str, value: Any) -> SessionConfig:
-    """A changed copy that is not validated: it only serves to be planned for."""
+    """A changed copy, not validated; it is only planned for."""
     section, name = key.split(".")
     changed = getattr(config, section).model_copy(update={name: value})
     return config.model_copy(update={section: changed})
@@ -460,17 +459,17 @@ def _most(fits: Callable[[int], bool], below: int) -> int:
 def memory_plan(
     config: SessionConfig | str | Path = "tiny", *, device_gib: float | None = None
 ) -> MemoryPlan:
-    """What a session with these settings would hold; starts nothing and needs no GPU.
+    """Plan the memory of a session with these settings; starts nothing and needs no GPU.
 
         kit.memory_plan("config.yaml", device_gib=24)
 
     Args:
         config: as for `RLSession.start`.
-        device_gib: plan for a GPU of so many GiB; None takes the device that is here.
+        device_gib: plan for a GPU of so many GiB; None takes this machine's device.
 
     Raises:
-        ConfigError: it cannot fit, or there is a setting that is wrong.
-        ModelError, DataError: the model or the prompts are not there.
+        ConfigError: it cannot fit, or a setting is wrong.
+        ModelError, DataError: the model or the prompts are missing.
     """
     from kit.data import load_prompts
     from kit.memory.sizes import response_limit
@@ -497,7 +496,7 @@ def plan_for(
     max_response_len: int,
     card: Card | None = None,
 ) -> MemoryPlan:
-    """The plan for the device that is here, or for another card.
+    """Plan for this machine's device, or for another card.
 
     Args:
         config: the settings; those that are left open are chosen.

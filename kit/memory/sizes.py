@@ -1,4 +1,4 @@
-"""`Sizes`: what a model takes of a device, part by part, in bytes; `kit.memory.plan` adds up."""
+"""`Sizes`: device memory of each part of a session, in bytes; `kit.memory.plan` adds them up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kit.models.source import ModelShape, ModelSource
 from kit.utils.hardware import GIB
 
 CONTEXT = int(0.6 * GIB)
-"""What the driver and the libraries of one process hold on a GPU."""
+"""GPU memory of the driver and the libraries of one process."""
 
 
 GRAPHS = int(1.8 * GIB)
@@ -19,11 +19,11 @@ GRAPHS = int(1.8 * GIB)
 
 
 ASLEEP = int(1.4 * GIB)
-"""What is left of those while it sleeps."""
+"""GPU memory that an engine still holds while it sleeps."""
 
 
 LOGITS_AT_ONCE = 1 << 28
-"""Of a piece, and as many of their gradient: see `kit.model.log_probs`."""
+"""Logits in one piece, and as many in its gradient: see `kit.models.log_probs`."""
 
 
 Recompute = Literal["none", "selective", "alternating", "full"]
@@ -31,7 +31,7 @@ Recompute = Literal["none", "selective", "alternating", "full"]
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Sizes of everything on one device, for one model and one configuration."""
+    """Bytes of everything on one device, for one model and one configuration."""
 
     shape: ModelShape
     config: SessionConfig
@@ -42,17 +42,17 @@ class Sizes:
 
     @property
     def ranks(self) -> int:
-        """Trainers that divide weights and optimizer. On a CPU all of them are in one memory."""
+        """Trainer ranks that shard weights and optimizer; 1 on a CPU, where they share memory."""
         return self.config.training.num_trainers if self.gpu else 1
 
     @property
     def apart(self) -> bool:
-        """Have engine and trainer a device each?"""
+        """Whether engine and trainer have a device each."""
         return self.gpu and not self.config.cluster.colocate
 
     @property
     def engines(self) -> int:
-        """Engines that share a rollout."""
+        """Number of engines that share a rollout."""
         engine = self.config.engine
         if not self.gpu:
             return 1
@@ -62,7 +62,7 @@ class Sizes:
 
     @property
     def side_by_side(self) -> int:
-        """Engines that share one GPU."""
+        """Number of engines that share one GPU."""
         engine = self.config.engine
         if not self.gpu or self.apart:
             return 1
@@ -70,62 +70,64 @@ class Sizes:
 
     @property
     def engine_weights(self) -> int:
-        """What one device has of them, for all its engines."""
+        """Engine weights on one device, of all its engines."""
         return self.side_by_side * self.one_engines_weights
 
     @property
     def one_engines_weights(self) -> int:
-        """One device's part of them."""
+        """Weights of one engine on one of its devices."""
         return self.shape.parameters * self.width // self.config.engine.tensor_parallel
 
     @property
     def engine_context(self) -> int:
-        """Of all engines on one device."""
+        """Driver and library memory of all engines on one device."""
         return self.side_by_side * CONTEXT if self.gpu else 0
 
     @property
     def engine_graphs(self) -> int:
-        """Of all engines on one device, with their workspaces."""
+        """CUDA graphs and workspaces of all engines on one device."""
         return self.side_by_side * GRAPHS if self.gpu else 0
 
     @property
     def engine_asleep(self) -> int:
-        """What is left of those while they sleep."""
+        """Memory that the engines of one device still hold while they sleep."""
         return self.side_by_side * ASLEEP if self.gpu else 0
 
     @property
     def engine_awake(self) -> int:
-        """Engines of one device without their KV caches."""
+        """Memory of the engines of one device, without their KV caches."""
         return self.engine_weights + self.engine_context + self.engine_graphs
 
     @property
     def sleeps(self) -> bool:
-        """May the engine let go of memory while the trainer works?"""
+        """Whether the engine may release memory while the trainer works."""
         return self.gpu and not self.apart and self.config.memory.sleep != "never"
 
     @property
     def token(self) -> int:
-        """Of the KV caches on one device, which take the same number of tokens each. Devices of an
-        engine divide its heads, as far as there are as many.
+        """Bytes of one token in the KV caches of one device; each cache holds the same tokens.
+
+        The devices of a tensor-parallel engine share its key-value heads, as far as there are
+        enough of them.
         """
         engine = self.config.engine
         parts = min(engine.tensor_parallel // engine.data_parallel, self.shape.key_value_heads)
         return self.side_by_side * self.shape.key_value_bytes(self.width) // parts
 
     def rollout_tokens(self, longest: int) -> int:
-        """Of one engine's share of a rollout whose samples are all as long as they may be."""
+        """Tokens of one engine's share of a rollout, if all its samples have full length."""
         return -(-self.config.samples_at_once // self.engines) * longest
 
     def wanted_tokens(self, longest: int) -> int:
-        """Of the KV cache, so that no sample of a rollout has to wait."""
+        """KV cache tokens with which no sample of a rollout has to wait."""
         return self.config.engine.max_total_tokens or self.rollout_tokens(longest)
 
     def least_tokens(self, longest: int) -> int:
-        """Of the KV cache, without which nothing can be generated, or which are asked for."""
+        """KV cache tokens that generating needs at least, or those that the settings ask for."""
         return self.config.engine.max_total_tokens or longest
 
     def resident(self, offload: bool) -> int:
-        """Trainer between updates: float32 weights, two moments, further models; a share each."""
+        """A rank's memory between updates: float32 weights, two moments, further models."""
         if offload:
             return 0
         training, p = self.config.training, 4 * self.shape.parameters
@@ -134,29 +136,32 @@ class Sizes:
         return own // self.ranks
 
     def working(self) -> int:
-        """Trainer in an update, beside activations: gradients, and weights in their width.
+        """Trainer memory in an update, without activations: gradients and gathered weights.
 
-        FSDP gathers weights in memory of its own, from which they are copied: three times theirs.
+        FSDP gathers weights into buffers of its own and copies out of them, so they count three
+        times on a GPU.
         """
         return self.gradients + (3 if self.gpu else 1) * self.width * self.gathered
 
     @property
     def gradients(self) -> int:
-        """A rank's share of them, float32. With offload too: they are handed in on the device."""
+        """A rank's share of the float32 gradients; on the device also with offload."""
         return 4 * self.shape.parameters // self.ranks
 
     def not_given_back(self, offload: bool) -> int:
-        """What the trainer holds of an update's memory even where it gives back all it can.
+        """Memory of an update that the trainer keeps even after it has released its cache.
 
-        FSDP hands gradients in on a stream of its own. With offload about as much as they take
-        stays with the process: 2 to 3 GiB of 0.6 G parameters on an H100, in every phase.
+        FSDP reduces gradients on a stream of its own. With offload, about as much memory as they
+        take stays with the process in every phase: 2 to 3 GiB for 0.6 G parameters on an H100.
         """
         return self.gradients if offload and self.gpu else 0
 
     @property
     def gathered(self) -> int:
-        """Parameters that a rank has whole at a time: all of them, or, with several ranks, the
-        embeddings and two layers, of which one is on its way.
+        """Unsharded parameters that a rank holds at a time.
+
+        With one rank these are all of them; with several, the embeddings and two layers, the
+        second of which is being gathered.
         """
         s = self.shape
         if self.ranks == 1:
@@ -165,13 +170,14 @@ class Sizes:
         return embeddings + min(2, s.layers) * (s.parameters - embeddings) // s.layers
 
     def gradients_handed_in(self, offload: bool) -> int:
-        """At the end of a backward pass: gradients as computed, and in float32, twice; with offload
-        one of these is what is never given back.
+        """Gradients at the end of a backward pass: as computed, and twice in float32.
+
+        With offload one of the float32 copies is already counted by `not_given_back`.
         """
         return (self.width + 4 + (0 if offload else 4)) * self.gathered
 
     def activations(self, tokens: int, level: Recompute) -> int:
-        """Kept for the backward pass, and what one layer needs on top."""
+        """Activations kept for the backward pass, and those that one layer needs on top."""
         s, width = self.shape, self.width
         queries, keys = s.heads * s.head_size, s.key_value_heads * s.head_size
         # Compiled code keeps queries and keys before and after their norm and rotation, and the
@@ -188,19 +194,19 @@ class Sizes:
         return int(eager * tokens * width * (s.layers * kept[level] + layer))
 
     def logits(self, tokens: int) -> int:
-        """Pieces of logits and the output embedding's gradient; all logits of a small model."""
+        """Logits in pieces and the output embedding's gradient, or all logits of a small model."""
         s = self.shape
         in_pieces = 2 * LOGITS_AT_ONCE * self.width + 4 * s.vocabulary * s.hidden
         return min(in_pieces, 5 * 4 * tokens * s.vocabulary)
 
     def update_peak(self, tokens: int, level: Recompute, offload: bool) -> tuple[int, int]:
-        """(working memory, activations or what takes their place at the end)."""
+        """Peak of an update: (working memory, activations or the gradients that replace them)."""
         forward = self.activations(tokens, level) + self.logits(tokens)
         # One layer after the other turns from activations into gradients.
         return self.working(), max(forward, self.gradients_handed_in(offload))
 
     def buckets(self) -> int:
-        """Two buffers that weights travel in."""
+        """The two buffers of a weight sync."""
         return min(2 * self.config.engine.update_weight_buffer_size, self.one_engines_weights)
 
 
@@ -208,6 +214,6 @@ DEFAULT_RESPONSE_LENGTH = 1024
 
 
 def response_limit(config: SessionConfig, train: PromptSet, model: ModelSource) -> int:
-    """Tokens that a response may have: as configured, or as the task needs."""
+    """Longest response in tokens: as configured, or as the task needs."""
     default = min(DEFAULT_RESPONSE_LENGTH, model.context_length // 2)
     return config.rollout.max_response_len or train.max_response_len or default

@@ -1,12 +1,12 @@
 """Rewards: verifiers that grade a response, and the runner that turns failures into data.
 
-    registry.py   the built-in rewards by name: grade, check, build
-    text.py       verifiers that look at the text alone: exact, number, gsm8k, format
-    apart.py      a helper process for the graders that compute with what a model wrote
-    runner.py     score_samples: any reward over any samples, one failure at a time; Scoring: the
-                  same while samples are still coming
-    trial.py      try_reward: two rewards over the same samples, compared
-    values.py     what counts as a reward, and how a failure is told
+    registry.py         the built-in rewards by name: grade, check, build
+    verifiers.py        graders that look at the text alone: exact, number, gsm8k, format
+    runner.py           score_samples: any reward over any samples, one failure at a time; Scoring:
+                        scores samples while others are still being generated
+    timeouts.py         the time limit of a reward function
+    grader_process.py   a helper process for graders that compute with what a model wrote
+    grader_worker.py    what runs in that process
 
 A reward is a built-in's name, a mapping of weights, or plain Python run in the caller's process:
 

@@ -27,7 +27,7 @@ from typing import Any
 from kit.errors import RewardError
 
 CPU_SECONDS = 5.0
-"""What one answer may cost."""
+"""Processor time that grading one answer may take."""
 
 
 _LOAD_SECONDS = 300.0
@@ -38,7 +38,7 @@ _WALL_SECONDS = 120.0
 
 
 class Apart:
-    """One helper process, started when first asked and again after it had to be ended."""
+    """The helper process: started by the first call, and again after it had to be ended."""
 
     def __init__(self, cpu_seconds: float = CPU_SECONDS) -> None:
         self._cpu_seconds = cpu_seconds
@@ -48,7 +48,7 @@ class Apart:
         atexit.register(self.close)
 
     def grade(self, kind: str, **arguments: Any) -> float:
-        """The score of one answer; 0 where computing it took too much time or memory.
+        """Score one answer; 0 if computing it took too much time or memory.
 
         Raises RewardError where the label or row cannot be graded against, and where the helper
         cannot do its work.
@@ -68,7 +68,7 @@ class Apart:
         return float(reply["score"])
 
     def close(self) -> None:
-        """End the process; the next `grade` starts another."""
+        """End the process. The next `grade` starts another."""
         with self._lock:
             self._end()
 
@@ -109,7 +109,7 @@ class Apart:
 
     @staticmethod
     def _reply(process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any] | None:
-        """The next line; None where the process ended or the time is up."""
+        """The next line of the reply; None if the process ended or the time is up."""
         assert process.stdout is not None
         deadline = time.monotonic() + seconds
         line = b""

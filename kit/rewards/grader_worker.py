@@ -1,4 +1,4 @@
-"""The helper process of `apart.py`: grades one request after the other until its input ends.
+"""The helper process of `grader_process.py`: grades requests one by one until its input ends.
 
 Run by path, not imported. Requests come as pickles from the parent, which made them itself;
 replies go back as JSON lines, because what happens here has touched text that a model wrote.
@@ -22,15 +22,15 @@ MEMORY_LIMIT = 8 << 30
 
 
 class OutOfTime(BaseException):
-    """Not an Exception, so that a library's `except Exception` cannot hold it back."""
+    """The time is up. A BaseException, so that a library's `except Exception` cannot catch it."""
 
 
 class BadLabelError(Exception):
-    """The label cannot be graded against; nothing is wrong with the response."""
+    """The label cannot be graded against, whatever the response is."""
 
 
 def load_math() -> Callable[..., float]:
-    """The grader of `math`: is the response's final expression equal to the label's?"""
+    """Load the grader of `math`: 1 if the final expressions of response and label are equal."""
     from math_verify import parse, verify
 
     def grade(response: str, label: str) -> float:
@@ -46,7 +46,7 @@ def load_math() -> Callable[..., float]:
 
 
 def load_reasoning_gym() -> Callable[..., float]:
-    """The grader of `reasoning_gym`: each task's own scorer, on the row it generated."""
+    """Load the grader of `reasoning_gym`: each task's own scorer, on the row it generated."""
     import reasoning_gym
 
     scorers: dict[str, Callable[..., float]] = {}
@@ -74,9 +74,10 @@ LOADERS = {"math": load_math, "reasoning_gym": load_reasoning_gym}
 
 @contextlib.contextmanager
 def cpu_time(seconds: float) -> Iterator[None]:
-    """Raise OutOfTime after so many seconds of computing, however busy the machine is.
+    """Raise OutOfTime after so many seconds of processor time, however busy the machine is.
 
-    What does not listen, because it computes outside Python, is killed by the kernel soon after.
+    Code that computes outside Python never sees the exception; the kernel kills the process soon
+    after.
     """
 
     def ring(_: int, __: object) -> None:
@@ -98,7 +99,7 @@ def cpu_time(seconds: float) -> Iterator[None]:
 
 
 def answer(grade: Callable[..., float], arguments: dict[str, Any], seconds: float) -> Any:
-    """The reply to one request: a score, or why the label cannot be graded against."""
+    """Reply to one request: a score, or why the label cannot be graded against."""
     try:
         with cpu_time(seconds):
             return {"score": grade(**arguments)}

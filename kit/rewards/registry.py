@@ -78,14 +78,14 @@ def grade(
     *,
     pattern: str = "",
 ) -> float:
-    """What a built-in reward gives to a response, usually 0 or 1.
+    """Grade a response with a built-in reward; usually 0 or 1.
 
     Args:
         name: one of `BUILT_IN`.
-        response: what the model wrote. No response is an error; a senseless one gets 0.
+        response: what the model wrote. Nonsense is no error; it gets 0.
         label: the right answer. `format` needs none; `reasoning_gym` takes its own.
-        metadata: of the row. `reasoning_gym` finds the generated `entry` and `dataset` in it.
-        pattern: what `format` looks for; otherwise `metadata["format_pattern"]`.
+        metadata: the row's. `reasoning_gym` finds the generated `entry` and `dataset` in it.
+        pattern: what `format` looks for; "" takes `metadata["format_pattern"]`.
 
     Raises RewardError for an unknown name, and for a label or row that cannot be graded against.
     """
@@ -108,7 +108,7 @@ def grade(
 
 
 def check(config: RewardConfig) -> None:
-    """Raise RewardError or ConfigError for settings that could not grade, before anything runs."""
+    """Raise RewardError or ConfigError for reward settings that cannot work."""
     if config.name and config.weights:
         raise ConfigError(
             "reward.name and reward.weights are both set.", fix="keep one of the two."
@@ -136,7 +136,7 @@ def check(config: RewardConfig) -> None:
 
 
 def build(config: RewardConfig, default: str) -> BuiltIn:
-    """The reward that the settings mean; `default` where they name none (it fits the data).
+    """Build the reward that the settings name, or `default`, which fits the data.
 
     Raises RewardError or ConfigError as `check` does.
     """
@@ -147,7 +147,7 @@ def build(config: RewardConfig, default: str) -> BuiltIn:
 
 
 def of_weights(weights: Mapping[str, float], format_pattern: str = "") -> BuiltIn:
-    """A weighted sum by name. Raises RewardError as `check` does."""
+    """Build a weighted sum of built-ins. Raises RewardError as `check` does."""
     if not weights:
         raise RewardError("The mapping of rewards is empty.", fix="write {'exact': 1.0}.")
     check(RewardConfig(weights=dict(weights), format_pattern=format_pattern))
@@ -172,8 +172,10 @@ def _reasoning_gym(response: str, label: str | None, metadata: Mapping[str, Any]
 
 
 def _entry(label: str | None, metadata: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Task name and generated row: as kept by `load_prompts`, or as reasoning-gym itself gives
-    them (a whole row, or a row's own metadata).
+    """Find task name and generated row in the metadata.
+
+    They are there as `load_prompts` keeps them, or as reasoning-gym itself gives them: a whole row,
+    or a row's own metadata.
     """
     entry = metadata.get("entry")
     if entry is None and "answer" in metadata:
@@ -194,7 +196,7 @@ def _entry(label: str | None, metadata: Mapping[str, Any]) -> tuple[str, dict[st
 
 
 def _answer(response: str, right: str) -> str:
-    """The part of a response that a scorer should see.
+    """Cut the bare answer out of a response.
 
     Scorers of reasoning-gym expect the bare answer: an <answer> tag or a box says where it is.
     Without either, a question about a number is answered by the last number.

@@ -1,13 +1,12 @@
 """`score_samples`: any reward over any samples, where one failure spoils one sample only.
 
-`score_each` is the same with more to tell of each sample: how long it took, what was raised.
-`Scoring` is the same for samples of which the last is not written yet when the first is scored.
+`score_each` also returns the seconds and the exception of each sample. `Scoring` takes samples one
+by one, so that the first are scored while the last are still being generated.
 
 A reward function that raises, or returns something that is no number, marks its sample as failed
 and says why; the others keep their rewards. What cannot be meant (a batch function that returns
-three values for 128 samples) is an error: rewards are never broadcast.
-
-What counts as a reward, and how a failure is told in one line.
+three values for 128 samples) is an error: rewards are never broadcast. `to_reward` says what counts
+as a reward, `failure_message` words a failure in one line.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ _BATCH_TYPES = ("list", "List", "Sequence", "tuple", "Tuple", "Iterable", "Rollo
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One sample with its reward, and how it came by it."""
+    """A scored sample, with the seconds and the exception of its call."""
 
     sample: Sample
     seconds: float | None = None
@@ -70,7 +69,7 @@ class Scored:
 
 
 def score_samples(samples: Sequence[Sample], reward: Reward) -> list[Sample]:
-    """The samples with their rewards, in order.
+    """Score samples and return them with their rewards, in order.
 
     Args:
         samples: those that were aborted keep no reward and are not shown to the function.
@@ -89,9 +88,9 @@ def score_samples(samples: Sequence[Sample], reward: Reward) -> list[Sample]:
 
 
 def score_each(samples: Sequence[Sample], reward: Reward) -> list[Scored]:
-    """What `score_samples` returns, with the seconds and the exception of each sample.
+    """Score samples as `score_samples` does; also return the seconds and exception of each.
 
-    Calls of an async function wait together, so the sum of their seconds is more than passed.
+    Calls of an async function overlap, so their seconds add up to more than the time that passed.
     """
     with Scoring(reward) as scoring:
         for place, sample in enumerate(samples):
@@ -101,17 +100,17 @@ def score_each(samples: Sequence[Sample], reward: Reward) -> list[Scored]:
 
 
 class Scoring:
-    """A reward over samples that come one after another; a context manager.
+    """Scores samples as they arrive; a context manager.
 
-    A function of one sample is called by `add`, in the caller's thread. An async one is begun by
-    `add`, in a thread of its own, and `finish` waits for it. One of all samples is called by
-    `finish`. The rewards are those of `score_samples`; the calls come in the order of `add`.
+    `add` calls a function of one sample, in the caller's thread. `add` starts an async one in a
+    thread of its own, and `finish` waits for it. `finish` calls a function of all samples. The
+    rewards are those of `score_samples`; the calls come in the order of `add`.
     """
 
     def __init__(self, reward: Reward) -> None:
-        """Raises RewardError for a reward that cannot be called."""
+        """Raise RewardError for a reward that cannot be called."""
         self.scored: dict[int, Scored] = {}
-        """By place; what is scored so far."""
+        """What is scored so far, by place."""
         self._function = reward_function(reward)
         self._whole = _takes_batch(self._function)
         self._async = not self._whole and _is_async(self._function)
@@ -128,7 +127,7 @@ class Scoring:
             self._loop.close()
 
     def add(self, place: int, sample: Sample) -> None:
-        """Take one more sample, and its place among all of them."""
+        """Score one more sample; `place` is its index in the rollout."""
         sample = _unmarked(sample)
         if sample.status is Status.ABORTED:
             self.scored[place] = Scored(sample)
@@ -140,7 +139,7 @@ class Scoring:
             self.scored[place] = _marked(sample, _call(self._function, sample), self._function)
 
     def finish(self) -> None:
-        """Score what is not scored yet. Raises RewardError for the wrong number of rewards."""
+        """Score what is left. Raises RewardError for the wrong number of rewards."""
         if self._waiting:
             places = sorted(self._waiting)
             samples = [self._waiting[place] for place in places]
@@ -168,12 +167,12 @@ class Scoring:
 
 
 def check_reward(reward: Reward) -> None:
-    """Raise RewardError for what `score_samples` could not call, before there are samples."""
+    """Raise RewardError for a reward that `score_samples` could not call."""
     _takes_batch(reward_function(reward))
 
 
 def failure_summary(samples: Iterable[Sample]) -> list[str]:
-    """The reasons why samples failed, the most frequent first: `3 of 8 samples: KeyError: 'x'`."""
+    """Why samples failed, most frequent reason first: `3 of 8 samples: KeyError: 'x'`."""
     every = list(samples)
     reasons = Counter(
         sample.error or "no reason given" for sample in every if sample.status is Status.FAILED
@@ -197,8 +196,9 @@ def reward_function(reward: Reward) -> Callable[..., Any]:
 
 
 def _takes_batch(function: Callable[..., Any]) -> bool:
-    """Whether a function wants all samples at once. Raises RewardError where it cannot be called
-    with one argument.
+    """Whether a function takes all samples at once.
+
+    Raises RewardError if it cannot be called with one argument.
     """
     try:
         signature = inspect.signature(function)
@@ -232,7 +232,7 @@ def _is_async(function: Callable[..., Any]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """What a call returned, or the exception that came instead, and how long it took."""
+    """Outcome of a call: its value or its exception, and its seconds."""
 
     outcome: Any
     seconds: float | None = None
@@ -287,7 +287,7 @@ def _call_batch(function: Callable[..., Any], samples: list[Sample]) -> Sequence
 
 
 def _values(returned: Any) -> list[Any] | None:
-    """What a batch function returned, as a list; None where it is no list of values."""
+    """The values that a batch function returned, as a list; None if it returned something else."""
     if getattr(returned, "shape", None) == () or isinstance(returned, (str, bytes, Mapping)):
         return None
     return list(returned) if isinstance(returned, Iterable) else None
@@ -311,7 +311,7 @@ def _marked(sample: Sample, call: _Call, function: Callable[..., Any]) -> Scored
 
 
 def _unmarked(sample: Sample) -> Sample:
-    """A sample as it was before its reward failed, without a reward."""
+    """The sample without its reward, and without the mark of a failed one."""
     metadata = dict(sample.metadata)
     before = metadata.pop(_STATUS_BEFORE, None)
     status = sample.status
@@ -333,7 +333,7 @@ class _Loop:
         return asyncio.run_coroutine_threadsafe(_guarded(coroutine), self._loop)
 
     def close(self) -> None:
-        """Cancel what still runs, and give it some time to clean up."""
+        """Cancel what still runs, allow it some time to clean up, and end the thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=_LAST_WORDS_SECONDS)
 
@@ -360,7 +360,7 @@ def _result(call: Future[T]) -> T:
 
 
 def _finish(loop: asyncio.AbstractEventLoop) -> None:
-    """Cancel what still waits in a loop, and close it."""
+    """Cancel the remaining tasks of a loop and close it."""
     unfinished = asyncio.all_tasks(loop)
     for task in unfinished:
         task.cancel()
@@ -373,11 +373,11 @@ _LONGEST_MESSAGE = 300
 
 
 class NotARewardError(Exception):
-    """A reward function returned something that is no finite number."""
+    """A reward function returned something other than a finite number."""
 
 
 def to_reward(value: Any) -> float:
-    """The value as a float: numbers, booleans, NumPy and torch scalars.
+    """Convert to a float: numbers, booleans, NumPy and torch scalars.
 
     Raises NotARewardError for everything else, saying what it was.
     """
@@ -400,7 +400,7 @@ def to_reward(value: Any) -> float:
 
 
 def describe(value: Any) -> str:
-    """A value in a few words: `'yes' (str)`, `a list of 3 values`, `a Tensor of shape (2, 1)`."""
+    """Describe a value: `'yes' (str)`, `a list of 3 values`, `a Tensor of shape (2, 1)`."""
     kind = type(value).__name__
     shape = getattr(value, "shape", None)
     if shape is not None:
@@ -412,7 +412,7 @@ def describe(value: Any) -> str:
 
 
 def failure_message(error: Exception, function: Callable[..., Any]) -> str:
-    """One line for a student: the error, and the line of the reward function it came from.
+    """Say in one line what was raised, and in which line of the reward function.
 
     Lines are counted from the function's own first line, as a cell counts them that begins with
     the function.
@@ -430,9 +430,9 @@ def failure_message(error: Exception, function: Callable[..., Any]) -> str:
 
 
 def traceback_text(error: Exception, function: Callable[..., Any]) -> str:
-    """What Python would print of an exception, from the reward function's own frame on.
+    """Traceback of an exception, from the reward function's own frame on.
 
-    Empty for what the function did not raise: a value that is no number.
+    Empty where the function returned a value that is no number, and raised nothing.
     """
     if isinstance(error, NotARewardError):
         return ""

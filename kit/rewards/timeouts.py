@@ -30,10 +30,10 @@ class RewardTimeoutError(Exception):
 
 @dataclass(slots=True)
 class Limit:
-    """What a process allows; a process has one session."""
+    """The time limit of this process, which has one session."""
 
     seconds: float | None = 60.0
-    """For one sample; a function of all samples has as much for each of them."""
+    """Seconds for each sample, also of a function that takes all samples. None: no limit."""
 
 
 LIMIT = Limit()
@@ -41,7 +41,7 @@ LIMIT = Limit()
 
 @contextmanager
 def limited(samples: int = 1) -> Iterator[None]:
-    """Raise RewardTimeoutError in the block when its time is over."""
+    """Raise RewardTimeoutError inside the block when its time is up."""
     if LIMIT.seconds is None:
         yield
     elif threading.current_thread() is threading.main_thread():

@@ -35,12 +35,12 @@ _LONGEST_NUMBER = 400
 
 
 def exact(response: str, label: str) -> float:
-    """1 where both are equal but for white space around them."""
+    """1 if response and label are equal, apart from white space around them."""
     return float(response.strip() == label.strip())
 
 
 def number(response: str, label: str) -> float:
-    """1 where the last number in the response equals the label's.
+    """1 if the last number in the response equals the label's.
 
     Raises RewardError for a label without a number.
     """
@@ -48,7 +48,7 @@ def number(response: str, label: str) -> float:
 
 
 def gsm8k(response: str, label: str) -> float:
-    r"""1 where the answer equals the label's, as numbers.
+    r"""1 if the final answer equals the label's, as numbers.
 
     The answer follows `####` in the response; without that it is in the last `\boxed{}`, else it
     is the last number. The label may be a whole solution that ends in `#### 42`. The mark is
@@ -64,7 +64,7 @@ def gsm8k(response: str, label: str) -> float:
 
 
 def has_format(response: str, pattern: str) -> float:
-    """1 where the regular expression is found in the response; `.` matches newlines too.
+    """1 if the regular expression is found in the response; `.` matches newlines too.
 
     Raises RewardError for a pattern that is no regular expression.
     """
@@ -72,7 +72,7 @@ def has_format(response: str, pattern: str) -> float:
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """The regular expression of `format`. Raises RewardError where it is none."""
+    """Compile the pattern of `format`. Raises RewardError if it is no regular expression."""
     try:
         return re.compile(pattern, re.DOTALL)
     except re.error as error:
@@ -84,7 +84,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def last_number(text: str) -> Fraction | None:
-    r"""The last number in a text; None where there is none.
+    r"""The last number in a text; None if there is none.
 
     Reads signs, thousands commas, decimals, exponents, fractions (3/4, \frac{3}{4}) and currency
     signs; a percent sign is ignored.
@@ -94,7 +94,7 @@ def last_number(text: str) -> Fraction | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last `\boxed{...}` holds, inner braces included; None where there is none."""
+    r"""Content of the last `\boxed{...}`, inner braces included; None if there is none."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None
@@ -108,7 +108,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def answer_words(text: str) -> str:
-    r"""What the last box holds, or else the whole text, without \text{} around words."""
+    r"""Content of the last box, or the whole text, without \text{} around words."""
     boxed = last_boxed(text)
     return _LATEX_WORDS.sub(r"\1", text if boxed is None else boxed).strip()
 
