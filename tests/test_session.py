@@ -308,7 +308,7 @@ def test_an_answer_that_ray_has_lost_is_an_error_and_the_session_goes_on(
 def test_an_abort_keeps_the_tokens_so_far(session: RLSession) -> None:
     stack = session._running
     hot = SamplingSettings(temperature=50.0, max_new_tokens=480)  # noise: it seldom ends itself
-    prompts = [session._prompting._tokens(row) for row in session._stream.next(64)]
+    prompts = [session._prompting.tokenize(row) for row in session._stream.next(64)]
     generations = []
 
     def generate() -> None:

@@ -25,6 +25,7 @@ from kit.config import SessionConfig
 from kit.data.stream import PromptStream
 from kit.errors import SessionError, StackError
 from kit.lifecycle import attach
+from kit.lifecycle.debug import Debug
 from kit.lifecycle.journal import Journal
 from kit.lifecycle.lock import Turns
 from kit.lifecycle.resume import Pace
@@ -314,6 +315,15 @@ class Lifecycle:
         of the session ever have: as many as there were updates, and more after an undo.
         """
         return self._stack.trainer_version if self._stack else self._trainer_had
+
+    @property
+    def debug(self) -> Debug:
+        """What stands behind the session, for tests and curious people: no promise that it stays.
+
+        `stack`, `sampler`, `lock`, `snapshots`, `reward`, `loggers`, `recorder`, and
+        `state.{step, rollouts_drawn, stream, buffer}`.
+        """
+        return Debug(self)
 
     @property
     def tokenizer(self) -> Any:

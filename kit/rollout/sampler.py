@@ -83,9 +83,9 @@ class Prompting:
     max_response_len: int
     tokenizer: Any = field(default=None)
     _texts: TokenTexts = field(init=False)
-    _rendered: dict[str, list[int]] = field(default_factory=dict)
+    rendered: dict[str, list[int]] = field(default_factory=dict)
     """Token ids by prompt, the last `RENDERED` of them."""
-    _last: Parts | None = None
+    last_stream: Parts | None = None
     """What the engine wrote last, for how long that took."""
 
     def __post_init__(self) -> None:
@@ -123,14 +123,15 @@ class Prompting:
             known = prompts.rows if prompts and isinstance(prompts.rows, tuple) else ()
             rows = sorted(known, key=lambda row: -len(str(row.prompt)))
             for row in rows[:LONGEST]:
-                self._tokens(row)
+                self.tokenize(row)
 
-    def _tokens(self, row: PromptRow) -> list[int]:
-        tokens = self._rendered.get(key := repr(row.prompt))
+    def tokenize(self, row: PromptRow) -> list[int]:
+        """The prompt's token ids. Raises DataError where a response would not fit behind it."""
+        tokens = self.rendered.get(key := repr(row.prompt))
         if tokens is None:
-            if len(self._rendered) >= RENDERED:
-                del self._rendered[next(iter(self._rendered))]
-            tokens = self._rendered[key] = render(
+            if len(self.rendered) >= RENDERED:
+                del self.rendered[next(iter(self.rendered))]
+            tokens = self.rendered[key] = render(
                 row.prompt,
                 self.tokenizer,
                 apply_chat_template=self.config.data.apply_chat_template,
@@ -145,7 +146,7 @@ class Prompting:
         """
         with suppress(DataError):
             for row in stream.peek(count):
-                self._tokens(row)
+                self.tokenize(row)
 
     def generate(
         self,
@@ -181,14 +182,14 @@ class Prompting:
         samples = [sample for group in groups for sample in group]
         draw = random.Random(seed)
         seeds = [draw.getrandbits(31) for _ in samples]
-        short = self._last is not None and self._last.seconds < SHORT
-        self._last = stack.generate(
+        short = self.last_stream is not None and self.last_stream.seconds < SHORT
+        self.last_stream = stack.generate(
             [s.tokens for s in samples],
             self.sampling(temperature),
             seeds,
             at_once=short or len(samples) > MANY,
         )
-        return Writing(self, samples, self._last, step)
+        return Writing(self, samples, self.last_stream, step)
 
     def sampling(self, temperature: float | None = None) -> SamplingSettings:
         """How the engine draws tokens; a temperature of None is the configured one."""
@@ -209,7 +210,7 @@ class Prompting:
         """
         groups = []
         for number, row in enumerate(rows):
-            tokens = self._tokens(row)
+            tokens = self.tokenize(row)
             first = number * n_samples_per_prompt
             groups.append(
                 tuple(

@@ -130,7 +130,7 @@ def _written_by_transformers(session: RLSession, top_k: int) -> Rollout:
     torch.manual_seed(0)
     samples = []
     for index, row in enumerate(session._stream.next(8)):
-        prompt = session._prompting._tokens(row)
+        prompt = session._prompting.tokenize(row)
         out = model.generate(
             torch.tensor([prompt]), do_sample=True, temperature=1.0, top_k=top_k, top_p=1.0,
             max_new_tokens=6, output_scores=True, return_dict_in_generate=True,

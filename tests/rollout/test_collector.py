@@ -122,10 +122,10 @@ def in_parts(session: RLSession, rambling: None) -> Iterator[RLSession]:
     """The running session; its next rollout takes long, and is handed over in parts."""
     prompting = session._prompting
     prompting.max_response_len, before = 480, prompting.max_response_len
-    prompting._last = None
+    prompting.last_stream = None
     yield session
     prompting.max_response_len = before
-    prompting._last = None
+    prompting.last_stream = None
 
 
 def test_scoring_while_others_are_written_changes_nothing_but_the_time(
@@ -138,11 +138,11 @@ def test_scoring_while_others_are_written_changes_nothing_but_the_time(
         session = reseeded(5)
         if at_once:
             session.generate(["12+34="], n_samples_per_prompt=1, temperature=0)
-            assert session._prompting._last
+            assert session._prompting.last_stream
             session = reseeded(5)
             rollouts.append(session.score(session.generate(), luck))
         else:
-            session._prompting._last = None
+            session._prompting.last_stream = None
             rollouts.append(session.collect(luck))
         positions.append(session._stream.state())
     assert rollouts[0].samples == rollouts[1].samples
@@ -162,7 +162,7 @@ def test_the_first_responses_are_scored_before_the_last_are_written(in_parts: RL
         return 1.0
 
     for _ in range(50):  # on a busy machine this process may be too late to stop any
-        in_parts._prompting._last = None
+        in_parts._prompting.last_stream = None
         calls.clear()
         rollout = in_parts.collect(stops_the_others)
         aborted = [s for s in rollout if s.status is Status.ABORTED]
@@ -251,9 +251,9 @@ def test_a_reward_that_cannot_be_called_is_refused_before_anything_is_drawn(
 
 
 def test_the_next_prompts_are_tokens_already_when_it_is_their_turn(session: RLSession) -> None:
-    session._prompting._rendered.clear()
+    session._prompting.rendered.clear()
     session.collect()
-    tokens = session._prompting._rendered
+    tokens = session._prompting.rendered
     assert {repr(row.prompt) for row in session._stream.next(16)} <= set(tokens)
 
 
