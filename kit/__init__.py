@@ -13,8 +13,9 @@ looked up when it is first used.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
+
+from kit.utils.versions import installed_version
 
 if TYPE_CHECKING:
     from kit.compare import compare
@@ -87,10 +88,7 @@ __all__ = [
 ]
 
 
-try:
-    __version__ = version("kit")
-except PackageNotFoundError:  # a checkout on PYTHONPATH that nobody installed
-    __version__ = "0+unknown"
+__version__ = installed_version("kit") or "0+unknown"  # a checkout on PYTHONPATH, not installed
 
 
 _HOMES = {

@@ -10,16 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from kit.errors import CheckpointError
 from kit.utils.files import confirm
+from kit.utils.versions import versions
 
 FORMAT = 2
 """Format 1 had one safetensors file for all weights, and no manifest."""
@@ -31,7 +30,7 @@ MANIFEST = "manifest.json"
 Kind = Literal["checkpoint", "export"]
 
 
-STACK = ("torch", "ray", "sglang", "transformers", "safetensors")
+PACKAGES = ("kit", "torch", "ray", "sglang", "transformers", "safetensors")
 
 
 def seal(folder: Path, kind: Kind, facts: Mapping[str, Any]) -> None:
@@ -50,7 +49,7 @@ def seal(folder: Path, kind: Kind, facts: Mapping[str, Any]) -> None:
         "kind": kind,
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **facts,
-        "versions": versions(),
+        "versions": {name: v or "not installed" for name, v in versions(PACKAGES).items()},
         "files": sums,
     }
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
@@ -97,19 +96,6 @@ def kind_of(folder: Path) -> str | None:
     except (OSError, ValueError):
         return None
     return str(found.get("kind")) if isinstance(found, dict) else None
-
-
-def versions() -> dict[str, str]:
-    """Of the kit, of Python, and of what the stack is made of."""
-    from kit import __version__
-
-    found = {"kit": __version__, "python": platform.python_version()}
-    for name in STACK:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

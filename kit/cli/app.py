@@ -97,7 +97,7 @@ def doctor(
 @app.command()
 def version() -> None:
     """Say which kit this is, and which stack it runs on."""
-    from kit.runs.result import versions
+    from kit.utils.versions import versions
 
     for name, number in versions().items():
         typer.echo(f"{name} {number or 'not installed'}")

@@ -12,10 +12,8 @@ It looks and tells. Nothing is started, downloaded, changed or ended, and no net
     kit doctor --stop tiny           end a session, by its name or id
     kit doctor --stop leftovers      remove what killed sessions have left
 
-    findings.py   Finding, Diagnosis
     machine.py    Python and packages, memory, /dev/shm, disks
-    driver.py     what the NVIDIA driver says, asked without loading torch
-    device.py     cards, and which device a session would take
+    device.py     the driver and its cards, and which device a session would take
     files.py      the model's weights and the prompts
     stacks.py     other stacks of the kit on this machine, what dead ones left, and their end
 """
@@ -28,8 +26,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kit.config import TINY, SessionConfig
-from kit.doctor import device, driver, files, machine, stacks
+from kit.doctor import device, files, machine, stacks
 from kit.reports.diagnostics import Diagnosis, Finding, Level
+from kit.utils.hardware import Driver
 
 __all__ = ["Diagnosis", "Finding", "Level", "diagnose"]
 
@@ -53,16 +52,16 @@ def diagnose(config: SessionConfig | str | Path = TINY) -> Diagnosis:
 def _look(config: SessionConfig) -> Iterator[Finding]:
     yield machine.python()
     yield machine.packages()
-    found = driver.ask()
+    driver = Driver.inspect()
     size = files.expected_bytes(config.model)
-    yield from device.findings(found, config.device, config.model.name, size)
-    takes = device.would_take(config.device, found)
+    yield from device.findings(driver, config.device, config.model.name, size)
+    takes = device.would_take(config.device, driver)
     yield from files.model(config)
     yield from files.data(config)
     alive = stacks.living()
     running = any(stack.client == os.getpid() for stack in alive)
     source = files.source(config.model)
     if takes == "cuda" and source is not None and not running:  # else it holds its memory now
-        yield device.memory(config, source, found.cards[0])
+        yield device.memory(config, source, driver.cards[0])
     yield from machine.room(takes, size)
     yield from stacks.findings(alive)

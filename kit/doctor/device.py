@@ -10,15 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kit.config import SessionConfig
-from kit.doctor.driver import Card, Driver
 from kit.errors import ConfigError, ModelError
-from kit.memory import Card as PlannedCard
 from kit.memory import ModelShape, make_plan
 from kit.memory.sizes import DEFAULT_RESPONSE_LENGTH
 from kit.models.source import ModelSource
 from kit.reports.diagnostics import Finding, program
-from kit.utils.formatting import count
-from kit.utils.hardware import GIB
+from kit.utils.formatting import count, in_gib
+from kit.utils.hardware import GIB, Card, Driver
 
 NEEDS_CAPABILITY = (8, 0)
 """The oldest cards that compute in bfloat16."""
@@ -41,7 +39,7 @@ def findings(driver: Driver, wanted: str, model: str, size: int | None) -> Itera
     """The device that a session would take, then the driver and each card.
 
     Args:
-        driver: what `kit.doctor.driver.ask` returned.
+        driver: what `Driver.inspect` returned.
         wanted: the setting `device`.
         model: its name, for messages.
         size: bytes of its weights; None where nothing tells.
@@ -62,7 +60,7 @@ def memory(config: SessionConfig, model: ModelSource, card: Card) -> Finding:
         plan = make_plan(
             config,
             ModelShape.read(model.path),
-            PlannedCard(card.name, card.total, True, card.capability),
+            card,
             max_response_len=config.rollout.max_response_len
             or min(DEFAULT_RESPONSE_LENGTH, model.context_length // 2),
             context_length=model.context_length,
@@ -71,14 +69,14 @@ def memory(config: SessionConfig, model: ModelSource, card: Card) -> Finding:
     except (ConfigError, ModelError) as error:
         return Finding.of_error(name, error)
     peak = max(phase.total for phase in plan.phases)
-    found = f"the session would hold up to {_gib(peak)} of {_gib(card.total)}"
+    found = f"the session would hold up to {in_gib(peak)} of {in_gib(card.total)}"
     if card.free is None or peak <= card.free:
         return Finding(name, "ok", found)
     room = math.floor(10 * card.free / GIB) / 10
     return Finding(
         name,
         "problem",
-        f"{found}, and {_gib(card.free)} are free.",
+        f"{found}, and {in_gib(card.free)} are free.",
         f"End what holds the rest, or let the session take less: set memory.device_gib: {room}.",
     )
 
@@ -165,10 +163,10 @@ def _driver(driver: Driver, needs: tuple[int, int] | None) -> Finding:
 
 def _card(index: int, card: Card, several: bool) -> Finding:
     name = f"card {index}"
-    free = "unknown" if card.free is None else _gib(card.free)
+    free = "unknown" if card.free is None else in_gib(card.free)
     found = (
         f"{card.name}, compute capability {_dotted(card.capability)}, "
-        f"{_gib(card.total)}, {free} of it free."
+        f"{in_gib(card.total)}, {free} of it free."
     )
     if index:  # engine and trainer share the first card
         return Finding(name, "ok", f"{found} A session leaves it alone: it takes card 0.")
@@ -182,26 +180,21 @@ def _card(index: int, card: Card, several: bool) -> Finding:
         )
     if card.free is None or card.total - card.free <= OTHERS_MAY_HOLD:
         return Finding(name, "ok", found)
-    held = f"{found} {_gib(card.total - card.free)} of it are taken: {_holders(card)}."
+    held = f"{found} {in_gib(card.total - card.free)} of it are taken: {_holders(card)}."
     other = "take another card with CUDA_VISIBLE_DEVICES, or " if several else ""
     fix = f"If memory gets short, {other}end what is not needed there."
     return Finding(name, "note", held, fix)
 
 
 def _holders(card: Card) -> str:
-    if not card.programs:
+    if not card.processes:
         return "the driver does not say by whom"
     return "by " + ", ".join(
-        f"process {program.pid} ({program.name}"
-        + (f", {_gib(program.memory)})" if program.memory else ")")
-        for program in card.programs
+        f"process {process.pid} ({process.name}"
+        + (f", {in_gib(process.memory)})" if process.memory else ")")
+        for process in card.processes
     )
 
 
 def _dotted(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
-
-
-def _gib(size: int) -> str:
-    """Cards are known by their GiB: an 80 GB card has 80 of them, near enough."""
-    return f"{size / GIB:.1f} GiB"

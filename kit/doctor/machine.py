@@ -18,6 +18,7 @@ from packaging.specifiers import SpecifierSet
 from kit.reports.diagnostics import Finding, program
 from kit.utils.formatting import data_size
 from kit.utils.hardware import free_memory
+from kit.utils.versions import installed_version
 
 STACK = ("sglang", "torch", "transformers", "ray")
 """What has to be at one version, because the kit reaches into it."""
@@ -82,7 +83,7 @@ def python() -> Finding:
 
 def packages() -> Finding:
     """The stack, installed and at the versions that the kit names."""
-    installed = {name: _version(name) for name in STACK}
+    installed = {name: installed_version(name) for name in STACK}
     return compare_versions(installed, _pins())
 
 
@@ -115,13 +116,6 @@ def compare_versions(installed: dict[str, str | None], pins: dict[str, str]) -> 
             (f"{program('python')} -m pip install --no-deps -e .",),
         )
     return Finding("packages", "ok", f"{found}, as pinned")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _pins() -> dict[str, str]:

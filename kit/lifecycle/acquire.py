@@ -20,8 +20,8 @@ from kit.config.presets import PRESETS
 from kit.errors import SessionError, StackError
 from kit.lifecycle import journal
 from kit.tracking.recorder import current_group
-from kit.utils.formatting import duration
-from kit.utils.hardware import GIB, Card, cards, in_gib
+from kit.utils.formatting import duration, in_gib
+from kit.utils.hardware import GIB, Card, gpu_uuids
 
 if TYPE_CHECKING:
     from kit.stack.stack import Stack
@@ -59,7 +59,7 @@ def launch(stack: Stack, *, anew: bool = False) -> bool:
                 if entry.stack in idle and entry.group == group:
                     registry.end(entry)
         address = stack.config.cluster.address or ""
-        taken_cards = "" if address else ",".join(cards(stack.layout.count))
+        taken_cards = "" if address else ",".join(gpu_uuids(stack.layout.count))
         if stack.device == "cuda" and not address:  # a cluster keeps its own accounts
             mine = set(taken_cards.split(","))
             _make_room(stack, [p for p in rest if mine & set(p[0].card.split(","))], idle)

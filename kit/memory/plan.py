@@ -29,7 +29,8 @@ from kit.errors import ConfigError
 from kit.memory.sizes import CONTEXT, Recompute, Sizes
 from kit.models.source import ModelShape, ModelSource, find
 from kit.utils.display import Shown
-from kit.utils.hardware import GIB, Card, in_gib
+from kit.utils.formatting import in_gib
+from kit.utils.hardware import GIB, Card
 
 PROMPT_TOKENS = 512
 """Allowed for a prompt, whose length is not known before the data is tokenised."""

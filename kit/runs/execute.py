@@ -29,6 +29,7 @@ from kit.runs.progress import RunProgress
 from kit.tracking.recorder import GROUP_VARIABLE, NAME_VARIABLE, current_group
 from kit.tracking.run_folder import RUNS
 from kit.utils.files import write_whole
+from kit.utils.versions import versions
 
 NOTEBOOK = "notebook.ipynb"
 
@@ -111,7 +112,7 @@ def run_notebook(
         parameters={name: values.get(name, p.value) for name, p in known.items()},
         given=values,
         settings=settings.model_copy(update={"folder": str(folder)}),
-        versions=run_result.versions(),
+        versions=versions(),
         git_commit=run_result.git_commit(source.resolve().parent),
         machine=run_result.machine(),
         started=started.isoformat(timespec="seconds"),

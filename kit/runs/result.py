@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,12 @@ import yaml
 from kit.lifecycle.resume import CONTINUED
 from kit.reports.runs import Continued
 from kit.tracking.run_folder import ATTEMPTS, CONFIG, EVALUATIONS, METRICS, read_rows, reward_curve
+from kit.utils.hardware import installed_gpus
 
 FIGURES = "figures"
 
 
 CURVE = "reward_curve.png"
-
-
-_STACK = ("kit", "sglang", "torch", "transformers", "ray")
 
 
 def headline(folder: Path) -> dict[str, Any]:
@@ -57,17 +54,6 @@ def seed(folder: Path) -> int | None:
     return None if value is None else int(value)
 
 
-def versions() -> dict[str, str | None]:
-    """Python and the packages that decide what a run computes; None for one not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in _STACK:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
 def git_commit(folder: Path) -> str | None:
     """The commit that the notebook's folder is at, with `-dirty` where files have changed since.
 
@@ -90,18 +76,8 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpus": _gpus(),
+        "gpus": installed_gpus(),
     }
-
-
-def _gpus() -> list[str]:
-    """The names of NVIDIA's cards, as the driver's own tool lists them."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return found.stdout.split("\n")[:-1]
 
 
 def continued(folder: Path) -> list[Continued]:

@@ -2,7 +2,7 @@
 
 It runs what was recorded: the notebook's cells as they were in the run's own copy, with the same
 parameters and settings, in the notebook's own folder, by the Python that resumes it. What its
-kernel does then is in `kit.runs.continuing`.
+kernel does then is in `kit.lifecycle.resume`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from kit.runs.parameters import open_notebook, read_parameters
 from kit.tracking.recorder import LINES, RUN_DIR_VARIABLE
 from kit.tracking.run_folder import ATTEMPTS, CHECKPOINTS, RUNS, find_run
 from kit.utils.files import write_whole
+from kit.utils.versions import versions
 
 SOURCE = "source.ipynb"
 """In `attempts/`: the notebook as it was before the first attempt."""
@@ -153,7 +154,7 @@ def _begin(folder: Path, record: RunRecord, keep_warm: float) -> RunRecord:
             "settings": RunSettings.model_validate(settings.model_dump()),
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "seconds": 0.0,
-            "versions": result.versions(),
+            "versions": versions(),
             "machine": result.machine(),
             "process": Process.me(),
             "lineage": lineage,
@@ -173,7 +174,7 @@ def _is_record(file: Path) -> bool:
 
 def _differences(record: RunRecord) -> list[str]:
     """What is another version now than when the run began: its numbers may differ too."""
-    now = result.versions()
+    now = versions()
     changed = [
         f"{name} was {before}, is {now.get(name)}"
         for name, before in record.versions.items()

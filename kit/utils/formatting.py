@@ -132,6 +132,11 @@ def data_size(size: float) -> str:
     return f"{size:.1f} TB"
 
 
+def in_gib(size: float) -> str:
+    """Bytes as `1.5 GiB`, or as `12 MiB` where they are few."""
+    return f"{size / 2**30:.1f} GiB" if abs(size) >= 2**30 else f"{size / 2**20:,.0f} MiB"
+
+
 def count(amount: int, one: str, many: str = "") -> str:
     """`1 sample`, `8 samples`, `1,024 samples`."""
     return f"{amount:,} {one if amount == 1 else many or one + 's'}"

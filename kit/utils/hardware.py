@@ -1,15 +1,20 @@
-"""`Card`: the device that a plan is made for, asked of the driver without loading torch.
+"""The machine: its GPUs, as the NVIDIA driver knows them, and its memory.
 
-What the machine offers: which device a session takes, and how many engines.
+GPUs are asked of libcuda, which a session will use and which obeys CUDA_VISIBLE_DEVICES. Neither
+torch is loaded nor a context made, so that it takes no time to speak of and no memory on the GPU.
+How much of a GPU is free, and who holds the rest, is known to NVML, or else to `nvidia-smi`;
+without either it stays unknown.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-from dataclasses import dataclass
+import subprocess
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
@@ -18,45 +23,225 @@ from kit.errors import StackError
 GIB = 1 << 30
 
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+PCI_DEVICES = Path("/sys/bus/pci/devices")
+
+
+NVIDIA_VENDOR = "0x10de"
+
+
+DISPLAY_CLASS = "0x03"
+"""How the PCI class of graphics and compute cards begins."""
+
+
+COMPUTE_CAPABILITY = (75, 76)
+"""Numbers of two device attributes in the driver's interface: major and minor."""
+
+
+SMI_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """A process that holds memory of a GPU."""
+
+    pid: int
+    name: str
+    memory: int | None
+    """Bytes; None where the driver does not tell."""
+
+
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A device and its memory."""
+    """A GPU, or the host where there is none, and its memory."""
 
     name: str
     total: int
     """Bytes."""
-    is_gpu: bool
+    is_gpu: bool = True
     capability: tuple[int, int] = (0, 0)
-    """Of a GPU: (9, 0) is Hopper."""
+    """Compute capability of a GPU: (9, 0) is Hopper."""
+    bus: str = ""
+    """PCI bus id, by which all parts of the driver mean the same GPU."""
+    uuid: str = ""
+    """The number that the GPU itself carries, in hexadecimal; empty where the driver has none."""
+    free: int | None = None
+    """Bytes; None where unknown."""
+    processes: tuple[GpuProcess, ...] = ()
 
     @classmethod
     def host(cls) -> Self:
         """This machine's own memory, where there is no GPU."""
-        return cls("host memory", psutil.virtual_memory().total, False)
+        return cls("host memory", psutil.virtual_memory().total, is_gpu=False)
 
     @classmethod
-    def gpu(cls) -> Self | None:
+    def gpu(cls) -> Card | None:
         """The first GPU; None where the driver shows none."""
+        return next(iter(Driver.ask().cards), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """The NVIDIA driver, and the GPUs that it shows to this process."""
+
+    trouble: str = ""
+    """Why no GPU can be used, in words; empty where one can."""
+    cuda: tuple[int, int] | None = None
+    """The newest CUDA that it can run."""
+    cards: tuple[Card, ...] = ()
+    version: str = ""
+    """Its own number, such as 580.95.05; empty where nothing tells."""
+    installed: int = 0
+    """NVIDIA GPUs on the machine's bus, whether the driver can use them or not."""
+
+    @classmethod
+    def ask(cls) -> Driver:
+        """Ask libcuda for the GPUs of this process; never raises."""
         try:
-            driver = ctypes.CDLL("libcuda.so.1")
+            cuda = ctypes.CDLL("libcuda.so.1")
         except OSError:
-            return None
-        count, device = ctypes.c_int(), ctypes.c_int()
-        if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-            return None
-        name, total = ctypes.create_string_buffer(128), ctypes.c_size_t()
-        major, minor = ctypes.c_int(), ctypes.c_int()
-        driver.cuDeviceGet(ctypes.byref(device), 0)
-        driver.cuDeviceGetName(name, 128, device)
-        driver.cuDeviceTotalMem_v2(ctypes.byref(total), device)
-        driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
-        driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-        return cls(name.value.decode(), total.value, True, (major.value, minor.value))
+            return cls("the driver's library libcuda.so.1 is not here")
+        number = ctypes.c_int()
+        cuda.cuDriverGetVersion(ctypes.byref(number))
+        newest = (number.value // 1000, number.value % 1000 // 10)
+        if code := cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(number)):
+            text = ctypes.c_char_p()
+            cuda.cuGetErrorString(code, ctypes.byref(text))
+            words = (text.value or b"unknown error").decode()
+            return cls(f"the driver says: {words} (error {code})", newest)
+        if not number.value:
+            return cls("the driver shows no card to this process", newest)
+        return cls("", newest, tuple(_card(cuda, index) for index in range(number.value)))
+
+    @classmethod
+    def inspect(cls) -> Driver:
+        """Ask also the bus for GPUs, and of each how much is free and who holds the rest."""
+        driver = replace(cls.ask(), installed=_gpus_on_the_bus())
+        if driver.cards:
+            for source in (_from_nvml, _from_smi):
+                # Either may be missing, too old for the driver, or shut out by a container.
+                with contextlib.suppress(Exception):
+                    return source(driver)
+        return driver
 
 
-def in_gib(size: float) -> str:
-    """Bytes as `1.5 GiB`, or as `12 MiB` where they are few."""
-    return f"{size / GIB:.1f} GiB" if abs(size) >= GIB else f"{size / 2**20:,.0f} MiB"
+def _card(cuda: Any, index: int) -> Card:
+    device, total = ctypes.c_int(), ctypes.c_size_t()
+    cuda.cuDeviceGet(ctypes.byref(device), index)
+    name, bus = ctypes.create_string_buffer(256), ctypes.create_string_buffer(64)
+    uuid = ctypes.create_string_buffer(16)
+    cuda.cuDeviceGetName(name, len(name), device)
+    cuda.cuDeviceGetPCIBusId(bus, len(bus), device)
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(total), device)
+    has_uuid = not cuda.cuDeviceGetUuid_v2(uuid, device)
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    for value, attribute in zip((major, minor), COMPUTE_CAPABILITY, strict=True):
+        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+    return Card(
+        name.value.decode(errors="replace"),
+        total.value,
+        capability=(major.value, minor.value),
+        bus=bus.value.decode(),
+        uuid=uuid.raw.hex() if has_uuid else "",
+    )
+
+
+def _from_nvml(driver: Driver) -> Driver:
+    import pynvml  # the module of nvidia-ml-py
+
+    pynvml.nvmlInit()
+    try:
+        version = pynvml.nvmlSystemGetDriverVersion()
+        cards = []
+        for card in driver.cards:
+            handle = pynvml.nvmlDeviceGetHandleByPciBusId(card.bus.encode())
+            running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            processes = tuple(_process(each.pid, each.usedGpuMemory) for each in running)
+            free = pynvml.nvmlDeviceGetMemoryInfo(handle).free
+            cards.append(replace(card, free=free, processes=processes))
+    finally:
+        pynvml.nvmlShutdown()
+    return replace(driver, cards=tuple(cards), version=str(version))
+
+
+def _from_smi(driver: Driver) -> Driver:
+    memory = _smi("--query-gpu=pci.bus_id,memory.free,driver_version")
+    running = _smi("--query-compute-apps=gpu_bus_id,pid,used_memory")
+    cards = []
+    for card in driver.cards:
+        (free,) = [row[1] for row in memory if _same_bus(row[0], card.bus)]
+        processes = tuple(
+            _process(int(pid), _mebibytes(used))
+            for bus, pid, used in running
+            if _same_bus(bus, card.bus)
+        )
+        cards.append(replace(card, free=_mebibytes(free), processes=processes))
+    return replace(driver, cards=tuple(cards), version=memory[0][2])
+
+
+def _smi(query: str) -> list[list[str]]:
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SMI_SECONDS, check=True)
+    return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line]
+
+
+def _same_bus(one: str, other: str) -> bool:
+    """Compare bus ids, whose domain has four digits in one place and eight in another."""
+    return one.lower()[-12:] == other.lower()[-12:]
+
+
+def _mebibytes(text: str) -> int | None:
+    return int(text) << 20 if text.isdigit() else None
+
+
+def _process(pid: int, memory: int | None) -> GpuProcess:
+    try:
+        name = psutil.Process(pid).name()
+    except psutil.Error:
+        name = "not visible from here"  # of another container, or gone by now
+    return GpuProcess(pid, name, memory)
+
+
+def gpu_count() -> int:
+    """How many GPUs the driver shows to this process."""
+    return len(Driver.ask().cards)
+
+
+def gpu_uuids(count: int) -> list[str]:
+    """The numbers that the first `count` GPUs of this process carry, whatever it calls them."""
+    return [card.uuid for card in Driver.ask().cards[:count] if card.uuid]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that a session may take, by the names that CUDA_VISIBLE_DEVICES has for them."""
+    visible = os.environ.get(VISIBLE)
+    if visible is None:
+        return [str(index) for index in range(gpu_count())]
+    return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+
+
+def installed_gpus() -> list[str]:
+    """The names of all NVIDIA GPUs of the machine, hidden ones too; none where nothing tells.
+
+    It asks `nvidia-smi`, because a process that has initialised libcuda must not fork.
+    """
+    try:
+        return [row[0] for row in _smi("--query-gpu=name")]
+    except (OSError, subprocess.SubprocessError):
+        return []
+
+
+def _gpus_on_the_bus() -> int:
+    count = 0
+    with contextlib.suppress(OSError):
+        for device in PCI_DEVICES.iterdir():
+            with contextlib.suppress(OSError):
+                vendor = (device / "vendor").read_text().strip()
+                is_display = (device / "class").read_text().startswith(DISPLAY_CLASS)
+                count += vendor == NVIDIA_VENDOR and is_display
+    return count
 
 
 def pick_device(wanted: str, *, joins: bool = False) -> str:
@@ -76,18 +261,6 @@ def pick_device(wanted: str, *, joins: bool = False) -> str:
     return "cuda" if wanted == "cuda" or (wanted == "auto" and count) else "cpu"
 
 
-def gpu_count() -> int:
-    """How many GPUs the driver shows to this process; asks the driver, so torch stays unloaded."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return 0
-    return count.value
-
-
 SMALL_MODEL = 64 << 20
 """Bytes of weights. Handling requests costs a model of this size more than its arithmetic does."""
 
@@ -99,29 +272,9 @@ def default_replicas(device: str, model_bytes: int) -> int:
 
 
 def shares(count: int, among: int) -> list[slice]:
-    """Neighbouring stretches of `count` things, as even as can be; none is empty."""
+    """Split `count` things into neighbouring, non-empty stretches, as even as can be."""
     among = min(among, count)
     return [slice(i * count // among, (i + 1) * count // among) for i in range(among)]
-
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-
-
-def gpus() -> list[str]:
-    """The GPUs that a session may take, as CUDA_VISIBLE_DEVICES names them; asks no library that
-    takes seconds to load.
-    """
-    visible = os.environ.get(VISIBLE)
-    if visible is not None:
-        return [card.strip() for card in visible.split(",") if card.strip() not in ("", "-1")]
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return []
-    number = ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(number)):
-        return []
-    return [str(card) for card in range(number.value)]
 
 
 def free_memory() -> int:
@@ -142,25 +295,3 @@ def _number(file: Path) -> int | None:
         return int(file.read_text())
     except (OSError, ValueError):  # not there, or `max`
         return None
-
-
-def card() -> str:
-    """Which GPU a session with one takes, by the number that the card itself carries."""
-    return "".join(cards(1))
-
-
-def cards(count: int) -> list[str]:
-    """The same of the first so many GPUs that this process sees."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return []
-    if driver.cuInit(0):
-        return []
-    found = []
-    for number in range(count):
-        device, uuid = ctypes.c_int(), ctypes.create_string_buffer(16)
-        wrong = driver.cuDeviceGet(ctypes.byref(device), number)
-        if not wrong and not driver.cuDeviceGetUuid_v2(uuid, device):
-            found.append(uuid.raw.hex())
-    return found

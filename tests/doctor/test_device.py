@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kit.config import SessionConfig
-from kit.doctor import Finding, device, driver, files
-from kit.doctor.driver import Card, Driver, Program
+from kit.doctor import Finding, device, files
+from kit.utils.hardware import Card, Driver, GpuProcess
 
 GIB = 1 << 30
-H100 = Card("NVIDIA H100 80GB HBM3", (9, 0), 80 * GIB, "0000:1E:00.0", 79 * GIB)
+H100 = Card("NVIDIA H100 80GB HBM3", 80 * GIB, capability=(9, 0), bus="0000:1E:00.0", free=79 * GIB)
 
 
 def look(found: Driver, wanted: str = "auto", size: int | None = 1_500_000_000) -> list[Finding]:
@@ -57,8 +59,11 @@ def test_a_driver_too_old_for_torch_is_a_problem_and_a_slightly_older_one_a_note
 
 
 def test_a_card_says_who_else_holds_its_memory() -> None:
-    others = (Program(4711, "python3.11", 9 * GIB), Program(12, "not visible from here", None))
-    busy = Card(H100.name, (9, 0), 80 * GIB, H100.bus, 70 * GIB, others)
+    others = (
+        GpuProcess(4711, "python3.11", 9 * GIB),
+        GpuProcess(12, "not visible from here", None),
+    )
+    busy = replace(H100, free=70 * GIB, processes=others)
     _, _, first, second = look(Driver("", (99, 0), (busy, H100)))
     assert first.level == "note"
     assert "process 4711 (python3.11, 9.0 GiB), process 12 (not visible from here)" in first.found
@@ -68,7 +73,7 @@ def test_a_card_says_who_else_holds_its_memory() -> None:
 
 
 def test_a_card_without_bfloat16_is_a_problem() -> None:
-    card = Card("Tesla T4", (7, 5), 15 * GIB, "0000:00:04.0", 15 * GIB)
+    card = Card("Tesla T4", 15 * GIB, capability=(7, 5), free=15 * GIB)
     assert look(Driver("", (99, 0), (card,)))[2].level == "problem"
 
 
@@ -77,16 +82,16 @@ def test_what_a_session_would_hold_is_compared_with_what_is_free() -> None:
     source = files.source(config.model)
     assert source is not None
     assert device.memory(config, source, H100).level == "ok"
-    full = Card(H100.name, H100.capability, H100.total, H100.bus, free=GIB // 2)
+    full = replace(H100, free=GIB // 2)
     found = device.memory(config, source, full)
     assert found.level == "problem"
     assert "memory.device_gib: 0.5" in found.fix
-    small = Card("small", (9, 0), GIB, H100.bus, GIB)
+    small = replace(H100, name="small", total=GIB, free=GIB)
     assert device.memory(config, source, small).level == "problem"
 
 
 def test_the_driver_of_this_machine_answers_or_says_why_not() -> None:
-    found = driver.ask()
+    found = Driver.inspect()
     assert bool(found.cards) != bool(found.trouble)
     for card in found.cards:
         assert card.name

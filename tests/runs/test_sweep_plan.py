@@ -146,7 +146,7 @@ def test_each_gpu_has_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunError, match="2 GPUs: a GPU has one session"):
         places(3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert hardware.gpus() == []
+    assert hardware.visible_gpus() == []
 
 
 def test_a_session_is_told_how_many_cores_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

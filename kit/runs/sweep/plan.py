@@ -26,7 +26,7 @@ from kit.reports.runs import RunSettings
 from kit.runs.overrides import SEED, for_notebook
 from kit.runs.parameters import Parameter, check_parameters, read_parameters
 from kit.tracking.recorder import GROUP_VARIABLE, RUN_DIR_VARIABLE
-from kit.utils.hardware import VISIBLE, gpus
+from kit.utils.hardware import VISIBLE, visible_gpus
 
 MOST_MEMBERS = 1_000
 """More is a grid that somebody did not mean."""
@@ -249,7 +249,7 @@ def places(parallel: int | None = None) -> list[Place]:
     """
     if parallel is not None and parallel < 1:
         raise RunError(f"--parallel is {parallel}.", fix="give a number of 1 or more.")
-    cards = gpus()
+    cards = visible_gpus()
     if cards:
         wanted = parallel or len(cards)
         if wanted > len(cards):

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from markupsafe import Markup
 
 from kit.memory.plan import MemoryPlan, Phase
-from kit.utils.formatting import columns, count, percent, shorten
-from kit.utils.hardware import in_gib
+from kit.utils.formatting import columns, count, in_gib, percent, shorten
 from kit.viz.html import Child, Column, drawing, facts, join, note, spaced, table, tag, title
 
 WIDTH, LEFT, RIGHT = 760, 70, 16
