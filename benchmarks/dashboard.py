@@ -22,8 +22,7 @@ from jupyter_client import KernelManager
 KERNEL_CODE = """
 import json, time
 from kit import RLSession
-from kit.train_modes import show
-from kit.training import Training
+from kit.lifecycle.train_loop import Training, show
 
 def block(session, steps, dashboard):
     training = Training(session, steps)

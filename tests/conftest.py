@@ -17,7 +17,7 @@ from kit import RLSession, SessionConfig
 from kit.checkpoint import checkpoint
 from kit.cluster import registry
 from kit.data.stream import PromptStream
-from tests.every import EVERY
+from tests.cases import EVERY
 from tests.lessons import notebook_times
 
 # What a busy machine takes for an example says nothing of the code. Examples are the same each time

@@ -1,4 +1,4 @@
-"""What lives of a stack, found by what it is and not by its name."""
+"""A stack's processes: what lives of them, and one of them to be killed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from pathlib import Path
 
 import psutil
 
+from kit import RLSession
 from kit.cluster import progress
+from kit.cluster.processes import TRAINER, engine
+
+SCHEDULER, DETOKENIZER = 1, 2
 
 
 def alive(head: int, directory: str) -> list[str]:
@@ -58,3 +62,27 @@ def named_memory(pid: int | str) -> set[str]:
             with suppress(OSError):
                 found.add(os.readlink(file).partition("/dev/shm/")[2])
     return found & set(os.listdir("/dev/shm"))
+
+
+def of_engine(session: RLSession, index: int, which: int = 0) -> psutil.Process:
+    """The engine's actor (0), its scheduler (1) or its detokenizer (2)."""
+    return _members(session, engine(index))[which]
+
+
+def of_trainer(session: RLSession) -> psutil.Process:
+    return _members(session, TRAINER)[0]
+
+
+def of_head(session: RLSession, which: int) -> psutil.Process:
+    """The stack's first process (0), Ray's control service (1) or its raylet (2)."""
+    return _members(session, "head")[which]
+
+
+def kill(process: psutil.Process) -> None:
+    """As a lack of memory does, and wait until it is gone."""
+    process.kill()
+    process.wait(30)
+
+
+def _members(session: RLSession, part: str) -> list[psutil.Process]:
+    return [process for process in session._running.watch._parts[part] if process]

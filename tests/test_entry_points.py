@@ -17,7 +17,7 @@ import pytest
 from kit.config import SessionConfig
 from kit.config.presets import for_this_machine
 from kit.tracking.recorder import GROUP_VARIABLE
-from tests.tracking import reading
+from tests.tracking import read_back
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ("build.sh", "train.sh", "test.sh")
@@ -126,7 +126,7 @@ def test_train_trains_with_the_file_at_the_root_and_leaves_outputs_by_kind(tmp_p
     rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     assert [row["step"] for row in rows] == [0, 1]
     finish_logging()
-    history, *_ = reading.wandb(outputs / "wandb" / run.name / "..")
+    history, *_ = read_back.wandb(outputs / "wandb" / run.name / "..")
     logged = [row["rollout/raw_reward"] for row in history if "rollout/step" in row]
     assert logged == [row["rollout/raw_reward"] for row in rows]
     assert list((outputs / "checkpoints" / run.name).rglob("*.safetensors"))

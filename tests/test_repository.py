@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import itertools
 import re
 import subprocess
@@ -120,7 +121,7 @@ def test_the_installed_kit_has_the_version_of_the_project() -> None:
 
 def test_importing_the_kit_loads_nothing_of_the_stack() -> None:
     code = (
-        "import sys, kit, kit.config, kit.samples, kit.reports, kit.runs.record\n"
+        "import sys, kit, kit.config, kit.samples, kit.reports, kit.tracking.recorder\n"
         "heavy = {'torch', 'sglang', 'ray', 'transformers', 'datasets', 'matplotlib', 'papermill',"
         " 'nbformat', 'pandas', 'IPython'}\n"
         "print(sorted(heavy & set(sys.modules)))"
@@ -129,11 +130,29 @@ def test_importing_the_kit_loads_nothing_of_the_stack() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_what_programs_in_strings_import_is_there() -> None:
+    files = [file for room in ("tests", "benchmarks") for file in (ROOT / room).rglob("*.py")]
+    named = {
+        (file.name, module)
+        for file in files
+        for module in re.findall(r"\b(?:from|import|-m\W+) ?(kit(?:\.\w+)+)", file.read_text())
+    }
+    assert named
+    missing = [(file, module) for file, module in named if not importlib.util.find_spec(module)]
+    assert missing == []
+
+
 def test_every_name_that_the_kit_offers_can_be_had() -> None:
     import kit
 
     missing = [name for name in kit.__all__ if not hasattr(kit, name)]
     assert missing == []
+
+
+def test_a_clean_checkout_has_the_folder_of_runs_and_keeps_none_of_them() -> None:
+    assert (ROOT / "papermill_runs" / ".gitkeep").is_file()
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"papermill_runs/*", "!papermill_runs/.gitkeep"} <= set(ignored)
 
 
 def test_the_changelog_knows_the_version() -> None:

@@ -12,7 +12,7 @@ import pytest
 from kit import Batch, RLSession, Rollout, Sample, Status
 from kit.errors import DataError, KitError, RewardError, SessionError, StackError
 from kit.messages import SamplingSettings
-from tests.faults.interrupting import interrupted
+from tests.faults.interrupts import interrupted
 from tests.steps import responses_and_metrics
 
 

@@ -20,7 +20,7 @@ from kit.diagnostics.reward_trial import try_reward
 from kit.reports import RewardTrial, SyncReport
 from kit.samples import Rollout, Sample, Status
 from kit.viz import compare_samples, curves
-from tests.viz.compared import make_comparison
+from tests.viz.comparisons import make_comparison
 from tests.viz.results import (
     make_batch,
     make_check,
@@ -37,7 +37,7 @@ from tests.viz.results import (
     make_step,
     make_update,
 )
-from tests.viz.undone import make_snapshots, make_what_if
+from tests.viz.what_ifs import make_snapshots, make_what_if
 
 
 def chat() -> Sample:

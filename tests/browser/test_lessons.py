@@ -11,7 +11,7 @@ from papermill.parameterize import parameterize_notebook
 
 from tests.browser.lab import Lab, Server, errors_of, shown_notebook
 from tests.browser.measure import open_all, out_of_place, too_faint
-from tests.every import some
+from tests.cases import some
 from tests.lessons import FAST, LESSONS, NOTEBOOKS
 from tests.processes import alive, assert_gone
 

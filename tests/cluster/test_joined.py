@@ -21,9 +21,9 @@ import pytest
 from kit import RLSession, SessionConfig
 from kit.cluster import registry
 from kit.errors import StackError
+from tests.cases import some
 from tests.conftest import Shared
-from tests.every import some
-from tests.faults.dying import kill, of_engine, of_head
+from tests.processes import kill, of_engine, of_head
 from tests.stack.test_devices import assert_close, learned, several
 
 CORES = 8

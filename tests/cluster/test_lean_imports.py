@@ -5,7 +5,7 @@ import sys
 
 from kit.cluster.lean_imports import OPTIONAL, PLACEHOLDERS
 
-START = "from kit.stack.cpu.lean_imports import leave_out; leave_out()\n"
+START = "from kit.cluster.lean_imports import leave_out; leave_out()\n"
 
 
 def printed(code: str) -> str:
@@ -74,7 +74,7 @@ def test_versions_of_what_is_left_out_stay_readable() -> None:
 def test_leaving_out_twice_is_leaving_out_once() -> None:
     code = """
 import sys
-from kit.stack.cpu.lean_imports import LeanFinder
+from kit.cluster.lean_imports import LeanFinder
 before = list(sys.meta_path)
 leave_out()
 print(sys.meta_path == before, sys.meta_path.count(LeanFinder))

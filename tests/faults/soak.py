@@ -26,9 +26,8 @@ import psutil
 
 from kit import RLSession
 from kit.errors import CheckpointError, StackError
-from tests.faults.dying import kill, of_engine, of_head, of_trainer
-from tests.faults.interrupting import digests, interrupted
-from tests.processes import alive, named_memory
+from tests.faults.interrupts import digests, interrupted
+from tests.processes import alive, kill, named_memory, of_engine, of_head, of_trainer
 
 EPISODE = 6
 """Steps from the first weights until it begins again, so that all digests are known."""

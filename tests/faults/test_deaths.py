@@ -13,9 +13,16 @@ import pytest
 from kit import RLSession
 from kit.errors import StackError
 from kit.stack import recovery
-from tests.faults.dying import DETOKENIZER, SCHEDULER, kill, of_engine, of_head, of_trainer
-from tests.faults.interrupting import digests
-from tests.processes import assert_gone
+from tests.faults.interrupts import digests
+from tests.processes import (
+    DETOKENIZER,
+    SCHEDULER,
+    assert_gone,
+    kill,
+    of_engine,
+    of_head,
+    of_trainer,
+)
 
 PARTS = {"actor": 0, "scheduler": SCHEDULER, "detokenizer": DETOKENIZER}
 

@@ -18,7 +18,7 @@ from kit.rewards import score_samples
 from kit.rewards.timeouts import LIMIT, limited
 from kit.samples import Status
 from kit.tracking.recorder import Recorder
-from tests.faults.interrupting import digests
+from tests.faults.interrupts import digests
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ import pytest
 
 from kit import RLSession
 from kit.samples import Batch, Sample, Status
-from tests.faults.interrupting import digests, interrupted
-from tests.faults.starting import MOMENTS
+from tests.faults.interrupted_starts import MOMENTS
+from tests.faults.interrupts import digests, interrupted
 from tests.processes import assert_gone
 
 ROOT = Path(__file__).parents[2]
@@ -202,7 +202,7 @@ def without_times(session: RLSession) -> list[dict[str, float]]:
 def test_an_interrupted_start_leaves_nothing_and_the_next_one_works() -> None:
     """At the head, at Ray, while SGLang is imported and while weights are loaded."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.starting"],
+        [sys.executable, "-m", "tests.faults.interrupted_starts"],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

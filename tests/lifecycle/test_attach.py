@@ -16,8 +16,8 @@ from jupyter_client import KernelManager
 from kit import RLSession
 from kit.cluster import registry
 from kit.errors import SessionError
-from tests import dying
-from tests.every import some
+from tests.cases import some
+from tests.lifecycle import killed_kernel
 from tests.processes import assert_gone
 
 ROOT = Path(__file__).parents[2]
@@ -28,9 +28,9 @@ MOMENTS = some(
 
 
 def kernel(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a kernel of `tests/dying.py` to its end."""
+    """Run a kernel of `tests/lifecycle/killed_kernel.py` to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "tests.dying", *arguments],
+        [sys.executable, "-m", "tests.lifecycle.killed_kernel", *arguments],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -74,11 +74,13 @@ def test_kernels_killed_at_every_moment_leave_a_session_that_trains_as_if_none_h
     first of the kernels took.
     """
     after, undone = survived[0]
-    with RLSession.start(dying.configuration(), reward=dying_reward) as session:
+    with RLSession.start(killed_kernel.configuration(), reward=dying_reward) as session:
         session.step()
-        session.snapshot(dying.KEPT)
+        session.snapshot(killed_kernel.KEPT)
         session.train(after["step"] - 1, show=False)
-        unbroken, back = json.loads(json.dumps([dying.told(session), dying.undone(session)]))
+        unbroken, back = json.loads(
+            json.dumps([killed_kernel.told(session), killed_kernel.undone(session)])
+        )
     assert undone == back
     assert after["step"] >= len(MOMENTS) + 1
     assert after["history"] == unbroken["history"]
@@ -87,7 +89,7 @@ def test_kernels_killed_at_every_moment_leave_a_session_that_trains_as_if_none_h
 
 
 def dying_reward(sample: Any) -> float:
-    """That of `tests.dying`."""
+    """That of `tests.lifecycle.killed_kernel`."""
     return float(sample.response == sample.label)
 
 

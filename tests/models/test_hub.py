@@ -22,8 +22,8 @@ LOAD = """
 import json, sys, torch
 from safetensors.torch import load_file
 from kit.config import ModelConfig
-from kit.model.policy import load
-from kit.model.source import find
+from kit.models.policy import load
+from kit.models.source import find
 
 source = find(ModelConfig(name=sys.argv[1]))
 model = load(source.path).model
@@ -93,7 +93,7 @@ def test_a_sharded_tied_bfloat16_model_is_found_and_loaded_by_its_hub_name(
     }
 
 
-FIND = "import sys; from kit.config import ModelConfig; from kit.model.source import find\n"
+FIND = "import sys; from kit.config import ModelConfig; from kit.models.source import find\n"
 FIND += "from kit.errors import ModelError\ntry: find(ModelConfig(name=sys.argv[1]))\n"
 FIND += "except ModelError as error: print(error)"
 

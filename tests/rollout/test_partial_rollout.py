@@ -14,7 +14,7 @@ from kit import RLSession, Rollout, Sample, Status
 from kit.checkpoint import checkpoint
 from kit.errors import CheckpointError, RewardError
 from kit.rollout.collector import Collection, Group, unfinished
-from tests.faults.interrupting import interrupted
+from tests.faults.interrupts import interrupted
 from tests.policies import (
     LONGEST,
     SURPLUS,

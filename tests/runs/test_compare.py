@@ -15,7 +15,7 @@ from kit.reports import REWARD
 from kit.reports.runs import RunComparison
 from kit.runs.compare import compare_runs
 from kit.samples import Rollout, Sample
-from tests.runs.made import make_run
+from tests.runs.run_folders import make_run
 from tests.runs.test_cli import kit
 
 HOSTILE = "</pre><script src=//evil></script><img src=x onerror=alert(1)>\u202e"

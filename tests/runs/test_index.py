@@ -14,7 +14,7 @@ from kit.reports.runs import RunInfo
 from kit.runs.index import choose, find_runs, put_in_order, read_run, resolve, show_runs
 from kit.runs.sweep.state import Member, SweepRecord
 from kit.tracking.run_folder import find_run
-from tests.runs.made import make_run
+from tests.runs.run_folders import make_run
 from tests.runs.test_cli import kit
 
 

@@ -27,9 +27,9 @@ from kit.runs.sweep.display import SweepDisplay
 from kit.runs.sweep.run import _alone, resume_sweep, run_sweep
 from kit.runs.sweep.state import Member, State, SweepRecord, read_sweep
 from kit.tracking.run_folder import read_rows
-from tests.every import some
+from tests.cases import some
 from tests.runs.conftest import MakeNotebook
-from tests.runs.sweeping import training_notebook
+from tests.runs.sweep_notebook import training_notebook
 from tests.runs.test_cli import kit
 
 SEEDED = """\

@@ -15,9 +15,9 @@ from kit.cluster.processes import TRAINER
 from kit.errors import KitError, StackError
 from kit.samples import Batch
 from tests.conftest import Shared
-from tests.faults.dying import SCHEDULER, kill, of_engine, of_trainer
-from tests.faults.interrupting import digests, interrupted
+from tests.faults.interrupts import digests, interrupted
 from tests.faults.test_interrupts import large
+from tests.processes import SCHEDULER, kill, of_engine, of_trainer
 
 TIMES = ("perf/",)
 

@@ -17,7 +17,7 @@ from kit.reports import EvalReport, UpdateReport
 from kit.samples import Rollout
 from kit.tracking import Loggers, start
 from kit.tracking import loggers as logger_outlet
-from tests.tracking import reading
+from tests.tracking import read_back
 
 ALL = {
     "use_tensorboard": True,
@@ -78,14 +78,14 @@ def test_a_session_logs_to_three_libraries_what_its_own_history_says(
     rewards = [row["rollout/raw_reward"] for row in session.history]
     losses = [row["train/loss"] for row in session.history]
 
-    scalars, texts = reading.tensorboard(tmp_path / "tensorboard")
+    scalars, texts = read_back.tensorboard(tmp_path / "tensorboard")
     assert dict(scalars["rollout/raw_reward"]) == pytest.approx(dict(enumerate(rewards)))
     assert dict(scalars["train/loss"]) == pytest.approx(dict(enumerate(losses)), abs=1e-7)
     assert dict(scalars["eval/addition"]) == pytest.approx({2: accuracy})
     assert "rollout_batch_size: 16" in texts["config"]
     assert str(tmp_path) in texts["folder"]
 
-    history, logged_config, steps, run = reading.wandb(tmp_path)
+    history, logged_config, steps, run = read_back.wandb(tmp_path)
     assert [r["rollout/raw_reward"] for r in history if "rollout/step" in r] == rewards
     assert [r["train/loss"] for r in history if "train/step" in r] == losses
     assert [(r["eval/step"], r["eval/addition"]) for r in history if "eval/step" in r] == [
@@ -98,7 +98,7 @@ def test_a_session_logs_to_three_libraries_what_its_own_history_says(
     assert logged_config["training"]["rollout_batch_size"] == 16
     assert logged_config["run_folder"] == str(tmp_path)
 
-    kept, logged_config = reading.trackio(tmp_path, "sums")
+    kept, logged_config = read_back.trackio(tmp_path, "sums")
     assert [r["rollout/raw_reward"] for r in kept if "rollout/step" in r] == rewards
     assert logged_config["run_folder"] == str(tmp_path)
 
@@ -141,7 +141,7 @@ def test_without_a_logger_nothing_starts_and_a_folder_of_its_own_is_made_where_t
     loggers.close()
     (folder,) = (tmp_path / "logs").iterdir()
     assert folder.name.endswith("-sums")
-    scalars, _ = reading.tensorboard(folder / "tensorboard" / "a" / "b")
+    scalars, _ = read_back.tensorboard(folder / "tensorboard" / "a" / "b")
     assert scalars["rollout/raw_reward"] == [(0, 1.0)]
 
 
@@ -174,8 +174,8 @@ def test_a_folder_that_cannot_be_written_stops_one_logger_and_no_training(
     with pytest.warns(RuntimeWarning, match=r"tensorboard failed \(.*logging\.dir") as caught:
         train()
     assert len([*ours(caught)]) == 1
-    assert len(reading.trackio(tmp_path, "sums")[0]) == 4
-    assert len(reading.wandb(tmp_path)[0]) == 4
+    assert len(read_back.trackio(tmp_path, "sums")[0]) == 4
+    assert len(read_back.wandb(tmp_path)[0]) == 4
 
 
 def test_no_key_for_the_server_is_told_with_the_way_to_work_offline(
@@ -208,7 +208,7 @@ def test_a_library_that_hangs_holds_up_neither_steps_nor_the_other_loggers(
     with pytest.warns(RuntimeWarning, match="trackio has not taken everything") as caught:
         loggers.close()
     assert len([*ours(caught)]) == 1
-    scalars, _ = reading.tensorboard(tmp_path / "run" / "tensorboard")
+    scalars, _ = read_back.tensorboard(tmp_path / "run" / "tensorboard")
     assert scalars["rollout/raw_reward"][0] == (0, 0.0)
     loggers._process.kill()
 
@@ -233,7 +233,7 @@ def test_a_row_that_is_no_number_reaches_tensorboard_as_it_is(tmp_path: Path) ->
     loggers = Loggers(SessionConfig(logging={"use_tensorboard": True}), tmp_path)
     loggers.step({"rollout/raw_reward": float("nan")}, update(0, ()), 0)
     loggers.close()
-    scalars, _ = reading.tensorboard(tmp_path / "tensorboard")
+    scalars, _ = read_back.tensorboard(tmp_path / "tensorboard")
     ((step, value),) = scalars["rollout/raw_reward"]
     assert step == 0
     assert json.dumps(value) == "NaN"

@@ -19,7 +19,7 @@ def printed(code: str) -> str:
 def test_ray_makes_no_grammar_of_addresses_and_who_checks_one_has_it() -> None:
     code = """
 import sys
-from kit.stack.imports import import_ray
+from kit.utils.imports import import_ray
 import_ray()
 assert "ray" in sys.modules
 print("lark" in sys.modules, "rfc3987_syntax" in sys.modules)
@@ -41,7 +41,7 @@ def test_where_jsonschema_is_imported_already_nothing_is_changed() -> None:
     code = """
 import sys, jsonschema
 before = sys.modules.get("rfc3987_syntax")
-from kit.stack.imports import import_ray
+from kit.utils.imports import import_ray
 import_ray(); import_ray()
 print(before is not None, sys.modules.get("rfc3987_syntax") is before)
 """

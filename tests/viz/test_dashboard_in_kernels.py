@@ -58,7 +58,7 @@ def idle(messages: list[Any]) -> bool:
 def test_a_kernel_knows_whether_somebody_looks(
     kernel: BlockingKernelClient, stdin: bool, name: str
 ) -> None:
-    code = "from kit.viz.frontend import frontend\nprint(frontend())"
+    code = "from kit.viz.live.frontend import frontend\nprint(frontend())"
     messages = execute(kernel, code, idle, stdin)
     printed = [m["content"]["text"] for m in messages if m["msg_type"] == "stream"]
     assert "".join(printed).strip() == name
@@ -66,7 +66,7 @@ def test_a_kernel_knows_whether_somebody_looks(
 
 START = """
 from pathlib import Path
-import threading, kit.viz.starting as module
+import threading, kit.viz.live.progress as module
 module.PATIENCE = 0.0
 with module.Starting(Path("/nowhere")) as starting:
     for _ in range(300 if starting._watched else 1):
@@ -100,8 +100,7 @@ def test_a_start_in_a_batch_run_shows_nothing(kernel: BlockingKernelClient) -> N
 
 def test_the_widgets_give_way_to_the_picture_at_the_end(kernel: BlockingKernelClient) -> None:
     code = """
-    from kit.train_modes import show
-    from kit.training import Training
+    from kit.lifecycle.train_loop import Training, show
     from tests.viz.test_dashboard import Steps
     steps = Steps()
     training = Training(steps, 2)

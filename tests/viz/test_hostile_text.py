@@ -18,7 +18,7 @@ from kit.reports.status import Snapshot, Snapshots
 from kit.samples import Batch, Rollout, Sample, Status
 from kit.utils.formatting import cut, visible
 from kit.viz import compare_samples, curves
-from tests.viz.compared import make_comparison
+from tests.viz.comparisons import make_comparison
 from tests.viz.conftest import Show
 from tests.viz.results import (
     make_batch,
@@ -33,7 +33,7 @@ from tests.viz.results import (
     make_step,
     make_update,
 )
-from tests.viz.undone import make_what_if
+from tests.viz.what_ifs import make_what_if
 
 HOSTILE = (
     "<script>alert(1)</script>",

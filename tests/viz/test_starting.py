@@ -71,7 +71,7 @@ def in_a_terminal(folder: Path, body: str, patience: float) -> str:
     """What a terminal gets from a start whose block is `body`."""
     code = f"""
     from pathlib import Path
-    import threading, kit.viz.starting as module
+    import threading, kit.viz.live.progress as module
     module.PATIENCE = {patience}
     with module.Starting(Path({str(folder)!r})) as starting:
         {body}

@@ -1,4 +1,6 @@
-"""A notebook's kernel that is killed at a chosen moment: `python tests/dying.py MOMENT [NAME]`.
+"""A notebook's kernel that is killed at a chosen moment.
+
+    python -m tests.lifecycle.killed_kernel MOMENT [NAME]
 
 It starts a session, or attaches to the one of this name, and trains until that moment, at which it
 kills itself as `kill -9` does: without a word to anybody. At the moment `never` it trains a step
@@ -20,7 +22,7 @@ from kit import RLSession, SessionConfig
 from kit.lifecycle import step
 from kit.samples import Sample
 from kit.stack import recovery
-from tests.faults.dying import SCHEDULER, kill, of_engine
+from tests.processes import SCHEDULER, kill, of_engine
 
 SEED = 5
 KEPT = "after the first step"

@@ -1,6 +1,6 @@
 """A start that is interrupted at one moment after another, and then one that is not.
 
-`python -m tests.faults.starting` prints what was left after each, as JSON.
+`python -m tests.faults.interrupted_starts` prints what was left after each, as JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from kit import RLSession
 from kit.cluster import progress, registry
 from kit.cluster.registry import Entry
-from tests.every import some
+from tests.cases import some
 from tests.processes import alive
 
 OTHERS = {entry.stack for entry in registry.living()}
