@@ -15,7 +15,7 @@ UV := uv==0.13.9
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 NOTEBOOK := notebooks/02_train_to_solve.ipynb
 
-.PHONY: help demo lab docs test test-all soak lint typecheck format lock clean clean-all
+.PHONY: help demo lab docs test test-all test-rest soak lint typecheck format lock clean clean-all
 
 help:  ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -35,8 +35,11 @@ PYTEST := KIT_CORES=1 $(PY) -m pytest --numprocesses=3 --dist=loadfile --no-load
 test: .venv/.kit  ## Run the tests, the real stack on the tiny model included
 	@$(PYTEST)
 
-test-all: .venv/.kit  ## Run every case of every test, about twice as long
+test-all: .venv/.kit  ## Run every case of every test, several times as long
 	@KIT_TESTS=all $(PYTEST)
+
+test-rest: .venv/.kit  ## Run what `make test` leaves out, as far as MINUTES=20 allow
+	@KIT_TESTS=rest KIT_TESTS_MINUTES=$(or $(MINUTES),20) $(PYTEST)
 
 soak: .venv/.kit  ## Half an hour of interrupts, kills and full disks at random (MINUTES=30)
 	@$(PY) -m tests.faults.soak $(or $(MINUTES),30)

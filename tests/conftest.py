@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,12 +18,14 @@ from kit import RLSession, SessionConfig
 from kit.checkpoint import checkpoint
 from kit.cluster import registry
 from kit.data.stream import PromptStream
-from tests.cases import EVERY
+from tests.cases import EVERY, MINUTES, some, wanted
 from tests.lessons import notebook_times
 
 # What a busy machine takes for an example says nothing of the code. Examples are the same each time
 # where a change is judged; every test, run at leisure, looks for new ones.
-settings.register_profile("judging", deadline=None, derandomize=not EVERY)
+settings.register_profile(
+    "judging", deadline=None, derandomize=not EVERY, max_examples=some(30, 100)
+)
 settings.load_profile("judging")
 
 # A test run in the background is started with interrupts ignored, and some tests send them.
@@ -32,6 +35,31 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="state-of-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
+
+BEGAN = time.monotonic()
+LONGEST_FIRST = (
+    "runs/test_sweep.py",
+    "runs/test_resume.py",
+    "faults/test_interrupts.py",
+    "lifecycle/test_attach.py",
+    "test_notebooks.py",
+    "stack/test_devices.py",
+    "lifecycle/test_warm.py",
+    "faults/test_deaths.py",
+    "diagnostics/test_trainer_against_engine.py",
+    "lifecycle/test_start_and_end.py",
+    "cluster/test_joined.py",
+    "runs/test_execute.py",
+    "test_entry_points.py",
+    "lifecycle/test_side_by_side.py",
+    "runs/test_cli.py",
+    "viz/test_dashboard_in_kernels.py",
+    "browser/test_lessons.py",
+    "checkpoint/test_checkpoint.py",
+)
+"""Files that start stacks or kernels of their own. Workers take files in order: with these at the
+front none of them is alone at the end, and the shared session is seldom closed for one of them.
+"""
 
 FIRST = "first"
 """The snapshot of a shared session's first moment."""
@@ -67,16 +95,24 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Say what the mark means."""
+    """Say what the marks mean."""
     config.addinivalue_line("markers", "slow: one more case of a kind; only in `make test-all`")
+    config.addinivalue_line("markers", "wider: goes through more cases in `make test-all`")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave slow cases out, unless every case is wanted."""
-    if not EVERY:
-        left_out = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    """Leave out what is not wanted, and put the longest files first."""
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    here = Path(__file__).parent
+    places = {here / name: place for place, name in enumerate(LONGEST_FIRST)}
+    last = len(places)
+    items[:] = sorted(filter(wanted, items), key=lambda item: places.get(item.path, last))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what does not fit into the time that there is."""
+    if time.monotonic() - BEGAN > 60 * MINUTES:
+        pytest.skip(f"the {MINUTES:g} minutes are over; `make test-all` takes the time it needs")
 
 
 def pytest_sessionfinish() -> None:

@@ -17,6 +17,7 @@ import pytest
 from kit.config import SessionConfig
 from kit.runs import RunResult
 from kit.tiny import tasks
+from tests.cases import slow
 from tests.lessons import (
     NOTEBOOKS,
     exercise_cells,
@@ -78,6 +79,7 @@ def real_thing(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     return run_quietly(NOTEBOOKS / "10_qwen3_gsm8k.ipynb", small, folder)
 
 
+@pytest.mark.slow
 def test_five_causes_made_on_purpose_are_found(mismatches: RunResult) -> None:
     table = texts(mismatches).split("what was done")[1]
     rows = {line[:40].strip(): line for line in table.splitlines()}
@@ -93,6 +95,7 @@ def test_five_causes_made_on_purpose_are_found(mismatches: RunResult) -> None:
     assert "7 of 7 invariants hold" in texts(mismatches)
 
 
+@pytest.mark.slow
 def test_one_batch_goes_through_every_estimator_and_a_contender_trains(
     estimators: RunResult,
 ) -> None:
@@ -136,6 +139,7 @@ def test_a_training_run_leaves_settings_metrics_picture_and_checkpoint(
     assert list((training.folder / "checkpoints" / "final").rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_the_flawed_reward_is_gamed_and_the_mended_one_is_not(rewards: RunResult) -> None:
     steps = re.findall(r"step +(\d+) +reward ([\d.]+) +really right ([\d.]+)", texts(rewards))
     second = [index for index, (step, *_) in enumerate(steps) if step == "0"][1]
@@ -152,6 +156,7 @@ def test_the_flawed_reward_is_gamed_and_the_mended_one_is_not(rewards: RunResult
     assert hacked < solved - 0.2
 
 
+@pytest.mark.slow
 def test_each_patient_is_sick_in_the_way_that_the_lesson_says(patients: RunResult) -> None:
     def rows(name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (patients.folder / name / "metrics.jsonl").open()]
@@ -174,6 +179,7 @@ def test_each_patient_is_sick_in_the_way_that_the_lesson_says(patients: RunResul
     ]
 
 
+@pytest.mark.slow
 def test_the_patients_stand_side_by_side_with_what_was_done_to_each(patients: RunResult) -> None:
     shown = texts(patients)
     assert "5 runs side by side" in shown
@@ -183,6 +189,7 @@ def test_the_patients_stand_side_by_side_with_what_was_done_to_each(patients: Ru
     assert re.search(r"rollout\.max_response_len .* 8$", table, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_what_is_undone_comes_back_and_one_of_the_trials_stays(trials: RunResult) -> None:
     shown = texts(trials)
     assert "as before: True" in shown
@@ -199,6 +206,7 @@ def test_what_is_undone_comes_back_and_one_of_the_trials_stays(trials: RunResult
     assert list((trials.folder / "model").glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_the_real_thing_trains_on_rows_like_those_of_gsm8k(real_thing: RunResult) -> None:
     config = SessionConfig.load(real_thing.folder / "config.yaml")
     assert (config.data.input_key, config.data.label_key) == ("question", "answer")
@@ -214,6 +222,7 @@ def test_the_real_thing_trains_on_rows_like_those_of_gsm8k(real_thing: RunResult
     assert list((real_thing.folder / "checkpoints" / "final").rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_the_real_thing_shows_its_checks_and_each_steps_difference_under_its_bound(
     real_thing: RunResult,
 ) -> None:
@@ -228,7 +237,8 @@ def test_the_real_thing_shows_its_checks_and_each_steps_difference_under_its_bou
     assert len(pictures) >= 2
 
 
-ALL = ["one_step", "training", "mismatches", "rewards", "estimators", "patients", "trials"]
+SLOW = slow("mismatches", "rewards", "estimators", "patients", "trials")
+ALL = ["one_step", "training", *SLOW]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -242,7 +252,7 @@ def test_the_solutions_pass_the_checks_of_their_lesson(
     assert len(cells) == 3
 
 
-@pytest.mark.parametrize("name", [*ALL, "real_thing"])
+@pytest.mark.parametrize("name", [*ALL, *slow("real_thing")])
 def test_the_pages_of_the_notebooks_need_no_network(
     name: str, request: pytest.FixtureRequest
 ) -> None:

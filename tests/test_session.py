@@ -12,6 +12,7 @@ import pytest
 from kit import Batch, RLSession, Rollout, Sample, Status
 from kit.errors import DataError, KitError, RewardError, SessionError, StackError
 from kit.messages import SamplingSettings
+from tests.cases import slow
 from tests.faults.interrupts import interrupted
 from tests.steps import responses_and_metrics
 
@@ -91,19 +92,19 @@ def test_another_seed_gives_other_samples(reseeded: Callable[[int], RLSession]) 
     assert responses[0] != responses[1]
 
 
-def test_grpo_lifts_held_out_accuracy_to_nine_tenths_on_three_seeds(
-    reseeded: Callable[[int], RLSession],
+@pytest.mark.parametrize("seed", [1, *slow(2, 3)])
+def test_grpo_lifts_held_out_accuracy_to_nine_tenths_whatever_the_seed(
+    reseeded: Callable[[int], RLSession], seed: int
 ) -> None:
-    for seed in (1, 2, 3):
-        session = reseeded(seed)
-        before = session.evaluate()
-        assert 0.3 <= before.accuracy <= 0.6
-        while session.step_count < 80:
-            session.train(10, show=False)
-            after = session.evaluate()
-            if after.accuracy >= 0.9:
-                break
-        assert after.accuracy >= 0.9, f"seed {seed}: {after.accuracy}"
+    session = reseeded(seed)
+    before = session.evaluate()
+    assert 0.3 <= before.accuracy <= 0.6
+    while session.step_count < 80:
+        session.train(10, show=False)
+        after = session.evaluate()
+        if after.accuracy >= 0.9:
+            break
+    assert after.accuracy >= 0.9
 
 
 def test_evaluation_is_greedy_and_repeats_itself(session: RLSession) -> None:

@@ -11,12 +11,10 @@ from papermill.parameterize import parameterize_notebook
 
 from tests.browser.lab import Lab, Server, errors_of, shown_notebook
 from tests.browser.measure import open_all, out_of_place, too_faint
-from tests.cases import some
+from tests.cases import slow
 from tests.lessons import FAST, LESSONS, NOTEBOOKS
 from tests.processes import alive, assert_gone
 
-IN_BROWSER = some(["01_one_step"], LESSONS)
-"""All are run as batch runs as well, in tests/test_notebooks.py; here they take six minutes."""
 SECONDS = 900.0
 """For a whole lesson; on an idle machine each takes about a minute."""
 IN_PLACE_OF_WIDGETS = '[class*="kit-still-"]'
@@ -39,7 +37,7 @@ session = RLSession.current() or RLSession.attach()
 print("AGAIN", how, session._running.cluster.directory, "at step", session.step_count)"""
 
 
-@pytest.mark.parametrize("name", IN_BROWSER)
+@pytest.mark.parametrize("name", slow(*LESSONS))  # test_notebooks.py has them as batch runs
 def test_a_lesson_runs_to_its_end_and_is_the_same_when_opened_again(
     name: str, lab: Lab, server: Server
 ) -> None:

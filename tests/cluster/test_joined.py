@@ -123,6 +123,7 @@ def until_free(address: str, cores: float) -> None:
         assert time.monotonic() < deadline
 
 
+@pytest.mark.wider
 def test_a_session_in_a_placement_group_learns_what_one_with_its_own_head_learns(
     cluster: str, of_one: list[dict[str, float]]
 ) -> None:

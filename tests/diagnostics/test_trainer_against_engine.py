@@ -131,6 +131,7 @@ def test_faults_of_a_models_own_code_are_told_apart(tmp_path: Path) -> None:
         assert session.check().healthy
 
 
+@pytest.mark.slow
 def test_weights_disturbed_on_purpose_are_named_until_they_are_handed_over_exactly() -> None:
     with started(weight_noise=0.3) as session:
         report = session.check_mismatch()

@@ -14,6 +14,7 @@ import pytest
 from kit import Batch, RLSession
 from kit.errors import ConfigError, DataError, SessionError
 from kit.reports.what_if import WhatIf
+from tests.cases import slow
 from tests.checkpoint.test_snapshots import checksums, steps
 from tests.steps import responses_and_metrics
 
@@ -190,7 +191,7 @@ def test_without_a_batch_it_says_where_one_comes_from(session: RLSession) -> Non
         session.keep(3, 1)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.02, 0.05, 0.1, 0.2, 0.3])
+@pytest.mark.parametrize("delay", [0.0, 0.1, *slow(0.02, 0.05, 0.2, 0.3)])
 def test_an_interrupt_in_the_middle_of_trials_leaves_everything_as_it_was(
     session: RLSession, delay: float
 ) -> None:

@@ -31,12 +31,12 @@ def _has_begun(who: str) -> bool:
 
 
 MOMENTS: dict[str, Callable[[], bool]] = {
-    "Ray can be joined": lambda: any((entry.folder / "address").exists() for entry in _own()),
     "weights are loaded": lambda: _has_begun("trainer"),
     **some(
         {},
         {
             "the head is there": lambda: bool(_own()),
+            "Ray can be joined": lambda: any((one.folder / "address").exists() for one in _own()),
             "SGLang is imported": lambda: _has_begun("engine"),
         },
     ),

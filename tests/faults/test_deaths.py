@@ -13,6 +13,7 @@ import pytest
 from kit import RLSession
 from kit.errors import StackError
 from kit.stack import recovery
+from tests.cases import slow
 from tests.faults.interrupts import digests
 from tests.processes import (
     DETOKENIZER,
@@ -33,7 +34,7 @@ def later(process: psutil.Process, seconds: float = 0.3) -> threading.Timer:
     return timer
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", ["scheduler", *slow("actor", "detokenizer")])
 def test_an_engine_that_died_while_idle_is_there_again_for_the_next_call(
     session: RLSession, part: str
 ) -> None:
@@ -49,7 +50,7 @@ def test_an_engine_that_died_while_idle_is_there_again_for_the_next_call(
     assert not any(process and process.is_running() for process in victims)
 
 
-@pytest.mark.parametrize("moment", ["made", "starting"])
+@pytest.mark.parametrize("moment", ["starting", *slow("made")])
 def test_an_interrupt_while_an_engine_is_started_again_leaves_it_to_the_next_call(
     session: RLSession, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -80,8 +81,10 @@ def test_an_interrupt_while_an_engine_is_started_again_leaves_it_to_the_next_cal
     assert digests(session) == before
 
 
-@pytest.mark.parametrize("part", ["actor", "scheduler"])
-@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize(
+    ("part", "at_once"),
+    [("scheduler", False), ("actor", True), *slow(("actor", False), ("scheduler", True))],
+)
 def test_a_generate_whose_engine_dies_is_finished_with_the_same_responses(
     session: RLSession, part: str, at_once: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,8 +155,7 @@ def test_a_checkpoint_can_be_read_into_a_stack_whose_trainer_died(
     ("moment", "process"),
     [
         ("busy", "raylet"),
-        pytest.param("idle", "control service", marks=pytest.mark.slow),
-        pytest.param("busy", "first process", marks=pytest.mark.slow),
+        *slow(("idle", "control service"), ("busy", "first process")),
     ],
 )
 def test_when_ray_dies_it_is_told_the_notebook_lives_and_a_checkpoint_continues(

@@ -19,6 +19,7 @@ import pytest
 
 from kit import RLSession
 from kit.samples import Batch, Sample, Status
+from tests.cases import slow
 from tests.faults.interrupted_starts import MOMENTS
 from tests.faults.interrupts import digests, interrupted
 from tests.processes import assert_gone
@@ -129,7 +130,9 @@ def test_an_interrupted_update_stops_at_a_micro_batch_or_is_complete_and_says_so
     assert ends["stopped"]
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    "verb", ["generate", "sync", "check", *slow("score", "evaluate", "check_mismatch")]
+)
 def test_an_interrupted_verb_changes_nothing_and_works_when_called_again(
     session: RLSession, verb: str, tmp_path: Path
 ) -> None:
@@ -150,8 +153,9 @@ def test_an_interrupted_verb_changes_nothing_and_works_when_called_again(
     assert session.check_mismatch(session.generate(["1+1="])).verdict == "pass"
 
 
-def test_fifty_interrupts_at_random_moments_change_nothing_of_what_is_learned(
-    session: RLSession, reseeded: Callable[[int], RLSession]
+@pytest.mark.parametrize("presses", [10, *slow(50)])
+def test_interrupts_at_random_moments_change_nothing_of_what_is_learned(
+    session: RLSession, reseeded: Callable[[int], RLSession], presses: int
 ) -> None:
     expected = {0: digests(session)}
     begin, steps = time.perf_counter(), 6
@@ -170,7 +174,7 @@ def test_fifty_interrupts_at_random_moments_change_nothing_of_what_is_learned(
         "evaluate": session.evaluate,
         "look": lambda: look(session),
     }
-    while pressed < 50:
+    while pressed < presses:
         if session.step_count == steps:
             again.pop("step", None), again.pop("train", None)
         name = draw.choice(sorted(again))
@@ -199,6 +203,7 @@ def without_times(session: RLSession) -> list[dict[str, float]]:
     ]
 
 
+@pytest.mark.wider
 def test_an_interrupted_start_leaves_nothing_and_the_next_one_works() -> None:
     """At the head, at Ray, while SGLang is imported and while weights are loaded."""
     done = subprocess.run(

@@ -19,6 +19,7 @@ import pytest
 from kit import RLSession, SessionConfig
 from kit.checkpoint import checkpoint
 from kit.errors import ConfigError, DataError, KitError, ModelError, RewardError, SessionError
+from tests.cases import slow
 from tests.processes import assert_gone
 from tests.steps import responses_and_metrics
 
@@ -185,7 +186,7 @@ def run_script(text: str, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-@pytest.mark.parametrize("end", ["exception", "kill"])
+@pytest.mark.parametrize("end", ["kill", *slow("exception")])
 def test_no_process_outlives_its_session_and_its_shared_memory_has_no_names_to_be_left(
     end: str, tmp_path: Path
 ) -> None:

@@ -60,25 +60,8 @@ def test_a_warm_start_is_bit_for_bit_a_cold_one_whatever_was_trained_in_between(
         assert (session.step_count, session.engine_version, session.history) == (0, 0, [])
         assert session.check().healthy
         warm = seen(session)
+        session.close(keep_warm=True)  # for the next test
     assert warm == cold
-    assert_gone(cold_entry.head, cold_entry.directory)
-
-
-def test_a_stack_is_left_warm_where_the_configuration_says_so_and_ends_when_its_time_is_over() -> (
-    None
-):
-    session = RLSession.start(TINY.replace("stack.keep_warm", 30))
-    entry = session._running.cluster.entry
-    session.close()
-    state = lease.state_of(entry.folder)
-    assert state is not None
-    assert state["warm"]
-    assert 0 < state["ends_in"] <= 30
-    assert "○ warm" in str(RLSession.sessions())
-    with RLSession.start(TINY.replace("stack.keep_warm", 0.01)) as again:
-        assert again._running.cluster.entry.stack == entry.stack
-    assert_gone(entry.head, entry.directory)
-    assert registry.living() == []
 
 
 def test_other_engine_settings_start_a_stack_of_their_own() -> None:
@@ -88,9 +71,28 @@ def test_other_engine_settings_start_a_stack_of_their_own() -> None:
     with RLSession.start(TINY.replace("engine.replicas", 1)) as session:
         assert session._running.cluster.entry.stack != entry.stack
         assert session.config.name == "tiny"  # a warm stack holds no name
+        session.close(keep_warm=True)  # for the next test
     assert entry.alive
     assert registry.end(entry) > 0
     assert_gone(entry.head, entry.directory)
+
+
+def test_a_stack_is_left_warm_where_the_configuration_says_so_and_ends_when_its_time_is_over() -> (
+    None
+):
+    one = TINY.replace("engine.replicas", 1)
+    session = RLSession.start(one.replace("stack.keep_warm", 30))
+    entry = session._running.cluster.entry
+    session.close()
+    state = lease.state_of(entry.folder)
+    assert state is not None
+    assert state["warm"]
+    assert 0 < state["ends_in"] <= 30
+    assert "○ warm" in str(RLSession.sessions())
+    with RLSession.start(one.replace("stack.keep_warm", 0.01)) as again:
+        assert again._running.cluster.entry.stack == entry.stack
+    assert_gone(entry.head, entry.directory)
+    assert registry.living() == []
 
 
 def test_notebooks_of_one_call_share_a_stack_and_leave_nothing(tmp_path: Path) -> None:

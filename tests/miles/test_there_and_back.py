@@ -19,6 +19,7 @@ from kit.miles.export_script import settings_of
 from kit.miles.flags import REASONS
 from kit.miles.links import get
 from kit.miles.table import LINKS
+from tests.cases import some
 
 WORD = st.text(
     st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="\ue000"),
@@ -128,7 +129,8 @@ def back(config: SessionConfig, folder: Path, backend: str | None = None) -> tup
     return exported, import_script(file)
 
 
-@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@pytest.mark.wider
+@settings(max_examples=some(20, 60), suppress_health_check=list(HealthCheck))
 @given(config=configurations(), backend=st.sampled_from([None, "megatron"]))
 def test_whatever_the_script_has_no_note_on_comes_back_as_it_was(
     config: SessionConfig, backend: str | None, tmp_path_factory: pytest.TempPathFactory

@@ -17,6 +17,7 @@ from kit.models import attention, compile
 from kit.models.packing import Packed, pack
 from kit.models.policy import Policy, load
 from kit.tiny import MODEL_DIR
+from tests.cases import slow
 
 CPU = torch.device("cpu")
 
@@ -117,9 +118,8 @@ def results(policy: Policy, packed: Packed) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     "level",
     [
-        "none",
         "alternating",  # some layers whole, of others the feed-forward part
-        *(pytest.param(level, marks=pytest.mark.slow) for level in ("selective", "full")),
+        *slow("none", "selective", "full"),
     ],
 )
 def test_compiled_layers_on_the_path_of_a_gpu_give_the_same_numbers_and_are_compiled_once(

@@ -16,6 +16,7 @@ from rich.console import Console
 from kit.errors import RunError
 from kit.runs import RunResult, execute, run_notebook
 from kit.runs.kernel import KERNEL_LOG
+from tests.cases import slow
 from tests.runs.conftest import MakeNotebook, write_notebook
 
 RECORDS = """\
@@ -160,7 +161,7 @@ def test_what_children_of_the_kernel_write_is_kept_in_a_log(make_notebook: MakeN
     assert "from below" in (result.folder / KERNEL_LOG).read_text()
 
 
-@pytest.mark.parametrize("last", ["'done'", "raise ValueError", " "])
+@pytest.mark.parametrize("last", ["raise ValueError", *slow("'done'", " ")])
 def test_a_kernel_that_is_idle_is_not_interrupted_to_end_it(
     make_notebook: MakeNotebook, last: str
 ) -> None:

@@ -121,6 +121,7 @@ def whole(notebooks: Path) -> Path:
     return begin(notebooks)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_metrics_to_the_byte_but_for_times(
     notebooks: Path, whole: Path
 ) -> None:

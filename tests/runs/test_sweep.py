@@ -27,7 +27,7 @@ from kit.runs.sweep.display import SweepDisplay
 from kit.runs.sweep.run import _alone, resume_sweep, run_sweep
 from kit.runs.sweep.state import Member, State, SweepRecord, read_sweep
 from kit.tracking.run_folder import read_rows
-from tests.cases import some
+from tests.cases import slow, some
 from tests.runs.conftest import MakeNotebook
 from tests.runs.sweep_notebook import training_notebook
 from tests.runs.test_cli import kit
@@ -95,6 +95,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SweepRecord
     return folder, before, after
 
 
+@pytest.mark.wider
 def test_one_member_that_fails_and_one_that_is_killed_do_not_stop_the_others(
     trained: tuple[Path, SweepRecord, SweepRecord],
 ) -> None:
@@ -125,6 +126,7 @@ def test_a_resumed_sweep_runs_only_what_was_not_completed_and_ends_complete(
     assert after.members[killed.number - 1].folder == killed.folder, "its run went on"
 
 
+@pytest.mark.wider
 def test_every_member_has_a_complete_folder_of_its_own(
     trained: tuple[Path, SweepRecord, SweepRecord],
 ) -> None:
@@ -147,6 +149,7 @@ def test_every_member_has_a_complete_folder_of_its_own(
     assert {f.name for f in folder.iterdir()} == expected | {m.folder for m in after.members}
 
 
+@pytest.mark.wider
 def test_seeds_are_a_band_and_estimators_are_curves(
     trained: tuple[Path, SweepRecord, SweepRecord],
 ) -> None:
@@ -221,7 +224,7 @@ def until(done: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGKILL, *slow(signal.SIGINT)])
 def test_a_sweep_that_is_ended_leaves_no_process_and_can_be_resumed(
     make_notebook: MakeNotebook, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -14,6 +14,7 @@ from kit import RLSession, SessionConfig
 from kit.cluster.processes import TRAINER
 from kit.errors import KitError, StackError
 from kit.samples import Batch
+from tests.cases import slow
 from tests.conftest import Shared
 from tests.faults.interrupts import digests, interrupted
 from tests.faults.test_interrupts import large
@@ -59,7 +60,7 @@ def of_one(shared: Shared) -> list[dict[str, float]]:
     return rows
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["colocated", "disaggregated"])
+@pytest.fixture(scope="module", params=[False, *slow(True)], ids=["disaggregated", "colocated"])
 def two(
     request: pytest.FixtureRequest, of_one: list[dict[str, float]]
 ) -> Iterator[tuple[RLSession, list[dict[str, float]]]]:
@@ -119,7 +120,7 @@ def test_an_interrupted_update_of_two_ranks_is_whole_or_not_made(two: Two) -> No
     assert session.check_mismatch(session.generate()).verdict == "pass"
 
 
-@pytest.mark.parametrize("part", [0, SCHEDULER])
+@pytest.mark.parametrize("part", [SCHEDULER, *slow(0)])
 def test_an_engine_that_dies_is_started_again_and_gets_the_weights(two: Two, part: int) -> None:
     session, _ = two
     session.step()
