@@ -1,1 +1,1 @@
-"""The commands of `kit`, one module each or a few; `kit.cli` puts them together."""
+"""The `kit` command: `app.py` puts together the commands of the other modules."""

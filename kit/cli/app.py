@@ -24,7 +24,7 @@ WRONG_CALL = 2
 
 
 class _Commands(TyperGroup):
-    """Prints the kit's own errors as their message: a traceback would bury the way out."""
+    """Command group that prints the kit's own errors as their message, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -30,10 +30,10 @@ KEEP_WARM_MINUTES = 10.0
 
 
 class Pairs(TyperCommand):
-    """Reads `-p NAME VALUE`, as papermill does, which Typer has no repeated option for."""
+    """Command that reads `-p NAME VALUE`, as papermill does; Typer has no such repeated option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Click's, after `-p NAME VALUE` was made one word."""
+        """Parse as Click does, with `-p NAME VALUE` joined to `-p NAME=VALUE`."""
         joined: list[str] = []
         rest = list(args)
         while rest:
@@ -192,7 +192,7 @@ def params(
 
 
 def pairs(given: list[str]) -> dict[str, object]:
-    """`name=value` words by name. Raises RunError for one without a value."""
+    """Parse `name=value` words into a dictionary. Raises RunError for one without a value."""
     found: dict[str, object] = {}
     for item in given:
         name, equals, value = item.partition("=")
@@ -217,7 +217,7 @@ def _from_file(file: Path | None) -> dict[str, object]:
 
 
 def _console(quiet: bool) -> Console:
-    """Where it is shown: with control characters only where somebody looks at a terminal."""
+    """Console for the output; with control characters only on a terminal."""
     from rich.console import Console
 
     if quiet or not sys.stdout.isatty():
@@ -226,7 +226,7 @@ def _console(quiet: bool) -> Console:
 
 
 def end_on_sigterm() -> None:
-    """End on SIGTERM, which schedulers and CI send, as on Ctrl-C: kernel first, files kept."""
+    """Treat SIGTERM, which schedulers and CI send, as Ctrl-C: kernel first, files kept."""
     signal.signal(signal.SIGTERM, _interrupt)
 
 

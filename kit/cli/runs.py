@@ -1,4 +1,4 @@
-"""`kit runs` and `kit compare`: what runs there are, and how they differ."""
+"""`kit runs` and `kit compare`: list runs, and show how they differ."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RUNS = Path("papermill_runs")
 
 
 def table_console() -> Console:
-    """Where tables are shown: as wide as the terminal, or in a file as wide as they need to be."""
+    """Console for tables: as wide as the terminal, or in a file as wide as they need."""
     from rich.console import Console
 
     console = Console()

@@ -121,7 +121,7 @@ def _values(given: list[str]) -> list[tuple[str, str]]:
 
 
 def _seeds(text: str) -> int | list[int]:
-    """`3` is a number of seeds, `1,5` are seeds; nothing leaves the notebook's own."""
+    """Parse `--seeds`: `3` is a number of seeds, `1,5` are seeds, "" keeps the notebook's own."""
     try:
         numbers = [int(part) for part in text.split(",")] if text else []
     except ValueError:

@@ -1,6 +1,6 @@
 """`export_script`: the launch script of Miles for a configuration of the kit.
 
-`write_rows`: prompts of any source as the JSONL files that Miles reads.
+`write_rows` writes prompts of any source as the JSONL files that Miles reads.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _MODEL_FILES = ("0.6B", "1.7B", "4B-Instruct-2507", "32B", "30B-A3B", "235B-A22B
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A script, and what of the settings it could not take along."""
+    """A launch script, and the settings that it could not carry over."""
 
     script: str
     notes: dict[str, str]
@@ -91,7 +91,7 @@ def export_script(config: SessionConfig, backend: str | None = None) -> Exported
 
 
 def settings_of(section: type[BaseModel] = SessionConfig, before: str = "") -> list[str]:
-    """Every setting below a section, by its name with dots."""
+    """All settings by dotted name, such as `training.learning_rate`."""
     names: list[str] = []
     for name, field in section.model_fields.items():
         kind = field.annotation
@@ -103,14 +103,14 @@ def settings_of(section: type[BaseModel] = SessionConfig, before: str = "") -> l
 
 
 def reason(setting: str) -> str:
-    """Why a setting has no flag."""
+    """Reason why a setting has no flag."""
     parts = setting.split(".")
     names = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
     return next((WITHOUT[name] for name in names if name in WITHOUT), "Miles has nothing like it")
 
 
 def _without(config: SessionConfig) -> dict[str, str]:
-    """The settings without a flag that were changed."""
+    """Changed settings that have no flag, and why."""
     linked = {link.setting for link in LINKS}
     defaults = SessionConfig()
     notes = {}
@@ -138,7 +138,7 @@ def _head(config: SessionConfig, notes: dict[str, str]) -> str:
 
 
 def _variables(config: SessionConfig, *, has_reference: bool) -> str:
-    """What depends on the machine, in one place."""
+    """Lines at the top of the script that set what depends on the machine."""
     source, held_out = config.data.source, config.data.eval_source
     model = str(MODEL_DIR) if config.model.name == TINY else config.model.name
     lines = [
@@ -162,7 +162,7 @@ def _variables(config: SessionConfig, *, has_reference: bool) -> str:
 
 
 def _place(path: str) -> str:
-    """A path for the shell; what is relative starts where the script is called."""
+    """Quote a path for the shell; a relative one starts where the script is called."""
     return shlex.quote(path) if path.startswith("/") else f'"$PWD"/{shlex.quote(path)}'
 
 
@@ -186,7 +186,7 @@ def _arrays(config: SessionConfig, backend: str, notes: dict[str, str]) -> dict[
 
 
 def _fixed(config: SessionConfig, backend: str, group: str) -> list[str]:
-    """Flags that stand for how the kit works, whatever its settings are."""
+    """Flags for how the kit always works, whatever its settings are."""
     has_reference = config.training.has_reference or backend == MEGATRON
     if group == CKPT:
         lines = [f"--train-backend {backend}"]
@@ -203,7 +203,7 @@ def _fixed(config: SessionConfig, backend: str, group: str) -> list[str]:
 
 
 def _lines(words: list[str]) -> list[str]:
-    """One flag a line."""
+    """Format flags, one per line."""
     lines: list[str] = []
     for word in words:
         if word.startswith("--"):
@@ -225,7 +225,7 @@ def _extra(config: SessionConfig) -> list[str]:
 
 
 def _passes(key: str, found: Any) -> bool:
-    """Can it be said by a flag of SGLang's, with Miles' prefix?"""
+    """Whether a field of `engine.extra` can be given as a flag of SGLang's, with Miles' prefix."""
     values = found if isinstance(found, (list, tuple)) and found else [found]
     simple = all(isinstance(one, (str, int, float)) for one in values) and found is not False
     return key not in NOT_PASSED and simple and not any(map(is_flag, values))
@@ -250,7 +250,7 @@ def _launch(config: SessionConfig, backend: str, arrays: list[str]) -> str:
 
 
 def _architecture(model: str) -> list[str]:
-    """Megatron has to be told the shape of the model."""
+    """Flags that describe the model's architecture, which Megatron asks for."""
     size = next((s for s in _MODEL_FILES if model.lower().endswith(f"qwen3-{s}".lower())), None)
     if size:
         return [f'source "$MILES_DIR/scripts/models/qwen3-{size}.sh"']
@@ -261,7 +261,7 @@ def _architecture(model: str) -> list[str]:
 
 
 def _plain(value: object) -> str:
-    """A value in one line of a comment."""
+    """Format a value for one line of a comment."""
     return " ".join(str(value).split())[:120]
 
 
@@ -271,10 +271,10 @@ FILES: dict[Split, str] = {"train": "train.jsonl", "eval": "held_out.jsonl"}
 def write_rows(config: SessionConfig, folder: Path) -> SessionConfig:
     """Write training and held-out prompts, and return settings that read them from there.
 
-    What belongs to the rows goes along: the system prompt, how many held-out ones there are, and
-    the reward and length that the task asks for where the settings leave them open.
+    The returned settings also take over the system prompt, the number of held-out prompts, and the
+    task's own reward and response length where the settings leave them open.
 
-    Raises DataError where the prompts cannot be read or the files not be written.
+    Raises DataError if prompts cannot be read or files not written.
     """
     data = config.data
     sources = {}

@@ -1,4 +1,4 @@
-"""Flags that Miles takes and the kit does without, and why; for telling them from misspelt ones."""
+"""Flags that Miles takes and the kit does without, and why; tells them from misspelt ones."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _SGLANG = "--sglang-"
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """A configuration, and what of the script it could not take along."""
+    """A configuration, and what it could not carry over from the script."""
 
     config: SessionConfig
     left_out: dict[str, str]
@@ -33,7 +33,7 @@ class Imported:
     """What was understood in part."""
 
     def report(self) -> str:
-        """All of that in lines; empty where there is nothing to tell."""
+        """What was not carried over, one line each; "" if all was."""
         groups: dict[str, list[str]] = {}
         for flag, why in self.left_out.items():
             groups.setdefault(why, []).append(flag)
@@ -43,12 +43,12 @@ class Imported:
 
 
 def import_script(path: str | Path) -> Imported:
-    """Read a launch script of Miles. It is never run.
+    """Read a launch script of Miles as settings. The script is never run.
 
     Flags that it leaves out have Miles' defaults. The name is the script's.
 
-    Raises ConfigError for a file that starts no train.py, for a value that is none, and for
-    settings that cannot go together.
+    Raises ConfigError for a file that starts no train.py, for an invalid value, and for settings
+    that contradict each other.
     """
     file = Path(path)
     script = read_script(file)
@@ -92,7 +92,7 @@ def _put(tree: dict[str, Any], setting: str, value: Any) -> None:
 
 
 def _others(given: Given) -> tuple[dict[str, str], dict[str, str], dict[str, Any]]:
-    """Flags that no setting is made of: (known, unknown, further ones of SGLang)."""
+    """Flags without a setting: (known ones, unknown ones, further ones of SGLang)."""
     linked = {flag for link in LINKS for flag in link.flags}
     left_out: dict[str, str] = {}
     unknown: dict[str, str] = {}
@@ -135,7 +135,7 @@ def _sglang_flags() -> set[str]:
 
 
 def _value(values: Sequence[str]) -> Any:
-    """What a flag's words mean: numbers are numbers, and a flag alone is on."""
+    """Value of a flag: a number where it reads as one; True for a flag without a value."""
     found = [_word(word) for word in values]
     return True if not found else found[0] if len(found) == 1 else found
 

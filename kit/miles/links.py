@@ -1,6 +1,6 @@
-"""`Link`: one setting of the kit and the flags of Miles that mean the same; how each is written.
+"""`Link`: a setting of the kit and the flags of Miles that mean the same, to write and to read.
 
-`Given`: the flags of a launch script, asked for one by one, with Miles' defaults.
+`Given` holds the flags of a launch script, which are read one by one with Miles' defaults.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Words = list[str]
 
 
 Write = Callable[[SessionConfig, str], Words]
-"""The flags for a configuration and a backend, ready for a shell but for quoting."""
+"""The flags for a configuration and a backend, not quoted for the shell yet."""
 
 
 @dataclass(slots=True)
 class Given:
-    """Flags that were given, and what reading them as settings has to say."""
+    """The flags of a script, with the remarks that reading them as settings produced."""
 
     flags: Mapping[str, Sequence[str]]
     remarks: list[str] = field(default_factory=list)
@@ -43,15 +43,15 @@ class Given:
         return self.text("--train-backend", MEGATRON)
 
     def has(self, flag: str) -> bool:
-        """Was it given?"""
+        """Whether a flag was given."""
         return flag in self.flags
 
     def all(self, flag: str) -> list[str]:
-        """Its values; none where it was not given."""
+        """Values of a flag; empty if it was not given."""
         return list(self.flags.get(flag, ()))
 
     def text(self, flag: str, default: T) -> str | T:
-        """Its only value, or the default."""
+        """The one value of a flag, or the default."""
         if flag not in self.flags:
             return default
         values = self.flags[flag]
@@ -63,11 +63,11 @@ class Given:
         return values[0]
 
     def whole(self, flag: str, default: T) -> int | T:
-        """Its only value as a whole number."""
+        """The one value of a flag as an integer, or the default."""
         return self._number(flag, default, int)
 
     def number(self, flag: str, default: T) -> float | T:
-        """Its only value as a number."""
+        """The one value of a flag as a number, or the default."""
         return self._number(flag, default, float)
 
     def _number(self, flag: str, default: T, kind: type) -> T:
@@ -89,22 +89,22 @@ Note = Callable[[SessionConfig, str], str]
 
 
 class Variable(str):
-    """A word that the shell puts something in place of: `$MODEL`."""
+    """A word that the shell expands: `$MODEL`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What stands for one setting. Writing, then reading, gives it back where `note` is empty."""
+    """How one setting is written as flags and read back; exact unless `note` says otherwise."""
 
     setting: str
     flags: tuple[str, ...]
-    """The flags that it is made of, the main one first."""
+    """The flags that express it, the main one first."""
     group: str
     """The array of the script that they belong to."""
     write: Write
     read: Read
     note: Note = lambda config, backend: ""
-    """Why a value is not carried over as it is; empty where it is."""
+    """Why a value is not carried over as it is; "" if it is."""
     default: str = ""
     """What Miles does without the flag, in words."""
     remark: str = ""
@@ -115,7 +115,7 @@ READ_AS_FLAG = "would be read as a flag, and is left out"
 
 
 def get(config: SessionConfig, setting: str) -> Any:
-    """A setting by its name with dots."""
+    """Value of a setting by its dotted name."""
     value: Any = config
     for part in setting.split("."):
         value = getattr(value, part)
@@ -132,17 +132,17 @@ def value(
     absent: object = ...,
     remark: str = "",
 ) -> Link:
-    """A setting with one value and one flag.
+    """Link of a setting with one value and one flag.
 
     Args:
-        setting: its name.
-        flag: its flag.
-        group: the array it goes to.
-        default: Miles', which also says of what type it is; None is optional, of the setting's
-            own type.
-        explicit: write it also where it is the default.
-        absent: the setting's value that stands for Miles' default; taken to be the same.
-        remark: for the table.
+        setting: its dotted name.
+        flag: the flag of Miles.
+        group: the array of the script that the flag goes to.
+        default: Miles' default, whose type is also the value's; with None the value is optional
+            and of the setting's own type.
+        explicit: write the flag also for the default value.
+        absent: the setting's value that means Miles' default, if it is not `default` itself.
+        remark: a note for the table.
     """
     missing = default if absent is ... else absent
 
@@ -166,7 +166,7 @@ def value(
 
 
 def switch(setting: str, flag: str, group: str, *, off: bool = False, remark: str = "") -> Link:
-    """A setting that is on with the flag; with `off`, one that is off with it."""
+    """Link of a boolean setting: true with the flag; with `off`, false with it."""
 
     def write(config: SessionConfig, backend: str) -> Words:
         return [flag] if get(config, setting) is not off else []
@@ -183,12 +183,12 @@ def switch(setting: str, flag: str, group: str, *, off: bool = False, remark: st
 
 
 def is_flag(found: object) -> bool:
-    """Would the parser take this value for a flag?"""
+    """Whether Miles' parser would take this value for a flag."""
     return isinstance(found, str) and found.startswith("-")
 
 
 def _kind_of(setting: str) -> type:
-    """int, float or str: what a setting holds beside None."""
+    """Type of a setting beside None: int, float or str."""
     section: Any = SessionConfig
     *sections, last = setting.split(".")
     for part in sections:

@@ -28,7 +28,7 @@ DECAYS = ("constant", "linear", "cosine")
 
 
 def _by_backend(setting: str, flag: str, fsdp: float, megatron: float) -> Link:
-    """A number whose default depends on the trainer; always written."""
+    """Link of a number whose default depends on Miles' trainer; always written."""
     return Link(
         setting,
         (flag,),

@@ -1,7 +1,4 @@
-"""Links of batches, sampling, evaluation and saving.
-
-Links of model, prompts and rewards.
-"""
+"""Links of model, prompts, rewards, batches, sampling, evaluation and saving."""
 
 from __future__ import annotations
 
@@ -198,7 +195,7 @@ TINY_DIRECTORY = "kit/tiny/model"
 
 
 def is_file(source: str) -> bool:
-    """Can Miles read this source: a JSONL or Parquet file, a slice of it perhaps?"""
+    """Whether Miles can read this source: a JSONL or Parquet file, or a slice of one."""
     name = source.partition("@[")[0]
     return PurePosixPath(name).suffix in (".jsonl", ".parquet")
 
@@ -237,7 +234,7 @@ def _read_eval(given: Given) -> str:
 
 
 def _reward(config: SessionConfig) -> str:
-    """The reward's name; where it is open, the one that fits the source."""
+    """Name of the reward, or of the one that fits the source if the settings leave it open."""
     source = config.data.source
     from_gym = source.startswith("reasoning_gym:") or (not source and config.model.name != TINY)
     return config.reward.name or ("reasoning_gym" if from_gym else "exact")

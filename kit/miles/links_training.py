@@ -56,7 +56,7 @@ def _read_kl_loss(given: Given) -> float:
 
 
 def _critic(setting: str, flag: str, default: str, remark: str = "") -> Link:
-    """A setting of the critic, which only `ppo` has."""
+    """Link of a setting of the critic, which only `ppo` has."""
     usual = getattr(CriticConfig(), setting)
 
     def write(config: SessionConfig, backend: str) -> Words:

@@ -1,4 +1,4 @@
-"""`docs/from_and_to_miles.md`, made from the table: `python -m kit.miles.page` writes it."""
+"""Writes `docs/from_and_to_miles.md` from the table: `python -m kit.miles.page`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _WITHOUT = """
 
 
 def page() -> str:
-    """The whole page."""
+    """The page as Markdown."""
     lines = ["", "| setting | flag of Miles | default here | default there | remark |"]
     lines += ["|---|---|---|---|---|", *map(_row, LINKS)]
     linked = {link.setting for link in LINKS} | {"engine.extra", "name"}

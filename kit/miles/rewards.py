@@ -18,7 +18,7 @@ RewardFunction = Callable[..., Awaitable[Graded]]
 
 def _reward(name: str) -> RewardFunction:
     async def reward(args: Any, sample: Any, **_: Any) -> Graded:
-        """Grade one sample, or a list of them; Miles asks for either."""
+        """Grade one sample, or a list of them; Miles calls it with either."""
         if isinstance(sample, list):
             return [_graded(one) for one in sample]
         return _graded(sample)

@@ -1,7 +1,7 @@
-"""Reads the flags of a launch script, without running it: arrays, variables, quotes, sources.
+"""Reads the flags of a launch script without running it: arrays, variables, quotes, sources.
 
-What a script computes (`$(...)`, conditions, loops) is not followed. Variables have the value that
-is assigned to them first, `${NAME:-this}` where none is; the environment is not looked at.
+What a script computes (`$(...)`, conditions, loops) is not evaluated. A variable has the value that
+is assigned to it first, or the default of `${NAME:-default}`; the environment is not read.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _LAUNCHES = re.compile(r"(^|[\s/\"'}])train(_async)?\.py\b")
 
 
 _DOLLAR = "\ue000"
-"""Stands for a dollar sign that means itself, as it does between single quotes."""
+"""Stands for a literal dollar sign, as between single quotes."""
 
 
 @dataclass(slots=True)
 class Script:
-    """What was found in one."""
+    """Content of a launch script: flags, variables, arrays, and remarks on what was not read."""
 
     flags: Flags = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
@@ -56,9 +56,9 @@ class Script:
 
 
 def read_script(path: Path) -> Script:
-    """The flags that a script starts `train.py` with.
+    """Read the flags that a script passes to `train.py`.
 
-    Raises ConfigError for a file that is not there, and for one that starts no `train.py`.
+    Raises ConfigError for a file that is missing, and for one that starts no `train.py`.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -79,7 +79,7 @@ def read_script(path: Path) -> Script:
 
 
 def _follow(script: Script, text: str, folder: Path) -> list[str] | None:
-    """Take in a script line by line; the words behind `train.py`, where it is started."""
+    """Read a script line by line; returns the words after `train.py`."""
     launched = None
     for line in map(_protected, _statements(text)):
         if found := _DEFAULTED.match(line):
@@ -98,7 +98,7 @@ def _follow(script: Script, text: str, folder: Path) -> list[str] | None:
 
 
 def _statements(text: str) -> Iterator[str]:
-    """Lines, joined where a backslash, an open quote or an open array goes on; no heredocs."""
+    """Logical lines: joined at a backslash, an open quote or an open array; without heredocs."""
     lines = iter(re.split(r"\r?\n", text))  # what else Python takes for an end of line is text
     for line in lines:
         whole = line
@@ -122,7 +122,7 @@ def _statements(text: str) -> Iterator[str]:
 
 
 def _scanned(text: str) -> Iterator[tuple[int, str, str]]:
-    """Each character, its place, and what it stands in: a quote, a comment (#), an escape."""
+    """Scan a text: each character, its index, and its context (quote, comment `#`, escape)."""
     inside, is_escaped = "", False
     for at, char in enumerate(text):
         if is_escaped:
@@ -143,7 +143,7 @@ def _scanned(text: str) -> Iterator[tuple[int, str, str]]:
 
 
 def _protected(text: str) -> str:
-    """The text with a mark for each dollar sign between single quotes or behind a backslash."""
+    """Mark literal dollar signs: those between single quotes or after a backslash."""
     return "".join(
         _DOLLAR if char == "$" and inside in ("'", "\\") else char
         for _, char, inside in _scanned(text)
@@ -158,7 +158,7 @@ def _is_whole(text: str) -> bool:
 
 
 def _words(text: str) -> list[str] | None:
-    """The words of a line; None where a quote is open."""
+    """Split a line into words; None if a quote is open."""
     try:
         return shlex.split(text, comments=True)
     except ValueError:
@@ -166,7 +166,7 @@ def _words(text: str) -> list[str] | None:
 
 
 def _closing(text: str) -> str | None:
-    """What stands between the brackets of an array, comments left out; None while it is open."""
+    """Text between the brackets of an array, without comments; None while it is open."""
     found: list[str] = []
     depth = 0
     for _, char, inside in _scanned(text[text.index("(") :]):
@@ -206,7 +206,7 @@ def _take_source(script: Script, what: str, folder: Path) -> None:
 
 
 def _behind_train(script: Script, line: str) -> list[str]:
-    """The words up to the end of the command: a pipe, a redirection, a second one."""
+    """Words up to the end of the command: a pipe, a redirection, another command."""
     starts = [match.end() for match in _LAUNCHES.finditer(line)]
     rest = line[starts[-1] :].removeprefix('"').removeprefix("'")
     ends = [at for at, char, inside in _scanned(rest) if char in "|<>;&" and not inside]
@@ -214,7 +214,7 @@ def _behind_train(script: Script, line: str) -> list[str]:
 
 
 def _resolved(script: Script, text: str) -> list[str]:
-    """Words with arrays and variables put in."""
+    """Expand arrays and variables in words."""
     found: list[str] = []
     for word in _words(_without_subshells(text)) or []:
         if name := _ALL_OF.fullmatch(word):
@@ -227,7 +227,7 @@ def _resolved(script: Script, text: str) -> list[str]:
 
 
 def _without_subshells(text: str) -> str:
-    """Brackets that stand alone, and in no quote, group commands and are no words."""
+    """Remove brackets that group commands: those that stand alone, outside of quotes."""
     around = f" {text} "
     return "".join(
         " " if char in "()" and not inside and f"{around[at]}{around[at + 2]}".isspace() else char
@@ -256,7 +256,7 @@ def _expand(script: Script, word: str) -> str:
 
 
 def _sort(script: Script, words: list[str]) -> None:
-    """Flags with their values; of a flag that is given twice, the last counts."""
+    """Collect flags with their values; the last counts if one is given twice."""
     flag = None
     for word in words:
         if word.startswith("--"):

@@ -1,4 +1,4 @@
-"""`LINKS`: every setting that Miles has a counterpart of; both directions are made from it.
+"""`LINKS`: all settings with a counterpart in Miles; both directions are made from it.
 
 Names and defaults are those of Miles' parser (`miles/utils/arguments.py` and the parsers of its
 two trainers). Where Miles' trainers have different defaults, FSDP's stands first.

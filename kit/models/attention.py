@@ -1,13 +1,12 @@
 """Causal attention over packed samples, registered with Transformers as `kit_packed`.
 
-On a GPU torch's own variable-length flash attention (`gpu_attention.py`); on a CPU one padded call
-for all samples. A beginning that samples share is computed once and seen by each of them.
-Tensors here have Transformers' shapes: (1, heads, T, head size).
+On a GPU this is torch's variable-length flash attention, on a CPU one padded call for all samples.
+A prefix that samples share is computed once, and each of them attends to it. `attend` takes tensors
+in Transformers' shapes: (1, heads, T, head size).
 
-Torch's variable-length flash attention as one operator that `torch.compile` takes as it is.
-
-Torch's own takes the longest lengths as numbers, which compiled code would have to allow for; here
-they are a tensor on the host. Grouped queries need no copies of keys and values.
+`packed_attention` wraps the GPU kernel as one operator that `torch.compile` does not look into.
+Torch's own takes the longest lengths as numbers, so compiled code would depend on them; here they
+are a tensor on the host. Grouped queries need no copies of keys and values.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ NAME = "kit_packed"
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Sequences of tokens, one after the other."""
+    """Lengths of sequences that lie one after the other."""
 
     longest: int
     ends: torch.Tensor
@@ -38,13 +37,13 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where each sequence lies in the row; worked out once, used by every layer."""
+    """Where each sequence lies in the row; computed once for all layers."""
 
     sequences: int
     own: Lengths
-    """Of the tokens that ask: each row once."""
+    """Lengths on the query side: each row once."""
     seen: Lengths
-    """Of the tokens they ask about: a shared beginning is seen by several sequences."""
+    """Lengths on the key side: a shared prefix is seen by several sequences."""
     seen_rows: torch.Tensor | None
     """Row of each token seen; on a CPU of each place of the padded batch. None: nothing is shared,
     the rows are the sequences."""
@@ -54,13 +53,13 @@ class Layout:
     """Longest own and longest seen, as a tensor of two on the host: code that is compiled for one
     batch serves all others, because no number of them is part of it."""
     order: torch.Tensor | None
-    """GPU, something shared: places of what is seen, sorted by row; see `rows.sums_of`."""
+    """GPU, something shared: places of what is seen, sorted by row; see `packing.sums_of`."""
     order_ends: torch.Tensor | None
     """Where each row's places end in it."""
 
 
 def layout(packed: Packed, device: torch.device) -> Layout:
-    """Work out the layout of packed samples."""
+    """Layout of packed samples for this device's attention."""
     if device.type == "cuda":
         return gathered(packed, device)
     own = _lengths(packed.own_lengths, device)
@@ -80,7 +79,7 @@ def layout(packed: Packed, device: torch.device) -> Layout:
 
 
 def gathered(packed: Packed, device: torch.device) -> Layout:
-    """The layout for attention that takes sequences of any lengths, without padding."""
+    """Layout for variable-length attention, without padding."""
     own, count = _ends(packed.own_lengths, device), len(packed.own_lengths)
     if packed.seen_rows is None:
         limits = torch.tensor([own.longest, own.longest])
@@ -115,7 +114,7 @@ def attend(
     packed: Layout | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Each token attends to the earlier tokens of its own sample. Returns ((1, T, heads, D), None).
+    """Attend from each token to the earlier ones of its sample. Returns ((1, T, heads, D), None).
 
     Raises:
         ValueError: called without the layout of the packed samples.
@@ -155,7 +154,7 @@ def _on_cpu(
     packed: Layout,
 ) -> torch.Tensor:
     def padded(x: torch.Tensor, lengths: Lengths) -> torch.Tensor:
-        """(sequences, heads, longest, D); padding comes last."""
+        """Pad to (sequences, heads, longest, D), at the end."""
         size = packed.sequences * lengths.longest
         whole = x if len(x) == size else put_rows(x, lengths.places, size)
         return whole.view(packed.sequences, lengths.longest, *x.shape[1:]).transpose(1, 2)
@@ -174,7 +173,7 @@ def _on_cpu(
 
 
 def register() -> None:
-    """Tell Transformers of `kit_packed`."""
+    """Register `kit_packed` with Transformers."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
@@ -203,10 +202,10 @@ def packed_attention(
     Args:
         q: (T, heads, D).
         k: (tokens seen, key heads, D); as many heads as q, or a divisor of them.
-        v: the same.
+        v: as k.
         own_ends: cumulative lengths of the sequences in q, with a leading 0, int32.
-        seen_ends: the same of k and v.
-        limits: longest of either, on the host.
+        seen_ends: cumulative lengths of the sequences in k and v.
+        limits: longest sequence in q and in k, on the host.
         scale: multiplies the products of queries and keys.
     """
     out: torch.Tensor = _forward(q, k, v, own_ends, seen_ends, limits, scale)[0]

@@ -1,4 +1,4 @@
-"""What is done to a model's layers before training: recomputation, and `torch.compile` on a GPU."""
+"""Recomputation of activations, and `torch.compile` of a model's layers on a GPU."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Recompute = Literal["none", "selective", "alternating", "full"]
 
 
 VARIANTS = 64
-"""So many compiled versions of a layer are kept: with and without gradient, with shared rows and
+"""How many compiled versions of a layer are kept: with and without gradient, with shared rows and
 without, for few rows and many, and for each way to recompute."""
 
 
 def recompute(model: nn.Module, layers: Iterable[nn.Module], level: Recompute) -> None:
-    """What the backward pass makes again instead of the forward pass keeping it.
+    """Set what the backward pass recomputes instead of the forward pass keeping it.
 
     Args:
         model: a Transformers model.
         layers: its layers.
-        level: `selective` the feed-forward part of each layer, which saves most for its price;
-            `full` each layer whole, of which only the input is kept; `alternating` the one for
-            every other layer, and the other for those between.
+        level: `selective`: the feed-forward part of each layer, which saves most for its cost.
+            `full`: each whole layer, of which only the input is kept. `alternating`: one for every
+            other layer, the other for those between.
     """
     if level in ("alternating", "full"):
         whole: Any = model
@@ -41,7 +41,7 @@ def recompute(model: nn.Module, layers: Iterable[nn.Module], level: Recompute) -
 
 @cache
 def _recomputed(kind: Any) -> Any:
-    """A class, and no function for each layer: compiled code is then the same for all of them."""
+    """Subclass that recomputes. One class for all layers lets them share compiled code."""
 
     def forward(self: Any, *args: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -54,8 +54,8 @@ def _recomputed(kind: Any) -> Any:
 def compile_layers(layers: Iterable[nn.Module]) -> None:
     """Compile each layer's forward pass in place: its many small operations become few kernels.
 
-    All layers share one result, made at the first call and kept on disk for later runs. Lengths are
-    left open in it, so that no batch needs another one.
+    All layers share one compiled result, made at the first call and kept on disk for later runs.
+    Lengths are dynamic, so that one result serves every batch.
     """
     import torch._dynamo
 

@@ -1,8 +1,8 @@
-"""Log-probs and entropies of tokens from the last hidden states, without all logits at once.
+"""Log-probs and entropies of tokens from the last hidden states, without all logits in memory.
 
-Logits of a long batch over a large vocabulary would be the largest tensor by far. They are made in
-pieces, in the model's dtype; what is kept of each row is one number, the logarithm of its sum. The
-backward pass makes the pieces again and turns each into its gradient.
+Logits of a long batch over a large vocabulary would be the largest tensor by far. They are computed
+in pieces, in the model's dtype, and only one number is kept of each row, the logarithm of its sum.
+The backward pass recomputes the pieces and turns each into its gradient.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def token_log_probs(
 
 
 def rows_at_once(vocabulary: int) -> int:
-    """Rows of logits in a piece; whole tiles of a matrix product where that is possible."""
+    """Rows of logits in one piece; a multiple of a matrix product's tile where possible."""
     rows = LOGITS_AT_ONCE // vocabulary
     return max(rows // 256 * 256, min(rows, 256), 1)
 
 
 class _InPieces(torch.autograd.Function):
-    """(log-probs, entropies); keeps hidden states and three numbers a row."""
+    """Autograd function: (log-probs, entropies); keeps hidden states and three numbers per row."""
 
     @staticmethod
     def forward(
@@ -133,9 +133,9 @@ def _logit_gradient(
     entropy_gradient_R: torch.Tensor | None,
     scale: float,
 ) -> torch.Tensor:
-    """Gradient by the logits, in their dtype.
+    """Gradient with respect to the logits, in their dtype.
 
-    With p the probabilities: of the log-prob, 1 at the target minus p; of the entropy,
+    With p the probabilities, the log-prob contributes 1 at the target minus p, and the entropy
     -p (log p + entropy).
     """
     logp = logits.float() * scale - total_R[:, None]
@@ -150,5 +150,5 @@ def _logit_gradient(
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One kernel instead of a dozen passes over the logits."""
+    """Compile into one kernel instead of a dozen passes over the logits."""
     return torch.compile(function, dynamic=True)

@@ -1,4 +1,4 @@
-"""Mixture-of-experts routers: which experts each token took."""
+"""Mixture-of-experts routers: observe, or force, which experts each token takes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def _watched(routers: list[Any], forced: Experts | None) -> Iterator[list[torch.Tensor]]:
-    """The experts that each router chooses, (tokens, top k), in the order of the layers."""
+    """Collect the experts that each router chooses, (tokens, top k), layer by layer."""
     seen: list[torch.Tensor] = []
 
     def watch(module: Any, _inputs: Any, output: Any) -> Any:
@@ -42,7 +42,7 @@ Experts = list[list[list[int]]]
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """One pass through a mixture of experts, sample by sample."""
+    """Experts and log-probs of one forward pass, sample by sample."""
 
     experts: list[Experts]
     log_probs: list[list[float]]

@@ -1,13 +1,12 @@
 """Samples of different lengths in one long row, without padding and without repetition.
 
-What the model computes for a token depends on it and on the tokens before it. Samples that begin
-alike (all samples of a group have the prompt in common, and often more) therefore share rows: a
-beginning is computed once, and every sample that has it attends to it.
+What the model computes for a token depends only on it and on the tokens before it. Samples with a
+common prefix (all samples of a group share the prompt, and often more) therefore share rows: a
+prefix is computed once, and every sample that has it attends to it.
 
-Taking rows out of a tensor and putting them into one.
-
-Indexing has to allow for rows named twice, so its gradient adds row by row, one after the other.
-Where each row is named once, taking and putting are each other's gradient, and both are copies.
+`take_rows`, `put_rows` and `repeat_rows` index such rows with a fast gradient. Torch's indexing has
+to allow for repeated rows, so its gradient adds them one after the other; where each row occurs
+once, taking and putting are each other's gradient, and both are copies.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ class Packed:
     """Some samples in one row of T tokens.
 
     A sequence is a stretch of the row in which each token follows the one before: the prompt of a
-    group, or what a sample adds to what is there already. There are S of them; R response tokens
-    are predicted.
+    group, or what a sample adds to a shared prefix. There are S sequences, and R response tokens
+    to predict.
     """
 
     tokens_T: torch.Tensor
     position_T: torch.Tensor
-    """Place of each token in the samples that it belongs to."""
+    """Position of each token in the samples that it belongs to."""
     own_lengths: tuple[int, ...]
     """Tokens of each sequence in the row, (S); they sum to T."""
     seen_lengths: tuple[int, ...]
@@ -42,14 +41,14 @@ class Packed:
     """Row of each of these, sequence after sequence; None where no two sequences share a row."""
     predictor_R: torch.Tensor
     """For each response token, the row of the token before it, whose output predicts it. Samples
-    with this beginning in common have it in common."""
+    with a common prefix share this row."""
     target_R: torch.Tensor
     """The response tokens."""
     sample_R: torch.Tensor
-    """Which of these samples each response token belongs to."""
+    """Sample that each response token belongs to."""
 
     def to(self, device: torch.device) -> Packed:
-        """The same on another device."""
+        """Copy to a device."""
         names = ("tokens_T", "position_T", "seen_rows", "predictor_R", "target_R", "sample_R")
         tensors = {name: getattr(self, name) for name in names}
         moved: dict[str, Any] = {
@@ -59,7 +58,7 @@ class Packed:
 
 
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The same on a device, without waiting for what the device is doing."""
+    """Copy a tensor to a device without waiting for the work that runs there."""
     if device.type != "cuda":
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)
@@ -71,12 +70,12 @@ def pack(
     *,
     share: bool = True,
 ) -> Packed:
-    """Lay samples out in one row.
+    """Pack samples into one row.
 
     Args:
         tokens: prompt and response of each sample.
-        response_lengths: how many of them are the response.
-        share: compute equal beginnings once; the results differ by rounding only.
+        response_lengths: how many of these tokens are the response.
+        share: compute common prefixes once; the results differ by rounding only.
 
     Raises:
         DataError: a sample has no token before its response, so nothing predicts its first one.
@@ -108,10 +107,10 @@ def pack(
 
 @dataclass(slots=True)
 class _Rows:
-    """Which token stands in which row, and who sees it; see `Packed`."""
+    """Assignment of tokens to rows, while it is being built; see `Packed`."""
 
     of_sample: list[Sequence[int]] = field(default_factory=list)
-    """The row of each of its tokens."""
+    """Rows of each sample's tokens."""
     tokens: list[int] = field(default_factory=list)
     position: list[int] = field(default_factory=list)
     own_lengths: list[int] = field(default_factory=list)
@@ -120,7 +119,7 @@ class _Rows:
 
 
 def _one_after_other(tokens: Sequence[Sequence[int]]) -> _Rows:
-    """Each sample by itself."""
+    """Rows without sharing: each sample by itself."""
     rows = _Rows()
     for row in tokens:
         rows.of_sample.append(range(len(rows.tokens), len(rows.tokens) + len(row)))
@@ -134,13 +133,13 @@ def _one_after_other(tokens: Sequence[Sequence[int]]) -> _Rows:
 def _with_beginnings_shared(
     tokens: Sequence[Sequence[int]], response_lengths: Sequence[int]
 ) -> _Rows:
-    """What samples begin with in common stands there once."""
+    """Rows in which each common prefix occurs once."""
     rows = _Rows()
     row_of: dict[tuple[int, int], int] = {}
     """Row of a token, by the row of the token before it."""
 
     def lay(tokens: Sequence[int]) -> list[int]:
-        """The row of each token; what is not there yet is put at the end, as a sequence."""
+        """Rows of a sample's tokens; what is new is appended, as one sequence."""
         before, found, row = len(rows.tokens), [], -1
         for place, token in enumerate(tokens):
             known = row_of.get((row, token))
@@ -177,16 +176,16 @@ def micro_batches(
     *,
     share: bool = True,
 ) -> list[list[int]]:
-    """Which samples to pack together: indices, each in one list.
+    """Divide samples into micro-batches: lists of indices, each index in one list.
 
     Samples of one prompt stay together where they fit. No list takes more than `max_tokens` rows,
-    save for a single sample that is longer.
+    except for a single sample that is longer.
 
     Args:
         tokens: prompt and response of each sample.
-        response_lengths: how many of them are the response.
-        max_tokens: rows.
-        share: will equal prompts be computed once?
+        response_lengths: how many of these tokens are the response.
+        max_tokens: most rows in a micro-batch.
+        share: whether `pack` will compute common prefixes once.
     """
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for index, (row, response) in enumerate(_pairs(tokens, response_lengths)):
@@ -204,14 +203,14 @@ def micro_batches(
 
 
 def prompts_in_common(tokens: Sequence[Sequence[int]], response_lengths: Sequence[int]) -> float:
-    """Share of all tokens that are saved where each prompt is computed once."""
+    """Fraction of all tokens that is saved if each prompt is computed once."""
     prompts = [tuple(row[: len(row) - r]) for row, r in _pairs(tokens, response_lengths)]
     saved = sum(map(len, prompts)) - sum(map(len, set(prompts)))
     return saved / max(sum(map(len, tokens)), 1)
 
 
 def fit(sizes: Sequence[int], limit: int) -> list[list[int]]:
-    """Bins of indices: first fit in order of falling size. A size over the limit is alone."""
+    """Fill bins first-fit in order of falling size. A size over the limit gets its own bin."""
     bins: list[tuple[int, list[int]]] = []
     for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
         for place, (used, members) in enumerate(bins):
@@ -227,18 +226,18 @@ PutBack = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
 def sums_of(rows: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(places sorted by the row that they hold, where each row's end), for `size` rows in all."""
+    """Prepare summing by row: (places sorted by their row, end of each row's places)."""
     counts = torch.bincount(rows, minlength=size)
     return torch.argsort(rows, stable=True), torch.nn.functional.pad(counts.cumsum(0), (1, 0))
 
 
 def put_rows(x: torch.Tensor, rows_T: torch.Tensor, size: int) -> torch.Tensor:
-    """A tensor of `size` rows that has `x` at `rows_T` and 0 elsewhere."""
+    """Tensor of `size` rows that has `x` at `rows_T` and 0 elsewhere."""
     return x.new_zeros(size, *x.shape[1:]).index_copy(0, rows_T, x)
 
 
 def take_rows(x: torch.Tensor, rows_T: torch.Tensor) -> torch.Tensor:
-    """`x[rows_T]`; each row at most once."""
+    """Index `x[rows_T]`, where each row occurs at most once."""
     taken: torch.Tensor = _TakenRows.apply(x, rows_T, put_rows)  # type: ignore[no-untyped-call]
     return taken
 
@@ -249,13 +248,14 @@ def repeat_rows(
     order: torch.Tensor | None = None,
     order_ends: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`x[rows]`; a row may be named often. Its gradient is summed in float32, in a fixed order.
+    """Index `x[rows]` with repeats. The gradient is summed in float32, in a fixed order.
 
     Args:
         x: (size, ...).
-        rows: which to take.
-        order: with `order_ends` what `sums_of(rows, size)` gives, for a faster gradient on a GPU.
-        order_ends: see there.
+        rows: which rows to take.
+        order: with `order_ends`, the result of `sums_of(rows, size)`, for a faster gradient on a
+            GPU.
+        order_ends: see `order`.
     """
     repeated: torch.Tensor
     if order is None or order_ends is None:
@@ -266,7 +266,7 @@ def repeat_rows(
 
 
 def _add_rows(x: torch.Tensor, rows: torch.Tensor, size: int) -> torch.Tensor:
-    """A tensor of `size` rows, each the sum of what `x` has for it."""
+    """Tensor of `size` rows, each the sum of the rows of `x` that belong to it."""
     wide = x.float() if x.element_size() < 4 else x
     total = wide.new_zeros(size, *x.shape[1:])
     if x.is_cuda:  # index_add_ adds there in the order in which threads come
@@ -277,7 +277,7 @@ def _add_rows(x: torch.Tensor, rows: torch.Tensor, size: int) -> torch.Tensor:
 
 
 class _TakenRows(torch.autograd.Function):
-    """`x[rows]`, whose gradient goes back by a function of its own."""
+    """Index `x[rows]`, with the function that computes its gradient given as `back`."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, rows: torch.Tensor, back: PutBack) -> torch.Tensor:
@@ -292,7 +292,7 @@ class _TakenRows(torch.autograd.Function):
 
 
 class _SummedRows(torch.autograd.Function):
-    """`x[rows]`, whose gradient is summed row by row in one pass."""
+    """Index `x[rows]` with repeats; the gradient is summed by row in one pass."""
 
     @staticmethod
     def forward(
@@ -309,7 +309,7 @@ class _SummedRows(torch.autograd.Function):
 
 @torch.library.custom_op("kit::sum_stretches", mutates_args=())
 def _sum_stretches(x: torch.Tensor, order: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """Row i is the sum of x[order[ends[i]:ends[i + 1]]], in float32 inside."""
+    """Sum of x[order[ends[i]:ends[i + 1]]] for each row i, computed in float32."""
     sorted_rows = x.flatten(1).index_select(0, order).float()
     total = torch.segment_reduce(sorted_rows, "sum", offsets=ends, axis=0, unsafe=True)
     return total.to(x.dtype).view(-1, *x.shape[1:])

@@ -1,4 +1,4 @@
-"""A causal language model that answers one question: how likely was each response token?"""
+"""`Policy` and `ValueModel`: Transformers models with packed input, as the trainer uses them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from kit.models.packing import Packed, repeat_rows, take_rows
 
 
 class Policy(nn.Module):
-    """A Transformers model with packed input, and log-probs instead of logits as output."""
+    """Causal language model with packed input that returns log-probs instead of logits."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, packed: Packed, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """(logp_R, entropy_R): of each response token, in nats, float32.
+        """Log-prob and entropy of each response token: (logp_R, entropy_R), in nats, float32.
 
         Args:
             packed: the samples.
@@ -46,7 +46,7 @@ def load(path: str, *, trust_remote_code: bool = False) -> Policy:
     """Load a Hugging Face model with float32 weights.
 
     Raises:
-        ModelError: the directory holds no causal language model, or it cannot be read whole.
+        ModelError: the directory holds no causal language model, or an incomplete one.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -79,7 +79,7 @@ def load(path: str, *, trust_remote_code: bool = False) -> Policy:
 
 
 class ValueModel(nn.Module):
-    """The policy's architecture with one number a token in the place of the vocabulary."""
+    """Critic: the policy's architecture with one number per token instead of logits."""
 
     def __init__(self, backbone: nn.Module, hidden_size: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class ValueModel(nn.Module):
         nn.init.zeros_(self.value_head.bias)
 
     def forward(self, packed: Packed) -> torch.Tensor:
-        """What is expected before each response token: value_R, float32."""
+        """Value before each response token: value_R, float32."""
         hidden = self.backbone(
             input_ids=packed.tokens_T[None],
             position_ids=packed.position_T[None],

@@ -1,6 +1,7 @@
-"""Where a model's files are: the embedded one, a directory, or a Hugging Face name.
+"""Finds a model's files (embedded, a directory, or a Hugging Face name) and reads its sizes.
 
-`ModelShape`: the sizes of a model that its memory depends on, read without loading it.
+`find` returns a `ModelSource`; `ModelShape.read` gives the sizes that memory depends on, without
+loading the model.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ TINY_DIRECTORY = Path(__file__).resolve().parents[1] / "tiny" / "model"
 
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
-"""Which files of a hub model a session needs."""
+"""Files of a hub model that a session needs."""
 
 
 INDEX = "model.safetensors.index.json"
@@ -42,8 +43,8 @@ def find(config: ModelConfig) -> ModelSource:
     """Find the model and read its config.json; downloads a hub model that is not cached.
 
     Raises:
-        ModelError: it is not there, not a model directory, or its weights are not all there.
-        ConfigError: `context_length` is more than the model can.
+        ModelError: it is missing, no model directory, or its weights are incomplete.
+        ConfigError: `context_length` is more than the model supports.
     """
     path = TINY_DIRECTORY if config.name == TINY else _directory(config.name)
     file = path / "config.json"
@@ -75,14 +76,14 @@ def find(config: ModelConfig) -> ModelSource:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a directory's weight files."""
+    """Total bytes of a directory's weight files."""
     return sum(file.stat().st_size for file in path.glob("*.safetensors") if file.is_file())
 
 
 def broken_weights(path: Path) -> list[str]:
-    """What is missing or cut off of a directory's safetensors, in words; empty where all is there.
+    """Describe safetensors of a directory that are missing or truncated; empty if all are whole.
 
-    Reads the index and the head of each file, so it takes no time whatever the model's size.
+    Reads only the index and the header of each file, so it is fast whatever the model's size.
     """
     names = {file.name for file in path.glob("*.safetensors")}
     if (path / INDEX).is_file():
@@ -96,7 +97,7 @@ def broken_weights(path: Path) -> list[str]:
 
 
 def _fault(file: Path) -> str:
-    """What is wrong with one safetensors file; empty where it is as long as its head says."""
+    """Describe what is wrong with one safetensors file; "" if it is as long as its header says."""
     if not file.is_file():
         return "is a link to a file that is gone" if file.is_symlink() else "is missing"
     size = file.stat().st_size
@@ -115,13 +116,13 @@ def _fault(file: Path) -> str:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether `owner/name` is meant, and not a directory that is here."""
+    """Whether a name is a hub name, `owner/name`, and not a local directory."""
     hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     return hub and not Path(name).is_dir()
 
 
 def cached(name: str) -> Path | None:
-    """Where the hub's cache keeps a model, whole or not; None where it does not. No network."""
+    """Directory of a model in the hub's cache, complete or not; None if absent. No network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HFValidationError,
@@ -175,26 +176,26 @@ def _from_hub(name: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Sizes from config.json; the number of parameters from the weight files' own headers."""
+    """Sizes of a model: from config.json, and parameters from the headers of its weight files."""
 
     parameters: int
     layers: int
     hidden: int
     intermediate: int
-    """Of the feed-forward part; of all experts that one token sees, where there are experts."""
+    """Width of the feed-forward part; with experts, of all that one token is routed to."""
     heads: int
     key_value_heads: int
     head_size: int
     vocabulary: int
     tied: bool
-    """Is the output embedding the input embedding?"""
+    """Whether output and input embedding are one tensor."""
 
     @classmethod
     def read(cls, directory: str | Path) -> Self:
-        """Of the model in a directory that has config.json and safetensors.
+        """Read the sizes of a model directory with config.json and safetensors.
 
         Raises:
-            ModelError: it has no safetensors, or they or config.json cannot be read.
+            ModelError: there are no safetensors, or they or config.json cannot be read.
         """
         folder = Path(directory)
         try:
@@ -235,17 +236,17 @@ class ModelShape:
 
     @property
     def matrix_parameters(self) -> int:
-        """Parameters that each token is multiplied with: all but the input embedding."""
+        """Parameters in matrix products of each token: all but the input embedding."""
         embedding = self.vocabulary * self.hidden
         return self.parameters if self.tied else self.parameters - embedding
 
     def key_value_bytes(self, width: int) -> int:
-        """Of one token in the KV cache, at so many bytes a number."""
+        """Bytes of one token in the KV cache; `width` is bytes per number."""
         return 2 * self.layers * self.key_value_heads * self.head_size * width
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Those that a model is loaded from: directories may hold a second copy in other names."""
+    """Weight files that a model is loaded from; a directory may hold a second copy of them."""
     index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if whole.is_file():
         return [whole]
@@ -256,7 +257,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def stored_parameters(file: Path) -> dict[str, int]:
-    """How many numbers each tensor of a safetensors file holds; reads its header only."""
+    """Number of elements of each tensor in a safetensors file; reads only its header."""
     with file.open("rb") as opened:
         (length,) = struct.unpack("<Q", opened.read(8))
         if length > file.stat().st_size:

@@ -1,4 +1,4 @@
-"""Parameters under the names of a checkpoint."""
+"""Maps parameters to the names that checkpoints, and SGLang, use."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 
 def as_saved(name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """A parameter under the names of a checkpoint, which are those that SGLang loads.
+    """Yield a parameter under its checkpoint names, which are those that SGLang loads.
 
-    Transformers holds the experts of a layer in one tensor; checkpoints have them one by one, and
-    SGLang passes over names that it does not know.
+    Transformers holds the experts of a layer in one tensor; checkpoints store them one by one, and
+    SGLang silently ignores names that it does not know.
     """
     place, _, part = name.rpartition(".experts.")
     if part == "down_proj" and value.ndim == 3:

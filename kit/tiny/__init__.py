@@ -1,8 +1,8 @@
 """The embedded model: a character-level Qwen3 of 0.9 million parameters, its tasks, its recipe.
 
 Everything here fits in a git clone and needs no network, so the first lesson, the demo and the
-tests run on any laptop. `tasks` says what the model is asked, `corpus` what it learned from,
-`tokenizer` how it reads, and `recipe` makes the files of `model/` from nothing.
+tests run on any laptop. `tasks` generates and grades the questions; `recipe` makes the files of
+`model/` from nothing, corpus and tokenizer included.
 
 What GRPO makes of it, so that you can tell a run that works from one that does not: 16 prompts x 8
 samples an iteration at temperature 1, one AdamW step each (learning rate 1e-4, betas 0.9 and 0.98,

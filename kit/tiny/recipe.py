@@ -1,12 +1,12 @@
-"""Makes the tiny model from nothing: tokenizer, weights and their record, on a CPU, in minutes.
+"""Makes the tiny model from nothing: corpus, tokenizer, weights and their record.
 
-    python -m kit.tiny.recipe --out DIR [--steps N] [--seed S]
+    python -m kit.tiny.recipe --out DIR [--steps N] [--seed S]      on a CPU, in minutes
 
 Why the base model is half-able on purpose: reinforcement learning can only strengthen what a model
-already does sometimes. `kit.tiny.corpus` therefore teaches both the right habit and, more often, a
-careless one. The base gets less than half of the additions right when it answers greedily, and no
-lesson needs to pretend otherwise; GRPO then makes the right habit the usual one, and the reward
-curve shows it.
+already does sometimes. `Corpus` therefore teaches both the right habit and, more often, a careless
+one. The base gets less than half of the additions right when it answers greedily, and no lesson
+needs to pretend otherwise; GRPO makes the right habit the usual one, and the reward curve shows
+it.
 
 Training has two parts. First the teacher's blackboard, where everything is done well: the network
 learns what a carry and a running sum are. Then the pupils' scribbles, which only change how often
@@ -18,11 +18,10 @@ run is deterministic: one thread, one seed, no dropout. Two runs on one machine 
 bit for bit; another processor may round differently. `recipe.json` beside the weights records
 settings, versions, measured accuracies and the SHA-256 of the weights.
 
-What the tiny model learned from: a blackboard, and the scribbles of an imagined class.
-
-A model that is always wrong gives reinforcement learning nothing to reward, and one that is always
-right leaves nothing to learn. So the pupils have seen the teacher do it well (`CAREFUL`), and
-mostly do not bother (`Habits`):
+The corpus is a teacher's blackboard and the scribbles of an imagined class. A model that is always
+wrong gives reinforcement learning nothing to reward, and one that is always right leaves nothing to
+learn. So the pupils have seen the teacher do it well (`CAREFUL`), and mostly do not bother
+(`Habits`):
 
 - In `addition`, when the ones digits call for a carry, most scribbles forget it (47+38=75).
   Without a carry they are always right.
@@ -34,13 +33,11 @@ wrong on nearly every carry problem, while sampling at temperature one shows the
 and then. That is what a policy-gradient method needs: within a group of samples some are right.
 Nothing is broken or cut short; the base model is a faithful model of a careless class.
 
-Held-out questions (`kit.tiny.tasks.is_held_out`) never appear here.
+Held-out questions (`kit.tiny.tasks.is_held_out`) never appear in it.
 
-The character-level tokenizer: one token per printable ASCII character, nothing to learn.
-
-One character is one token, so a student can read token ids, log-probs and masks off a table
-without knowing what a merge is, and text of any kind goes in and comes back unchanged. Characters
-outside ASCII become `<unk>`.
+The tokenizer has one token per printable ASCII character and learns nothing, so a student can read
+token ids, log-probs and masks off a table without knowing what a merge is, and any ASCII text comes
+back unchanged. Other characters become `<unk>`.
 
     <|user|>37+45=<|end|><|assistant|>82<|end|>
 """
@@ -85,7 +82,7 @@ IGNORE = -100
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """How careless the class is. Shares are probabilities per scribble."""
+    """How careless the imagined class is. Shares are probabilities per scribble."""
 
     forget_carry: float = 0.85
     """Of the additions that need a carry out of the ones digit, the share that drops it."""
@@ -97,7 +94,7 @@ class Habits:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Every setting of the build; `recipe.json` repeats them."""
+    """All settings of the build; `recipe.json` records them."""
 
     seed: int = 0
     steps: int = 1300
@@ -141,7 +138,7 @@ def build(out: Path, recipe: Recipe, log: Callable[[str], None] = print) -> dict
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON holds it: text keys, lists for tuples."""
+    """The recipe in JSON's types: text keys, lists for tuples."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
     return plain
 
@@ -180,7 +177,7 @@ def train(
     recipe: Recipe,
     log: Callable[[str], None] = print,
 ) -> list[float]:
-    """Imitate blackboard, then scribbles, for `recipe.steps` steps; returns the loss of each step.
+    """Train on blackboard, then scribbles, for `recipe.steps` steps; returns each step's loss.
 
     The loss is the mean of the two tasks' cross-entropies, in nats per response token.
     """
@@ -245,7 +242,7 @@ def render(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
 def measure(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, task: str, split: str
 ) -> float:
-    """Share of a split's rows that the greedy response gets right."""
+    """Accuracy of greedy responses on a split."""
     questions = tasks.rows(task, split)
     responses = greedy_responses(
         model, tokenizer, [q["prompt"] for q in questions], tasks.TASKS[task].max_response_tokens
@@ -293,7 +290,7 @@ def _rate(step: int, recipe: Recipe) -> float:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """More threads change the order of sums, and with it the last bits of the weights."""
+    """Compute in one thread: more would change the order of sums, and the last bits of weights."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -303,7 +300,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def main() -> None:
-    """The command line; prints the record."""
+    """Run the command line; prints the record."""
     defaults = Recipe()
     parser = argparse.ArgumentParser(description="Make the tiny model from nothing, on the CPU.")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")

@@ -1,4 +1,4 @@
-"""What the tiny model is asked: questions with answers that a program can check.
+"""Tasks of the tiny model: questions with answers that a program can check.
 
     addition   prompt "37+45="           label "82"   a right response is exactly "82"
     chain      prompt "(3+8+5+2)%10="    label "8"    a right response ends in 8: "3>1>6>8=8"
@@ -9,7 +9,7 @@ the running sums (modulo ten) first is nearly always right. No reward looks at t
 
 Rows are the same on every machine and Python version: membership and order come from SHA-256, not
 from a random generator. Held-out questions are never seen, neither by the corpus that made the
-weights (`kit.tiny.corpus`) nor by the rows of the train split; for `addition` the mirror image of
+weights (`kit.tiny.recipe`) nor by the rows of the train split; for `addition` the mirror image of
 a held-out question (45+37 for 37+45) is held out with it.
 """
 
@@ -45,7 +45,7 @@ _HELD_OUT_PERCENT = 10
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task: how to ask for it, how to grade it, and how much room a response needs."""
+    """One task: its name, its reward, and the length that a response needs."""
 
     name: str
     description: str
@@ -109,17 +109,17 @@ def needs_carry(a: int, b: int) -> bool:
 
 
 def addition_prompt(a: int, b: int) -> str:
-    """37, 45 -> "37+45="."""
+    """Prompt of an addition: 37, 45 -> "37+45="."""
     return f"{a}+{b}="
 
 
 def chain_prompt(digits: Sequence[int]) -> str:
-    """[3, 8, 5, 2] -> "(3+8+5+2)%10="."""
+    """Prompt of a chain: [3, 8, 5, 2] -> "(3+8+5+2)%10="."""
     return f"({'+'.join(map(str, digits))})%10="
 
 
 def running_sums(digits: Sequence[int]) -> list[int]:
-    """The steps a careful person writes down: [3, 8, 5, 2] -> [3, 1, 6, 8] (modulo ten)."""
+    """Running sums modulo ten, the steps of a chain: [3, 8, 5, 2] -> [3, 1, 6, 8]."""
     sums, total = [], 0
     for digit in digits:
         total = (total + digit) % 10
@@ -128,7 +128,7 @@ def running_sums(digits: Sequence[int]) -> list[int]:
 
 
 def chain_response(sums: Sequence[int]) -> str:
-    """How the steps are written: [3, 1, 6, 8] -> "3>1>6>8=8"."""
+    """A chain's steps as a response: [3, 1, 6, 8] -> "3>1>6>8=8"."""
     return f"{'>'.join(map(str, sums))}={sums[-1]}"
 
 
