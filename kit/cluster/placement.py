@@ -179,7 +179,7 @@ class Layout:
         """Devices in all."""
         return 1 + max(*self.trainers, *(place for engine in self.engines for place in engine))
 
-    def feeders(self, engine: int) -> list[int]:
+    def source_ranks(self, engine: int) -> list[int]:
         """The ranks on an engine's devices, in the order of the devices; colocated only."""
         return [self.trainers.index(place) for place in self.engines[engine]]
 

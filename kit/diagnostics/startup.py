@@ -6,11 +6,11 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from kit.diagnostics.mismatch.probes import Checksums
 from kit.errors import DataError
 from kit.reports import CheckReport, Invariant, MismatchReport
 from kit.rollout.batch import train_batch
 from kit.samples import Batch, Rollout, Sample
+from kit.weight_sync.verify import Checksums
 
 if TYPE_CHECKING:
     from kit.session import RLSession

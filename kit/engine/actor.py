@@ -14,7 +14,8 @@ from kit.engine import patches, scoring
 from kit.engine.server_args import EngineSettings, generation_request, server_arguments
 from kit.errors import StackError
 from kit.messages import EngineStanding, Generation, Rescored, SamplingSettings
-from kit.weight_sync.transport import BACKENDS, Handle, Inbox, Parcel, serialize
+from kit.weight_sync import verify
+from kit.weight_sync.transport import BACKENDS, BucketSpec, Handle, ReceiveBuffer, serialize
 
 PATIENCE = 600.0
 """Seconds that new weights wait for responses that are being written."""
@@ -41,7 +42,7 @@ class Engine:
         self._open.set()
         """Cleared while weights are taken: calls that come in then wait."""
         self._sglang: Any = None
-        self._inbox = Inbox()
+        self._buffer = ReceiveBuffer()
         self._group = ""
         """In which weights are broadcast; empty outside of one."""
         self._asleep: set[str] = set()
@@ -196,8 +197,8 @@ class Engine:
         )
 
     async def checksums(self) -> dict[str, str]:
-        """A checksum of each parameter, under SGLang's names; see `engine_probes`."""
-        return await scoring.checksums(self._sglang)
+        """A checksum of each parameter, under SGLang's names."""
+        return await verify.engine_checksums(self._sglang.tokenizer_manager)
 
     async def receive_weights(
         self,
@@ -227,7 +228,7 @@ class Engine:
         first = handles[0]
         payloads = [handle.ipc for handle in handles]
         if not first.ipc:
-            payloads = [serialize(self._inbox.receive(first), first.entries)]
+            payloads = [serialize(self._buffer.receive(first), first.entries)]
         request = UpdateWeightsFromTensorReqInput(
             serialized_named_tensors=payloads,
             load_format="flattened_bucket",
@@ -280,7 +281,7 @@ class Engine:
     async def receive_broadcast(
         self,
         version: int,
-        parcel: Parcel,
+        spec: BucketSpec,
         *,
         last: bool = True,
         flush_cache: bool = True,
@@ -290,7 +291,7 @@ class Engine:
 
         Args:
             version: the number of updates that made them.
-            parcel: what will come.
+            spec: what will come.
             last: as there.
             flush_cache: as there.
             after: as there.
@@ -302,9 +303,9 @@ class Engine:
 
         await self.pause()
         request = UpdateWeightsFromDistributedReqInput(
-            names=parcel.names,
-            dtypes=parcel.dtypes,
-            shapes=parcel.shapes,
+            names=[entry.name for entry in spec.entries],
+            dtypes=[entry.dtype for entry in spec.entries],
+            shapes=[list(entry.shape) for entry in spec.entries],
             group_name=self._group,
             load_format="flattened_bucket",
             flush_cache=flush_cache and last,
@@ -312,7 +313,7 @@ class Engine:
         )
         manager = self._sglang.tokenizer_manager
         await self._taken(manager.update_weights_from_distributed(request, None), version, last)
-        return len(parcel.names), parcel.size
+        return len(spec.entries), spec.size
 
     async def _taken(self, answer: Awaitable[tuple[bool, str]], version: int, last: bool) -> None:
         success, message = await answer

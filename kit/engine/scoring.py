@@ -1,4 +1,4 @@
-"""What the engine can be asked about itself: log-probs computed again, checksums of its weights."""
+"""Log-probs of given responses, computed again by the engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from kit.errors import StackError
 from kit.messages import Rescored
 
 
@@ -65,25 +64,3 @@ def _rescored(
     flat = np.frombuffer(base64.b64decode(meta["routed_experts"]), dtype=np.int32)
     experts: list[list[list[int]]] = flat.reshape(shape)[: length - 1].tolist()
     return Rescored(log_probs, experts)
-
-
-async def checksums(sglang: Any) -> dict[str, str]:
-    """A checksum of each parameter the engine holds, under SGLang's own names.
-
-    Raises:
-        StackError: this SGLang cannot compute them.
-    """
-    from sglang.srt.managers.io_struct import CheckWeightsReqInput
-
-    manager = sglang.tokenizer_manager
-    success, message, ranks, _ = await manager.check_weights(
-        CheckWeightsReqInput(action="checksum")
-    )
-    if not success or not ranks:
-        raise StackError(
-            "The engine gave no checksums of its weights.",
-            why=str(message),
-            fix="install the SGLang version that requirements.lock names.",
-        )
-    found: dict[str, str] = ranks[0]["checksums"]
-    return found

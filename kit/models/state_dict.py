@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+
+
+def named_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters of a Transformers model by name; a tied output embedding is part of it once."""
+    tied = model.config.tie_word_embeddings
+    for name, value in model.named_parameters():
+        if not (tied and name == "lm_head.weight"):
+            yield name, value
 
 
 def as_saved(name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:

@@ -23,7 +23,7 @@ from kit.stack.offload import Residency
 from kit.stack.trainers import KeepsTrainers, together
 from kit.utils.hardware import shares
 from kit.utils.interrupts import held
-from kit.weight_sync.coordinator import Channel, hand_over
+from kit.weight_sync.coordinator import BroadcastGroup, hand_over
 
 if TYPE_CHECKING:
     from kit.stack.engines import Parts, Underway
@@ -74,7 +74,7 @@ class Stack(KeepsTrainers):
         """Which device each trainer and each engine has."""
         self.replicas = len(self.layout.engines)
         self.placement: OwnPlacement | JoinedPlacement = OwnPlacement(self)
-        self.channel: Channel | None = None
+        self.channel: BroadcastGroup | None = None
         """The group in which weights are broadcast, where they are."""
         self._engines: list[Any] = []
         self._trainers: list[Any] = []

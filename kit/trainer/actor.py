@@ -22,8 +22,10 @@ from kit.config import TrainingConfig
 from kit.errors import SessionError
 from kit.messages import TrainBatch, TrainerStanding
 from kit.models.policy import Policy
+from kit.models.state_dict import named_weights
 from kit.trainer import hf_export, learner, probes, state
 from kit.trainer.batch import optimizer_steps
+from kit.trainer.fsdp import whole
 from kit.trainer.learner import Making
 from kit.trainer.loss import Corrections
 from kit.trainer.offload import DeviceMemory, Parking
@@ -32,12 +34,11 @@ from kit.trainer.scoring import Looks
 from kit.trainer.settings import TrainerSettings
 from kit.trainer.state import TrainerSnapshot
 from kit.trainer.step import NEVER, OptimizerSteps, StopSign
-from kit.weight_sync.sender import Sends
-from kit.weight_sync.transform import EXACT, HandedOver
-from kit.weight_sync.transport import Outbox, in_buckets
+from kit.weight_sync.sender import WeightSender
+from kit.weight_sync.transport import POLICY, BucketSpec, Handle
 
 
-class Trainer(Meets, Looks, Sends, OptimizerSteps):
+class Trainer(Meets, Looks, OptimizerSteps):
     """Holds one rank's share of policy, reference and critic, and of their optimizers."""
 
     def __init__(self, settings: TrainerSettings) -> None:
@@ -52,7 +53,6 @@ class Trainer(Meets, Looks, Sends, OptimizerSteps):
         self.last_update: tuple[str, list[dict[str, float]]] | None = None
         self.update_seconds = 0.0
         """That the last one took."""
-        self.handed_over = HandedOver(EXACT, 0)
         self.snapshots: dict[str, TrainerSnapshot] = {}
         self.stop_sign = NEVER
         self.ready = False
@@ -74,7 +74,13 @@ class Trainer(Meets, Looks, Sends, OptimizerSteps):
             self.device = torch.device("cpu")
         self._meet()
         self.memory = DeviceMemory(self.device, settings.memory_limit)
-        self.outbox = Outbox(self.device, getattr(torch, settings.dtype), settings.shares_memory)
+        self.weights = WeightSender(
+            self.device,
+            whole,
+            feeds=settings.feeds,
+            shares_memory=settings.shares_memory,
+            allocation=self.memory.whole_blocks,
+        )
         self.parking = Parking(self.device)
         self._load()
 
@@ -110,16 +116,18 @@ class Trainer(Meets, Looks, Sends, OptimizerSteps):
             progress.report("trainer", "compiling layers (kept for the next start)")
             learner.run(self)
         self.memory.settle()
-        width = making.dtype.itemsize
-        self._buckets = in_buckets(
-            ((name, p.numel() * width) for name, p in self.handed_over_parameters()),
-            self.settings.bucket_bytes,
+        buckets = self.weights.register(
+            POLICY,
+            lambda: named_weights(self.policy.model),
+            lambda _: making.dtype,
+            bucket_bytes=self.settings.bucket_bytes,
+            disturbance=self.settings.disturbance,
         )
         self.ready = True
         progress.report("trainer", progress.READY)
         return {
             "parameters": sum(p.numel() for p in self.policy.parameters()),
-            "buckets": len(self._buckets),
+            "buckets": buckets,
         }
 
     def begin_anew(self, settings: TrainerSettings) -> dict[str, Any]:
@@ -155,7 +163,7 @@ class Trainer(Meets, Looks, Sends, OptimizerSteps):
     def sleep(self) -> int:
         """Move weights, optimizer and reference to host memory; how many bytes."""
         self._forget_gradients()
-        self.outbox.empty()
+        self.weights.release()
         self.parking.take(self._resident())
         self.memory.settle()  # what was there before is no peak of what comes next
         return self.parking.taken
@@ -166,7 +174,7 @@ class Trainer(Meets, Looks, Sends, OptimizerSteps):
 
     def settle(self) -> None:
         """Give back device memory that is held for the next update only."""
-        self.outbox.empty()
+        self.weights.release()
         self.memory.settle()
 
     def _resident(self) -> Iterator[torch.Tensor]:
@@ -254,6 +262,51 @@ class Trainer(Meets, Looks, Sends, OptimizerSteps):
     def probe(self, name: str, *arguments: Any) -> Any:
         """Run an experiment of `kit.stack.probes`; all ranks call."""
         return probes.EXPERIMENTS[name](self, *arguments)
+
+    # ---- weights to engines --------------------------------------------------------------------
+
+    def export_weights(
+        self, version: int = 0, exact: bool = False, bucket: int = 0, *_: Any
+    ) -> Handle | None:
+        """Gather a bucket of the weights; a rank that feeds an engine returns where they are.
+
+        Args:
+            version: which weights they are.
+            exact: without the disturbance.
+            bucket: which one; with one trainer on a CPU there is only the first.
+            _: answers that Ray has to have before this call may begin.
+        """
+        return self.weights.export(POLICY, bucket, self.updates, exact=exact)
+
+    def broadcast_weights(
+        self, version: int, exact: bool, bucket: int, give_up: str, *_: Any
+    ) -> bool:
+        """Gather a bucket, and have rank 0 send it to all engines; False where one is gone.
+
+        Args:
+            version: which weights they are.
+            exact: without the disturbance.
+            bucket: which one.
+            give_up: a file; once it is there, an engine is gone and nobody has to wait for it.
+            _: answers that Ray has to have before this call may begin.
+        """
+        return self.weights.broadcast(POLICY, bucket, self.updates, give_up, exact=exact)
+
+    def bucket_specs(self) -> list[BucketSpec]:
+        """What each bucket will carry."""
+        return self.weights.specs(POLICY)
+
+    def listen(self, host: str, world: int) -> int:
+        """Rank 0: be found by engines; see `WeightSender.listen`."""
+        return self.weights.listen(host, world)
+
+    def meet_engines(self, name: str, world: int) -> None:
+        """Rank 0: wait until all engines have joined the group of this name."""
+        self.weights.meet_engines(name, world)
+
+    def leave_engines(self) -> None:
+        """Rank 0: end the group in which weights are broadcast."""
+        self.weights.leave_engines()
 
     # ---- keeping -------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from kit.models.packing import Packed
 from kit.models.policy import Policy
+from kit.models.state_dict import named_weights
 
 
 def shard(
@@ -107,12 +108,7 @@ def whole(value: torch.Tensor) -> torch.Tensor:
 
 def gathered(model: Any) -> dict[str, torch.Tensor]:
     """All parameters by name, on every rank; a tied output embedding is left out."""
-    tied = model.config.tie_word_embeddings
-    return {
-        name: whole(value).detach()
-        for name, value in model.named_parameters()
-        if not (tied and name == "lm_head.weight")
-    }
+    return {name: whole(value).detach() for name, value in named_weights(model)}
 
 
 def full_logits(policy: Policy, packed: Packed) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kit.errors import CheckpointError
-from kit.models.state_dict import as_saved
+from kit.models.state_dict import as_saved, named_weights
 from kit.trainer.fsdp import whole
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _parts(trainer: Trainer, dtype: torch.dtype, limit: int) -> Iterator[dict[st
     """All weights, whole and on the host, as many at a time as a file takes."""
     part: dict[str, torch.Tensor] = {}
     room = limit
-    for name, value in trainer.handed_over_parameters():
+    for name, value in named_weights(trainer.policy.model):
         for saved, tensor in as_saved(name, whole(value).detach()):
             size = tensor.numel() * dtype.itemsize
             if part and size > room:

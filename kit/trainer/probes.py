@@ -15,7 +15,6 @@ replaced by somebody else's.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ from kit.trainer.fsdp import full_logits, gathered, without_gradient
 from kit.trainer.loss import Corrections, token_terms
 from kit.trainer.startup_check import startup
 from kit.trainer.state import digest
+from kit.weight_sync.transport import POLICY
 
 if TYPE_CHECKING:
     from kit.trainer.actor import Trainer
@@ -175,72 +175,9 @@ def _processed(logits: torch.Tensor, way: Way) -> torch.Tensor:
     return logits
 
 
-FUSED = {
-    "q_proj": ("qkv_proj", 0),
-    "k_proj": ("qkv_proj", 1),
-    "v_proj": ("qkv_proj", 2),
-    "gate_proj": ("gate_up_proj", 0),
-    "up_proj": ("gate_up_proj", 1),
-}
-"""Hugging Face's part of a parameter that SGLang keeps in one piece, and its place there."""
-
-
-RENAMED = {"experts.gate_up_proj": "experts.w13_weight", "experts.down_proj": "experts.w2_weight"}
-
-
-VOCABULARY_STEP = 64
-"""SGLang pads embeddings with zeros to a multiple of it."""
-
-
 def checksums(trainer: Trainer) -> dict[str, dict[str, list[str]]]:
-    """By SGLang's parameter name and dtype: the checksums it may have there.
-
-    Raises:
-        StackError: this SGLang has no checksum for a GPU's tensors.
-    """
-    found: dict[str, dict[str, list[str]]] = {}
-    parts: dict[str, dict[int, torch.Tensor]] = {}
-    inner: Any = trainer.policy.model
-    for name, exact in gathered(inner).items():
-        value = trainer.handed_over.as_engine_has(name, exact)
-        piece = next((p for p in FUSED if f".{p}." in name), None)
-        if piece is None:
-            renamed = name
-            for ours, theirs in RENAMED.items():
-                renamed = renamed.replace(ours, theirs)
-            found[renamed] = _by_dtype(value)
-            continue
-        whole_name, place = FUSED[piece]
-        fused = name.replace(piece, whole_name)
-        parts.setdefault(fused, {})[place] = value
-        if len(parts[fused]) == (3 if whole_name == "qkv_proj" else 2):
-            pieces = parts.pop(fused)
-            found[fused] = _by_dtype(torch.cat([pieces[i] for i in sorted(pieces)]))
-    return found
-
-
-def _by_dtype(value: torch.Tensor) -> dict[str, list[str]]:
-    forms = {}
-    for dtype in ("float32", "bfloat16"):
-        tensor = value.to(getattr(torch, dtype))
-        sums = [checksum(tensor)]
-        missing = -len(value) % VOCABULARY_STEP
-        if value.ndim == 2 and missing:
-            sums.append(checksum(torch.nn.functional.pad(tensor, (0, 0, 0, missing))))
-        forms[dtype] = sums
-    return forms
-
-
-def checksum(tensor: torch.Tensor) -> str:
-    """What SGLang's weight checker gives for a tensor."""
-    tensor = tensor.detach().contiguous()
-    if tensor.is_cuda:
-        from sglang.srt.managers.mm_utils import tensor_hash
-
-        return f"{tensor_hash(tensor):016x}"
-    # The same, without SGLang's imports, which take a CPU many seconds.
-    digest = hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).digest()
-    return f"{int.from_bytes(digest[:8], 'big'):016x}"
+    """Checksums of the policy as the engine was given it, by SGLang's parameter name and dtype."""
+    return trainer.weights.checksums(POLICY)
 
 
 def dropouts(trainer: Trainer) -> list[str]:
@@ -260,7 +197,7 @@ def dropouts(trainer: Trainer) -> list[str]:
 
 def disturbance(trainer: Trainer) -> str:
     """What was done to the weights that the engine has, in words; empty where they are exact."""
-    return str(trainer.handed_over.disturbance)
+    return str(trainer.weights.transform(POLICY).disturbance)
 
 
 def annotate_samples(

@@ -81,7 +81,7 @@ class Meets:
         trainer._give_up()
         kept = TrainerSnapshot.of(trainer)  # this rank's share, for which it needs no other
         del trainer.policy, trainer.reference, trainer.critic, trainer.optimizer, self.mesh
-        trainer._group = trainer._listening = None
+        trainer.weights.forget_engines()
         gc.collect()  # sharded models are held by cycles
         dist.destroy_process_group()
         self.settings = replace(self.settings, rendezvous=rendezvous)

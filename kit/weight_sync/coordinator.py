@@ -20,16 +20,16 @@ from kit.weight_sync.transport import SLOTS
 
 if TYPE_CHECKING:
     from kit.stack.stack import Stack
-    from kit.weight_sync.transport import Parcel
+    from kit.weight_sync.transport import BucketSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Channel:
+class BroadcastGroup:
     """A group in which weights are broadcast, and who is in it."""
 
     name: str
     members: tuple[Any, ...]
-    parcels: list[Parcel]
+    specs: list[BucketSpec]
     give_up: Path
     """Once this file is there, rank 0 waits for nobody."""
 
@@ -48,7 +48,7 @@ def hand_over(stack: Stack, version: int, exact: bool, flush_cache: bool) -> tup
 
 def _through_memory(stack: Stack, version: int, exact: bool, flush: bool) -> tuple[int, int]:
     engines = range(stack.replicas)
-    feeders = [stack.layout.feeders(index) for index in engines]
+    source_ranks = [stack.layout.source_ranks(index) for index in engines]
 
     def send(bucket: int, free: list[Any]) -> list[Any]:
         return [t.export_weights.remote(version, exact, bucket, *free) for t in stack._trainers]
@@ -56,7 +56,7 @@ def _through_memory(stack: Stack, version: int, exact: bool, flush: bool) -> tup
     def receive(bucket: int, sent: list[Any], before: list[Any], how: dict[str, Any]) -> list[Any]:
         return [
             stack._engines[index].receive_weights.remote(
-                version, *(sent[rank] for rank in feeders[index]), after=before[index], **how
+                version, *(sent[rank] for rank in source_ranks[index]), after=before[index], **how
             )
             for index in engines
         ]
@@ -75,9 +75,9 @@ def _by_broadcast(stack: Stack, version: int, exact: bool, flush: bool) -> tuple
         return sent
 
     def receive(bucket: int, sent: list[Any], before: list[Any], how: dict[str, Any]) -> list[Any]:
-        parcel = channel.parcels[bucket]
+        spec = channel.specs[bucket]
         return [
-            actor.receive_broadcast.remote(version, parcel, after=done, **how)
+            actor.receive_broadcast.remote(version, spec, after=done, **how)
             for actor, done in zip(stack._engines, before, strict=True)
         ]
 
@@ -119,7 +119,7 @@ def _in_buckets(
     return sum(tensors for tensors, _ in firsts), sum(size for _, size in firsts)
 
 
-def _open(stack: Stack, channel: Channel | None) -> Channel:
+def _open(stack: Stack, channel: BroadcastGroup | None) -> BroadcastGroup:
     """The group of the present actors; another one where one of them was started again."""
     members = (*stack._trainers, *stack._engines)
     if channel and channel.members == members:
@@ -130,17 +130,19 @@ def _open(stack: Stack, channel: Channel | None) -> Channel:
     limit = stack.config.engine.start_timeout
     stack._get(first.leave_engines.remote(), "sync")
     host = stack.placement.address
-    port, parcels = stack._get([first.listen.remote(host, world), first.parcels.remote()], "sync")
+    port, specs = stack._get(
+        [first.listen.remote(host, world), first.bucket_specs.remote()], "sync"
+    )
     meetings = [first.meet_engines.remote(name, world)]
     meetings += [
         actor.meet_trainer.remote(host, port, name, 1 + index * width, world)
         for index, actor in enumerate(stack._engines)
     ]
     stack._get(meetings, "sync", limit)
-    return Channel(name, members, parcels, stack.cluster.directory / "tmp" / f"give-up-{name}")
+    return BroadcastGroup(name, members, specs, stack.cluster.directory / "tmp" / f"give-up-{name}")
 
 
-def _close(stack: Stack, channel: Channel) -> None:
+def _close(stack: Stack, channel: BroadcastGroup) -> None:
     """End a group that is broken: engines that are left in it would wait for the rest for ever.
 
     They hold nothing that is not elsewhere, and are started again when they are needed.

@@ -1,98 +1,189 @@
-"""`Sends`: the part of a trainer that hands weights to engines, through memory or by broadcast."""
+"""`WeightSender`: the trainer's side of a weight sync, through memory or by broadcast.
+
+Every rank has one, since each holds a part of every tensor: all of them gather a bucket, those that
+feed an engine put it into a buffer. It knows the models by name and no trainer: it is given each
+model's named weights, how one is gathered, and in which dtype the engine gets it.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from kit.models.policy import Policy
+from kit.errors import StackError
 from kit.models.state_dict import as_saved
-from kit.trainer.fsdp import whole
-from kit.trainer.offload import DeviceMemory
-from kit.trainer.settings import TrainerSettings
-from kit.weight_sync.transform import EXACT, HandedOver
-from kit.weight_sync.transport import BACKENDS, Handle, Outbox, Parcel
+from kit.weight_sync import verify
+from kit.weight_sync.transform import EXACT, Disturbance, WeightTransform
+from kit.weight_sync.transport import (
+    BACKENDS,
+    BucketSpec,
+    DtypeOf,
+    Handle,
+    SendBuffer,
+    in_buckets,
+)
 
 store: Any = dist  # it names its stores in no way that a type checker can read
 
 
-class Sends:
+NamedWeights = Callable[[], Iterable[tuple[str, torch.Tensor]]]
+"""A model's parameters by name as they are now, each as this rank holds it."""
+
+
+@dataclass(slots=True)
+class _Model:
+    """A model whose weights engines get."""
+
+    named_weights: NamedWeights
+    disturbance: Disturbance
+    parameters: list[set[str]]
+    """Names of the parameters in each bucket."""
+    specs: list[BucketSpec]
+    transform: WeightTransform
+    """Of the last sync."""
+
+
+class WeightSender:
     """Gathers weights from all ranks, bucket by bucket, and has engines get them."""
 
-    settings: TrainerSettings
-    device: torch.device
-    policy: Policy
-    memory: DeviceMemory
-    outbox: Outbox
-    updates: int
-    handed_over: HandedOver
-    _buckets: list[list[str]]
-    _listening: Any = None
-    """The store through which engines find rank 0, while they look for it."""
-    _group: Any = None
-    """Rank 0 and all ranks of all engines."""
+    def __init__(
+        self,
+        device: torch.device,
+        gather: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        feeds: bool = True,
+        shares_memory: bool = True,
+        allocation: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """Sends nothing until a model is registered.
 
-    def export_weights(
-        self, version: int = 0, exact: bool = False, bucket: int = 0, *_: Any
-    ) -> Handle | None:
+        Args:
+            device: where the weights are.
+            gather: makes a parameter whole; all ranks call it.
+            feeds: does this rank hand weights to an engine?
+            shares_memory: do engines read its weights from its memory? Else they are broadcast.
+            allocation: entered while buffers are made that another process will open.
+        """
+        self._device, self._gather = device, gather
+        self._feeds, self._shares_memory, self._allocation = feeds, shares_memory, allocation
+        self._models: dict[str, _Model] = {}
+        self._buffers: dict[str, SendBuffer] = {}
+        self._listening: Any = None
+        """The store through which engines find rank 0, while they look for it."""
+        self._group: Any = None
+        """Rank 0 and all ranks of all engines."""
+
+    def register(
+        self,
+        model: str,
+        named_weights: NamedWeights,
+        dtype_of: DtypeOf,
+        *,
+        bucket_bytes: int,
+        disturbance: Disturbance = EXACT,
+    ) -> int:
+        """Send this model's weights too, or from another source than before; how many buckets.
+
+        Args:
+            model: the name under which engines know it.
+            named_weights: gives its parameters; called at each sync.
+            dtype_of: the engine's dtype of each tensor, by its name in a checkpoint.
+            bucket_bytes: the most that a bucket holds, but for a parameter that is larger.
+            disturbance: what is done to the weights on their way.
+        """
+        tensors = {
+            name: [
+                (saved, tuple(part.shape))
+                for saved, part in as_saved(name, torch.empty(value.shape, device="meta"))
+            ]
+            for name, value in named_weights()
+        }
+        sizes = ((n, BucketSpec.of(model, parts, dtype_of).size) for n, parts in tensors.items())
+        buckets = in_buckets(sizes, bucket_bytes)
+        specs = [
+            BucketSpec.of(model, (part for name in names for part in tensors[name]), dtype_of)
+            for names in buckets
+        ]
+        sent = self._models[model].transform if model in self._models else WeightTransform(EXACT, 0)
+        parameters = [set(names) for names in buckets]
+        self._models[model] = _Model(named_weights, disturbance, parameters, specs, sent)
+        self._buffers.setdefault(model, SendBuffer(self._device, self._shares_memory))
+        return len(buckets)
+
+    def export(self, model: str, bucket: int, updates: int, *, exact: bool) -> Handle | None:
         """Gather a bucket of the weights; a rank that feeds an engine returns where they are.
 
         Args:
-            version: which weights they are.
-            exact: without the disturbance.
+            model: whose weights.
             bucket: which one; with one trainer on a CPU there is only the first.
-            _: answers that Ray has to have before this call may begin.
+            updates: how many have made the weights.
+            exact: without the disturbance.
+
+        Raises:
+            StackError: no model of that name is registered.
         """
+        source = self._registered(model)
         if bucket == 0:
-            disturbance = EXACT if exact else self.settings.disturbance
-            self.handed_over = HandedOver(disturbance, self.updates)
-        wanted = set(self._buckets[bucket])
+            source.transform = WeightTransform(EXACT if exact else source.disturbance, updates)
         with torch.no_grad():
-            named = (
-                entry
-                for name, value in self.handed_over_parameters()
-                if name in wanted
-                for entry in as_saved(name, self.handed_over.as_engine_has(name, whole(value)))
-            )
-            if self.settings.feeds:
-                with self.memory.whole_blocks():
-                    return self.outbox.fill(named, bucket)
-            for _name in named:  # gathering takes all ranks
+            tensors = self._gathered(source, source.parameters[bucket])
+            named = (part for name, value in tensors for part in as_saved(name, value))
+            if self._feeds:
+                with self._allocation():
+                    return self._buffers[model].fill(source.specs[bucket], named, bucket)
+            for _ in named:  # gathering takes all ranks
                 pass
         return None
 
-    def handed_over_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """What the engine is given; a tied output embedding is part of it once."""
-        inner: Any = self.policy.model
-        tied = inner.config.tie_word_embeddings
-        for name, value in inner.named_parameters():
-            if not (tied and name == "lm_head.weight"):
-                yield name, value
+    def _gathered(
+        self, source: _Model, wanted: set[str] | None = None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Whole parameters as the engine is given them, all or those of these names."""
+        for name, value in source.named_weights():
+            if wanted is None or name in wanted:
+                yield name, source.transform.apply(name, self._gather(value))
+
+    def _registered(self, model: str) -> _Model:
+        if model not in self._models:
+            raise StackError(
+                f"The trainer has no weights of a model named {model!r} to send.",
+                why=f"It sends those of: {', '.join(sorted(self._models)) or 'no model yet'}.",
+                fix="sync one of these, or register the model with the trainer's `WeightSender`.",
+            )
+        return self._models[model]
+
+    def specs(self, model: str) -> list[BucketSpec]:
+        """What each bucket of a model will carry."""
+        return self._registered(model).specs
+
+    def transform(self, model: str) -> WeightTransform:
+        """What the last sync of a model did to its weights."""
+        return self._registered(model).transform
+
+    def checksums(self, model: str) -> dict[str, dict[str, list[str]]]:
+        """Checksums of what the engine was given; see `verify.trainer_checksums`. All ranks call.
+
+        Raises:
+            StackError: no model of that name is registered.
+        """
+        source = self._registered(model)
+        with torch.no_grad():
+            return verify.trainer_checksums(self._gathered(source))
+
+    def release(self) -> None:
+        """Give back the device memory of the buffers; the next sync makes them anew."""
+        for buffer in self._buffers.values():
+            buffer.empty()
 
     # ---- by broadcast --------------------------------------------------------------------------
-
-    def parcels(self) -> list[Parcel]:
-        """What each bucket will carry."""
-        dtype = self.outbox.dtype
-        shapes = {name: value.shape for name, value in self.handed_over_parameters()}
-        found = []
-        for names in self._buckets:
-            rows = [
-                (saved, list(part.shape), part.numel() * dtype.itemsize)
-                for name in names
-                for saved, part in as_saved(name, torch.empty(shapes[name], device="meta"))
-            ]
-            dtypes = [str(dtype).removeprefix("torch.")] * len(rows)
-            found.append(
-                Parcel([r[0] for r in rows], dtypes, [r[1] for r in rows], sum(r[2] for r in rows))
-            )
-        return found
 
     def listen(self, host: str, world: int) -> int:
         """Rank 0: be found by engines at a port of this address, which is the answer.
@@ -118,7 +209,7 @@ class Sends:
         from sglang.srt.utils.common import init_custom_process_group
 
         self._group = init_custom_process_group(
-            backend=BACKENDS[self.device.type],
+            backend=BACKENDS[self._device.type],
             store=store.PrefixStore(name, self._listening),
             world_size=world,
             rank=0,
@@ -126,28 +217,35 @@ class Sends:
         )
 
     def leave_engines(self) -> None:
-        """Rank 0: the group is of no use any more."""
+        """Rank 0: end the group; it is of no use any more."""
         if self._group is not None:
             self._group.abort()
             dist.destroy_process_group(self._group)
+        self.forget_engines()
+
+    def forget_engines(self) -> None:
+        """Forget the group, which went when all groups of this process were destroyed."""
         self._group = self._listening = None
 
-    def broadcast_weights(
-        self, version: int, exact: bool, bucket: int, give_up: str, *_: Any
+    def broadcast(
+        self, model: str, bucket: int, updates: int, give_up: str, *, exact: bool
     ) -> bool:
-        """Gather a bucket of the weights, and have rank 0 send it to all engines: were they sent?
+        """Gather a bucket, and have rank 0 send it to all engines; False where one is gone.
 
         Args:
-            version: which weights they are.
-            exact: without the disturbance.
+            model: whose weights.
             bucket: which one.
+            updates: how many have made the weights.
             give_up: a file; once it is there, an engine is gone and nobody has to wait for it.
-            _: answers that Ray has to have before this call may begin.
+            exact: without the disturbance.
+
+        Raises:
+            StackError: no model of that name is registered.
         """
-        handle = self.export_weights(version, exact, bucket)
+        handle = self.export(model, bucket, updates, exact=exact)
         if handle is None:
             return True
-        flat = self.outbox.flat(bucket, handle.size)
+        flat = self._buffers[model].flat(bucket, handle.size)
         try:
             work = dist.broadcast(flat, src=0, group=self._group, async_op=True)
             while work is not None and not work.is_completed():

@@ -52,14 +52,14 @@ EXACT = Disturbance()
 
 
 @dataclass(frozen=True, slots=True)
-class HandedOver:
-    """The last hand-over: how many updates had made the weights, and what was done to them."""
+class WeightTransform:
+    """What one sync does to the weights, and how many updates had made them."""
 
     disturbance: Disturbance
     version: int
 
-    def as_engine_has(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """A weight of the trainer as the engine was given it."""
+    def apply(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """A weight of the trainer as the engine is given it."""
         return self.disturbance.of(name, weight, self.version) if self.disturbance else weight
 
 

@@ -1,25 +1,38 @@
-"""How weights are divided on their way to the engine; nothing here needs torch.
-
-Weights from the trainer to the engine, without a file and without a copy through Ray.
+"""Buckets of weights, and the buffers in which they travel without a file or a copy through Ray.
 
 On a CPU the trainer writes them into an anonymous memory file that the engine maps; the file has
 no name, so it cannot outlive its two processes. On a GPU they travel in buckets of bounded size,
 each a buffer of the trainer's that the engine opens through CUDA IPC; there are two, so that one is
 filled while the other is read. Either way SGLang receives flat tensors and tables of what lies
 where.
+
+Each tensor has a dtype of its own. Within a bucket the widest come first, so that every tensor is
+aligned without padding: SGLang packs what is broadcast to it in the same way.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
 
+POLICY = "policy"
+"""The name under which the weights that are trained travel."""
+
+
 SLOTS = 2
 """Buffers of a GPU's trainer: one is filled while the engine reads the other."""
+
+
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+
+
+DtypeOf = Callable[[str], torch.dtype]
+"""The dtype in which the engine gets the tensor of this checkpoint name."""
 
 
 def in_buckets(sizes: Iterable[tuple[str, int]], limit: int) -> list[list[str]]:
@@ -50,14 +63,43 @@ class Entry:
     start: int
     end: int
 
+    def view(self, flat: torch.Tensor) -> torch.Tensor:
+        """The tensor in a flat buffer of bytes; it shares the buffer's memory."""
+        return flat[self.start : self.end].view(getattr(torch, self.dtype)).view(self.shape)
+
 
 @dataclass(frozen=True, slots=True)
-class Handle:
-    """Everything another process needs to see the weights."""
+class BucketSpec:
+    """What one bucket carries."""
 
+    model: str
+    """Whose weights they are, such as `policy`."""
     entries: tuple[Entry, ...]
-    size: int
-    """Of the flat buffer, in bytes."""
+
+    @classmethod
+    def of(
+        cls, model: str, tensors: Iterable[tuple[str, tuple[int, ...]]], dtype_of: DtypeOf
+    ) -> BucketSpec:
+        """Lay out tensors, given as (name, shape), one after the other, the widest dtype first."""
+        rows = [(name, shape, dtype_of(name)) for name, shape in tensors]
+        rows.sort(key=lambda row: (-row[2].itemsize, str(row[2])))
+        entries, start = [], 0
+        for name, shape, dtype in rows:
+            end = start + torch.Size(shape).numel() * dtype.itemsize
+            entries.append(Entry(name, shape, str(dtype).removeprefix("torch."), start, end))
+            start = end
+        return cls(model, tuple(entries))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the flat buffer."""
+        return self.entries[-1].end if self.entries else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Handle(BucketSpec):
+    """A bucket in a buffer: everything another process needs to see the weights."""
+
     path: str = ""
     """CPU: where the memory file can be opened."""
     ipc: bytes = b""
@@ -65,37 +107,34 @@ class Handle:
 
 
 @dataclass(slots=True)
-class Outbox:
+class SendBuffer:
     """The trainer's side: buffers that live as long as the trainer, filled anew at each sync."""
 
     device: torch.device
-    dtype: torch.dtype
     shared: bool = True
     """Do engines read the buffers? Else they are sent."""
     _buffers: dict[int, torch.Tensor] = field(default_factory=dict)
     _memory_file: int = field(default=-1)
 
     @torch.no_grad()
-    def fill(self, named: Iterable[tuple[str, torch.Tensor]], bucket: int = 0) -> Handle:
-        """Copy the tensors into a buffer, in the engine's dtype, and describe them."""
-        tensors = list(named)
-        width = torch.empty((), dtype=self.dtype).element_size()
-        total = sum(t.numel() for _, t in tensors) * width
-        buffer = self._buffer(self._slot(bucket), total)
-        entries, places, start = [], [], 0
-        for name, tensor in tensors:
-            end = start + tensor.numel() * width
-            places.append(buffer[start:end].view(self.dtype).view(tensor.shape))
-            dtype = str(self.dtype).removeprefix("torch.")
-            entries.append(Entry(name, tuple(tensor.shape), dtype, start, end))
-            start = end
-        torch._foreach_copy_(places, [tensor for _, tensor in tensors])
+    def fill(
+        self, spec: BucketSpec, named: Iterable[tuple[str, torch.Tensor]], bucket: int = 0
+    ) -> Handle:
+        """Copy the tensors into a buffer, laid out and converted as the spec says."""
+        tensors = dict(named)
+        buffer = self._buffer(self._slot(bucket), spec.size)
+        for _, group in groupby(spec.entries, lambda entry: entry.dtype):
+            entries = list(group)
+            torch._foreach_copy_(
+                [entry.view(buffer) for entry in entries],
+                [tensors[entry.name] for entry in entries],
+            )
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-            ipc = serialize(buffer[:total], entries) if self.shared else b""
-            return Handle(tuple(entries), total, ipc=ipc)
+            ipc = serialize(buffer[: spec.size], spec.entries) if self.shared else b""
+            return Handle(spec.model, spec.entries, ipc=ipc)
         path = f"/proc/{os.getpid()}/fd/{self._memory_file}"
-        return Handle(tuple(entries), total, path=path)
+        return Handle(spec.model, spec.entries, path=path)
 
     def flat(self, bucket: int, size: int) -> torch.Tensor:
         """The bytes that the last `fill` of this bucket has written."""
@@ -126,7 +165,7 @@ class Outbox:
 
 
 @dataclass(slots=True)
-class Inbox:
+class ReceiveBuffer:
     """The engine's side on a CPU: a tensor that SGLang's processes can map, refilled each sync.
 
     Not the trainer's own buffer, because torch hands a tensor on to another process only where it
@@ -134,18 +173,19 @@ class Inbox:
     """
 
     flat: torch.Tensor | None = None
-    _from: tuple[str, int] = ("", 0)
-    _theirs: torch.Tensor | None = None
+    _source: tuple[str, int] = ("", 0)
+    _mapped: torch.Tensor | None = None
 
     def receive(self, handle: Handle) -> torch.Tensor:
         """What is in the trainer's buffer now, as one shared tensor of bytes."""
-        if self.flat is None or self._theirs is None or self._from != (handle.path, handle.size):
-            self._from = (handle.path, handle.size)
-            self._theirs = torch.from_file(
+        source = (handle.path, handle.size)
+        if self.flat is None or self._mapped is None or self._source != source:
+            self._source = source
+            self._mapped = torch.from_file(
                 handle.path, shared=True, size=handle.size, dtype=torch.uint8
             )
             self.flat = torch.empty(handle.size, dtype=torch.uint8).share_memory_()
-        return self.flat.copy_(self._theirs)
+        return self.flat.copy_(self._mapped)
 
 
 def serialize(flat: torch.Tensor, entries: Iterable[Entry]) -> bytes:
@@ -171,17 +211,3 @@ def serialize(flat: torch.Tensor, entries: Iterable[Entry]) -> bytes:
         {"flattened_tensor": flat, "metadata": metadata}
     )
     return payload
-
-
-@dataclass(frozen=True, slots=True)
-class Parcel:
-    """What one broadcast carries, as SGLang is told of it beforehand."""
-
-    names: list[str]
-    dtypes: list[str]
-    shapes: list[list[int]]
-    size: int
-    """Bytes."""
-
-
-BACKENDS = {"cpu": "gloo", "cuda": "nccl"}

@@ -29,14 +29,14 @@ def layout(device: str = "cuda", **settings: object) -> Layout:
 def test_colocated_each_engine_is_fed_by_the_rank_on_its_own_gpu() -> None:
     found = layout(training__num_trainers=2)
     assert (found.trainers, found.engines) == ((0, 1), ((0,), (1,)))
-    assert [found.feeders(i) for i in range(2)] == [[0], [1]]
+    assert [found.source_ranks(i) for i in range(2)] == [[0], [1]]
     assert found.count == 2
 
 
 def test_a_tensor_parallel_engine_is_fed_by_the_ranks_on_all_of_its_gpus() -> None:
     found = layout(training__num_trainers=4, engine__tensor_parallel=2)
     assert found.engines == ((0, 1), (2, 3))
-    assert found.feeders(1) == [2, 3]
+    assert found.source_ranks(1) == [2, 3]
 
 
 def test_disaggregated_nobody_shares_a_gpu() -> None:

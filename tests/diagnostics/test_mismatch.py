@@ -8,9 +8,9 @@ import pytest
 
 from kit.config import MismatchConfig
 from kit.diagnostics.mismatch import WORST, compare
-from kit.diagnostics.mismatch.probes import Checksums
 from kit.reports import MismatchReport
 from kit.samples import Sample
+from kit.weight_sync.verify import Checksums
 
 NAN, INF = math.nan, math.inf
 

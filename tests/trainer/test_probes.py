@@ -18,6 +18,7 @@ from kit.trainer.actor import Trainer
 from kit.trainer.fsdp import whole
 from kit.trainer.probes import Samples, Way
 from kit.trainer.startup_check import startup
+from kit.weight_sync.transport import POLICY
 from tests.trainer.trainers import Make
 from tests.trainer.trainers import make as start
 
@@ -140,7 +141,7 @@ def test_a_weight_that_learning_rate_zero_changes_is_counted_and_put_back(
 
 
 def test_checksums_fuse_what_sglang_fuses_and_know_both_dtypes(make: Make) -> None:
-    found = probes.checksums(make())
+    found = make().weights.checksums(POLICY)
     assert len(found) == 4 * 8 + 2
     assert "model.layers.0.self_attn.qkv_proj.weight" in found
     assert "model.layers.0.mlp.gate_up_proj.weight" in found

@@ -16,7 +16,7 @@ from kit.tiny import MODEL_DIR
 from kit.trainer.actor import Trainer
 from kit.trainer.batch import MAX_TOKENS
 from kit.trainer.settings import TrainerSettings
-from kit.weight_sync.transport import Inbox
+from kit.weight_sync.transport import ReceiveBuffer
 
 # AdamW with a large eps is nearly plain gradient descent: small differences stay small.
 PLAIN = {"learning_rate": 0.1, "adam_eps": 1.0, "clip_grad": 0.0}
@@ -75,4 +75,4 @@ def weights(trainer: Trainer) -> torch.Tensor:
     """Every weight, as the engine would get it."""
     handle = trainer.export_weights()
     assert handle is not None
-    return Inbox().receive(handle).view(torch.float32)
+    return ReceiveBuffer().receive(handle).view(torch.float32)

@@ -35,7 +35,7 @@ def test_a_sync_that_did_not_arrive_is_an_error_that_names_a_parameter(session: 
     stack.sync(session.step_count)
     session.update(session.advantages(session.score(session.generate())))
     with pytest.raises(StackError, match=r"did not reach the engine: .*weight"):
-        sync._verified(stack)
+        sync.count_verified(stack)
     session.sync(verify=True)
 
 

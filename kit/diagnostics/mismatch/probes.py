@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
-from typing import Self
 
 from kit.diagnostics.mismatch.experiments import Finding, Lab, Rows
 from kit.errors import DataError
 from kit.reports import Cause
 from kit.samples import Sample
+from kit.weight_sync.verify import Checksums
 
 RAW_LOG_PROBS = "SGLANG_RETURN_ORIGINAL_LOGPROB"
 
@@ -51,53 +50,6 @@ def weights(lab: Lab) -> Finding:
         )
         return Finding(tuple(lines), "precision", words)
     return Finding(tuple(lines))
-
-
-@dataclass(frozen=True, slots=True)
-class Checksums:
-    """Trainer's and engine's parameters side by side, by SGLang's names."""
-
-    compared: int
-    different: list[str]
-    rounded: list[str]
-    """Equal, but for a dtype that is not the trainer's."""
-    engine_dtype: str
-    """Of these; empty where there are none."""
-    one_sided: list[str]
-
-    @classmethod
-    def of(
-        cls, trainer: dict[str, dict[str, list[str]]], engines: list[dict[str, str]], dtype: str
-    ) -> Self:
-        """Sort the parameters of all replicas."""
-        different: set[str] = set()
-        rounded: dict[str, str] = {}
-        names = {name for engine in engines for name in engine}
-        for name in names & set(trainer):
-            for engine in engines:
-                fits = [d for d, sums in trainer[name].items() if engine.get(name) in sums]
-                if not fits:
-                    different.add(name)
-                elif dtype not in fits:
-                    rounded[name] = fits[0]
-        return cls(
-            len(names & set(trainer)),
-            sorted(different),
-            sorted(rounded),
-            next(iter(rounded.values()), ""),
-            sorted(names ^ set(trainer)),
-        )
-
-    def lines(self) -> list[str]:
-        """What was found, as evidence."""
-        shown = f" ({', '.join(self.different[:3])})" if self.different else ""
-        found = [f"checksums of {self.compared} parameters: {len(self.different)} differ{shown}"]
-        if self.rounded:
-            found.append(f"{len(self.rounded)} parameters are {self.engine_dtype} in the engine")
-        if self.one_sided:
-            shown = ", ".join(self.one_sided[:3])
-            found.append(f"{len(self.one_sided)} parameters could not be matched ({shown})")
-        return found
 
 
 def compare_checksums(lab: Lab) -> Checksums:
