@@ -25,7 +25,7 @@ from kit import RLSession
 from kit.lifecycle.train_loop import Training, show
 
 def block(session, steps, dashboard):
-    training = Training(session, steps)
+    training = Training(session.debug, session.step, steps)
     if dashboard:
         show(training)
     begin = time.perf_counter()

@@ -152,8 +152,8 @@ def measure(
         row = {
             "model": model,
             "way": way.name,
-            "devices": session._running.layout.in_words(),
-            "dtype": session._running.dtype,
+            "devices": session.debug.stack.layout.in_words(),
+            "dtype": session.debug.stack.dtype,
             "start_s": round(started, 2),
             "first_update": {name: first.metrics[name] for name in COMPARED},
             "step_s": [round(r.metrics["perf/step_time"], 4) for r in reports],
@@ -179,7 +179,7 @@ def spread(rollout: Rollout) -> Rollout:
 
 def memory(session: RLSession) -> dict[str, list[float]]:
     """GiB: what each trainer's process sees used of its own card; the plan's three phases."""
-    stack = session._running
+    stack = session.debug.stack
     seen = [look.get("used", 0) / GIB for look in stack.ask_trainers("device_memory")]
     planned = [phase.total / GIB for phase in session.memory_plan().phases]
     peaks = [size / GIB for size in stack.measured.values()]

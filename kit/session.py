@@ -15,22 +15,27 @@ the configuration asks for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, get_args, overload
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
+from kit.checkpoint import checkpoint
+from kit.checkpoint.export import Dtype, export_hf
+from kit.config import SessionConfig
 from kit.config.training import Estimator
-from kit.diagnostics import annotate, mismatch
+from kit.diagnostics import annotate, mismatch, startup, what_if
 from kit.diagnostics.annotate import Annotated
 from kit.diagnostics.reward_trial import try_reward
-from kit.diagnostics.startup import check as healthy_start
-from kit.errors import ConfigError, DataError, SessionError, did_you_mean
-from kit.lifecycle import step, train_loop
-from kit.lifecycle.keeping import Keeping
-from kit.lifecycle.lock import verb
+from kit.errors import SessionError, did_you_mean
+from kit.lifecycle import attach, step, train_loop
+from kit.lifecycle.lock import SessionLock, verb
+from kit.lifecycle.start import SessionParts, is_running
 from kit.lifecycle.train_loop import Training
 from kit.reports import (
     CheckReport,
     EvalReport,
+    Metrics,
     MismatchReport,
     RewardTrial,
     StepReport,
@@ -38,25 +43,268 @@ from kit.reports import (
     TrainReport,
     UpdateReport,
 )
+from kit.reports.status import Sessions, Snapshot, Snapshots
 from kit.reports.training import Until
+from kit.reports.what_if import WhatIf
 from kit.rewards import score_samples
 from kit.rollout import batch as rollout_batch
-from kit.rollout import collector, evaluate
-from kit.rollout.batch import make_batch
+from kit.rollout import evaluate, replay
 from kit.rollout.sampler import as_rows
 from kit.samples import Batch, Messages, Rollout, Sample
-from kit.stack.sync import sync as hand_over
+from kit.stack.sync import sync as sync_weights
+from kit.tracking.recorder import as_the_run_says
 from kit.utils import interrupts
 from kit.utils.arguments import at_least_one, expect
 from kit.utils.arguments import temperature as checked_temperature
 
 if TYPE_CHECKING:
+    from kit.doctor import Diagnosis
     from kit.memory import MemoryPlan
     from kit.rewards.runner import Reward
 
 
-class RLSession(Keeping):
+class RLSession:
     """One model in training, with its engine, its trainer, its prompts and its reward."""
+
+    def __init__(self, config: SessionConfig | str | Path = "tiny") -> None:
+        """A session that is not running yet; `RLSession.start` makes one that is."""
+        self._parts = SessionParts(SessionConfig.of(config))
+        _sessions.add(self)
+
+    @classmethod
+    def start(
+        cls,
+        config: SessionConfig | str | Path = "tiny",
+        *,
+        data: Any = None,
+        eval_data: Any = None,
+        reward: Reward | None = None,
+    ) -> Self:
+        """Check everything that can be checked, start the stack, and return a running session.
+
+        Args:
+            config: a SessionConfig, a preset's name, or the path of a YAML file.
+            data: training prompts instead of `data.source`: another source, a list of rows, or a
+                `datasets.Dataset`.
+            eval_data: held-out prompts in the same forms.
+            reward: a function `f(sample) -> float` or `f(samples) -> list[float]`, or a built-in's
+                name, instead of `reward` in the configuration.
+
+        Raises:
+            ConfigError, DataError, ModelError, RewardError: what the message names is wrong.
+            StackError: a process could not start. In every case none is left behind.
+        """
+        session = cls(as_the_run_says(config))
+        session._parts.start(data, eval_data, reward)
+        return session
+
+    @classmethod
+    def attach(
+        cls,
+        name: str | None = None,
+        *,
+        data: Any = None,
+        eval_data: Any = None,
+        reward: Reward | None = None,
+    ) -> Self:
+        """Go on with a session whose kernel was restarted or killed, from where it was.
+
+        Steps, weights, optimizer, place in the data, randomness, buffer, metrics and the last
+        rollout are as they were. A step that was under way has either been completed or not begun.
+        Snapshots in memory went with the kernel.
+
+        Args:
+            name: of the session; None takes the only one there is. `RLSession.sessions()` lists
+                them.
+            data: as in `start`; rows and functions that were passed there went with the kernel,
+                and have to be passed again.
+            eval_data: as in `start`.
+            reward: as in `start`.
+
+        Raises:
+            SessionError: there is no such session, a living process drives it, or something has to
+                be passed again.
+        """
+        parts, unfinished = attach.attach(name, data, eval_data, reward)
+        session = cls(parts.state.config)
+        session._parts = parts
+        if unfinished:
+            attach.complete(parts, unfinished, session.sync, session.evaluate)
+        return session
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        data: Any = None,
+        eval_data: Any = None,
+        reward: Reward | None = None,
+        num_trainers: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """Start a session that continues where `save` was called.
+
+        Args:
+            path: a directory that `save` wrote.
+            data: as in `start`; rows and functions that were passed there are not in the
+                checkpoint.
+            eval_data: as in `start`.
+            reward: as in `start`.
+            num_trainers: another number than the checkpoint was written by; None takes the same.
+            trust_remote_code: run Python code that the model brings along, if the checkpoint's
+                settings ask for it.
+
+        Raises:
+            CheckpointError: it cannot be read. Never continues from other weights in silence.
+        """
+        folder = Path(path)
+        config, row = checkpoint.read(folder)
+        if not trust_remote_code:
+            checkpoint.refuse_code(config, folder)
+        if num_trainers is not None:
+            config = config.replace("training.num_trainers", num_trainers)
+        session = cls.start(config, data=data, eval_data=eval_data, reward=reward)
+        try:
+            checkpoint.restore(session._parts.state, session._parts.stack, folder, row)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    @staticmethod
+    def sessions() -> Sessions:
+        """Your sessions on this machine: what lives, who drives it, and until when it waits."""
+        return attach.sessions()
+
+    @staticmethod
+    def current() -> RLSession | None:
+        """The session that runs in this process, for when its name was lost; None without one."""
+        return next((session for session in _sessions if is_running(session._parts)), None)
+
+    def close(self, *, keep_warm: bool = False) -> None:
+        """End every process of this session, and a training that runs. Safe to call again.
+
+        Args:
+            keep_warm: leave the processes to the next start with the same engine settings, which
+                then takes about a second; they end by themselves after `stack.keep_warm` seconds,
+                or ten minutes where that is 0. What was trained is gone: `save` it first.
+        """
+        self._parts.close(keep_warm=keep_warm)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- what it is ----------------------------------------------------------------------------
+
+    @property
+    def config(self) -> SessionConfig:
+        """The settings. Those that processes have read change nothing any more."""
+        return self._parts.state.config
+
+    @config.setter
+    def config(self, config: SessionConfig) -> None:
+        self._parts.state.config = config
+
+    @property
+    def step_count(self) -> int:
+        """Updates applied so far."""
+        return self._parts.state.step
+
+    @property
+    def history(self) -> list[Metrics]:
+        """One row of metrics a step."""
+        return self._parts.state.history
+
+    @property
+    def last_rollout(self) -> Rollout | None:
+        """What was generated, scored or replayed last."""
+        return self._parts.state.last_rollout
+
+    @last_rollout.setter
+    def last_rollout(self, rollout: Rollout | None) -> None:
+        self._parts.state.last_rollout = rollout
+
+    @property
+    def last_batch(self) -> Batch | None:
+        """What `update` was last given, also where it was refused."""
+        return self._parts.state.last_batch
+
+    @last_batch.setter
+    def last_batch(self, batch: Batch | None) -> None:
+        self._parts.state.last_batch = batch
+
+    @property
+    def engine_version(self) -> int:
+        """The weights that the engine generates with; the trainer's are `weight_version`."""
+        return self._parts.engine_version
+
+    @property
+    def weight_version(self) -> int:
+        """The weights that the trainer holds. Each update gives them a number that no other weights
+        of the session ever have: as many as there were updates, and more after an undo.
+        """
+        return self._parts.weight_version
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, from Transformers."""
+        return self._parts.sampler.tokenizer
+
+    @property
+    def training(self) -> Training | None:
+        """The last training that had a dashboard: to pause, resume or stop it from a cell."""
+        return self._parts.lock.training
+
+    @property
+    def start_seconds(self) -> float:
+        """How long the start took."""
+        return self._parts.start_seconds
+
+    @property
+    def debug(self) -> SessionParts:
+        """The parts behind the session, for tests and curious people: no promise that they stay.
+
+        `stack`, `state`, `sampler`, `collector`, `snapshots`, `reward`, `tracker`, `lock`; see
+        `kit.lifecycle.start`.
+        """
+        return self._parts
+
+    def memory_plan(self) -> MemoryPlan:
+        """What holds the device when, beside what was seen so far, and why."""
+        stack = self._parts.stack
+        return stack.plan.with_measured(stack.measured)
+
+    def doctor(self) -> Diagnosis:
+        """What this machine has for the session's settings, running or not; see `kit.doctor`."""
+        from kit.doctor import diagnose
+
+        return diagnose(self.config)
+
+    def __repr__(self) -> str:
+        groups = len(self._parts.state.buffer)
+        waiting = f", groups waiting to be continued: {groups}" if groups else ""
+        return (
+            f"RLSession({self.config.name!r}, {self._parts.phase}, model {self.config.model.name}, "
+            f"step {self.step_count}, engine holds weights {self.engine_version}{waiting})"
+        )
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        from kit.viz import show_report
+
+        return show_report(self._parts.overview())
+
+    @property
+    def _lock(self) -> SessionLock:
+        return self._parts.lock
+
+    def _note(self) -> None:
+        self._parts.note()
+
+    # ---- one step, verb by verb ----------------------------------------------------------------
 
     @verb
     def generate(
@@ -76,19 +324,16 @@ class RLSession(Keeping):
             n_samples_per_prompt: responses to each; None takes the configured number.
             temperature: 0 is greedy; None takes the configured one.
         """
-        _, training = self._running, self.config.training
-        count = training.n_samples_per_prompt
+        collector, training = self._parts.running().collector, self.config.training
         if n_samples_per_prompt is not None:
-            count = at_least_one(n_samples_per_prompt, "n_samples_per_prompt")
+            n_samples_per_prompt = at_least_one(n_samples_per_prompt, "n_samples_per_prompt")
         if temperature is not None:
             temperature = checked_temperature(temperature)
-        own = not (prompts is None and n_samples_per_prompt is None and temperature is None)
-        if self.config.rollout.over_sampling_batch_size and not own:
-            self.last_rollout = collector.generate(self)
-            return self.last_rollout
-        with collector.drawing(self):
-            rows = as_rows(prompts) or self._stream.next(training.rollout_batch_size)
-            return collector.generate_only(self, rows, count, temperature)
+        plain = prompts is None and n_samples_per_prompt is None and temperature is None
+        if plain and self.config.rollout.over_sampling_batch_size:
+            return collector.over_sample()
+        count = n_samples_per_prompt or training.n_samples_per_prompt
+        return collector.generate(as_rows(prompts), count, temperature)
 
     @verb
     def score(self, rollout: Rollout, reward: Reward | None = None) -> Rollout:
@@ -102,10 +347,9 @@ class RLSession(Keeping):
             RewardError: a function for all samples returned the wrong number of values.
         """
         rollout = expect(rollout, Rollout, "score", "pass what `session.generate()` returned.")
-        chosen = self._reward if reward is None else reward
-        scored = rollout.with_samples(score_samples(rollout.samples, chosen))
-        self.last_rollout = scored
-        return scored
+        chosen = self._parts.reward if reward is None else reward
+        self.last_rollout = rollout.with_samples(score_samples(rollout.samples, chosen))
+        return self.last_rollout
 
     def try_reward(
         self, fn: Reward, rollout: Rollout | None = None, against: Reward | None = None
@@ -120,7 +364,7 @@ class RLSession(Keeping):
         fix = "generate one first (`session.generate()`), or pass `rollout=`."
         rollout = self.last_rollout if rollout is None else rollout
         rollout = expect(rollout, Rollout, "try_reward", fix)
-        return try_reward(rollout, fn, self._reward if against is None else against)
+        return try_reward(rollout, fn, self._parts.reward if against is None else against)
 
     @verb
     def collect(self, reward: Reward | None = None) -> Rollout:
@@ -135,11 +379,8 @@ class RLSession(Keeping):
         Raises:
             SessionError: dynamic sampling found no group whose rewards differ.
         """
-        _ = self._running
-        with collector.drawing(self):
-            rollout = collector.collect(self, self._reward if reward is None else reward)
-        self.last_rollout = rollout
-        return rollout
+        parts = self._parts.running()
+        return parts.collector.collect(parts.reward if reward is None else reward)
 
     @verb
     def advantages(self, rollout: Rollout, advantage_estimator: Estimator | None = None) -> Batch:
@@ -158,16 +399,8 @@ class RLSession(Keeping):
         """
         fix = "pass what `session.score(...)` returned."
         rollout = expect(rollout, Rollout, "advantages", fix)
-        training = self.config.training
-        if advantage_estimator is not None:
-            if advantage_estimator not in (known := get_args(Estimator)):
-                raise ConfigError(
-                    f"There is no advantage_estimator {advantage_estimator!r}.",
-                    fix=did_you_mean(advantage_estimator, known),
-                )
-            # Settings of other estimators do no harm here, so they are not checked again.
-            training = training.model_copy(update={"advantage_estimator": advantage_estimator})
-        return make_batch(rollout, training, self.log_probs)
+        training = rollout_batch.with_estimator(self.config.training, advantage_estimator)
+        return rollout_batch.make_batch(rollout, training, self.log_probs)
 
     @verb
     def log_probs(self, samples: Sequence[Sample], of: str = "policy") -> list[list[float]]:
@@ -182,13 +415,13 @@ class RLSession(Keeping):
         """
         if of not in (known := ("policy", "reference", "values")):
             raise SessionError(f"log_probs knows no {of!r}.", fix=did_you_mean(of, known))
-        return self._running.by_token(
+        return self._parts.stack.by_token(
             [s.tokens for s in samples], [s.response_length for s in samples], of
         )
 
     @verb
     def annotate(self, what: Annotated) -> Annotated:
-        """The same with what the present weights say of each response token: see `Sample.strip`.
+        """Add what the present weights say of each response token: see `Sample.strip`.
 
         Log-probs and entropies; in a batch also advantages and each token's share of the loss.
         After an update, the log-probs of the annotation before are kept beside the new ones.
@@ -196,8 +429,8 @@ class RLSession(Keeping):
         Args:
             what: a rollout, a batch, or one sample.
         """
-        text = self._prompting.token_text
-        return annotate.annotate(self._running, what, self.weight_version, text)
+        parts = self._parts
+        return annotate.annotate(parts.stack, what, self.weight_version, parts.sampler.token_text)
 
     @verb
     def update(self, batch: Batch) -> UpdateReport:
@@ -208,12 +441,14 @@ class RLSession(Keeping):
         """
         fix = "pass a batch: `session.update(session.advantages(rollout))`."
         batch = expect(batch, Batch, "update", fix)
+        parts, state = self._parts, self._parts.state
         with interrupts.held() as interrupted:
-            self.last_batch = batch
-            self._journal.before_update(self, batch)
-            report = rollout_batch.update(self._running, batch, self.step_count)
-            self.step_count += report.applied
-            interrupted.said = f"The update was made before it could stop: step {self.step_count}."
+            state.last_batch = batch
+            stack = parts.stack
+            parts.journal.before_update(batch, in_step=parts.lock.in_step)
+            report = rollout_batch.update(stack, batch, state.step)
+            state.step += report.applied
+            interrupted.said = f"The update was made before it could stop: step {state.step}."
         return report
 
     @verb
@@ -228,7 +463,7 @@ class RLSession(Keeping):
         Raises:
             StackError: with `verify`, a parameter did not arrive.
         """
-        return hand_over(self._running, self.weight_version, exact=exact, verify=verify)
+        return sync_weights(self._parts.stack, self.weight_version, exact=exact, verify=verify)
 
     @verb
     def check_mismatch(
@@ -243,7 +478,7 @@ class RLSession(Keeping):
                 generated.
             deep: look for causes even where they agree.
         """
-        stack = self._running
+        stack, sampler = self._parts.stack, self._parts.sampler
         if rollout is None:
             last = self.last_rollout
             fresh = last is not None and last.written_by({self.engine_version})
@@ -253,17 +488,7 @@ class RLSession(Keeping):
                 last = self.generate(n_samples_per_prompt=count)
             rollout = last
         rollout = expect(rollout, Rollout, "check_mismatch", "pass a rollout, or nothing.")
-        if not (samples := mismatch.comparable(rollout)):
-            raise DataError("The rollout has no tokens with log-probs to compare.")
-        return mismatch.check(
-            samples,
-            config=self.config,
-            stack=stack,
-            prompting=self._prompting,
-            trainer_version=self.weight_version,
-            engine_version=self.engine_version,
-            deep=deep,
-        )
+        return mismatch.check(rollout, config=self.config, stack=stack, sampler=sampler, deep=deep)
 
     @verb
     def check(self) -> CheckReport:
@@ -272,31 +497,27 @@ class RLSession(Keeping):
         A few responses are written and an update is tried at learning rate 0. The session is as it
         was afterwards: weights, optimizer, counters, randomness, place in the data.
         """
-        return healthy_start(self, self._running)
-
-    def memory_plan(self) -> MemoryPlan:
-        """What holds the device when, beside what was seen so far, and why."""
-        stack = self._running
-        return stack.plan.with_measured(stack.measured)
+        parts = self._parts
+        return startup.check(parts.state, parts.stack, parts.sampler, self.check_mismatch)
 
     @verb
     def step(self) -> StepReport:
         """One whole step: collect (generate and score), advantages, update, sync."""
-        begin, index, config = time.perf_counter(), self.step_count, self.config
+        begin, index, parts = time.perf_counter(), self.step_count, self._parts.running()
         if self.engine_version != self.weight_version:
             self.sync()  # after an update by hand: train only on what the present weights write
-        with collector.drawing(self):
+        with parts.collector.undo_draw_on_interrupt():
             rollout = self.collect()
             fresh = rollout.of_version(self.weight_version)  # without what older weights began
-            due = len(fresh) and step.due(index, config.mismatch.interval)
+            due = len(fresh) and step.due(index, self.config.mismatch.interval)
             checked = self.check_mismatch(fresh) if due else None
             batch = self.advantages(rollout)
             with interrupts.held():  # or the weights would have a step that the history lacks
                 update = self.update(batch)
                 if not update.applied:
                     raise rollout_batch.nothing_to_train_on(update)
-                done = step.hand_over(self, rollout, update, checked, begin)
-        return step.finish(self, done)
+                done = step.hand_over(parts.state, self.sync, rollout, update, checked, begin)
+        return step.finish(parts.state, parts.stack, parts.tracker, self.evaluate, done)
 
     @overload
     def train(
@@ -324,12 +545,12 @@ class RLSession(Keeping):
                 `Training` at once; its `wait()` gives the report. A batch run returns it finished.
         """
         if dashboard:
-            return train_loop.train_on_dashboard(self, steps, until)
-        return train_loop.train(self, steps, until, show)
+            return train_loop.train_on_dashboard(self._parts, self.step, steps, until)
+        return train_loop.train(self._parts, self.step, steps, until, show)
 
     def dashboard(self, steps: int | None = None) -> Training:
         """The training under way; or the history so far, and buttons to begin so many steps."""
-        return train_loop.dashboard(self, steps)
+        return train_loop.dashboard(self._parts, self.step, steps)
 
     @verb
     def evaluate(
@@ -344,14 +565,190 @@ class RLSession(Keeping):
         Raises:
             DataError: there are no held-out prompts.
         """
-        settings = self.config.evaluation
+        parts, settings = self._parts, self.config.evaluation
         count = settings.n_samples_per_prompt
         if n_samples_per_prompt is not None:
             count = at_least_one(n_samples_per_prompt, "n_samples_per_prompt")
-        heat = settings.temperature if temperature is None else checked_temperature(temperature)
-        report = evaluate.evaluate(self, self._running, count, heat)
-        if self._recorder:
-            self._recorder.evaluation(report)
-        if self._loggers:
-            self._loggers.evaluation(report)
+        if temperature is None:
+            temperature = settings.temperature
+        report = evaluate.evaluate(
+            parts.stack,
+            parts.sampler,
+            parts.reward,
+            self.config,
+            self.step_count,
+            count,
+            checked_temperature(temperature),
+        )
+        parts.tracker.evaluation(report)
         return report
+
+    # ---- back to an earlier moment --------------------------------------------------------------
+
+    @verb
+    def snapshot(self, name: str | None = None, *, on_disk: bool = False) -> Snapshot:
+        """Keep this moment, to come back to it with `restore`: weights, optimizer, data, metrics.
+
+        Args:
+            name: a name that is there already is given to this one; None takes `step-N`.
+            on_disk: as a checkpoint under `checkpoints/` or in the run's folder, which outlives the
+                trainer; else in host memory, which is faster.
+
+        Raises:
+            SessionError: there is no room in host memory; the message says what holds it.
+            CheckpointError: it cannot be written.
+        """
+        parts = self._parts
+        return parts.snapshots.take(parts.stack, name, on_disk, parts.tracker.recorder)
+
+    @verb
+    def restore(self, what: str | Path | Snapshot) -> Snapshot:
+        """Undo everything since a snapshot, bit by bit. The engine gets the weights of then.
+
+        Args:
+            what: a snapshot or its name; or the `Path` of a checkpoint of the same model and data.
+
+        Raises:
+            SessionError: there is none of this name; the message lists those that exist.
+            CheckpointError: it cannot be read. In every case the session is as it was.
+        """
+        parts = self._parts
+        snapshot = parts.snapshots.restore(parts.stack, what)
+        if parts.tracker.recorder:
+            parts.tracker.recorder.stand_at(len(self.history))
+        return snapshot
+
+    @verb
+    def replay(self, run: str | Path, step: int | None = None) -> Rollout:
+        """A rollout that a run has recorded, to go through its step again with this session.
+
+            rollout = session.replay("last", step=10)
+            batch = session.advantages(session.score(rollout, reward=mine))
+            session.update(batch)
+
+        Nothing of the session changes but its `last_rollout`. The log-probs are those of the engine
+        that wrote it; `session.log_probs(rollout)` are those of the present weights.
+
+        Args:
+            run: its folder; or, in `papermill_runs`, its name, the last signs of it, or `last`.
+            step: which one; None takes the newest that was kept.
+
+        Raises:
+            RunError: there is no such run.
+            DataError: the step was not kept, or another tokenizer wrote it.
+        """
+        self._parts.running()
+        self.last_rollout = replay.replay(run, step, self.tokenizer, self.config.model.name)
+        return self.last_rollout
+
+    def snapshots(self) -> Snapshots:
+        """Snapshots that can be restored, the oldest first."""
+        return Snapshots(tuple(self._parts.snapshots.values()), self.weight_version)
+
+    @verb
+    def forget(self, name: str) -> None:
+        """Give back what a snapshot holds. Raises SessionError where there is none of this name."""
+        self._parts.snapshots.forget(self._parts.stack, name)
+
+    # ---- what would have been ------------------------------------------------------------------
+
+    @verb
+    def what_if(
+        self,
+        lr: float | Sequence[float] | None = None,
+        eps_clip: float | Sequence[float] | None = None,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        batch: Batch | None = None,
+        snapshot: str | None = None,
+    ) -> WhatIf:
+        """Make an update with other settings, show what it would have done, and take it back.
+
+            session.what_if(lr=[1e-5, 1e-4])
+            session.what_if(settings={"entropy_coef": 0.01, "eps_clip_high": [0.2, 0.4]})
+
+        Weights, optimizer, data, metrics and engine are afterwards what they were, bit by bit.
+
+        Args:
+            lr: a learning rate, or several to try.
+            eps_clip: a clip range, or several.
+            settings: any others of `training` that an update reads, by name; lists are tried value
+                by value, several lists in every combination.
+            batch: what to train on; None takes `last_batch`, that of the last update.
+            snapshot: where each trial begins. None takes the present weights if they wrote the
+                batch, else the newest snapshot of those that did.
+
+        Raises:
+            SessionError: there is no batch yet, or no such snapshot.
+            ConfigError: a setting that an update does not read, or a value that cannot be.
+        """
+        named = {"learning_rate": lr, "eps_clip": eps_clip}
+        changes = {name: value for name, value in named.items() if value is not None}
+        parts = self._parts
+        return what_if.what_if(
+            parts.state,
+            parts.stack,
+            parts.snapshots,
+            parts.sampler.token_text,
+            changes | dict(settings or {}),
+            batch,
+            snapshot,
+        )
+
+    @verb
+    def keep(self, tried: WhatIf, index: int) -> UpdateReport:
+        """Make one of the updates that `what_if` tried; its settings stay for those that follow.
+
+        The engine gets the new weights.
+
+        Args:
+            tried: what `what_if` returned.
+            index: which one; 0 is the configured one.
+
+        Raises:
+            SessionError: the session has trained since, or there is no such trial.
+        """
+        tried = expect(tried, WhatIf, "keep", "pass what `session.what_if(...)` returned.")
+        parts = self._parts
+        return what_if.keep(parts.state, parts.stack, parts.snapshots, tried, index)
+
+    # ---- on disk -------------------------------------------------------------------------------
+
+    @verb
+    def save(self, path: str | Path | None = None, *, keep_last: int | None = None) -> Path:
+        """Write a checkpoint: weights, optimizer, data position, counters, metrics, configuration.
+
+        What was at the same place before is there until the new one is complete.
+
+        Args:
+            path: a directory; None takes the run's own folder, else one in `checkpoints/` that is
+                numbered by step.
+            keep_last: of the numbered ones so many stay, the newest; None takes
+                `checkpoint.keep_last`.
+
+        Raises:
+            CheckpointError: it cannot be written, or something else is in the way.
+        """
+        last = self.config.checkpoint.keep_last
+        last = last if keep_last is None else at_least_one(keep_last, "keep_last")
+        parts = self._parts
+        return checkpoint.save(parts.state, parts.stack, path, last, parts.tracker.recorder)
+
+    @verb
+    def export_hf(self, path: str | Path | None = None, *, dtype: Dtype | None = None) -> Path:
+        """Write the model for Transformers, SGLang and the hub, tokenizer and chat template too.
+
+        `AutoModelForCausalLM.from_pretrained(path)` loads it; so does `model.name: path`.
+
+        Args:
+            path: a directory; None takes the run's own folder, else one in `checkpoints/`.
+            dtype: of the weights. None takes what the engine generates with; `float32` keeps every
+                bit of the trainer's.
+
+        Raises:
+            CheckpointError: it cannot be written, or something else is in the way.
+        """
+        return export_hf(self._parts.stack, self.config, self.step_count, path, dtype)
+
+
+_sessions: weakref.WeakSet[RLSession] = weakref.WeakSet()

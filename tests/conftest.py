@@ -74,7 +74,7 @@ class Shared:
 
     def at(self, seed: int) -> RLSession:
         """The session as it was in its first moment, with this seed."""
-        if self.session and RLSession.current() is self.session and self.session._running.lost:
+        if self.session and RLSession.current() is self.session and self.session.debug.stack.lost:
             self.session.close()  # a test that killed it has failed, which is its own affair
         if self.session is None or RLSession.current() is not self.session:
             os.environ.pop("KIT_RUN_DIR", None)
@@ -145,10 +145,11 @@ def reseeded(shared: Shared) -> Callable[[int], RLSession]:
 
 def reset(session: RLSession, first: Path, seed: int = 0) -> None:
     """Weights, optimizer, data, counters and randomness as at the start with this seed."""
-    for name in session._snapshots.keys() - {FIRST}:
+    for name in session.debug.snapshots.keys() - {FIRST}:
         session.forget(name)
-    session._running.newest_version = 0
-    session._stream = PromptStream(session._prompting.train, seed)  # a test may have put another
+    session.debug.stack.newest_version = 0
+    state, prompts = session.debug.state, session.debug.sampler.train
+    state.stream = PromptStream(prompts, seed)  # a test may have put another
     session.restore(FIRST)
     session.config = SessionConfig.load(first / checkpoint.CONFIG).replace("seed", seed)
-    session._stream = PromptStream(session._prompting.train, seed)
+    state.stream = PromptStream(prompts, seed)

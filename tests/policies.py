@@ -37,7 +37,7 @@ def policies(session: RLSession) -> Callable[..., RLSession]:
 @pytest.fixture
 def rambling(session: RLSession) -> Iterator[None]:
     """Responses of very different lengths: noise that ends when it happens to."""
-    prompting = session._prompting
+    prompting = session.debug.sampler
     before = prompting.config, prompting.max_response_len
     prompting.config = prompting.config.replace("rollout.temperature", 6.0)
     prompting.max_response_len = LONGEST

@@ -19,7 +19,7 @@ from tests.steps import responses_and_metrics
 
 def weights(session: RLSession) -> dict[str, dict[str, list[str]]]:
     """A checksum of each of the trainer's parameters."""
-    found: dict[str, dict[str, list[str]]] = session._running.probe("checksums")
+    found: dict[str, dict[str, list[str]]] = session.debug.stack.probe("checksums")
     return found
 
 
@@ -270,14 +270,14 @@ def test_a_step_after_an_update_by_hand_samples_from_the_present_weights(
 
 def test_an_interrupt_while_generating_leaves_nothing_running(session: RLSession) -> None:
     session.config = session.config.replace("rollout.temperature", 50.0)
-    session._prompting.max_response_len, before = 480, session._prompting.max_response_len
+    session.debug.sampler.max_response_len, before = 480, session.debug.sampler.max_response_len
     try:
         # The second one is for Python, which drops an interrupt that comes within a finalizer.
         assert interrupted(
             lambda: session.evaluate(n_samples_per_prompt=64, temperature=50.0), 0.5, again=5.0
         )
     finally:
-        session._prompting.max_response_len = before
+        session.debug.sampler.max_response_len = before
     assert session.check_mismatch(session.generate(temperature=1.0)).verdict == "pass"
 
 
@@ -307,9 +307,9 @@ def test_an_answer_that_ray_has_lost_is_an_error_and_the_session_goes_on(
 
 
 def test_an_abort_keeps_the_tokens_so_far(session: RLSession) -> None:
-    stack = session._running
+    stack = session.debug.stack
     hot = SamplingSettings(temperature=50.0, max_new_tokens=480)  # noise: it seldom ends itself
-    prompts = [session._prompting.tokenize(row) for row in session._stream.next(64)]
+    prompts = [session.debug.sampler.tokenize(row) for row in session.debug.state.stream.next(64)]
     generations = []
 
     def generate() -> None:
@@ -336,7 +336,7 @@ def test_a_checkpoint_continues_as_if_nothing_had_happened(
     from kit.checkpoint import checkpoint
 
     _, state = checkpoint.read(path)
-    checkpoint.restore(session, session._running, path, state)
+    checkpoint.restore(session.debug.state, session.debug.stack, path, state)
     assert session.step_count == 3
     assert len(session.history) == 3
     assert [_numbers(session) for _ in range(3)] == expected

@@ -78,7 +78,7 @@ def check_lengths(session: RLSession, work: Workload) -> None:
     # A model of random weights draws from all of its vocabulary, where a real one uses a small part
     # of it: the texts of all tokens are looked up before anything is timed.
     for token in range(work.shape["vocab_size"]):
-        session._prompting.token_text(token)
+        session.debug.sampler.token_text(token)
     rollout = session.generate()
     lengths = {(len(s.tokens) - s.response_length, s.response_length) for s in rollout}
     if lengths != {(work.prompt_tokens, work.response_tokens)}:
@@ -150,7 +150,7 @@ def phases_of(session: RLSession) -> list[tuple[str, int, int | None]]:
 
 def stack_of(session: RLSession) -> Stack:
     """What is below the session: verbs hide it, a benchmark looks there."""
-    return session._running
+    return session.debug.stack
 
 
 def _timed(work_once: Callable[[], Any]) -> float:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from kit.checkpoint import manifest
-from kit.errors import CheckpointError
-from kit.utils.files import put_in_place
+from kit.checkpoint.checkpoint import own_folder
+from kit.errors import SessionError, did_you_mean
 from kit.utils.interrupts import held
 
 if TYPE_CHECKING:
-    from kit.lifecycle.start import Lifecycle
+    from kit.config import SessionConfig
     from kit.stack.stack import Stack
 
 
 Dtype = Literal["float32", "bfloat16"]
-
 
 BESIDE = (
     "config.json",
@@ -36,44 +34,26 @@ BESIDE = (
 
 
 def export_hf(
-    session: Lifecycle, stack: Stack, path: str | Path | None, dtype: Dtype | None
+    stack: Stack, config: SessionConfig, step: int, path: str | Path | None, dtype: Dtype | None
 ) -> Path:
-    """Write the directory and return where it is. Raises CheckpointError where it cannot be."""
-    from kit.checkpoint.checkpoint import own_folder
-
-    name = f"{session.config.name}-step-{session.step_count:06d}-hf"
-    target = (Path(path) if path is not None else own_folder(session) / name).absolute()
-    if target.exists() and manifest.kind_of(target) != "export":
-        raise CheckpointError(
-            f"{target} is there already and is no export.",
-            fix="name a directory that does not exist yet.",
-        )
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    """Write the directory and return where it is. Raises CheckpointError where it fails."""
+    if dtype is not None and dtype not in (known := get_args(Dtype)):
+        raise SessionError(f"There is no dtype {dtype!r}.", fix=did_you_mean(dtype, known))
+    name = f"{config.name}-step-{step:06d}-hf"
+    target = (Path(path) if path is not None else own_folder() / name).absolute()
+    with manifest.new_folder(target, "export") as folder:
         wanted = dtype or stack.dtype
         with held():  # trainers that nobody waits for would write on into a folder that goes away
-            stack.export_hf(str(partial), wanted)
-        _copy_beside(Path(stack.model.path), partial, wanted)
+            stack.export_hf(str(folder), wanted)
+        _copy_beside(Path(stack.model.path), folder, wanted)
         facts = {
-            "session": session.config.name,
-            "step": session.step_count,
-            "weight_version": session.weight_version,
-            "made_from": session.config.model.name,
+            "session": config.name,
+            "step": step,
+            "weight_version": stack.trainer_version,
+            "made_from": config.model.name,
             "dtype": wanted,
         }
-        manifest.seal(partial, "export", facts)
-        with held():
-            put_in_place(partial, target)
-    except OSError as error:
-        raise CheckpointError(
-            f"The export {target} cannot be written.",
-            why=str(error),
-            fix="free space or name another directory; the session is unchanged.",
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        manifest.seal(folder, "export", facts)
     return target
 
 

@@ -10,27 +10,66 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+
 from kit.errors import CheckpointError
-from kit.utils.files import confirm
+from kit.utils.files import confirm, put_in_place
+from kit.utils.interrupts import held
 from kit.utils.versions import versions
 
 FORMAT = 2
 """Format 1 had one safetensors file for all weights, and no manifest."""
 
-
 MANIFEST = "manifest.json"
-
 
 Kind = Literal["checkpoint", "export"]
 
-
 PACKAGES = ("kit", "torch", "ray", "sglang", "transformers", "safetensors")
+
+
+@contextmanager
+def new_folder(target: Path, kind: Kind) -> Iterator[Path]:
+    """Give a folder to fill, which becomes `target` in one move at the end, or leaves nothing.
+
+    Raises:
+        CheckpointError: it cannot be written, or something else is in the way.
+    """
+    if target.exists() and kind_of(target) != kind:
+        raise CheckpointError(
+            f"{target} is there already and is no {kind}.",
+            fix="name a directory that does not exist yet.",
+        )
+    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    try:
+        _remove_leftovers(target)
+        partial.mkdir(parents=True)
+        yield partial
+        with held():
+            put_in_place(partial, target)
+    except OSError as error:
+        raise CheckpointError(
+            f"The {kind} {target} cannot be written.",
+            why=str(error),
+            fix="free space or name another directory; the session is unchanged.",
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what a process that was killed while it wrote here has left."""
+    for partial in target.parent.glob(f"{target.name}.partial-*"):
+        pid = partial.name.rpartition("-")[2]
+        if pid.isdigit() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def seal(folder: Path, kind: Kind, facts: Mapping[str, Any]) -> None:

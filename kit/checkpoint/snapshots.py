@@ -9,131 +9,180 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kit.checkpoint import checkpoint
+from kit.checkpoint.state import TrainState
 from kit.config import TrainingConfig
 from kit.errors import SessionError
-from kit.reports import REWARD
 from kit.reports.status import Snapshot, find
+from kit.tracking.recorder import Recorder
+from kit.utils.formatting import data_size
+from kit.utils.hardware import free_memory
 from kit.utils.interrupts import held
 
 if TYPE_CHECKING:
-    from kit.lifecycle.start import Lifecycle
     from kit.stack.stack import Stack
 
 
 NAME = re.compile(r"\w[\w .+=-]{0,79}")
 
-
 SPARE = 0.1
 """Share of the free host memory that a snapshot leaves."""
 
 
-def snapshot(session: Lifecycle, stack: Stack, name: str | None, on_disk: bool) -> Snapshot:
-    """Take one. Raises SessionError for a name that is none, or where there is no room."""
-    name = _checked(name) if name is not None else _default_name(session)
-    rewards = [row[REWARD] for row in session.history if REWARD in row]
-    folder, size = None, 0
-    if on_disk:
-        folder, size = _written(session, stack, name)
-    else:
-        _check_room(session, stack, name)
-    with held():
-        if not on_disk:
-            size = stack.snapshot(name)
-        elif name in session._snapshots:
-            stack.forget(name)
-        session._snapshots.pop(name, None)  # the newest is the last
-        session._snapshots[name] = taken = _of(session, name, size, folder, rewards)
-    return taken
+class SnapshotStore(Mapping[str, Snapshot]):
+    """A session's snapshots by name, the oldest first; the stack's trainers hold their half."""
 
+    def __init__(self, state: TrainState) -> None:
+        self._state = state
+        self._kept: dict[str, Snapshot] = {}
 
-def _of(
-    session: Lifecycle, name: str, size: int, folder: Path | None, rewards: list[float]
-) -> Snapshot:
-    from kit.checkpoint.checkpoint import standing
+    def __getitem__(self, name: str) -> Snapshot:
+        return self._kept[name]
 
-    return Snapshot(
-        name=name,
-        step=session.step_count,
-        weight_version=session.weight_version,
-        reward=rewards[-1] if rewards and math.isfinite(rewards[-1]) else None,
-        bytes=size,
-        made=time.time(),
-        folder=folder,
-        training=session.config.training,
-        state=standing(session),
-        last_rollout=session.last_rollout,
-        last_batch=session.last_batch,
-    )
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
 
+    def __len__(self) -> int:
+        return len(self._kept)
 
-def restore(session: Lifecycle, stack: Stack, what: str | Path | Snapshot) -> Snapshot:
-    """Go back to one, engine included.
+    def put(self, snapshot: Snapshot) -> None:
+        """Add one that was taken, as the newest."""
+        self._kept.pop(snapshot.name, None)
+        self._kept[snapshot.name] = snapshot
 
-    Raises:
-        SessionError: there is none of this name, or the trainers do not hold it.
-        CheckpointError: it is on disk and cannot be read. The session is as it was.
-    """
-    from kit.checkpoint import checkpoint
+    def clear(self) -> None:
+        """Drop all of them; the trainers are gone."""
+        self._kept.clear()
 
-    if isinstance(what, Path):
-        return _from_checkpoint(session, stack, what)
-    name = what.name if isinstance(what, Snapshot) else what
-    kept = find(session._snapshots, name)
-    if isinstance(what, Snapshot) and what is not kept:
-        raise SessionError(
-            f"The snapshot {name!r} of step {what.step} was replaced by one of step {kept.step}.",
-            fix=f"session.restore({name!r}) takes the newer one.",
-        )
-    if kept.folder:
-        checkpoint.read(kept.folder)  # is it as it was written?
-        folder = str(kept.folder / checkpoint.TRAINER)
-    with held():
-        checkpoint.take(
-            session,
-            stack,
-            dict(kept.state),
-            lambda: stack.load(folder) if kept.folder else stack.restore(name),
-        )
-        session.last_rollout, session.last_batch = kept.last_rollout, kept.last_batch
-        train_with(session, stack, kept.training)
-    return kept
-
-
-def _from_checkpoint(session: Lifecycle, stack: Stack, folder: Path) -> Snapshot:
-    from kit.checkpoint import checkpoint
-
-    config, state = checkpoint.read(folder)
-    with held():
-        checkpoint.restore(session, stack, folder, state)
-        train_with(session, stack, config.training)
-        rewards = [row[REWARD] for row in session.history if REWARD in row]
-        return _of(session, folder.name, _size(folder), folder, rewards)
-
-
-def train_with(session: Lifecycle, stack: Stack, training: TrainingConfig) -> None:
-    """Have session and trainers go on with these settings of the training."""
-    running = session.config.training.num_trainers
-    training = training.model_copy(update={"num_trainers": running})
-    if training != session.config.training:
-        stack.configure(training)
-        session.config = session.config.model_copy(update={"training": training})
-
-
-def forget(session: Lifecycle, stack: Stack, name: str) -> None:
-    """Give back what a snapshot holds. Raises SessionError where there is none of this name."""
-    import shutil
-
-    kept = find(session._snapshots, name)
-    with held():
-        if kept.folder:
-            shutil.rmtree(kept.folder, ignore_errors=True)
+    def take(
+        self, stack: Stack, name: str | None, on_disk: bool, recorder: Recorder | None = None
+    ) -> Snapshot:
+        """Take one. Raises SessionError for a bad name, or where there is no room."""
+        name = _checked(name) if name is not None else self._default_name(stack.trainer_version)
+        folder, size = None, 0
+        if on_disk:
+            own = f"{self._state.config.name}-snapshot-{name.replace(' ', '-')}"
+            path = checkpoint.own_folder() / own
+            folder = checkpoint.save(self._state, stack, path, recorder=recorder)
+            size = _size(folder)
         else:
-            stack.forget(name)
-        del session._snapshots[name]
+            self._check_room(stack.state_bytes(), name)
+        with held():
+            if not on_disk:
+                size = stack.snapshot(name)
+            elif name in self._kept:
+                stack.forget(name)
+            taken = self._snapshot(stack, name, size, folder)
+            self.put(taken)
+        return taken
+
+    def _snapshot(self, stack: Stack, name: str, size: int, folder: Path | None) -> Snapshot:
+        state, rewards = self._state, self._state.rewards
+        return Snapshot(
+            name=name,
+            step=state.step,
+            weight_version=stack.trainer_version,
+            reward=rewards[-1] if rewards and math.isfinite(rewards[-1]) else None,
+            bytes=size,
+            made=time.time(),
+            folder=folder,
+            training=state.config.training,
+            state=state.to_json(stack),
+            last_rollout=state.last_rollout,
+            last_batch=state.last_batch,
+        )
+
+    def restore(self, stack: Stack, what: str | Path | Snapshot) -> Snapshot:
+        """Go back to a snapshot, engine included.
+
+        Raises:
+            SessionError: there is none of this name, or the trainers do not hold it.
+            CheckpointError: it is on disk and cannot be read. The session is as it was.
+        """
+        if isinstance(what, Path):
+            return self._restore_checkpoint(stack, what)
+        name = what.name if isinstance(what, Snapshot) else what
+        kept = find(self._kept, name)
+        if isinstance(what, Snapshot) and what is not kept:
+            raise SessionError(
+                f"The snapshot {name!r} of step {what.step} was replaced by one of step "
+                f"{kept.step}.",
+                fix=f"session.restore({name!r}) takes the newer one.",
+            )
+        state = self._state
+        if kept.folder:
+            checkpoint.read(kept.folder)  # is it as it was written?
+
+        def load_trainers() -> None:
+            if kept.folder:
+                stack.load(str(kept.folder / checkpoint.TRAINER))
+            else:
+                stack.restore(name)
+
+        with held():
+            checkpoint.move_to(state, stack, dict(kept.state), load_trainers)
+            state.last_rollout, state.last_batch = kept.last_rollout, kept.last_batch
+            train_with(state, stack, kept.training)
+        return kept
+
+    def _restore_checkpoint(self, stack: Stack, folder: Path) -> Snapshot:
+        config, row = checkpoint.read(folder)
+        with held():
+            checkpoint.restore(self._state, stack, folder, row)
+            train_with(self._state, stack, config.training)
+            return self._snapshot(stack, folder.name, _size(folder), folder)
+
+    def forget(self, stack: Stack, name: str) -> None:
+        """Give back what a snapshot holds. Raises SessionError where there is none of this name."""
+        kept = find(self._kept, name)
+        with held():
+            if kept.folder:
+                shutil.rmtree(kept.folder, ignore_errors=True)
+            else:
+                stack.forget(name)
+            del self._kept[name]
+
+    def _default_name(self, version: int) -> str:
+        """`step-4`, unless other weights of step 4 have that name already."""
+        name = f"step-{self._state.step}"
+        there = self._kept.get(name)
+        same = there is None or there.weight_version == version
+        return name if same else f"{name}-version-{version}"
+
+    def _check_room(self, need: int, name: str) -> None:
+        others = [s for s in self._kept.values() if s.folder is None and s.name != name]
+        held_now = sum(s.bytes for s in others)
+        limit = self._state.config.memory.snapshots_gib
+        free = int(free_memory() * (1 - SPARE))
+        if limit is not None and held_now + need > limit * (1 << 30):
+            why = f"memory.snapshots_gib allows {limit:g} GiB in all."
+        elif need > free:
+            why = f"The host has {data_size(free)} to spare."
+        else:
+            return
+        listed = ", ".join(f"{s.name} ({data_size(s.bytes)})" for s in others) or "none"
+        raise SessionError(
+            f"There is no room for the snapshot {name!r}, which takes {data_size(need)} of host "
+            f"memory; held already: {listed}.",
+            why=why,
+            fix="give one back (`session.forget(name)`), or keep this one on disk: "
+            "session.snapshot(name, on_disk=True).",
+        )
+
+
+def train_with(state: TrainState, stack: Stack, training: TrainingConfig) -> None:
+    """Have session and trainers go on with these settings of the training."""
+    running = state.config.training.num_trainers
+    training = training.model_copy(update={"num_trainers": running})
+    if training != state.config.training:
+        stack.configure(training)
+        state.config = state.config.model_copy(update={"training": training})
 
 
 def _checked(name: str) -> str:
@@ -145,46 +194,5 @@ def _checked(name: str) -> str:
     return name
 
 
-def _default_name(session: Lifecycle) -> str:
-    """`step-4`, unless other weights of step 4 have that name already."""
-    name = f"step-{session.step_count}"
-    there = session._snapshots.get(name)
-    same = there is None or there.weight_version == session.weight_version
-    return name if same else f"{name}-version-{session.weight_version}"
-
-
-def _written(session: Lifecycle, stack: Stack, name: str) -> tuple[Path, int]:
-    from kit.checkpoint import checkpoint
-
-    own = f"{session.config.name}-snapshot-{name.replace(' ', '-')}"
-    folder = checkpoint.save(session, stack, checkpoint.own_folder(session) / own)
-    return folder, _size(folder)
-
-
 def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def _check_room(session: Lifecycle, stack: Stack, name: str) -> None:
-    from kit.utils.formatting import data_size
-    from kit.utils.hardware import free_memory
-
-    need = stack.state_bytes()
-    others = [s for s in session._snapshots.values() if s.folder is None and s.name != name]
-    held_now = sum(s.bytes for s in others)
-    limit = session.config.memory.snapshots_gib
-    free = int(free_memory() * (1 - SPARE))
-    if limit is not None and held_now + need > limit * (1 << 30):
-        why = f"memory.snapshots_gib allows {limit:g} GiB in all."
-    elif need > free:
-        why = f"The host has {data_size(free)} to spare."
-    else:
-        return
-    listed = ", ".join(f"{s.name} ({data_size(s.bytes)})" for s in others) or "none"
-    raise SessionError(
-        f"There is no room for the snapshot {name!r}, which takes {data_size(need)} of host "
-        f"memory; held already: {listed}.",
-        why=why,
-        fix="give one back (`session.forget(name)`), or keep this one on disk: "
-        "session.snapshot(name, on_disk=True).",
-    )

@@ -6,6 +6,7 @@
     reasoning_gym.py   rows that reasoning-gym generates when they are read
     chat_template.py   the model's chat template, and whether a prompt fits the context
     stream.py          the order in which training sees the rows, resumable
+    buffer.py          groups of samples that wait to be continued
 
 Importing this package is light; `datasets`, `pyarrow` and `reasoning_gym` load when needed.
 """

@@ -1,9 +1,10 @@
-"""`session.check()`: does the session start in health? The session is as it was afterwards."""
+"""`session.check()`: the invariants of a healthy start; the session is as it was afterwards."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import DataError
@@ -13,53 +14,58 @@ from kit.samples import Batch, Rollout, Sample
 from kit.weight_sync.verify import Checksums
 
 if TYPE_CHECKING:
-    from kit.session import RLSession
+    from kit.checkpoint.state import TrainState
+    from kit.rollout.sampler import PromptSampler
     from kit.stack.stack import Stack
 
 
 PROMPTS, RESPONSES = 8, 4
 """Written for the check: enough to see a fault, little enough to wait for."""
 
-
 KL_BOUND = 1e-9
-
 
 REFERENCE_BOUND = 1e-8
 
 
-def check(session: RLSession, stack: Stack) -> CheckReport:
-    """Look at every invariant. Raises DataError where no response has a token."""
+def check(
+    state: TrainState,
+    stack: Stack,
+    sampler: PromptSampler,
+    compare: Callable[[Rollout], MismatchReport],
+) -> CheckReport:
+    """Look at every invariant.
+
+    Args:
+        state: the session's; it is as it was afterwards.
+        stack: the session's.
+        sampler: writes the responses that are looked at.
+        compare: compares a rollout's log-probs with the trainer's.
+
+    Raises:
+        DataError: no response has a token.
+    """
     begin = time.perf_counter()
-    rollout = _rollout(session, stack)
+    rollout = _rollout(state, stack, sampler)
     samples = [s for s in rollout if s.response_length and s.rollout_log_probs]
     if not samples:
         raise DataError(
             "The model ended every response before its first token.",
             fix="look at the chat template, and at session.generate().",
         )
-    compared = session.check_mismatch(rollout.with_samples(samples))
+    compared = compare(rollout.with_samples(samples))
     started = stack.probe("startup", _batch(samples))
     return CheckReport(
-        invariants=(
-            *_of_the_update(started),
-            _of_the_engine(compared),
-            _of_the_hand_over(session, stack),
-        ),
+        invariants=(*_of_the_update(started), _of_the_engine(compared), _of_the_sync(stack)),
         mismatch=compared,
         seconds=time.perf_counter() - begin,
     )
 
 
-def _rollout(session: RLSession, stack: Stack) -> Rollout:
+def _rollout(state: TrainState, stack: Stack, sampler: PromptSampler) -> Rollout:
     """Responses to the next prompts, which stay the next ones."""
-    place = session._stream.state()
-    try:
-        rows = session._stream.next(min(PROMPTS, session.config.training.rollout_batch_size))
-        return session._prompting.generate(
-            stack, rows, RESPONSES, None, f"{session.config.seed} check", session.step_count
-        )
-    finally:
-        session._stream.load_state(place)
+    rows = state.stream.peek(min(PROMPTS, state.config.training.rollout_batch_size))
+    seed = f"{state.config.seed} check"
+    return sampler.generate(stack, rows, RESPONSES, None, seed, state.step)
 
 
 def _batch(samples: list[Sample]) -> Any:
@@ -124,13 +130,13 @@ def _of_the_engine(compared: MismatchReport) -> Invariant:
     )
 
 
-def _of_the_hand_over(session: RLSession, stack: Stack) -> Invariant:
-    """Syncs only where that changes nothing: the engine holds the trainer's weights already."""
+def _of_the_sync(stack: Stack) -> Invariant:
+    """Sync twice, only where that changes nothing: the engine holds the trainer's weights."""
     name, bound = "parameters changed by two syncs in a row", "0"
-    if session.engine_version != session.weight_version:
+    if stack.engine_version != stack.trainer_version:
         note = (
-            f"not looked at: the engine holds version {session.engine_version}, the trainer "
-            f"{session.weight_version}; call session.sync() first"
+            f"not looked at: the engine holds version {stack.engine_version}, the trainer "
+            f"{stack.trainer_version}; call session.sync() first"
         )
         return Invariant(name, None, bound, None, note)
     ours, before = stack.probe("checksums"), stack.checksums()
@@ -140,9 +146,9 @@ def _of_the_hand_over(session: RLSession, stack: Stack) -> Invariant:
             f"not synced: the engine's {', '.join(found.different[:3])} differ from the trainer's"
         )
         return Invariant(name, float(len(found.different)), bound, False, note)
-    stack.sync(session.engine_version)
+    stack.sync(stack.engine_version)
     once = stack.checksums()
-    stack.sync(session.engine_version)
+    stack.sync(stack.engine_version)
     twice = stack.checksums()
     changed = {
         parameter

@@ -1,13 +1,11 @@
-"""`session.what_if`: the same update with other settings, looked at and taken back.
+"""`session.what_if`: an update with other settings, looked at and taken back.
 
     a snapshot, or now ──► update as configured ──► look ──► back
                       ├──► update, learning rate 1e-4 ──► look ──► back
                       └──► ...                                     back to now, bit by bit
 
 Nothing reaches the engine, the data or the metrics. `session.keep(report, 1)` makes one of the
-updates after all.
-
-Which other settings an update can be tried with, and what they make of the configured ones.
+updates after all. `update_variants` says which settings an update can be tried with.
 """
 
 from __future__ import annotations
@@ -16,12 +14,12 @@ import itertools
 import math
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kit.checkpoint import snapshots
+from kit.checkpoint.snapshots import SnapshotStore, train_with
 from kit.config import SessionConfig, TrainingConfig
 from kit.diagnostics import annotate
 from kit.diagnostics.annotate import BEFORE, NOW
@@ -34,7 +32,7 @@ from kit.samples import Batch, Rollout, Sample
 from kit.utils.interrupts import held
 
 if TYPE_CHECKING:
-    from kit.lifecycle.start import Lifecycle
+    from kit.checkpoint.state import TrainState
     from kit.stack.stack import Stack
 
 
@@ -43,20 +41,24 @@ BASE, PRESENT = "/base", "/present"
 
 
 def what_if(
-    session: Lifecycle,
+    state: TrainState,
     stack: Stack,
+    snapshots: SnapshotStore,
+    token_text: Callable[[int], str],
     changes: Mapping[str, Any],
     batch: Batch | None,
     snapshot: str | None,
 ) -> WhatIf:
-    """Try an update in several ways.
+    """Try an update with several settings, and take each back.
 
     Args:
-        session: is afterwards what it was.
-        stack: its stack; trainers too.
+        state: the session's; it is as it was afterwards.
+        stack: the session's; its trainers too.
+        snapshots: those that a trial can begin with.
+        token_text: a token id as text.
         changes: by name of a training setting, a value or a list of values to try; with several
             lists, every combination.
-        batch: what is trained on; None takes `session.last_batch`.
+        batch: what is trained on; None takes the last one.
         snapshot: where each trial begins. None takes the present weights if they wrote the batch,
             else the newest snapshot of those that did, else the present ones.
 
@@ -65,19 +67,19 @@ def what_if(
         ConfigError: a setting that an update does not read, or a value that cannot be.
     """
     begin = time.perf_counter()
-    batch = _checked(session.last_batch if batch is None else batch)
-    ways = ways_to_train(session.config, changes)
-    base = _base(session, batch, snapshot)
-    version = base.weight_version if base else session.weight_version
-    step = base.step if base else session.step_count
+    batch = _checked(state.last_batch if batch is None else batch)
+    variants = update_variants(state.config, changes)
+    base = _base(stack, snapshots, batch, snapshot)
+    version = base.weight_version if base else stack.trainer_version
+    step = base.step if base else state.step
     trials = []
-    with _taken_back(session, stack):
+    with _taken_back(state, stack):
         if base:
             _go_to(stack, base)
-        before = _annotated(session, stack, batch.rollout, version)
+        before = annotate.annotate(stack, batch.rollout, version, token_text)
         stack.snapshot(BASE)
-        for label, changed, training in ways:
-            trials.append(_trial(session, stack, batch, before, step, label, changed, training))
+        for variant in variants:
+            trials.append(_trial(stack, batch, before, step, variant, token_text))
             stack.restore(BASE)
     return WhatIf(
         tuple(trials),
@@ -91,7 +93,9 @@ def what_if(
     )
 
 
-def keep(session: Lifecycle, stack: Stack, report: WhatIf, index: int) -> UpdateReport:
+def keep(
+    state: TrainState, stack: Stack, snapshots: SnapshotStore, report: WhatIf, index: int
+) -> UpdateReport:
     """Make one of the updates for good, and go on with its settings; the engine gets its weights.
 
     Raises:
@@ -110,23 +114,23 @@ def keep(session: Lifecycle, stack: Stack, report: WhatIf, index: int) -> Update
             why=trial.refused,
         )
     if report.snapshot:
-        base = status.find(session._snapshots, report.snapshot)
+        base = status.find(snapshots, report.snapshot)
         _same_weights(base.weight_version, report)
     else:
-        _same_weights(session.weight_version, report)
+        _same_weights(stack.trainer_version, report)
     with held():
         if report.snapshot:
-            snapshots.restore(session, stack, report.snapshot)
-        configured = session.config.training
-        snapshots.train_with(session, stack, trial.training)
-        session.last_batch = report.batch
+            snapshots.restore(stack, report.snapshot)
+        configured = state.config.training
+        train_with(state, stack, trial.training)
+        state.last_batch = report.batch
         try:
-            update = rollout_batch.update(stack, _once_more(report.batch), session.step_count)
+            update = rollout_batch.update(stack, _once_more(report.batch), state.step)
         except BaseException:
-            snapshots.train_with(session, stack, configured)
+            train_with(state, stack, configured)
             raise
-        session.step_count += update.applied
-        stack.sync(session.weight_version)
+        state.step += update.applied
+        stack.sync(stack.trainer_version)
     return update
 
 
@@ -160,14 +164,16 @@ def _checked(batch: Batch | None) -> Batch:
 # ---- where from ------------------------------------------------------------------------------
 
 
-def _base(session: Lifecycle, batch: Batch, snapshot: str | None) -> Snapshot | None:
+def _base(
+    stack: Stack, snapshots: SnapshotStore, batch: Batch, snapshot: str | None
+) -> Snapshot | None:
     """The snapshot where trials begin; None where they begin with the present weights."""
     if snapshot is not None:
-        return status.find(session._snapshots, snapshot)
+        return status.find(snapshots, snapshot)
     wrote = {version for s in batch.samples for version in s.weight_versions}
-    if session.weight_version in wrote:
+    if stack.trainer_version in wrote:
         return None
-    fitting = [s for s in session._snapshots.values() if s.weight_version == max(wrote, default=-1)]
+    fitting = [s for s in snapshots.values() if s.weight_version == max(wrote, default=-1)]
     return fitting[-1] if fitting else None
 
 
@@ -183,8 +189,8 @@ def _notes(batch: Batch, step: int, version: int) -> tuple[str, ...]:
 
 
 @contextmanager
-def _taken_back(session: Lifecycle, stack: Stack) -> Iterator[None]:
-    """Whatever happens inside, trainers, settings and numbers of weights are as before."""
+def _taken_back(state: TrainState, stack: Stack) -> Iterator[None]:
+    """Put trainers, settings and numbers of weights back, whatever happens inside."""
     versions = stack.trainer_version, stack.newest_version
     taken = False
     try:
@@ -195,7 +201,7 @@ def _taken_back(session: Lifecycle, stack: Stack) -> Iterator[None]:
     finally:
         with held():
             if taken:
-                stack.configure(session.config.training)
+                stack.configure(state.config.training)
                 stack.restore(PRESENT)
                 stack.trainer_version, stack.newest_version = versions
             for name in (BASE, PRESENT):
@@ -217,31 +223,26 @@ def _go_to(stack: Stack, base: Snapshot) -> None:
 
 
 def _trial(
-    session: Lifecycle,
     stack: Stack,
     batch: Batch,
     before: Rollout,
     step: int,
-    label: str,
-    changed: dict[str, Any],
-    training: TrainingConfig,
+    variant: UpdateVariant,
+    token_text: Callable[[int], str],
 ) -> Trial:
+    label, changed, training = variant
     stack.configure(training)
     try:
         update = rollout_batch.update(stack, _once_more(batch), step)
     except StackError as error:  # refused; if the trainer is gone, taking back says so
         return Trial(label, changed, training, None, None, None, str(error))
-    after = _annotated(session, stack, before, stack.trainer_version)
+    after = annotate.annotate(stack, before, stack.trainer_version, token_text)
     return Trial(label, changed, training, update, movement(after), after)
 
 
 def _once_more(batch: Batch) -> Batch:
     """Under another id: the trainer would not train on the same batch twice in a row."""
     return replace(batch, id=uuid.uuid4().hex)
-
-
-def _annotated(session: Lifecycle, stack: Stack, rollout: Rollout, version: int) -> Rollout:
-    return annotate.annotate(stack, rollout, version, session._prompting.token_text)
 
 
 def movement(after: Rollout) -> Movement:
@@ -278,14 +279,11 @@ def _mean(values: Sequence[float]) -> float:
 
 AS_CONFIGURED = "as configured"
 
+MAX_VARIANTS = 12
+"""Variants that are tried at once."""
 
-MOST = 12
-"""Ways that are tried at once."""
-
-
-Way = tuple[str, dict[str, Any], TrainingConfig]
+UpdateVariant = tuple[str, dict[str, Any], TrainingConfig]
 """(what is different in words, the settings that are, all settings)."""
-
 
 CHANGEABLE = frozenset(
     {
@@ -318,8 +316,8 @@ CHANGEABLE = frozenset(
 """Settings that an update reads. Others are in the batch already, or in the processes."""
 
 
-def ways_to_train(config: SessionConfig, changes: Mapping[str, Any]) -> list[Way]:
-    """Every combination of these values; the configured way comes first, and none comes twice.
+def update_variants(config: SessionConfig, changes: Mapping[str, Any]) -> list[UpdateVariant]:
+    """Every combination of these values; the configured one comes first, and none comes twice.
 
     Args:
         config: the session's.
@@ -339,18 +337,18 @@ def ways_to_train(config: SessionConfig, changes: Mapping[str, Any]) -> list[Way
                 fix=did_you_mean(name, CHANGEABLE),
             )
     values = [list(v) if isinstance(v, (list, tuple)) else [v] for v in changes.values()]
-    chosen = [dict(zip(changes, way, strict=True)) for way in itertools.product(*values)]
+    chosen = [dict(zip(changes, each, strict=True)) for each in itertools.product(*values)]
     if not changes or not chosen:
         raise ConfigError(
             "There is nothing to try.", fix="name a setting: session.what_if(lr=[1e-5, 1e-4])."
         )
-    if len(chosen) > MOST:
+    if len(chosen) > MAX_VARIANTS:
         raise ConfigError(
-            f"These lists make {len(chosen)} combinations; {MOST} are the most.",
+            f"These lists make {len(chosen)} combinations; {MAX_VARIANTS} are the most.",
             fix="give fewer values, or call what_if several times.",
         )
     configured = config.training
-    ways: list[Way] = [(AS_CONFIGURED, {}, configured)]
+    variants: list[UpdateVariant] = [(AS_CONFIGURED, {}, configured)]
     for changed in chosen:
         training = _with(config, changed)
         if training.kl_loss_coef and not configured.has_reference:
@@ -358,10 +356,10 @@ def ways_to_train(config: SessionConfig, changes: Mapping[str, Any]) -> list[Way
                 "kl_loss_coef needs a reference model, and this session has none.",
                 fix="start a session with training.kl_loss_coef above 0.",
             )
-        if training not in (way[2] for way in ways):
+        if training not in (variant[2] for variant in variants):
             label = ", ".join(f"{name} {_worded(value)}" for name, value in changed.items())
-            ways.append((label, changed, training))
-    return ways
+            variants.append((label, changed, training))
+    return variants
 
 
 def _with(config: SessionConfig, changed: Mapping[str, Any]) -> TrainingConfig:

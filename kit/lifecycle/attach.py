@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from kit.errors import SessionError, StackError, did_you_mean
-from kit.reports import UpdateReport
+from kit.lifecycle import journal, step
+from kit.lifecycle.start import SessionParts, refuse_a_second_one
+from kit.reports import EvalReport, SyncReport, UpdateReport
 from kit.reports.status import LivingSession, Sessions
+from kit.rollout.batch import means
 from kit.utils.interrupts import held
 
 if TYPE_CHECKING:
     from kit.cluster.registry import Entry
-    from kit.lifecycle.start import Lifecycle
     from kit.messages import TrainerStanding
     from kit.rewards.runner import Reward
 
 
-Session = TypeVar("Session", bound="Lifecycle")
+LEFT_SECONDS = 300.0
+"""How long a session waits again that could not be attached."""
+
+NONE_LEFT = (
+    "start one, `RLSession.start(...)`, or continue from a checkpoint: `RLSession.load(path)`."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedStep:
+    """An update that the trainers have made and whose step the kernel did not live to complete."""
+
+    note: dict[str, Any]
+    trainers: TrainerStanding
 
 
 def sessions() -> Sessions:
-    """Those that live now."""
+    """The sessions that live now, of all processes of this person."""
     from kit.cluster import lease, processes, registry
-    from kit.lifecycle import journal
 
     found = []
     for entry in registry.living():
@@ -56,15 +72,20 @@ def sessions() -> Sessions:
 
 
 def attach(
-    kind: type[Session], name: str | None, data: Any, eval_data: Any, reward: Reward | None
-) -> Session:
-    """What `RLSession.attach` does."""
+    name: str | None, data: Any, eval_data: Any, reward: Reward | None
+) -> tuple[SessionParts, UnfinishedStep | None]:
+    """A session whose kernel is gone, running; and the step to `complete`, if there is one.
+
+    Raises:
+        SessionError: there is none, a living process drives it, or something has to be passed
+            again.
+    """
     from kit.cluster import registry
     from kit.cluster.client import Cluster
     from kit.config import SessionConfig
-    from kit.lifecycle import journal
     from kit.stack.recovery import rejoin
 
+    refuse_a_second_one()
     begin = time.perf_counter()
     entry = _chosen(name)
     start = journal.started_with(entry.folder)
@@ -81,42 +102,71 @@ def attach(
             ) from None
     try:
         notes = journal.noted(entry.folder)
-        tree = journal.settings(entry.folder, notes["now"])
-        session = kind(SessionConfig(**tree))
-        stack = session._prepare(data, eval_data, reward)
+        parts = SessionParts(SessionConfig(**journal.settings(entry.folder, notes["now"])))
+        stack = parts.prepare(data, eval_data, reward)
         stack.launch(cluster)
-        session._prompting.load_tokenizer()
+        parts.sampler.load_tokenizer()
         found = rejoin(stack, start["info"])
         trainers = found.trainers
         finished = _update_was_made(notes, trainers)
-        state = notes["then"]["state"] if finished else notes["now"]
-        if trainers.updates != state["step_count"]:
-            raise SessionError(
-                f"The trainers of {entry.name!r} have made {trainers.updates} updates, and "
-                f"{state['step_count']} were noted.",
-                why="Its kernel ended while other weights were being loaded or tried.",
-                fix=f"end it with `kit doctor --stop {entry.name}`, and load the checkpoint again.",
-            )
-        journal.restore(session, entry.folder, state, trainers.snapshots)
-        for nobodys in set(trainers.snapshots) - session._snapshots.keys():
+        row = notes["then"]["state"] if finished else notes["now"]
+        _refuse_other_updates(entry.name, row["step_count"], trainers.updates)
+        held_names = trainers.snapshots
+        journal.restore(entry.folder, row, parts.state, stack, parts.snapshots, held_names)
+        for nobodys in set(held_names) - parts.snapshots.keys():
             stack.forget(nobodys)
-        stack.trainer_version, stack.newest_version = (
-            int(state[key]) for key in ("weight_version", "newest_version")
-        )
         if found.torn:
             stack.sync(stack.trainer_version)
-        session._run(stack)
+        parts.run(stack)
     except BaseException:
         cluster.leave(LEFT_SECONDS, warm=False)
         raise
-    if finished:
-        _complete(session, notes["then"], trainers)
-    session.start_seconds = time.perf_counter() - begin
-    return session
+    parts.start_seconds = time.perf_counter() - begin
+    in_step = finished and notes["then"]["in_step"] and parts.state.last_rollout is not None
+    return parts, UnfinishedStep(notes["then"], trainers) if in_step else None
 
 
-LEFT_SECONDS = 300.0
-"""How long a session waits again that could not be attached."""
+def complete(
+    parts: SessionParts,
+    unfinished: UnfinishedStep,
+    sync: Callable[[], SyncReport],
+    evaluate: Callable[[], EvalReport],
+) -> None:
+    """Do what would have followed on the update, had the kernel lived.
+
+    Args:
+        parts: of a session whose update was made.
+        unfinished: the step.
+        sync: hands the new weights to the engine.
+        evaluate: answers held-out prompts.
+    """
+    note, trainers, rollout = unfinished.note, unfinished.trainers, parts.state.last_rollout
+    if rollout is None or not trainers.last_update:
+        return
+    per_step = trainers.last_update[1]
+    report = UpdateReport(
+        step=parts.state.step - 1,
+        metrics=means(per_step),
+        per_step=tuple(per_step),
+        samples=note["samples"],
+        tokens=note["tokens"],
+        seconds=trainers.update_seconds,
+        left_out=tuple(note["left_out"]),
+    )
+    begin = time.perf_counter() - rollout.seconds - trainers.update_seconds
+    with held():
+        done = step.hand_over(parts.state, sync, rollout, report, None, begin)
+    step.finish(parts.state, parts.stack, parts.tracker, evaluate, done)
+    parts.note()
+
+
+def _refuse_other_updates(name: str, noted: int, made: int) -> None:
+    if made != noted:
+        raise SessionError(
+            f"The trainers of {name!r} have made {made} updates, and {noted} were noted.",
+            why="Its kernel ended while other weights were being loaded or tried.",
+            fix=f"end it with `kit doctor --stop {name}`, and load the checkpoint again.",
+        )
 
 
 def _chosen(name: str | None) -> Entry:
@@ -153,11 +203,6 @@ def _chosen(name: str | None) -> Entry:
         why=f"Those that live are driven by other processes: {names}." if there else "",
         fix=NONE_LEFT,
     )
-
-
-NONE_LEFT = (
-    "start one, `RLSession.start(...)`, or continue from a checkpoint: `RLSession.load(path)`."
-)
 
 
 def _refuse_if_driven(entry: Entry) -> None:
@@ -198,34 +243,9 @@ def _passed_again(
 
 
 def _update_was_made(notes: dict[str, Any], trainers: TrainerStanding) -> bool:
-    """Have the trainers made the update before which the kernel wrote its last notes?"""
+    """Whether the trainers have made the update before which the kernel wrote its last notes."""
     then = notes.get("then")
     if not then or not trainers.last_update:
         return False
     same = bool(then["update"] == trainers.last_update[0])
     return same and bool(trainers.updates == then["state"]["step_count"])
-
-
-def _complete(session: Any, then: dict[str, Any], trainers: TrainerStanding) -> None:
-    """What would have followed on the update, had the kernel lived: a step is completed."""
-    from kit.lifecycle import step
-    from kit.rollout import batch
-
-    if not then["in_step"] or session.last_rollout is None or not trainers.last_update:
-        return
-    per_step = trainers.last_update[1]
-    report = UpdateReport(
-        step=session.step_count - 1,
-        metrics=batch.means(per_step),
-        per_step=tuple(per_step),
-        samples=then["samples"],
-        tokens=then["tokens"],
-        seconds=trainers.update_seconds,
-        left_out=tuple(then["left_out"]),
-    )
-    rollout = session.last_rollout
-    begin = time.perf_counter() - rollout.seconds - trainers.update_seconds
-    with held():
-        done = step.hand_over(session, rollout, report, None, begin)
-    step.finish(session, done)
-    session._note()

@@ -1,4 +1,4 @@
-"""What a session writes down after every verb, so that another process can go on with it.
+"""`Journal`: what a session writes down after every verb, so that another process can go on.
 
 Weights and optimizer live in the trainers. What the notebook's own process knows (counters, place
 in the data, buffer, metrics, last rollout, settings, its half of snapshots) is noted in the stack's
@@ -27,31 +27,41 @@ from kit.errors import SessionError
 from kit.samples import Rollout, serialization
 
 if TYPE_CHECKING:
-    from kit.lifecycle.start import Lifecycle
+    from kit.checkpoint.snapshots import SnapshotStore
+    from kit.checkpoint.state import TrainState, WeightVersions
     from kit.reports.status import Snapshot
     from kit.samples import Batch
 
 
 FOLDER = "session"
 
-
 STATE = "state.json"
-
 
 START = "start.json"
 
-
 SNAPSHOT = "snapshot"
-
 
 FORMAT = 1
 
 
 class Journal:
-    """One session's notes. Nothing here ever stops the session."""
+    """One session's notes, in a folder of their own. Nothing here ever stops the session.
 
-    def __init__(self, directory: Path) -> None:
-        """Notes go into a folder of their own in the stack's directory."""
+    Args:
+        directory: of the stack.
+        state: what is noted.
+        versions: numbers the weights: the stack.
+        snapshots: whose half that is not the trainers' is noted too.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        state: TrainState,
+        versions: WeightVersions,
+        snapshots: SnapshotStore,
+    ) -> None:
+        self._state, self._versions, self._snapshots = state, versions, snapshots
         self.folder = directory / FOLDER
         self.folder.mkdir(exist_ok=True)
         self._now: dict[str, Any] = {}
@@ -66,31 +76,31 @@ class Journal:
         """Note what does not change, in JSON's types."""
         self._guarded(lambda: self._replace(START, what))
 
-    def note(self, session: Lifecycle) -> None:
-        """Between two verbs: this is where the session is."""
+    def note(self) -> None:
+        """Write down where the session is, between two verbs."""
 
         def write() -> None:
-            self._now = self._state(session)
+            self._now = self._row()
             self._put({"format": FORMAT, "now": self._now})
 
         self._guarded(write)
 
-    def before_update(self, session: Lifecycle, batch: Batch) -> None:
-        """This is where it will be once the trainers have made this update."""
+    def before_update(self, batch: Batch, *, in_step: bool) -> None:
+        """Write down where the session will be once the trainers have made this update."""
 
         def write() -> None:
-            state = self._state(session)
-            newest = state["newest_version"] + 1
-            after = {"step_count": session.step_count + 1, "weight_version": newest}
+            row = self._row()
+            newest = row["newest_version"] + 1
+            after = {"step_count": row["step_count"] + 1, "weight_version": newest}
             then = {
                 "update": batch.id,
-                "in_step": session._turns.in_step,
-                "state": state | after | {"newest_version": newest},
+                "in_step": in_step,
+                "state": row | after | {"newest_version": newest},
                 "samples": len(batch),
                 "tokens": sum(len(sample.tokens) for sample in batch.samples),
                 "left_out": list(batch.left_out),
             }
-            self._put({"format": FORMAT, "now": self._now or state, "then": then})
+            self._put({"format": FORMAT, "now": self._now or row, "then": then})
 
         self._guarded(write)
 
@@ -109,24 +119,20 @@ class Journal:
                 )
             self._failed = True
 
-    def _state(self, session: Lifecycle) -> dict[str, Any]:
-        groups, stack = tuple(session._buffer), session._running
+    def _row(self) -> dict[str, Any]:
+        state = self._state
         return {
-            "step_count": session.step_count,
-            "weight_version": stack.trainer_version,
-            "newest_version": stack.newest_version,
-            "generations": session._generations,
-            "stream": session._stream.state(),
-            "history": self._history(session.history),
-            "config": self._file("config", session.config, _write_config),
-            "rollout": self._file("rollout", session.last_rollout, _write_rollout),
-            "buffer": self._file("buffer", groups or None, _write_groups),
-            "snapshots": self._snapshots(session),
+            **state.counters(self._versions),
+            "history": self._history(state.history),
+            "config": self._file("config", state.config, _write_config),
+            "rollout": self._file("rollout", state.last_rollout, _write_rollout),
+            "buffer": self._file("buffer", tuple(state.buffer) or None, _write_groups),
+            "snapshots": self._snapshot_files(),
         }
 
-    def _snapshots(self, session: Lifecycle) -> list[str | None]:
-        """The names of the files that hold the session's half of each."""
-        mine = {f"{SNAPSHOT} {name}": kept for name, kept in session._snapshots.items()}
+    def _snapshot_files(self) -> list[str | None]:
+        """Names of the files that hold the session's half of each snapshot."""
+        mine = {f"{SNAPSHOT} {name}": kept for name, kept in self._snapshots.items()}
         for key in [k for k in self._kept if k.startswith(f"{SNAPSHOT} ") and k not in mine]:
             del self._kept[key]
         return [self._file(SNAPSHOT, kept, _write_snapshot, key) for key, kept in mine.items()]
@@ -134,7 +140,7 @@ class Journal:
     def _file(
         self, kind: str, what: Any, write: Callable[[Path, Any], None], key: str = ""
     ) -> str | None:
-        """The name of a file that holds it: a new one, where it is not what was written last.
+        """Name of the file that holds a value, written anew where it is not what was written last.
 
         `key` tells those of one kind apart.
         """
@@ -185,7 +191,7 @@ class Journal:
 
 
 def _number(file: Path) -> int:
-    """Of a file that `_new` has named; another driver's may be there."""
+    """Number in the name of a file that `_new` has named, perhaps in another process."""
     number = file.name.rpartition("-")[2]
     return int(number) if number.isdigit() else 0
 
@@ -265,33 +271,38 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def restore(
-    session: Lifecycle, directory: Path, state: dict[str, Any], held: Collection[str]
+    directory: Path,
+    row: dict[str, Any],
+    state: TrainState,
+    versions: WeightVersions,
+    snapshots: SnapshotStore,
+    held: Collection[str],
 ) -> None:
     """Bring a session to what was noted. Raises DataError where its prompts are others.
 
     Args:
-        session: it runs on the stack already.
         directory: of the stack.
-        state: what was noted of it.
+        row: what was noted of the session.
+        state: becomes what it was.
+        versions: the stack, whose weights get the numbers of then.
+        snapshots: those that are still held are added.
         held: names of the snapshots that the trainers have in memory.
     """
     folder = directory / FOLDER
-    session._stream.load_state(state["stream"])
-    session.step_count = int(state["step_count"])
-    session._generations = int(state["generations"])
-    name, rows = state["history"]
+    name, rows = row["history"]
     lines = (folder / name).read_text(encoding="utf-8").splitlines()[:rows] if rows else []
-    session.history = [json.loads(line) for line in lines]
-    if state["rollout"]:
-        samples, own = serialization.read_arrays(folder / state["rollout"])
-        session.last_rollout = Rollout(samples, **own)
-    if state["buffer"]:
-        samples, own = serialization.read_arrays(folder / state["buffer"])
+    history = [json.loads(line) for line in lines]
+    state.load_json({**row, "history": history, "buffer": []}, versions)
+    if row["rollout"]:
+        samples, own = serialization.read_arrays(folder / row["rollout"])
+        state.last_rollout = Rollout(samples, **own)
+    if row["buffer"]:
+        samples, own = serialization.read_arrays(folder / row["buffer"])
         rest = iter(samples)
-        session._buffer.put(tuple(next(rest) for _ in range(size)) for size in own["sizes"])
-    for kept in (_read_snapshot(folder / name) for name in state["snapshots"]):
+        state.buffer.put(tuple(next(rest) for _ in range(size)) for size in own["sizes"])
+    for kept in (_read_snapshot(folder / name) for name in row["snapshots"]):
         if kept.folder.is_dir() if kept.folder else kept.name in held:
-            session._snapshots[kept.name] = kept
+            snapshots.put(kept)
 
 
 def settings(directory: Path, state: dict[str, Any]) -> dict[str, Any]:

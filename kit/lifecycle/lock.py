@@ -1,4 +1,4 @@
-"""Whose turn it is: a session does one thing at a time, whichever thread asks for it.
+"""`SessionLock`: a session does one thing at a time, whichever thread asks for it.
 
     cell     ── verb ──►┐
                         ├── one lock ──► session, stack
@@ -28,24 +28,23 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-
 Result = TypeVar("Result")
 
 
-class Turns:
+class SessionLock:
     """One session's lock, and the training that runs in a thread of its own."""
 
     def __init__(self) -> None:
         self.training: Training | None = None
         """The last one that was made to run in a thread."""
         self.in_step = False
-        """Is a whole step under way? Where the session is, is noted at its end."""
+        """Whether a whole step is under way; where the session is, is noted at its end."""
         self._lock = threading.Lock()
         self._owner: int | None = None
 
     @contextmanager
     def take(self, verb: str) -> Iterator[None]:
-        """Have the session for a verb and all the verbs that it calls.
+        """Hold the session for a verb and all the verbs that it calls.
 
         Raises:
             SessionError: a training runs in another thread.
@@ -76,16 +75,17 @@ class Turns:
         )
 
 
-class HasTurns(Protocol):
-    """Anything whose verbs take turns."""
+class HasLock(Protocol):
+    """A class whose verbs take turns."""
 
-    _turns: Turns
+    @property
+    def _lock(self) -> SessionLock: ...
 
     def _note(self) -> None:
-        """Write down where it is now."""
+        """Write down where the session is now."""
 
 
-Self_ = TypeVar("Self_", bound=HasTurns)
+Self_ = TypeVar("Self_", bound=HasLock)
 
 
 def verb(
@@ -96,15 +96,15 @@ def verb(
     @functools.wraps(method)
     def in_turn(self: Self_, /, *args: P.args, **kwargs: P.kwargs) -> Result:
         __tracebackhide__ = True  # IPython then shows the verb's own lines
-        turns = self._turns
-        with turns.take(method.__name__):
-            whole = not turns.in_step
-            turns.in_step = not whole or method.__name__ == "step"
+        lock = self._lock
+        with lock.take(method.__name__):
+            outermost = not lock.in_step
+            lock.in_step = not outermost or method.__name__ == "step"
             try:
                 return method(self, *args, **kwargs)
             finally:
-                if whole:
-                    turns.in_step = False
+                if outermost:
+                    lock.in_step = False
                     with held():  # or what was done would be neither written down nor returned
                         self._note()
 

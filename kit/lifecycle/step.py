@@ -1,23 +1,59 @@
-"""The end of a step: what follows once its update has been made and handed over."""
+"""The end of a step: what follows once its update has been made.
+
+update ──► sync ──► metrics into the history ──► evaluate ──► metrics.jsonl, loggers ──► save
+           └────────── hand_over ──────────┘    └───────────────── finish ─────────────────┘
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from kit.checkpoint import checkpoint
-from kit.reports import MismatchReport, StepReport, UpdateReport
+from kit.lifecycle.resume import CheckpointClock
+from kit.reports import EvalReport, MismatchReport, StepReport, SyncReport, UpdateReport
 from kit.samples import Rollout
+from kit.tracking.loggers import Loggers
 from kit.tracking.metrics import step_metrics
+from kit.tracking.recorder import Recorder
 from kit.utils import interrupts
 
 if TYPE_CHECKING:
-    from kit.session import RLSession
+    from kit.checkpoint.state import TrainState
+    from kit.stack.stack import Stack
+
+
+@dataclass(slots=True)
+class Tracker:
+    """Where a session's metrics go: the run's files, the loggers."""
+
+    recorder: Recorder | None = None
+    """Writes the files of a batch run; None in an interactive session."""
+    loggers: Loggers | None = None
+    """TensorBoard and the like; None where the settings ask for none."""
+    clock: CheckpointClock = field(default_factory=CheckpointClock)
+    """When a batch run saves so that it can be resumed."""
+
+    def step(self, done: StepReport, rows: int) -> None:
+        """Write a step's metrics, of which the history has so many rows now."""
+        if self.recorder:
+            self.recorder.step(done.metrics, done.step, done.rollout, rows)
+        if self.loggers:
+            self.loggers.step(done.metrics, done.update, done.step)
+
+    def evaluation(self, report: EvalReport) -> None:
+        """Write the metrics of an evaluation."""
+        if self.recorder:
+            self.recorder.evaluation(report)
+        if self.loggers:
+            self.loggers.evaluation(report)
 
 
 def hand_over(
-    session: RLSession,
+    state: TrainState,
+    sync: Callable[[], SyncReport],
     rollout: Rollout,
     update: UpdateReport,
     checked: MismatchReport | None,
@@ -26,59 +62,66 @@ def hand_over(
     """Sync, put the step's metrics into the history, and note the step as the session's last.
 
     Args:
-        session: with the update applied.
+        state: with the update applied.
+        sync: hands the new weights to the engine.
         rollout: what the update was trained on.
         update: the update.
         checked: the mismatch check, where one was due.
         begin: when the step began, in seconds of `time.perf_counter()`.
     """
-    sync = session.sync()
-    metrics = step_metrics(rollout, update, sync, time.perf_counter() - begin)
-    session.history.append(metrics)
-    session._last_step = StepReport(update.step, metrics, rollout, update, sync, checked)
-    return session._last_step
+    synced = sync()
+    metrics = step_metrics(rollout, update, synced, time.perf_counter() - begin)
+    state.history.append(metrics)
+    state.last_step = StepReport(update.step, metrics, rollout, update, synced, checked)
+    return state.last_step
 
 
-def finish(session: RLSession, done: StepReport) -> StepReport:
+def finish(
+    state: TrainState,
+    stack: Stack,
+    tracker: Tracker,
+    evaluate: Callable[[], EvalReport],
+    done: StepReport,
+) -> StepReport:
     """Evaluate and save where it is due, and write the step's metrics.
 
     An interrupt of the evaluation or of saving leaves a step that is done, and written down.
 
     Args:
-        session: with the update applied, the weights handed over, and the metrics in its history.
+        state: with the update applied, and the step's metrics in its history.
+        stack: its engine has the new weights.
+        tracker: where the metrics go.
+        evaluate: answers held-out prompts.
         done: the step; the evaluation's metrics are added to its own.
     """
-    step, metrics = done.step + 1, done.metrics
+    step = done.step + 1
     try:
-        if due(step, session.config.evaluation.interval):
-            evaluated = session.evaluate()
-            metrics |= evaluated.metrics
-            done = session._last_step = replace(done, evaluation=evaluated)
+        if due(step, state.config.evaluation.interval):
+            evaluated = evaluate()
+            done.metrics.update(evaluated.metrics)
+            done = state.last_step = replace(done, evaluation=evaluated)
     finally:
         with interrupts.held():  # or half a row would be written
-            if session._recorder:
-                session._recorder.step(metrics, done.step, done.rollout, len(session.history))
-            if session._loggers:
-                session._loggers.step(metrics, done.update, done.step)
-    _save_where_due(session, step)
+            tracker.step(done, len(state.history))
+    save_where_due(state, stack, tracker, step)
     return done
 
 
-def _save_where_due(session: RLSession, step: int) -> None:
-    """As the configuration says; else, in a batch run, so that it can be resumed."""
-    recorder = session._recorder
-    interval: int | None = session.config.checkpoint.interval
+def save_where_due(state: TrainState, stack: Stack, tracker: Tracker, step: int) -> None:
+    """Save as the configuration says; else, in a batch run, so that it can be resumed."""
+    recorder, clock = tracker.recorder, tracker.clock
+    interval: int | None = state.config.checkpoint.interval
     if interval == 0 and recorder:
         interval = recorder.settings.checkpoint_every
     if interval is not None:
         if due(step, interval):
-            checkpoint.save_step(session)
-    elif recorder and recorder.place and session._pace.due():
+            checkpoint.save_step(state, stack, recorder)
+    elif recorder and recorder.place and clock.due():
         begin = time.monotonic()
-        checkpoint.save_step(session, by_clock=True)
-        session._pace.saved(time.monotonic() - begin)
+        checkpoint.save_step(state, stack, recorder, by_clock=True)
+        clock.saved(time.monotonic() - begin)
 
 
 def due(step: int, interval: int) -> bool:
-    """Is it the turn of what happens every `interval` steps? Never with 0."""
+    """Whether it is the turn of what happens every `interval` steps; never with 0."""
     return bool(interval) and step % interval == 0

@@ -7,9 +7,7 @@
 
 Whatever is asked for takes effect between two steps, so what a paused training leaves behind is a
 session in order. `run` is the loop that `session.train` is; `resume` starts the same loop in a
-thread, which leaves the notebook free.
-
-`session.train` and `session.dashboard`: where the loop of steps runs, and who sees it.
+thread, which leaves the notebook free. Where the loop runs, and who sees it:
 
 where             without dashboard              with it
 a person's cell   in the cell, a line that moves  in a thread, widgets; returns at once
@@ -27,7 +25,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from kit.errors import KitError, SessionError
-from kit.lifecycle import resume
 from kit.reports import StepReport, TrainingState, TrainingStatus, TrainReport
 from kit.reports.training import Until
 from kit.tracking.recorder import current_run
@@ -36,16 +33,15 @@ from kit.utils.arguments import at_least_one
 from kit.viz.live.frontend import Frontend, frontend
 
 if TYPE_CHECKING:
-    from kit.lifecycle.lock import Turns
-    from kit.session import RLSession
+    from kit.lifecycle.start import SessionParts
 
 
 Asked = Literal["", "run", "pause", "stop"]
 
+Step = Callable[[], StepReport]
 
 PACE = 20
 """Steps that the time left is reckoned from."""
-
 
 CLOSED = "the session was closed"
 
@@ -54,7 +50,8 @@ class Training:
     """Steps of a session that can be paused, continued, taken one by one and stopped.
 
     Args:
-        session: a running one.
+        parts: of a running session.
+        step: does one step of it.
         total: how many steps.
         until: called after each step; True ends training.
         on_step: called after each step, in the loop's thread.
@@ -62,13 +59,14 @@ class Training:
 
     def __init__(
         self,
-        session: RLSession,
+        parts: SessionParts,
+        step: Step,
         total: int,
         until: Until | None = None,
         on_step: Callable[[StepReport], None] | None = None,
     ) -> None:
         self.total = total
-        self._session, self._until, self._on_step = session, until, on_step
+        self._parts, self._step, self._until, self._on_step = parts, step, until, on_step
         self._changed = threading.Condition()
         self._state: TrainingState = "ready"
         self._wanted: Literal["run", "pause", "stop"] = "pause"
@@ -106,22 +104,22 @@ class Training:
 
     @property
     def ended(self) -> bool:
-        """Will there be no further step?"""
+        """Whether there will be no further step."""
         return self._state in ("stopped", "finished", "failed")
 
     @property
     def goes_on(self) -> bool:
-        """Was it told to run, and not to pause or stop since?"""
+        """Whether it was told to run, and not to pause or stop since."""
         return self._wanted == "run" and not self.ended
 
     @property
     def is_in_this_thread(self) -> bool:
-        """Is the caller called by a step of this training?"""
+        """Whether the caller is called by a step of this training."""
         return threading.current_thread() is self._thread
 
     @property
     def status(self) -> TrainingStatus:
-        """All that can be said of it now."""
+        """State, progress and metrics of this moment."""
         with self._changed:
             paces = self._paces
             return TrainingStatus(
@@ -129,8 +127,8 @@ class Training:
                 total=self.total,
                 done=self.done,
                 asked=self._asked(),
-                step=self._session.step_count,
-                history=tuple(self._session.history),
+                step=self._parts.state.step,
+                history=tuple(self._parts.state.history),
                 last=self._steps[-1] if self._steps else None,
                 step_seconds=sum(paces) / len(paces) if paces else float("nan"),
                 stopped=self._stopped,
@@ -155,7 +153,7 @@ class Training:
             evaluations=tuple(s.evaluation for s in steps if s.evaluation),
             seconds=self._seconds,
             stopped=self._stopped,
-            history=tuple(self._session.history),
+            history=tuple(self._parts.state.history),
         )
 
     def watch(self, changed: Callable[[], None]) -> None:
@@ -223,7 +221,7 @@ class Training:
         """All steps, in the caller's thread. An interrupt ends it and keeps what is done."""
         self._wanted, self._thread = "run", threading.current_thread()
         try:
-            with self._session._turns.take("train"):
+            with self._parts.lock.take("train"):
                 self._loop()
         except KeyboardInterrupt:
             self._keep_the_last()
@@ -268,26 +266,23 @@ class Training:
                 self._end("failed", error=error)
 
     def _loop(self) -> None:
-        turns = self._session._turns
-        if self._session._recorder:
-            with turns.take("train"):
-                self._loaded = resume.begin_training(self._session, self.total)
+        parts = self._parts
+        if parts.tracker.recorder:
+            with parts.lock.take("train"):
+                self._loaded = parts.begin_training(self.total)
         try:
-            self._steps_in_turn(turns)
+            while self._wait_for_work():
+                with parts.lock.take("step"):
+                    if self._begins():  # a pause may have been asked for while this waited its turn
+                        self._do_step()
         finally:
-            resume.end_training(self._session)
+            parts.end_training()
 
-    def _steps_in_turn(self, turns: Turns) -> None:
-        while self._wait_for_work():
-            with turns.take("step"):
-                if self._begins():  # a pause may have been asked for while this waited its turn
-                    self._step()
-
-    def _step(self) -> None:
-        begin, self._at = time.perf_counter(), self._session.step_count
-        self._before = self._session._last_step
+    def _do_step(self) -> None:
+        begin, self._at = time.perf_counter(), self._parts.state.step
+        self._before = self._parts.state.last_step
         with interrupts.collected():
-            report = self._session.step()
+            report = self._step()
             self._steps.append(report)
         if self._on_step:
             self._on_step(report)
@@ -298,15 +293,15 @@ class Training:
         self._tell()
 
     def _keep_the_last(self) -> None:
-        """One that was done when an interrupt or an error came belongs to the steps done."""
-        last = self._session._last_step
+        """Count a step that was done when an interrupt or an error came among the steps done."""
+        last = self._parts.state.last_step
         if last and last is not self._before and all(last is not s for s in self._steps):
             self._steps.append(last)
 
     def _interrupted(self) -> str:
         if self._steps and self._steps[-1].step == self._at:
             return f"interrupted after step {self._at}"
-        at = self._session.step_count if self._at is None else self._at
+        at = self._parts.state.step if self._at is None else self._at
         return f"interrupted in step {at}"
 
     def _wait_for_work(self) -> bool:
@@ -366,17 +361,21 @@ def _words(error: BaseException) -> str:
     return str(error) if isinstance(error, KitError) else f"{type(error).__name__}: {error}"
 
 
-def train(session: RLSession, steps: int | None, until: Until | None, show: bool) -> TrainReport:
-    """A loop of steps, with a line that moves."""
+def train(
+    parts: SessionParts, step: Step, steps: int | None, until: Until | None, show: bool
+) -> TrainReport:
+    """A loop of steps in the caller's thread, with a line that moves."""
     from kit.viz.live.progress import Progress
 
-    total = _total(session, steps)
+    total = _total(parts, steps)
     with Progress(total, enabled=show) as progress:
-        return Training(session, total, until, progress.update).run()
+        return Training(parts, step, total, until, progress.update).run()
 
 
-def train_on_dashboard(session: RLSession, steps: int | None, until: Until | None) -> Training:
-    """The same in a thread, under a dashboard that steers it.
+def train_on_dashboard(
+    parts: SessionParts, step: Step, steps: int | None, until: Until | None
+) -> Training:
+    """A loop of steps in a thread of its own, under a dashboard that steers it.
 
     Where nobody is there to press its buttons, all steps are done before this returns.
     """
@@ -384,12 +383,12 @@ def train_on_dashboard(session: RLSession, steps: int | None, until: Until | Non
 
     where = _where()
     if where == "terminal":
-        total = _total(session, steps)
+        total = _total(parts, steps)
         with Progress(total) as progress:
-            training = Training(session, total, until, progress.update)
+            training = Training(parts, step, total, until, progress.update)
             training.run()
         return training
-    training = _take_the_place(session, Training(session, _total(session, steps), until))
+    training = _register(parts, Training(parts, step, _total(parts, steps), until))
     if where == "live":
         training.resume()
         show(training)
@@ -399,12 +398,12 @@ def train_on_dashboard(session: RLSession, steps: int | None, until: Until | Non
     return training
 
 
-def dashboard(session: RLSession, steps: int | None) -> Training:
+def dashboard(parts: SessionParts, step: Step, steps: int | None) -> Training:
     """Show the training under way; without one, the history so far and one that can be begun."""
-    session._running  # noqa: B018 - refuses where there is none
-    training = session.training
+    _ = parts.stack  # refuses where the session is not running
+    training = parts.lock.training
     if training is None or training.ended:
-        training = _take_the_place(session, Training(session, _total(session, steps)))
+        training = _register(parts, Training(parts, step, _total(parts, steps)))
     show(training)
     return training
 
@@ -425,15 +424,16 @@ def _where() -> Frontend:
     return "headless" if where == "live" and current_run() else where
 
 
-def _total(session: RLSession, steps: int | None) -> int:
-    return session.config.training.num_rollout if steps is None else at_least_one(steps, "steps")
+def _total(parts: SessionParts, steps: int | None) -> int:
+    planned = parts.state.config.training.num_rollout
+    return planned if steps is None else at_least_one(steps, "steps")
 
 
-def _take_the_place(session: RLSession, training: Training) -> Training:
+def _register(parts: SessionParts, training: Training) -> Training:
     """Make a training the session's own. Raises SessionError where another one is half done."""
-    with session._turns.take("train"):
-        session._running  # noqa: B018 - refuses where there is none
-        before = session.training
+    with parts.lock.take("train"):
+        _ = parts.stack  # refuses where the session is not running
+        before = parts.lock.training
         if before and not before.ended:
             if before.done:
                 raise SessionError(
@@ -442,5 +442,5 @@ def _take_the_place(session: RLSession, training: Training) -> Training:
                     "first: `session.training.stop()`.",
                 )
             before.stop("another training was begun")
-        session._turns.training = training
+        parts.lock.training = training
     return training

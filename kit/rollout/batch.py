@@ -1,18 +1,15 @@
-"""From a scored rollout to the batch that an update trains on.
-
-What `session.update` does: a batch to the trainer, and the trainer's numbers to a report.
-"""
+"""From a scored rollout to the batch that an update trains on, and from update to report."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from kit.config import TrainingConfig
-from kit.config.training import COMPARES_A_GROUP
-from kit.errors import SessionError
+from kit.config.training import COMPARES_A_GROUP, Estimator
+from kit.errors import ConfigError, SessionError, did_you_mean
 from kit.reports import Metrics, UpdateReport
 from kit.rewards.runner import failure_summary
 from kit.samples import Batch, Rollout, Sample, Status
@@ -26,6 +23,18 @@ if TYPE_CHECKING:
 
 ByToken = Callable[[Sequence[Sample], str], list[list[float]]]
 """Asks the trainer for a number a response token: (samples, `policy|reference|values`)."""
+
+
+def with_estimator(training: TrainingConfig, estimator: Estimator | None) -> TrainingConfig:
+    """These settings with another estimator; None leaves it. Raises ConfigError for none known."""
+    if estimator is None:
+        return training
+    if estimator not in (known := get_args(Estimator)):
+        raise ConfigError(
+            f"There is no advantage_estimator {estimator!r}.", fix=did_you_mean(estimator, known)
+        )
+    # Settings of other estimators do no harm here, so they are not checked again.
+    return training.model_copy(update={"advantage_estimator": estimator})
 
 
 def make_batch(rollout: Rollout, training: TrainingConfig, ask: ByToken) -> Batch:

@@ -4,10 +4,8 @@
              ├─► draw ──► engine ─────┤                    └── all equal: dropped, draw again
     data ────┘                        └── rollout is full: aborted ──► buffer, or forgotten
 
-`generate` and `collect` are what `RLSession` calls. Without over-sampling a round is one ordinary
-call of the engine, and the same seed gives the same samples.
-
-`Buffer`: groups of samples that wait to be continued; part of a session's checkpoint.
+`RolloutCollector` is what `RLSession` calls. Without over-sampling a round is one ordinary call of
+the engine, and the same seed gives the same samples.
 """
 
 from __future__ import annotations
@@ -15,119 +13,155 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
-from kit.errors import DataError, SessionError, StackError
+from kit.config import SessionConfig
+from kit.data.buffer import Group, RolloutBuffer, unfinished
+from kit.data.stream import PromptStream
+from kit.errors import SessionError, StackError
 from kit.rewards import score_samples
 from kit.rewards.runner import Scoring
+from kit.rollout.sampler import PromptSampler
 from kit.samples import NEW_TOKENS, Rollout, Sample, Status
 from kit.tracking.metrics import equal_rewards
 from kit.utils.interrupts import held
 
 if TYPE_CHECKING:
     from kit.data.prompts import PromptRow
-    from kit.lifecycle.start import Lifecycle
     from kit.rewards.runner import Reward
     from kit.stack.engines import Finished, Underway
+    from kit.stack.stack import Stack
 
 
-def generate_and_score(
-    session: Lifecycle, count: int, reward: Reward, first_group: int = 0
-) -> Rollout:
-    """What `score(generate())` returns for the next `count` prompts, sooner.
+class DrawState(Protocol):
+    """What drawing prompts and responses reads and moves on; `TrainState` is one."""
 
-    A response is scored in this thread, which would only wait, as soon as it is written; so a
-    reward function of one sample is called in the order in which responses are finished. One of
-    all samples is called when all are written. Meanwhile the prompts after these are tokenized.
-    An exception stops the engine; what is written and scored by then is the `last_rollout`.
+    config: SessionConfig
+    step: int
+    rollouts_drawn: int
+    stream: PromptStream
+    buffer: RolloutBuffer
+    last_rollout: Rollout | None
 
-    Raises:
-        RewardError: a function for all samples returned the wrong number of values.
+
+@dataclass(slots=True)
+class RolloutCollector:
+    """Draws prompts and has responses to them written and scored.
+
+    Whatever is written when an exception ends a call is the state's `last_rollout`.
     """
-    scoring = Scoring(reward)
-    prompting, per_prompt = session._prompting, session.config.training.n_samples_per_prompt
-    rows, seed, step = session._stream.next(count), session._next_seed(), session.step_count
-    writing = prompting.write(session._running, rows, per_prompt, None, seed, step)
-    try:
-        with scoring, writing:
-            writing.renumber(first_group)
-            prompting.prepare(session._stream, count)
-            for places in writing:
-                for place in places:
-                    scoring.add(place, writing.samples[place])
-            scoring.finish()
-    finally:
-        with held():
-            writing.rest()
-            for place, scored in scoring.scored.items():
-                writing.samples[place] = scored.sample
-            session.last_rollout = writing.rollout() or session.last_rollout
-    return writing.rollout()
 
+    state: DrawState
+    sampler: PromptSampler
+    stack: Stack
 
-@contextmanager
-def drawing(session: Lifecycle) -> Iterator[None]:
-    """Prompts and randomness that an interrupted block has drawn are drawn again by the next one.
+    def next_seed(self) -> str:
+        """What the next draw of responses takes its randomness from."""
+        self.state.rollouts_drawn += 1
+        return f"{self.state.config.seed} rollout {self.state.rollouts_drawn}"
 
-    Unless they led to an update. So an interrupt changes nothing of what a session does afterwards.
-    Where more is sent than is needed, what was begun waits in the buffer instead, if `rollout` says
-    so.
+    @contextmanager
+    def undo_draw_on_interrupt(self) -> Iterator[None]:
+        """Take back the prompts and seeds that an interrupted block has drawn.
 
-    Raises:
-        SessionError: the session is not running.
-    """
-    _ = session._running
-    place, generations = session._stream.state(), session._generations
-    step = session.step_count
-    try:
-        yield
-    except KeyboardInterrupt:
-        if session.step_count == step and not session.config.rollout.over_sampling_batch_size:
+        An interrupt then changes nothing of what a session does afterwards. They stay drawn where
+        they led to an update, and with over-sampling, where what was begun waits in the buffer.
+        """
+        state = self.state
+        place, drawn, step = state.stream.state(), state.rollouts_drawn, state.step
+        try:
+            yield
+        except KeyboardInterrupt:
+            if state.step == step and not state.config.rollout.over_sampling_batch_size:
+                with held():
+                    state.stream.load_state(place)
+                    state.rollouts_drawn = drawn
+            raise
+
+    def generate(
+        self, rows: Sequence[PromptRow], per_prompt: int, temperature: float | None
+    ) -> Rollout:
+        """`per_prompt` responses to each row; without rows, to the next ones of the data."""
+        with self.undo_draw_on_interrupt():
+            rows = rows or self.state.stream.next(self.state.config.training.rollout_batch_size)
+            return self._write(rows, per_prompt, temperature)
+
+    def over_sample(self) -> Rollout:
+        """The first `rollout_batch_size` groups that are finished, of all that were sent."""
+        return GroupSelection(self).over_sample()
+
+    def collect(self, reward: Reward) -> Rollout:
+        """What a step trains on: `rollout_batch_size` scored groups, if they can be found.
+
+        Raises:
+            SessionError: dynamic sampling found no group whose rewards differ.
+            RewardError: a function for all samples returned the wrong number of values.
+        """
+        settings, state = self.state.config.rollout, self.state
+        with self.undo_draw_on_interrupt():
+            if settings.dynamic_sampling:
+                selection = GroupSelection(self, reward)
+                by_rounds = not settings.over_sampling_batch_size
+                rollout = selection.by_rounds(reward) if by_rounds else selection.over_sample()
+            elif settings.over_sampling_batch_size:
+                rollout = self.over_sample()
+                rollout = rollout.with_samples(score_samples(rollout.samples, reward))
+            else:
+                rollout = self.generate_and_score(state.config.training.rollout_batch_size, reward)
+        state.last_rollout = rollout
+        return rollout
+
+    def generate_and_score(self, count: int, reward: Reward, first_group: int = 0) -> Rollout:
+        """What `score(generate())` returns for the next `count` prompts, sooner.
+
+        A response is scored in this thread, which would only wait, as soon as it is written; so a
+        reward function of one sample is called in the order in which responses are finished. One of
+        all samples is called when all are written. Meanwhile the prompts after these are tokenized.
+
+        Args:
+            count: how many prompts.
+            reward: a function or a built-in's name.
+            first_group: the number of the first group.
+        """
+        per_prompt = self.state.config.training.n_samples_per_prompt
+        scoring = Scoring(reward)
+        rows = self.state.stream.next(count)
+        return self._write(rows, per_prompt, None, scoring, first_group)
+
+    def _write(
+        self,
+        rows: Sequence[PromptRow],
+        per_prompt: int,
+        temperature: float | None,
+        scoring: Scoring | None = None,
+        first_group: int = 0,
+    ) -> Rollout:
+        state, seed = self.state, self.next_seed()
+        stream = self.sampler.write(self.stack, rows, per_prompt, temperature, seed, state.step)
+        try:
+            with scoring or nullcontext(), stream:
+                if scoring:
+                    stream.renumber(first_group)
+                    self.sampler.prepare(state.stream, len(rows))
+                for places in stream:
+                    if scoring:
+                        for place in places:
+                            scoring.add(place, stream.samples[place])
+                if scoring:
+                    scoring.finish()
+        finally:
             with held():
-                session._stream.load_state(place)
-                session._generations = generations
-        raise
-
-
-def generate_only(
-    session: Lifecycle, rows: Sequence[PromptRow], per_prompt: int, temperature: float | None
-) -> Rollout:
-    """`per_prompt` responses to each row; those of an interrupted call are the `last_rollout`."""
-    seed, step = session._next_seed(), session.step_count
-    writing = session._prompting.write(session._running, rows, per_prompt, temperature, seed, step)
-    try:
-        with writing:
-            for _ in writing:
-                pass
-    finally:
-        with held():
-            writing.rest()
-            session.last_rollout = writing.rollout() or session.last_rollout
-    return writing.rollout()
-
-
-def generate(session: Lifecycle) -> Rollout:
-    """The first `rollout_batch_size` groups that are finished, of all that were sent."""
-    return Collection(session).over_sample()
-
-
-def collect(session: Lifecycle, reward: Reward) -> Rollout:
-    """What a step trains on: `rollout_batch_size` scored groups, if they can be found."""
-    settings = session.config.rollout
-    if settings.dynamic_sampling:
-        collection = Collection(session, reward)
-        if settings.over_sampling_batch_size:
-            return collection.over_sample()
-        return collection.by_rounds(reward)
-    if settings.over_sampling_batch_size:
-        session.last_rollout = rollout = generate(session)
-        return rollout.with_samples(score_samples(rollout.samples, reward))
-    return generate_and_score(session, session.config.training.rollout_batch_size, reward)
+                stream.rest()
+                if scoring:
+                    for place, scored in scoring.scored.items():
+                        stream.samples[place] = scored.sample
+                state.last_rollout = stream.rollout() or state.last_rollout
+        return stream.rollout()
 
 
 def further_prompts(missing: int, kept: int, judged: int, most: int) -> int:
@@ -135,18 +169,23 @@ def further_prompts(missing: int, kept: int, judged: int, most: int) -> int:
     return min(most, math.ceil(missing * judged / kept)) if kept else most
 
 
-class Collection:
-    """One rollout in the making."""
+class GroupSelection:
+    """One rollout in the making: which groups are drawn, kept, dropped and put back.
 
-    def __init__(self, session: Lifecycle, reward: Reward | None = None) -> None:
-        """Without a reward every finished group is kept, and none is scored."""
-        self.session, self.reward = session, reward
-        self.settings, training = session.config.rollout, session.config.training
+    Args:
+        collector: the session's, which draws prompts and seeds.
+        reward: None keeps every finished group, and scores none.
+    """
+
+    def __init__(self, collector: RolloutCollector, reward: Reward | None = None) -> None:
+        self.state, self.sampler, self.stack = collector.state, collector.sampler, collector.stack
+        self.collector, self.reward = collector, reward
+        self.settings, training = self.state.config.rollout, self.state.config.training
         self.wanted, self.per_prompt = training.rollout_batch_size, training.n_samples_per_prompt
         self.kept: dict[int, Group] = {}
         """By the number under which they were drawn; scored, where there is a reward."""
         self.pool: dict[int, Group] = {}
-        """Everything drawn and not dropped, as the engine left it: what is not lost if a reward
+        """Everything drawn and not dropped, as the engine left it: it is not lost if a reward
         function or an interrupt ends this."""
         self.drawn = self.rounds = self.continued = self.aborted = self.new_tokens = 0
         self.dropped: Counter[float] = Counter()
@@ -156,17 +195,17 @@ class Collection:
 
     @property
     def missing(self) -> int:
-        """Groups that the rollout still lacks."""
+        """Number of groups that the rollout still lacks."""
         return self.wanted - len(self.kept)
 
     @property
     def judged(self) -> int:
-        """Finished groups that were looked at."""
+        """Number of finished groups that were kept or dropped."""
         return len(self.kept) + self.dropped.total()
 
     @property
     def may_draw(self) -> bool:
-        """Is another round allowed? Without a reward nothing is dropped, and one is enough."""
+        """Whether another round is allowed; one is enough where nothing is dropped."""
         most = self.settings.dynamic_sampling_max_rounds if self.reward is not None else 1
         return self.rounds < most
 
@@ -177,7 +216,7 @@ class Collection:
         while self.missing and self.may_draw:
             self.rounds += 1
             count = further_prompts(self.missing, len(self.kept), self.judged, self.wanted)
-            rollout = generate_and_score(self.session, count, reward, self.drawn)
+            rollout = self.collector.generate_and_score(count, reward, self.drawn)
             self.seconds += rollout.seconds
             self.new_tokens += rollout.new_tokens
             self._judge(self._numbered(map(tuple, rollout.groups())))
@@ -185,7 +224,7 @@ class Collection:
 
     def over_sample(self) -> Rollout:
         """More than is needed at once; what is finished is judged while the rest is written."""
-        underway = self.session._running.underway(self.session._prompting.sampling())
+        underway = self.stack.underway(self.sampler.sampling())
         begin = time.perf_counter()
         try:
             while self.missing and (self.may_draw or underway):
@@ -202,11 +241,11 @@ class Collection:
                     with suppress(StackError):
                         self._written(underway.stop())
                 finally:
-                    self.session.last_rollout = self._begun() or self.session.last_rollout
+                    self.state.last_rollout = self._written_so_far() or self.state.last_rollout
                     self._put_back()
             raise
         with held():
-            self.session.last_rollout = rollout
+            self.state.last_rollout = rollout
             for number in self.kept:
                 del self.pool[number]
             self._put_back()
@@ -216,19 +255,21 @@ class Collection:
 
     def _send(self, underway: Underway) -> None:
         """Draw prompts, what waits in the buffer first, and give the engines what is unfinished."""
-        session, prompting = self.session, self.session._prompting
+        state, sampler = self.state, self.sampler
         self.rounds += 1
-        draw = random.Random(session._next_seed())
+        draw = random.Random(self.collector.next_seed())
         most = self.settings.over_sampling_batch_size or self.wanted
-        waiting = self.settings.partial_rollout * len(session._buffer)
+        waiting = self.settings.partial_rollout * len(state.buffer)
         with held():  # what has left the buffer is in the pool, from where it can go back
-            groups = self._numbered(map(self._worth, session._buffer.take(min(most, waiting))))
+            groups = self._numbered(
+                map(self.reset_if_masked, state.buffer.take(min(most, waiting)))
+            )
         self._judge(self._scored([g for g in groups if not any(map(unfinished, g))]))
         if not self.missing:
             return
         with held():
-            rows = session._stream.next(most - len(groups))
-            groups += self._numbered(prompting.pending(rows, self.per_prompt))
+            rows = state.stream.next(most - len(groups))
+            groups += self._numbered(sampler.pending(rows, self.per_prompt))
         for group in groups:
             todo = [sample for sample in group if unfinished(sample)]
             self.continued += sum(sample.response_length > 0 for sample in todo)
@@ -237,13 +278,13 @@ class Collection:
                     group[0].group_index,
                     [s.tokens for s in todo],
                     [draw.getrandbits(31) for _ in todo],
-                    [max(prompting.max_response_len - s.response_length, 1) for s in todo],
+                    [max(sampler.max_response_len - s.response_length, 1) for s in todo],
                 )
-        prompting.prepare(session._stream, most)
+        sampler.prepare(state.stream, most)
 
-    def _worth(self, group: Group) -> Group:
-        """The group; its prompt alone where the mask would leave nothing of it to train on."""
-        version = self.session.engine_version
+    def reset_if_masked(self, group: Group) -> Group:
+        """The group; without its responses where the mask would leave nothing to train on."""
+        version = self.stack.engine_version
         if (
             self.settings.mask_offpolicy_in_partial_rollout
             and not any(map(unfinished, group))
@@ -262,14 +303,14 @@ class Collection:
         return numbered
 
     def _written(self, finished: Finished) -> list[Group]:
-        """The groups with what the engine wrote; those that it finished are returned."""
+        """Write the engine's answers into their groups; return those that are finished."""
         whole = []
         for number, generations in finished:
             answers = iter(generations)
             self.new_tokens += sum(len(generation.tokens) for generation in generations)
             self.aborted += sum(generation.finish == "abort" for generation in generations)
             group = tuple(
-                self.session._prompting.written(s, next(answers)) if unfinished(s) else s
+                self.sampler.apply_generation(s, next(answers)) if unfinished(s) else s
                 for s in self.pool[number]
             )
             self.pool[number] = group
@@ -294,16 +335,16 @@ class Collection:
             elif self.missing:
                 self.kept[number] = group
 
-    def _begun(self) -> Rollout:
-        """What is written of all groups that were drawn."""
+    def _written_so_far(self) -> Rollout:
+        """All that is written of the groups drawn, as a rollout."""
         groups = [self.kept.get(number, self.pool[number]) for number in sorted(self.pool)]
         begun = (s for group in groups for s in group if s.status is not Status.PENDING)
-        return Rollout(begun, self.session.step_count, self.seconds)
+        return Rollout(begun, self.state.step, self.seconds)
 
     def _put_back(self) -> None:
-        """Let wait what was drawn and not used, where the settings want it continued."""
+        """Put into the buffer what was drawn and not used, where it is to be continued."""
         if self.settings.partial_rollout:
-            self.session._buffer.put(self.pool[number] for number in sorted(self.pool))
+            self.state.buffer.put(self.pool[number] for number in sorted(self.pool))
         self.pool.clear()
 
     # ---- the result ----------------------------------------------------------------------------
@@ -317,7 +358,7 @@ class Collection:
         notes = self._notes()
         if not self.kept:
             raise SessionError(f"There is nothing to train on: {notes[0]}")
-        version = self.session.engine_version
+        version = self.stack.engine_version
         samples: list[Sample] = []
         for place, number in enumerate(sorted(self.kept)):
             for sample in self.kept[number]:
@@ -325,7 +366,7 @@ class Collection:
                     sample = sample.masked_to(version)
                 samples.append(replace(sample, group_index=place, index=len(samples)))
         return Rollout(
-            samples, self.session.step_count, self.seconds, self._metrics(samples, version), notes
+            samples, self.state.step, self.seconds, self._metrics(samples, version), notes
         )
 
     def _notes(self) -> tuple[str, ...]:
@@ -363,50 +404,3 @@ class Collection:
             for reward, groups in sorted(self.dropped.items()):
                 metrics[f"rollout/zero_std/count_{reward:g}"] = groups
         return {name: float(value) for name, value in metrics.items()}
-
-
-Group = tuple[Sample, ...]
-"""The samples of one prompt, some finished and some not."""
-
-
-def unfinished(sample: Sample) -> bool:
-    """Does the engine have more to write?"""
-    return sample.status in (Status.PENDING, Status.ABORTED)
-
-
-class Buffer:
-    """First in, first out. Nothing empties it but `take`."""
-
-    def __init__(self, groups: Iterable[Group] = ()) -> None:
-        self._groups: deque[Group] = deque()
-        self.put(groups)
-
-    def __len__(self) -> int:
-        return len(self._groups)
-
-    def __iter__(self) -> Iterator[Group]:
-        """Those that have waited longest first."""
-        return iter(self._groups)
-
-    def put(self, groups: Iterable[Group]) -> None:
-        """Let groups wait behind those that wait already. One without samples is dropped."""
-        self._groups.extend(group for group in groups if group)
-
-    def take(self, most: int) -> list[Group]:
-        """The groups that have waited longest, so many of them or all; they are gone from here."""
-        return [self._groups.popleft() for _ in range(min(most, len(self._groups)))]
-
-    def state(self) -> list[list[dict[str, Any]]]:
-        """All groups, in JSON's types, as far as the metadata of the prompts is made of them."""
-        return [[sample.to_dict() for sample in group] for group in self._groups]
-
-    def load_state(self, state: Iterable[Iterable[Mapping[str, Any]]]) -> None:
-        """Hold what `state` gave, and nothing else. Raises DataError for what is no such state;
-        the buffer stays as it was then.
-        """
-        try:
-            groups = [tuple(map(Sample.from_dict, group)) for group in state]
-        except (TypeError, ValueError, DataError) as error:
-            raise DataError(f"The saved buffer of unfinished groups is damaged: {error}.") from None
-        self._groups.clear()
-        self.put(groups)

@@ -1,10 +1,11 @@
-"""Responses to held-out prompts, and what they say of the model."""
+"""`session.evaluate`: accuracy and pass@k on held-out prompts."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
 
+from kit.config import SessionConfig
 from kit.errors import DataError
 from kit.reports import EvalReport
 from kit.rewards import score_samples
@@ -12,7 +13,8 @@ from kit.samples import Rollout
 from kit.tracking.metrics import pass_at_k
 
 if TYPE_CHECKING:
-    from kit.lifecycle.start import Lifecycle
+    from kit.rewards.runner import Reward
+    from kit.rollout.sampler import PromptSampler
     from kit.stack.stack import Stack
 
 
@@ -20,21 +22,24 @@ KS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def evaluate(
-    session: Lifecycle, stack: Stack, n_samples_per_prompt: int, temperature: float
+    stack: Stack,
+    sampler: PromptSampler,
+    reward: Reward,
+    config: SessionConfig,
+    step: int,
+    n_samples_per_prompt: int,
+    temperature: float,
 ) -> EvalReport:
     """Answer and score held-out prompts. Raises DataError where there are none."""
-    begin, held_out = time.perf_counter(), session._prompting.held_out
+    begin, held_out = time.perf_counter(), sampler.held_out
     if held_out is None:
         raise DataError(
             "There are no held-out prompts.",
             fix="set data.eval_source, or pass eval_data= to RLSession.start.",
         )
-    rows = held_out.rows[: session.config.evaluation.max_prompts]
-    seed, step = f"{session.config.seed} evaluation", session.step_count
-    rollout = session._prompting.generate(
-        stack, rows, n_samples_per_prompt, temperature, seed, step
-    )
-    rollout = rollout.with_samples(score_samples(rollout.samples, session._reward))
+    rows, seed = held_out.rows[: config.evaluation.max_prompts], f"{config.seed} evaluation"
+    rollout = sampler.generate(stack, rows, n_samples_per_prompt, temperature, seed, step)
+    rollout = rollout.with_samples(score_samples(rollout.samples, reward))
     return summarize(
         rollout,
         dataset=held_out.name,

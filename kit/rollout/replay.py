@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -13,27 +13,27 @@ from kit.errors import DataError
 from kit.samples import Rollout, Sample
 from kit.tracking.run_folder import CONFIG, SAMPLES, find_run
 
-if TYPE_CHECKING:
-    from kit.lifecycle.start import Lifecycle
 
+def replay(run: str | Path, step: int | None, tokenizer: Any, model_name: str) -> Rollout:
+    """The rollout of a recorded step, as it was scored then.
 
-def replay(session: Lifecycle, run: str | Path, step: int | None) -> Rollout:
-    """The rollout of a step as it was scored then, made the session's `last_rollout`.
+    Args:
+        run: its folder or name, as `find_run` takes it.
+        step: which one; None takes the newest that was kept.
+        tokenizer: the session's; it has to be the one that wrote the rollout.
+        model_name: the session's, for the message.
 
     Raises:
         RunError: there is no such run.
         DataError: the run kept no samples, not those of this step, or another tokenizer wrote them.
     """
-    session._running  # noqa: B018 - refuses where there is none
     folder = find_run(run)
     rows, step = _rows(folder, step)
     samples = [_sample(row, folder, step) for row in rows]
-    _check_tokens(session, samples, folder)
+    _check_tokens(samples, folder, tokenizer, model_name)
     # Versions count the updates of one session; to this one they would mean other weights.
     samples = [replace(s, weight_versions=[], version_lengths=[]) for s in samples]
-    rollout = Rollout(samples, step, notes=(f"recorded in step {step} of the run {folder.name}",))
-    session.last_rollout = rollout
-    return rollout
+    return Rollout(samples, step, notes=(f"recorded in step {step} of the run {folder.name}",))
 
 
 def _rows(folder: Path, step: int | None) -> tuple[list[dict[str, Any]], int]:
@@ -78,16 +78,16 @@ def _sample(row: dict[str, Any], folder: Path, step: int) -> Sample:
         ) from error
 
 
-def _check_tokens(session: Lifecycle, samples: list[Sample], folder: Path) -> None:
-    """Are they words of this session's tokenizer? Raises DataError where they are not."""
-    size = len(session.tokenizer)
+def _check_tokens(samples: list[Sample], folder: Path, tokenizer: Any, model_name: str) -> None:
+    """Raise DataError where the samples were not written with this tokenizer."""
+    size = len(tokenizer)
     strange = next((token for s in samples for token in s.tokens if not 0 <= token < size), None)
     why = ""
     if strange is not None:
         why = f"It holds token {strange}; this session's tokenizer has {size} tokens."
     else:
         for sample in samples:
-            text = session.tokenizer.decode(sample.response_tokens, skip_special_tokens=True)
+            text = tokenizer.decode(sample.response_tokens, skip_special_tokens=True)
             if text.strip() != sample.response.strip():
                 why = f"It reads {text[:40]!r} where {sample.response[:40]!r} was written."
                 break
@@ -96,7 +96,7 @@ def _check_tokens(session: Lifecycle, samples: list[Sample], folder: Path) -> No
     model = _model(folder)
     raise DataError(
         f"The rollout of {folder.name} was written with another tokenizer than this session's.",
-        why=f"{why} The run's model is {model}, the session's {session.config.model.name}.",
+        why=f"{why} The run's model is {model}, the session's {model_name}.",
         fix=f"start a session with model.name: {model}.",
     )
 

@@ -1,6 +1,6 @@
-"""`Prompting`: from rows of data to samples, through the tokenizer and the engine.
+"""`PromptSampler`: from rows of data to samples, through the tokenizer and the engine.
 
-`Writing`: the samples of one rollout while the engine writes them.
+`RolloutStream`: the samples of one rollout while the engine writes them.
 
     engine    │ writes ........................................ │ sleeps
     notebook  │ next prompts to tokens │ tokens to text, rewards │ what came last
@@ -12,9 +12,10 @@ the thread that waits for them anyway.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -23,13 +24,13 @@ import numpy as np
 
 from kit.config import SessionConfig
 from kit.data import load_prompts
+from kit.data.buffer import Group
 from kit.data.chat_template import check_fits, render
 from kit.data.prompts import PromptRow, PromptSet
 from kit.data.stream import PromptStream
 from kit.errors import DataError, ModelError, StackError
 from kit.memory.sizes import response_limit
 from kit.models.source import ModelSource
-from kit.rollout.collector import Group
 from kit.samples import Messages, Rollout, Sample, Status
 from kit.utils.imports import without_garbage_collection
 from kit.utils.interrupts import held
@@ -43,37 +44,21 @@ if TYPE_CHECKING:
 LONGEST = 32
 """So many of the prompts with the most characters are measured in tokens before training."""
 
-
 RENDERED = 4096
 """So many prompts are kept as tokens; those to evaluate on, and of small data all, come again."""
-
 
 SHORT = 0.5
 """Seconds. Where responses take longer, handing them over in parts costs nothing that could be
 measured; with less, some milliseconds, and little of the scoring would fall into them."""
 
-
 MANY = 1024
 """Responses. What SGLang does to hand over one of them grows with their number: 0.2 ms here."""
-
 
 STATUS = {"stop": Status.COMPLETED, "length": Status.TRUNCATED, "abort": Status.ABORTED}
 
 
-class TokenTexts(dict[int, str]):
-    """Tokens as texts, each looked up once: a rollout has a hundred thousand of them."""
-
-    def __init__(self, prompting: Prompting) -> None:
-        super().__init__()
-        self._prompting = prompting
-
-    def __missing__(self, token: int) -> str:
-        text = self[token] = str(self._prompting.tokenizer.decode([token]))
-        return text
-
-
 @dataclass(slots=True)
-class Prompting:
+class PromptSampler:
     """The prompts of a session and how they become samples."""
 
     config: SessionConfig
@@ -82,14 +67,15 @@ class Prompting:
     held_out: PromptSet | None
     max_response_len: int
     tokenizer: Any = field(default=None)
-    _texts: TokenTexts = field(init=False)
+    token_text: Callable[[int], str] = field(init=False)
+    """One token as text; each is decoded once, as a rollout has a hundred thousand of them."""
     rendered: dict[str, list[int]] = field(default_factory=dict)
     """Token ids by prompt, the last `RENDERED` of them."""
     last_stream: Parts | None = None
     """What the engine wrote last, for how long that took."""
 
     def __post_init__(self) -> None:
-        self._texts = TokenTexts(self)
+        self.token_text = cache(lambda token: str(self.tokenizer.decode([token])))
 
     @classmethod
     def load(cls, config: SessionConfig, model: ModelSource, data: Any, eval_data: Any) -> Self:
@@ -141,8 +127,9 @@ class Prompting:
         return list(tokens)
 
     def prepare(self, stream: PromptStream, count: int) -> None:
-        """Tokenize the rows that come next, while the engine works; what is wrong with one is said
-        when it is its turn.
+        """Tokenize the rows that come next, while the engine works.
+
+        A fault of one is raised when it is drawn.
         """
         with suppress(DataError):
             for row in stream.peek(count):
@@ -158,11 +145,11 @@ class Prompting:
         step: int,
     ) -> Rollout:
         """`n_samples_per_prompt` responses to each row."""
-        writing = self.write(stack, rows, n_samples_per_prompt, temperature, seed, step)
-        with writing:
-            for _ in writing:
+        stream = self.write(stack, rows, n_samples_per_prompt, temperature, seed, step)
+        with stream:
+            for _ in stream:
                 pass
-        return writing.rollout()
+        return stream.rollout()
 
     def write(
         self,
@@ -172,11 +159,11 @@ class Prompting:
         temperature: float | None,
         seed: str,
         step: int,
-    ) -> Writing:
-        """The same, begun: responses are handed over as they are finished.
+    ) -> RolloutStream:
+        """Begin `n_samples_per_prompt` responses to each row, handed over as they are finished.
 
-        All at once, though, where the last ones took less than `SHORT` seconds: the messages would
-        cost more than there is to gain. And where they are more than `MANY`.
+        They are handed over all at once where the last ones took less than `SHORT` seconds, as the
+        messages would cost more than there is to gain, and where they are more than `MANY`.
         """
         groups = self.pending(rows, n_samples_per_prompt)
         samples = [sample for group in groups for sample in group]
@@ -189,7 +176,7 @@ class Prompting:
             seeds,
             at_once=short or len(samples) > MANY,
         )
-        return Writing(self, samples, self.last_stream, step)
+        return RolloutStream(self, samples, self.last_stream, step)
 
     def sampling(self, temperature: float | None = None) -> SamplingSettings:
         """How the engine draws tokens; a temperature of None is the configured one."""
@@ -205,8 +192,10 @@ class Prompting:
         )
 
     def pending(self, rows: Sequence[PromptRow], n_samples_per_prompt: int) -> list[Group]:
-        """Samples that are not written yet, a group for each row. Raises DataError where a prompt
-        and the longest response do not fit into the context.
+        """Samples that are not written yet, a group for each row.
+
+        Raises:
+            DataError: a prompt and the longest response do not fit into the context.
         """
         groups = []
         for number, row in enumerate(rows):
@@ -227,10 +216,10 @@ class Prompting:
             )
         return groups
 
-    def written(self, sample: Sample, generation: Generation) -> Sample:
-        """The sample with what the engine wrote now behind what it had."""
+    def apply_generation(self, sample: Sample, generation: Generation) -> Sample:
+        """Append what the engine has written now to what the sample had."""
         kept, status = len(generation.tokens), STATUS[generation.finish]
-        texts = [*map(self._texts.__getitem__, generation.tokens)]
+        texts = [*map(self.token_text, generation.tokens)]
         before = sample.metadata.get("token_texts", []) if sample.response_length else []
         if before and (end := stop_over_seam(before, texts, self.config.rollout.stop)):
             kept, status = end, Status.COMPLETED
@@ -249,10 +238,6 @@ class Prompting:
             # Ids alone cannot be shown, and a sample has no tokenizer.
             metadata={**sample.metadata, "token_texts": [*before, *texts[:kept]]},
         )
-
-    def token_text(self, token: int) -> str:
-        """One token as text."""
-        return self._texts[token]
 
 
 def stop_over_seam(before: Sequence[str], after: Sequence[str], stops: Sequence[str]) -> int:
@@ -275,7 +260,7 @@ def stop_over_seam(before: Sequence[str], after: Sequence[str], stops: Sequence[
 
 
 def as_rows(prompts: Sequence[str | Messages] | None) -> list[PromptRow]:
-    """A person's own prompts as rows of data. Raises DataError for what is no list of prompts."""
+    """Prompts given to `generate`, as rows of data. Raises DataError for no list of prompts."""
     if prompts is None:
         return []
     if isinstance(prompts, str) or not prompts:
@@ -302,17 +287,18 @@ def as_rows(prompts: Sequence[str | Messages] | None) -> list[PromptRow]:
     ]
 
 
-class Writing:
-    """Iterate over it for what is written. An exception in its `with` stops the engine; what it has
-    written by then is there after `rest()`.
+class RolloutStream:
+    """Samples of one rollout under way: iterate over it for what is written.
+
+    An exception in its `with` stops the engine; what it has written is there after `rest()`.
     """
 
     def __init__(
-        self, prompting: Prompting, samples: list[Sample], parts: Parts, step: int
+        self, sampler: PromptSampler, samples: list[Sample], parts: Parts, step: int
     ) -> None:
         self.samples = samples
         """All of them, in order; PENDING until they are written."""
-        self._prompting, self._parts, self._step = prompting, parts, step
+        self._sampler, self._parts, self._step = sampler, parts, step
         self._answers: dict[int, Generation] = {}
         """By place; what is handed over and not a sample yet."""
         self._engine_failed = False
@@ -331,7 +317,7 @@ class Writing:
     def _write(self) -> None:
         for place, answer in self._answers.items():
             if self.samples[place].status is Status.PENDING:  # else an interrupt came in between
-                self.samples[place] = self._prompting.written(self.samples[place], answer)
+                self.samples[place] = self._sampler.apply_generation(self.samples[place], answer)
         self._answers.clear()
 
     def rest(self) -> None:
@@ -343,7 +329,7 @@ class Writing:
             self._write()
 
     def rollout(self) -> Rollout:
-        """What is written: all samples, unless somebody interrupted."""
+        """All samples that are written: every one, unless an interrupt came."""
         written = (s for s in self.samples if s.status is not Status.PENDING)
         return Rollout(written, self._step, self._parts.seconds)
 

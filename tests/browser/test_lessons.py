@@ -23,7 +23,7 @@ LASTING = f'.jp-OutputArea-output:not(:has([class*="kit-live-"])):not(:has({IN_P
 START = """\
 from kit import RLSession
 session = RLSession.start("tiny")
-stack = session._running.cluster
+stack = session.debug.stack.cluster
 print("STACK", stack.directory, stack._head.pid)"""
 TRAIN = """\
 report = session.train(500, until=lambda step: print("finished step", step.step))
@@ -34,7 +34,7 @@ AGAIN = """\
 from kit import RLSession
 how = "had" if RLSession.current() else "attached"
 session = RLSession.current() or RLSession.attach()
-print("AGAIN", how, session._running.cluster.directory, "at step", session.step_count)"""
+print("AGAIN", how, session.debug.stack.cluster.directory, "at step", session.step_count)"""
 
 
 @pytest.mark.parametrize("name", slow(*LESSONS))  # test_notebooks.py has them as batch runs

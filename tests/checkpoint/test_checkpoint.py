@@ -26,13 +26,13 @@ from tests.trainer.test_state import RunsCode
 
 
 def weights(session: RLSession) -> Any:
-    return session._running.probe("checksums")
+    return session.debug.stack.probe("checksums")
 
 
 def load(session: RLSession, folder: Path) -> None:
     """As `RLSession.load` does, into the session that runs."""
     _, state = checkpoint.read(folder)
-    checkpoint.restore(session, session._running, folder, state)
+    checkpoint.restore(session.debug.state, session.debug.stack, folder, state)
 
 
 def test_a_session_that_is_resumed_gives_the_same_next_ten_metrics_lines(
@@ -146,14 +146,14 @@ def test_a_damaged_state_leaves_the_session_as_it_was(session: RLSession, tmp_pa
     path = session.save(tmp_path / "one")
     state = json.loads((path / "state.json").read_text())
     session.step()
-    before, stood = weights(session), session._stream.state()
+    before, stood = weights(session), session.debug.state.stream.state()
     for harm in ({"history": None}, {"step_count": "x"}, {"stream": {}}, {"buffer": [[{"a": 1}]]}):
         (path / "state.json").write_text(json.dumps(state | harm))
         reseal(path)
         with pytest.raises(Exception, match=r"damaged|no state"):
             session.restore(path)
         assert (session.step_count, session.weight_version) == (1, 1)
-        assert (weights(session), session._stream.state()) == (before, stood)
+        assert (weights(session), session.debug.state.stream.state()) == (before, stood)
 
 
 def test_of_numbered_checkpoints_the_newest_stay(

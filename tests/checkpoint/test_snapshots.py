@@ -15,7 +15,7 @@ from tests.steps import responses_and_metrics
 
 def checksums(session: RLSession) -> tuple[Any, Any]:
     """Of the trainer's weights and of the engine's."""
-    stack = session._running
+    stack = session.debug.stack
     return stack.probe("checksums"), stack.checksums()
 
 
@@ -136,7 +136,7 @@ def test_settings_of_the_training_come_back_with_a_snapshot(session: RLSession) 
     session.snapshot("before")
     rate = session.config.training.learning_rate
     training = session.config.training.model_copy(update={"learning_rate": 10 * rate})
-    train_with(session, session._running, training)
+    train_with(session.debug.state, session.debug.stack, training)
     assert session.step().metrics["train/lr"] == 10 * rate
     session.restore("before")
     assert session.config.training.learning_rate == rate
@@ -147,12 +147,12 @@ def test_a_snapshot_of_other_data_changes_nothing(session: RLSession) -> None:
     session.step()
     kept = session.snapshot("a")
     session.step()
-    before, stood = checksums(session), session._stream.state()
+    before, stood = checksums(session), session.debug.state.stream.state()
     dict.__setitem__(kept.state, "stream", kept.state["stream"] | {"fingerprint": "other"})
     with pytest.raises(DataError, match="other prompts"):
         session.restore("a")
     assert checksums(session) == before
-    assert session._stream.state() == stood
+    assert session.debug.state.stream.state() == stood
     assert (session.step_count, session.weight_version) == (2, 2)
 
 

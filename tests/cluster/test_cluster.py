@@ -18,7 +18,7 @@ from kit.errors import StackError
 
 
 def test_everything_listens_on_loopback_only(session: RLSession) -> None:
-    cluster = session._running.cluster
+    cluster = session.debug.stack.cluster
     listening = {
         connection.laddr.ip
         for process in processes.of_stack(cluster.stack, cluster._head.pid)
@@ -30,7 +30,7 @@ def test_everything_listens_on_loopback_only(session: RLSession) -> None:
 
 
 def test_the_stack_lives_in_a_process_session_of_its_own(session: RLSession) -> None:
-    head = session._running.cluster._head.pid
+    head = session.debug.stack.cluster._head.pid
     assert os.getsid(head) == head != os.getsid(0)
 
 
@@ -40,8 +40,8 @@ import sys
 from ray._raylet import GcsClient
 print(GcsClient(address=sys.argv[1], cluster_id=None).get_all_node_info(timeout=10))
 """
-    address = (session._running.cluster.directory / "address").read_text()
-    for token, expected in ((session._running.cluster._token, True), ("0" * 64, False)):
+    address = (session.debug.stack.cluster.directory / "address").read_text()
+    for token, expected in ((session.debug.stack.cluster._token, True), ("0" * 64, False)):
         env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
         done = subprocess.run(
             [sys.executable, "-c", script, address], env=env, capture_output=True, timeout=120
@@ -50,12 +50,12 @@ print(GcsClient(address=sys.argv[1], cluster_id=None).get_all_node_info(timeout=
 
 
 def test_only_the_owner_can_read_the_stacks_directory(session: RLSession) -> None:
-    directory: Path = session._running.cluster.directory
+    directory: Path = session.debug.stack.cluster.directory
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
 def test_only_the_owner_can_read_the_token_and_reach_the_control_socket(session: RLSession) -> None:
-    cluster = session._running.cluster
+    cluster = session.debug.stack.cluster
     file = registry.folder() / f"{cluster.stack}.json"
     assert cluster._token in file.read_text()
     modes = [stat.S_IMODE(path.stat().st_mode) for path in (file.parent, file)]
@@ -65,7 +65,7 @@ def test_only_the_owner_can_read_the_token_and_reach_the_control_socket(session:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
 def test_another_user_can_neither_read_the_token_nor_end_the_stack(session: RLSession) -> None:
-    cluster = session._running.cluster
+    cluster = session.debug.stack.cluster
     file = registry.folder() / f"{cluster.stack}.json"
     script = """
 import socket, sys
@@ -100,7 +100,7 @@ except PermissionError:
 
 
 def test_there_is_no_dashboard_and_no_http_server_of_the_engine(session: RLSession) -> None:
-    cluster = session._running.cluster
+    cluster = session.debug.stack.cluster
     commands = [
         " ".join(process.cmdline())
         for process in processes.of_stack(cluster.stack, cluster._head.pid)
@@ -111,7 +111,7 @@ def test_there_is_no_dashboard_and_no_http_server_of_the_engine(session: RLSessi
 
 
 def test_a_stack_is_not_taken_while_it_is_driven(session: RLSession) -> None:
-    cluster = session._running.cluster
+    cluster = session.debug.stack.cluster
     with pytest.raises(StackError, match=f"Process {os.getpid()} drives this stack"):
         lease.own(cluster.directory)
     state = lease.state_of(cluster.directory)

@@ -137,7 +137,7 @@ def test_a_session_in_a_placement_group_learns_what_one_with_its_own_head_learns
         assert free(cluster) == CORES - PARTS
         kill(of_engine(session, PARTS - 1))
         assert len(session.generate()) == 128
-        members = session._running.cluster.processes()
+        members = session.debug.stack.cluster.processes()
         assert len(members) >= 4 * PARTS
     assert all(map(settled, members))
     assert os.environ["RAY_AUTH_TOKEN"] == token
@@ -163,7 +163,7 @@ def test_disaggregated_on_a_cluster_it_outlives_its_kernel_and_nothing_of_it_the
     assert session.sync(verify=True).verified
     assert session.check_mismatch(session.generate()).verdict == "pass"
     assert free(cluster) == CORES - 4
-    members = session._running.cluster.processes()
+    members = session.debug.stack.cluster.processes()
     kill(of_head(session, 0))
     with pytest.raises(StackError, match=r"RLSession\.load"):
         session.train(1000, show=False)

@@ -39,7 +39,7 @@ def test_weights_that_changed_under_the_same_version_are_found_by_checksum(
     session: RLSession,
 ) -> None:
     session.update(session.advantages(session.score(session.generate())))
-    session._running.trainer_version = (
+    session.debug.stack.trainer_version = (
         0  # as if nothing had been trained: the stamps agree, the weights do not
     )
     report = session.check_mismatch(session.generate())
@@ -72,7 +72,7 @@ def test_another_sampling_temperature_is_found_with_its_value(session: RLSession
 
 def test_text_encoded_again_is_found_by_its_missing_tokens(session: RLSession) -> None:
     rollout = session.generate()
-    tokenizer = session._prompting.tokenizer
+    tokenizer = session.debug.sampler.tokenizer
 
     def again(sample: Sample) -> Sample:
         ids = tokenizer.encode(sample.response, add_special_tokens=False)
@@ -91,7 +91,7 @@ def test_tokens_of_other_text_are_found_by_what_they_say(session: RLSession) -> 
     def other_digits(sample: Sample) -> Sample:
         swapped = {ord(a): ord(b) for a, b in zip("123", "231", strict=True)}
         text = sample.response.translate(swapped)
-        ids = session._prompting.tokenizer.encode(text, add_special_tokens=False)
+        ids = session.debug.sampler.tokenizer.encode(text, add_special_tokens=False)
         return replace(
             sample, tokens=sample.prompt_tokens + ids + sample.response_tokens[len(ids) :]
         )
@@ -104,7 +104,7 @@ def test_tokens_of_other_text_are_found_by_what_they_say(session: RLSession) -> 
 def test_a_prompt_without_the_chat_template_is_found_by_rendering_it_anew(
     session: RLSession,
 ) -> None:
-    tokenizer = session._prompting.tokenizer
+    tokenizer = session.debug.sampler.tokenizer
     bare = [
         replace(s, tokens=tokenizer.encode(s.prompt) + s.response_tokens)
         for s in session.generate()
@@ -129,8 +129,8 @@ def _written_by_transformers(session: RLSession, top_k: int) -> Rollout:
     model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
     torch.manual_seed(0)
     samples = []
-    for index, row in enumerate(session._stream.next(8)):
-        prompt = session._prompting.tokenize(row)
+    for index, row in enumerate(session.debug.state.stream.next(8)):
+        prompt = session.debug.sampler.tokenize(row)
         out = model.generate(
             torch.tensor([prompt]), do_sample=True, temperature=1.0, top_k=top_k, top_p=1.0,
             max_new_tokens=6, output_scores=True, return_dict_in_generate=True,

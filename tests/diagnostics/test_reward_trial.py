@@ -305,11 +305,12 @@ def test_many_long_samples_and_messages_stay_under_a_megabyte() -> None:
 
 def test_trying_changes_nothing_of_a_session(session: RLSession) -> None:
     last = session.score(session.generate())
-    before = (session.step_count, session._generations, list(session.history), session.__repr__())
+    state = session.debug.state
+    before = (session.step_count, state.rollouts_drawn, list(session.history), session.__repr__())
     trial = session.try_reward(lambda sample: sample.response_length)
     assert session.last_rollout is last
     assert before == (
-        session.step_count, session._generations, list(session.history), session.__repr__(),
+        session.step_count, state.rollouts_drawn, list(session.history), session.__repr__(),
     )  # fmt: skip
     assert trial.against.rollout.rewards() == last.rewards(), "the session's own reward"
     assert trial.tried.rollout.rewards() == [float(s.response_length) for s in last]

@@ -48,7 +48,7 @@ def test_a_prefix_cache_of_old_weights_is_found_by_going_around_it() -> None:
         assert session.check_mismatch().verdict == "pass"  # each sync flushes the cache
         session.update(session.advantages(session.score(session.generate())))
         session.generate(prompts, n_samples_per_prompt=8)
-        session._running.sync(session.step_count, flush_cache=False)
+        session.debug.stack.sync(session.step_count, flush_cache=False)
         report = session.check_mismatch(session.generate(prompts, n_samples_per_prompt=8))
         assert (report.verdict, report.cause_kind) == ("fail", "stale_prefix_cache")
         assert "checksums of 34 parameters: 0 differ" in evidence(report)
@@ -154,10 +154,10 @@ def test_experts_chosen_differently_are_found_by_taking_the_engines_choice(tmp_p
         report = session.check_mismatch()
         assert (report.verdict, report.cause_kind) == ("fail", "expert_routing")
         assert "100.0% of the tokens" in report.cause
-        before = session._running.checksums()[0]
+        before = session.debug.stack.checksums()[0]
         session.update(session.advantages(session.score(session.generate(), _by_length)))
         session.sync()
-        after = session._running.checksums()[0]
+        after = session.debug.stack.checksums()[0]
         experts = [name for name in after if ".experts." in name]
         assert len(experts) == 4
         assert all(before[name] != after[name] for name in experts)  # the hand-over reaches them

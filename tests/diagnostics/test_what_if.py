@@ -39,7 +39,7 @@ def test_each_trial_shows_the_update_that_a_session_with_its_settings_makes(
     for trial in tried:
         session.restore("before")
         session.config = session.config.model_copy(update={"training": trial.training})
-        session._running.configure(trial.training)
+        session.debug.stack.configure(trial.training)
         update = session.update(replace(batch, id=trial.label))
         assert trial.update is not None
         assert trial.update.metrics == update.metrics
@@ -55,12 +55,12 @@ def test_nothing_of_a_trial_stays(session: RLSession) -> None:
     expected = responses_and_metrics(steps(session, 2))
     session.restore("here")
     before, config = checksums(session), session.config
-    stood = (session.step_count, session.weight_version, session._stream.state())
+    stood = (session.step_count, session.weight_version, session.debug.state.stream.state())
     rollout, last = session.last_rollout, session.last_batch
     session.what_if(lr=1e-2, eps_clip=[0.1, 0.3], batch=batch)
     assert checksums(session) == before
     assert session.config is config
-    assert (session.step_count, session.weight_version, session._stream.state()) == stood
+    assert (session.step_count, session.weight_version, session.debug.state.stream.state()) == stood
     assert (session.last_rollout, session.last_batch) == (rollout, last)
     assert [s.name for s in session.snapshots()] == ["first", "here"]
     assert responses_and_metrics(steps(session, 2)) == expected

@@ -56,7 +56,7 @@ class Soak:
         self.again()
 
     def _noted(self, session: RLSession) -> RLSession:
-        cluster = session._running.cluster
+        cluster = session.debug.stack.cluster
         self.stacks.append((cluster._head.pid, str(cluster.directory)))
         return session
 
@@ -81,7 +81,7 @@ class Soak:
         name = self.draw.choices([*things], [weight for weight, _ in things.values()])[0]
         things[name][1]()
         self.done[name] += 1
-        for process in self.session._running.cluster.processes():
+        for process in self.session.debug.stack.cluster.processes():
             self.shared |= named_memory(process.pid)
         step = self.session.step_count
         if digests(self.session) != self.expected[step]:
@@ -137,7 +137,7 @@ class Soak:
     def memory(self) -> int:
         """Bytes that the notebook's process and the stack hold for themselves."""
         own = psutil.Process().memory_info()
-        return int(own.rss - own.shared + self.session._running.host_memory())
+        return int(own.rss - own.shared + self.session.debug.stack.host_memory())
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def test_an_engine_that_died_while_idle_is_there_again_for_the_next_call(
     session: RLSession, part: str
 ) -> None:
     session.train(1, show=False)
-    before, victims = digests(session), session._running.watch._parts["engine 0"]
+    before, victims = digests(session), session.debug.stack.watch._parts["engine 0"]
     kill(of_engine(session, 0, PARTS[part]))
     rollout = session.generate()
     assert len(rollout) == 128
@@ -56,7 +56,7 @@ def test_an_interrupt_while_an_engine_is_started_again_leaves_it_to_the_next_cal
 ) -> None:
     session.train(1, show=False)
     before = digests(session)
-    make, get = recovery.make_engine, session._running._get
+    make, get = recovery.make_engine, session.debug.stack._get
 
     def interrupted_make(*given: Any) -> Any:
         made = make(*given)
@@ -73,7 +73,7 @@ def test_an_interrupt_while_an_engine_is_started_again_leaves_it_to_the_next_cal
     kill(of_engine(session, 0))
     with monkeypatch.context() as patch:
         patch.setattr(recovery, "make_engine", interrupted_make)
-        patch.setattr(session._running, "_get", interrupted_get)
+        patch.setattr(session.debug.stack, "_get", interrupted_get)
         with pytest.raises(KeyboardInterrupt):
             session.sync()
     assert len(session.generate()) == 128
@@ -89,11 +89,11 @@ def test_a_generate_whose_engine_dies_is_finished_with_the_same_responses(
     session: RLSession, part: str, at_once: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kit.rollout.sampler.SHORT", 1e9 if at_once else 0.0)
-    prompting = session._prompting
+    prompting = session.debug.sampler
     monkeypatch.setattr(prompting, "max_response_len", 400)
     monkeypatch.setattr(prompting, "config", prompting.config.replace("rollout.temperature", 50.0))
-    rows = session._stream.next(16)
-    ask: Any = (session._running, rows, 2, 50.0, "a seed", 0)
+    rows = session.debug.state.stream.next(16)
+    ask: Any = (session.debug.stack, rows, 2, 50.0, "a seed", 0)
     expected = prompting.generate(*ask)
     timer = later(of_engine(session, 0, PARTS[part]))
     found = prompting.generate(*ask)
@@ -106,7 +106,7 @@ def test_a_generate_whose_engine_dies_is_finished_with_the_same_responses(
 def test_a_step_whose_engine_dies_learns_what_it_would_have_learned(session: RLSession) -> None:
     session.step()
     expected = digests(session)
-    for engine in range(session._running.replicas):
+    for engine in range(session.debug.stack.replicas):
         kill(of_engine(session, engine))
     session.step()
     assert session.step_count == 2
@@ -119,7 +119,7 @@ def test_a_trainer_that_died_is_told_and_a_checkpoint_continues(
     session.train(1, show=False)
     saved = session.save(tmp_path / "one")
     batch = session.advantages(session.score(session.generate()))
-    stack = session._running.cluster
+    stack = session.debug.stack.cluster
     kill(of_trainer(session))
     for call in (lambda: session.update(batch), session.sync, session.step, session.save):
         with pytest.raises(StackError, match=r"trainer.*died(.|\n)*RLSession\.load"):
@@ -162,7 +162,7 @@ def test_when_ray_dies_it_is_told_the_notebook_lives_and_a_checkpoint_continues(
     session: RLSession, tmp_path: Path, process: str, moment: str
 ) -> None:
     saved = session.save(tmp_path / "none")
-    stack = session._running.cluster
+    stack = session.debug.stack.cluster
     which = ["first process", "control service", "raylet"].index(process)
     victim = of_head(session, which)
     timer = later(victim) if moment == "busy" else None

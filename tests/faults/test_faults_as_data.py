@@ -116,7 +116,7 @@ def test_a_metrics_file_that_cannot_be_written_stops_no_training(
 ) -> None:
     blocked = tmp_path / "a file, where a folder should be"
     blocked.write_text("")
-    monkeypatch.setattr(session, "_recorder", Recorder(blocked))
+    monkeypatch.setattr(session.debug.tracker, "recorder", Recorder(blocked))
     with pytest.warns(RuntimeWarning, match="cannot be written"):
         report = session.train(2, show=False)
     assert len(report) == len(session.history) == session.step_count == 2

@@ -39,7 +39,7 @@ VERBS: dict[str, Callable[[RLSession], Any]] = {
 @pytest.fixture
 def rambling(session: RLSession) -> Iterator[RLSession]:
     """Responses that are long and seldom end by themselves."""
-    prompting = session._prompting
+    prompting = session.debug.sampler
     before = prompting.config, prompting.max_response_len
     prompting.config = prompting.config.replace("rollout.temperature", 50.0)
     prompting.max_response_len = 480
@@ -51,7 +51,7 @@ def test_an_interrupted_generate_keeps_what_is_written_and_the_next_one_works_at
     rambling: RLSession,
 ) -> None:
     for after in (0.5, 1.0, 2.0, 4.0, 0.3, 0.7, 1.5, 3.0):  # a busy machine is now early, now late
-        place = rambling._stream.state()
+        place = rambling.debug.state.stream.state()
         came = interrupted(rambling.generate, after)
         kept = rambling.last_rollout
         if came and kept and any(begun(s) for s in kept):
@@ -61,8 +61,8 @@ def test_an_interrupted_generate_keeps_what_is_written_and_the_next_one_works_at
     assert {s.status for s in kept} <= {Status.COMPLETED, Status.ABORTED, Status.TRUNCATED}
     assert any(begun(s) for s in kept)
     assert all(len(s.rollout_log_probs or []) == s.response_length for s in kept)
-    assert rambling._stream.state() == place  # the same prompts come next
-    rambling._prompting.max_response_len = 8
+    assert rambling.debug.state.stream.state() == place  # the same prompts come next
+    rambling.debug.sampler.max_response_len = 8
     assert len(rambling.generate()) == 128
     assert not any(engine_requests(rambling))
 
@@ -74,14 +74,14 @@ def begun(sample: Sample) -> bool:
 
 def engine_requests(session: RLSession) -> list[int]:
     """Requests that each engine has not answered."""
-    stack = session._running
+    stack = session.debug.stack
     found: list[int] = stack._get([e.unanswered.remote() for e in stack._engines], "unanswered")
     return found
 
 
 def test_an_interrupt_and_another_one_at_once_leave_nothing_running(rambling: RLSession) -> None:
     assert any(interrupted(rambling.generate, after, again=0.02) for after in (0.4, 0.2, 0.1))
-    rambling._prompting.max_response_len = 8
+    rambling.debug.sampler.max_response_len = 8
     assert len(rambling.generate()) == 128
     assert not any(engine_requests(rambling))
 
@@ -142,11 +142,11 @@ def test_an_interrupted_verb_changes_nothing_and_works_when_called_again(
     begin = time.perf_counter()
     call(session)
     seconds = time.perf_counter() - begin
-    before, place = digests(session), session._stream.state()
+    before, place = digests(session), session.debug.state.stream.state()
     for _ in range(1 if verb.startswith("check") else 4):
         interrupted(lambda: call(session), draw.uniform(0, 1) * seconds, again=0.01)
         assert digests(session) == before
-        assert (session.step_count, session._stream.state()) == (1, place)
+        assert (session.step_count, session.debug.state.stream.state()) == (1, place)
     call(session)
     session.sync(verify=True)
     assert session.engine_version == 1
@@ -225,8 +225,8 @@ def test_an_interrupt_during_close_is_raised_when_everything_has_ended(session: 
         def close(self) -> None:
             signal.raise_signal(signal.SIGINT)
 
-    cluster = session._running.cluster
-    session._loggers = Logger()  # type: ignore[assignment]
+    cluster = session.debug.stack.cluster
+    session.debug.tracker.loggers = Logger()  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         session.close()
     assert_gone(cluster.entry.head, str(cluster.directory), seconds=0)

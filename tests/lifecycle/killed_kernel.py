@@ -45,7 +45,7 @@ def arm(session: RLSession) -> None:
     """From now on it dies at its moment."""
     global armed
     armed = True
-    stack = session._running
+    stack = session.debug.stack
     if moment == "update":
         update = stack.update
 
@@ -60,7 +60,7 @@ def arm(session: RLSession) -> None:
         threading.Timer(0.05, die).start()
     if moment == "engine":  # both of them, a whole engine and a scheduler
         doomed = [of_engine(session, 0), of_engine(session, 1, SCHEDULER)]
-        session._running.watch.close()
+        session.debug.stack.watch.close()
         for process in doomed:
             kill(process)
         die()
@@ -96,8 +96,8 @@ def told(session: RLSession) -> dict[str, Any]:
         "step": session.step_count,
         "synced": session.engine_version == session.weight_version,
         "history": rows,
-        "weights": session._running.probe("checksums"),
-        "data": session._stream.state(),
+        "weights": session.debug.stack.probe("checksums"),
+        "data": session.debug.state.stream.state(),
         "last": [sample.response for sample in last or ()],
     }
 

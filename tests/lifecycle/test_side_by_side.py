@@ -30,7 +30,7 @@ SESSION = """
 from kit import RLSession, SessionConfig
 session = RLSession.start(SessionConfig.preset("tiny"))
 session.step()
-cluster = session._running.cluster
+cluster = session.debug.stack.cluster
 print(session.config.name, cluster._head.pid, cluster.directory, flush=True)
 input()
 """
@@ -58,7 +58,7 @@ def notebook(code: str = SESSION) -> Iterator[tuple[subprocess.Popen[str], list[
 def test_two_notebooks_run_the_same_preset_under_names_of_their_own_and_one_is_stopped_by_name(
     session: RLSession,
 ) -> None:
-    own = session._running.cluster
+    own = session.debug.stack.cluster
     with notebook() as (process, (name, head, directory)):
         assert (session.config.name, name) == ("tiny", "tiny-2")
         listed = {each.name: each.driver for each in RLSession.sessions().sessions}
@@ -83,7 +83,7 @@ def own_tmp(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_what_killed_heads_leave_is_found_and_stopped_and_nothing_else_is(
     session: RLSession,
 ) -> None:
-    own = session._running.cluster
+    own = session.debug.stack.cluster
     with notebook() as (process, (_, head, directory)):
         process.kill()
         process.wait()
@@ -104,7 +104,7 @@ def test_there_is_nothing_to_stop_under_a_name_that_nobody_has(session: RLSessio
 
 
 def test_a_name_of_ones_own_is_refused_while_another_session_has_it(session: RLSession) -> None:
-    cluster = session._running.cluster
+    cluster = session.debug.stack.cluster
     cluster.ready(300, name="mine")
     try:
         code = "RLSession.start(SessionConfig.preset('tiny').replace('name', 'mine'))"
@@ -127,10 +127,10 @@ def test_a_name_of_ones_own_is_refused_while_another_session_has_it(session: RLS
 
 def start_beside(session: RLSession, theirs: float | None, ours: float | None) -> None:
     """What a start on the GPU does that this session would hold with so many GiB."""
-    entry = replace(session._running.cluster.entry, device="cuda", device_gib=theirs)
+    entry = replace(session.debug.stack.cluster.entry, device="cuda", device_gib=theirs)
     settings: dict[str, Any] = {"memory": {"device_gib": ours}}
     config = SessionConfig(name="second", **settings)
-    stack = Stack(config, find(config.model), "cuda", 8, session._running.plan)
+    stack = Stack(config, find(config.model), "cuda", 8, session.debug.stack.plan)
     acquire._make_room(stack, [(entry, lease.state_of(entry.folder))], set())
 
 

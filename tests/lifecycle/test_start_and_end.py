@@ -161,7 +161,7 @@ def test_a_session_of_many_parts_trains_and_ends(tmp_path: Path) -> None:
         assert "checksums of 34 parameters: 0 differ" in deep.evidence
         assert session.evaluate().prompts == 4
         saved = session.save(tmp_path / "two-trainers")
-        stack = session._running.cluster.directory
+        stack = session.debug.stack.cluster.directory
         assert set(seen) <= {row["label"] for row in rows}
     assert not stack.exists()
     with pytest.raises(SessionError, match="closed"):
@@ -196,7 +196,7 @@ def test_no_process_outlives_its_session_and_its_shared_memory_has_no_names_to_b
         from kit import SessionConfig
         session = RLSession.start(SessionConfig.preset("tiny").replace("stack.lease", 1))
         from tests.processes import named_memory
-        cluster = session._running.cluster
+        cluster = session.debug.stack.cluster
         print("MEMORY", *(f for p in cluster.processes() for f in named_memory(p.pid)))
         print("STACK", cluster.directory, cluster._head.pid)
         import sys; sys.stdout.flush()

@@ -55,8 +55,8 @@ def begin(session: RLSession) -> Iterator[Callable[..., Training]]:
     made: list[tuple[Training, Gate | None]] = []
 
     def start(steps: int, gate: Gate | None = None, run: bool = True) -> Training:
-        training = Training(session, steps, gate)
-        session._turns.training = training
+        training = Training(session.debug, session.step, steps, gate)
+        session.debug.lock.training = training
         made.append((training, gate))
         if run:
             training.resume()
@@ -67,7 +67,7 @@ def begin(session: RLSession) -> Iterator[Callable[..., Training]]:
         if gate:
             gate.open(1000)
         assert training.close(PATIENCE)
-    session._turns.training = None
+    session.debug.lock.training = None
 
 
 def in_a_step(begin: Callable[..., Training], steps: int) -> tuple[Training, Gate]:
@@ -191,7 +191,7 @@ def test_a_stop_ends_it_and_keeps_what_is_done(
 
 
 def test_a_training_stops_where_until_says(session: RLSession) -> None:
-    training = Training(session, 5, lambda step: step.step == 1)
+    training = Training(session.debug, session.step, 5, lambda step: step.step == 1)
     training.resume()
     report = training.wait()
     assert len(report) == 2
@@ -205,7 +205,7 @@ def test_what_is_raised_in_a_step_is_raised_from_wait(
     def fail(step: StepReport) -> bool:
         raise error
 
-    training = Training(session, 5, fail)
+    training = Training(session.debug, session.step, 5, fail)
     training.resume()
     with pytest.raises(type(error)):
         training.wait()
@@ -218,14 +218,14 @@ def test_a_reward_that_fails_for_all_ends_training_with_its_own_message(session:
     def broken(sample: Sample) -> float:
         raise KeyError("answer")
 
-    before, session._reward = session._reward, broken
+    before, session.debug.reward = session.debug.reward, broken
     try:
-        training = Training(session, 5)
+        training = Training(session.debug, session.step, 5)
         training.resume()
         with pytest.raises(KitError, match="answer"):
             training.wait()
     finally:
-        session._reward = before
+        session.debug.reward = before
     assert "No group of this rollout could be trained on" in training.status.error
 
 
@@ -233,8 +233,8 @@ def test_a_verb_called_by_a_step_is_part_of_it(session: RLSession) -> None:
     def until(step: StepReport) -> bool:
         return bool(session.generate(["1+1="], n_samples_per_prompt=1))
 
-    training = Training(session, 5, until)
-    session._turns.training = training
+    training = Training(session.debug, session.step, 5, until)
+    session.debug.lock.training = training
     training.resume()
     assert len(training.wait()) == 1
 
@@ -269,7 +269,7 @@ def test_an_interrupt_after_the_update_keeps_the_step_it_belongs_to(
             patch.setattr(session, "config", session.config.replace("evaluation.interval", 1))
             patch.setattr(type(session), "evaluate", press)
         else:
-            patch.setattr(step, "_save_where_due", press)
+            patch.setattr(step, "save_where_due", press)
         report = session.train(3, show=False)
     assert [step.step for step in report] == [before]
     assert (session.step_count, len(session.history)) == (before + 1, rows + 1)
@@ -280,7 +280,7 @@ def test_an_interrupt_after_the_update_keeps_the_step_it_belongs_to(
 
 def test_waiting_for_a_training_that_has_not_begun_is_refused(session: RLSession) -> None:
     with pytest.raises(SessionError, match=r"resume\(\)"):
-        Training(session, 3).wait()
+        Training(session.debug, session.step, 3).wait()
 
 
 def test_a_script_trains_to_the_end_before_it_goes_on(session: RLSession) -> None:
@@ -295,7 +295,7 @@ def test_a_dashboard_shows_the_training_under_way_or_one_that_can_be_begun(
     gate = Gate()
     under_way = begin(2, gate)
     gate.await_step()
-    assert dashboard(session, None) is under_way
+    assert dashboard(session.debug, session.step, None) is under_way
     gate.open(2)
     under_way.wait()
     fresh = session.dashboard(4)
@@ -320,12 +320,12 @@ def test_a_training_that_is_half_done_is_not_replaced_in_silence(
 
 def test_closing_a_session_in_the_middle_of_a_step_ends_its_training(session: RLSession) -> None:
     """Last in this file: the next test that needs a session starts another one."""
-    session._prompting.max_response_len = 480
+    session.debug.sampler.max_response_len = 480
     session.config = session.config.replace("rollout.temperature", 50.0).replace(
         "training.n_samples_per_prompt", 128
     )
-    training = Training(session, 100)
-    session._turns.training = training
+    training = Training(session.debug, session.step, 100)
+    session.debug.lock.training = training
     training.resume()
     await_state(training, "running")
     session.close()

@@ -42,7 +42,7 @@ def _nothing_left() -> Iterator[None]:
 def seen(session: RLSession) -> tuple[Any, Any, Any]:
     """Responses, log-probs, metrics and weights of four steps."""
     steps = session.train(4, show=False).steps
-    return *responses_and_metrics(steps), session._running.probe("checksums")
+    return *responses_and_metrics(steps), session.debug.stack.probe("checksums")
 
 
 def test_a_warm_start_is_bit_for_bit_a_cold_one_whatever_was_trained_in_between() -> None:
@@ -51,12 +51,12 @@ def test_a_warm_start_is_bit_for_bit_a_cold_one_whatever_was_trained_in_between(
         cold = seen(session)
         session.close(keep_warm=True)
     with RLSession.start(OTHER) as session:
-        assert session._running.cluster.entry.stack == cold_entry.stack
+        assert session.debug.stack.cluster.entry.stack == cold_entry.stack
         assert session.train(2, show=False).steps[0].metrics["train/value_loss"] > 0
         assert session.check_mismatch().mean_abs_diff > 0  # by the disturbance
         session.close(keep_warm=True)
     with RLSession.start(MOVING) as session:
-        assert session._running.cluster.entry.stack == cold_entry.stack
+        assert session.debug.stack.cluster.entry.stack == cold_entry.stack
         assert (session.step_count, session.engine_version, session.history) == (0, 0, [])
         assert session.check().healthy
         warm = seen(session)
@@ -66,10 +66,10 @@ def test_a_warm_start_is_bit_for_bit_a_cold_one_whatever_was_trained_in_between(
 
 def test_other_engine_settings_start_a_stack_of_their_own() -> None:
     with RLSession.start(TINY) as session:
-        entry = session._running.cluster.entry
+        entry = session.debug.stack.cluster.entry
         session.close(keep_warm=True)
     with RLSession.start(TINY.replace("engine.replicas", 1)) as session:
-        assert session._running.cluster.entry.stack != entry.stack
+        assert session.debug.stack.cluster.entry.stack != entry.stack
         assert session.config.name == "tiny"  # a warm stack holds no name
         session.close(keep_warm=True)  # for the next test
     assert entry.alive
@@ -82,7 +82,7 @@ def test_a_stack_is_left_warm_where_the_configuration_says_so_and_ends_when_its_
 ):
     one = TINY.replace("engine.replicas", 1)
     session = RLSession.start(one.replace("stack.keep_warm", 30))
-    entry = session._running.cluster.entry
+    entry = session.debug.stack.cluster.entry
     session.close()
     state = lease.state_of(entry.folder)
     assert state is not None
@@ -90,7 +90,7 @@ def test_a_stack_is_left_warm_where_the_configuration_says_so_and_ends_when_its_
     assert 0 < state["ends_in"] <= 30
     assert "○ warm" in str(RLSession.sessions())
     with RLSession.start(one.replace("stack.keep_warm", 0.01)) as again:
-        assert again._running.cluster.entry.stack == entry.stack
+        assert again.debug.stack.cluster.entry.stack == entry.stack
     assert_gone(entry.head, entry.directory)
     assert registry.living() == []
 
@@ -98,7 +98,7 @@ def test_a_stack_is_left_warm_where_the_configuration_says_so_and_ends_when_its_
 def test_notebooks_of_one_call_share_a_stack_and_leave_nothing(tmp_path: Path) -> None:
     code = (
         "from kit import RLSession\nsession = RLSession.start('tiny')\n"
-        "print('STACK', session._running.cluster.stack)\nsession.step()\n"
+        "print('STACK', session.debug.stack.cluster.stack)\nsession.step()\n"
     )
     for name, end in (("closes", "session.close()"), ("forgets", ""), ("fails", "1 / 0")):
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code + end)])

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kit.data.buffer import Group, RolloutBuffer, unfinished
 from kit.errors import DataError
-from kit.rollout.collector import Buffer, Group, unfinished
 from kit.samples import Sample, Status
 
 
@@ -34,7 +34,7 @@ def group(number: int, size: int = 2) -> Group:
 def test_what_waited_longest_is_taken_first_and_nothing_is_lost(
     moves: list[int | tuple[int, ...]],
 ) -> None:
-    buffer, waiting = Buffer(), list[Group]()
+    buffer, waiting = RolloutBuffer(), list[Group]()
     for move in moves:
         if isinstance(move, int):
             assert buffer.take(move) == waiting[:move]
@@ -47,8 +47,8 @@ def test_what_waited_longest_is_taken_first_and_nothing_is_lost(
 
 
 def test_a_state_holds_everything_through_json() -> None:
-    buffer = Buffer([group(4), group(1, size=3)])
-    again = Buffer([group(9)])
+    buffer = RolloutBuffer([group(4), group(1, size=3)])
+    again = RolloutBuffer([group(9)])
     again.load_state(json.loads(json.dumps(buffer.state())))
     assert again.take(9) == [group(4), group(1, size=3)]
     assert len(buffer) == 2
@@ -56,7 +56,7 @@ def test_a_state_holds_everything_through_json() -> None:
 
 @pytest.mark.parametrize("state", [7, [3], [[{"rewrad": 1}]], [[{"status": "lost"}]], ["ab"]])
 def test_a_damaged_state_is_refused_and_changes_nothing(state: object) -> None:
-    buffer = Buffer([group(4)])
+    buffer = RolloutBuffer([group(4)])
     with pytest.raises(DataError):
         buffer.load_state(state)  # type: ignore[arg-type]
     assert buffer.take(9) == [group(4)]

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from kit import RLSession, Sample, SessionConfig, Status
+from kit.data.buffer import unfinished
 from kit.data.prompts import PromptRow, PromptSet
 from kit.data.stream import PromptStream
 from kit.errors import ConfigError, DataError, RewardError, SessionError
-from kit.rollout.collector import unfinished
 from tests.policies import (
     SURPLUS,
     luck,
@@ -92,11 +92,11 @@ def test_prompts_that_teach_nothing_end_in_an_error_after_the_configured_rounds(
     policies: Callable[..., RLSession],
 ) -> None:
     session = policies(dynamic_sampling=True, dynamic_sampling_max_rounds=3)
-    before = session._stream.state()["position"]
+    before = session.debug.state.stream.state()["position"]
     with pytest.raises(SessionError, match=r"raise rollout\.dynamic_sampling_max_rounds") as caught:
         session.collect(reward=lambda sample: 1.0)
     assert "48 of 48 groups had equal rewards" in str(caught.value)
-    assert session._stream.state()["position"] == before + 3 * 16
+    assert session.debug.state.stream.state()["position"] == before + 3 * 16
 
 
 def test_a_failed_reward_is_not_hidden_by_drawing_again(policies: Callable[..., RLSession]) -> None:
@@ -120,7 +120,7 @@ def test_a_failed_reward_is_not_hidden_by_drawing_again(policies: Callable[..., 
 @pytest.fixture
 def in_parts(session: RLSession, rambling: None) -> Iterator[RLSession]:
     """The running session; its next rollout takes long, and is handed over in parts."""
-    prompting = session._prompting
+    prompting = session.debug.sampler
     prompting.max_response_len, before = 480, prompting.max_response_len
     prompting.last_stream = None
     yield session
@@ -138,13 +138,13 @@ def test_scoring_while_others_are_written_changes_nothing_but_the_time(
         session = reseeded(5)
         if at_once:
             session.generate(["12+34="], n_samples_per_prompt=1, temperature=0)
-            assert session._prompting.last_stream
+            assert session.debug.sampler.last_stream
             session = reseeded(5)
             rollouts.append(session.score(session.generate(), luck))
         else:
-            session._prompting.last_stream = None
+            session.debug.sampler.last_stream = None
             rollouts.append(session.collect(luck))
-        positions.append(session._stream.state())
+        positions.append(session.debug.state.stream.state())
     assert rollouts[0].samples == rollouts[1].samples
     assert rollouts[0].metrics == rollouts[1].metrics
     assert positions[0] == positions[1]
@@ -157,12 +157,12 @@ def test_the_first_responses_are_scored_before_the_last_are_written(in_parts: RL
 
     def stops_the_others(sample: Sample) -> float:
         if not calls:
-            in_parts._running.abort()
+            in_parts.debug.stack.abort()
         calls.append(sample)
         return 1.0
 
     for _ in range(50):  # on a busy machine this process may be too late to stop any
-        in_parts._prompting.last_stream = None
+        in_parts.debug.sampler.last_stream = None
         calls.clear()
         rollout = in_parts.collect(stops_the_others)
         aborted = [s for s in rollout if s.status is Status.ABORTED]
@@ -244,23 +244,23 @@ def test_an_interrupt_keeps_what_is_written_and_scored(in_parts: RLSession, kind
 def test_a_reward_that_cannot_be_called_is_refused_before_anything_is_drawn(
     session: RLSession,
 ) -> None:
-    before = session._stream.state()
+    before = session.debug.state.stream.state()
     with pytest.raises(RewardError, match="called with one argument"):
         session.collect(lambda: 1.0)
-    assert session._stream.state() == before
+    assert session.debug.state.stream.state() == before
 
 
 def test_the_next_prompts_are_tokens_already_when_it_is_their_turn(session: RLSession) -> None:
-    session._prompting.rendered.clear()
+    session.debug.sampler.rendered.clear()
     session.collect()
-    tokens = session._prompting.rendered
-    assert {repr(row.prompt) for row in session._stream.next(16)} <= set(tokens)
+    tokens = session.debug.sampler.rendered
+    assert {repr(row.prompt) for row in session.debug.state.stream.next(16)} <= set(tokens)
 
 
 def test_a_prompt_that_is_too_long_is_told_when_it_is_its_turn(session: RLSession) -> None:
     rows = [PromptRow("12+34=", "46", {}, n) for n in range(1, 17)]
     rows.append(PromptRow("9" * 600, "1", {}, 17))
-    session._stream = PromptStream(PromptSet("sums", rows), shuffle=False)
+    session.debug.state.stream = PromptStream(PromptSet("sums", rows), shuffle=False)
     assert len(session.collect()) == 128
     with pytest.raises(DataError, match="Row 17"):
         session.collect()
@@ -274,7 +274,7 @@ def test_over_sampling_returns_whole_groups_and_stops_the_rest(
 ) -> None:
     session = policies(over_sampling_batch_size=48)
     for _ in range(5):  # where this process had no turn for long, all groups are finished at once
-        before = session._stream.state()["position"]
+        before = session.debug.state.stream.state()["position"]
         rollout = session.generate()
         if rollout.metrics["rollout/aborted"]:
             break
@@ -284,8 +284,8 @@ def test_over_sampling_returns_whole_groups_and_stops_the_rest(
     assert [s.index for s in rollout] == list(range(128))
     assert rollout.metrics["rollout/aborted"] > 0
     assert rollout.new_tokens > sum(s.response_length for s in rollout)
-    assert session._stream.state()["position"] == before + 48
-    assert len(session._buffer) == 0
+    assert session.debug.state.stream.state()["position"] == before + 48
+    assert len(session.debug.state.buffer) == 0
     assert session.update(session.advantages(session.score(rollout))).samples == 128
 
 

@@ -12,8 +12,9 @@ import pytest
 
 from kit import RLSession, Rollout, Sample, Status
 from kit.checkpoint import checkpoint
+from kit.data.buffer import Group, unfinished
 from kit.errors import CheckpointError, RewardError
-from kit.rollout.collector import Collection, Group, unfinished
+from kit.rollout.collector import GroupSelection
 from tests.faults.interrupts import interrupted
 from tests.policies import (
     LONGEST,
@@ -30,8 +31,8 @@ __all__ = ["policies", "rambling"]  # fixtures
 
 def begun(session: RLSession) -> list[Sample]:
     """What waits in the buffer with tokens, but without an end."""
-    waiting = session._buffer.take(99)
-    session._buffer.put(waiting)
+    waiting = session.debug.state.buffer.take(99)
+    session.debug.state.buffer.put(waiting)
     return [s for group in waiting for s in group if unfinished(s) and s.response_length]
 
 
@@ -50,7 +51,9 @@ def test_aborted_responses_go_on_where_they_were_stopped_with_newer_weights(
     session = policies(**SURPLUS)
     trained, old = until_begun(session, session.generate)
     assert all(s.status is Status.ABORTED and s.weight_versions == [0] for s in old)
-    assert len(session._buffer) == trained.metrics["rollout/partial/buffered_groups"] == 20
+    assert (
+        len(session.debug.state.buffer) == trained.metrics["rollout/partial/buffered_groups"] == 20
+    )
     assert "waiting to be continued: 20" in repr(session)
     session.update(session.advantages(session.score(trained, reward=luck)))
     session.sync()
@@ -91,8 +94,8 @@ def test_every_prompt_that_was_drawn_is_answered_once_or_waits(
     shown: list[str] = []
     for _ in range(5):
         shown += [group[0].prompt_text for group in session.generate().groups()]
-    waiting = [group[0].prompt_text for group in session._buffer.take(99)]
-    drawn = session._stream.state()["position"]
+    waiting = [group[0].prompt_text for group in session.debug.state.buffer.take(99)]
+    drawn = session.debug.state.stream.state()["position"]
     assert len({*shown, *waiting}) == len(shown) + len(waiting) == drawn
 
 
@@ -156,10 +159,10 @@ def test_tokens_of_older_weights_are_masked_where_it_is_asked_for(
 
 def test_what_the_mask_would_empty_is_written_anew(policies: Callable[..., RLSession]) -> None:
     session = policies(**SURPLUS, mask_offpolicy_in_partial_rollout=True)
-    waiting = session._prompting.generate(
-        session._running, session._stream.next(4), 4, None, "waiting", 0
+    waiting = session.debug.sampler.generate(
+        session.debug.stack, session.debug.state.stream.next(4), 4, None, "waiting", 0
     )
-    session._buffer.put(map(tuple, waiting.groups()))
+    session.debug.state.buffer.put(map(tuple, waiting.groups()))
     session.update(session.advantages(session.score(waiting, reward=luck)))
     session.sync()
     rollout = generate_until(session, lambda s: s.prompt == waiting[0].prompt)[-1]
@@ -173,15 +176,15 @@ def test_a_checkpoint_holds_the_buffer_and_training_goes_on_with_it(
 ) -> None:
     session = policies(**SURPLUS)
     _, waiting = until_begun(session, session.step)
-    groups = session._buffer.state()
+    groups = session.debug.state.buffer.state()
     path = session.save(tmp_path / "one")
     session.train(1, show=False)
-    assert session._buffer.state() != groups
+    assert session.debug.state.buffer.state() != groups
 
     config, state = checkpoint.read(path)
     assert config.rollout.partial_rollout
-    checkpoint.restore(session, session._running, path, state)
-    assert session._buffer.state() == groups
+    checkpoint.restore(session.debug.state, session.debug.stack, path, state)
+    assert session.debug.state.buffer.state() == groups
     rollouts = generate_until(session, went_on)
     assert any(starts_with(s, w) for r in rollouts for s in r if went_on(s) for w in waiting)
     assert session.step().update.applied
@@ -191,7 +194,7 @@ def test_a_checkpoint_holds_the_buffer_and_training_goes_on_with_it(
 def test_metadata_that_json_does_not_know_is_named_when_the_buffer_is_saved(
     session: RLSession, tmp_path: Path
 ) -> None:
-    session._buffer.put([(Sample(metadata={"when": object()}),)])
+    session.debug.state.buffer.put([(Sample(metadata={"when": object()}),)])
     with pytest.raises(CheckpointError, match="metadata of a prompt"):
         session.save(tmp_path / "one")
     assert list(tmp_path.iterdir()) == []
@@ -201,23 +204,23 @@ def test_an_interrupt_loses_nothing_that_was_begun_and_leaves_the_engine_free(
     policies: Callable[..., RLSession],
 ) -> None:
     session = policies(**SURPLUS)
-    prompting = session._prompting
+    prompting = session.debug.sampler
     before = prompting.config, prompting.max_response_len
     prompting.config = prompting.config.replace("rollout.temperature", 50.0)
     prompting.max_response_len = 480
     try:
         for after in (0.3, 0.7, 1.5, 3.0, 0.5, 1.0, 2.0):  # a busy machine is now early, now late
-            session._buffer.take(99)
-            begin, finished = session._stream.state()["position"], list[Rollout]()
+            session.debug.state.buffer.take(99)
+            begin, finished = session.debug.state.stream.state()["position"], list[Rollout]()
             assert interrupted(lambda done=finished: generate_on(session, done), after)
             if begun(session):
                 break
     finally:
         prompting.config, prompting.max_response_len = before
     assert begun(session)
-    drawn = session._stream.state()["position"] - begin
+    drawn = session.debug.state.stream.state()["position"] - begin
     # The last one may have been done, and not yet kept here.
-    assert drawn - len(session._buffer) - 4 * len(finished) in (0, 4)
+    assert drawn - len(session.debug.state.buffer) - 4 * len(finished) in (0, 4)
     assert session.check_mismatch(session.generate(["1+1="])).verdict == "pass"
 
 
@@ -236,11 +239,11 @@ def test_a_reward_function_that_is_wrong_loses_nothing_that_was_generated(
 
     with pytest.raises(RewardError):
         session.collect(reward=short)
-    assert len(session._buffer) == 24
-    finished = [g for g in session._buffer.take(24) if not any(map(unfinished, g))]
+    assert len(session.debug.state.buffer) == 24
+    finished = [g for g in session.debug.state.buffer.take(24) if not any(map(unfinished, g))]
     assert finished
     assert all(s.reward is None for group in finished for s in group)
-    session._buffer.put(finished)
+    session.debug.state.buffer.put(finished)
     assert len(session.collect(reward=luck).groups()) == 4
 
 
@@ -248,37 +251,37 @@ def test_finished_groups_that_wait_are_taken_before_anything_new_is_drawn(
     policies: Callable[..., RLSession],
 ) -> None:
     session = policies(**SURPLUS)
-    waiting = session._prompting.generate(
-        session._running, session._stream.next(4), 4, None, "waiting", 0
+    waiting = session.debug.sampler.generate(
+        session.debug.stack, session.debug.state.stream.next(4), 4, None, "waiting", 0
     )
-    session._buffer.put(map(tuple, waiting.groups()))
-    before = session._stream.state()
+    session.debug.state.buffer.put(map(tuple, waiting.groups()))
+    before = session.debug.state.stream.state()
     rollout = session.generate()
     assert [s.response for s in rollout] == [s.response for s in waiting]
     assert rollout.new_tokens == 0
-    assert session._stream.state() == before
-    assert len(session._buffer) == 0
+    assert session.debug.state.stream.state() == before
+    assert len(session.debug.state.buffer) == 0
 
 
 def test_an_interrupt_between_buffer_and_engine_loses_no_group(
     policies: Callable[..., RLSession], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = policies(**SURPLUS)
-    prompting, rows = session._prompting, session._stream.next(4)
-    waiting = prompting.generate(session._running, rows, 4, None, "waiting", 0)
-    session._buffer.put(map(tuple, waiting.groups()))
-    worth, pressed = Collection._worth, list[int]()
+    prompting, rows = session.debug.sampler, session.debug.state.stream.next(4)
+    waiting = prompting.generate(session.debug.stack, rows, 4, None, "waiting", 0)
+    session.debug.state.buffer.put(map(tuple, waiting.groups()))
+    reset, pressed = GroupSelection.reset_if_masked, list[int]()
 
-    def press(self: Collection, group: Group) -> Group:
+    def press(self: GroupSelection, group: Group) -> Group:
         if not pressed:
             pressed.append(1)
             signal.raise_signal(signal.SIGINT)
-        return worth(self, group)
+        return reset(self, group)
 
-    monkeypatch.setattr(Collection, "_worth", press)
+    monkeypatch.setattr(GroupSelection, "reset_if_masked", press)
     with pytest.raises(KeyboardInterrupt):
         session.generate()
-    assert len(session._buffer) == 4
+    assert len(session.debug.state.buffer) == 4
     assert [s.response for s in session.generate()] == [s.response for s in waiting]
 
 
@@ -286,7 +289,7 @@ def test_all_policies_together_train(
     policies: Callable[..., RLSession], rambling: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = policies(**SURPLUS, dynamic_sampling=True, mask_offpolicy_in_partial_rollout=True)
-    monkeypatch.setattr(session, "_reward", luck)
+    monkeypatch.setattr(session.debug, "reward", luck)
     session.config = session.config.replace("mismatch.interval", 1)
     for step in session.train(3, show=False):
         assert len(step.rollout.groups()) == 4

@@ -82,7 +82,7 @@ def test_steps_that_are_undone_leave_the_metrics_of_a_run(
     session: RLSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder(tmp_path)
-    monkeypatch.setattr(session, "_recorder", recorder)
+    monkeypatch.setattr(session.debug.tracker, "recorder", recorder)
     session.train(2, show=False)
     session.snapshot("two")
     session.train(2, show=False)

@@ -103,7 +103,7 @@ STARTS = """\
 from kit import RLSession
 
 session = RLSession.start("tiny")
-print(session.config.seed, session.config.data.source, session._running.cluster.stack)
+print(session.config.seed, session.config.data.source, session.debug.stack.cluster.stack)
 session.close()
 """
 

@@ -80,7 +80,7 @@ def test_two_trainers_learn_what_one_learns(two: Two, of_one: list[dict[str, flo
 
 
 def test_each_trainer_and_each_engine_is_a_process_of_its_own(two: Two) -> None:
-    stack = two[0]._running
+    stack = two[0].debug.stack
     pids = [p for answer in stack.ask_trainers("processes") for p in answer]
     pids += [answer[0] for answer in stack.ask_engines("processes")]
     assert len(set(pids)) == 4
@@ -145,7 +145,7 @@ def test_a_rank_that_dies_is_told_and_takes_the_other_with_it(two: Two) -> None:
     """The last one of this module: it ends the session."""
     session, _ = two
     batch = large(session.advantages(session.score(session.generate())))
-    stack = session._running
+    stack = session.debug.stack
     members = [p for p in stack.watch._parts[TRAINER] if p]
     timer = threading.Timer(0.3, of_trainer(session).kill)
     timer.start()

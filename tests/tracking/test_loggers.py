@@ -70,7 +70,7 @@ def test_a_session_logs_to_three_libraries_what_its_own_history_says(
 ) -> None:
     config = SessionConfig(**session.config.model_dump() | {"logging": ALL})
     loggers = start(config, tmp_path)
-    monkeypatch.setattr(session, "_loggers", loggers)
+    monkeypatch.setattr(session.debug.tracker, "loggers", loggers)
     session.train(2, show=False)
     accuracy = session.evaluate().accuracy
     assert loggers is not None
@@ -165,7 +165,7 @@ def test_a_folder_that_cannot_be_written_stops_one_logger_and_no_training(
     (tmp_path / "tensorboard").write_text("a file, where a folder should be")
     config = SessionConfig(**session.config.model_dump() | {"logging": ALL})
     loggers = Loggers(config, tmp_path)
-    monkeypatch.setattr(session, "_loggers", loggers)
+    monkeypatch.setattr(session.debug.tracker, "loggers", loggers)
 
     def train() -> None:
         assert len(session.train(2, show=False)) == session.step_count == 2

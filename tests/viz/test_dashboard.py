@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-from kit.lifecycle.lock import Turns
+from kit.checkpoint.state import TrainState
+from kit.config import SessionConfig
+from kit.lifecycle.lock import SessionLock
+from kit.lifecycle.step import Tracker
 from kit.lifecycle.train_loop import Training
 from kit.reports import StepReport, TrainingStatus
 from kit.viz.curves import curve, smooth
@@ -27,19 +30,20 @@ class Steps:
     """As much of a session as a training needs, with steps made by hand."""
 
     def __init__(self) -> None:
-        self._turns = Turns()
-        self._recorder = None
-        self._last_step: StepReport | None = None
-        self.step_count = 0
-        self.history: list[dict[str, float]] = []
+        self.lock = SessionLock()
+        self.tracker = Tracker()
+        self.state = TrainState(SessionConfig())
         self.may = threading.Semaphore(0)
+
+    def end_training(self) -> None:
+        pass
 
     def step(self) -> StepReport:
         assert self.may.acquire(timeout=PATIENCE)
-        report = make_step(self.step_count)
-        self.history.append(report.metrics)
-        self.step_count += 1
-        self._last_step = report
+        report = make_step(self.state.step)
+        self.state.history.append(report.metrics)
+        self.state.step += 1
+        self.state.last_step = report
         return report
 
 
@@ -49,7 +53,7 @@ def steps() -> Steps:
 
 
 def make_dashboard(steps: Steps, total: int = 5) -> Dashboard:
-    return Dashboard(Training(steps, total))  # type: ignore[arg-type]
+    return Dashboard(Training(steps, steps.step, total))  # type: ignore[arg-type]
 
 
 def await_value(widget: Any, name: str, holds: Callable[[Any], bool]) -> None:

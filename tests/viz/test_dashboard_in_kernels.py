@@ -103,7 +103,7 @@ def test_the_widgets_give_way_to_the_picture_at_the_end(kernel: BlockingKernelCl
     from kit.lifecycle.train_loop import Training, show
     from tests.viz.test_dashboard import Steps
     steps = Steps()
-    training = Training(steps, 2)
+    training = Training(steps, steps.step, 2)
     show(training)
     show(training)  # as a cell does that ends in it: nothing is shown twice
     training.resume()

@@ -31,7 +31,7 @@ def test_a_verified_sync_says_how_many_parameters_arrived(session: RLSession) ->
 
 
 def test_a_sync_that_did_not_arrive_is_an_error_that_names_a_parameter(session: RLSession) -> None:
-    stack = session._running
+    stack = session.debug.stack
     stack.sync(session.step_count)
     session.update(session.advantages(session.score(session.generate())))
     with pytest.raises(StackError, match=r"did not reach the engine: .*weight"):
@@ -40,7 +40,7 @@ def test_a_sync_that_did_not_arrive_is_an_error_that_names_a_parameter(session: 
 
 
 def test_both_sides_wake_for_what_comes_next(session: RLSession) -> None:
-    residency = session._running.residency
+    residency = session.debug.stack.residency
     before = session.generate(["12+34="], temperature=0)[0]
     residency.sleep_trainer()
     residency.sleep_engine()
@@ -62,13 +62,13 @@ def test_an_engine_that_let_go_of_its_weights_wakes_with_the_present_ones(
 ) -> None:
     session.update(session.advantages(session.score(session.generate())))
     assert (session.engine_version, session.step_count) == (0, 1)
-    session._running.residency.sleep_engine()
+    session.debug.stack.residency.sleep_engine()
     assert {v for s in session.generate() for v in s.weight_versions} == {1}
     assert session.engine_version == 1
 
 
 def test_a_sync_waits_for_what_is_being_written(session: RLSession) -> None:
-    stack, written = session._running, []
+    stack, written = session.debug.stack, []
     prompts = [[5, 40, 41, 2]] * 600
     sampling = SamplingSettings(temperature=1.0, max_new_tokens=60)
 

@@ -1,10 +1,9 @@
-"""Do trainer and engine give the same log-probabilities to a rollout's tokens, and if not, why?
+"""Whether trainer and engine give the same log-probs to a rollout's tokens, and if not, why.
 
-    compare.py   both sides' numbers, token by token, and the verdict
-    curves.py    quantiles, curves, ratios
-    lab.py       the samples under suspicion, and experiments with engine and trainer
-    probes.py    one experiment for each cause: what was looked at, what was found
-    causes.py    which probes run in which order, and the words for what they find
+    check.py         both sides' numbers, token by token, the verdict, and which probes run
+    curves.py        quantiles, curves, importance ratios
+    experiments.py   the worst samples, and what engine and trainer compute of them again
+    probes.py        one experiment for each cause: what was looked at, what was found
 
 A check that passes costs one pass of the trainer. The probes run when it does not, or when asked.
 """

@@ -1,7 +1,4 @@
-"""From a check that did not pass to its cause: which probes run, in which order.
-
-Both sides' log-probs, token by token, and the verdict on them.
-"""
+"""The log-prob check: both sides token by token, a verdict, and the probes that find the cause."""
 
 from __future__ import annotations
 
@@ -12,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from kit.config import MismatchConfig, SessionConfig
 from kit.diagnostics.mismatch import curves, probes
-from kit.diagnostics.mismatch.experiments import Finding, Lab, suspects
+from kit.diagnostics.mismatch.experiments import Experiments, Finding, worst_samples
+from kit.errors import DataError
 from kit.reports import Cause, MismatchReport, TokenDifference, Verdict
 from kit.samples import Rollout, Sample
 
 if TYPE_CHECKING:
-    from kit.rollout.sampler import Prompting
+    from kit.rollout.sampler import PromptSampler
     from kit.stack.stack import Stack
 
 
@@ -34,33 +32,33 @@ PROBES = (
 """The first that explains the difference ends the search. Cheap ones, and those whose fault would
 spoil the others' results, come first; precision is last, because a little of it is always there."""
 
-
-LURKING: tuple[Cause, ...] = ("stale_weights", "stale_prefix_cache", "dropout")
+LATENT_CAUSES: tuple[Cause, ...] = ("stale_weights", "stale_prefix_cache", "dropout")
 """Causes that can be there while these log-probs agree. The others are differences explained, and
 where there is none there is nothing to explain."""
 
 
 def check(
-    samples: Sequence[Sample],
+    rollout: Rollout,
     *,
     config: SessionConfig,
     stack: Stack,
-    prompting: Prompting,
-    trainer_version: int,
-    engine_version: int,
+    sampler: PromptSampler,
     deep: bool = False,
 ) -> MismatchReport:
     """Compare a rollout's log-probs with the trainer's, and look for the cause of a difference.
 
     Args:
-        samples: with `rollout_log_probs`.
+        rollout: samples without log-probs are left out.
         config: the session's.
         stack: engine and trainer.
-        prompting: tokenizer and prompts.
-        trainer_version: weight version the trainer holds now.
-        engine_version: weight version the engine holds now.
+        sampler: tokenizer and prompts.
         deep: run all probes, whatever the verdict.
+
+    Raises:
+        DataError: no sample has log-probs.
     """
+    if not (samples := comparable(rollout)):
+        raise DataError("The rollout has no tokens with log-probs to compare.")
     lengths = [s.response_length for s in samples]
     trained = stack.by_token([s.tokens for s in samples], lengths, "policy")
     report = compare(
@@ -68,25 +66,25 @@ def check(
         trained,
         config=config.mismatch,
         dtype=stack.dtype,
-        trainer_version=trainer_version,
-        token_text=prompting.token_text,
+        trainer_version=stack.trainer_version,
+        token_text=sampler.token_text,
     )
     if report.verdict == "pass" and not deep:
         return report
-    chosen = suspects(samples, trained)
-    lab = Lab(
+    chosen = worst_samples(samples, trained)
+    lab = Experiments(
         config,
         stack,
-        prompting,
+        sampler,
         report,
-        engine_version,
+        stack.engine_version,
         [samples[i] for i in chosen],
         [trained[i] for i in chosen],
     )
     return explain(lab, deep=deep)
 
 
-def explain(lab: Lab, *, deep: bool) -> MismatchReport:
+def explain(lab: Experiments, *, deep: bool) -> MismatchReport:
     """The report with the cause that the probes found, and what they saw on the way."""
     report = lab.report
     evidence = [f"{len(lab.samples)} samples that differ most were computed again"]
@@ -94,7 +92,11 @@ def explain(lab: Lab, *, deep: bool) -> MismatchReport:
     for probe in (*PROBES, probes.training_mode) if deep else PROBES:
         finding = probe(lab)
         evidence += finding.evidence
-        if finding.kind and not cause and (report.verdict != "pass" or finding.kind in LURKING):
+        if (
+            finding.kind
+            and not cause
+            and (report.verdict != "pass" or finding.kind in LATENT_CAUSES)
+        ):
             cause = finding
             if not deep:
                 break
@@ -124,16 +126,14 @@ def explain(lab: Lab, *, deep: bool) -> MismatchReport:
 THRESHOLDS = {"float32": (1e-5, 1e-3), "bfloat16": (0.02, 0.1)}
 """Mean |trainer - rollout| log-prob above which to warn and to fail, by dtype."""
 
-
 WORST = 8
-
 
 CONTEXT = 6
 """Tokens shown on either side of one of the worst."""
 
 
 def comparable(rollout: Rollout) -> list[Sample]:
-    """Those that have tokens with log-probs; none where an interrupt came before the first."""
+    """Samples that have tokens with log-probs; none where an interrupt came before the first."""
     return [s for s in rollout if s.response_length and s.rollout_log_probs]
 
 
@@ -159,26 +159,16 @@ def compare(
         trainer_version: weight version the trainer holds now.
         token_text: a token id as text, for the list of the worst tokens.
     """
-    found = [
-        (number, TokenDifference(sample.index, place, "", rollout, train))
-        for number, (sample, train_row) in enumerate(zip(samples, train_log_probs, strict=True))
-        for place, (rollout, train, active) in enumerate(
-            zip(sample.rollout_log_probs or [], train_row, sample.mask, strict=False)
-        )
-        if active
-    ]
-    differences = [d for _, d in found]
+    by_token = _token_differences(samples, train_log_probs)
+    differences = [d for _, d in by_token]
     signed = [d.difference for d in differences]
     gaps = [abs(x) for x in signed]
-    mean = curves.mean(gaps)
-    ratios = curves.ratios(signed)
+    mean, ratios = curves.mean(gaps), curves.ratios(signed)
     warn, fail = thresholds(config, dtype)
     versions = tuple(sorted({v for sample in samples for v in sample.weight_versions}))
     stale = any(version != trainer_version for version in versions)
-    verdict = _verdict(mean, warn, fail, stale)
-    if unaligned(samples):
-        verdict = "fail"
-    worst = _worst(samples, found)
+    verdict = "fail" if unaligned(samples) else _verdict(mean, warn, fail, stale)
+    worst = _worst(samples, by_token)
     return MismatchReport(
         verdict=verdict,
         cause=_cause(verdict, versions, trainer_version, dtype),
@@ -201,6 +191,20 @@ def compare(
     )
 
 
+def _token_differences(
+    samples: Sequence[Sample], train_log_probs: Sequence[Sequence[float]]
+) -> list[tuple[int, TokenDifference]]:
+    """(the sample's number, both sides' log-probs) of each token that trains."""
+    return [
+        (number, TokenDifference(sample.index, place, "", rollout, train))
+        for number, (sample, train_row) in enumerate(zip(samples, train_log_probs, strict=True))
+        for place, (rollout, train, active) in enumerate(
+            zip(sample.rollout_log_probs or [], train_row, sample.mask, strict=False)
+        )
+        if active
+    ]
+
+
 def thresholds(config: MismatchConfig, dtype: str) -> tuple[float, float]:
     """Mean |difference| above which to warn and to fail."""
     warn_default, fail_default = THRESHOLDS[dtype]
@@ -215,11 +219,13 @@ def unaligned(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _worst(
-    samples: Sequence[Sample], found: Sequence[tuple[int, TokenDifference]]
+    samples: Sequence[Sample], by_token: Sequence[tuple[int, TokenDifference]]
 ) -> list[tuple[int, TokenDifference]]:
     """The largest differences, of samples that begin alike only the first."""
     worst: dict[tuple[int, ...], tuple[int, TokenDifference]] = {}
-    for number, difference in sorted(found, key=lambda item: -curves.badness(item[1].difference)):
+    for number, difference in sorted(
+        by_token, key=lambda item: -curves.badness(item[1].difference)
+    ):
         sample = samples[number]
         place = len(sample.tokens) - sample.response_length + difference.position
         worst.setdefault(tuple(sample.tokens[: place + 1]), (number, difference))

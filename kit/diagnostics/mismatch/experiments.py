@@ -1,4 +1,4 @@
-"""`Lab`: the samples under suspicion, and what engine and trainer can compute of them again."""
+"""`Experiments`: what engine and trainer compute again of the samples that differ most."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from kit.reports import Cause, MismatchReport
 from kit.samples import Sample
 
 if TYPE_CHECKING:
-    from kit.rollout.sampler import Prompting
+    from kit.rollout.sampler import PromptSampler
     from kit.stack.stack import Stack
 
 
 Rows = Sequence[Sequence[float]]
 
-
-SUSPECTS = 16
+MAX_SAMPLES = 16
 """So many of the samples that differ most are computed again."""
 
 
@@ -36,12 +35,12 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Lab:
+class Experiments:
     """Experiments on the samples that differ most."""
 
     config: SessionConfig
     stack: Stack
-    prompting: Prompting
+    sampler: PromptSampler
     report: MismatchReport
     engine_version: int
     samples: list[Sample]
@@ -55,7 +54,7 @@ class Lab:
 
     @property
     def temperature(self) -> float:
-        """The trainer's."""
+        """The temperature at which the trainer computes log-probs."""
         return self.config.rollout.temperature
 
     @cached_property
@@ -74,8 +73,8 @@ class Lab:
             ]
         )
 
-    def gone(self, after: float) -> bool:
-        """Did a change make the difference go away? Half of it by chance is no change."""
+    def explains_difference(self, after: float) -> bool:
+        """Whether a change makes the difference go away; half of it by chance is no change."""
         agrees = after <= self.report.warn_above
         if math.isnan(self.observed):
             return agrees
@@ -113,7 +112,7 @@ class Lab:
 
     def with_tokens(
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
-    ) -> Lab:
+    ) -> Experiments:
         """The same samples with other tokens."""
         changed = [
             replace(
@@ -136,8 +135,8 @@ class Lab:
         return Samples([s.tokens for s in self.samples], [s.response_length for s in self.samples])
 
 
-def suspects(samples: Sequence[Sample], trained: Rows) -> list[int]:
-    """Which samples to look at: those that differ most."""
+def worst_samples(samples: Sequence[Sample], trained: Rows) -> list[int]:
+    """Numbers of the samples that differ most."""
 
     def badness(index: int) -> float:
         recorded = samples[index].rollout_log_probs or []
@@ -145,4 +144,4 @@ def suspects(samples: Sequence[Sample], trained: Rows) -> list[int]:
         uneven = len(recorded) != samples[index].response_length
         return math.inf if uneven else curves.badness(curves.mean(gaps))
 
-    return sorted(sorted(range(len(samples)), key=badness, reverse=True)[:SUSPECTS])
+    return sorted(sorted(range(len(samples)), key=badness, reverse=True)[:MAX_SAMPLES])

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import os
 
-from kit.diagnostics.mismatch.experiments import Finding, Lab, Rows
+from kit.diagnostics.mismatch.experiments import Experiments, Finding, Rows
 from kit.errors import DataError
 from kit.reports import Cause
 from kit.samples import Sample
 from kit.weight_sync.verify import Checksums
 
 RAW_LOG_PROBS = "SGLANG_RETURN_ORIGINAL_LOGPROB"
-
 
 CUTS = ((1.0, 5), (1.0, 10), (1.0, 20), (1.0, 50), (0.95, -1), (0.9, -1), (0.8, -1))
 """(top_p, top_k) that are tried where the configuration has none."""
@@ -23,7 +22,7 @@ def amount(value: float) -> str:
     return f"{value:.2g}"
 
 
-def weights(lab: Lab) -> Finding:
+def weights(lab: Experiments) -> Finding:
     """Version stamps, and a checksum of each parameter on both sides."""
     trainer, engine = lab.report.trainer_version, lab.engine_version
     wrote = ", ".join(map(str, lab.report.rollout_versions)) or "unknown"
@@ -52,7 +51,7 @@ def weights(lab: Lab) -> Finding:
     return Finding(tuple(lines))
 
 
-def compare_checksums(lab: Lab) -> Checksums:
+def compare_checksums(lab: Experiments) -> Checksums:
     """Ask both sides; none are compared where each of an engine's devices has a part of a weight.
 
     Raises:
@@ -63,7 +62,7 @@ def compare_checksums(lab: Lab) -> Checksums:
     return Checksums.of(lab.stack.probe("checksums"), lab.stack.checksums(), lab.stack.dtype)
 
 
-def tokens(lab: Lab) -> Finding:
+def tokens(lab: Experiments) -> Finding:
     """Do the log-probs belong to these tokens, and the prompt to the chat template?"""
     uneven = [s for s in lab.samples if len(s.rollout_log_probs or []) != s.response_length]
     renamed = [s for s in lab.samples if _reads_otherwise(lab, s)]
@@ -77,7 +76,7 @@ def tokens(lab: Lab) -> Finding:
     if other:
         after = lab.with_tokens(prompts, [s.response_tokens for s in lab.samples]).agreement()
         lines.append(f"with prompts rendered anew: mean difference {amount(after)}")
-        if lab.gone(after):
+        if lab.explains_difference(after):
             words = (
                 f"Chat template: {other} of {len(lab.samples)} prompts are not what the session's "
                 f"template makes of them; with prompts rendered anew the difference goes from "
@@ -100,15 +99,15 @@ def tokens(lab: Lab) -> Finding:
     return Finding(tuple(lines), "tokenization", words)
 
 
-def _reads_otherwise(lab: Lab, sample: Sample) -> bool:
+def _reads_otherwise(lab: Experiments, sample: Sample) -> bool:
     texts = sample.metadata.get("token_texts")
     if texts is not None:
-        return list(texts) != [lab.prompting.token_text(t) for t in sample.response_tokens]
-    decoded = lab.prompting.tokenizer.decode(sample.response_tokens, skip_special_tokens=True)
+        return list(texts) != [lab.sampler.token_text(t) for t in sample.response_tokens]
+    decoded = lab.sampler.tokenizer.decode(sample.response_tokens, skip_special_tokens=True)
     return bool(sample.response) and sample.response != decoded
 
 
-def _rendered(lab: Lab, sample: Sample) -> list[int]:
+def _rendered(lab: Experiments, sample: Sample) -> list[int]:
     """The prompt's tokens, made again; those of the sample where it has no prompt to render."""
     from kit.data.chat_template import render
 
@@ -118,7 +117,7 @@ def _rendered(lab: Lab, sample: Sample) -> list[int]:
             sample.prompt
             and render(
                 sample.prompt,
-                lab.prompting.tokenizer,
+                lab.sampler.tokenizer,
                 apply_chat_template=data.apply_chat_template,
                 system_prompt=data.system_prompt,
             )
@@ -127,9 +126,9 @@ def _rendered(lab: Lab, sample: Sample) -> list[int]:
         return sample.prompt_tokens
 
 
-def _as_written(lab: Lab, sample: Sample) -> list[int]:
+def _as_written(lab: Experiments, sample: Sample) -> list[int]:
     """The response's tokens from the texts that were kept of them, as far as each is one token."""
-    tokenizer = lab.prompting.tokenizer
+    tokenizer = lab.sampler.tokenizer
     texts = sample.metadata.get("token_texts") or []
     ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     if ids and all(len(one) == 1 for one in ids):
@@ -138,7 +137,7 @@ def _as_written(lab: Lab, sample: Sample) -> list[int]:
     return sample.response_tokens + [tokenizer.eos_token_id] * (missing == 1)
 
 
-def repetition(lab: Lab) -> Finding:
+def repetition(lab: Experiments) -> Finding:
     """The same pass twice: a model that drops something at random does not repeat itself."""
     first, second = (lab.recompute(seed=seed) for seed in (1, 2))
     apart = lab.gap(first, second)
@@ -148,7 +147,7 @@ def repetition(lab: Lab) -> Finding:
     return Finding(lines, "dropout", _dropout_words(lab, "the same pass twice", apart))
 
 
-def training_mode(lab: Lab) -> Finding:
+def training_mode(lab: Experiments) -> Finding:
     """The same pass in training mode, in which an update computes."""
     still, moving = (lab.recompute(training_mode=mode) for mode in (False, True))
     apart = lab.gap(still, moving)
@@ -158,7 +157,7 @@ def training_mode(lab: Lab) -> Finding:
     return Finding(lines, "dropout", _dropout_words(lab, "a pass as an update makes it", apart))
 
 
-def _dropout_words(lab: Lab, what: str, apart: float) -> str:
+def _dropout_words(lab: Experiments, what: str, apart: float) -> str:
     settings = lab.stack.probe("dropouts")
     where = f" The model has {', '.join(settings[:3])}." if settings else ""
     return (
@@ -167,7 +166,7 @@ def _dropout_words(lab: Lab, what: str, apart: float) -> str:
     )
 
 
-def prefix_cache(lab: Lab) -> Finding:
+def prefix_cache(lab: Experiments) -> Finding:
     """The engine's log-probs with and without its prefix cache."""
     cached, fresh = (lab.rescore(cached=mode) for mode in (True, False))
     apart = max(lab.gap(_scores(a), _scores(b)) for a, b in zip(cached, fresh, strict=True))
@@ -193,17 +192,17 @@ def _scores(rescored: list[object]) -> Rows:
     return [row.log_probs for row in rescored]  # type: ignore[attr-defined]
 
 
-def sampling(lab: Lab) -> Finding:
+def sampling(lab: Experiments) -> Finding:
     """Another temperature, or log-probs after top-k and top-p: do they fit the rollout?"""
     best, after, same = fitting_temperature(lab)
     lines = [
         f"the rollout fits temperature {best:.3g} best: mean difference {amount(after)} "
         f"(trainer at {lab.temperature:g}: {amount(lab.observed)})"
     ]
-    if lab.gone(same):
+    if lab.explains_difference(same):
         lines.append("at the trainer's temperature they agree, each sample computed by itself")
         return Finding(tuple(lines))
-    if lab.gone(after):
+    if lab.explains_difference(after):
         kind, words = _temperature_words(lab, best, after)
         return Finding(tuple(lines), kind, words)
     settings = lab.config.rollout
@@ -212,7 +211,7 @@ def sampling(lab: Lab) -> Finding:
     ways = lab.sampled([(lab.temperature, *cut) for cut in cuts])
     for (top_p, top_k), rows in zip(cuts, ways, strict=True):
         after = lab.gap(rows, lab.recorded)
-        if lab.gone(after):
+        if lab.explains_difference(after):
             cut = f"top_k {top_k}" if top_k > 0 else f"top_p {top_p:g}"
             lines.append(f"after {cut}, renormalised: mean difference {amount(after)}")
             words = (
@@ -225,7 +224,7 @@ def sampling(lab: Lab) -> Finding:
     return Finding(tuple(lines))
 
 
-def _temperature_words(lab: Lab, best: float, after: float) -> tuple[Cause, str]:
+def _temperature_words(lab: Experiments, best: float, after: float) -> tuple[Cause, str]:
     seen = (
         f"the rollout's log-probs fit temperature {best:.3g} (mean difference {amount(after)}), "
         f"the trainer computes at {lab.temperature:g}"
@@ -241,7 +240,7 @@ def _temperature_words(lab: Lab, best: float, after: float) -> tuple[Cause, str]
     )
 
 
-def fitting_temperature(lab: Lab) -> tuple[float, float, float]:
+def fitting_temperature(lab: Experiments) -> tuple[float, float, float]:
     """The temperature at which the trainer comes closest to the rollout, the mean difference there,
     and that at the trainer's own; each sample is computed by itself.
     """
@@ -263,11 +262,11 @@ def fitting_temperature(lab: Lab) -> tuple[float, float, float]:
     return best, tried[best], tried[lab.temperature]
 
 
-def packing(lab: Lab) -> Finding:
+def packing(lab: Experiments) -> Finding:
     """Each sample by itself, and in Transformers' own attention."""
     alone = lab.gap(lab.recompute(packed=False), lab.recorded)
     lines = [f"the trainer with each sample by itself: mean difference {amount(alone)}"]
-    if lab.gone(alone):
+    if lab.explains_difference(alone):
         words = (
             f"Packing: with each sample by itself the difference goes from {amount(lab.observed)} "
             f"to {amount(alone)}, so attention or positions go wrong where samples share a row. "
@@ -277,7 +276,7 @@ def packing(lab: Lab) -> Finding:
         return Finding(tuple(lines), "packing", words)
     plain = lab.gap(lab.plainly([lab.stack.dtype])[lab.stack.dtype], lab.recorded)
     lines.append(f"Transformers alone, its own attention: mean difference {amount(plain)}")
-    if lab.gone(plain):
+    if lab.explains_difference(plain):
         words = (
             f"Attention or positions: Transformers with the same weights and its own attention "
             f"agrees with the rollout ({amount(plain)}), the trainer does not, packed or not. "
@@ -288,7 +287,7 @@ def packing(lab: Lab) -> Finding:
     return Finding(tuple(lines))
 
 
-def routing(lab: Lab) -> Finding:
+def routing(lab: Experiments) -> Finding:
     """The experts that both sides send the tokens to, and the trainer with the engine's choice."""
     own = lab.routing()
     if own is None:
@@ -309,7 +308,7 @@ def routing(lab: Lab) -> Finding:
         f"experts: both sides choose differently for {share:.1%} of tokens and layers",
         f"the trainer with the engine's experts: mean difference {amount(after)}",
     )
-    if not (share and lab.gone(after)):
+    if not (share and lab.explains_difference(after)):
         return Finding(lines)
     words = (
         f"Routing in the mixture of experts: both sides send {share:.1%} of the tokens to other "
@@ -320,7 +319,7 @@ def routing(lab: Lab) -> Finding:
     return Finding(lines, "expert_routing", words)
 
 
-def precision(lab: Lab) -> Finding:
+def precision(lab: Experiments) -> Finding:
     """How far rounding alone moves the trainer's log-probs, against how far both sides are."""
     rows = lab.plainly(["bfloat16", "float32", "float64"])
     coarse = lab.gap(rows["bfloat16"], rows["float32"])

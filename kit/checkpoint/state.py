@@ -1,0 +1,91 @@
+"""`TrainState`: what a session is apart from its weights; checkpoint, journal, snapshot share it.
+
+to_json ──► state.json of a checkpoint, `Snapshot.state`
+counters ─► the journal, which keeps history and buffer in files of their own
+load_json ◄─ all three
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from kit.config import SessionConfig
+from kit.data.buffer import RolloutBuffer
+from kit.data.stream import PromptStream
+from kit.reports import REWARD, Metrics, StepReport
+from kit.samples import Batch, Rollout
+
+
+class WeightVersions(Protocol):
+    """Whoever numbers the weights: the stack."""
+
+    trainer_version: int
+    newest_version: int
+
+
+@dataclass(slots=True, eq=False)
+class TrainState:
+    """Settings, counters, place in the data, metrics, and what was generated and trained on last.
+
+    The numbers of the weights are the stack's, which changes them; `to_json` and `load_json` are
+    given it.
+    """
+
+    config: SessionConfig
+    step: int = 0
+    """Updates applied so far."""
+    rollouts_drawn: int = 0
+    """Draws of responses so far; each takes its randomness from the seed and its number."""
+    history: list[Metrics] = field(default_factory=list)
+    """One row of metrics a step."""
+    buffer: RolloutBuffer = field(default_factory=RolloutBuffer)
+    """Unfinished groups that wait to be continued."""
+    last_rollout: Rollout | None = None
+    last_batch: Batch | None = None
+    """What `update` was last given, also where it was refused."""
+    last_step: StepReport | None = None
+    """The last one whose update was made and handed over, even if interrupted after that."""
+    stream: PromptStream = field(init=False)
+    """The order of the training prompts, and the place in it; there once the data is read."""
+
+    @property
+    def rewards(self) -> list[float]:
+        """Mean reward of each step that has one."""
+        return [row[REWARD] for row in self.history if REWARD in row]
+
+    def counters(self, versions: WeightVersions) -> dict[str, Any]:
+        """Everything of `to_json` that is small: numbers, and the place in the data."""
+        return {
+            "step_count": self.step,
+            "weight_version": versions.trainer_version,
+            "newest_version": versions.newest_version,
+            "generations": self.rollouts_drawn,
+            "stream": self.stream.state(),
+        }
+
+    def to_json(self, versions: WeightVersions) -> dict[str, Any]:
+        """The state in JSON's types, as far as the data's metadata is made of them."""
+        own = {"buffer": self.buffer.state(), "history": list(self.history)}
+        return self.counters(versions) | own
+
+    def load_json(self, row: Mapping[str, Any], versions: WeightVersions) -> None:
+        """Take over what `to_json` gave, all of it or nothing.
+
+        Raises:
+            KeyError, TypeError, ValueError: a value is missing or damaged.
+            DataError: it belongs to other prompts, or the buffer is damaged.
+        """
+        step, drawn = int(row["step_count"]), int(row["generations"])
+        weights = int(row["weight_version"]), int(row["newest_version"])
+        history = [dict(metrics) for metrics in row["history"]]
+        place = self.stream.state()
+        self.stream.load_state(row["stream"])
+        try:
+            self.buffer.load_state(row["buffer"])
+        except BaseException:
+            self.stream.load_state(place)
+            raise
+        self.step, self.rollouts_drawn, self.history = step, drawn, history
+        versions.trainer_version, versions.newest_version = weights
