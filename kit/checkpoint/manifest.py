@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from kit.errors import CheckpointError
-from kit.utils.files import confirm, put_in_place
-from kit.utils.interrupts import held
+from kit.utils.files import replacing_directory, sync_directory
 from kit.utils.versions import versions
 
 FORMAT = 2
@@ -47,29 +43,15 @@ def new_folder(target: Path, kind: Kind) -> Iterator[Path]:
             f"{target} is there already and is no {kind}.",
             fix="name a directory that does not exist yet.",
         )
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
     try:
-        _remove_leftovers(target)
-        partial.mkdir(parents=True)
-        yield partial
-        with held():
-            put_in_place(partial, target)
+        with replacing_directory(target) as partial:
+            yield partial
     except OSError as error:
         raise CheckpointError(
             f"The {kind} {target} cannot be written.",
             why=str(error),
             fix="free space or name another directory; the session is unchanged.",
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _remove_leftovers(target: Path) -> None:
-    """Remove what a process that was killed while it wrote here has left."""
-    for partial in target.parent.glob(f"{target.name}.partial-*"):
-        pid = partial.name.rpartition("-")[2]
-        if pid.isdigit() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def seal(folder: Path, kind: Kind, facts: Mapping[str, Any]) -> None:
@@ -96,7 +78,7 @@ def seal(folder: Path, kind: Kind, facts: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     for directory in {folder, *((folder / name).parent for name in names)}:
-        confirm(directory)
+        sync_directory(directory)
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ import psutil
 
 from kit.cluster import fork_server, lean_imports, processes, registry
 from kit.cluster.lease import Control
+from kit.utils.files import replace_file
 
 RAYLET_SECONDS = 300.0
 """How long the raylet may take to start; the client's own limit is engine.start_timeout."""
@@ -177,9 +178,7 @@ def main(
                     stderr=log,
                 )
         node = start_ray(directory, gpus=gpus, fork_workers=device == "cpu")
-        partial = directory / "address.partial"
-        partial.write_text(node.gcs_address)
-        partial.rename(directory / "address")
+        replace_file(directory / "address", node.gcs_address)
 
         ended.wait()
     finally:

@@ -29,6 +29,7 @@ from kit.cluster.client import Cluster
 from kit.cluster.placement import JoinedPlacement
 from kit.cluster.processes import Elsewhere
 from kit.errors import KitError, StackError
+from kit.utils.files import replace_file
 from kit.utils.imports import import_ray
 
 if TYPE_CHECKING:
@@ -193,16 +194,11 @@ def hold(directory: Path, stack: str, device: str, wanted: dict[str, Any]) -> Ca
     try:
         reserved, give_back = _reserve(stack, device, **wanted)
     except KitError as error:
-        _write(directory / REFUSED, {"what": error.what, "why": error.why, "fix": error.fix})
+        refusal = {"what": error.what, "why": error.why, "fix": error.fix}
+        replace_file(directory / REFUSED, json.dumps(refusal))
         raise
-    _write(directory / "address", reserved)
+    replace_file(directory / "address", json.dumps(reserved))
     return give_back
-
-
-def _write(file: Path, what: dict[str, Any]) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(what))
-    partial.rename(file)
 
 
 def _reserve(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from kit.config import SessionConfig
 from kit.errors import ConfigError
 from kit.models.source import ModelSource
+from kit.utils.formatting import count
 from kit.utils.hardware import default_replicas, gpu_count
 
 if TYPE_CHECKING:
@@ -119,7 +120,6 @@ def start_cluster(stack: Stack) -> Cluster:
     """The first process of a stack: a Ray head of its own, or what holds its share of another."""
     from kit.cluster.client import Cluster
     from kit.cluster.joined import JoinedCluster
-    from kit.utils.hardware import gpu_count
 
     config, layout = stack.config, stack.layout
     if config.cluster.address is None:
@@ -199,13 +199,9 @@ class Layout:
         each = f" of {width} devices each" if width > 1 else ""
         how = "colocated on" if self.colocate else "disaggregated, on"
         return (
-            f"{_count(ranks, 'trainer')} and {_count(engines, 'engine')}{each} {how} "
-            f"{_count(self.count, 'device')}"
+            f"{count(ranks, 'trainer')} and {count(engines, 'engine')}{each} {how} "
+            f"{count(self.count, 'device')}"
         )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _check_sharing(ranks: int, replicas: int, width: int) -> None:
@@ -214,8 +210,8 @@ def _check_sharing(ranks: int, replicas: int, width: int) -> None:
     if slots == ranks or (width == 1 and slots % ranks == 0):
         return
     raise ConfigError(
-        f"{_count(ranks, 'trainer')} and {_count(replicas, 'engine')} of "
-        f"{_count(width, 'GPU')} cannot be colocated.",
+        f"{count(ranks, 'trainer')} and {count(replicas, 'engine')} of "
+        f"{count(width, 'GPU')} cannot be colocated.",
         why=f"Each trainer has a GPU, and the engines would take {slots} of those {ranks}; each "
         "engine is fed by the trainers on its own GPUs.",
         fix=f"make engine.replicas x engine.tensor_parallel {ranks} (training.num_trainers), or "

@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from kit.utils.files import replace_file
+
 DIRECTORY_ENV = "KIT_STAGES"
 """Holds the stack's directory in the environment of each of its processes."""
 
@@ -40,10 +42,8 @@ def report(who: str, stage: str) -> None:
     if not directory:
         return
     file = Path(directory) / f"stage-{who}-{os.getpid()}"
-    partial = file.with_name(f"partial-{file.name}")
     with contextlib.suppress(OSError):
-        partial.write_text(json.dumps([stage, time.time()]))
-        partial.replace(file)  # so that nobody reads half of it
+        replace_file(file, json.dumps([stage, time.time()]))
 
 
 def read(directory: str | Path) -> dict[str, Stage]:

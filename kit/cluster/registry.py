@@ -34,6 +34,7 @@ from kit.cluster import processes
 from kit.cluster.lease import Connection
 from kit.errors import StackError
 from kit.utils import pids
+from kit.utils.files import replacing_file
 from kit.utils.pids import started
 
 
@@ -130,10 +131,9 @@ def locked() -> Iterator[None]:
 def write(entry: Entry) -> None:
     """Put a stack's file there, or a new version of it, in one move."""
     target = folder() / f"{entry.stack}.json"
-    partial = target.with_suffix(f".partial-{os.getpid()}")
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    with replacing_file(target) as partial, open(os.open(partial, flags, 0o600), "w") as file:
         json.dump(asdict(entry), file)
-    partial.replace(target)
 
 
 def forget(stack: str) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from kit.course.verdict import call, hint, near
 from kit.reports.what_if import WhatIf
+from kit.utils.formatting import mean
 
 MOST_KL = 0.02
 
@@ -60,13 +60,13 @@ def kl_of_changes(answer: object) -> str:
     given = list(CHANGES)
     return hint(
         call(answer, given),
-        _mean([math.expm1(c) - c for c in given]),
+        mean([math.expm1(c) - c for c in given]),
         {
-            "That is minus the mean change (k1): right on average, but it can be below 0.": -_mean(
+            "That is minus the mean change (k1): right on average, but it can be below 0.": -mean(
                 given
             ),
-            "That is the mean of half the squares (k2).": _mean([c * c / 2 for c in given]),
-            "The sign of the change is turned around: the samples are the old policy's.": _mean(
+            "That is the mean of half the squares (k2).": mean([c * c / 2 for c in given]),
+            "The sign of the change is turned around: the samples are the old policy's.": mean(
                 [math.expm1(-c) + c for c in given]
             ),
             "That is the sum. Divide by the number of tokens.": sum(
@@ -75,10 +75,6 @@ def kl_of_changes(answer: object) -> str:
         },
         tolerance=0.003,
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 EXERCISES = (step_and_version, largest_rate, kl_of_changes)

@@ -14,7 +14,7 @@ import itertools
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from kit.reports.status import Snapshot
 from kit.reports.what_if import Movement, Trial, WhatIf
 from kit.rollout import batch as rollout_batch
 from kit.samples import Batch, Rollout, Sample
+from kit.utils.formatting import mean
 from kit.utils.interrupts import held
 
 if TYPE_CHECKING:
@@ -255,11 +256,11 @@ def movement(after: Rollout) -> Movement:
     judged = sum(change != 0 for change in (*praised, *blamed))
     return Movement(
         tokens=len(changes),
-        mean_abs=_mean([abs(change) for change in changes]),
+        mean_abs=mean([abs(change) for change in changes]),
         largest=max(map(abs, changes), default=0.0),
-        kl=_mean([math.expm1(min(change, 20.0)) - change for change in changes]),
-        praised=_mean(praised),
-        blamed=_mean(blamed),
+        kl=mean([math.expm1(min(change, 20.0)) - change for change in changes]),
+        praised=mean(praised),
+        blamed=mean(blamed),
         as_meant=meant / judged if judged else math.nan,
     )
 
@@ -271,10 +272,6 @@ def _moved(sample: Sample) -> Iterator[tuple[float, float]]:
     for new, old, advantage, trains in zip(*columns, sample.mask, strict=False):
         if trains:
             yield new - old, advantage
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
 
 
 AS_CONFIGURED = "as configured"

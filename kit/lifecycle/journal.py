@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit.errors import SessionError
 from kit.samples import Rollout, serialization
+from kit.utils.files import replace_file
 
 if TYPE_CHECKING:
     from kit.checkpoint.snapshots import SnapshotStore
@@ -74,7 +75,7 @@ class Journal:
 
     def start(self, what: dict[str, Any]) -> None:
         """Note what does not change, in JSON's types."""
-        self._guarded(lambda: self._replace(START, what))
+        self._guarded(lambda: replace_file(self.folder / START, json.dumps(what)))
 
     def note(self) -> None:
         """Write down where the session is, between two verbs."""
@@ -104,7 +105,7 @@ class Journal:
 
         self._guarded(write)
 
-    def _guarded(self, write: Callable[[], None]) -> None:
+    def _guarded(self, write: Callable[[], object]) -> None:
         try:
             write()
         except (OSError, TypeError, ValueError) as error:
@@ -174,7 +175,7 @@ class Journal:
         return f"{kind}-{self._files}"
 
     def _put(self, notes: dict[str, Any]) -> None:
-        self._replace(STATE, notes)
+        replace_file(self.folder / STATE, json.dumps(notes))
         states = [notes["now"], *([notes["then"]["state"]] if "then" in notes else [])]
         used = {STATE, START} | {name for _, name in self._kept.values()}
         used |= {s[kind] for s in states for kind in ("config", "rollout", "buffer")}
@@ -183,11 +184,6 @@ class Journal:
         for file in self.folder.iterdir():
             if file.name not in used:
                 file.unlink(missing_ok=True)
-
-    def _replace(self, name: str, what: dict[str, Any]) -> None:
-        partial = self.folder / f"{name}.partial"
-        partial.write_text(json.dumps(what), encoding="utf-8")
-        partial.replace(self.folder / name)
 
 
 def _number(file: Path) -> int:

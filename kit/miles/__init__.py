@@ -1,19 +1,20 @@
-"""Launch scripts of Miles, written from settings and read back into them.
+"""The way to Miles and back: launch scripts written and read.
 
     export_script(config)       the bash script that trains the same in Miles
     import_script("run.sh")     the configuration that trains the same here; nothing is run
 
-    table.py          which settings and flags mean the same; both directions are made from it
-    links.py          what an entry of it is, and the flags of a script; links_training.py,
-                      links_rollout.py and links_machine.py hold the entries
-    flags.py          flags that the kit does without, and why
-    export_script.py  settings to a script, and prompts to files that Miles reads
-    shell.py          the flags of a script, found without running it
-    import_script.py  these flags to settings
-    page.py           the table as docs/from_and_to_miles.md
-    rewards.py        the kit's rewards, in the form that Miles calls
+    table.py           LINKS, from which both directions are made: all of the entries below
+    links.py           what an entry is, and what a script said
+    links_rollout.py   entries: prompts, rollouts, evaluation
+    links_training.py  entries: estimator and loss
+    links_machine.py   entries: optimizer, devices, engine, logging
+    flags.py           flags of Miles without a counterpart, with the reason
+    export_script.py   the script, and prompts as files that Miles reads
+    import_script.py   the way back
+    shell.py           bash, as far as launch scripts use it: read and never run
+    rewards.py         the kit's rewards, in the form that Miles calls
 
-Only names and defaults of flags come from Miles.
+Of Miles, the kit knows the names and defaults of its flags, and nothing else.
 """
 
 from __future__ import annotations

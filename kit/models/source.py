@@ -10,7 +10,6 @@ import difflib
 import json
 import math
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -100,19 +99,28 @@ def _fault(file: Path) -> str:
     """Describe what is wrong with one safetensors file; "" if it is as long as its header says."""
     if not file.is_file():
         return "is a link to a file that is gone" if file.is_symlink() else "is missing"
+    try:
+        begin, tensors = _header(file)
+        whole = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0) + begin
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "is no safetensors file"
     size = file.stat().st_size
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        try:
-            # A text file in its place, such as a pointer of Git LFS, gives an absurd length.
-            head = json.loads(opened.read(length)) if length < size else {}
-            ends = [x["data_offsets"][1] for name, x in head.items() if name != "__metadata__"]
-            whole = 8 + length + max(ends, default=0)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return "is no safetensors file"
-    if length >= size:
+    if begin - 8 >= size:
         return "is cut off in its first bytes, or no safetensors file"
     return f"is cut off: {size:,} of {whole:,} bytes are there" if size < whole else ""
+
+
+def _header(file: Path) -> tuple[int, dict[str, Any]]:
+    """Where the numbers of a safetensors file begin, and what its header says of each tensor.
+
+    A file too short for its header has no tensors.
+    """
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        # A text file in its place, such as a pointer of Git LFS, gives an absurd length.
+        header = json.loads(opened.read(length)) if length < file.stat().st_size else {}
+    header.pop("__metadata__", None)
+    return 8 + length, header
 
 
 def is_hub_name(name: str) -> bool:
@@ -200,7 +208,7 @@ class ModelShape:
         folder = Path(directory)
         try:
             return cls._of(json.loads((folder / "config.json").read_text("utf-8")), folder)
-        except (KeyError, TypeError, ValueError, OSError, struct.error) as error:
+        except (KeyError, TypeError, ValueError, OSError) as error:
             raise ModelError(
                 f"The sizes of the model in {str(folder)!r} cannot be read.",
                 why=f"{type(error).__name__}: {error}",
@@ -234,12 +242,6 @@ class ModelShape:
             tied=tied,
         )
 
-    @property
-    def matrix_parameters(self) -> int:
-        """Parameters in matrix products of each token: all but the input embedding."""
-        embedding = self.vocabulary * self.hidden
-        return self.parameters if self.tied else self.parameters - embedding
-
     def key_value_bytes(self, width: int) -> int:
         """Bytes of one token in the KV cache; `width` is bytes per number."""
         return 2 * self.layers * self.key_value_heads * self.head_size * width
@@ -247,7 +249,7 @@ class ModelShape:
 
 def _weight_files(folder: Path) -> list[Path]:
     """Weight files that a model is loaded from; a directory may hold a second copy of them."""
-    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    index, whole = folder / INDEX, folder / "model.safetensors"
     if whole.is_file():
         return [whole]
     if index.is_file():
@@ -258,11 +260,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def stored_parameters(file: Path) -> dict[str, int]:
     """Number of elements of each tensor in a safetensors file; reads only its header."""
-    with file.open("rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
-        if length > file.stat().st_size:
-            raise ValueError(f"{file.name} is no safetensors file, or not a whole one")
-        header = json.loads(opened.read(length))
-    return {
-        name: math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"
-    }
+    begin, tensors = _header(file)
+    if begin - 8 >= file.stat().st_size:
+        raise ValueError(f"{file.name} is no safetensors file, or not a whole one")
+    return {name: math.prod(tensor["shape"]) for name, tensor in tensors.items()}

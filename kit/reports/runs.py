@@ -17,7 +17,7 @@ from kit.errors import RunError
 from kit.samples import Sample
 from kit.utils import pids
 from kit.utils.display import Shown
-from kit.utils.files import write_whole
+from kit.utils.files import replace_file
 
 RESULT = "result.json"
 
@@ -153,7 +153,7 @@ class RunRecord(_Part):
         """Write `result.json`, in one move."""
         target = folder / RESULT
         text = json.dumps(self.model_dump(mode="json"), indent=2, default=str) + "\n"
-        return write_whole(target, text)
+        return replace_file(target, text)
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -306,10 +306,8 @@ class RunComparison(Shown):
         target = Path(path)
         if target.suffix.lower() not in (".html", ".htm"):
             raise RunError(f"A comparison is a page: {target} should end in .html.")
-        partial = target.with_name(f".{target.name}.partial")
         try:
-            partial.write_text(comparison_page(self), encoding="utf-8")
-            partial.replace(target)
+            replace_file(target, comparison_page(self))
         except OSError as error:
             raise RunError(f"{target} cannot be written.", why=str(error)) from None
         return target

@@ -14,15 +14,20 @@
       checkpoints/         step-000012/, saved while training; final/, what `session.save()` wrote
       attempts/            of a run that is being resumed: what the attempts before have written
 
-`parameters` reads and checks a notebook's parameters, `settings` is what else a run can be told and
-`asked` how a seed or a preset reaches the notebook. `launch` runs it, `several` runs some that
-share a stack, `resume` takes one to its end that was killed, and `continuing` is what that does in
-its kernel. `kernel` and `progress` are what it runs with, `record` is what a session writes,
-`result` its `result.json`; `outcome` and `page` are made of that.
+    parameters.py        read a notebook's parameters, and check the values given for them
+    overrides.py         how a seed, a preset or other settings reach the notebook's own session
+    execute.py           run one notebook, or several that share a stack
+    kernel.py            the kernel that a run executes in; kernel_extension.py ends it
+    progress.py          the progress bar, read from the run's files
+    result.py            headline numbers, machine and figures of a run, for `result.json`
+    page.py              `notebook.html`
+    resume.py            take a run to its end that was killed, interrupted or failed
+    index.py             find runs, read them and list them
+    compare.py           runs side by side
+    sweep/               a notebook with many values
 
-`sweep` runs a notebook with many values: what to run is in `sweep_plan`, where in `sweep_places`,
-one member in `sweep_member`, when to stop it in `sweep_stopping`, how far it came in `sweep_state`.
-`listing` finds runs and reads them, `compare` lays them side by side.
+What a session writes into the folder is in `kit.tracking.recorder`, and what it does in the kernel
+of a resumed run in `kit.lifecycle.resume`.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from kit.runs.parameters import Parameter, check_parameters, open_notebook, read
 from kit.runs.progress import RunProgress
 from kit.tracking.recorder import GROUP_VARIABLE, NAME_VARIABLE, current_group
 from kit.tracking.run_folder import RUNS
-from kit.utils.files import write_whole
+from kit.utils.files import replace_file
 from kit.utils.versions import versions
 
 NOTEBOOK = "notebook.ipynb"
@@ -120,8 +120,8 @@ def run_notebook(
     )
     record.write(folder)
     text = yaml.safe_dump(record.parameters, sort_keys=False, allow_unicode=True)
-    write_whole(folder / PARAMETERS, text)
-    write_whole(folder / NOTEBOOK, source.read_text(encoding="utf-8"))  # to resume it from
+    replace_file(folder / PARAMETERS, text)
+    replace_file(folder / NOTEBOOK, source.read_text(encoding="utf-8"))  # to resume it from
     console.print(f"Running {source} in {folder}", markup=False, highlight=False, soft_wrap=True)
     return carry_out(Plan(folder, source.resolve(), known, record), console)
 

@@ -23,7 +23,7 @@ from rich.text import Text
 from kit.errors import RunError, did_you_mean
 from kit.reports.runs import RESULT, Process, RunInfo
 from kit.runs import result as run_result
-from kit.runs.sweep.state import is_sweep, read_sweep
+from kit.runs.sweep.state import read_sweep
 from kit.tracking.run_folder import (
     NAMED,
     PARAMETERS,
@@ -32,6 +32,7 @@ from kit.tracking.run_folder import (
     age,
     find_place,
     is_run,
+    is_sweep,
     read_object,
     when,
 )

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from kit.reports.runs import SETTINGS_VARIABLE, RunSettings
 from kit.tracking.recorder import RUN_DIR_VARIABLE
-from kit.utils.files import write_whole
+from kit.utils.files import replace_file
 
 KERNEL_LOG = "kernel.log"
 """What the kernel's process and its children wrote outside of the notebook's cells."""
@@ -122,7 +122,7 @@ class _WholeFile:
         return [str(file) for file in Path(path).iterdir()]
 
     def write(self, text: str, path: str) -> None:
-        write_whole(Path(path), text)
+        replace_file(Path(path), text)
 
     def pretty_path(self, path: str) -> str:
         return path

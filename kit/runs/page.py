@@ -75,7 +75,7 @@ def write_page(notebook: Path) -> Path:
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
-    from kit.utils.files import write_whole
+    from kit.utils.files import replace_file
 
     kinds = HTMLExporter().default_config["NbConvertBase"]["display_data_priority"]
     shown = [kind for kind in kinds if kind not in _NEEDS_SCRIPTS]
@@ -88,7 +88,7 @@ def write_page(notebook: Path) -> Path:
     executed.metadata.pop("widgets", None)  # the state of what cannot be shown without scripts
     _mark_failure(executed)
     html, _ = exporter.from_notebook_node(executed, _resources(notebook))
-    return write_whole(notebook.with_suffix(".html"), html)
+    return replace_file(notebook.with_suffix(".html"), html)
 
 
 def _resources(notebook: Path) -> dict[str, Any]:

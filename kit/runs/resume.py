@@ -21,7 +21,7 @@ from kit.runs.execute import NOTEBOOK, Plan, RunResult, carry_out
 from kit.runs.parameters import open_notebook, read_parameters
 from kit.tracking.recorder import LINES, RUN_DIR_VARIABLE
 from kit.tracking.run_folder import ATTEMPTS, CHECKPOINTS, RUNS, find_run
-from kit.utils.files import write_whole
+from kit.utils.files import replace_file
 from kit.utils.versions import versions
 
 SOURCE = "source.ipynb"
@@ -127,7 +127,7 @@ def _source(folder: Path, record: RunRecord) -> Path:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     kept.parent.mkdir(exist_ok=True)
-    return write_whole(kept, nbformat.writes(notebook))
+    return replace_file(kept, nbformat.writes(notebook))
 
 
 def _begin(folder: Path, record: RunRecord, keep_warm: float) -> RunRecord:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from kit.errors import DataError
 from kit.samples.sample import Sample, Status, check_batch
+from kit.utils.formatting import mean
 
 NEW_TOKENS = "rollout/new_tokens"
 
@@ -78,7 +78,7 @@ class Rollout(Sequence[Sample]):
     def mean_reward(self) -> float:
         """Mean over the samples that have a reward; NaN before `score`."""
         rewards = self.rewards()
-        return sum(rewards) / len(rewards) if rewards else math.nan
+        return mean(rewards)
 
     def best(self) -> Sample:
         """The sample with the highest reward. Raises DataError before `score`."""

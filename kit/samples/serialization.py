@@ -22,6 +22,7 @@ from kit.errors import DataError
 from kit.samples import token_values
 from kit.samples.rollout import Batch, Rollout
 from kit.samples.sample import Sample
+from kit.utils.formatting import mean
 
 OWN = "rollout"
 """Key of the first line, for what belongs to the rollout and not to one of its samples."""
@@ -105,7 +106,7 @@ def sample_table(rollout: Rollout) -> Any:
                 "reward": s.reward,
                 "advantage": s.advantage,
                 "length": s.response_length,
-                "log_prob": _mean(s.rollout_log_probs),
+                "log_prob": mean(s.rollout_log_probs) if s.rollout_log_probs else None,
                 "status": s.status.value,
                 "weight_versions": ", ".join(map(str, s.weight_versions)),
                 "error": s.error,
@@ -122,10 +123,6 @@ def token_table(sample: Sample) -> Any:
     columns = {name: token_values.require(sample, name) for name in token_values.known(sample)}
     whole = {"token": sample.response_tokens, "text": token_values.texts(sample)}
     return pd.DataFrame({**whole, "trained": list(map(bool, sample.mask)), **columns})
-
-
-def _mean(values: list[float] | None) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 VALUES = "token_values."

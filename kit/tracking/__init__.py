@@ -1,4 +1,4 @@
-"""Metrics for TensorBoard, Weights & Biases and trackio, beside the run's own files.
+"""Metrics: what they mean, the files of a run, and TensorBoard, Weights & Biases and trackio.
 
     the session's process                      a process of its own
     ┌──────────────────────┐  rows, by a pipe  ┌───────────────────────────────┐
@@ -6,11 +6,12 @@
     │ Loggers.evaluation   │◄──────────────────│ wandb, trackio                │
     └──────────────────────┘  what went wrong  └───────────────────────────────┘
 
-    settings   `logging` in the configuration; kit/config_logging.py
-    rows.py    what is logged at which step, under Miles' names and step keys
-    outlet.py  the session's side of the pipe
-    process.py the other side
-    sinks.py   what is called of the three libraries
+    catalog.py         what each metric means, and which values are healthy
+    metrics.py         the metrics of a training step
+    recorder.py        what a session writes into the folder of its run
+    run_folder.py      the files of a run's folder, and how to find it by a name
+    loggers.py         the session's side of the pipe: what is logged at which step
+    logger_process.py  the other side: what is called of the three libraries
 
 The libraries never load in the session's process, so that none of them can hang it, slow it or
 bring it down, with no network, a full disk or a broken installation. What went wrong is a

@@ -36,6 +36,7 @@ from kit.tracking.run_folder import (
     SAMPLES,
     UNDONE,
 )
+from kit.utils.files import replacing_file
 
 RUN_DIR_VARIABLE = "KIT_RUN_DIR"
 """Names the run's folder to the notebook's kernel; `kit run` sets it."""
@@ -212,12 +213,10 @@ class Recorder:
         before = self._before(int(mark["attempt"]))
         for name, size in mark["sizes"].items():
             target = self.folder / name
-            partial = target.with_name(f".{name}.partial-{os.getpid()}")
             if size:
-                with (before / name).open("rb") as source, partial.open("wb") as file:
-                    shutil.copyfileobj(source, file)
-                    file.truncate(size)
-                partial.replace(target)
+                with replacing_file(target) as partial:
+                    shutil.copyfile(before / name, partial)
+                    os.truncate(partial, size)
             else:
                 target.unlink(missing_ok=True)
         self._base = int(mark["base"])

@@ -1,4 +1,4 @@
-"""A run by what a person calls it, and when it began."""
+"""A run's folder: the names of its files, how to find it by a name, and how to read its rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 from kit.errors import RunError, did_you_mean
 from kit.reports import REWARD
 from kit.reports.runs import RESULT
-from kit.runs.sweep.state import is_sweep
 
 RUNS = Path("papermill_runs")
 
@@ -24,6 +23,28 @@ CONFIG = "config.yaml"
 
 
 METRICS = "metrics.jsonl"
+
+
+EVALUATIONS = "evaluations.jsonl"
+
+
+SAMPLES = "samples.jsonl"
+
+
+UNDONE = "undone.jsonl"
+
+
+CHECKPOINTS = "checkpoints"
+
+
+FINAL = "final"
+
+
+ATTEMPTS = "attempts"
+"""What attempts wrote that were killed before the run was resumed; it goes when a run completes."""
+
+
+SWEEP = "sweep.json"
 
 
 MARKS = (RESULT, PARAMETERS, METRICS, CONFIG, "notebook.ipynb")
@@ -113,8 +134,13 @@ def _by_name(name: str, folders: Sequence[Path], root: Path) -> Path:
 
 
 def is_run(folder: Path) -> bool:
-    """Does this folder look like a run's?"""
+    """Whether a folder holds at least one of a run's files."""
     return folder.is_dir() and any((folder / mark).is_file() for mark in MARKS)
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder is that of a sweep."""
+    return (folder / SWEEP).is_file()
 
 
 def entries(root: Path) -> list[Path]:
@@ -131,7 +157,7 @@ def age(folder: Path, started: datetime | None) -> tuple[float, str]:
 
 def begun(folder: Path) -> datetime | None:
     """When a run or a sweep began."""
-    record = read_object(folder / "sweep.json") or read_object(folder / RESULT)
+    record = read_object(folder / SWEEP) or read_object(folder / RESULT)
     named = NAMED.match(folder.name)
     return when(record.get("started"), named[1] if named else "")
 
@@ -158,25 +184,6 @@ def read_object(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return row if isinstance(row, dict) else {}
-
-
-EVALUATIONS = "evaluations.jsonl"
-
-
-SAMPLES = "samples.jsonl"
-
-
-UNDONE = "undone.jsonl"
-
-
-CHECKPOINTS = "checkpoints"
-
-
-FINAL = "final"
-
-
-ATTEMPTS = "attempts"
-"""What attempts wrote that were killed before the run was resumed; it goes when a run completes."""
 
 
 Row = dict[str, Any]

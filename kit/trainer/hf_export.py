@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kit.errors import CheckpointError
+from kit.models.source import INDEX
 from kit.models.state_dict import as_saved, named_weights
 from kit.trainer.fsdp import whole
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
 
 FILE_BYTES = 4 << 30
-
-
-INDEX = "model.safetensors.index.json"
 
 
 def export(trainer: Trainer, directory: str, dtype: str, file_bytes: int = FILE_BYTES) -> int:

@@ -1,35 +1,80 @@
-"""A finished directory to its place in one move, also where another one is."""
+"""Files and directories that are whole or not there: written beside their place, then renamed."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
+from kit.utils.interrupts import held
+
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
-"""Of Linux: from the directory of the process; swap the two names."""
+"""Of Linux's renameat2: from the directory of the process; swap the two names."""
 
 
-def put_in_place(made: Path, target: Path) -> None:
-    """Have `target` name what `made` names; what was there before is removed afterwards.
+@contextmanager
+def replacing_file(target: Path) -> Iterator[Path]:
+    """Yield a path to write to, which takes the name `target` when the block ends without error."""
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        yield partial
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def replace_file(target: Path, text: str) -> Path:
+    """Write a file so that no reader ever sees half of it; returns its path."""
+    with replacing_file(target) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return target
+
+
+@contextmanager
+def replacing_directory(target: Path) -> Iterator[Path]:
+    """Yield an empty directory, which takes the name `target` when the block ends without error.
+
+    What was at `target` is there until then and is removed afterwards. What processes that were
+    killed while they wrote to the same target have left is removed first.
+    """
+    for left in target.parent.glob(f"{target.name}.partial-*"):
+        pid = left.name.rpartition("-")[2]
+        if pid.isdigit() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
+            shutil.rmtree(left, ignore_errors=True)
+    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        with held():
+            _put_in_place(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put_in_place(made: Path, target: Path) -> None:
+    """Give `made` the name `target`.
 
     At no moment is there nothing, or half of something, at `target`; only where a file system
     cannot swap two names, it is missing for the time between two renames.
     """
     if not target.exists():
         made.rename(target)
-    elif _swapped(made, target):
+    elif _swap(made, target):
         shutil.rmtree(made, ignore_errors=True)
     else:
         old = target.with_name(f"{target.name}.old-{os.getpid()}")
         target.rename(old)
         made.rename(target)
         shutil.rmtree(old, ignore_errors=True)
-    confirm(target.parent)
+    sync_directory(target.parent)
 
 
-def _swapped(one: Path, other: Path) -> bool:
+def _swap(one: Path, other: Path) -> bool:
     """Swap two names; False where the file system or the C library cannot."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
@@ -39,21 +84,10 @@ def _swapped(one: Path, other: Path) -> bool:
     return bool(rename(AT_FDCWD, paths[0], AT_FDCWD, paths[1], RENAME_EXCHANGE) == 0)
 
 
-def confirm(directory: Path) -> None:
-    """Have the disk confirm the names in a directory."""
+def sync_directory(directory: Path) -> None:
+    """Wait until the names in a directory are on the disk."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def write_whole(target: Path, text: str) -> Path:
-    """Write a file so that nobody ever sees half of it."""
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return target

@@ -26,6 +26,7 @@ from kit.reports.runs import RunSettings
 from kit.runs.overrides import SEED, for_notebook
 from kit.runs.parameters import Parameter, check_parameters, read_parameters
 from kit.tracking.recorder import GROUP_VARIABLE, RUN_DIR_VARIABLE
+from kit.utils.formatting import count
 from kit.utils.hardware import VISIBLE, visible_gpus
 
 MOST_MEMBERS = 1_000
@@ -267,9 +268,8 @@ def places(parallel: int | None = None) -> list[Place]:
             fix=f"give {cores()} or less.",
         )
     share = cores() // wanted
-    words = "1 core" if share == 1 else f"{share} cores"
-    return [Place(words, {CORES_VARIABLE: str(share)}) for _ in range(wanted)]
+    return [Place(count(share, "core"), {CORES_VARIABLE: str(share)}) for _ in range(wanted)]
 
 
 def _are(number: int, what: str) -> str:
-    return f"is 1 {what}" if number == 1 else f"are {number} {what}s"
+    return f"{'is' if number == 1 else 'are'} {count(number, what)}"

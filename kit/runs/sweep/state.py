@@ -8,7 +8,6 @@ Which members of a sweep are not worth going on with, told by their rewards so f
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kit.errors import RunError
-
-SWEEP = "sweep.json"
-
+from kit.tracking.run_folder import SWEEP
+from kit.utils.files import replace_file
 
 State = Literal["waiting", "running", "completed", "failed", "stopped", "interrupted", "killed"]
 """Of a member. `stopped` is an early end by a rule; `killed` an end by a signal from elsewhere."""
@@ -86,9 +84,7 @@ class SweepRecord(_Row):
 
     def save(self, folder: Path) -> None:
         """Write it into the sweep's folder, in one move."""
-        partial = folder / f".{SWEEP}.{os.getpid()}"
-        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        partial.replace(folder / SWEEP)
+        replace_file(folder / SWEEP, self.model_dump_json(indent=2) + "\n")
 
     def in_state(self, *states: State) -> list[Member]:
         """The members in one of these states."""
@@ -116,11 +112,6 @@ def read_sweep(folder: str | Path) -> SweepRecord:
         ) from None
     except (OSError, ValidationError) as error:
         raise RunError(f"{file} cannot be read.", why=str(error)[:400]) from None
-
-
-def is_sweep(folder: Path) -> bool:
-    """Does this folder belong to a sweep?"""
-    return (folder / SWEEP).is_file()
 
 
 Rewards = Sequence[tuple[int, float]]

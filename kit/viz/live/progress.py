@@ -13,7 +13,6 @@ import time
 from contextlib import suppress
 from html import escape
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from kit.cluster import progress
@@ -61,12 +60,7 @@ class Progress:
             self.drawn = seconds
             self._draw()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.enabled and self.done:
             self._draw(end="\n")
 
@@ -121,12 +115,7 @@ class Starting:
             self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if not self._watched:
             return
         self._ended.set()
