@@ -117,12 +117,12 @@ class LoggingConfig(Section):
     @property
     def used(self) -> tuple[str, ...]:
         """Names of the loggers that are switched on."""
-        asked = {
+        switches = {
             "tensorboard": self.use_tensorboard,
             "wandb": self.use_wandb and self.wandb_mode != "disabled",
             "trackio": self.use_trackio,
         }
-        return tuple(name for name, wanted in asked.items() if wanted)
+        return tuple(name for name, wanted in switches.items() if wanted)
 
 
 UNNAMED = "session"

@@ -130,8 +130,8 @@ def hint(
         return ""
     if math.isnan(value):
         return "That is nan, not a number: was something divided by 0?"
-    found = [words for words, mistaken in mistakes.items() if near(value, mistaken, tolerance)]
-    return " Or: ".join(found) or f"{value:.4g} is too {'large' if value > right else 'small'}."
+    hints = [words for words, mistaken in mistakes.items() if near(value, mistaken, tolerance)]
+    return " Or: ".join(hints) or f"{value:.4g} is too {'large' if value > right else 'small'}."
 
 
 def _checks(lesson: str) -> tuple[Check, ...]:

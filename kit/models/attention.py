@@ -96,11 +96,11 @@ def _ends(lengths: tuple[int, ...], device: torch.device) -> Lengths:
 
 
 def _lengths(lengths: tuple[int, ...], device: torch.device) -> Lengths:
-    found, longest = _ends(lengths, device), max(lengths)
+    sequences, longest = _ends(lengths, device), max(lengths)
     length_S = torch.tensor(lengths, device=device)
     sequence_T = torch.repeat_interleave(torch.arange(len(lengths), device=device), length_S)
-    within_T = torch.arange(len(sequence_T), device=device) - found.ends[:-1][sequence_T]
-    return Lengths(longest, found.ends, sequence_T * longest + within_T)
+    within_T = torch.arange(len(sequence_T), device=device) - sequences.ends[:-1][sequence_T]
+    return Lengths(longest, sequences.ends, sequence_T * longest + within_T)
 
 
 def attend(
@@ -299,8 +299,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.T
 
 def _gradients(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:
     q, k, v, own_ends, seen_ends, limits, out, total = ctx.saved_tensors
-    found = _backward(gradient, q, k, v, out, total, own_ends, seen_ends, limits, ctx.scale)
-    return (*found, None, None, None, None)
+    gradients = _backward(gradient, q, k, v, out, total, own_ends, seen_ends, limits, ctx.scale)
+    return (*gradients, None, None, None, None)
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)

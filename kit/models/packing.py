@@ -140,7 +140,7 @@ def _with_beginnings_shared(
 
     def lay(tokens: Sequence[int]) -> list[int]:
         """Rows of a sample's tokens; what is new is appended, as one sequence."""
-        before, found, row = len(rows.tokens), [], -1
+        before, own_rows, row = len(rows.tokens), [], -1
         for place, token in enumerate(tokens):
             known = row_of.get((row, token))
             if known is None:
@@ -148,12 +148,12 @@ def _with_beginnings_shared(
                 rows.tokens.append(token)
                 rows.position.append(place)
             row = known
-            found.append(row)
+            own_rows.append(row)
         if len(rows.tokens) > before:
             rows.own_lengths.append(len(rows.tokens) - before)
-            rows.seen_lengths.append(len(found))
-            rows.seen.extend(found)
-        return found
+            rows.seen_lengths.append(len(own_rows))
+            rows.seen.extend(own_rows)
+        return own_rows
 
     times = Counter(tuple(row[: len(row) - r]) for row, r in _pairs(tokens, response_lengths))
     for prompt, count in times.items():

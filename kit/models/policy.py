@@ -53,7 +53,7 @@ def load(path: str, *, trust_remote_code: bool = False) -> Policy:
 
     attention.register()
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=torch.float32,
             attn_implementation=attention.NAME,
@@ -61,8 +61,8 @@ def load(path: str, *, trust_remote_code: bool = False) -> Policy:
             local_files_only=Path(path).is_dir(),
             output_loading_info=True,
         )
-        if found["missing_keys"]:  # Transformers would go on with random numbers in their place
-            raise ValueError(f"its files lack {', '.join(sorted(found['missing_keys'])[:5])}")
+        if loading["missing_keys"]:  # Transformers would go on with random numbers in their place
+            raise ValueError(f"its files lack {', '.join(sorted(loading['missing_keys'])[:5])}")
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"The model {path!r} cannot be loaded.",

@@ -91,8 +91,8 @@ def broken_weights(path: Path) -> list[str]:
             names = set(map(str, named))
         except (OSError, ValueError, KeyError, AttributeError) as error:
             return [f"{INDEX} cannot be read ({type(error).__name__})"]
-    found = ((name, _fault(path / name)) for name in sorted(names))
-    return [f"{name} {fault}" for name, fault in found if fault]
+    faults = ((name, _fault(path / name)) for name in sorted(names))
+    return [f"{name} {fault}" for name, fault in faults if fault]
 
 
 def _fault(file: Path) -> str:
