@@ -47,7 +47,7 @@ class SessionConfig(Section):
     """Names the session in messages and reports, and for `RLSession.attach`. A number is added to
     a preset's name while another session of this name runs."""
     seed: int = Field(default=0, ge=0)
-    """Of prompts' order, of sampling, of what a trainer draws: the same seed, the same run."""
+    """Seed of the order of prompts, of sampling and of the trainer: the same seed, the same run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is CUDA where there is one."""
     model: ModelConfig = ModelConfig()

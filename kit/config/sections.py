@@ -138,7 +138,7 @@ class ModelConfig(Section):
     name: str = TINY
     """A directory, a Hugging Face name such as Qwen/Qwen3-0.6B, or `tiny`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the computation; auto is float32 on the CPU and bfloat16 on a GPU. Weights and optimizer
+    """Dtype of the computation; auto: float32 on a CPU, bfloat16 on a GPU. Weights and optimizer
     are kept in float32 by the trainer in any case."""
     context_length: Positive | None = None
     """Longest prompt plus response, in tokens; None takes the model's own limit."""
@@ -276,8 +276,8 @@ class MemoryConfig(Section):
     device_gib: Above0 | None = None
     """Most that the session may take of the device, in GiB; None takes what the card has."""
     sleep: Literal["auto", "never", "always"] = "auto"
-    """Does the engine let go of its memory while the trainer works, and the trainer of its while
-    the engine generates? auto: as far as it is needed to fit. GPU only."""
+    """Whether the engine releases its memory while the trainer works, and the trainer its own while
+    the engine generates. auto: as far as it is needed to fit. GPU only."""
     snapshots_gib: Above0 | None = None
     """Most host memory that snapshots may hold together, in GiB; None: as far as there is room."""
 
@@ -289,7 +289,7 @@ class CheckpointConfig(Section):
     """Save a checkpoint every so many steps; 0 only when asked. One that cannot be written is a
     warning, and training goes on."""
     keep_last: Positive | None = None
-    """Of checkpoints that are numbered by step so many stay, the newest; None keeps all."""
+    """How many checkpoints that are numbered by step stay, the newest; None keeps all."""
 
 
 class EvaluationConfig(Section):

@@ -51,7 +51,7 @@ WITHOUT = {
 
 
 _MODEL_FILES = ("0.6B", "1.7B", "4B-Instruct-2507", "32B", "30B-A3B", "235B-A22B-2507")
-"""Of Qwen3, those that Miles has under `scripts/models/`."""
+"""Qwen3 models that Miles has under `scripts/models/`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ KEPT_LOGITS = 1 << 26
 
 
 LOGITS_AT_ONCE = 1 << 28
-"""Of a piece: 512 MiB in bfloat16."""
+"""Logits in one piece: 512 MiB in bfloat16."""
 
 
 def token_log_probs(

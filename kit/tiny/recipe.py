@@ -85,11 +85,11 @@ class Habits:
     """How careless the imagined class is. Shares are probabilities per scribble."""
 
     forget_carry: float = 0.85
-    """Of the additions that need a carry out of the ones digit, the share that drops it."""
+    """Share of additions with a carry out of the ones digit that drop it."""
     write_steps: dict[int, float] = field(default_factory=lambda: {4: 0.6, 5: 0.3, 6: 0.15})
     """By number of terms of a chain: the share that writes the running sums; others guess."""
     slip: float = 0.02
-    """Of the running sums that are written, the share that comes out one too high or too low."""
+    """Share of written running sums that are one too high or too low."""
 
 
 @dataclass(frozen=True, slots=True)
