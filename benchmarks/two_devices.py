@@ -180,7 +180,7 @@ def spread(rollout: Rollout) -> Rollout:
 def memory(session: RLSession) -> dict[str, list[float]]:
     """GiB: what each trainer's process sees used of its own card; the plan's three phases."""
     stack = session.debug.stack
-    seen = [look.get("used", 0) / GIB for look in stack.ask_trainers("device_memory")]
+    seen = [look.get("used", 0) / GIB for look in stack.trainers.ask("device_memory")]
     planned = [phase.total / GIB for phase in session.memory_plan().phases]
     peaks = [size / GIB for size in stack.measured.values()]
     return {

@@ -1,4 +1,4 @@
-"""Where an engine and a trainer are, as they tell a driver who does not know."""
+"""What the driver and the actors of a stack send each other."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ NEVER_HANDED = -1
 
 
 @dataclass(frozen=True, slots=True)
-class EngineStanding:
-    """Of one engine, when nothing runs in it any more."""
+class EngineStatus:
+    """Status of one engine when nothing runs in it any more."""
 
     weight_version: int
     interrupted: bool
-    """Was it taking weights, of which the rest will never come?"""
+    """Whether it was receiving weights, the rest of which will never come."""
     asleep: tuple[str, ...]
-    """SGLang's names for what it has let go of."""
+    """SGLang's names for what it has released."""
 
 
 @dataclass(frozen=True, slots=True)
-class TrainerStanding:
-    """Of one rank, between two calls."""
+class TrainerStatus:
+    """Status of one rank, between two calls."""
 
     updates: int
     last_update: tuple[str, list[dict[str, float]]] | None
     """The id of the last one, and the metrics of its steps."""
     update_seconds: float
     asleep: bool
-    """Is it in host memory?"""
+    """Whether its weights and optimizer are in host memory."""
     snapshots: tuple[str, ...]
-    """Names of those that it holds."""
+    """Names of the snapshots that it holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Rescored:
 
 @dataclass(frozen=True, slots=True)
 class TrainBatch:
-    """What an update trains on: N samples. What is by token has one list a sample."""
+    """N samples that an update trains on. What is by token has one list a sample."""
 
     tokens: list[list[int]]
     response_lengths: list[int]
@@ -78,9 +78,9 @@ class TrainBatch:
     token_advantages: list[list[float]] | None = None
     """Where the tokens of a sample have advantages of their own."""
     values: list[list[float]] | None = None
-    """With a critic: what it said when the advantages were made."""
+    """With a critic: its values when the advantages were computed."""
     returns: list[list[float]] | None = None
-    """With a critic: what it should have said."""
+    """With a critic: the targets of its values."""
 
     def __len__(self) -> int:
         return len(self.tokens)

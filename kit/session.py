@@ -51,7 +51,6 @@ from kit.rollout import batch as rollout_batch
 from kit.rollout import evaluate, replay
 from kit.rollout.sampler import as_rows
 from kit.samples import Batch, Messages, Rollout, Sample
-from kit.stack.sync import sync as sync_weights
 from kit.tracking.recorder import as_the_run_says
 from kit.utils import interrupts
 from kit.utils.arguments import at_least_one, expect
@@ -463,7 +462,7 @@ class RLSession:
         Raises:
             StackError: with `verify`, a parameter did not arrive.
         """
-        return sync_weights(self._parts.stack, self.weight_version, exact=exact, verify=verify)
+        return self._parts.stack.sync(self.weight_version, exact=exact, verify=verify)
 
     @verb
     def check_mismatch(

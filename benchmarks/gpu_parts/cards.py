@@ -67,7 +67,7 @@ def small_card(session: RLSession, work: Workload, report: Report) -> None:
 
 def reserved(session: RLSession) -> dict[str, int]:
     """Bytes that torch holds of the card in the trainer's process; the rest of it is CUDA's own."""
-    looks = stack_of(session).ask_trainers("device_memory")
+    looks = stack_of(session).trainers.ask("device_memory")
     return {f"torch in trainer {i}": look["held"] for i, look in enumerate(looks) if look}
 
 

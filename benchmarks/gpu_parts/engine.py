@@ -42,7 +42,7 @@ def _engine(work: Workload, report: Report) -> Any:
     model, length = find(config.model), work.response_tokens
     plan = plan_for(config, model, work.device, length)
     stack = Stack(config, model, work.device, length, plan)
-    settings = engine_settings(stack)  # the session's own
+    settings = engine_settings(stack.settings)  # the session's own
     begin = time.perf_counter()
     os.environ |= kept_kernels()  # what the session's engine has compiled need not be made again
     if work.device == "cpu":

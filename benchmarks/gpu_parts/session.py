@@ -103,13 +103,13 @@ def sync_and_sleep(session: RLSession, work: Workload, report: Report) -> None:
     if work.device == "cpu":
         report.say("without a card nothing sleeps")
         return
-    residency = stack_of(session).residency
-    for who, room in (("engine", residency.for_engine), ("trainer", residency.for_trainer)):
-        room()
+    offload = stack_of(session).offload
+    for who in ("engine", "trainer"):
+        getattr(offload, f"make_room_for_{who}")()
         pairs = []
         for _ in range(1 + work.repeats):
-            asleep = _timed(getattr(residency, f"sleep_{who}"))
-            pairs.append((asleep, _timed(getattr(residency, f"wake_{who}"))))
+            asleep = _timed(getattr(offload, f"sleep_{who}"))
+            pairs.append((asleep, _timed(getattr(offload, f"wake_{who}"))))
         report.put(f"{who}_first", pairs[0])
         report.put(f"sleep_{who}", [pair[0] for pair in pairs[1:]])
         report.put(f"wake_{who}", [pair[1] for pair in pairs[1:]])

@@ -27,7 +27,6 @@ from kit.config import SessionConfig
 from kit.errors import CheckpointError
 from kit.samples import Rollout
 from kit.samples.serialization import read_batch, write_batch
-from kit.stack.sync import sync
 from kit.tracking.recorder import Recorder, current_run
 from kit.utils.interrupts import held
 
@@ -296,4 +295,4 @@ def move_to(
             raise
         # Numbers that were given since stay given: other weights had them.
         stack.newest_version = max(int(before["newest_version"]), int(row["newest_version"]))
-        sync(stack, stack.trainer_version, exact=False, verify=False)
+        stack.sync(stack.trainer_version)

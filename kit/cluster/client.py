@@ -1,5 +1,18 @@
-"""`Cluster`: the client's side of the stack's Ray head. Starts it or takes one that lives, connects
-to it, and ends it or leaves it.
+"""`Cluster`: the client's side of a stack's Ray head.
+
+It starts the head or takes one that lives, connects this process to it, and ends it or leaves it.
+
+Ray has no public way for some of what a driver in a notebook needs. All that the kit takes from
+Ray's private modules stands in `head.py` (for a head of our own) and at the end of this file, read
+from Ray 2.60.0:
+
+    ray_constants.ENABLE_RAY_CLUSTER, Config.initialize,
+    AuthenticationTokenLoader.reset_cache                 read once, at the import of Ray
+    worker.print_to_stdstream                             prints the news of dead actors
+    worker._global_node.get_session_dir_path              where a cluster keeps its logs
+    ray.init(_node_ip_address=...)                        keeps the loopback address
+    state.actors, ActorHandle._actor_id                   the state of one actor
+    services.read_ray_address, utils.get_ray_temp_dir     what `ray start` has left
 """
 
 from __future__ import annotations
@@ -16,13 +29,13 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import psutil
 
 from kit.cluster import fork_server, lease, processes, progress, registry
 from kit.cluster.lease import Connection
-from kit.cluster.placement import JoinedPlacement, OwnPlacement
+from kit.cluster.placement import Layout, Placement
 from kit.cluster.processes import Elsewhere
 from kit.cluster.registry import Entry
 from kit.errors import KitError, SessionError, StackError
@@ -30,18 +43,11 @@ from kit.utils import pids
 from kit.utils.imports import import_ray
 from kit.utils.interrupts import held
 
-if TYPE_CHECKING:
-    from kit.stack.stack import Stack
-
-
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-
 
 CPU_OPERATORS = PACKAGE_ROOT / "kit" / "engine" / "cpu" / "site"
 
-
 LEFT_OUT = Path(__file__).with_name("site")
-
 
 CLIENT_SETTINGS = {
     "RAY_AUTH_MODE": "token",
@@ -54,14 +60,11 @@ CLIENT_SETTINGS = {
 }
 """What Ray has to find in the environment of every process that talks to the head."""
 
-
 OURS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
 """Of these, what the user had before a session is there again after it."""
 
-
 RAYS_OWN = ("gcs_server", "raylet")
 """Its two processes, by the names that their programs have."""
-
 
 RAYLET_TROUBLE = re.compile(r"\[[\d :,-]+ [EFC] ")
 """How a line of the raylet's log begins that tells of an error: date, time, severity."""
@@ -71,7 +74,7 @@ class Cluster:
     """One Ray head of our own, behind a fresh token. This process drives it while it lives."""
 
     entry: Entry
-    """What the registry tells of it; there from `register` on."""
+    """What the registry knows of it; there from `register` on."""
 
     def __init__(self, device: str, gpus: int = 0) -> None:
         """Start the head in the background; `connect` waits for it."""
@@ -100,20 +103,17 @@ class Cluster:
         log.close()
 
     def _arguments(self, device: str, gpus: int) -> list[str]:
-        """What the first process is told, after its directory and its socket."""
+        """Command-line arguments of the head, after its directory and its socket."""
         return [device, str(gpus)]
 
     @classmethod
     def taken(cls, entry: Entry) -> Self:
-        """One that lives already and that nobody drives; from now on we do.
+        """Drive one of this kind that lives already; see `joined.take_cluster`.
 
         Raises:
             StackError: somebody drives it, or it has ended.
         """
-        from kit.cluster.joined import JoinedCluster
-
-        kind: Any = JoinedCluster if entry.address else cls
-        cluster: Self = kind.__new__(kind)
+        cluster = cls.__new__(cls)
         cluster.stack, cluster.directory = entry.stack, entry.folder
         cluster._token, cluster.entry = entry.token, entry
         cluster._before = {}
@@ -124,7 +124,7 @@ class Cluster:
         return cluster
 
     def register(self, name: str, device: str, **more: Any) -> None:
-        """Tell the registry of it; it cannot be taken before it is `ready`."""
+        """Enter it in the registry; it cannot be taken before it is `ready`."""
         self.entry = registry.new(
             self.stack,
             self._head.pid,
@@ -138,15 +138,15 @@ class Cluster:
         registry.leave_identity(self.entry)
 
     def rename(self, name: str, **changed: Any) -> None:
-        """It is another session's from now on, and not ready before that has begun."""
+        """Enter it as another session's, which is not ready before that has begun."""
         self.entry = replace(self.entry, name=name, fingerprint="", **changed)
         registry.write(self.entry)
 
     def ready(self, lease: float, **changed: Any) -> None:
-        """It has started, and outlives us by so many seconds if we go without a word.
+        """Enter it as started.
 
         Args:
-            lease: seconds.
+            lease: seconds that it outlives this process, should that end without a word.
             changed: fields of the entry that are new.
         """
         self.entry = replace(self.entry, **changed)
@@ -154,7 +154,7 @@ class Cluster:
         self._control.ask("lease", seconds=lease)
 
     def ends_with_us(self) -> None:
-        """From now on it does not outlive us, should we be killed before we have ended it."""
+        """End with this process, should that be killed before it has ended the stack."""
         with contextlib.suppress(OSError, ValueError):
             self._control.ask("lease", seconds=0.0)
 
@@ -183,42 +183,15 @@ class Cluster:
             self._join(address)
 
     def _join(self, address: str) -> None:
+        """Connect to the head with its own token."""
         self._before = {key: os.environ.get(key) for key in OURS}
         os.environ.update(CLIENT_SETTINGS)
         os.environ["RAY_AUTH_TOKEN"] = self._token
-        import_ray()
-        import ray
-        from ray._private import ray_constants, worker
-        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-        self._refuse_a_second_connection()
-        # Ray may have been imported before, and has read its settings then.
-        ray_constants.ENABLE_RAY_CLUSTER = False
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
-        ray.init(
-            address=address,
-            namespace="kit",
-            log_to_driver=False,
-            logging_level="ERROR",
-            _node_ip_address="127.0.0.1",
-        )
+        connect_ray(address, "kit", joins=False, _node_ip_address="127.0.0.1")
         self._connected = self._was_connected = True
-        # What has died is told by the verb that misses it; Ray would print its own words into
-        # whichever cell runs.
-        worker.print_to_stdstream = lambda *_, **__: None
-
-    def _refuse_a_second_connection(self) -> None:
-        import ray
-
-        if ray.is_initialized():
-            raise SessionError(
-                "This process is already connected to a Ray cluster.",
-                fix="call `ray.shutdown()`, or close the other session, before `RLSession.start`.",
-            )
 
     def _refused(self) -> KitError | None:
-        """What the first process has said, where it ended on purpose."""
+        """Error that the first process has left, where it ended on purpose."""
         return None
 
     def _await_address(self, timeout: float) -> str:
@@ -264,30 +237,25 @@ class Cluster:
         """Every living process of the stack."""
         return processes.of_stack(self.stack, self._head.pid)
 
-    @property
-    def actors_environment(self) -> dict[str, str]:
-        """What actors find in their environment; empty where they inherit it."""
-        return {}
-
     def head_members(self) -> list[int | Elsewhere]:
-        """Those without whom no call can be made: processes, or what is elsewhere."""
+        """What no call can be made without: processes, or what is elsewhere."""
         return [*self.head_processes()]
 
-    def placement(self, stack: Stack) -> OwnPlacement | JoinedPlacement:
+    def placement(self, layout: Layout, device: str) -> Placement:
         """Where actors run; there once `connect` is done."""
-        return OwnPlacement(stack)
+        return Placement(layout, device, self.directory)
 
     def head_processes(self) -> list[int]:
-        """The first process, and Ray's own that it has started."""
+        """Process ids of the head and of Ray's two processes that it has started."""
         children = psutil.Process(self._head.pid).children()
         return [self._head.pid, *(p.pid for p in children if p.name() in RAYS_OWN)]
 
     def leave(self, seconds: float, *, warm: bool) -> None:
-        """Let go of it. It ends after so many seconds in which nobody takes it.
+        """Let go of it; it ends if nobody takes it.
 
         Args:
-            seconds: until then.
-            warm: may the next start take it and begin anew?
+            seconds: until it ends.
+            warm: whether the next start may take it and reset it.
         """
         self.disconnect()
         with contextlib.suppress(OSError):
@@ -319,7 +287,7 @@ class Cluster:
         self._restore_environment()
 
     def _restore_environment(self) -> None:
-        """A token of the user's own, for another cluster, is there again."""
+        """Put back what the user had, such as a token for another cluster."""
         for key, value in self._before.items():
             if value is None:
                 os.environ.pop(key, None)
@@ -338,7 +306,7 @@ class Cluster:
 
 
 def actors_environment(device: str, stack: str, directory: Path) -> dict[str, str]:
-    """What engines and trainers of a stack have to find in their environment."""
+    """Environment variables of the engines and trainers of a stack."""
     env = {
         processes.MARK: stack,
         progress.DIRECTORY_ENV: str(directory),
@@ -377,9 +345,7 @@ def actors_environment(device: str, stack: str, directory: Path) -> dict[str, st
 
 
 def kept_kernels() -> dict[str, str]:
-    """Where compiled kernels are kept from one start to the next; the stack's own directories go
-    with it.
-    """
+    """Folders of compiled kernels that are kept from one start to the next."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kit" / "kernels"
     return {
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
@@ -389,3 +355,61 @@ def kept_kernels() -> dict[str, str]:
 
 def _joined(*paths: str) -> str:
     return os.pathsep.join(path for path in paths if path)
+
+
+# ---- Ray's private names -------------------------------------------------------------------------
+
+
+def connect_ray(address: str, namespace: str, *, joins: bool, **options: Any) -> None:
+    """Connect this process to a Ray cluster; Ray may have been imported with other settings before.
+
+    Args:
+        address: of its control service.
+        namespace: of the names of actors.
+        joins: whether others run the cluster, on addresses that need not be this machine's.
+        options: of `ray.init`.
+
+    Raises:
+        SessionError: this process is connected to one already.
+    """
+    import_ray()
+    import ray
+    from ray._private import ray_constants, worker
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    if ray.is_initialized():
+        raise SessionError(
+            "This process is already connected to a Ray cluster.",
+            fix="call `ray.shutdown()`, or close the other session, before `RLSession.start`.",
+        )
+    ray_constants.ENABLE_RAY_CLUSTER = joins
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+    ray.init(
+        address=address, namespace=namespace, log_to_driver=False, logging_level="ERROR", **options
+    )
+    # A death is told by the verb that misses the actor; Ray would print its own words into
+    # whichever cell runs.
+    worker.print_to_stdstream = lambda *_, **__: None
+
+
+def actor_state(actor: Any) -> str:
+    """Ray's word for the state of an actor, such as `DEAD`; empty where Ray does not know it."""
+    from ray._private.state import actors
+
+    return str(actors(actor._actor_id.hex()).get("State", ""))
+
+
+def session_directory() -> Path:
+    """Where the cluster that this process is connected to keeps its files, on each of its nodes."""
+    import ray
+
+    return Path(ray._private.worker._global_node.get_session_dir_path())
+
+
+def local_cluster() -> str | None:
+    """Address of the cluster that `ray start` has started on this machine."""
+    from ray._private import services, utils
+
+    address: str | None = services.read_ray_address(utils.get_ray_temp_dir())
+    return address

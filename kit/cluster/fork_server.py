@@ -37,7 +37,6 @@ from kit.utils.imports import without_garbage_collection
 
 SOCKET_ENV = "KIT_ZYGOTE_SOCKET"
 
-
 PRELOAD = (
     # Not Ray: it reads which worker it is from the environment at the time it is imported.
     "google.protobuf.message",

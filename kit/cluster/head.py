@@ -1,13 +1,19 @@
 """The stack's first process: Ray's head, in a process session of its own.
 
-`kit.stack.cluster` starts it as `python -m kit.stack.head`. It starts Ray's control service and
-raylet (no dashboard, no log monitor, no autoscaler: each is another interpreter to start), writes
-the address to DIRECTORY/address, and hears on DIRECTORY/control who drives the stack, as
-`kit.stack.control` says. When it is told to end, or nobody has driven it for as long as its lease,
-it takes the stack down.
+`Cluster` starts it as `python -m kit.cluster.head`. It starts Ray's control service and raylet (no
+dashboard, no log monitor, no autoscaler: each is another interpreter to start), writes the address
+to DIRECTORY/address, and hears on DIRECTORY/control who drives the stack, as `lease.py` says. When
+it is told to end, or nobody has driven it for as long as its lease, it takes the stack down.
 
 Everything listens on the loopback interface only. Ray's own `ray start` gives that up, because
-it is made for clusters; hence `Node` is used directly.
+it is made for clusters; hence Ray's private `Node` is used directly. What else is private, as read
+from Ray 2.60.0 (`client.py` lists what a driver takes from Ray in this way):
+
+    node.Node(...), Node.start_api_server, Node.start_log_monitor     started for any head
+    parameter.RayParams(...)                        its fields are checked by no released interface
+    services.get_node                               waits 30 s for the raylet
+    services.start_ray_process                      the command line of the raylet
+    workers/setup_worker.py, setup_worker_path      what a raylet runs as a worker
 """
 
 from __future__ import annotations
@@ -35,18 +41,17 @@ from kit.utils.files import replace_file
 RAYLET_SECONDS = 300.0
 """How long the raylet may take to start; the client's own limit is engine.start_timeout."""
 
-
 OBJECT_STORE_BYTES = 512 * 2**20
 """Rollouts and batches pass through here; weights do not."""
 
 
 def start_ray(directory: Path, *, gpus: int, fork_workers: bool) -> Any:
-    """Start Ray's two processes and return the running node."""
+    """Start Ray's two processes, and return the running node."""
     from ray._private import services
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
-    services.get_node = patient(services.get_node)
+    services.get_node = retrying(services.get_node)
 
     class LeanNode(Node):
         """A head without the HTTP server that Ray starts even when no dashboard is wanted."""
@@ -90,7 +95,7 @@ def start_ray(directory: Path, *, gpus: int, fork_workers: bool) -> Any:
 
 
 def naming_port(start: Callable[..., Any], port: int) -> Callable[..., Any]:
-    """Tell the raylet its agent's port. Ray tells the agent only, and has the raylet wait."""
+    """Wrap `start` to tell the raylet its agent's port; Ray tells the agent only."""
 
     def start_process(command: list[str], process_type: str, *args: Any, **kwargs: Any) -> Any:
         if process_type == "raylet":
@@ -100,8 +105,8 @@ def naming_port(start: Callable[..., Any], port: int) -> Callable[..., Any]:
     return start_process
 
 
-def patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
-    """Ask until the raylet is up. Ray gives it 30 s, which a busy machine can exceed."""
+def retrying(get_node: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `get_node` to ask until the raylet is up: a busy machine can exceed Ray's 30 s."""
 
     def ask(*args: Any) -> Any:
         deadline = time.monotonic() + RAYLET_SECONDS
@@ -117,18 +122,32 @@ def patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def raylet_died() -> bool:
-    """Has this process a raylet that has ended?"""
+    """Whether this process has a raylet that has ended."""
     children = psutil.Process().children()
     return any(c.name() == "raylet" and c.status() == psutil.STATUS_ZOMBIE for c in children)
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that nobody holds now."""
+    """Loopback ports that are free now."""
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [int(one.getsockname()[1]) for one in sockets]
+
+
+def start_head(directory: Path, *, device: str, gpus: int) -> None:
+    """Start Ray, and on a CPU the process of which workers are forks; then write the address."""
+    if device == "cpu":
+        with (directory / "zygote.log").open("wb") as log:
+            subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "kit.cluster.fork_server"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+    node = start_ray(directory, gpus=gpus, fork_workers=device == "cpu")
+    replace_file(directory / "address", node.gcs_address)
 
 
 def main(
@@ -146,7 +165,7 @@ def main(
         listener: its control socket.
         device: `cpu` or `cuda`.
         gpus: how many Ray is told of.
-        wanted: of another Ray cluster, instead of starting one; see `kit.stack.joined`.
+        wanted: of another Ray cluster, instead of starting one; see `joined.py`.
     """
     stack = os.environ[processes.MARK]
     control = Control(listener)
@@ -154,40 +173,31 @@ def main(
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: ended.set())
 
-    def hear() -> None:
+    def serve() -> None:
         try:
             control.serve()
         finally:
             ended.set()
 
-    threading.Thread(target=hear, daemon=True).start()
-    node: Any = None
+    threading.Thread(target=serve, daemon=True).start()
+    started = False
+    give_back: Callable[[], None] | None = None
     try:
         if wanted:
             from kit.cluster.joined import hold
 
-            node = hold(directory, stack, device, wanted)
-            ended.wait()
-            return
-        if device == "cpu":
-            with (directory / "zygote.log").open("wb") as log:
-                subprocess.Popen(
-                    [sys.executable, "-W", "ignore", "-m", "kit.cluster.fork_server"],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                )
-        node = start_ray(directory, gpus=gpus, fork_workers=device == "cpu")
-        replace_file(directory / "address", node.gcs_address)
-
+            give_back = hold(directory, stack, device, wanted)
+        else:
+            start_head(directory, device=device, gpus=gpus)
+        started = True
         ended.wait()
     finally:
-        if wanted and node:
+        if give_back:
             with contextlib.suppress(Exception):
-                node()
+                give_back()
         # Not Ray's graceful end: that drains the node for half a minute. Nothing here needs it.
         processes.end(processes.of_stack(stack, os.getpid()))
-        if node is not None or control.driver is None:  # else the client reads our log
+        if started or control.driver is None:  # else the client reads our log
             shutil.rmtree(directory, ignore_errors=True)
         registry.forget(stack)
 

@@ -1,6 +1,6 @@
 """`JoinedCluster`: a placement group on a Ray cluster that others run, instead of a head of ours.
 
-    client ── own, leave, end, silence ──► keeper (kit.stack.head, on the client's machine)
+    client ── own, leave, end, silence ──► keeper (kit.cluster.head, on the client's machine)
                                              │ the driver whose placement group it is
                                              ▼
                                         placement group: a bundle for each device
@@ -18,30 +18,25 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kit.cluster import client as own
+from kit.cluster import client
 from kit.cluster.client import Cluster
-from kit.cluster.placement import JoinedPlacement
+from kit.cluster.placement import LOOPBACK, Layout, Placement
 from kit.cluster.processes import Elsewhere
+from kit.cluster.registry import Entry
 from kit.errors import KitError, StackError
 from kit.utils.files import replace_file
-from kit.utils.imports import import_ray
-
-if TYPE_CHECKING:
-    from kit.stack.stack import Stack
-
 
 REFUSED = "refused"
 """A file in which the keeper says why there is no placement group."""
 
-
-SECONDS = 3.0
-"""In which a cluster's control service has to let itself be reached."""
+CONNECT_SECONDS = 3.0
+"""Within which a cluster's control service has to accept a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +56,6 @@ class Bundle:
 class JoinedCluster(Cluster):
     """A share of somebody else's Ray cluster, held by a process of our own."""
 
-    def _arguments(self, device: str, gpus: int) -> list[str]:
-        """Of the keeper."""
-        return [device, "0", json.dumps(self.wanted)]
-
     def __init__(self, device: str, address: str, bundles: int, width: int) -> None:
         """Start the keeper in the background; `connect` waits for it.
 
@@ -77,36 +68,20 @@ class JoinedCluster(Cluster):
         self.wanted = {"address": address, "bundles": bundles, "width": width}
         super().__init__(device)
 
-    def _environment(self, device: str) -> dict[str, str]:
-        """The keeper's: what Ray needs is the user's own."""
-        return os.environ | own.actors_environment(device, self.stack, self.directory)
+    def _arguments(self, device: str, gpus: int) -> list[str]:
+        """Command-line arguments of the keeper, after its directory and its socket."""
+        return [device, "0", json.dumps(self.wanted)]
 
-    @property
-    def actors_environment(self) -> dict[str, str]:
-        """What actors find in their environment."""
-        return own.actors_environment(self.entry.device, self.stack, self.directory)
+    def _environment(self, device: str) -> dict[str, str]:
+        """Environment of the keeper; what Ray needs in it is the user's own."""
+        return os.environ | client.actors_environment(device, self.stack, self.directory)
 
     def _join(self, address: str) -> None:
-        """With the token that is the user's own."""
+        """Connect with the token that is the user's own."""
         self._reserved = json.loads(address)
-        import_ray()
-        import ray
-        from ray._private import ray_constants, worker
-        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-        self._refuse_a_second_connection()
         os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
-        ray_constants.ENABLE_RAY_CLUSTER = True
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
-        ray.init(
-            address=self._reserved["address"],
-            namespace=namespace(self.stack),
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        client.connect_ray(self._reserved["address"], namespace(self.stack), joins=True)
         self._connected = self._was_connected = True
-        worker.print_to_stdstream = lambda *_, **__: None
 
     def _refused(self) -> KitError | None:
         with suppress(OSError, ValueError):
@@ -114,14 +89,10 @@ class JoinedCluster(Cluster):
             return StackError(said["what"], why=said["why"], fix=said["fix"])
         return None
 
-    def placement(self, stack: Stack) -> JoinedPlacement:
+    def placement(self, layout: Layout, device: str) -> JoinedPlacement:
         """Where actors run; there once `connect` is done."""
-        import ray
-        from ray.util import get_placement_group
-
         bundles = [Bundle(**row) for row in self._reserved["bundles"]]
-        group = get_placement_group(namespace(self.stack))
-        return JoinedPlacement(stack, group, bundles, ray.get_runtime_context().get_node_id())
+        return JoinedPlacement(self, layout, device, bundles)
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of the keeper's log, and where those of the actors are."""
@@ -135,19 +106,98 @@ class JoinedCluster(Cluster):
         return [self._head.pid, ControlService(self._reserved["address"])]
 
 
+def start_cluster(device: str, address: str | None, layout: Layout, gpus: int) -> Cluster:
+    """Start the first process of a stack: a Ray head, or the keeper of a share of another cluster.
+
+    Args:
+        device: `cpu` or `cuda`.
+        address: of the cluster to join; None starts a head.
+        layout: for the devices to reserve in a cluster.
+        gpus: of this machine, of which a head is told.
+    """
+    if address is None:
+        return Cluster(device, gpus)
+    return JoinedCluster(device, address, layout.count, len(layout.engines[0]))
+
+
+def take_cluster(entry: Entry) -> Cluster:
+    """Drive a cluster that lives and that nobody drives.
+
+    Raises:
+        StackError: somebody drives it, or it has ended.
+    """
+    return (JoinedCluster if entry.address else Cluster).taken(entry)
+
+
+class JoinedPlacement(Placement):
+    """Actors in the bundles of a placement group, each of which has a device."""
+
+    def __init__(
+        self, cluster: JoinedCluster, layout: Layout, device: str, bundles: Sequence[Bundle]
+    ) -> None:
+        """`bundles`: of the cluster's placement group, in the order of the layout's devices."""
+        import ray
+        from ray.util import get_placement_group
+
+        super().__init__(layout, device, cluster.directory)
+        self._group = get_placement_group(namespace(cluster.stack))
+        self._bundles, self._node = bundles, ray.get_runtime_context().get_node_id()
+        self._environment = client.actors_environment(device, cluster.stack, cluster.directory)
+        self._all_here = all(bundle.node == self._node for bundle in bundles)
+
+    def options(self, place: int) -> dict[str, Any]:
+        """Ray's options of an actor in this bundle."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        return {
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                self._group, placement_group_bundle_index=self._bundles[place].index
+            ),
+            "runtime_env": {"env_vars": self._environment},
+        }
+
+    def visible_devices(self, places: Sequence[int]) -> str:
+        """CUDA_VISIBLE_DEVICES of an actor in these bundles."""
+        return ",".join(self._bundles[place].card for place in places)
+
+    def rendezvous(self, name: str) -> str:
+        """A file where all ranks are on this machine; else a port of the first rank's node."""
+        if self._all_here:
+            return super().rendezvous(name)
+        import ray
+
+        port = ray.remote(num_cpus=0)(_free_port).options(**self.options(0)).remote()
+        return f"tcp://{self._bundles[0].host}:{ray.get(port)}"
+
+    @property
+    def address(self) -> str:
+        """Address at which engines reach rank 0 for a broadcast of its weights."""
+        return LOOPBACK if self._all_here else self._bundles[0].host
+
+    def members(self, actor: Any, place: int, pids: Sequence[int]) -> list[int | Elsewhere]:
+        """Processes of an actor on the client's machine; elsewhere, the actor itself."""
+        return [*pids] if self._bundles[place].node == self._node else [RemoteActor(actor)]
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("", 0))
+        return int(one.getsockname()[1])
+
+
 class ControlService(Elsewhere):
-    """A cluster's own control service: to use Ray without it ends the notebook's process."""
+    """Control service of a joined cluster: using Ray without it ends the notebook's process."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
         self._where = host, int(port)
 
     def lives(self) -> bool:
-        """Does it take a connection?"""
+        """Whether it accepts a connection."""
         return can_be_reached(*self._where)
 
     def end(self) -> None:
-        """It is not ours to end."""
+        """Do nothing: it is not ours to end."""
 
 
 class RemoteActor(Elsewhere):
@@ -157,16 +207,13 @@ class RemoteActor(Elsewhere):
         self._actor = actor
 
     def lives(self) -> bool:
-        """As far as Ray knows."""
-        from ray._private.state import actors
-
+        """Whether Ray takes the actor for alive."""
         with suppress(Exception):
-            state = actors(self._actor._actor_id.hex()).get("State", "")
-            return state not in ("DEAD", "")
+            return client.actor_state(self._actor) not in ("DEAD", "")
         return True  # Ray itself is looked at elsewhere
 
     def end(self) -> None:
-        """Have Ray kill it."""
+        """Have Ray kill the actor."""
         import ray
 
         with suppress(Exception):
@@ -174,19 +221,19 @@ class RemoteActor(Elsewhere):
 
 
 def namespace(stack: str) -> str:
-    """Of the actors, and the name of the placement group."""
+    """Ray namespace of the actors, and name of the placement group."""
     return f"kit-{stack}"
 
 
 def can_be_reached(host: str, port: int) -> bool:
-    """Does anything listen there?"""
-    with suppress(OSError), socket.create_connection((host, port), timeout=SECONDS):
+    """Whether anything listens there."""
+    with suppress(OSError), socket.create_connection((host, port), timeout=CONNECT_SECONDS):
         return True
     return False
 
 
 def hold(directory: Path, stack: str, device: str, wanted: dict[str, Any]) -> Callable[[], None]:
-    """The keeper's side: reserve the devices, say so in a file, and return what gives them back.
+    """Reserve the devices (in the keeper), say so in a file, and return what gives them back.
 
     Raises:
         StackError: they cannot be had; a file says why.
@@ -207,11 +254,12 @@ def _reserve(
     import ray
     from ray.util import placement_group, remove_placement_group
 
-    where = _found(address)
+    where = _resolved(address)
     _connect(where, stack)
     what = "GPU" if device == "cuda" else "CPU"
     total, free = (
-        int(resources().get(what, 0)) for resources in (ray.cluster_resources, _free_soon)
+        int(resources().get(what, 0))
+        for resources in (ray.cluster_resources, ray.available_resources)
     )
     if free < bundles:
         raise StackError(
@@ -240,7 +288,7 @@ def _reserve(
             why="The devices of a tensor-parallel engine have to be in one machine.",
             fix="lower engine.tensor_parallel, or wait until a node is free.",
         )
-    logs = str(Path(ray._private.worker._global_node.get_session_dir_path()) / "logs")
+    logs = str(client.session_directory() / "logs")
     return {"address": where, "bundles": found, "logs": logs}, lambda: remove_placement_group(group)
 
 
@@ -275,20 +323,11 @@ def _card() -> str:
     return str(ray.get_gpu_ids()[0])
 
 
-def _free_soon() -> dict[str, float]:
-    import ray
-
-    free: dict[str, float] = ray.available_resources()
-    return free
-
-
-def _found(address: str) -> str:
+def _resolved(address: str) -> str:
     """HOST:PORT of the cluster. Raises StackError where nothing is there."""
     where = address
     if address == "auto":
-        from ray._private import services, utils
-
-        where = os.environ.get("RAY_ADDRESS") or services.read_ray_address(utils.get_ray_temp_dir())
+        where = os.environ.get("RAY_ADDRESS") or client.local_cluster() or ""
         if not where:
             raise StackError(
                 "cluster.address is auto, and no Ray cluster runs on this machine.",

@@ -38,7 +38,6 @@ OPTIONAL = frozenset(
 )
 """Not found in this process."""
 
-
 PLACEHOLDERS = frozenset({"gguf", "torchvision"})
 """Imported without asking; every name in them is a class that raises when it is called."""
 

@@ -28,10 +28,8 @@ from kit.errors import StackError
 
 SOCKET = "control"
 
-
 FIRST_SECONDS = 60.0
 """How long a head waits for its first driver."""
-
 
 ANSWER_SECONDS = 10.0
 

@@ -1,6 +1,6 @@
-"""Where the actors of a stack run: on the session's own head, or in a placement group elsewhere.
+"""Devices of a stack: which trainer and which engine has which, and how Ray places actors on them.
 
-`Layout`: which device each trainer and each engine has; decided before anything starts.
+`Layout` is decided before anything starts:
 
     colocated, 2 trainers, 2 engines        device 0: rank 0, engine 0    device 1: rank 1, engine 1
     colocated, 2 trainers, 1 engine of 2    device 0: rank 0, half of it  device 1: rank 1, half
@@ -8,6 +8,9 @@
 
 Devices are numbered from 0: GPUs of this machine, or bundles of a placement group where the session
 joins a cluster. On a CPU a device is a share of the machine's cores.
+
+`Placement` turns a device's number into Ray's options, once the head is up; `joined.py` has the one
+for a placement group.
 """
 
 from __future__ import annotations
@@ -15,122 +18,22 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import Any, Self
 
+from kit.cluster.processes import Elsewhere
 from kit.config import SessionConfig
 from kit.errors import ConfigError
 from kit.models.source import ModelSource
 from kit.utils.formatting import count
 from kit.utils.hardware import default_replicas, gpu_count
 
-if TYPE_CHECKING:
-    from kit.cluster.client import Cluster
-    from kit.cluster.joined import Bundle
-    from kit.stack.stack import Stack
-
-
 LOOPBACK = "127.0.0.1"
-
-
-class OwnPlacement:
-    """On the head that the session has started: this machine, its GPUs by number."""
-
-    def __init__(self, stack: Stack) -> None:
-        self._stack = stack
-
-    def options(self, place: int) -> dict[str, Any]:
-        """Ray's options of an actor on this device."""
-        layout = self._stack.layout
-        if self._stack.device != "cuda" or layout.count > 1:
-            return {}  # with several cards each actor is told its own
-        return {"num_gpus": 1.0 / layout.sharing(place)}  # Ray only counts the shares
-
-    def cards(self, places: Sequence[int]) -> str:
-        """CUDA_VISIBLE_DEVICES of an actor on these devices; empty where Ray sets it."""
-        if self._stack.device != "cuda" or self._stack.layout.count == 1:
-            return ""
-        named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        return ",".join(named[place] if named else str(place) for place in places)
-
-    def rendezvous(self, meeting: str) -> str:
-        """Where all ranks meet: a file, which nobody else can reach."""
-        return str(self._stack.cluster.directory / "tmp" / f"rendezvous-{meeting}")
-
-    @property
-    def address(self) -> str:
-        """Where rank 0 is reached by engines that wait for its weights."""
-        return LOOPBACK
-
-    def is_here(self, place: int) -> bool:
-        """Is this device on the client's machine?"""
-        return True
-
-
-class JoinedPlacement:
-    """In the bundles of a placement group, of which each has a device."""
-
-    def __init__(self, stack: Stack, group: Any, bundles: Sequence[Bundle], node: str) -> None:
-        """`node`: Ray's id of the client's own node."""
-        self._stack, self._group, self._bundles, self._node = stack, group, bundles, node
-        self._all_here = all(bundle.node == node for bundle in bundles)
-
-    def options(self, place: int) -> dict[str, Any]:
-        """Ray's options of an actor in this bundle."""
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        return {
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                self._group, placement_group_bundle_index=self._bundles[place].index
-            ),
-            "runtime_env": {"env_vars": self._stack.cluster.actors_environment},
-        }
-
-    def cards(self, places: Sequence[int]) -> str:
-        """CUDA_VISIBLE_DEVICES of an actor in these bundles."""
-        return ",".join(self._bundles[place].card for place in places)
-
-    def rendezvous(self, meeting: str) -> str:
-        """A file where all are on this machine; else a port of the first rank's node."""
-        if self._all_here:
-            return str(self._stack.cluster.directory / "tmp" / f"rendezvous-{meeting}")
-        import ray
-
-        port = ray.remote(num_cpus=0)(_free_port).options(**self.options(0)).remote()
-        return f"tcp://{self._bundles[0].host}:{ray.get(port)}"
-
-    @property
-    def address(self) -> str:
-        """Where rank 0 is reached by engines that wait for its weights."""
-        return LOOPBACK if self._all_here else self._bundles[0].host
-
-    def is_here(self, place: int) -> bool:
-        """Is this bundle on the client's machine?"""
-        return self._bundles[place].node == self._node
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as one:
-        one.bind(("", 0))
-        return int(one.getsockname()[1])
-
-
-def start_cluster(stack: Stack) -> Cluster:
-    """The first process of a stack: a Ray head of its own, or what holds its share of another."""
-    from kit.cluster.client import Cluster
-    from kit.cluster.joined import JoinedCluster
-
-    config, layout = stack.config, stack.layout
-    if config.cluster.address is None:
-        return Cluster(stack.device, gpus=gpu_count() if stack.device == "cuda" else 0)
-    width = config.engine.tensor_parallel
-    return JoinedCluster(stack.device, config.cluster.address, layout.count, width)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Who is where."""
+    """Devices of each trainer and each engine."""
 
     trainers: tuple[int, ...]
     """The device of each rank."""
@@ -140,7 +43,7 @@ class Layout:
 
     @classmethod
     def of(cls, config: SessionConfig, device: str, model_bytes: int) -> Self:
-        """For these settings.
+        """Lay out trainers and engines for a configuration.
 
         Args:
             config: the settings; `engine.replicas` is chosen where it is left open.
@@ -176,21 +79,26 @@ class Layout:
 
     @property
     def count(self) -> int:
-        """Devices in all."""
+        """Number of devices."""
         return 1 + max(*self.trainers, *(place for engine in self.engines for place in engine))
 
+    @property
+    def replicas(self) -> int:
+        """Number of engines."""
+        return len(self.engines)
+
     def source_ranks(self, engine: int) -> list[int]:
-        """The ranks on an engine's devices, in the order of the devices; colocated only."""
+        """Ranks on an engine's devices, in the order of the devices; colocated only."""
         return [self.trainers.index(place) for place in self.engines[engine]]
 
     def feeds(self, rank: int) -> bool:
-        """Does a rank hand weights over itself? Where they are broadcast, the first does."""
+        """Whether a rank hands weights over itself; where they are broadcast, only rank 0 does."""
         if not self.colocate:
             return rank == 0
         return any(self.trainers[rank] in places for places in self.engines)
 
     def sharing(self, place: int) -> int:
-        """How many actors a device has."""
+        """Number of actors on a device."""
         return self.trainers.count(place) + sum(place in places for places in self.engines)
 
     def in_words(self) -> str:
@@ -202,6 +110,46 @@ class Layout:
             f"{count(ranks, 'trainer')} and {count(engines, 'engine')}{each} {how} "
             f"{count(self.count, 'device')}"
         )
+
+
+class Placement:
+    """Actors on the head that the session has started: this machine, its GPUs by number."""
+
+    def __init__(self, layout: Layout, device: str, directory: Path) -> None:
+        """`directory`: the stack's own, on this machine."""
+        self.layout, self._device = layout, device
+        self.folder = directory / "tmp"
+        """For files by which processes on this machine find each other."""
+
+    def options(self, place: int) -> dict[str, Any]:
+        """Ray's options of an actor on this device."""
+        if self._device != "cuda" or self.layout.count > 1:
+            return {}  # with several GPUs each actor is told its own
+        return {"num_gpus": 1.0 / self.layout.sharing(place)}  # Ray only counts the shares
+
+    def visible_devices(self, places: Sequence[int]) -> str:
+        """CUDA_VISIBLE_DEVICES of an actor on these devices; empty where Ray sets it."""
+        if self._device != "cuda" or self.layout.count == 1:
+            return ""
+        named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        return ",".join(named[place] if named else str(place) for place in places)
+
+    def rendezvous(self, name: str) -> str:
+        """Where all ranks join a process group of this name: a file that nobody else can reach."""
+        return str(self.folder / f"rendezvous-{name}")
+
+    @property
+    def address(self) -> str:
+        """Address at which engines reach rank 0 for a broadcast of its weights."""
+        return LOOPBACK
+
+    def members(self, actor: Any, place: int, pids: Sequence[int]) -> list[int | Elsewhere]:
+        """What a `Watch` can look at of an actor on this device that has these processes."""
+        return [*pids]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _check_sharing(ranks: int, replicas: int, width: int) -> None:

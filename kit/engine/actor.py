@@ -13,7 +13,7 @@ from kit.cluster import processes, progress
 from kit.engine import patches, scoring
 from kit.engine.server_args import EngineSettings, generation_request, server_arguments
 from kit.errors import StackError
-from kit.messages import EngineStanding, Generation, Rescored, SamplingSettings
+from kit.messages import EngineStatus, Generation, Rescored, SamplingSettings
 from kit.weight_sync import verify
 from kit.weight_sync.transport import BACKENDS, BucketSpec, Handle, ReceiveBuffer, serialize
 
@@ -367,11 +367,11 @@ class Engine:
         )
         self._asleep -= set(tags)
 
-    async def settle(self) -> EngineStanding:
+    async def settle(self) -> EngineStatus:
         """Stop all that a driver asked for who is gone; for the one who takes over."""
         interrupted = not self._open.is_set()
         await self.abort()
         await self.go_on()
         await asyncio.sleep(0)  # what waited for the weights begins now, and is stopped too
         await self.abort()
-        return EngineStanding(self.weight_version, interrupted, tuple(sorted(self._asleep)))
+        return EngineStatus(self.weight_version, interrupted, tuple(sorted(self._asleep)))

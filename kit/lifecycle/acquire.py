@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from kit.cluster import lease, registry
-from kit.cluster.client import Cluster
+from kit.cluster.joined import take_cluster
 from kit.cluster.registry import Entry
 from kit.config import UNNAMED
 from kit.config.presets import PRESETS
@@ -40,17 +40,17 @@ def launch(stack: Stack, *, anew: bool = False) -> bool:
     Raises:
         SessionError: another session has the device or the name.
     """
-    from kit.stack.recovery import fingerprint
+    from kit.stack.actors import fingerprint
 
     with registry.locked():
         others = [(entry, lease.state_of(entry.folder)) for entry in registry.living()]
         idle = {entry.stack for entry, state in others if state and _idle(entry, state)}
-        wanted = fingerprint(stack)
+        wanted = fingerprint(stack.settings)
         taken = None
         for entry, _ in others:
             if not anew and entry.stack in idle and entry.fingerprint == wanted:
                 with suppress(StackError):  # somebody else was quicker
-                    taken = Cluster.taken(entry)
+                    taken = take_cluster(entry)
                     break
         rest = [pair for pair in others if taken is None or pair[0].stack != taken.stack]
         group = current_group()

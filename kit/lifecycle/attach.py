@@ -18,7 +18,7 @@ from kit.utils.interrupts import held
 
 if TYPE_CHECKING:
     from kit.cluster.registry import Entry
-    from kit.messages import TrainerStanding
+    from kit.messages import TrainerStatus
     from kit.rewards.runner import Reward
 
 
@@ -35,7 +35,7 @@ class UnfinishedStep:
     """An update that the trainers have made and whose step the kernel did not live to complete."""
 
     note: dict[str, Any]
-    trainers: TrainerStanding
+    trainers: TrainerStatus
 
 
 def sessions() -> Sessions:
@@ -81,9 +81,8 @@ def attach(
             again.
     """
     from kit.cluster import registry
-    from kit.cluster.client import Cluster
+    from kit.cluster.joined import take_cluster
     from kit.config import SessionConfig
-    from kit.stack.recovery import rejoin
 
     refuse_a_second_one()
     begin = time.perf_counter()
@@ -93,7 +92,7 @@ def attach(
     with registry.locked():
         _refuse_if_driven(entry)
         try:
-            cluster = Cluster.taken(entry)
+            cluster = take_cluster(entry)
         except StackError as error:
             raise SessionError(
                 f"The session {entry.name!r} ended just now.",
@@ -106,7 +105,7 @@ def attach(
         stack = parts.prepare(data, eval_data, reward)
         stack.launch(cluster)
         parts.sampler.load_tokenizer()
-        found = rejoin(stack, start["info"])
+        found = stack.reattach(start["info"])
         trainers = found.trainers
         finished = _update_was_made(notes, trainers)
         row = notes["then"]["state"] if finished else notes["now"]
@@ -115,7 +114,7 @@ def attach(
         journal.restore(entry.folder, row, parts.state, stack, parts.snapshots, held_names)
         for nobodys in set(held_names) - parts.snapshots.keys():
             stack.forget(nobodys)
-        if found.torn:
+        if found.interrupted_sync:
             stack.sync(stack.trainer_version)
         parts.run(stack)
     except BaseException:
@@ -242,7 +241,7 @@ def _passed_again(
     return reward
 
 
-def _update_was_made(notes: dict[str, Any], trainers: TrainerStanding) -> bool:
+def _update_was_made(notes: dict[str, Any], trainers: TrainerStatus) -> bool:
     """Whether the trainers have made the update before which the kernel wrote its last notes."""
     then = notes.get("then")
     if not then or not trainers.last_update:

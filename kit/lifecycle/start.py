@@ -113,7 +113,6 @@ class SessionParts:
     def start(self, data: Any, eval_data: Any, reward: Reward | None) -> None:
         """Check everything, start the stack, and run. Nothing is left where it fails."""
         from kit.lifecycle import acquire
-        from kit.stack.recovery import begin_anew
         from kit.viz.live.progress import Starting
 
         begin = time.perf_counter()
@@ -128,7 +127,7 @@ class SessionParts:
                 self.sampler.load_tokenizer()  # while the stack's first process starts
                 if warm:
                     try:
-                        begin_anew(stack)
+                        stack.reset()
                     except StackError:  # what was left warm is broken: a new one, then
                         stack.close()
                         acquire.launch(stack, anew=True)
@@ -178,7 +177,7 @@ class SessionParts:
 
     def run(self, stack: Stack) -> None:
         """Go on with a stack that is up; it outlives this process for a while from here on."""
-        from kit.stack.recovery import fingerprint
+        from kit.stack.actors import fingerprint
 
         self._stack, self.phase = stack, "running"
         config, recorder = self.state.config, current_run()
@@ -191,7 +190,7 @@ class SessionParts:
         self.note()
         # A batch run has nobody who would come back for it.
         lease = 0.0 if recorder else config.stack.lease
-        stack.cluster.ready(lease, fingerprint=fingerprint(stack))
+        stack.cluster.ready(lease, fingerprint=fingerprint(stack.settings))
         _running.add(self)
         me = weakref.ref(self)
 

@@ -45,7 +45,7 @@ class Process(_Part):
 
     pid: int
     started: str
-    """When it started; see `kit.stack.registry.started`."""
+    """When it started; see `kit.cluster.registry.started`."""
     host: str
 
     @classmethod

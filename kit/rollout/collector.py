@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Protocol
 
 from kit.config import SessionConfig
@@ -28,13 +28,14 @@ from kit.rewards import score_samples
 from kit.rewards.runner import Scoring
 from kit.rollout.sampler import PromptSampler
 from kit.samples import NEW_TOKENS, Rollout, Sample, Status
+from kit.stack.engines import Request
 from kit.tracking.metrics import equal_rewards
 from kit.utils.interrupts import held
 
 if TYPE_CHECKING:
     from kit.data.prompts import PromptRow
     from kit.rewards.runner import Reward
-    from kit.stack.engines import Finished, Underway
+    from kit.stack.engines import RequestStream, Response
     from kit.stack.stack import Stack
 
 
@@ -169,6 +170,10 @@ def further_prompts(missing: int, kept: int, judged: int, most: int) -> int:
     return min(most, math.ceil(missing * judged / kept)) if kept else most
 
 
+Place = tuple[int, int]
+"""(a group's number, a sample's place in it)."""
+
+
 class GroupSelection:
     """One rollout in the making: which groups are drawn, kept, dropped and put back.
 
@@ -224,22 +229,22 @@ class GroupSelection:
 
     def over_sample(self) -> Rollout:
         """More than is needed at once; what is finished is judged while the rest is written."""
-        underway = self.stack.underway(self.sampler.sampling())
+        stream = self.stack.open_stream(self.sampler.sampling(), "call", list[Request[Place]]())
         begin = time.perf_counter()
         try:
-            while self.missing and (self.may_draw or underway):
-                if self.missing > len(underway) and self.may_draw:
-                    self._send(underway)
+            while self.missing and (self.may_draw or stream):
+                if self.missing > len(stream) and self.may_draw:
+                    self._send(stream)
                 else:
-                    self._judge(self._scored(self._written(underway.finished())))
-            self._written(underway.stop())
+                    self._judge(self._scored(self._written(stream.take())))
+            self._stop(stream)
             self.seconds = time.perf_counter() - begin
             rollout = self._rollout()
         except BaseException:
             with held():
                 try:
                     with suppress(StackError):
-                        self._written(underway.stop())
+                        self._stop(stream)
                 finally:
                     self.state.last_rollout = self._written_so_far() or self.state.last_rollout
                     self._put_back()
@@ -253,7 +258,13 @@ class GroupSelection:
 
     # ---- their parts ---------------------------------------------------------------------------
 
-    def _send(self, underway: Underway) -> None:
+    def _stop(self, stream: RequestStream[Place]) -> None:
+        """Abort what is not finished, and keep its beginnings."""
+        stream.stop()
+        for part in stream:
+            self._written(part)
+
+    def _send(self, stream: RequestStream[Place]) -> None:
         """Draw prompts, what waits in the buffer first, and give the engines what is unfinished."""
         state, sampler = self.state, self.sampler
         self.rounds += 1
@@ -271,15 +282,15 @@ class GroupSelection:
             rows = state.stream.next(most - len(groups))
             groups += self._numbered(sampler.pending(rows, self.per_prompt))
         for group in groups:
-            todo = [sample for sample in group if unfinished(sample)]
-            self.continued += sum(sample.response_length > 0 for sample in todo)
-            if todo:
-                underway.add(
-                    group[0].group_index,
-                    [s.tokens for s in todo],
-                    [draw.getrandbits(31) for _ in todo],
-                    [max(sampler.max_response_len - s.response_length, 1) for s in todo],
-                )
+            number, requests = group[0].group_index, []
+            for place, sample in enumerate(group):
+                if unfinished(sample):
+                    self.continued += sample.response_length > 0
+                    budget = max(sampler.max_response_len - sample.response_length, 1)
+                    seed = draw.getrandbits(31)
+                    requests.append(Request((number, place), sample.tokens, seed, budget))
+            if requests:
+                stream.ask(requests, engine=number)
         sampler.prepare(state.stream, most)
 
     def reset_if_masked(self, group: Group) -> Group:
@@ -302,18 +313,16 @@ class GroupSelection:
             self.drawn += 1
         return numbered
 
-    def _written(self, finished: Finished) -> list[Group]:
+    def _written(self, part: Sequence[Response[Place]]) -> list[Group]:
         """Write the engine's answers into their groups; return those that are finished."""
         whole = []
-        for number, generations in finished:
-            answers = iter(generations)
-            self.new_tokens += sum(len(generation.tokens) for generation in generations)
-            self.aborted += sum(generation.finish == "abort" for generation in generations)
-            group = tuple(
-                self.sampler.apply_generation(s, next(answers)) if unfinished(s) else s
-                for s in self.pool[number]
-            )
-            self.pool[number] = group
+        for number, responses in groupby(part, key=lambda response: response[0][0]):
+            written = list(self.pool[number])
+            for (_, place), generation in responses:
+                self.new_tokens += len(generation.tokens)
+                self.aborted += generation.finish == "abort"
+                written[place] = self.sampler.apply_generation(written[place], generation)
+            group = self.pool[number] = tuple(written)
             if not any(map(unfinished, group)):
                 whole.append(group)
         return whole

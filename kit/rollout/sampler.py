@@ -36,7 +36,7 @@ from kit.utils.interrupts import held
 
 if TYPE_CHECKING:
     from kit.messages import Generation, SamplingSettings
-    from kit.stack.engines import Parts
+    from kit.stack.engines import RequestStream
     from kit.stack.stack import Stack
 
 
@@ -70,7 +70,7 @@ class PromptSampler:
     """One token as text; each is decoded once, as a rollout has a hundred thousand of them."""
     rendered: dict[str, list[int]] = field(default_factory=dict)
     """Token ids by prompt, the last `RENDERED` of them."""
-    last_stream: Parts | None = None
+    last_stream: RequestStream[int] | None = None
     """What the engine wrote last, for how long that took."""
 
     def __post_init__(self) -> None:
@@ -293,7 +293,11 @@ class RolloutStream:
     """
 
     def __init__(
-        self, sampler: PromptSampler, samples: list[Sample], parts: Parts, step: int
+        self,
+        sampler: PromptSampler,
+        samples: list[Sample],
+        parts: RequestStream[int],
+        step: int,
     ) -> None:
         self.samples = samples
         """All of them, in order; PENDING until they are written."""

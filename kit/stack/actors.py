@@ -1,75 +1,118 @@
-"""The actors of a stack: what each is told, and how it is made, the first time and again."""
+"""Actors of a stack: what is decided before one starts, its settings, and how Ray makes it."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import secrets
-from dataclasses import replace
+import sys
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kit.cluster.client import PACKAGE_ROOT
+from kit.cluster.placement import Layout, Placement
 from kit.cluster.processes import cores
+from kit.config import SessionConfig
+from kit.memory import MemoryPlan
+from kit.models.source import ModelSource
 
 if TYPE_CHECKING:
-    from kit.stack.stack import Stack
+    from kit.engine.server_args import EngineSettings
+    from kit.trainer.settings import TrainerSettings
+
+CONTROL = "control"
+"""Ray's concurrency group for a call that has to reach a rank while it waits in another."""
+
+
+@dataclass(slots=True)
+class StackSettings:
+    """What is decided before any process starts; only `config` can change after that."""
+
+    config: SessionConfig
+    model: ModelSource
+    device: str
+    dtype: str
+    max_response_len: int
+    plan: MemoryPlan
+    layout: Layout
+
+    @property
+    def replicas(self) -> int:
+        """Number of engines."""
+        return self.layout.replicas
 
 
 def engine_name(index: int) -> str:
-    """Under which Ray knows an engine's actor."""
+    """Ray's name of an engine's actor."""
     return f"engine-{index}"
 
 
 def trainer_name(rank: int) -> str:
-    """Under which Ray knows a trainer's actor."""
+    """Ray's name of a trainer's actor."""
     return f"trainer-{rank}"
 
 
-def make_engine(stack: Stack, index: int, weight_version: int = 0) -> Any:
-    """An engine's actor, not started yet; of which version the weights are that it will read."""
+def make_engine(
+    settings: StackSettings, placement: Placement, index: int, weight_version: int = 0
+) -> Any:
+    """Make an engine's actor, not started yet; it will read weights of this version."""
     import ray
 
     from kit.engine.actor import Engine
 
     # A group of its own call each, and room for the call that aborts them.
-    calls = 1000 + (stack.config.rollout.over_sampling_batch_size or 0)
+    calls = 1000 + (settings.config.rollout.over_sampling_batch_size or 0)
     actor: Any = ray.remote(Engine)
-    places = stack.layout.engines[index]
-    options = {**_options(stack, places[0]), "name": engine_name(index), "max_concurrency": calls}
-    settings = replace(engine_settings(stack), cards=stack.placement.cards(places))
-    return actor.options(**options).remote(settings, weight_version)
+    places = settings.layout.engines[index]
+    options = {**_options(placement, places[0]), "name": engine_name(index)}
+    own = replace(engine_settings(settings), cards=placement.visible_devices(places))
+    return actor.options(**options, max_concurrency=calls).remote(own, weight_version)
 
 
-def make_trainers(stack: Stack) -> list[Any]:
-    """The actors of all ranks, not started yet."""
+def make_trainers(settings: StackSettings, placement: Placement) -> list[Any]:
+    """Make the actors of all ranks, not started yet."""
     import ray
 
-    from kit.stack.trainers import CONTROL
     from kit.trainer.actor import Trainer
 
     actor: Any = ray.remote(Trainer)
-    if stack.config.training.num_trainers > 1:
-        # A word that reaches a rank while it waits for another.
+    if settings.config.training.num_trainers > 1:
         actor = ray.remote(concurrency_groups={CONTROL: 1})(Trainer)
-    meeting = secrets.token_hex(4)  # ranks that are started again do not meet those before them
-    rendezvous = stack.placement.rendezvous(meeting)
+    # Ranks that are started again do not meet those before them.
+    rendezvous = placement.rendezvous(secrets.token_hex(4))
     return [
-        actor.options(**_options(stack, place), name=trainer_name(rank)).remote(
-            trainer_settings(stack, rank, rendezvous)
+        actor.options(**_options(placement, place), name=trainer_name(rank)).remote(
+            trainer_settings(settings, placement, rank, rendezvous)
         )
-        for rank, place in enumerate(stack.layout.trainers)
+        for rank, place in enumerate(settings.layout.trainers)
     ]
 
 
-def _options(stack: Stack, place: int) -> dict[str, Any]:
+def _options(placement: Placement, place: int) -> dict[str, Any]:
     return {
         "num_cpus": 0,
         "num_gpus": 0,
         "max_restarts": 0,
         "lifetime": "detached",  # they outlive this process, as long as the head does
-        **stack.placement.options(place),
+        **placement.options(place),
     }
 
 
-def engine_settings(stack: Stack) -> Any:
-    """What each engine needs to know."""
+def forget_actor(actor: Any, name: str) -> None:
+    """Kill an actor and whichever has its name by now, so that Ray gives the name free."""
+    import ray
+
+    with suppress(Exception):
+        ray.kill(actor)
+    with suppress(Exception):
+        ray.kill(ray.get_actor(name))
+
+
+def engine_settings(stack: StackSettings) -> EngineSettings:
+    """Settings of each engine."""
     from kit.engine.server_args import EngineSettings
 
     config, engine = stack.config, stack.config.engine
@@ -104,8 +147,10 @@ def engine_settings(stack: Stack) -> Any:
     )
 
 
-def trainer_settings(stack: Stack, rank: int, rendezvous: str = "") -> Any:
-    """What one rank needs to know; `rendezvous` is the place where all ranks find each other."""
+def trainer_settings(
+    stack: StackSettings, placement: Placement, rank: int, rendezvous: str = ""
+) -> TrainerSettings:
+    """Settings of one rank; `rendezvous` is where all ranks find each other."""
     from kit.trainer.settings import TrainerSettings
     from kit.weight_sync.transform import Disturbance
 
@@ -119,7 +164,7 @@ def trainer_settings(stack: Stack, rank: int, rendezvous: str = "") -> Any:
         seed=config.seed,
         rank=rank,
         rendezvous=rendezvous,
-        cards=stack.placement.cards((stack.layout.trainers[rank],)),
+        cards=placement.visible_devices((stack.layout.trainers[rank],)),
         feeds=stack.layout.feeds(rank),
         shares_memory=stack.layout.colocate,
         max_response_len=stack.max_response_len,
@@ -133,3 +178,35 @@ def trainer_settings(stack: Stack, rank: int, rendezvous: str = "") -> Any:
         sleeps=stack.plan.trainer_sleeps,
         memory_limit=stack.plan.trainer_limit if config.memory.device_gib else None,
     )
+
+
+def fingerprint(stack: StackSettings) -> str:
+    """Hash of everything that cannot be changed in a running process."""
+    config = stack.config
+    engine = asdict(engine_settings(stack))
+    del engine["seed"]  # each request brings its own
+    what = {
+        "engine": engine,
+        "replicas": stack.replicas,
+        "layout": asdict(stack.layout),
+        "cluster": config.cluster.address,
+        "calls": config.rollout.over_sampling_batch_size or 0,
+        "device": stack.device,
+        "sleeps": [stack.plan.kv_sleeps, stack.plan.trainer_sleeps],
+        "memory": config.memory.device_gib,
+        "model": _files(Path(stack.model.path), "*"),
+        "cards": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        "python": sys.executable,
+        "kit": _files(PACKAGE_ROOT / "kit", "**/*.py"),
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _files(folder: Path, pattern: str) -> list[tuple[str, int, int]]:
+    """Name, size and time of each: the kit's own code may have changed since a process took it."""
+    files = []
+    for file in sorted(folder.glob(pattern)):
+        if file.is_file():
+            status = file.stat()
+            files.append((str(file), status.st_size, status.st_mtime_ns))
+    return files

@@ -1,9 +1,10 @@
-"""`Calls`: waiting for what actors answer, with an eye on whether they still live."""
+"""`Calls`: answers of actors, waited for with a look at whether the actors still live."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from kit.cluster.client import Cluster
@@ -13,7 +14,6 @@ from kit.errors import KitError, StackError
 
 SLICE = 1.0
 """Seconds of waiting between two looks at Ray's own processes, which fail no call as they die."""
-
 
 LAST_BREATH = 5.0
 """Seconds for a process to be gone of which Ray says that it died."""
@@ -36,20 +36,20 @@ class HeadDiedError(StackError):
 
 
 class Calls:
-    """Answers of actors, as if what went wrong there went wrong here."""
+    """Waits for answers of actors, and raises their errors as if they had come up here."""
 
     def __init__(self, config: SessionConfig, cluster: Cluster, watch: Watch) -> None:
-        self._config, self._cluster, self._watch = config, cluster, watch
+        self._config, self.cluster, self.watch = config, cluster, watch
         self._using = threading.RLock()
-        """Held while Ray is waited in, for a second at most."""
+        """Held while a call into Ray waits, for a second at most."""
 
     def disconnect(self) -> None:
-        """Leave Ray, whose processes are gone: it would end this one a minute later."""
+        """Disconnect from Ray, whose processes are gone: it would end this one a minute later."""
         with self._using:
-            self._cluster.disconnect()
+            self.cluster.disconnect()
 
     def get(self, calls: Any, doing: str, timeout: float | None = None) -> Any:
-        """The answers.
+        """Wait for the answers of calls that are `doing` something, as messages call it.
 
         Raises:
             KitError: what an actor raised.
@@ -76,8 +76,12 @@ class Calls:
             except RayError as error:  # an actor has died, or Ray itself, or what it kept is lost
                 raise self._of_death(error, doing) from error
 
+    def ask(self, actors: Sequence[Any], method: str, *arguments: Any, **named: Any) -> Any:
+        """Call a method of several actors; the list of their answers."""
+        return self.get([getattr(a, method).remote(*arguments, **named) for a in actors], method)
+
     def wait(self, calls: list[Any], least: int, doing: str, seconds: float) -> list[Any]:
-        """Those of which `least` are finished, or as many as are after so many seconds."""
+        """Wait until `least` calls are finished, or so many seconds; those that are."""
         import ray
         from ray.exceptions import RayError
 
@@ -93,9 +97,20 @@ class Calls:
             if len(ready) >= least or not left:
                 return list(ready)
 
+    def is_ready(self, actor: Any) -> bool:
+        """Whether an actor has been started: False where a kernel ended meanwhile, or it dies."""
+        try:
+            return bool(
+                self.get(actor.is_ready.remote(), "start", self._config.engine.start_timeout)
+            )
+        except (HeadDiedError, LateError):
+            raise
+        except StackError:
+            return False
+
     def refuse_without_head(self, doing: str) -> None:
         """Raise HeadDiedError if Ray is gone: to use it then ends this process."""
-        if HEAD in self._watch.dead():
+        if HEAD in self.watch.dead():
             raise HeadDiedError(
                 f"Ray's processes died before or during {doing}, and the stack with them.",
                 why="Weights and optimizer since the last checkpoint are gone.",
@@ -103,8 +118,8 @@ class Calls:
             )
 
     def has_died(self, part: str, doing: str) -> bool:
-        """Look now. Raises HeadDiedError if it died because Ray did."""
-        died = part in self._watch.dead()
+        """Look now whether a part has died. Raises HeadDiedError if it died because Ray did."""
+        died = part in self.watch.dead()
         self.refuse_without_head(doing)
         return died
 
@@ -113,7 +128,7 @@ class Calls:
         setting = "engine.start_timeout" if starting else "engine.call_timeout"
         return LateError(
             f"{what} within {limit:.0f} s.",
-            why=self._cluster.log_tail(),
+            why=self.cluster.log_tail(),
             fix=f"raise {setting}, or look at what keeps the machine busy.",
         )
 
@@ -121,7 +136,7 @@ class Calls:
         cause = error.cause
         if isinstance(cause, StackError) and doing == "start":
             # What SGLang's processes had to say is in their log, which goes with the stack.
-            why = "\n".join(part for part in (cause.why, self._cluster.log_tail()) if part)
+            why = "\n".join(part for part in (cause.why, self.cluster.log_tail()) if part)
             return StackError(cause.what, why=why, fix=cause.fix)
         if isinstance(cause, KitError):
             return cause
@@ -129,9 +144,9 @@ class Calls:
         return StackError(f"{doing} failed: {last[-1] if last else cause!r}")
 
     def _of_death(self, error: Exception, doing: str) -> StackError:
-        """Who it was: Ray may tell before the process is quite gone."""
+        """Error that names the part that died: Ray may tell before its process is quite gone."""
         deadline = time.monotonic() + LAST_BREATH
-        while not (dead := self._watch.dead()) and time.monotonic() < deadline:
+        while not (dead := self.watch.dead()) and time.monotonic() < deadline:
             time.sleep(0.02)
         self.refuse_without_head(doing)
         if TRAINER in dead:
@@ -140,7 +155,7 @@ class Calls:
             return StackError(f"Ray gave no answer to {doing}.", why=str(error))
         return EngineDiedError(
             f"A process of the engine died during {doing}.",
-            why="\n".join([*str(error).strip().splitlines()[:1], self._cluster.log_tail()]),
+            why="\n".join([*str(error).strip().splitlines()[:1], self.cluster.log_tail()]),
             fix="call it again, which starts the engine anew; if it was killed for memory, lower "
             "engine.max_total_tokens or training.max_tokens_per_gpu first.",
         )

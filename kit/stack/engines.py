@@ -1,230 +1,293 @@
-"""What the engines work on, handed over as it is finished.
-
-`Parts` is the ordinary rollout: one call an engine. With `Underway` every group is a call of its
-own, so that whoever has enough of them can stop the rest; that costs the engines some time.
-"""
+"""The engines of a stack: `EngineGroup`, their actors, and `RequestStream`, what they write."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
-from kit.errors import StackError
-from kit.stack.calls import EngineDiedError
+from kit.cluster import processes
+from kit.cluster.placement import Placement
+from kit.messages import NEVER_HANDED
+from kit.stack.actors import StackSettings, engine_name, forget_actor, make_engine
+from kit.stack.calls import Calls, EngineDiedError
+from kit.utils.hardware import shares
+from kit.utils.interrupts import held
 
 if TYPE_CHECKING:
     from kit.messages import Generation, SamplingSettings
-    from kit.stack.stack import Stack
+
+
+class EngineGroup:
+    """The actors of all engines: made, watched, called, and replaced when they die."""
+
+    def __init__(self, settings: StackSettings, placement: Placement, calls: Calls) -> None:
+        """Make nothing yet; see `create`."""
+        self.actors: list[Any] = []
+        """Ray's handles; None where an engine died that had no driver."""
+        self._settings, self._placement, self._calls = settings, placement, calls
+        self._all = range(settings.replicas)
+
+    def create(self) -> None:
+        """Make all actors, not started yet."""
+        self.actors[:] = [make_engine(self._settings, self._placement, i) for i in self._all]
+
+    def watch(self, indices: Sequence[int]) -> None:
+        """Register the processes of engines that have started with the watchdog."""
+        limit = self._settings.config.engine.start_timeout
+        calls = [self.actors[index].processes.remote() for index in indices]
+        for index, pids in zip(indices, self._calls.get(calls, "start", limit), strict=True):
+            place = self._settings.layout.engines[index][0]
+            members = self._placement.members(self.actors[index], place, pids)
+            self._calls.watch.add(processes.engine(index), members)
+
+    def find(self) -> list[int]:
+        """Look the actors up by name, in a stack that lives; which of them are ready."""
+        import ray
+
+        self.actors[:] = [None] * len(self._all)
+        for index in self._all:
+            with suppress(ValueError):  # it died; the next sync starts another
+                actor = ray.get_actor(engine_name(index))
+                if self._calls.is_ready(actor):
+                    self.actors[index] = actor
+                else:
+                    forget_actor(actor, engine_name(index))
+        found = [index for index, actor in enumerate(self.actors) if actor is not None]
+        self.watch(found)
+        for index in {*self._all} - {*found}:
+            self._calls.watch.gone(processes.engine(index))
+        return found
+
+    def ask(self, method: str, *arguments: Any, **named: Any) -> list[Any]:
+        """Call a method of every engine; their answers, in order."""
+        answers: list[Any] = self._calls.ask(self.actors, method, *arguments, **named)
+        return answers
+
+    def ask_some(self, indices: Sequence[int], method: str, *arguments: Any) -> list[Any]:
+        """Call a method of some of the engines."""
+        some = [self.actors[index] for index in indices]
+        answers: list[Any] = self._calls.ask(some, method, *arguments)
+        return answers
+
+    def abort(self) -> None:
+        """Stop everything that is being generated."""
+        with suppress(EngineDiedError):  # a dead one writes nothing
+            self.ask("abort")
+
+    def dead(self) -> list[int]:
+        """Look now: the engines of which a process is gone."""
+        return [i for i in self._all if self._calls.has_died(processes.engine(i), "generate")]
+
+    def restart(self, dead: Sequence[int]) -> None:
+        """Replace dead engines by new ones, with the weights of the model's files.
+
+        Raises:
+            StackError: one could not start; none is left half started.
+        """
+        before = {process.pid for process in self._calls.cluster.processes()}
+        try:
+            for index in dead:
+                with held():  # an actor without a handle would keep its name
+                    forget_actor(self.actors[index], engine_name(index))
+                    new = make_engine(self._settings, self._placement, index, NEVER_HANDED)
+                    self.actors[index] = new
+            started = [self.actors[index].start.remote() for index in dead]
+            self._calls.get(started, "start", self._settings.config.engine.start_timeout)
+            self.watch(dead)
+        except BaseException:
+            for index in dead:
+                forget_actor(self.actors[index], engine_name(index))
+            processes.end([p for p in self._calls.cluster.processes() if p.pid not in before])
+            raise
 
 
 AGAIN = 0.2
 """Seconds until what is left is told to stop again: a request may arrive after the first word."""
 
+RETRIES = 2
+"""How often what a dead engine was asked is asked again."""
 
-DEATHS = 2
-"""So often what a dead engine was asked is asked again."""
+Key = TypeVar("Key")
 
-
-Request = tuple[list[list[int]], list[int], list[int]]
-"""(prompts, seeds, budgets) of a group."""
-
-
-Finished = list[tuple[int, list["Generation"]]]
-"""(the group's number, one generation a prompt), in the order of the numbers."""
+Handover = Literal["response", "call", "all"]
 
 
-class Parts:
-    """The responses of one rollout, in the parts in which the engines finish them.
+class Request(NamedTuple, Generic[Key]):
+    """One prompt that is to be continued."""
 
-    One call an engine. Whoever iterates has the time between two parts to himself: the engines do
-    not wait for it. Iterating again goes on, with the part that an exception came upon once more.
+    key: Key
+    """Under which its response is handed over."""
+    prompt: list[int]
+    seed: int
+    budget: int | None = None
+    """The most new tokens; None takes what the sampling settings say."""
+
+
+Response = tuple[Key, "Generation"]
+"""(the request's key, what was written)."""
+
+
+class RequestStream(Generic[Key]):
+    """Responses that the engines write, handed over as they are finished.
+
+    Iterate over it for parts: lists of responses. The engines do not wait for whoever iterates.
+    Iterating again goes on, once more with the part that an exception came upon. After `stop`, what
+    was not finished is handed over with the tokens that there are.
+
+    If an engine dies, the others finish; then it is started again and asked for what is left.
     """
 
     def __init__(
         self,
-        stack: Stack,
-        ask: Callable[[list[int]], dict[Any, list[int]]],
-        count: int,
-        *,
-        at_once: bool,
-    ) -> None:
-        """Asks for all of `count` prompts; `ask` sends some, by number, in one call an engine."""
-        self._stack, self._ask, self._at_once = stack, ask, at_once
-        self._get = partial(stack.calls.get, doing="generate")
-        self._calls = ask(list(range(count)))
-        self._unanswered = set(range(count))
-        self._deaths = 0
-        self._begin = time.perf_counter()
-        self._stopped = False
-        self._fetched: tuple[Any, Any] | None = None
-        """The part that is being handed over, so that an interrupt cannot lose it."""
-        self.seconds = 0.0
-        """From the call until the last of the responses handed over was written, however late it
-        was fetched."""
-
-    @property
-    def left(self) -> bool:
-        """Are there parts that nobody has taken?"""
-        return bool(self._calls)
-
-    def __iter__(self) -> Iterator[list[tuple[int, Generation]]]:
-        """(a prompt's number, its response), as many as are finished.
-
-        Raises:
-            StackError: an engine failed, or nothing was finished within `engine.call_timeout`.
-        """
-        while self._calls:
-            yield from self._parts()
-            if self._unanswered and not self._stopped:
-                self._stack.engine_in_order()  # one has died; it is there again
-                self._calls = self._ask(sorted(self._unanswered))
-            if not self._calls:
-                self._stack._measure("generate")
-
-    def _parts(self) -> Iterator[list[tuple[int, Generation]]]:
-        if self._at_once:
-            self._until_stopped(len(self._calls))
-            finished: list[tuple[int, Generation]] = []
-            for call, places in self._calls.items():
-                with self._may_die():
-                    finished += zip(places, self._get(call), strict=True)
-            self.seconds = self.seconds or time.perf_counter() - self._begin
-            yield finished
-            self._unanswered -= {place for place, _ in finished}
-            self._calls.clear()
-        while self._calls:
-            call, answer = self._fetched = self._fetched or self._next()
-            if answer is not None:
-                places, answered = self._calls[call], False
-                with self._may_die():
-                    seconds, answers = self._get(answer)
-                    answered = True
-                if not answered:
-                    del self._calls[call]
-                    self._fetched = None
-                    continue
-                self.seconds = max(self.seconds, seconds)
-                finished = [(places[number], generation) for number, generation in answers]
-                yield finished
-                self._unanswered -= {place for place, _ in finished}
-            else:
-                self._calls.pop(call, None)
-            self._fetched = None
-
-    @contextmanager
-    def _may_die(self) -> Iterator[None]:
-        """What a dead engine was asked is asked again, unless that has been done before."""
-        try:
-            yield
-        except EngineDiedError:
-            self._deaths += 1
-            if self._deaths > DEATHS:
-                raise
-
-    def _next(self) -> tuple[Any, Any]:
-        """A call and its next answer; None where it has no further one."""
-        call = self._ready()
-        return call, next(call, None)
-
-    def _ready(self) -> Any:
-        """A call that has a part to hand over, or is at its end."""
-        self._until_stopped(1)
-        limit = self._stack.config.engine.call_timeout
-        ready = self._stack.calls.wait(list(self._calls), 1, "generate", limit)
-        if not ready:
-            raise self._stack.calls.late("generate did not finish a response", limit)
-        return ready[0]
-
-    def stop(self) -> None:
-        """Abort what is not finished: the parts to come have the tokens that there are."""
-        self._stopped = True
-        self._stack.abort()
-
-    def _until_stopped(self, least: int) -> None:
-        """Say again to stop, if that was said: a large call may reach its engine after the word."""
-        while self._stopped:
-            ready = self._stack.calls.wait(list(self._calls), least, "generate", AGAIN)
-            if len(ready) >= least:
-                return
-            self._stack.abort()
-
-
-class Underway:
-    """Add groups, take those that finished, stop the rest."""
-
-    def __init__(
-        self,
-        stack: Stack,
-        engines: list[Any],
+        engines: EngineGroup,
+        calls: Calls,
         sampling: SamplingSettings,
+        *,
+        handover: Handover,
+        timeout: float,
+        make_ready: Callable[[], None],
+        at_end: Callable[[], None],
     ) -> None:
-        self._stack, self._engines, self._sampling = stack, engines, sampling
-        self._calls: dict[Any, tuple[int, Request]] = {}
-        self._deaths = 0
-        self._stopped = False
-
-    def __len__(self) -> int:
-        return len(self._calls)
-
-    def add(
-        self, number: int, prompts: list[list[int]], seeds: list[int], budgets: list[int]
-    ) -> None:
-        """Send one group to an engine; neighbours in number go to different ones.
+        """Ask for nothing yet; see `ask`.
 
         Args:
-            number: the group's own, under which it is handed over.
-            prompts: token ids, continued responses included.
-            seeds: one a prompt.
-            budgets: the most new tokens of each prompt.
+            engines: that write.
+            calls: waits for them.
+            sampling: the same for all requests.
+            handover: when responses are handed over: each `response` as it is finished, each `call`
+                as all of its responses are, or `all` at once, which is fastest where that is soon.
+            timeout: seconds within which the next part has to be there.
+            make_ready: starts dead engines, and gives all of them their weights.
+            at_end: called when everything is handed over.
         """
-        engine = self._engines[number % len(self._engines)]
-        call = engine.generate.remote(prompts, self._sampling, seeds, budgets)
-        self._calls[call] = number, (prompts, seeds, budgets)
+        self._engines, self._waiter, self._sampling = engines, calls, sampling
+        self._handover, self._timeout = handover, timeout
+        self._make_ready, self._at_end = make_ready, at_end
+        self._calls: dict[Any, tuple[Sequence[Request[Key]], int | None]] = {}
+        """By call: what it was asked, and the engine that `ask` was told."""
+        self._unanswered: set[Key] = set()
+        self._lost: list[tuple[list[Request[Key]], int | None]] = []
+        """What calls of dead engines have not answered."""
+        self._retries = 0
+        self._stopped = False
+        self._part: list[Response[Key]] = []
+        """What is being handed over, so that an interrupt cannot lose it."""
+        self._fetched: dict[Any, Any] = {}
+        """By call, an answer that was taken from Ray and not read yet."""
+        self._begin = time.perf_counter()
+        self.seconds = 0.0
+        """From the first request until the last of the responses handed over was written, however
+        late it was fetched."""
 
-    def finished(self) -> Finished:
-        """Wait until a group is finished; it, and all others that are by then.
+    def __len__(self) -> int:
+        """Calls that are not answered."""
+        return len(self._calls) + len(self._lost)
+
+    def ask(self, requests: Sequence[Request[Key]], engine: int | None = None) -> None:
+        """Send requests, in one call an engine.
+
+        Args:
+            requests: neighbours go to one engine: they may have their prompt in common.
+            engine: takes all of them, by its number modulo the engines; None shares them out.
+        """
+        actors = self._engines.actors
+        if engine is not None:
+            actors, parts = [actors[engine % len(actors)]], [slice(None)]
+        else:
+            parts = shares(len(requests), len(actors))
+        self._unanswered |= {request.key for request in requests}
+        for actor, part in zip(actors, parts, strict=False):
+            own = requests[part]
+            _, prompts, seeds, budgets = map(list, zip(*own, strict=True))
+            method = actor.generate_in_parts if self._handover == "response" else actor.generate
+            limits = [] if None in budgets else [budgets]
+            call = method.remote(prompts, self._sampling, seeds, *limits)
+            self._calls[call] = own, engine
+
+    def stop(self) -> None:
+        """Abort what is not finished."""
+        self._stopped = True
+        self._engines.abort()
+
+    def __iter__(self) -> Iterator[list[Response[Key]]]:
+        """Parts, in the order in which they are finished.
 
         Raises:
-            StackError: an engine failed, or nothing finished within `engine.call_timeout`.
+            StackError: an engine failed, or no part was finished in time.
         """
-        limit = self._stack.config.engine.call_timeout
-        done = self._take(1, limit) if self._calls else []
-        if self._calls and not done:
-            raise StackError(
-                f"None of {len(self._calls)} groups of responses finished within {limit:.0f} s.",
-                why=self._stack.cluster.log_tail(),
-                fix="raise engine.call_timeout, or lower rollout.over_sampling_batch_size.",
-            )
-        return sorted(done + self._take(len(self._calls), 0.0))
+        while part := self._next():
+            yield part
+            self._part = []
+            if not self:
+                self._at_end()
 
-    def stop(self) -> Finished:
-        """Abort what is left; each request returns the tokens it has."""
-        self._stopped = True
-        done: Finished = []
-        while self._calls:
-            self._stack.abort()
-            done += self._take(len(self._calls), AGAIN)
-        return sorted(done)
+    def take(self) -> list[Response[Key]]:
+        """Wait for the next part, and have it; empty where nothing is left. Raises StackError."""
+        part, self._part = self._next(), []
+        return part
 
-    def _take(self, least: int, seconds: float) -> Finished:
-        if not self._calls:
-            return []
-        calls = self._stack.calls
-        done, again = [], []
-        for call in calls.wait(list(self._calls), least, "generate", seconds):
-            number, request = self._calls.pop(call)
-            try:
-                done.append((number, calls.get(call, "generate")))
-            except EngineDiedError:
-                if self._deaths >= DEATHS:
-                    raise
-                again.append((number, request))
-        if again and not self._stopped:
-            self._deaths += 1
-            self._stack.engine_in_order()
-            for number, request in again:
-                self.add(number, *request)
-        return done
+    def _next(self) -> list[Response[Key]]:
+        while not self._part and self:
+            if not self._calls:
+                self._ask_again()
+                continue
+            for call in self._ready():
+                self._read(call)
+            if self._handover != "response":
+                self._part.sort(key=itemgetter(0))
+        return self._part
+
+    def _ready(self) -> list[Any]:
+        """Calls that have something to hand over, or are at their end."""
+        least = len(self._calls) if self._handover == "all" else 1
+        while True:
+            stopped = self._stopped
+            seconds = AGAIN if stopped else self._timeout
+            ready = self._waiter.wait([*self._calls], least, "generate", seconds)
+            if len(ready) >= least:
+                break
+            if not stopped:
+                raise self._waiter.late("generate did not finish a response", self._timeout)
+            self._engines.abort()
+        if self._handover == "call":  # those too that are finished by now
+            ready = self._waiter.wait([*self._calls], len(self._calls), "generate", 0.0)
+        return ready
+
+    def _read(self, call: Any) -> None:
+        """Add what a call has answered to the part."""
+        (requests, engine), answer, seconds = self._calls[call], call, 0.0
+        written: Sequence[tuple[int, Generation]] = ()
+        if self._handover == "response":
+            if call not in self._fetched:
+                self._fetched[call] = next(call, None)
+            answer = self._fetched[call]
+        try:
+            if answer is call:
+                written = [*enumerate(self._waiter.get(call, "generate"))]
+                seconds = time.perf_counter() - self._begin
+            elif answer is not None:
+                seconds, written = self._waiter.get(answer, "generate")
+        except EngineDiedError:
+            if self._retries >= RETRIES and not self._stopped:
+                raise
+            answer = None
+            self._lost.append(([r for r in requests if r.key in self._unanswered], engine))
+        self._part += [(requests[place].key, generation) for place, generation in written]
+        self._unanswered -= {requests[place].key for place, _ in written}
+        self.seconds = max(self.seconds, seconds)
+        if answer is call or answer is None:  # it has no further part
+            del self._calls[call]
+        self._fetched.pop(call, None)
+
+    def _ask_again(self) -> None:
+        """Ask for what dead engines had to write; forget it where the stream was stopped."""
+        lost, self._lost = self._lost, []
+        if self._stopped:
+            return
+        self._retries += 1
+        self._make_ready()
+        for requests, engine in lost:
+            self.ask(requests, engine)

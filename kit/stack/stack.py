@@ -1,35 +1,50 @@
-"""`Stack`: the Ray head, the engine and the trainers of one session, as plain method calls."""
+"""`Stack`: the Ray head, the engines and the trainers of one session, as plain method calls.
+
+It owns the parts, and brings them into the state that a call needs before it makes the call:
+
+    Cluster           Ray's head or a share of another cluster    kit/cluster/client.py
+    Watch, Calls      which processes live; waiting for answers   kit/cluster/processes.py, calls.py
+    EngineGroup       the engines' actors, RequestStream          engines.py
+    TrainerGroup      the ranks' actors                           trainers.py
+    OffloadSchedule   what is on the device, what on the host     offload.py
+    WeightSync        weights from trainers to engines            kit/weight_sync/coordinator.py
+
+The parts do not know it.
+"""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kit.cluster import processes
 from kit.cluster.client import Cluster
-from kit.cluster.placement import JoinedPlacement, Layout, OwnPlacement, start_cluster
+from kit.cluster.joined import start_cluster
+from kit.cluster.placement import Layout
 from kit.cluster.processes import HEAD, TRAINER, Watch
-from kit.config import SessionConfig
-from kit.errors import StackError, StoppedError
+from kit.config import SessionConfig, TrainingConfig
+from kit.errors import StackError
 from kit.memory import MemoryPlan
-from kit.memory.plan import PhaseName
 from kit.models.source import ModelSource
+from kit.reports import SyncReport
 from kit.stack import recovery
-from kit.stack.actors import make_engine, make_trainers
+from kit.stack.actors import StackSettings
 from kit.stack.calls import Calls, EngineDiedError, LateError, TrainerDiedError, trainer_died
-from kit.stack.offload import Residency
-from kit.stack.trainers import KeepsTrainers, together
-from kit.utils.hardware import shares
+from kit.stack.engines import EngineGroup, Handover, Key, Request, RequestStream
+from kit.stack.offload import OffloadSchedule
+from kit.stack.trainers import TrainerGroup
+from kit.utils.hardware import gpu_count
 from kit.utils.interrupts import held
-from kit.weight_sync.coordinator import BroadcastGroup, hand_over
+from kit.weight_sync.coordinator import WeightSync
+from kit.weight_sync.verify import Checksums
 
 if TYPE_CHECKING:
-    from kit.stack.engines import Parts, Underway
+    from kit.messages import SamplingSettings, TrainBatch
 
 
-class Stack(KeepsTrainers):
+class Stack:
     """Starts in two strokes, `launch` and `start`, so that the caller can do other work while the
     first one runs.
     """
@@ -38,6 +53,11 @@ class Stack(KeepsTrainers):
     watch: Watch
     calls: Calls
     """There from `launch` on, all three."""
+    engines: EngineGroup
+    trainers: TrainerGroup
+    offload: OffloadSchedule
+    weights: WeightSync
+    """There from `start`, `reattach` or `reset` on, all four."""
 
     def __init__(
         self,
@@ -47,328 +67,130 @@ class Stack(KeepsTrainers):
         max_response_len: int,
         plan: MemoryPlan,
     ) -> None:
-        """Starts nothing; see `launch`."""
-        self.config, self.model, self.device, self.plan = config, model, device, plan
-        self._measured: dict[str, int] = {}
-        self._looks: list[tuple[PhaseName, Any]] = []
-        self.trainer_version = self.engine_version = 0
-        """Which weights either side has: a number that is given to no others."""
-        self.newest_version = 0
-        """The last number that was given: after an undo the trainer's is a smaller one."""
-        self.max_response_len = max_response_len
+        """Start nothing; see `launch`."""
+        self.model, self.device, self.plan = model, device, plan
         self.dtype = config.model.dtype
         if self.dtype == "auto":
             self.dtype = "bfloat16" if device == "cuda" else "float32"
-        self.info: dict[str, Any] = {}
-        self._unsettled: list[Any] = []
-        """Calls of an update whose answer nobody has taken."""
-        self._half_synced = False
-        """Has the engine perhaps got some of the new weights and not all?"""
-        self._parts: Parts | None = None
-        """The responses that were asked for last."""
-        self._exact = False
-        """Was the last hand-over without the disturbance?"""
-        self._bare = False
-        """Have the trainers been started again, and read no checkpoint yet?"""
         self.layout = Layout.of(config, device, model.bytes)
         """Which device each trainer and each engine has."""
-        self.replicas = len(self.layout.engines)
-        self.placement: OwnPlacement | JoinedPlacement = OwnPlacement(self)
-        self.channel: BroadcastGroup | None = None
-        """The group in which weights are broadcast, where they are."""
-        self._engines: list[Any] = []
-        self._trainers: list[Any] = []
+        self.replicas = self.layout.replicas
+        self.settings = StackSettings(
+            config, model, device, self.dtype, max_response_len, plan, self.layout
+        )
+        self.info: dict[str, Any] = {}
+        self._stream: RequestStream[Any] | None = None
+        """The responses that were asked for last."""
+
+    @property
+    def config(self) -> SessionConfig:
+        """The session's settings."""
+        return self.settings.config
+
+    @config.setter
+    def config(self, config: SessionConfig) -> None:
+        self.settings.config = config
+
+    # ---- start and end -------------------------------------------------------------------------
 
     def launch(self, cluster: Cluster | None = None) -> None:
         """Start the head process, or take this one; returns at once."""
-        self.cluster = cluster or start_cluster(self)
+        address, gpus = self.config.cluster.address, gpu_count() if self.device == "cuda" else 0
+        self.cluster = cluster or start_cluster(self.device, address, self.layout, gpus)
         self.watch = Watch(self.config.engine.health_interval, self._part_died)
         self.calls = Calls(self.config, self.cluster, self.watch)
 
-    def start(self) -> None:
-        """Join the head, start engine and trainers side by side, and wait for them."""
-        config = self.config
-        self.cluster.connect(config.engine.start_timeout)
+    def _connect(self) -> None:
+        """Join the head, and build the parts that need it."""
+        timeout = self.config.engine.start_timeout
+        self.cluster.connect(timeout)
         self.watch.add(HEAD, self.cluster.head_members())
-        self.placement = self.cluster.placement(self)
-        engines = [make_engine(self, index) for index in range(self.replicas)]
-        self.join(engines, make_trainers(self))
-        self.described(self._start_actors())
-        recovery.look_after(self, [*range(self.replicas)], trainers=True)
-        if config.engine.disturbed:
-            self.sync(0)  # the engine has read the exact weights
-
-    def join(self, engines: list[Any], trainers: list[Any]) -> None:
-        """These are the stack's actors from now on."""
-        self._engines, self._trainers = engines, trainers
-        self.residency = Residency(
-            self.plan, engines, trainers, self._get, lambda: self.sync(self.trainer_version)
+        placement = self.cluster.placement(self.layout, self.device)
+        self.engines = EngineGroup(self.settings, placement, self.calls)
+        self.trainers = TrainerGroup(self.settings, placement, self.calls)
+        self.offload = OffloadSchedule(self.plan, self.engines, self.trainers)
+        self.weights = WeightSync(
+            self.engines, self.trainers, self.calls.get, placement, self.watch, timeout
         )
 
-    def described(self, info: dict[str, Any]) -> None:
-        """This is what they say of themselves."""
-        self.description = info
-        self.info = {**info, "device": self.device, "dtype": self.dtype}
-        self.buckets = self.info.pop("buckets")
+    def start(self) -> None:
+        """Join the head, start engines and trainers side by side, and wait for them."""
+        self._connect()
+        self.engines.create()
+        self.trainers.create()
+        self._describe(self._start_actors())
+        self.engines.watch(range(self.replicas))
+        self.trainers.watch()
+        if self.config.engine.disturbed:
+            self.sync(0)  # the engine has read the exact weights
 
     def _start_actors(self) -> dict[str, Any]:
-        """Start engine and trainers side by side; what the session shows of them."""
-        limit = self.config.engine.start_timeout
-        starts = [actor.start.remote() for actor in [*self._engines, *self._trainers]]
-        crowded = self.plan.kv_sleeps or self.plan.trainer_sleeps
-        if crowded:
+        """Start engines and trainers side by side; what they say of themselves."""
+        limit, ranks = self.config.engine.start_timeout, self.trainers.actors
+        starts = [actor.start.remote() for actor in [*self.engines.actors, *ranks]]
+        if self.plan.kv_sleeps or self.plan.trainer_sleeps:
             # The engine takes its KV cache first, as if it were alone, and then makes room.
-            infos = self._get(starts, "start", limit)
-            self.residency.for_trainer()
-            places = self._get([t.place.remote() for t in self._trainers], "start", limit)
+            infos = self.calls.get(starts, "start", limit)
+            self.offload.make_room_for_trainer()
+            places = self.calls.get([rank.place.remote() for rank in ranks], "start", limit)
             return {**infos[0], **places[0]}
-        places = [trainer.place.remote() for trainer in self._trainers]
-        infos = self._get([*starts, *places], "start", limit)
+        places = [rank.place.remote() for rank in ranks]
+        infos = self.calls.get([*starts, *places], "start", limit)
         return {**infos[0], **infos[-1]}
 
-    def generate(
-        self, prompts: list[list[int]], sampling: Any, seeds: list[int], *, at_once: bool = False
-    ) -> Parts:
-        """Have a response written to each prompt; iterate over the result for them.
+    def reattach(self, description: dict[str, Any]) -> recovery.Reattached:
+        """Drive a stack on from where it is, and stop what its last driver had asked for.
 
         Args:
-            prompts: token ids.
-            sampling: `SamplingSettings`, the same for all.
-            seeds: one a prompt.
-            at_once: hand them over when all are finished, which is faster where that is soon.
+            description: of the stack, as it was when it started.
+
+        Raises:
+            StackError: a trainer is gone, or something does not answer.
         """
-        from kit.stack.engines import Parts
+        self._connect()
+        self._describe(dict(description))
+        return recovery.reattach(self.engines, self.trainers, self.offload, self.weights)
 
-        def ask(places: list[int]) -> dict[Any, list[int]]:
-            """Neighbours go to one engine: they have their prompt in common."""
-            calls = {}
-            parts = shares(len(places), self.replicas)
-            for engine, part in zip(self._engines, parts, strict=False):
-                method = engine.generate if at_once else engine.generate_in_parts
-                own = places[part]
-                asked = [prompts[i] for i in own], sampling, [seeds[i] for i in own]
-                calls[method.remote(*asked)] = own
-            return calls
+    def reset(self) -> None:
+        """Do what `start` does with processes that were started before.
 
-        self.engine_in_order()
-        with held():
-            self._parts = Parts(self, ask, len(prompts), at_once=at_once)
-        return self._parts
-
-    def engine_in_order(self) -> None:
-        """Before the engine works: it lives, is awake, has whole weights, and has no other work.
-
-        One that was started again has the trainer's present weights, as after a `sync`.
+        Raises:
+            StackError: a process is gone or does not answer.
         """
-        self.calls.refuse_without_head("generate")
-        if self._parts and self._parts.left:  # an interrupt came before anybody could stop it
-            self.abort()
-            self._parts = None
-        if recovery.start_dead_engines(self) or self._half_synced:
-            self.sync(self.trainer_version, exact=self._exact)
-        self.residency.for_engine()
+        self._connect()
+        self._describe(recovery.reset(self.engines, self.trainers, self.offload))
+        self.sync(0)
 
-    def trainer_in_order(self) -> None:
-        """Before the trainers work: they live, have their weights, and are on the device."""
-        if self.calls.has_died(TRAINER, "a call of the trainer"):
-            raise trainer_died("The trainer's process has died.")
-        if self._bare:
-            raise trainer_died("The trainer was started again and has read no checkpoint.")
-        if self.plan.kv_sleeps and recovery.start_dead_engines(self):
-            self._half_synced = True
-        self.residency.for_trainer()
-
-    def underway(self, sampling: Any) -> Underway:
-        """For groups of requests of which each is handed over as soon as it is finished."""
-        from kit.stack.engines import Underway
-
-        self.engine_in_order()
-        return Underway(self, self._engines, sampling)
-
-    def abort(self) -> None:
-        """Stop everything that is being generated."""
-        with suppress(EngineDiedError):  # a dead one writes nothing
-            self._get([engine.abort.remote() for engine in self._engines], "abort")
-
-    def update(self, batch: Any, update_id: str) -> tuple[list[dict[str, float]], bool]:
-        """Optimizer steps on every trainer; (metrics of each step, whether it was done now)."""
-        import ray
-
-        self.trainer_in_order()
-        shared = ray.put(batch)
-        stop = self.cluster.directory / "tmp" / f"stop-{secrets.token_hex(8)}"
-        with held(stop.touch):
-            sent = (shared, update_id, str(stop))
-            self._unsettled = [trainer.update.remote(*sent) for trainer in self._trainers]
-            try:
-                metrics, applied = self._settle()
-            except StoppedError as stopped:
-                raise KeyboardInterrupt(str(stopped)) from None
-            self._measure("update")
-        return metrics, applied
-
-    def settle(self) -> bool:
-        """Was an update made from which a third interrupt or a time limit had turned away?
-
-        Waits for its end, so that nobody works with weights whose number he does not know.
-        """
-        try:
-            return bool(self._unsettled) and self._settle()[1]
-        except StoppedError:
-            return False
-
-    def _settle(self) -> tuple[list[dict[str, float]], bool]:
-        try:
-            metrics, applied = together(self, self._unsettled, "update", changes=True)[0]
-        except (LateError, KeyboardInterrupt):
-            raise
-        except BaseException:
-            self._unsettled = []
-            raise
-        self._unsettled = []
-        if applied:
-            self.newest_version += 1
-            self.trainer_version = self.newest_version
-        return metrics, applied
-
-    def by_token(
-        self, tokens: list[list[int]], response_lengths: list[int], of: str
-    ) -> list[list[float]]:
-        """A number for each response token: log-probs of the `policy` or the `reference`, or the
-        critic's `values`.
-        """
-        self.trainer_in_order()
-        if of == "values":
-            calls = [t.values.remote(tokens, response_lengths) for t in self._trainers]
-        else:
-            calls = [t.log_probs.remote(tokens, response_lengths, of) for t in self._trainers]
-        values: list[list[float]] = together(self, calls, of)[0]
-        return values
-
-    def rescore(
-        self,
-        tokens: list[list[int]],
-        response_lengths: list[int],
-        *,
-        cached: bool,
-        experts: bool = False,
-    ) -> list[list[Any]]:
-        """What each replica makes of the samples now: a `Rescored` a sample, replica by replica."""
-        how = {"cached": cached, "experts": experts}
-        return self._ask_living_engines("rescore", tokens, response_lengths, **how)
-
-    def checksums(self) -> list[dict[str, str]]:
-        """A checksum of each parameter under SGLang's names, replica by replica."""
-        if self.config.engine.tensor_parallel > 1:
-            raise StackError(
-                "Checksums of an engine with engine.tensor_parallel above 1 cannot be compared.",
-                why="Each of its devices has a part of every weight, the trainer has whole ones.",
-                fix="call session.check_mismatch(), which compares what they compute.",
-            )
-        self.residency.for_weights()
-        return self._ask_living_engines("checksums", awake=False)
-
-    def probe(self, name: str, *arguments: Any) -> Any:
-        """Run an experiment of `kit.stack.probes` in every trainer; the first one's result."""
-        self.trainer_in_order()
-        return together(self, [t.probe.remote(name, *arguments) for t in self._trainers], name)[0]
-
-    def sync(
-        self, version: int, *, exact: bool = False, flush_cache: bool = True
-    ) -> tuple[int, int]:
-        """Hand the trainer's weights to the engine as `version`: (tensors, bytes).
-
-        An interrupt is raised when all of them have arrived.
-        """
-        self.calls.refuse_without_head("sync")
-        recovery.start_dead_engines(self)
-        self.trainer_in_order()
-        with held():
-            self._half_synced = True
-            try:
-                answer = hand_over(self, version, exact, flush_cache)
-            except (LateError, TrainerDiedError):
-                raise
-            except StackError:
-                if not recovery.start_dead_engines(self):
-                    raise
-                answer = hand_over(self, version, exact, flush_cache)
-            self._half_synced, self._exact = False, exact
-            self.trainer_version = self.engine_version = version
-            self._measure("sync")
-        return answer
-
-    def _measure(self, phase: PhaseName) -> None:
-        """Have somebody look how much of the device is taken; `measured` asks what was seen."""
-        if self.device == "cuda":
-            self._looks += [(phase, trainer.device_memory.remote()) for trainer in self._trainers]
-            if len(self._looks) > 100:
-                _ = self.measured
-
-    @property
-    def measured(self) -> dict[str, int]:
-        """Most bytes that were seen on a trainer's device, by phase of the plan; empty on a CPU."""
-        looks, self._looks = self._looks, []
-        for (phase, _), seen in zip(looks, self._get([x for _, x in looks], "look"), strict=True):
-            self._measured[phase] = max(self._measured.get(phase, 0), seen["peak"])
-        return dict(self._measured)
-
-    def ask_engines(self, method: str, *arguments: Any, **named: Any) -> list[Any]:
-        """A method's answer from each engine."""
-        calls = [getattr(engine, method).remote(*arguments, **named) for engine in self._engines]
-        answers: list[Any] = self._get(calls, method)
-        return answers
-
-    def _ask_living_engines(
-        self, method: str, *arguments: Any, awake: bool = True, **named: Any
-    ) -> list[Any]:
-        """The same of engines that are in order; asked again, once, if one dies meanwhile."""
-        for last in (False, True):
-            if last or awake:
-                self.engine_in_order()
-            try:
-                return self.ask_engines(method, *arguments, **named)
-            except EngineDiedError:
-                if last:
-                    raise
-        raise AssertionError("answered or raised above")
-
-    def ask_trainers(self, method: str, argument: Callable[[int], Any] | None = None) -> list[Any]:
-        """A method's answer from each trainer; `argument` makes what each rank is given."""
-        calls = [
-            getattr(trainer, method).remote(*([argument(rank)] if argument else []))
-            for rank, trainer in enumerate(self._trainers)
-        ]
-        answers: list[Any] = self._get(calls, method)
-        return answers
-
-    def _get(self, calls: Any, doing: str, timeout: float | None = None) -> Any:
-        return self.calls.get(calls, doing, timeout)
+    def _describe(self, description: dict[str, Any]) -> None:
+        """Store the start-up info that engine and trainers returned."""
+        self.description = description
+        self.info = {**description, "device": self.device, "dtype": self.dtype}
+        self.weights.buckets = self.info.pop("buckets")
 
     def _part_died(self, part: str) -> None:
-        """What a death takes along. Called by whichever thread sees it."""
+        """End what a death takes along. Called by whichever thread sees it."""
         if part == HEAD:
             processes.end(self.cluster.processes())
             self.calls.disconnect()
 
     @property
     def lost(self) -> bool:
-        """Has a part died that only a checkpoint can bring back?"""
-        return bool({HEAD, TRAINER} & self.watch.dead()) or self._bare
+        """Whether a part has died that only a checkpoint can bring back."""
+        return bool({HEAD, TRAINER} & self.watch.dead()) or self.trainers.needs_load
 
     def host_memory(self) -> int:
         """Bytes of host memory that the stack's processes hold for themselves."""
         return self.cluster.host_memory()
 
     def halt(self) -> None:
-        """Kill engine and trainers: a call that waits for one raises StackError at once."""
+        """Kill engines and trainers: a call that waits for one raises StackError at once."""
         import ray
 
-        for actor in [*self._engines, *self._trainers]:
+        for actor in [*self.engines.actors, *self.trainers.actors]:
             ray.kill(actor)
 
     def leave(self, seconds: float, *, warm: bool) -> None:
-        """Let it live on without us, for so many seconds; see `Cluster.leave`."""
+        """Let it live on without this process, for so many seconds; see `Cluster.leave`."""
         with held():
             self.watch.close()  # it is not ours to end any more
             self.cluster.leave(seconds, warm=warm)
@@ -379,3 +201,258 @@ class Stack(KeepsTrainers):
             if hasattr(self, "cluster"):
                 self.watch.close()
                 self.cluster.close()
+
+    # ---- before a call -------------------------------------------------------------------------
+
+    def prepare_engines(self) -> None:
+        """Have engines that live, are awake, have whole weights, and have no other work.
+
+        One that was started again has the trainer's present weights, as after a `sync`.
+        """
+        self.calls.refuse_without_head("generate")
+        if self._stream:  # an interrupt came before anybody could stop it
+            self.abort()
+            self._stream = None
+        if recovery.start_dead_engines(self.engines, self.offload) or self.weights.interrupted:
+            self.sync(self.trainer_version, exact=self.weights.exact)
+        self._wake_weights()
+        self.offload.make_room_for_engine()
+
+    def _wake_weights(self) -> None:
+        if not self.offload.engine_has_weights:
+            self.sync(self.trainer_version)
+
+    def prepare_trainers(self) -> None:
+        """Have trainers that live, have their weights, and are on the device."""
+        if self.calls.has_died(TRAINER, "a call of the trainer"):
+            raise trainer_died("The trainer's process has died.")
+        if self.trainers.needs_load:
+            raise trainer_died("The trainer was started again and has read no checkpoint.")
+        if self.plan.kv_sleeps and recovery.start_dead_engines(self.engines, self.offload):
+            self.weights.interrupted = True
+        self.offload.make_room_for_trainer()
+
+    # ---- engines -------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: list[list[int]],
+        sampling: SamplingSettings,
+        seeds: list[int],
+        *,
+        at_once: bool = False,
+    ) -> RequestStream[int]:
+        """Have a response written to each prompt; iterate over the stream for them.
+
+        Args:
+            prompts: token ids; responses have their places as numbers.
+            sampling: the same for all.
+            seeds: one a prompt.
+            at_once: hand them over when all are finished, which is faster where that is soon.
+        """
+        pairs = enumerate(zip(prompts, seeds, strict=True))
+        requests = [Request(place, prompt, seed) for place, (prompt, seed) in pairs]
+        return self.open_stream(sampling, "all" if at_once else "response", requests)
+
+    def open_stream(
+        self,
+        sampling: SamplingSettings,
+        handover: Handover,
+        requests: Sequence[Request[Key]],
+    ) -> RequestStream[Key]:
+        """Make the engines ready to write, and ask them for these; more can be asked for later."""
+        self.prepare_engines()
+        with held():
+            stream: RequestStream[Key] = RequestStream(
+                self.engines,
+                self.calls,
+                sampling,
+                handover=handover,
+                timeout=self.config.engine.call_timeout,
+                make_ready=self.prepare_engines,
+                at_end=partial(self.trainers.measure, "generate"),
+            )
+            stream.ask(requests)
+            self._stream = stream
+        return stream
+
+    def abort(self) -> None:
+        """Stop everything that is being generated."""
+        self.engines.abort()
+
+    def rescore(
+        self,
+        tokens: list[list[int]],
+        response_lengths: list[int],
+        *,
+        cached: bool,
+        experts: bool = False,
+    ) -> list[list[Any]]:
+        """Score samples in every engine now: a `Rescored` a sample, replica by replica."""
+        self.prepare_engines()
+        return self._ask_living("rescore", tokens, response_lengths, cached=cached, experts=experts)
+
+    def checksums(self) -> list[dict[str, str]]:
+        """A checksum of each parameter under SGLang's names, replica by replica."""
+        if self.config.engine.tensor_parallel > 1:
+            raise StackError(
+                "Checksums of an engine with engine.tensor_parallel above 1 cannot be compared.",
+                why="Each of its devices has a part of every weight, the trainer has whole ones.",
+                fix="call session.check_mismatch(), which compares what they compute.",
+            )
+        self._wake_weights()
+        return self._ask_living("checksums")
+
+    def _ask_living(self, method: str, *arguments: Any, **named: Any) -> list[Any]:
+        """Ask all engines; once more, if one dies meanwhile."""
+        try:
+            return self.engines.ask(method, *arguments, **named)
+        except EngineDiedError:
+            self.prepare_engines()
+            return self.engines.ask(method, *arguments, **named)
+
+    # ---- weights -------------------------------------------------------------------------------
+
+    @property
+    def engine_version(self) -> int:
+        """Which weights the engines have."""
+        return self.weights.engine_version
+
+    @property
+    def trainer_version(self) -> int:
+        """Which weights the trainers have: a number that is given to no others."""
+        return self.trainers.version
+
+    @trainer_version.setter
+    def trainer_version(self, version: int) -> None:
+        self.trainers.version = version
+
+    @property
+    def newest_version(self) -> int:
+        """The last number that was given: after an undo the trainers' is a smaller one."""
+        return self.trainers.newest_version
+
+    @newest_version.setter
+    def newest_version(self, version: int) -> None:
+        self.trainers.newest_version = version
+
+    def sync(
+        self, version: int, *, exact: bool = False, flush_cache: bool = True, verify: bool = False
+    ) -> SyncReport:
+        """Give the engines the trainers' weights as `version`.
+
+        An interrupt is raised when all of them have arrived.
+
+        Args:
+            version: their number.
+            exact: without the disturbance.
+            flush_cache: False keeps the engines' prefixes, which no longer fit the weights.
+            verify: compare checksums of what has arrived.
+
+        Raises:
+            StackError: they did not arrive, or differ.
+        """
+        begin = time.perf_counter()
+        self.calls.refuse_without_head("sync")
+        recovery.start_dead_engines(self.engines, self.offload)
+        self.prepare_trainers()
+        with held():
+            try:
+                tensors, size = self._send_weights(version, exact, flush_cache)
+            except (LateError, TrainerDiedError):
+                raise
+            except StackError:
+                if not recovery.start_dead_engines(self.engines, self.offload):
+                    raise
+                tensors, size = self._send_weights(version, exact, flush_cache)
+            self.trainer_version = version
+            self.trainers.measure("sync")
+        seconds = time.perf_counter() - begin
+        verified = self.verify_weights() if verify else None
+        return SyncReport(version, seconds, tensors, size, verified)
+
+    def verify_weights(self) -> int:
+        """Number of parameters, all of which are equal on both sides. Raises StackError if not."""
+        sums = Checksums.of(self.probe("checksums"), self.checksums(), self.dtype)
+        return sums.require_equal()
+
+    def _send_weights(self, version: int, exact: bool, flush_cache: bool) -> tuple[int, int]:
+        self.weights.interrupted = True
+        self.offload.make_room_for_sync()
+        return self.weights.send(version, exact=exact, flush_cache=flush_cache)
+
+    # ---- trainers ------------------------------------------------------------------------------
+
+    def update(self, batch: TrainBatch, update_id: str) -> tuple[list[dict[str, float]], bool]:
+        """Make optimizer steps in every trainer: (metrics of each step, whether done now)."""
+        self.prepare_trainers()
+        return self.trainers.update(batch, update_id, self.cluster.directory / "tmp")
+
+    def settle(self) -> bool:
+        """Wait for an update that the caller had turned away from: was it made?"""
+        return self.trainers.settle()
+
+    @property
+    def measured(self) -> dict[str, int]:
+        """Most bytes that were seen on a trainer's device, by phase of the plan; empty on a CPU."""
+        return self.trainers.measured
+
+    def by_token(
+        self, tokens: list[list[int]], response_lengths: list[int], of: str
+    ) -> list[list[float]]:
+        """A number for each response token: log-probs of the `policy` or the `reference`, or the
+        critic's `values`.
+        """
+        method, which = ("values", ()) if of == "values" else ("log_probs", (of,))
+        asked = tokens, response_lengths, *which
+        values: list[list[float]] = self._train(method, *asked, doing=of)[0]
+        return values
+
+    def probe(self, name: str, *arguments: Any) -> Any:
+        """Run an experiment of `kit.trainer.probes` in every trainer; the first one's result."""
+        return self._train("probe", name, *arguments, doing=name)[0]
+
+    def snapshot(self, name: str) -> int:
+        """Keep the trainers' state in host memory under this name; bytes in all."""
+        return sum(self._train("snapshot", name))
+
+    def restore(self, name: str) -> None:
+        """Put the trainers back to a snapshot. Raises SessionError where one has not kept it."""
+        self._train("restore", name, mutates=True)
+
+    def forget(self, name: str) -> None:
+        """Free the memory of a snapshot."""
+        self.trainers.ask("forget", name)
+
+    def state_bytes(self) -> int:
+        """Bytes of host memory that a snapshot takes now."""
+        return sum(self._train("state_bytes"))
+
+    def configure(self, training: TrainingConfig) -> None:
+        """Have the trainers use other settings."""
+        self.trainers.ask("configure", training)
+        # For those that may have to be started again.
+        self.config = self.config.model_copy(update={"training": training})
+
+    def export_hf(self, directory: str, dtype: str) -> None:
+        """Write the policy as models are published."""
+        self._train("export_hf", directory, dtype)
+
+    def save(self, directory: str) -> None:
+        """Write the trainers' state into a directory."""
+        self._train("save", directory)
+
+    def load(self, directory: str) -> None:
+        """Read what `save` wrote; trainers that have died are started again."""
+        if self.calls.has_died(TRAINER, "load"):
+            self.offload.trainer_asleep = False
+            self.trainers.restart()
+        self.offload.make_room_for_trainer()
+        self.trainers.ask("load", directory)
+        self.trainers.needs_load = False
+
+    def _train(
+        self, method: str, *arguments: Any, doing: str = "", mutates: bool = False
+    ) -> list[Any]:
+        self.prepare_trainers()
+        return self.trainers.call_all_ranks(method, *arguments, doing=doing, mutates=mutates)

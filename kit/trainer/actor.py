@@ -20,7 +20,7 @@ from kit.cluster import progress
 from kit.cluster.processes import cores
 from kit.config import TrainingConfig
 from kit.errors import SessionError
-from kit.messages import TrainBatch, TrainerStanding
+from kit.messages import TrainBatch, TrainerStatus
 from kit.models.policy import Policy
 from kit.models.state_dict import named_weights
 from kit.trainer import hf_export, learner, probes, state
@@ -144,10 +144,10 @@ class Trainer(Meets, Looks, OptimizerSteps):
         self._load()
         return self.place()
 
-    def standing(self) -> TrainerStanding:
+    def standing(self) -> TrainerStatus:
         """Where this rank is, for a driver that does not know."""
         asleep, kept = bool(self.parking.taken), tuple(self.snapshots)
-        return TrainerStanding(self.updates, self.last_update, self.update_seconds, asleep, kept)
+        return TrainerStatus(self.updates, self.last_update, self.update_seconds, asleep, kept)
 
     def processes(self) -> list[int]:
         """Ids of those without which it cannot work: its own."""

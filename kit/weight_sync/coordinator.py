@@ -1,7 +1,7 @@
-"""Weights on their way from all trainers to all engines, bucket by bucket.
+"""`WeightSync`: weights from all trainers to all engines, bucket by bucket, as the driver sees it.
 
     colocated       every rank fills a buffer that the engine on its own device reads
-    disaggregated   rank 0 broadcasts: a group of rank 0 and all devices of all engines
+    disaggregated   rank 0 broadcasts: to a group of rank 0 and all devices of all engines
 
 Either way all ranks gather the weights together, since each has a part of every tensor.
 """
@@ -12,15 +12,36 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from kit.cluster.processes import engine
+from kit.cluster.placement import Placement
+from kit.cluster.processes import Watch, engine
 from kit.errors import StackError
 from kit.weight_sync.transport import SLOTS
 
 if TYPE_CHECKING:
-    from kit.stack.stack import Stack
     from kit.weight_sync.transport import BucketSpec
+
+
+class Engines(Protocol):
+    """The engines' side."""
+
+    actors: list[Any]
+
+
+class Trainers(Protocol):
+    """The trainers' side."""
+
+    actors: list[Any]
+    process_groups: int
+    """How many process groups they have joined; what they had opened beside one went with it."""
+
+
+class Wait(Protocol):
+    """A function that waits for answers of actors."""
+
+    def __call__(self, calls: Any, doing: str, timeout: float | None = None) -> Any:
+        """Answers of calls that are `doing` something; raises what the actors raised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,120 +55,160 @@ class BroadcastGroup:
     """Once this file is there, rank 0 waits for nobody."""
 
 
-def hand_over(stack: Stack, version: int, exact: bool, flush_cache: bool) -> tuple[int, int]:
-    """Hand the trainers' weights to all engines as `version`: (tensors, bytes).
+class WeightSync:
+    """Sends the trainers' weights to the engines, and knows which the engines have."""
 
-    Raises:
-        StackError: they did not arrive; the engines go on with what they have.
-    """
-    stack.residency.for_sync()
-    if stack.layout.colocate:
-        return _through_memory(stack, version, exact, flush_cache)
-    return _by_broadcast(stack, version, exact, flush_cache)
+    def __init__(
+        self,
+        engines: Engines,
+        trainers: Trainers,
+        wait: Wait,
+        placement: Placement,
+        watch: Watch,
+        timeout: float,
+    ) -> None:
+        """Send nothing yet.
 
+        Args:
+            engines: that receive.
+            trainers: that send.
+            wait: for their answers.
+            placement: which ranks feed which engine, and where rank 0 is reached.
+            watch: ends engines that wait in a broken group.
+            timeout: seconds within which a group has to come together.
+        """
+        self.engine_version = 0
+        """Which weights the engines have."""
+        self.exact = False
+        """Whether the last sync left the disturbance out."""
+        self.interrupted = False
+        """Whether the engines may have some of the new weights and not all."""
+        self.buckets = 1
+        """In how many parts the weights travel."""
+        self._engines, self._trainers, self._wait = engines, trainers, wait
+        self._placement, self._watch, self._timeout = placement, watch, timeout
+        self._layout = placement.layout
+        self._group: BroadcastGroup | None = None
 
-def _through_memory(stack: Stack, version: int, exact: bool, flush: bool) -> tuple[int, int]:
-    engines = range(stack.replicas)
-    source_ranks = [stack.layout.source_ranks(index) for index in engines]
+    def send(self, version: int, *, exact: bool, flush_cache: bool) -> tuple[int, int]:
+        """Give all engines the trainers' weights as `version`: (tensors, bytes).
 
-    def send(bucket: int, free: list[Any]) -> list[Any]:
-        return [t.export_weights.remote(version, exact, bucket, *free) for t in stack._trainers]
+        Args:
+            version: their number.
+            exact: without the disturbance.
+            flush_cache: False keeps the engines' prefixes, which no longer fit the weights.
 
-    def receive(bucket: int, sent: list[Any], before: list[Any], how: dict[str, Any]) -> list[Any]:
-        return [
-            stack._engines[index].receive_weights.remote(
-                version, *(sent[rank] for rank in source_ranks[index]), after=before[index], **how
-            )
-            for index in engines
+        Raises:
+            StackError: they did not arrive; the engines go on with what they have.
+        """
+        self.interrupted = True
+        way = self._through_memory if self._layout.colocate else self._by_broadcast
+        answer = way(version, exact, flush_cache)
+        self.interrupted, self.exact, self.engine_version = False, exact, version
+        return answer
+
+    def _through_memory(self, version: int, exact: bool, flush: bool) -> tuple[int, int]:
+        sources = [self._layout.source_ranks(index) for index in range(self._layout.replicas)]
+
+        def send(bucket: int, free: list[Any]) -> list[Any]:
+            asked = version, exact, bucket
+            return [rank.export_weights.remote(*asked, *free) for rank in self._trainers.actors]
+
+        def receive(
+            bucket: int, sent: list[Any], before: list[Any], how: dict[str, Any]
+        ) -> list[Any]:
+            return [
+                actor.receive_weights.remote(
+                    version, *(sent[rank] for rank in ranks), after=done, **how
+                )
+                for actor, ranks, done in zip(self._engines.actors, sources, before, strict=True)
+            ]
+
+        return self._in_buckets(send, receive, flush)
+
+    def _by_broadcast(self, version: int, exact: bool, flush: bool) -> tuple[int, int]:
+        group = self._group = self._open(self._group)
+        sent_all: list[Any] = []
+
+        def send(bucket: int, free: list[Any]) -> list[Any]:
+            asked = version, exact, bucket, str(group.give_up)
+            sent = [rank.broadcast_weights.remote(*asked, *free) for rank in self._trainers.actors]
+            sent_all.extend(sent)
+            return sent
+
+        def receive(
+            bucket: int, sent: list[Any], before: list[Any], how: dict[str, Any]
+        ) -> list[Any]:
+            spec = group.specs[bucket]
+            return [
+                actor.receive_broadcast.remote(version, spec, after=done, **how)
+                for actor, done in zip(self._engines.actors, before, strict=True)
+            ]
+
+        try:
+            answer = self._in_buckets(send, receive, flush)
+            if not all(self._wait(sent_all, "sync")):
+                raise StackError("The trainer could not send its weights to all engines.")
+        except BaseException:
+            self._break(group)
+            raise
+        return answer
+
+    def _in_buckets(
+        self,
+        send: Callable[[int, list[Any]], list[Any]],
+        receive: Callable[[int, list[Any], list[Any], dict[str, Any]], list[Any]],
+        flush: bool,
+    ) -> tuple[int, int]:
+        """Send and receive bucket by bucket, and wait for all of it."""
+        replicas = len(self._engines.actors)
+        received: list[list[Any]] = []
+        sent: list[list[Any]] = []
+        for bucket in range(self.buckets):
+            # A buffer is filled again when every engine has read it.
+            free = received[bucket - SLOTS] if bucket >= SLOTS else []
+            before = received[-1] if received else [None] * replicas
+            how = {"last": bucket == self.buckets - 1, "flush_cache": flush}
+            sent.append(send(bucket, free))
+            received.append(receive(bucket, sent[-1], before, how))
+        # Engines first: of one that has died, the trainer's own error would only be a consequence.
+        try:
+            answers = self._wait([call for calls in (*received, *sent) for call in calls], "sync")
+        except BaseException:
+            for actor in self._engines.actors:  # else it would stay paused
+                actor.go_on.remote()
+            raise
+        firsts = answers[: replicas * self.buckets : replicas]
+        return sum(tensors for tensors, _ in firsts), sum(size for _, size in firsts)
+
+    def _open(self, group: BroadcastGroup | None) -> BroadcastGroup:
+        """The group of the present actors; another one where one of them was started again."""
+        ranks, engines = self._trainers.actors, self._engines.actors
+        members = (self._trainers.process_groups, *ranks, *engines)
+        if group and group.members == members:
+            return group
+        first, width = ranks[0], len(self._layout.engines[0])
+        name = f"weights-{secrets.token_hex(4)}"
+        world = 1 + len(engines) * width
+        self._wait(first.leave_engines.remote(), "sync")
+        host = self._placement.address
+        port, specs = self._wait(
+            [first.listen.remote(host, world), first.bucket_specs.remote()], "sync"
+        )
+        joins = [first.meet_engines.remote(name, world)]
+        joins += [
+            actor.meet_trainer.remote(host, port, name, 1 + index * width, world)
+            for index, actor in enumerate(engines)
         ]
+        self._wait(joins, "sync", self._timeout)
+        return BroadcastGroup(name, members, specs, self._placement.folder / f"give-up-{name}")
 
-    return _in_buckets(stack, send, receive, flush)
+    def _break(self, group: BroadcastGroup) -> None:
+        """End a group that is broken: engines left in it would wait for the rest for ever.
 
-
-def _by_broadcast(stack: Stack, version: int, exact: bool, flush: bool) -> tuple[int, int]:
-    channel = stack.channel = _open(stack, stack.channel)
-    sent_all: list[Any] = []
-
-    def send(bucket: int, free: list[Any]) -> list[Any]:
-        asked = version, exact, bucket, str(channel.give_up)
-        sent = [t.broadcast_weights.remote(*asked, *free) for t in stack._trainers]
-        sent_all.extend(sent)
-        return sent
-
-    def receive(bucket: int, sent: list[Any], before: list[Any], how: dict[str, Any]) -> list[Any]:
-        spec = channel.specs[bucket]
-        return [
-            actor.receive_broadcast.remote(version, spec, after=done, **how)
-            for actor, done in zip(stack._engines, before, strict=True)
-        ]
-
-    try:
-        answer = _in_buckets(stack, send, receive, flush)
-        if not all(stack._get(sent_all, "sync")):
-            raise StackError("The trainer could not send its weights to all engines.")
-    except BaseException:
-        _close(stack, channel)
-        raise
-    return answer
-
-
-def _in_buckets(
-    stack: Stack,
-    send: Callable[[int, list[Any]], list[Any]],
-    receive: Callable[[int, list[Any], list[Any], dict[str, Any]], list[Any]],
-    flush: bool,
-) -> tuple[int, int]:
-    """Send and receive bucket by bucket, and wait for all of it."""
-    taken: list[list[Any]] = []
-    sends: list[list[Any]] = []
-    for bucket in range(stack.buckets):
-        # A buffer is filled again when every engine has read it.
-        free = taken[bucket - SLOTS] if bucket >= SLOTS else []
-        before = taken[-1] if taken else [None] * stack.replicas
-        how = {"last": bucket == stack.buckets - 1, "flush_cache": flush}
-        sends.append(send(bucket, free))
-        taken.append(receive(bucket, sends[-1], before, how))
-    # Engines first: of one that has died, the trainer's own error would only be a consequence.
-    waits = [call for calls in (*taken, *sends) for call in calls]
-    try:
-        answers = stack._get(waits, "sync")
-    except BaseException:
-        for actor in stack._engines:  # else it would stay paused
-            actor.go_on.remote()
-        raise
-    firsts = answers[: stack.replicas * stack.buckets : stack.replicas]
-    return sum(tensors for tensors, _ in firsts), sum(size for _, size in firsts)
-
-
-def _open(stack: Stack, channel: BroadcastGroup | None) -> BroadcastGroup:
-    """The group of the present actors; another one where one of them was started again."""
-    members = (*stack._trainers, *stack._engines)
-    if channel and channel.members == members:
-        return channel
-    first, width = stack._trainers[0], stack.config.engine.tensor_parallel
-    name = f"weights-{secrets.token_hex(4)}"
-    world = 1 + stack.replicas * width
-    limit = stack.config.engine.start_timeout
-    stack._get(first.leave_engines.remote(), "sync")
-    host = stack.placement.address
-    port, specs = stack._get(
-        [first.listen.remote(host, world), first.bucket_specs.remote()], "sync"
-    )
-    meetings = [first.meet_engines.remote(name, world)]
-    meetings += [
-        actor.meet_trainer.remote(host, port, name, 1 + index * width, world)
-        for index, actor in enumerate(stack._engines)
-    ]
-    stack._get(meetings, "sync", limit)
-    return BroadcastGroup(name, members, specs, stack.cluster.directory / "tmp" / f"give-up-{name}")
-
-
-def _close(stack: Stack, channel: BroadcastGroup) -> None:
-    """End a group that is broken: engines that are left in it would wait for the rest for ever.
-
-    They hold nothing that is not elsewhere, and are started again when they are needed.
-    """
-    stack.channel = None
-    channel.give_up.touch()
-    for index in range(stack.replicas):
-        stack.watch.end(engine(index))
+        They hold nothing that is not elsewhere, and are started again when they are needed.
+        """
+        self._group = None
+        group.give_up.touch()
+        for index in range(self._layout.replicas):
+            self._watch.end(engine(index))

@@ -49,6 +49,4 @@ def interrupted(work: Callable[[], Any], after: float, again: float | None = Non
 def digests(session: RLSession) -> list[str]:
     """Weights, optimizer and counters of each trainer, as one word each."""
     stack = session.debug.stack
-    calls = [trainer.probe.remote("digest") for trainer in stack._trainers]
-    found: list[str] = stack._get(calls, "digest")
-    return found
+    return stack.trainers.ask("probe", "digest")

@@ -12,7 +12,7 @@ import pytest
 
 from kit import RLSession
 from kit.errors import StackError
-from kit.stack import recovery
+from kit.stack import engines
 from tests.cases import slow
 from tests.faults.interrupts import digests
 from tests.processes import (
@@ -56,7 +56,8 @@ def test_an_interrupt_while_an_engine_is_started_again_leaves_it_to_the_next_cal
 ) -> None:
     session.train(1, show=False)
     before = digests(session)
-    make, get = recovery.make_engine, session.debug.stack._get
+    calls = session.debug.stack.calls
+    make, get = engines.make_engine, calls.get
 
     def interrupted_make(*given: Any) -> Any:
         made = make(*given)
@@ -64,16 +65,16 @@ def test_an_interrupt_while_an_engine_is_started_again_leaves_it_to_the_next_cal
             raise KeyboardInterrupt
         return made
 
-    def interrupted_get(calls: Any, verb: str, *rest: Any) -> Any:
+    def interrupted_get(waiting: Any, verb: str, *rest: Any) -> Any:
         if (moment, verb) == ("starting", "start"):
             time.sleep(0.5)
             raise KeyboardInterrupt
-        return get(calls, verb, *rest)
+        return get(waiting, verb, *rest)
 
     kill(of_engine(session, 0))
     with monkeypatch.context() as patch:
-        patch.setattr(recovery, "make_engine", interrupted_make)
-        patch.setattr(session.debug.stack, "_get", interrupted_get)
+        patch.setattr(engines, "make_engine", interrupted_make)
+        patch.setattr(calls, "get", interrupted_get)
         with pytest.raises(KeyboardInterrupt):
             session.sync()
     assert len(session.generate()) == 128

@@ -75,8 +75,7 @@ def begun(sample: Sample) -> bool:
 def engine_requests(session: RLSession) -> list[int]:
     """Requests that each engine has not answered."""
     stack = session.debug.stack
-    found: list[int] = stack._get([e.unanswered.remote() for e in stack._engines], "unanswered")
-    return found
+    return stack.engines.ask("unanswered")
 
 
 def test_an_interrupt_and_another_one_at_once_leave_nothing_running(rambling: RLSession) -> None:

@@ -21,7 +21,7 @@ import ray
 from kit import RLSession, SessionConfig
 from kit.lifecycle import step
 from kit.samples import Sample
-from kit.stack import recovery
+from kit.stack import engines
 from tests.processes import SCHEDULER, kill, of_engine
 
 SEED = 5
@@ -67,14 +67,14 @@ def arm(session: RLSession) -> None:
     if moment == "restart":  # of two dead engines, when the first actor is made and not started
         for index in range(2):
             kill(of_engine(session, index))
-        make = recovery.make_engine
+        make = engines.make_engine
 
         def dying_make(*arguments: Any) -> Any:
             engine = make(*arguments)
             ray.get(engine.is_ready.remote())
             die()
 
-        recovery.make_engine = dying_make
+        engines.make_engine = dying_make
 
 
 def configuration() -> SessionConfig:

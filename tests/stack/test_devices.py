@@ -81,8 +81,8 @@ def test_two_trainers_learn_what_one_learns(two: Two, of_one: list[dict[str, flo
 
 def test_each_trainer_and_each_engine_is_a_process_of_its_own(two: Two) -> None:
     stack = two[0].debug.stack
-    pids = [p for answer in stack.ask_trainers("processes") for p in answer]
-    pids += [answer[0] for answer in stack.ask_engines("processes")]
+    pids = [p for answer in stack.trainers.ask("processes") for p in answer]
+    pids += [answer[0] for answer in stack.engines.ask("processes")]
     assert len(set(pids)) == 4
     assert stack.layout.count == (2 if stack.layout.colocate else 4)
 

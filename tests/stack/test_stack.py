@@ -4,8 +4,7 @@ import os
 
 import pytest
 
-from kit.stack import stack
-from kit.utils.hardware import SMALL_MODEL, default_replicas
+from kit.utils.hardware import SMALL_MODEL, default_replicas, shares
 
 
 @pytest.mark.parametrize(
@@ -32,6 +31,6 @@ def test_a_small_model_on_a_cpu_gets_two_engines(
 def test_prompts_are_shared_out_in_order_and_no_engine_is_asked_for_nothing(
     count: int, replicas: int, sizes: list[int]
 ) -> None:
-    parts = stack.shares(count, replicas)
+    parts = shares(count, replicas)
     assert [part.stop - part.start for part in parts] == sizes
     assert [i for part in parts for i in range(count)[part]] == list(range(count))

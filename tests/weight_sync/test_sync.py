@@ -9,7 +9,6 @@ import pytest
 from kit import RLSession
 from kit.errors import StackError
 from kit.messages import SamplingSettings
-from kit.stack import sync
 
 
 def test_a_skipped_sync_fails_the_check_and_is_named(session: RLSession) -> None:
@@ -35,25 +34,25 @@ def test_a_sync_that_did_not_arrive_is_an_error_that_names_a_parameter(session: 
     stack.sync(session.step_count)
     session.update(session.advantages(session.score(session.generate())))
     with pytest.raises(StackError, match=r"did not reach the engine: .*weight"):
-        sync.count_verified(stack)
+        stack.verify_weights()
     session.sync(verify=True)
 
 
 def test_both_sides_wake_for_what_comes_next(session: RLSession) -> None:
-    residency = session.debug.stack.residency
+    offload = session.debug.stack.offload
     before = session.generate(["12+34="], temperature=0)[0]
-    residency.sleep_trainer()
-    residency.sleep_engine()
-    assert residency.asleep == {"kv_cache", "cuda_graph", "weights"}
+    offload.sleep_trainer()
+    offload.sleep_engine()
+    assert offload.asleep == {"kv_cache", "cuda_graph", "weights"}
     assert session.generate(["12+34="], temperature=0)[0].tokens == before.tokens
-    assert not residency.asleep
-    residency.sleep_trainer()
+    assert not offload.asleep
+    offload.sleep_trainer()
     report = session.update(session.advantages(session.score(session.generate())))
     assert report.applied
-    assert not residency.trainer_asleep
-    residency.sleep_engine()
+    assert not offload.trainer_asleep
+    offload.sleep_engine()
     session.sync()
-    assert residency.asleep == {"kv_cache", "cuda_graph"}  # until something is generated
+    assert offload.asleep == {"kv_cache", "cuda_graph"}  # until something is generated
     assert session.check_mismatch(session.generate()).verdict == "pass"
 
 
@@ -62,7 +61,7 @@ def test_an_engine_that_let_go_of_its_weights_wakes_with_the_present_ones(
 ) -> None:
     session.update(session.advantages(session.score(session.generate())))
     assert (session.engine_version, session.step_count) == (0, 1)
-    session.debug.stack.residency.sleep_engine()
+    session.debug.stack.offload.sleep_engine()
     assert {v for s in session.generate() for v in s.weight_versions} == {1}
     assert session.engine_version == 1
 
