@@ -49,6 +49,7 @@ LONGEST_FIRST = (
     "diagnostics/test_trainer_against_engine.py",
     "lifecycle/test_start_and_end.py",
     "cluster/test_joined.py",
+    "test_earlier_version.py",
     "runs/test_execute.py",
     "test_entry_points.py",
     "lifecycle/test_side_by_side.py",
