@@ -8,6 +8,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from kit import RLSession, SessionConfig
+from kit.checkpoint.snapshots import SnapshotStore
+from kit.checkpoint.state import TrainState
+from kit.data.stream import PromptStream
 from kit.errors import RunError
 from kit.lifecycle import journal
 from kit.reports.runs import read_record
@@ -81,11 +85,18 @@ def test_a_snapshot_in_files_is_restored_and_training_goes_on(
 
 
 def test_the_notes_of_a_session_are_read(loaded: RLSession) -> None:
-    now = journal.noted(WRITTEN / "journal")["now"]
-    config = SessionConfig(**journal.settings(WRITTEN / "journal", now))
+    folder = WRITTEN / "journal"
+    now = journal.noted(folder)["now"]
+    config = SessionConfig(**journal.settings(folder, now))
     assert config == SessionConfig.load(WRITTEN / "checkpoint" / "config.yaml")
-    assert journal.started_with(WRITTEN / "journal")["passed"]["reward"] is True
-    assert now["step_count"] == 3
+    assert journal.started_with(folder)["passed"]["reward"] is True
+    state, versions = TrainState(config), SimpleNamespace(trainer_version=0, newest_version=0)
+    state.stream = PromptStream(loaded.debug.sampler.train, config.seed)
+    journal.restore(folder, now, state, versions, SnapshotStore(state), [])
+    assert (state.step, versions.trainer_version, len(state.buffer)) == (3, 3, 2)
+    assert state.history == EXPECTED["checkpoint"]["history"]
+    assert state.last_rollout is not None
+    assert [s.response for s in state.last_rollout] == EXPECTED["checkpoint"]["responses"]
 
 
 def test_a_recorded_rollout_is_replayed(loaded: RLSession) -> None:

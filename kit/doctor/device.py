@@ -48,7 +48,7 @@ def findings(driver: Driver, wanted: str, model: str, size: int | None) -> Itera
         yield _on_the_cpu(driver, wanted, model, size)
         return
     yield Finding("device", "ok", f"the GPU: {driver.cards[0].name}")
-    yield _driver(driver, torch_cuda())
+    yield driver_finding(driver, torch_cuda())
     for index, card in enumerate(driver.cards):
         yield _card(index, card, several=len(driver.cards) > 1)
 
@@ -135,7 +135,8 @@ def _mend(driver: Driver) -> str:
     )
 
 
-def _driver(driver: Driver, needs: tuple[int, int] | None) -> Finding:
+def driver_finding(driver: Driver, needs: tuple[int, int] | None) -> Finding:
+    """Whether the driver is new enough for the CUDA version that torch needs."""
     has = driver.cuda or (0, 0)
     number = f" {driver.version}" if driver.version else ""
     found = f"NVIDIA driver{number}, for CUDA up to {_dotted(has)}"

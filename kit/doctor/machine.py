@@ -84,7 +84,7 @@ def python() -> Finding:
 def packages() -> Finding:
     """The stack, installed and at the versions that the kit names."""
     installed = {name: installed_version(name) for name in STACK}
-    return compare_versions(installed, _pins())
+    return compare_versions(installed, pins())
 
 
 def compare_versions(installed: dict[str, str | None], pins: dict[str, str]) -> Finding:
@@ -118,7 +118,8 @@ def compare_versions(installed: dict[str, str | None], pins: dict[str, str]) -> 
     return Finding("packages", "ok", f"{found}, as pinned")
 
 
-def _pins() -> dict[str, str]:
+def pins() -> dict[str, str]:
+    """Versions that the kit pins, by package."""
     try:
         named = [Requirement(text) for text in importlib.metadata.requires("kit") or []]
     except importlib.metadata.PackageNotFoundError:

@@ -104,7 +104,7 @@ def run_notebook(
     values = check_parameters(source, known, given)
     started = datetime.now().astimezone()
     name = f"{started:%Y%m%d-%H%M%S}-{source.stem}-{secrets.token_hex(3)}"
-    folder = _new_folder(Path(out_root), os.environ.pop(NAME_VARIABLE, "") or name)
+    folder = new_folder(Path(out_root), os.environ.pop(NAME_VARIABLE, "") or name)
     record = RunRecord(
         status="running",
         notebook=str(source),
@@ -154,7 +154,7 @@ def carry_out(plan: Plan, console: Console) -> RunResult:
     return result
 
 
-def _new_folder(root: Path, name: str) -> Path:
+def new_folder(root: Path, name: str) -> Path:
     """Make `root/name`, with a number behind it where another run has taken that."""
     number = 1
     while True:

@@ -66,22 +66,22 @@ class Loggers:
         chosen = Path(config.logging.dir) if config.logging.dir else folder
         self.folder = (chosen or FOLDER / name).absolute()
         """Holds what they write."""
-        self._open = set(config.logging.used)
+        self.open_sinks = set(config.logging.used)
         """Loggers that have neither finished nor failed."""
         self._events: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
         self._lines: queue.Queue[str | None] = queue.Queue(WAITING_LINES)
-        self._ended = threading.Event()
+        self.ended = threading.Event()
         self._closed = False
         try:
-            self._process = self._launch()
+            self.process = self._launch()
         except OSError as error:
-            self._ended.set()
-            for sink in sorted(self._open):
+            self.ended.set()
+            for sink in sorted(self.open_sinks):
                 self._events.put({"sink": sink, "event": "failed", "text": str(error)})
             return
         for job in (self._write, self._read):
             threading.Thread(target=job, name="kit-loggers", daemon=True).start()
-        self._put(_order(config, self.folder, name))
+        self.put(_order(config, self.folder, name))
         atexit.register(self.close)
 
     def step(self, metrics: Mapping[str, float], update: UpdateReport, step: int) -> None:
@@ -98,12 +98,12 @@ class Loggers:
             return
         self._closed = True
         atexit.unregister(self.close)
-        self._put(None)
+        self.put(None)
         deadline = time.monotonic() + CLOSE_SECONDS
-        while not self._ended.wait(0.05) and self._open and time.monotonic() < deadline:
-            self._tell()
-        self._tell()
-        for sink in sorted(self._open):
+        while not self.ended.wait(0.05) and self.open_sinks and time.monotonic() < deadline:
+            self.warn_of_failures()
+        self.warn_of_failures()
+        for sink in sorted(self.open_sinks):
             self._warn(
                 sink,
                 f"has not taken everything after {CLOSE_SECONDS:.0f} seconds. It is left alone "
@@ -129,7 +129,7 @@ class Loggers:
         )
 
     def _write(self) -> None:
-        pipe = _open_end(self._process.stdin)
+        pipe = _open_end(self.process.stdin)
         try:
             while (line := self._lines.get()) is not None:
                 pipe.write(line)
@@ -139,26 +139,27 @@ class Loggers:
             pass  # it has ended, and `_read` sees that
 
     def _read(self) -> None:
-        for line in _open_end(self._process.stdout):
+        for line in _open_end(self.process.stdout):
             self._events.put(json.loads(line))
-        self._process.wait()
-        self._ended.set()
+        self.process.wait()
+        self.ended.set()
 
-    def _put(self, what: object) -> None:
+    def put(self, what: object) -> None:
+        """Send a row to the process, or None to end its input."""
         with suppress(queue.Full):  # it hangs: told at the end
             self._lines.put_nowait(None if what is None else json.dumps(what) + "\n")
 
     # ---- what is said of it --------------------------------------------------------------------
 
     def _log(self, found: Iterable[Row]) -> None:
-        self._tell()
-        if self._open and not self._closed:
+        self.warn_of_failures()
+        if self.open_sinks and not self._closed:
             for step_key, row in found:
-                self._put([step_key, {name: float(value) for name, value in row.items()}])
+                self.put([step_key, {name: float(value) for name, value in row.items()}])
 
-    def _tell(self) -> None:
+    def warn_of_failures(self) -> None:
         """Say what has happened since; called by verbs, so that it appears in their cell."""
-        gone = self._ended.is_set()
+        gone = self.ended.is_set()
         while not self._events.empty():
             event = self._events.get()
             sink, text = event["sink"], event["text"]
@@ -166,15 +167,15 @@ class Loggers:
                 if text:
                     print(f"{sink}: {text}")
                 continue
-            self._open.discard(sink)
+            self.open_sinks.discard(sink)
             if event["event"] == "missing":
                 self._warn(sink, f"cannot be imported ({text}).", f"pip install {sink}")
             elif event["event"] == "failed":
                 self._warn(sink, f"failed ({text}).", _WAYS_OUT[sink])
         if gone and not self._closed:
-            for sink in sorted(self._open):
+            for sink in sorted(self.open_sinks):
                 self._warn(sink, "ended: its process is gone.", _WAYS_OUT[sink])
-            self._open.clear()
+            self.open_sinks.clear()
 
     def _warn(self, sink: str, what: str, fix: str) -> None:
         warnings.warn(

@@ -52,7 +52,7 @@ def test_a_driver_too_old_for_torch_is_a_problem_and_a_slightly_older_one_a_note
         for version in [(needs[0] - 1, 8), needs, (needs[0], needs[1] + 1)]
     }
     assert list(levels.values()) == ["problem", "ok", "ok"]
-    assert device._driver(Driver("", (12, 4), (H100,)), (12, 8)).level == "note"
+    assert device.driver_finding(Driver("", (12, 4), (H100,)), (12, 8)).level == "note"
     old = look(Driver("", (needs[0] - 1, 8), (H100,), "570.86"))[1]
     assert f"CUDA {needs[0]}.{needs[1]}" in old.found
     assert "570.86" in old.found

@@ -204,11 +204,11 @@ def test_only_plain_causal_self_attention_is_the_kits_own() -> None:
 
     runner: Any = SimpleNamespace(device="cpu", req_to_token_pool=None, token_to_kv_pool=Pool(1))
     backend = BatchedCpuAttention(runner)
-    assert backend._plain(layer())
-    assert backend._plain(layer(sliding_window_size=None))
-    assert not backend._plain(layer(sliding_window_size=4))
-    assert not backend._plain(layer(is_cross_attention=True))
-    assert not backend._plain(layer(attn_type=AttentionType.ENCODER_ONLY))
+    assert backend.is_supported(layer())
+    assert backend.is_supported(layer(sliding_window_size=None))
+    assert not backend.is_supported(layer(sliding_window_size=4))
+    assert not backend.is_supported(layer(is_cross_attention=True))
+    assert not backend.is_supported(layer(attn_type=AttentionType.ENCODER_ONLY))
 
 
 def test_registering_puts_it_where_sglang_looks_for_plain_torch() -> None:

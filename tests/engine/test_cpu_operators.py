@@ -37,8 +37,8 @@ def test_the_norm_is_sglangs(dtype: torch.dtype, changes: Any, with_residual: bo
     layer.weight = layer.weight.to(dtype)
     x, residual = (3 * randn(7, 32)).to(dtype), randn(7, 32).to(dtype)
     arguments = (x, residual) if with_residual else (x,)
-    ours = operators._norm(layer, *(a.clone() for a in arguments))
-    theirs = operators._norm_of_sglang(layer, *(a.clone() for a in arguments))
+    ours = operators.norm_forward(layer, *(a.clone() for a in arguments))
+    theirs = operators.sglang_norm_forward(layer, *(a.clone() for a in arguments))
     assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
@@ -47,7 +47,7 @@ def test_the_norm_leaves_its_input_as_it_is() -> None:
 
     x, residual = randn(3, 16), randn(16, 3).T.contiguous()
     before = x.clone(), residual.clone()
-    operators._norm(norm_layer(16), x, residual)
+    operators.norm_forward(norm_layer(16), x, residual)
     assert torch.equal(x, before[0])
     assert torch.equal(residual, before[1])
 
@@ -72,8 +72,8 @@ def test_the_rotation_is_sglangs(changes: dict[str, Any]) -> None:
     )
     positions = torch.tensor([0, 3, 49, 7, 7])
     query, key = randn(5, 4 * 16), randn(5, 2 * 16)
-    ours = operators._rotation(layer, positions, query.clone(), key.clone())
-    theirs = operators._rotation_of_sglang(layer, positions, query.clone(), key.clone())
+    ours = operators.rotary_forward(layer, positions, query.clone(), key.clone())
+    theirs = operators.sglang_rotary_forward(layer, positions, query.clone(), key.clone())
     for one, other in zip(ours, theirs, strict=True):
         assert one.shape == other.shape
         assert_close(one, other, rtol=1e-6, atol=1e-6)
@@ -96,7 +96,7 @@ def test_registering_changes_models_that_are_made_afterwards() -> None:
     before = RMSNorm.forward_native, RotaryEmbedding.forward_native
     operators.register_operators()
     try:
-        assert RMSNorm.forward_native is operators._norm
-        assert RotaryEmbedding.forward_native is operators._rotation
+        assert RMSNorm.forward_native is operators.norm_forward
+        assert RotaryEmbedding.forward_native is operators.rotary_forward
     finally:
         RMSNorm.forward_native, RotaryEmbedding.forward_native = before

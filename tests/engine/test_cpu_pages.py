@@ -20,9 +20,9 @@ pytestmark = pytest.mark.in_sglang
     ],
 )
 def test_they_are_what_torch_makes(size: tuple[Any, ...], dtype: torch.dtype | None) -> None:
-    from kit.engine.cpu.operators import _Torch
+    from kit.engine.cpu.operators import TorchOnFreshPages
 
-    made, expected = _Torch.zeros(*size, dtype=dtype), torch.zeros(*size, dtype=dtype)
+    made, expected = TorchOnFreshPages.zeros(*size, dtype=dtype), torch.zeros(*size, dtype=dtype)
     assert (made.shape, made.dtype) == (expected.shape, expected.dtype)
     assert made.is_contiguous()
     assert torch.equal(made, expected)
@@ -33,13 +33,13 @@ def test_they_are_what_torch_makes(size: tuple[Any, ...], dtype: torch.dtype | N
 def test_memory_is_taken_as_it_is_written_to_and_given_back() -> None:
     import psutil
 
-    from kit.engine.cpu.operators import _Torch
+    from kit.engine.cpu.operators import TorchOnFreshPages
 
     def used() -> int:
         return int(psutil.Process().memory_info().rss) >> 20
 
     before = used()
-    made = _Torch.zeros((256, 1 << 20), dtype=torch.uint8)
+    made = TorchOnFreshPages.zeros((256, 1 << 20), dtype=torch.uint8)
     assert used() - before < 20
     made[:64] = 1
     assert 50 < used() - before < 90

@@ -35,11 +35,11 @@ def logprobs(rows: int, columns: int) -> torch.Tensor:
 
 
 def test_the_mixing_is_splitmix64() -> None:
-    from kit.engine.cpu.sampling import GOLDEN, _mixed
+    from kit.engine.cpu.sampling import GOLDEN, mix_bits
 
     # The first outputs of the reference implementation for the state 1234567.
     states = 1234567 + torch.arange(1, 4) * GOLDEN
-    outputs = [int(x) & MASK for x in _mixed(states)]
+    outputs = [int(x) & MASK for x in mix_bits(states)]
     assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 

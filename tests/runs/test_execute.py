@@ -224,7 +224,7 @@ def test_an_unknown_parameter_stops_the_run_before_it_has_a_folder(
 
 
 def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
-    names = [execute._new_folder(tmp_path, "20260131-142501-lesson").name for _ in range(3)]
+    names = [execute.new_folder(tmp_path, "20260131-142501-lesson").name for _ in range(3)]
     assert names == [
         "20260131-142501-lesson",
         "20260131-142501-lesson-2",

@@ -24,7 +24,7 @@ from rich.console import Console
 from kit.cluster import registry
 from kit.errors import RunError
 from kit.runs.sweep.display import SweepDisplay
-from kit.runs.sweep.run import _alone, resume_sweep, run_sweep
+from kit.runs.sweep.run import exclusive, resume_sweep, run_sweep
 from kit.runs.sweep.state import Member, State, SweepRecord, read_sweep
 from kit.tracking.run_folder import read_rows
 from tests.cases import slow, some
@@ -279,7 +279,7 @@ def test_a_sweep_that_runs_cannot_be_resumed_meanwhile(
     make_notebook: MakeNotebook, tmp_path: Path
 ) -> None:
     SweepRecord(notebook=str(make_notebook("1")), members=[]).save(tmp_path)
-    with _alone(tmp_path), pytest.raises(RunError, match="is running"):
+    with exclusive(tmp_path), pytest.raises(RunError, match="is running"):
         resume_sweep(tmp_path, console=quiet())
 
 

@@ -52,7 +52,7 @@ def told(loggers: Loggers) -> Iterator[str]:
     """Wait until the process that logs has said what went wrong, and give the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        while loggers._open and not loggers._ended.wait(0.01):
+        while loggers.open_sinks and not loggers.ended.wait(0.01):
             loggers.step({}, update(0), 0)
         loggers.step({}, update(0), 0)
         loggers.close()
@@ -200,30 +200,30 @@ def test_a_library_that_hangs_holds_up_neither_steps_nor_the_other_loggers(
     loggers = Loggers(SessionConfig(logging=settings), tmp_path / "run")
     for step in range(500):
         loggers.step({"rollout/raw_reward": step / 500}, update(step), step)
-    loggers._put(None)
-    while loggers._open != {"trackio"}:
-        loggers._ended.wait(0.01)
-        loggers._tell()
+    loggers.put(None)
+    while loggers.open_sinks != {"trackio"}:
+        loggers.ended.wait(0.01)
+        loggers.warn_of_failures()
     monkeypatch.setattr(logger_outlet, "CLOSE_SECONDS", 0.1)
     with pytest.warns(RuntimeWarning, match="trackio has not taken everything") as caught:
         loggers.close()
     assert len([*ours(caught)]) == 1
     scalars, _ = read_back.tensorboard(tmp_path / "run" / "tensorboard")
     assert scalars["rollout/raw_reward"][0] == (0, 0.0)
-    loggers._process.kill()
+    loggers.process.kill()
 
 
 def test_a_process_that_was_killed_is_told_once(tmp_path: Path) -> None:
     loggers = Loggers(SessionConfig(logging={"use_tensorboard": True}), tmp_path)
-    os.kill(loggers._process.pid, signal.SIGKILL)
+    os.kill(loggers.process.pid, signal.SIGKILL)
     (message,) = told(loggers)
     assert "its process is gone" in message
 
 
 def test_the_process_ends_after_its_session_was_killed(tmp_path: Path) -> None:
     loggers = Loggers(SessionConfig(logging={"use_tensorboard": True}), tmp_path)
-    logging = psutil.Process(loggers._process.pid)
-    loggers._put(None)  # its input ends, as it does when this process is gone
+    logging = psutil.Process(loggers.process.pid)
+    loggers.put(None)  # its input ends, as it does when this process is gone
     logging.wait(60)
     assert not logging.is_running()
     loggers.close()

@@ -137,7 +137,7 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
         save_kv_cache: bool = True,
     ) -> torch.Tensor:
         """Attend for the new tokens of a prefill, padded."""
-        if not self._plain(layer):
+        if not self.is_supported(layer):
             whole: torch.Tensor = super().forward_extend(
                 q, k, v, layer, forward_batch, save_kv_cache
             )
@@ -172,7 +172,7 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
         save_kv_cache: bool = True,
     ) -> torch.Tensor:
         """Attend for one new token a request: two products of small matrices."""
-        if not self._plain(layer):
+        if not self.is_supported(layer):
             whole: torch.Tensor = super().forward_decode(
                 q, k, v, layer, forward_batch, save_kv_cache
             )
@@ -210,7 +210,7 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
             )
         return self._decode_plan[heads]
 
-    def _plain(self, layer: RadixAttention) -> bool:
+    def is_supported(self, layer: RadixAttention) -> bool:
         """Causal self-attention over everything so far: what this class does itself."""
         windowed = layer.sliding_window_size is not None and layer.sliding_window_size > -1
         encoder = layer.is_cross_attention or layer.attn_type == AttentionType.ENCODER_ONLY

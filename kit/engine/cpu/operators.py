@@ -29,10 +29,10 @@ from sglang.srt.mem_cache import memory_pool
 from sglang.srt.state_capturer import base
 from sglang.srt.utils import weight_checker
 
-_norm_of_sglang = RMSNorm.forward_native
+sglang_norm_forward = RMSNorm.forward_native
 
 
-_rotation_of_sglang = RotaryEmbedding.forward_native
+sglang_rotary_forward = RotaryEmbedding.forward_native
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -49,12 +49,13 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.addcmul(halves * cos[:, None, None], halves.flip(-2), signed).flatten(-2)
 
 
-def _norm(
+def norm_forward(
     self: Any,
     x: torch.Tensor,
     residual: torch.Tensor | None = None,
     post_residual_addition: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """`RMSNorm.forward_native` in fewer operators, where all is float32."""
     plain = (
         x.dtype is self.weight.dtype is torch.float32
         and (residual is None or residual.dtype is torch.float32)
@@ -64,7 +65,7 @@ def _norm(
         and x.shape[-1] == self.hidden_size
     )
     if not plain:
-        whole: torch.Tensor | tuple[torch.Tensor, torch.Tensor] = _norm_of_sglang(
+        whole: torch.Tensor | tuple[torch.Tensor, torch.Tensor] = sglang_norm_forward(
             self, x, residual, post_residual_addition
         )
         return whole
@@ -74,7 +75,7 @@ def _norm(
     return rms_norm(total, self.weight, self.variance_epsilon), total
 
 
-def _rotation(
+def rotary_forward(
     self: Any,
     positions: torch.Tensor,
     query: torch.Tensor,
@@ -82,6 +83,7 @@ def _rotation(
     offsets: torch.Tensor | None = None,
     fused_set_kv_buffer_arg: Any = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """`RotaryEmbedding.forward_native` in fewer operators, where all is float32."""
     plain = (
         query.dtype is key.dtype is self.cos_sin_cache.dtype is torch.float32
         and offsets is None
@@ -91,7 +93,7 @@ def _rotation(
         and not hasattr(self, "sin_cos_cache")
     )
     if not plain:
-        whole: tuple[torch.Tensor, torch.Tensor] = _rotation_of_sglang(
+        whole: tuple[torch.Tensor, torch.Tensor] = sglang_rotary_forward(
             self, positions, query, key, offsets, fused_set_kv_buffer_arg
         )
         return whole
@@ -104,8 +106,8 @@ def _rotation(
 
 def register_operators() -> None:
     """Use them in the SGLang of this process, for models that are made from now on."""
-    RMSNorm.forward_native = _norm
-    RotaryEmbedding.forward_native = _rotation
+    RMSNorm.forward_native = norm_forward
+    RotaryEmbedding.forward_native = rotary_forward
 
 
 def _init(self: Any, num_tokens: int, num_layers: int, topk_size: int, name: str) -> None:
@@ -143,7 +145,7 @@ WORTH_IT = 1 << 20
 """Bytes below which a tensor is made as usual."""
 
 
-class _Torch(ModuleType):
+class TorchOnFreshPages(ModuleType):
     """Stands for `torch` in SGLang's module of memory pools."""
 
     def __getattr__(self, name: str) -> Any:
@@ -163,7 +165,7 @@ class _Torch(ModuleType):
 
 def register_pages() -> None:
     """Use them in the SGLang of this process."""
-    memory_pool.torch = _Torch("torch")
+    memory_pool.torch = TorchOnFreshPages("torch")
 
 
 def register() -> None:

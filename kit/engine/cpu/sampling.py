@@ -37,7 +37,7 @@ class _WithSeeds:
         return getattr(self._arguments, name)
 
 
-def _mixed(x: torch.Tensor) -> torch.Tensor:
+def mix_bits(x: torch.Tensor) -> torch.Tensor:
     """SplitMix64's output function, on int64 tensors that wrap around."""
     x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * FIRST
     x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * SECOND
@@ -46,7 +46,7 @@ def _mixed(x: torch.Tensor) -> torch.Tensor:
 
 def uniform(seed: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Numbers in (0, 1), float64, (B), from seed and position alone."""
-    bits = _mixed(_mixed(seed.long() * GOLDEN) + positions.long() * GOLDEN)
+    bits = mix_bits(mix_bits(seed.long() * GOLDEN) + positions.long() * GOLDEN)
     # 48 bits: so far from 1 that no product with a sum of probabilities is rounded up to the sum.
     return (((bits >> 16) & ((1 << 48) - 1)).double() + 0.5) / (1 << 48)
 

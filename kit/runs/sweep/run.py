@@ -108,7 +108,7 @@ def run_sweep(
         started=datetime.now().astimezone().isoformat(timespec="seconds"),
         members=[Member(number=i, parameters=p) for i, p in enumerate(plan.members(), start=1)],
     )
-    with _alone(folder):
+    with exclusive(folder):
         record.save(folder)
         Sweep(folder, record, room, console or Console()).run()
     return folder, record
@@ -133,7 +133,7 @@ def resume_sweep(
         given = {k: v for k, v in member.parameters.items() if k != SEED or k in known}
         check_parameters(record.notebook, known, given)
     room = places(parallel or min(record.parallel, len(places())))
-    with _alone(folder):
+    with exclusive(folder):
         record = read_sweep(folder)
         for member in record.members:
             if member.state not in DONE:
@@ -303,7 +303,7 @@ def _prepare(folder: Path, member: Member) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Iterator[None]:
     """Nobody else runs this sweep meanwhile; the lock goes with the process, however it ends."""
     with (folder / ".lock").open("a") as file:
         try:
