@@ -85,4 +85,4 @@ def kill(process: psutil.Process) -> None:
 
 
 def _members(session: RLSession, part: str) -> list[psutil.Process]:
-    return [process for process in session.debug.stack.watch._parts[part] if process]
+    return session.debug.stack.watch.members(part)

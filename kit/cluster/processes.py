@@ -188,6 +188,11 @@ class Watch:
             self._parts[part] = members
             self._dead.discard(part)
 
+    def members(self, part: str) -> list[psutil.Process]:
+        """Processes of a part on this machine, as far as they were found."""
+        with self._lock:
+            return [one for one in self._parts[part] if isinstance(one, psutil.Process)]
+
     def gone(self, part: str) -> None:
         """This one has died, and nobody knows its processes."""
         with self._lock:

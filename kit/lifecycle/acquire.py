@@ -62,7 +62,7 @@ def launch(stack: Stack, *, anew: bool = False) -> bool:
         taken_cards = "" if address else ",".join(gpu_uuids(stack.layout.count))
         if stack.device == "cuda" and not address:  # a cluster keeps its own accounts
             mine = set(taken_cards.split(","))
-            _make_room(stack, [p for p in rest if mine & set(p[0].card.split(","))], idle)
+            make_room(stack, [p for p in rest if mine & set(p[0].card.split(","))], idle)
         driven = [pair for pair in rest if pair[0].stack not in idle]
         name = _free_name(stack.config.name, driven)
         stack.config = stack.config.model_copy(update={"name": name})
@@ -110,7 +110,7 @@ def _free_name(name: str, driven: Iterable[tuple[Entry, dict[str, Any] | None]])
     return free
 
 
-def _make_room(
+def make_room(
     stack: Stack, others: list[tuple[Entry, dict[str, Any] | None]], idle: set[str]
 ) -> None:
     """See that the GPU is free, or that the shares of all fit. Raises SessionError."""

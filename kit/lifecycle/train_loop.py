@@ -67,7 +67,7 @@ class Training:
     ) -> None:
         self.total = total
         self._parts, self._step, self._until, self._on_step = parts, step, until, on_step
-        self._changed = threading.Condition()
+        self.changed = threading.Condition()
         self._state: TrainingState = "ready"
         self._wanted: Literal["run", "pause", "stop"] = "pause"
         self._singles = 0
@@ -120,7 +120,7 @@ class Training:
     @property
     def status(self) -> TrainingStatus:
         """State, progress and metrics of this moment."""
-        with self._changed:
+        with self.changed:
             paces = self._paces
             return TrainingStatus(
                 state=self._state,
@@ -164,21 +164,21 @@ class Training:
 
     def pause(self) -> None:
         """Hold after the step under way. Returns at once; verbs called now wait for that."""
-        with self._changed:
+        with self.changed:
             if not self.ended and self._wanted != "stop":
                 self._wanted, self._singles = "pause", 0
                 self._tell()
 
     def resume(self) -> None:
         """Go on, or begin. Raises SessionError once it has ended."""
-        with self._changed:
+        with self.changed:
             self._refuse_after_the_end("resume")
             self._wanted, self._singles = "run", 0
             self._start()
 
     def step_once(self) -> None:
         """Do one step and hold again. Raises SessionError while it runs and once it has ended."""
-        with self._changed:
+        with self.changed:
             self._refuse_after_the_end("step_once")
             if self.goes_on:
                 raise SessionError(
@@ -189,7 +189,7 @@ class Training:
 
     def stop(self, why: str = "stopped by hand") -> None:
         """End after the step under way. Returns at once; calling it again does nothing."""
-        with self._changed:
+        with self.changed:
             if self.ended or self._wanted == "stop":
                 return
             self._wanted, self._stopped = "stop", why
@@ -204,14 +204,14 @@ class Training:
             SessionError: it has not been started.
             Exception: what a step raised.
         """
-        with self._changed:
+        with self.changed:
             if self._thread is None and not self.ended:
                 raise SessionError(
                     "wait was called on a training that has not begun.", fix="call resume() first."
                 )
             # In short waits: one without end would not see an interrupt that the system handed to
             # another thread.
-            while not self._changed.wait_for(lambda: self.ended, timeout=1.0):
+            while not self.changed.wait_for(lambda: self.ended, timeout=1.0):
                 pass
         if self._error:
             raise self._error
@@ -306,7 +306,7 @@ class Training:
 
     def _wait_for_work(self) -> bool:
         """Hold until there is a step to do; False at the end."""
-        with self._changed:
+        with self.changed:
             while True:
                 if self._wanted == "stop":
                     self._end("stopped", self._stopped)
@@ -318,10 +318,10 @@ class Training:
                     return True
                 self._state = "paused"
                 self._tell()
-                self._changed.wait()
+                self.changed.wait()
 
     def _begins(self) -> bool:
-        with self._changed:
+        with self.changed:
             if self._wanted != "run" and not self._singles:
                 return False
             self._singles = max(self._singles - 1, 0)
@@ -332,13 +332,13 @@ class Training:
     def _end(
         self, state: TrainingState, stopped: str = "", error: BaseException | None = None
     ) -> None:
-        with self._changed:
+        with self.changed:
             self._state, self._stopped, self._error = state, stopped, error
             self._tell()
 
     def _tell(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
+        with self.changed:
+            self.changed.notify_all()
         for changed in self._watchers:
             changed()
 

@@ -24,7 +24,7 @@ START = """\
 from kit import RLSession
 session = RLSession.start("tiny")
 stack = session.debug.stack.cluster
-print("STACK", stack.directory, stack._head.pid)"""
+print("STACK", stack.directory, stack.entry.head)"""
 TRAIN = """\
 report = session.train(500, until=lambda step: print("finished step", step.step))
 report"""

@@ -21,7 +21,7 @@ def test_everything_listens_on_loopback_only(session: RLSession) -> None:
     cluster = session.debug.stack.cluster
     listening = {
         connection.laddr.ip
-        for process in processes.of_stack(cluster.stack, cluster._head.pid)
+        for process in processes.of_stack(cluster.stack, cluster.entry.head)
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     }
@@ -30,7 +30,7 @@ def test_everything_listens_on_loopback_only(session: RLSession) -> None:
 
 
 def test_the_stack_lives_in_a_process_session_of_its_own(session: RLSession) -> None:
-    head = session.debug.stack.cluster._head.pid
+    head = session.debug.stack.cluster.entry.head
     assert os.getsid(head) == head != os.getsid(0)
 
 
@@ -41,7 +41,7 @@ from ray._raylet import GcsClient
 print(GcsClient(address=sys.argv[1], cluster_id=None).get_all_node_info(timeout=10))
 """
     address = (session.debug.stack.cluster.directory / "address").read_text()
-    for token, expected in ((session.debug.stack.cluster._token, True), ("0" * 64, False)):
+    for token, expected in ((session.debug.stack.cluster.entry.token, True), ("0" * 64, False)):
         env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
         done = subprocess.run(
             [sys.executable, "-c", script, address], env=env, capture_output=True, timeout=120
@@ -57,7 +57,7 @@ def test_only_the_owner_can_read_the_stacks_directory(session: RLSession) -> Non
 def test_only_the_owner_can_read_the_token_and_reach_the_control_socket(session: RLSession) -> None:
     cluster = session.debug.stack.cluster
     file = registry.folder() / f"{cluster.stack}.json"
-    assert cluster._token in file.read_text()
+    assert cluster.entry.token in file.read_text()
     modes = [stat.S_IMODE(path.stat().st_mode) for path in (file.parent, file)]
     assert modes == [0o700, 0o600]
     assert stat.S_IMODE((cluster.directory / lease.SOCKET).stat().st_mode) == 0o600
@@ -86,7 +86,7 @@ except PermissionError:
     print("refused")
 """
     somebody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    arguments = [file, cluster.directory / lease.SOCKET, cluster._head.pid]
+    arguments = [file, cluster.directory / lease.SOCKET, cluster.entry.head]
     python = os.path.realpath(sys.executable)
     done = subprocess.run(
         [*somebody, python, "-I", "-c", script, *map(str, arguments)],
@@ -103,7 +103,7 @@ def test_there_is_no_dashboard_and_no_http_server_of_the_engine(session: RLSessi
     cluster = session.debug.stack.cluster
     commands = [
         " ".join(process.cmdline())
-        for process in processes.of_stack(cluster.stack, cluster._head.pid)
+        for process in processes.of_stack(cluster.stack, cluster.entry.head)
     ]
     assert any("raylet" in command for command in commands)
     assert not [command for command in commands if "dashboard/dashboard.py" in command]

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import psutil
 import pytest
@@ -59,19 +59,17 @@ def test_a_death_that_can_be_noticed_is_seen(watch: Watch) -> None:
             process.wait()
 
 
-def test_what_brought_death_is_seen_with_what_died_of_it(watch: Watch) -> None:
-    """The head is looked at first, and dies while the trainer is looked at."""
+def test_what_brought_death_is_seen_with_what_died_of_it() -> None:
+    """The head is looked at first, and dies while the trainer is buried."""
     with start(LARGE) as head, start(LARGE) as trainer:
-        watch.add(HEAD, [head.pid])
-        watch.add(TRAINER, [trainer.pid])
-        trainer.kill()
-        trainer.wait()
-        buried = watch._bury
 
-        def bury(part: str) -> None:
+        def die(_: str) -> None:
             head.kill()
             head.wait()
-            buried(part)
 
-        watch._bury = bury  # type: ignore[method-assign]
-        assert watch.dead() == {HEAD, TRAINER}
+        with closing(Watch(interval=1000.0, on_death=die)) as watch:
+            watch.add(HEAD, [head.pid])
+            watch.add(TRAINER, [trainer.pid])
+            trainer.kill()
+            trainer.wait()
+            assert watch.dead() == {HEAD, TRAINER}

@@ -57,7 +57,7 @@ class Soak:
 
     def _noted(self, session: RLSession) -> RLSession:
         cluster = session.debug.stack.cluster
-        self.stacks.append((cluster._head.pid, str(cluster.directory)))
+        self.stacks.append((cluster.entry.head, str(cluster.directory)))
         return session
 
     def once(self) -> None:

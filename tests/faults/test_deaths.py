@@ -39,7 +39,7 @@ def test_an_engine_that_died_while_idle_is_there_again_for_the_next_call(
     session: RLSession, part: str
 ) -> None:
     session.train(1, show=False)
-    before, victims = digests(session), session.debug.stack.watch._parts["engine 0"]
+    before, victims = digests(session), session.debug.stack.watch.members("engine 0")
     kill(of_engine(session, 0, PARTS[part]))
     rollout = session.generate()
     assert len(rollout) == 128
@@ -47,7 +47,7 @@ def test_an_engine_that_died_while_idle_is_there_again_for_the_next_call(
     assert session.check_mismatch(rollout).verdict == "pass"
     session.sync(verify=True)
     assert digests(session) == before
-    assert not any(process and process.is_running() for process in victims)
+    assert not any(process.is_running() for process in victims)
 
 
 @pytest.mark.parametrize("moment", ["starting", *slow("made")])
@@ -128,7 +128,7 @@ def test_a_trainer_that_died_is_told_and_a_checkpoint_continues(
     assert session.step_count == 1
     assert len(session.generate(["1+1="])) == 8  # the engine has its weights still
     with RLSession.load(saved) as loaded:
-        assert_gone(stack._head.pid, str(stack.directory))
+        assert_gone(stack.entry.head, str(stack.directory))
         assert loaded.step_count == 1
         assert loaded.check_mismatch(loaded.generate()).verdict == "pass"
         loaded.step()
@@ -174,5 +174,5 @@ def test_when_ray_dies_it_is_told_the_notebook_lives_and_a_checkpoint_continues(
     if timer:
         timer.join()
     with RLSession.load(saved) as loaded:
-        assert_gone(stack._head.pid, str(stack.directory))
+        assert_gone(stack.entry.head, str(stack.directory))
         loaded.step()

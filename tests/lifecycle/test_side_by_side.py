@@ -31,7 +31,7 @@ from kit import RLSession, SessionConfig
 session = RLSession.start(SessionConfig.preset("tiny"))
 session.step()
 cluster = session.debug.stack.cluster
-print(session.config.name, cluster._head.pid, cluster.directory, flush=True)
+print(session.config.name, cluster.entry.head, cluster.directory, flush=True)
 input()
 """
 
@@ -66,7 +66,7 @@ def test_two_notebooks_run_the_same_preset_under_names_of_their_own_and_one_is_s
         assert session.step().metrics
         assert "Ended the session 'tiny-2'" in stacks.stop("tiny-2")
         assert_gone(int(head), directory)
-    assert alive(own._head.pid, str(own.directory))
+    assert alive(own.entry.head, str(own.directory))
     assert session.step().metrics
 
 
@@ -94,7 +94,7 @@ def test_what_killed_heads_leave_is_found_and_stopped_and_nothing_else_is(
         assert "still run" in found[0].found
         assert "Removed" in stacks.stop(stacks.LEFTOVERS)
         assert_gone(int(head), directory)
-    assert alive(own._head.pid, str(own.directory))
+    assert alive(own.entry.head, str(own.directory))
     assert session.step().metrics
 
 
@@ -131,7 +131,7 @@ def start_beside(session: RLSession, theirs: float | None, ours: float | None) -
     settings: dict[str, Any] = {"memory": {"device_gib": ours}}
     config = SessionConfig(name="second", **settings)
     stack = Stack(config, find(config.model), "cuda", 8, session.debug.stack.plan)
-    acquire._make_room(stack, [(entry, lease.state_of(entry.folder))], set())
+    acquire.make_room(stack, [(entry, lease.state_of(entry.folder))], set())
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def test_no_process_outlives_its_session_and_its_shared_memory_has_no_names_to_b
         from tests.processes import named_memory
         cluster = session.debug.stack.cluster
         print("MEMORY", *(f for p in cluster.processes() for f in named_memory(p.pid)))
-        print("STACK", cluster.directory, cluster._head.pid)
+        print("STACK", cluster.directory, cluster.entry.head)
         import sys; sys.stdout.flush()
         if sys.argv[0] == "-c" and %r == "exception":
             raise RuntimeError("the notebook's own mistake")

@@ -45,8 +45,8 @@ def await_state(training: Training, *states: str) -> None:
 
 
 def await_that(training: Training, holds: Callable[[], bool]) -> None:
-    with training._changed:
-        assert training._changed.wait_for(holds, PATIENCE), training
+    with training.changed:
+        assert training.changed.wait_for(holds, PATIENCE), training
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ def test_a_rank_that_dies_is_told_and_takes_the_other_with_it(two: Two) -> None:
     session, _ = two
     batch = large(session.advantages(session.score(session.generate())))
     stack = session.debug.stack
-    members = [p for p in stack.watch._parts[TRAINER] if p]
+    members = stack.watch.members(TRAINER)
     timer = threading.Timer(0.3, of_trainer(session).kill)
     timer.start()
     with pytest.raises(KitError, match=r"trainer(.|\n)*died(.|\n)*RLSession\.load"):
