@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from kit.cluster.processes import HEAD, TRAINER, Watch
+from tests.cases import some
 
 LARGE = """
 import threading
@@ -44,10 +45,11 @@ def busy_machine() -> Iterator[None]:
         yield
 
 
+@pytest.mark.wider
 @pytest.mark.usefixtures("busy_machine")
 def test_a_death_that_can_be_noticed_is_seen(watch: Watch) -> None:
     """Who reads from a dying process knows before it is a zombie, and may die of it."""
-    for _ in range(20):
+    for _ in range(some(4, 20)):
         with start(LARGE) as process:
             assert process.stdout is not None
             process.stdout.readline()
