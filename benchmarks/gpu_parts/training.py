@@ -114,7 +114,7 @@ def _updates(trainer: Any, batch: Any, tokens: int, work: Workload) -> dict[str,
     import torch
 
     settings = trainer.settings
-    trainer.settings = replace(settings, max_tokens=tokens)
+    trainer.use(replace(settings, max_tokens=tokens))
     try:
         # Two micro-batches bring up everything that is made once.
         some = 2 * max(1, tokens // work.length)
@@ -129,8 +129,8 @@ def _updates(trainer: Any, batch: Any, tokens: int, work: Workload) -> dict[str,
         peak = torch.cuda.max_memory_allocated() if work.device == "cuda" else None
         return {"seconds": seconds, "peak": peak}
     finally:
-        trainer.settings = settings
-        trainer.optimizer.zero_grad()
+        trainer.use(settings)
+        trainer.backend.recover()
         if work.device == "cuda":
             torch.cuda.empty_cache()
 

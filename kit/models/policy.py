@@ -88,8 +88,8 @@ class ValueModel(nn.Module):
         nn.init.zeros_(self.value_head.weight)  # so that the first advantages are the returns
         nn.init.zeros_(self.value_head.bias)
 
-    def forward(self, packed: Packed) -> torch.Tensor:
-        """Value before each response token: value_R, float32."""
+    def forward(self, packed: Packed, _temperature: float = 1.0) -> torch.Tensor:
+        """Value before each response token: value_R, float32. Called as a `Policy` is."""
         hidden = self.backbone(
             input_ids=packed.tokens_T[None],
             position_ids=packed.position_T[None],

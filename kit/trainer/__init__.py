@@ -1,17 +1,18 @@
-"""The learner as a Ray actor, one for each rank: FSDP2.
+"""Training of a policy as Ray actors, one for each rank.
 
-actor.py           Trainer: takes calls, owns the parts
-step.py            the optimizer step over micro-batches
-loss.py            policy loss and off-policy corrections of a micro-batch
-batch.py           an update's batch split over steps, ranks and micro-batches
-scoring.py         log-probs, with and without gradient
-learner.py         models made, placed and warmed up; the critic
-state.py           tensors by name, snapshots, checkpoints, randomness
-offload.py         device memory, and the trainer's sleep in host memory
-fsdp.py            FSDP2: sharding, gathering, gradient clipping
-process_group.py   torch.distributed between the ranks, and with engines
+actor.py           `Trainer`: receives calls, owns the parts
+backend.py         `TrainerBackend`: what is needed of the library that computes
+fsdp.py            `FsdpBackend`: the networks under FSDP2
+learner.py         `Learner`: a network with optimizer, clipping and step; `ModelFactory`
+process_group.py   the group of all ranks, and how all of them stop together
+scoring.py         `LogProbScorer`: log-probs, entropies and values of samples
+step.py            `TrainStep`: the optimizer steps of an update
+loss.py            losses and off-policy corrections
+batch.py           a batch cut into optimizer steps, ranks and micro-batches
+state.py           `TrainerState`: snapshots, checkpoints, counters, randomness
+offload.py         device memory, and tensors in host memory
 hf_export.py       weights as Hugging Face files
-probes.py          experiments of the mismatch check; token annotations
-startup_check.py   the invariants of `session.check()` that need the trainer
-settings.py        what a trainer is started with
+probes.py          `Probes`: experiments of the mismatch check, token annotations
+startup_check.py   what `session.check()` needs of the trainer
+settings.py        `TrainerSettings`
 """

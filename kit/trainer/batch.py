@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from kit.config import TrainingConfig
 from kit.messages import TrainBatch
-from kit.models.packing import Packed, micro_batches, pack, prompts_in_common
+from kit.models.packing import micro_batches, prompts_in_common
 
 MAX_TOKENS = 16384
 """Tokens a micro-batch where nobody has planned."""
@@ -40,26 +40,13 @@ def optimizer_steps(count: int, training: TrainingConfig, seed: str) -> list[lis
 def worth_sharing(
     tokens: Sequence[Sequence[int]], response_lengths: Sequence[int], device: torch.device
 ) -> bool:
-    """Are prompts long enough to be computed once for all their samples?
+    """Whether prompts are long enough to be computed once for all their samples.
 
     On a GPU attention then has to gather what it sees, which takes as long as a fifth of the work.
     """
     if device.type != "cuda":
         return True
     return prompts_in_common(tokens, response_lengths) > SHARED_FROM
-
-
-def packed_parts(
-    tokens: Sequence[Sequence[int]],
-    response_lengths: Sequence[int],
-    limit: int,
-    device: torch.device,
-) -> Iterator[tuple[list[int], Packed]]:
-    """All samples in micro-batches of at most `limit` tokens: (indices, packed on the device)."""
-    share = worth_sharing(tokens, response_lengths, device)
-    for members in micro_batches(tokens, response_lengths, limit, share=share):
-        rows, lengths = [tokens[i] for i in members], [response_lengths[i] for i in members]
-        yield members, pack(rows, lengths, share=share).to(device)
 
 
 def rank_share(

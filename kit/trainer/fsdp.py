@@ -1,133 +1,237 @@
-"""What policy, reference and critic have in common: sharding, gathering, clipping.
+"""`FsdpBackend`: the trainer's networks under FSDP2, each sharded over all ranks."""
 
-A sharded model from outside: its weights whole and under their checkpoint names, its logits.
-"""
-
+# ruff: noqa: D102 (what the methods do stands in `TrainerBackend`)
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+import gc
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    MixedPrecisionPolicy,
-    OffloadPolicy,
-    fully_shard,
-)
-from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
-from torch.distributed.tensor import DTensor
 
+from kit.config import TrainingConfig
+from kit.models import state_dict
 from kit.models.packing import Packed
 from kit.models.policy import Policy
-from kit.models.state_dict import named_weights
+from kit.models.sharding import hold_gradients, recover, reshard, whole
+from kit.trainer.backend import LossFn
+from kit.trainer.learner import (
+    CRITIC,
+    POLICY,
+    REFERENCE,
+    Learner,
+    ModelFactory,
+    learner_settings,
+)
+from kit.trainer.offload import HostOffload
+from kit.trainer.process_group import ProcessGroup
+from kit.trainer.settings import TrainerSettings
 
 
-def shard(
-    model: nn.Module,
-    layers: Iterable[nn.Module],
-    mesh: Any,
-    dtype: torch.dtype,
-    *,
-    offload: bool = False,
-) -> None:
-    """Shard each layer and then the rest; computation in `dtype`, gradients in float32.
+class FsdpBackend:
+    """A `TrainerBackend` of learners and a frozen reference."""
 
-    Where one rank has it all, layers are not treated one by one: nothing is gained by gathering
-    them when their turn comes, and it would take as long as the arithmetic of a small batch.
-    """
-    mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    where = CPUOffloadPolicy() if offload else OffloadPolicy()
-    for layer in layers if mesh.size() > 1 else ():
-        fully_shard(layer, mesh=mesh, mp_policy=mixed, offload_policy=where)
-    fully_shard(model, mesh=mesh, mp_policy=mixed, offload_policy=where)
+    def __init__(
+        self,
+        settings: TrainerSettings,
+        device: torch.device,
+        group: ProcessGroup,
+        host: HostOffload,
+    ) -> None:
+        """Loads nothing yet.
+
+        Args:
+            settings: what the rank was started with.
+            device: where the networks will be.
+            group: the ranks that they are sharded over.
+            host: where they wait while something else has the device.
+        """
+        self.device, self._group, self._host = device, group, host
+        self._settings, self._training = settings, settings.training
+        self._factory = ModelFactory(
+            settings.model_path,
+            getattr(torch, settings.dtype),
+            device,
+            settings.trust_remote_code,
+            settings.recompute,
+            settings.compile,
+            settings.offload,
+        )
+        self.learners: dict[str, Learner] = {}
+        self.reference: Policy | None = None
+
+    def start(self) -> None:
+        torch.manual_seed(self._settings.seed)
+        self.policy = self._factory.load()
+
+    def place(self) -> int:
+        mesh, settings = self._group.mesh, learner_settings(self._training)
+        self._factory.shard(self.policy, mesh)
+        if self._training.has_reference:
+            self.reference = self._factory.load_frozen(mesh)
+        self.learners[POLICY] = Learner(POLICY, self.policy, settings[POLICY])
+        if CRITIC in settings:
+            value_model = self._factory.load_value_model(mesh)
+            self.learners[CRITIC] = Learner(CRITIC, value_model, settings[CRITIC])
+        if self._settings.sleeps:
+            # The optimizer's two moments come with its first step; locking memory takes seconds.
+            self._host.buffer.reserve(
+                3 * sum(p.numel() * p.element_size() for p in self.resident())
+            )
+        return sum(p.numel() for p in self.policy.parameters())
+
+    def release(self) -> None:
+        del self.policy
+        self.learners.clear()
+        self.reference = None
+        gc.collect()  # sharded models are held by cycles
+
+    def configure(self, training: TrainingConfig) -> None:
+        self._training = training
+        for name, settings in learner_settings(training).items():
+            if name in self.learners:
+                self.learners[name].configure(settings)
+
+    def has(self, name: str) -> bool:
+        return name in self.learners or (name == REFERENCE and self.reference is not None)
+
+    def module(self) -> nn.Module:
+        return self.policy.model
+
+    # ---- computing -----------------------------------------------------------------------------
+
+    def log_probs(
+        self,
+        packed: Packed,
+        temperature: float,
+        of: str = POLICY,
+        *,
+        dropout: bool = False,
+        gradient: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        model = self.reference if of == REFERENCE else self.learners[of].model
+        assert model is not None
+        with torch.set_grad_enabled(gradient):
+            logp_R, entropy_R = _answer(model, packed, temperature, dropout=dropout)
+        return logp_R.detach(), entropy_R.detach()
+
+    def values(self, packed: Packed) -> torch.Tensor:
+        with torch.no_grad():
+            value_R: torch.Tensor = _answer(self.learners[CRITIC].model, packed, 1.0)
+        return value_R
+
+    def logits(self, packed: Packed) -> torch.Tensor:
+        # Through the policy's own forward pass, so that FSDP gathers what it needs: the last
+        # hidden states are kept on their way to the log-probs.
+        kept: list[torch.Tensor] = []
+        inner: Any = self.policy.model
+        hook = inner.model.register_forward_hook(
+            lambda _module, _inputs, output: kept.append(output.last_hidden_state[0])
+        )
+        with torch.no_grad():
+            try:
+                _answer(self.policy, packed, 1.0)
+            finally:
+                hook.remove()
+            hidden_R = kept[0][packed.predictor_R]
+            return hidden_R @ whole(inner.lm_head.weight).to(hidden_R.dtype).T
+
+    @contextmanager
+    def with_reference(self) -> Iterator[None]:
+        lent = self.reference is None
+        if lent:
+            self.reference = self._factory.load_frozen(self._group.mesh)
+        try:
+            yield
+        finally:
+            if lent:
+                self.reference = None
+
+    # ---- learning ------------------------------------------------------------------------------
+
+    def forward_backward(
+        self, packed: Packed, temperature: float, losses: Mapping[str, LossFn], *, last: bool
+    ) -> dict[str, torch.Tensor]:
+        ranks = self._group.size
+        metrics: dict[str, torch.Tensor] = {}
+        for name, loss_of in losses.items():
+            learner = self.learners[name]
+            hold_gradients(learner.model, ranks == 1 and not last)
+            loss, values = loss_of(learner.model(packed, temperature))
+            # FSDP averages gradients over ranks; ours are shares of one sum.
+            (loss * ranks).backward()
+            metrics |= values
+        return metrics
+
+    def clip_gradients(self) -> dict[str, float]:
+        return {name: learner.clip() for name, learner in self.learners.items()}
+
+    def optim_step(self, rates: Mapping[str, float]) -> None:
+        for name, rate in rates.items():
+            self.learners[name].step(rate)
+        for learner in self.learners.values():
+            learner.optimizer.zero_grad()
+
+    def recover(self) -> None:
+        for learner in self.learners.values():
+            learner.recover()
+        if self.reference:
+            recover(self.reference)
+
+    def refresh_reference(self) -> None:
+        if self.reference is None:
+            return
+        pairs = zip(self.reference.parameters(), self.policy.parameters(), strict=True)
+        with torch.no_grad():
+            for old, new in pairs:
+                old.copy_(new)
+
+    # ---- reading out ---------------------------------------------------------------------------
+
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return state_dict.named_weights(self.policy.model)
+
+    def gather(self, value: torch.Tensor) -> torch.Tensor:
+        return whole(value)
+
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        tensors: dict[str, torch.Tensor] = {}
+        for learner in self.learners.values():
+            tensors |= learner.state_tensors()
+        if self.reference and self._training.ref_update_interval:
+            reshard(self.reference)
+            for name, value in self.reference.named_parameters():
+                tensors[f"{REFERENCE}/{name}"] = value
+        return tensors
+
+    def fill_optimizers(self, names: Iterable[str]) -> None:
+        wanted = set(names)
+        for learner in self.learners.values():
+            learner.fill_optimizer(wanted)
+
+    def resident(self) -> Iterator[torch.Tensor]:
+        """Every tensor that stays on the device between updates."""
+        if self.reference:
+            yield from self.reference.parameters()
+        for learner in self.learners.values():
+            yield from learner.resident()
+
+    def sleep(self) -> int:
+        for learner in self.learners.values():
+            learner.optimizer.zero_grad()
+        self._host.offload(self.resident())
+        return self._host.offloaded_bytes
+
+    def wake(self) -> None:
+        self._host.reload()
 
 
-def without_gradient(model: nn.Module, *args: Any) -> Any:
-    """The model's answer in evaluation mode, and everything sharded again afterwards."""
-    model.eval()
-    with torch.no_grad():
-        answer = model(*args)
-    # Only a backward pass makes FSDP shard the root's own parameters again.
-    sharded: Any = model
-    sharded.reshard()
+def _answer(model: nn.Module, packed: Packed, temperature: float, *, dropout: bool = False) -> Any:
+    """The model's output, in evaluation mode without dropout, and everything sharded afterwards."""
+    model.train(dropout)
+    answer = model(packed, temperature)
+    reshard(model)
     model.train()
     return answer
-
-
-def hold_gradients(model: nn.Module, hold: bool) -> None:
-    """Add up gradients where they are, and keep the weights gathered, until the last micro-batch.
-
-    Handing gradients in after each one costs a pass over all of them and some hundred small calls.
-    """
-    sharded: Any = model
-    sharded.set_requires_gradient_sync(not hold)
-    sharded.set_reshard_after_backward(not hold)
-
-
-def clip_gradients(model: nn.Module, limit: float) -> float:
-    """Scale the gradients down to this norm over all ranks (0: leave them); the norm before."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit or math.inf)
-    return float(whole(norm))
-
-
-def recover(model: nn.Module) -> None:
-    """Make a model usable again whose forward or backward pass broke off, say for want of memory.
-
-    FSDP notes where a pass is, and would go on from there: the next gradients would be lost.
-    """
-    sharded: Any = model
-    context = sharded._get_fsdp_state()._state_ctx
-    context.iter_forward_root = None
-    context.post_backward_final_callback_queued = False
-    for state in context.all_states:
-        state._training_state = TrainingState.IDLE
-        state._modules_to_run_forward.clear()
-        group = state._fsdp_param_group
-        if group is None:
-            continue
-        group._training_state = TrainingState.IDLE
-        group.comm_ctx.post_forward_order.clear()
-        group.comm_ctx.reduce_scatter_state = None
-        group.finalize_backward()
-        for parameter in group.fsdp_params:
-            parameter.unsharded_accumulated_grad = None
-            if group.is_unsharded:
-                parameter.unsharded_param.grad = None
-        group.reshard()
-
-
-def whole(value: torch.Tensor) -> torch.Tensor:
-    """A parameter as one tensor: gathered from all ranks, as it is where there is one."""
-    if not isinstance(value, DTensor):
-        return value
-    return value.to_local() if value.device_mesh.size() == 1 else value.full_tensor()
-
-
-def gathered(model: Any) -> dict[str, torch.Tensor]:
-    """All parameters by name, on every rank; a tied output embedding is left out."""
-    return {name: whole(value).detach() for name, value in named_weights(model)}
-
-
-def full_logits(policy: Policy, packed: Packed) -> torch.Tensor:
-    """Logits over the vocabulary for each response token, (R, vocabulary).
-
-    Through the policy's own forward pass, so that FSDP gathers what it needs: the model's last
-    hidden states are kept on their way to the log-probs.
-    """
-    kept: list[torch.Tensor] = []
-    inner: Any = policy.model
-    hook = inner.model.register_forward_hook(
-        lambda _module, _inputs, output: kept.append(output.last_hidden_state[0])
-    )
-    try:
-        policy(packed, 1.0)
-    finally:
-        hook.remove()
-    sharded: Any = policy
-    sharded.reshard()
-    hidden_R = kept[0][packed.predictor_R]
-    head = whole(inner.lm_head.weight).to(hidden_R.dtype)
-    return hidden_R @ head.T

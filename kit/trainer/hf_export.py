@@ -7,32 +7,41 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from kit.errors import CheckpointError
 from kit.models.source import INDEX
-from kit.models.state_dict import as_saved, named_weights
-from kit.trainer.fsdp import whole
-
-if TYPE_CHECKING:
-    from kit.trainer.actor import Trainer
-
+from kit.models.state_dict import as_saved
+from kit.trainer.backend import TrainerBackend, whole_weights
 
 FILE_BYTES = 4 << 30
 
 
-def export(trainer: Trainer, directory: str, dtype: str, file_bytes: int = FILE_BYTES) -> int:
-    """Write the weights; how many bytes. All ranks gather, rank 0 writes.
+def export(
+    backend: TrainerBackend,
+    directory: str,
+    dtype: str,
+    *,
+    rank: int = 0,
+    file_bytes: int = FILE_BYTES,
+) -> int:
+    """Write the policy's weights; how many bytes. All ranks gather, rank 0 writes.
+
+    Args:
+        backend: whose policy.
+        directory: where to; it is there.
+        dtype: of the files.
+        rank: this process's.
+        file_bytes: the most that a file holds, but for a tensor that is larger.
 
     Raises:
         CheckpointError: they cannot be written.
     """
     folder, problem = Path(directory), ""
     parts: list[dict[str, int]] = []
-    for part in _parts(trainer, getattr(torch, dtype), file_bytes):
-        if trainer.settings.rank or problem:
+    for part in _parts(backend, getattr(torch, dtype), rank, file_bytes):
+        if rank or problem:
             continue  # the others still need this rank to gather
         try:
             parts.append(_written(folder, len(parts), part))
@@ -52,17 +61,19 @@ def export(trainer: Trainer, directory: str, dtype: str, file_bytes: int = FILE_
     return sum(size for sizes in parts for size in sizes.values())
 
 
-def _parts(trainer: Trainer, dtype: torch.dtype, limit: int) -> Iterator[dict[str, torch.Tensor]]:
+def _parts(
+    backend: TrainerBackend, dtype: torch.dtype, rank: int, limit: int
+) -> Iterator[dict[str, torch.Tensor]]:
     """All weights, whole and on the host, as many at a time as a file takes."""
     part: dict[str, torch.Tensor] = {}
     room = limit
-    for name, value in named_weights(trainer.policy.model):
-        for saved, tensor in as_saved(name, whole(value).detach()):
+    for name, value in whole_weights(backend):
+        for saved, tensor in as_saved(name, value):
             size = tensor.numel() * dtype.itemsize
             if part and size > room:
                 yield part
                 part, room = {}, limit
-            if not trainer.settings.rank:
+            if not rank:
                 # A copy: experts share a tensor, which safetensors would refuse.
                 part[saved] = tensor.to("cpu", dtype, copy=True).contiguous()
             room -= size

@@ -1,96 +1,154 @@
-"""`Critic`: the value model of PPO, a second FSDP2 model on the same device.
-
-How a trainer's models are made: loaded on the host, placed on the device, sharded.
-
-Compiles what a trainer's first update will need, before anybody waits for it.
-"""
+"""`Learner`: one network that is trained. `ModelFactory`: how a trainer's networks are made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import product
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
-from kit.algo.loss import value_clip, weighted_sum
-from kit.config import CriticConfig, TrainingConfig
+from kit.algo.schedule import learning_rate
+from kit.config import TrainingConfig
 from kit.models.compile import Recompute, compile_layers, recompute
-from kit.models.packing import Packed, pack
 from kit.models.policy import Policy, ValueModel, load
-from kit.trainer.fsdp import clip_gradients, shard, without_gradient
-from kit.trainer.offload import out_of_memory
+from kit.models.sharding import recover, reshard, shard, whole
 
-if TYPE_CHECKING:
-    from kit.trainer.actor import Trainer
-
-
-class Critic:
-    """A value model with its own optimizer."""
-
-    def __init__(self, model: nn.Module, config: CriticConfig, optimizer: Any) -> None:
-        self.model, self.config, self.optimizer = model, config, optimizer
-
-    def values(self, packed: Packed) -> torch.Tensor:
-        """What it expects now, (R), without a gradient."""
-        value_R: torch.Tensor = without_gradient(self.model, packed)
-        return value_R
-
-    def backward(
-        self,
-        packed: Packed,
-        old_value_R: torch.Tensor,
-        return_R: torch.Tensor,
-        weight_R: torch.Tensor,
-        scale: int,
-    ) -> dict[str, torch.Tensor]:
-        """Add one micro-batch's gradient. Returns metrics to be summed over micro-batches.
-
-        Args:
-            packed: the samples.
-            old_value_R: what it said when the advantages were made.
-            return_R: what it should have said.
-            weight_R: what each token counts in the loss of the optimizer step.
-            scale: ranks over which FSDP will average the gradient.
-        """
-        value_R = self.model(packed)
-        loss_R, clipped_R = value_clip(value_R, old_value_R, return_R, self.config.value_clip)
-        loss = weighted_sum(loss_R, weight_R)
-        (loss * scale).backward()
-        metrics = {
-            "train/value_loss": loss,
-            "train/value_clipfrac": weighted_sum(clipped_R, weight_R),
-            "train/value_mean": weighted_sum(value_R, weight_R),
-            "train/return_mean": weighted_sum(return_R, weight_R),
-        }
-        return {name: value.detach() for name, value in metrics.items()}
-
-    def clip(self) -> float:
-        """Clip the gradient; its norm before."""
-        return clip_gradients(self.model, self.config.clip_grad)
-
-    def step(self) -> None:
-        """Apply what `backward` has added up."""
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"
+"""Names of a trainer's networks, in checkpoints too."""
 
 
 @dataclass(frozen=True, slots=True)
-class Making:
-    """What all models of a trainer have in common."""
+class LearnerSettings:
+    """How one network learns, and under which names it reports."""
+
+    rate: Callable[[int], float]
+    """Learning rate by the number of optimizer steps before."""
+    clip_grad: float
+    """Largest gradient norm; 0 does not clip."""
+    adam: dict[str, Any]
+    loss_metric: str
+    norm_metric: str
+    first_update: int = 0
+    """Updates before this one leave it as it is."""
+
+
+def learner_settings(training: TrainingConfig) -> dict[str, LearnerSettings]:
+    """Settings of every network that learns, by name."""
+    adam = {
+        "betas": (training.adam_beta1, training.adam_beta2),
+        "eps": training.adam_eps,
+        "weight_decay": training.weight_decay,
+    }
+    has_critic = training.advantage_estimator == "ppo"
+    schedule = partial(
+        learning_rate,
+        peak=training.learning_rate,
+        lowest=training.min_learning_rate,
+        warmup=training.warmup_steps,
+        total=training.num_rollout * training.steps_per_rollout,
+        schedule=training.lr_schedule,
+    )
+    settings = {
+        POLICY: LearnerSettings(
+            schedule,
+            training.clip_grad,
+            adam,
+            "train/loss",
+            "train/grad_norm",
+            first_update=training.critic.warmup_rollouts if has_critic else 0,
+        )
+    }
+    if has_critic:
+        settings[CRITIC] = LearnerSettings(
+            lambda _: training.critic.learning_rate,
+            training.critic.clip_grad,
+            adam,
+            "train/value_loss",
+            "train/critic_grad_norm",
+        )
+    return settings
+
+
+class Learner:
+    """A sharded model with its optimizer, gradient clipping and step."""
+
+    def __init__(self, name: str, model: nn.Module, settings: LearnerSettings) -> None:
+        self.name, self.model, self.settings = name, model, settings
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=settings.rate(0),
+            fused=True,  # its arithmetic in one kernel
+            **settings.adam,
+        )
+
+    def configure(self, settings: LearnerSettings) -> None:
+        """Go on with other settings; what the optimizer holds stays."""
+        self.settings = settings
+        for group in self.optimizer.param_groups:
+            group.update(settings.adam)
+
+    def clip(self) -> float:
+        """Scale the gradient down to the limit over all ranks; its norm before."""
+        limit = self.settings.clip_grad or math.inf
+        return float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
+
+    def step(self, rate: float) -> None:
+        """Apply the gradient at this learning rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+
+    def recover(self) -> None:
+        """Forget the gradient, and where a pass stood that broke off."""
+        recover(self.model)
+        self.optimizer.zero_grad()
+
+    def resident(self) -> Iterator[torch.Tensor]:
+        """Every tensor that stays on the device between updates."""
+        yield from self.model.parameters()
+        for moments in self.optimizer.state.values():
+            yield from (x for x in moments.values() if isinstance(x, torch.Tensor))
+
+    def state_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Parameters, and what the optimizer holds of each, by the names of a checkpoint."""
+        reshard(self.model)
+        for parameter, value in self.model.named_parameters():
+            yield f"{self.name}/{parameter}", value
+            for key, moment in self.optimizer.state.get(value, {}).items():
+                yield f"{self.name}.optimizer/{parameter}//{key}", moment
+
+    def fill_optimizer(self, names: set[str]) -> None:
+        """Have the optimizer hold just what these names list; what is new there is zero."""
+        for parameter, value in self.model.named_parameters():
+            if f"{self.name}.optimizer/{parameter}//step" not in names:
+                self.optimizer.state.pop(value, None)
+            elif not self.optimizer.state.get(value):
+                self.optimizer.state[value] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=value.device),
+                    "exp_avg": torch.zeros_like(value),
+                    "exp_avg_sq": torch.zeros_like(value),
+                }
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFactory:
+    """What all networks of a trainer have in common: their files, layers and sharding."""
 
     model_path: str
-    training: TrainingConfig
     dtype: torch.dtype
+    device: torch.device
     trust_remote_code: bool = False
     recompute: Recompute = "none"
     compile: bool = False
     offload: bool = False
+    """Weights stay in host memory."""
 
-    def loaded(self) -> Policy:
-        """The model in host memory, float32."""
+    def load(self) -> Policy:
+        """Load the model into host memory, float32."""
         policy = load(self.model_path, trust_remote_code=self.trust_remote_code)
         inner: Any = policy.model
         recompute(inner, inner.model.layers, self.recompute)
@@ -98,86 +156,24 @@ class Making:
             compile_layers(inner.model.layers)
         return policy
 
-    def placed(self, policy: Policy, device: torch.device, mesh: Any) -> Policy:
-        """The model on the device and sharded; with offload its weights stay on the host."""
+    def shard(self, policy: Policy, mesh: Any) -> Policy:
+        """Move a loaded model to the device, and shard it."""
         inner: Any = policy.model
-        self._place(policy, inner.model.layers, device, mesh)
+        self._shard(policy, inner.model.layers, mesh)
         return policy
 
-    def critic(self, policy: Policy, device: torch.device, mesh: Any) -> Critic:
-        """A value model with this policy's layers, and its optimizer."""
-        inner: Any = policy.model
+    def load_frozen(self, mesh: Any) -> Policy:
+        """Load and shard the model that the session starts from, without gradients."""
+        return self.shard(self.load(), mesh).requires_grad_(False)
+
+    def load_value_model(self, mesh: Any) -> ValueModel:
+        """Load and shard a value model with the policy's layers."""
+        inner: Any = self.load().model
         model = ValueModel(inner.model, inner.config.hidden_size)
-        self._place(model, inner.model.layers, device, mesh)
-        config = self.training.critic
-        return Critic(model, config, self.adamw(model, config.learning_rate))
+        self._shard(model, inner.model.layers, mesh)
+        return model
 
-    def _place(self, model: nn.Module, layers: Any, device: torch.device, mesh: Any) -> None:
+    def _shard(self, model: nn.Module, layers: Any, mesh: Any) -> None:
         if not self.offload:
-            model.to(device)
+            model.to(self.device)
         shard(model, layers, mesh, self.dtype, offload=self.offload)
-
-    def adamw(self, model: nn.Module, rate: float) -> torch.optim.AdamW:
-        """The optimizer of a model, its arithmetic in one kernel."""
-        training = self.training
-        return torch.optim.AdamW(
-            model.parameters(),
-            lr=rate,
-            betas=(training.adam_beta1, training.adam_beta2),
-            eps=training.adam_eps,
-            weight_decay=training.weight_decay,
-            fused=True,
-        )
-
-    @staticmethod
-    def configure(optimizer: torch.optim.AdamW, training: TrainingConfig, rate: float) -> None:
-        """Have an optimizer go on with other settings; its state stays."""
-        for group in optimizer.param_groups:
-            group["betas"] = (training.adam_beta1, training.adam_beta2)
-            group["eps"], group["weight_decay"] = training.adam_eps, training.weight_decay
-            group["lr"] = rate
-
-
-PROMPT = 32
-
-
-FEW = 2048
-"""Rows of a small micro-batch, which is compiled apart; enough to have logits made in pieces."""
-
-
-SAMPLES = 8
-
-
-def run(trainer: Trainer) -> None:
-    """A forward and a backward pass of each kind; nothing of it is left.
-
-    Raises:
-        StackError: the device has too little memory for the planned micro-batches.
-    """
-    policy, heat, most = trainer.policy, trainer.settings.temperature, trainer.settings.max_tokens
-    forward = trainer.settings.max_tokens_forward
-    with out_of_memory(most, [policy]):
-        for share in (True, False):
-            for rows in sorted({min(FEW, most), forward}):
-                without_gradient(policy, _packed(trainer, rows, share), heat)
-        for rows, share in product(sorted({min(FEW, most), most}), (True, False)):
-            logp_R, entropy_R = policy(_packed(trainer, rows, share), heat)
-            loss = logp_R.mean()
-            if trainer.settings.training.entropy_coef:  # the gradient of logits is compiled for it
-                loss = loss + 0.0 * entropy_R.mean()
-            loss.backward()
-    for parameter in policy.parameters():
-        parameter.grad = None
-
-
-def _packed(trainer: Trainer, rows: int, share: bool) -> Packed:
-    tokens = list(_samples(rows))
-    lengths = [len(sample) - PROMPT for sample in tokens]
-    return pack(tokens, lengths, share=share).to(trainer.device)
-
-
-def _samples(rows: int) -> Iterator[list[int]]:
-    """Samples of about so many tokens, two to each prompt and no two of one length."""
-    response = max(rows // SAMPLES - PROMPT, SAMPLES)
-    for number in range(SAMPLES):
-        yield [1 + number // 2] * PROMPT + [2 + number] * (response - number)

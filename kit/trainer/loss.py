@@ -1,9 +1,7 @@
-"""The loss of one micro-batch, put together from `kit.algo`, with the metrics that explain it.
+"""Losses of one micro-batch, put together from `kit.algo`, with the metrics that explain them.
 
-What the whole batch says about each token before an update: weights, and who is left out.
-
-Sequence levels, vetoes and normalised weights look at more than a micro-batch, so they are worked
-out once, from the log-probs at the beginning of the update.
+Corrections are worked out once an update, from the log-probs at its beginning: sequence levels,
+vetoes and normalised weights look at more than a micro-batch.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from kit.algo.kl import approx_kl
 from kit.config import MisConfig, TrainingConfig
 from kit.errors import StackError
 from kit.messages import TrainBatch
+from kit.models.packing import to_device
 from kit.trainer.batch import flat, flat_advantages
 
 ESS = ("ess/weights", "ess/squares", "ess/tokens")
@@ -101,6 +100,33 @@ def _total(
     if training.entropy_coef:  # 0 times it would have its gradient worked out for nothing
         loss = loss - training.entropy_coef * entropy
     return loss if kl is None else loss + training.kl_loss_coef * kl
+
+
+def value_loss(
+    value_R: torch.Tensor,
+    old_value_R: torch.Tensor,
+    return_R: torch.Tensor,
+    weight_R: torch.Tensor,
+    value_clip: float | None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """(share of the critic's loss, metrics to be summed over micro-batches).
+
+    Args:
+        value_R: what the critic expects now.
+        old_value_R: what it expected when the advantages were made.
+        return_R: what it should have expected.
+        weight_R: what each token counts in the loss of the optimizer step.
+        value_clip: how far a value may move; None does not clip.
+    """
+    loss_R, clipped_R = losses.value_clip(value_R, old_value_R, return_R, value_clip)
+    loss = losses.weighted_sum(loss_R, weight_R)
+    values = {
+        "train/value_loss": loss,
+        "train/value_clipfrac": losses.weighted_sum(clipped_R, weight_R),
+        "train/value_mean": losses.weighted_sum(value_R, weight_R),
+        "train/return_mean": losses.weighted_sum(return_R, weight_R),
+    }
+    return loss, {name: value.detach() for name, value in values.items()}
 
 
 def token_terms(
@@ -186,7 +212,7 @@ def finish(sums: dict[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Corrections:
-    """By sample; None where nothing is corrected."""
+    """Importance weights and rejections by sample; None where nothing is corrected."""
 
     weights: tuple[torch.Tensor, ...] | None = None
     keep: tuple[torch.Tensor, ...] | None = None
@@ -194,14 +220,14 @@ class Corrections:
 
     @staticmethod
     def need_old(training: TrainingConfig) -> bool:
-        """Do they need the trainer's log-probs from before the update?"""
+        """Whether they need the trainer's log-probs from before the update."""
         return training.mis is not None or training.opsm_delta is not None
 
     @classmethod
     def of(
         cls, batch: TrainBatch, old: Sequence[torch.Tensor] | None, training: TrainingConfig
     ) -> Corrections:
-        """Work them out.
+        """Compute the corrections of a whole batch.
 
         Raises:
             StackError: a correction is set, but the samples have no log-probs from the engine.
@@ -230,14 +256,14 @@ class Corrections:
         ).to(device)
         keep_T, weight_T, metrics = mask_T, None, dict[str, float]()
         if training.mis is not None:
-            weight_T, kept_T, found = _mis(train_T, rollout_T, sample_T, mask_T, training.mis)
-            keep_T, metrics = keep_T * kept_T, metrics | found
+            weight_T, kept_T, report = _mis(train_T, rollout_T, sample_T, mask_T, training.mis)
+            keep_T, metrics = keep_T * kept_T, metrics | report
         if training.opsm_delta is not None:
             advantage_T = flat_advantages(batch, everyone).to(device)
-            kept_T, found = opsm(
+            kept_T, report = opsm(
                 train_T, rollout_T, advantage_T, sample_T, mask_T, training.opsm_delta
             )
-            keep_T, metrics = keep_T * kept_T, metrics | found
+            keep_T, metrics = keep_T * kept_T, metrics | report
         lengths = batch.response_lengths
         return cls(
             weights=None if weight_T is None else weight_T.split(lengths),
@@ -252,6 +278,37 @@ class Corrections:
             for rows in (self.weights, self.keep)
         )
         return weight, keep
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredBatch:
+    """A batch with what the networks said of it before the update, by sample."""
+
+    batch: TrainBatch
+    old: list[torch.Tensor] | None
+    """The policy's log-probs; None where the weights have not moved since."""
+    reference: list[torch.Tensor] | None
+    corrections: Corrections
+
+    def inputs(
+        self, indices: Sequence[int], device: torch.device, *, counts: bool = True
+    ) -> TokenInputs:
+        """What is known of each response token of these samples; `counts` False masks them all."""
+        batch = self.batch
+        mask = torch.tensor([m for i in indices for m in batch.loss_masks[i]], dtype=torch.float32)
+        rollout = None
+        if batch.rollout_log_probs is not None:
+            rollout = to_device(flat(batch.rollout_log_probs, indices), device)
+        weight, keep = self.corrections.of_samples(indices)
+        return TokenInputs(
+            advantage_R=to_device(flat_advantages(batch, indices), device),
+            mask_R=to_device(mask if counts else torch.zeros_like(mask), device),
+            old_logp_R=torch.cat([self.old[i] for i in indices]) if self.old else None,
+            ref_logp_R=torch.cat([self.reference[i] for i in indices]) if self.reference else None,
+            rollout_logp_R=rollout,
+            weight_R=weight,
+            keep_R=keep,
+        )
 
 
 def _mis(

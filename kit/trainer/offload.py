@@ -1,31 +1,20 @@
-"""A trainer's share of a GPU: how much it may take, what it took, and what happens when it ends.
-
-`Parking`: host memory in which a trainer's tensors wait while the engine has the device.
-
-A tensor keeps its identity: its storage shrinks to nothing and grows again, so that models and
-optimizers that hold it need not know. The host's side is page-locked, where there is a GPU, and
-made once: locking it takes longer than all copies of a session.
-"""
+"""A trainer's share of a device, and the host memory in which its tensors wait or are copied."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.distributed.tensor import DTensor
 
 from kit.errors import StackError
-from kit.trainer.fsdp import recover
-
-GIB = 1 << 30
+from kit.models.sharding import local
 
 
 @dataclass(slots=True)
 class DeviceMemory:
-    """Looks at the device from inside the trainer's process."""
+    """A trainer's share of a device: how much it may take, and how much it took."""
 
     device: torch.device
     limit: int | None = None
@@ -58,7 +47,7 @@ class DeviceMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def read(self) -> dict[str, int]:
-        """Bytes: `used` of the device by everybody now, `held` of it by torch in this process;
+        """Bytes: `used` of the device by all processes now, `held` of it by torch in this process;
         `peak` the most since the last reading, as far as this process made it; `allocated` the most
         that its tensors took. Empty on a CPU.
         """
@@ -79,12 +68,12 @@ def _growing_segments(wanted: bool) -> None:
 
 
 @contextmanager
-def out_of_memory(tokens: int, models: Sequence[nn.Module]) -> Iterator[None]:
+def out_of_memory(tokens: int, recover: Callable[[], None]) -> Iterator[None]:
     """Turn a lack of device memory into an error that says what to do; models stay usable.
 
     Args:
         tokens: of a micro-batch, the setting to lower.
-        models: those that are at work.
+        recover: forgets what the models were at.
 
     Raises:
         StackError: the device had too little memory.
@@ -97,10 +86,7 @@ def out_of_memory(tokens: int, models: Sequence[nn.Module]) -> Iterator[None]:
     if not message:
         return
     # After the except block, so that nothing holds what the broken pass had made.
-    for model in models:
-        recover(model)
-        for parameter in model.parameters():
-            parameter.grad = None
+    recover()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     raise StackError(
@@ -112,69 +98,107 @@ def out_of_memory(tokens: int, models: Sequence[nn.Module]) -> Iterator[None]:
     )
 
 
+CHUNK = 64 << 20
+"""Bytes of a piece of host memory: large ones would be rounded up to a power of two."""
+
+
 ALIGNED = 512
 """Bytes at whose multiples each tensor begins on the host."""
 
 
-@dataclass(slots=True)
-class Parking:
-    """Takes tensors off a device and brings them back, bit by bit the same."""
+class HostBuffer:
+    """Host memory that holds the bytes of a device's tensors.
 
-    device: torch.device
-    _host: torch.Tensor | None = None
-    _places: list[tuple[torch.UntypedStorage, int, int]] = field(default_factory=list)
-    """(storage, its size in bytes, where it waits)."""
+    On a GPU's host it is page-locked: copies are then as fast as the bus is. Locking takes longer
+    than copying, so the memory is kept for the next time.
+    """
 
-    @property
-    def taken(self) -> int:
-        """Bytes that wait on the host now; 0 while everything is on the device."""
-        return sum(size for _, size, _ in self._places)
-
-    def take(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Copy these to the host and free their memory on the device."""
-        storages = {}
-        for tensor in tensors:
-            own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-            storage = own.detach().untyped_storage()
-            # Memory that is a file's, as a host may have it, is not ours to give back.
-            if storage.device == self.device and storage.nbytes() and storage.resizable():
-                storages[storage.data_ptr()] = storage
-        start = 0
-        for storage in storages.values():
-            self._places.append((storage, storage.nbytes(), start))
-            start += -(-storage.nbytes() // ALIGNED) * ALIGNED
-        host = self._room(start)
-        for storage, size, place in self._places:
-            host[place : place + size].copy_(_as_bytes(storage), non_blocking=True)
-        self._wait()
-        for storage, _, _ in self._places:
-            storage.resize_(0)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def give_back(self) -> None:
-        """Bring everything back that was taken."""
-        for storage, size, place in self._places:
-            assert self._host is not None
-            storage.resize_(size)
-            _as_bytes(storage).copy_(self._host[place : place + size], non_blocking=True)
-        self._wait()
-        self._places.clear()
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.chunks: list[torch.Tensor] = []
 
     def reserve(self, size: int) -> None:
-        """Have so many bytes of host memory ready."""
-        self._room(size)
-
-    def _room(self, size: int) -> torch.Tensor:
-        if self._host is None or self._host.numel() < size:
-            self._host = None  # first, or both would be there for a moment
+        """Have memory for so many bytes ready."""
+        while (left := size - sum(chunk.numel() for chunk in self.chunks)) > 0:
+            if self.chunks and self.chunks[-1].numel() < CHUNK:
+                left += self.chunks.pop().numel()  # only the last one may be smaller
             locked = self.device.type == "cuda"
-            self._host = torch.empty(size, dtype=torch.uint8, pin_memory=locked)
-        return self._host
+            chunk = torch.empty(min(CHUNK, left), dtype=torch.uint8, pin_memory=locked)
+            self.chunks.append(chunk)
+
+    def store(self, parts: Sequence[torch.Tensor]) -> None:
+        """Copy flat bytes into the buffer, in place of what it held."""
+        self.reserve(sum(_aligned(part.numel()) for part in parts))
+        for host, own in self._pairs(parts):
+            host.copy_(own, non_blocking=True)
+        self._wait()
+
+    def load(self, parts: Sequence[torch.Tensor]) -> None:
+        """Copy back what `store` has taken; as many bytes in the same order."""
+        for host, own in self._pairs(parts):
+            own.copy_(host, non_blocking=True)
+        self._wait()
+
+    def _pairs(self, parts: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Stretches of the buffer, each with the stretch of a part that belongs to it."""
+        place = 0
+        for part in parts:
+            start, end = 0, part.numel()
+            while start < end:
+                chunk, offset = self.chunks[(place + start) // CHUNK], (place + start) % CHUNK
+                count = min(end - start, chunk.numel() - offset)
+                yield chunk[offset : offset + count], part[start : start + count]
+                start += count
+            place += _aligned(end)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNED) * ALIGNED
+
+
+class HostOffload:
+    """Moves tensors off a device and back, bit by bit the same.
+
+    A tensor keeps its identity: its storage shrinks to nothing and grows again, so that models and
+    optimizers that hold it need not know.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.buffer = HostBuffer(device)
+        self._storages: list[tuple[torch.UntypedStorage, int]] = []
+        """(storage, its size in bytes) of what waits on the host."""
+
+    @property
+    def offloaded_bytes(self) -> int:
+        """Bytes that wait on the host now; 0 while everything is on the device."""
+        return sum(size for _, size in self._storages)
+
+    def offload(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Copy these to the host and free their memory on the device."""
+        device = self.buffer.device
+        storages = {}
+        for tensor in tensors:
+            storage = local(tensor).untyped_storage()
+            # Memory that is a file's, as a host may have it, is not ours to give back.
+            if storage.device == device and storage.nbytes() and storage.resizable():
+                storages[storage.data_ptr()] = storage
+        self.buffer.store([_as_bytes(storage) for storage in storages.values()])
+        for storage in storages.values():
+            self._storages.append((storage, storage.nbytes()))
+            storage.resize_(0)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def reload(self) -> None:
+        """Bring everything back that was offloaded."""
+        for storage, size in self._storages:
+            storage.resize_(size)
+        self.buffer.load([_as_bytes(storage) for storage, _ in self._storages])
+        self._storages.clear()
 
 
 def _as_bytes(storage: torch.UntypedStorage) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""`Meets`: the part of a trainer that finds the other ranks, leaves them, and finds them again."""
+"""`ProcessGroup`: a rank's place among all. `CancelToken`: how all of them stop together."""
 
 from __future__ import annotations
 
@@ -6,87 +6,99 @@ import gc
 import os
 import socket
 from contextlib import suppress
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from kit.trainer.settings import TrainerSettings
-from kit.trainer.state import TrainerSnapshot
-
-if TYPE_CHECKING:
-    from kit.trainer.actor import Trainer
-
+from kit.errors import StoppedError
 
 LOOPBACK = "lo"
 
 
-def _sockets() -> set[tuple[int, str]]:
-    """(file descriptor, identity) of each that this process has open."""
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):
-            identity = os.readlink(f"/proc/self/fd/{name}")
-            if identity.startswith("socket:"):
-                found.add((int(name), identity))
-    return found
+class ProcessGroup:
+    """Joins the group of all ranks, leaves it, and joins another."""
 
+    def __init__(self, device: str, rank: int, size: int) -> None:
+        self.device, self.rank, self.size = device, rank, size
+        self.mesh: Any = None
+        self._connections: set[tuple[int, str]] = set()
+        """Sockets to the other ranks."""
 
-class Meets:
-    """One rank's place in the group of all ranks."""
-
-    settings: TrainerSettings
-    mesh: Any
-    _lines: set[tuple[int, str]]
-    """Sockets to the other ranks."""
-
-    def _meet(self) -> None:
-        """Wait for the other ranks."""
-        settings = self.settings
-        if settings.meeting.startswith("file:"):
+    def join(self, init_method: str) -> None:
+        """Wait for the other ranks at a place that all of them know, in torch's form."""
+        if init_method.startswith("file:"):
             os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK  # else it asks for the host's name
         others = _sockets()
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if settings.device == "cuda" else "gloo",
-            init_method=settings.meeting,
-            rank=settings.rank,
-            world_size=settings.training.num_trainers,
+            "cpu:gloo,cuda:nccl" if self.device == "cuda" else "gloo",
+            init_method=init_method,
+            rank=self.rank,
+            world_size=self.size,
         )
-        self.mesh = init_device_mesh(settings.device, (settings.training.num_trainers,))
-        self._lines = _sockets() - others
+        self.mesh = init_device_mesh(self.device, (self.size,))
+        self._connections = _sockets() - others
 
-    def leave_group(self) -> None:
+    def leave(self) -> None:
         """Let the ranks fail that wait for this one, and this one where it waits for them.
 
-        Gloo's own `abort` lets nobody go that waits already; a line that is cut does.
+        Gloo's own `abort` does not end what waits already; a closed connection does.
         """
-        for line in self._lines & _sockets():
-            with suppress(OSError), socket.socket(fileno=os.dup(line[0])) as one:
+        for connection in self._connections & _sockets():
+            with suppress(OSError), socket.socket(fileno=os.dup(connection[0])) as one:
                 one.getpeername()  # raises for what only listens: without it gloo ends the process
                 one.shutdown(socket.SHUT_RDWR)
-        if self.settings.device == "cuda":
+        if self.device == "cuda":
             groups: list[Any] = list(dist.distributed_c10d._world.pg_map)
             for group in groups:
                 group._get_backend(torch.device("cuda")).abort()
 
-    def regroup(self, rendezvous: str) -> None:
-        """Meet again after a group was left; weights, optimizer and counters stay as they are.
-
-        Args:
-            rendezvous: a new place to meet.
-        """
-        trainer = cast("Trainer", self)
-        trainer._give_up()
-        kept = TrainerSnapshot.of(trainer)  # this rank's share, for which it needs no other
-        del trainer.policy, trainer.reference, trainer.critic, trainer.optimizer, self.mesh
-        trainer.weights.forget_engines()
-        gc.collect()  # sharded models are held by cycles
+    def rejoin(self, init_method: str) -> None:
+        """Join at a new place after `leave`; nothing may be sharded over the group before."""
+        self.mesh = None
+        gc.collect()
         dist.destroy_process_group()
-        self.settings = replace(self.settings, rendezvous=rendezvous)
-        self._meet()
-        trainer.settle()
-        trainer._load()
-        trainer.place()
-        kept.put_back(trainer)
+        self.join(init_method)
+
+
+def _sockets() -> set[tuple[int, str]]:
+    """(file descriptor, identity) of each that this process has open."""
+    sockets = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            identity = os.readlink(f"/proc/self/fd/{name}")
+            if identity.startswith("socket:"):
+                sockets.add((int(name), identity))
+    return sockets
+
+
+@dataclass(frozen=True, slots=True)
+class CancelToken:
+    """A file whose presence stops an update between two micro-batches.
+
+    A trainer is busy while it works and answers no call, so the client makes a file. All ranks get
+    the same answer at the same boundary, or some would wait for the others for ever.
+    """
+
+    file: str | None = None
+    """None is never there."""
+
+    def check(self) -> None:
+        """Raise StoppedError if the file is there; all ranks call."""
+        if self.file is None:
+            return
+        there = os.path.exists(self.file)
+        if dist.get_world_size() > 1:
+            any_rank = torch.tensor([int(there)])
+            dist.all_reduce(any_rank, op=dist.ReduceOp.MAX)
+            there = bool(any_rank)
+        if there:
+            raise StoppedError(
+                "The update was stopped between two micro-batches: weights and optimizer are as "
+                "before it."
+            )
+
+
+NEVER = CancelToken()

@@ -1,98 +1,151 @@
-"""`Looks`: the part of a trainer that says what its models make of samples, and changes nothing."""
+"""`LogProbScorer`: what a trainer's networks make of samples; nothing is changed by it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Literal
 
 import torch
 
 from kit.errors import StackError
 from kit.messages import TrainBatch
-from kit.models.packing import Packed
-from kit.models.policy import Policy
-from kit.trainer.batch import packed_parts
-from kit.trainer.fsdp import without_gradient
-from kit.trainer.learner import Critic
+from kit.models.packing import Packed, micro_batches, pack
+from kit.trainer.backend import TrainerBackend
+from kit.trainer.batch import worth_sharing
+from kit.trainer.learner import CRITIC, POLICY, REFERENCE
 from kit.trainer.offload import out_of_memory
+from kit.trainer.process_group import NEVER, CancelToken
 from kit.trainer.settings import TrainerSettings
-from kit.trainer.step import StopSign
 
-Of = Literal["policy", "reference"]
+Rows = list[list[float]]
+"""A number for each response token, sample by sample."""
+
+Parts = Iterable[tuple[list[int], Packed]]
+"""Samples in micro-batches: (their indices, packed on the device)."""
 
 
-class Looks:
-    """Log-probs and values of every response token; all ranks compute all samples."""
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """Log-prob and entropy of each response token in nats: one tensor a sample, on the device."""
 
+    log_probs: list[torch.Tensor]
+    entropies: list[torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class LogProbScorer:
+    """Log-probs, entropies and values of every response token; all ranks compute all samples."""
+
+    backend: TrainerBackend
     settings: TrainerSettings
-    device: torch.device
-    policy: Policy
-    reference: Policy | None
-    critic: Critic | None
-    stop_sign: StopSign
+
+    def score(
+        self,
+        tokens: Sequence[Sequence[int]],
+        response_lengths: Sequence[int],
+        models: Sequence[str] = (POLICY,),
+        *,
+        parts: Parts | None = None,
+        temperature: float | None = None,
+        dropout: bool = False,
+        cancel: CancelToken = NEVER,
+    ) -> list[TokenScores]:
+        """Score all samples with each of these models.
+
+        Args:
+            tokens: the samples.
+            response_lengths: how many tokens at the end of each are its response.
+            models: `policy` and `reference`, or one of them.
+            parts: how the samples are packed; None takes the largest micro-batches.
+            temperature: divides the logits; None takes that of sampling.
+            dropout: in training mode, as in an update.
+            cancel: stops between two micro-batches.
+
+        Raises:
+            StackError: the device had too little memory.
+            StoppedError: `cancel` asked for it.
+        """
+        if temperature is None:
+            temperature = self.settings.temperature
+        if parts is None:
+            parts = self.parts(tokens, response_lengths, self.settings.max_tokens_forward)
+        empty = [torch.empty(0)] * len(tokens)
+        scores = [TokenScores(empty.copy(), empty.copy()) for _ in models]
+        with out_of_memory(self.settings.max_tokens, self.backend.recover):
+            for members, packed in parts:
+                cancel.check()
+                lengths = [response_lengths[i] for i in members]
+                for name, score in zip(models, scores, strict=True):
+                    output = self.backend.log_probs(packed, temperature, name, dropout=dropout)
+                    logp, entropy = (x.split(lengths) for x in output)
+                    for place, index in enumerate(members):
+                        score.log_probs[index] = logp[place]
+                        score.entropies[index] = entropy[place]
+        return scores
 
     def log_probs(
-        self, tokens: list[list[int]], response_lengths: list[int], of: Of = "policy"
-    ) -> list[list[float]]:
+        self, tokens: list[list[int]], response_lengths: list[int], of: str = POLICY
+    ) -> Rows:
         """Log-probability of each response token under the present weights, or the reference's."""
-        model = self.policy if of == "policy" else self.reference
-        if model is None:
+        if not self.backend.has(of):
             raise StackError(
                 "There is no reference model.",
                 fix="set training.kl_loss_coef or training.kl_coef above 0.",
             )
-        rows = self._all_log_probs(tokens, response_lengths, [model])[0]
-        # Brought over at once: each of some hundred rows would wait for the device.
-        values = torch.cat(rows).tolist()
-        ends = [0, *accumulate(response_lengths)]
-        return [values[a:b] for a, b in pairwise(ends)]
+        return as_rows(self.score(tokens, response_lengths, [of])[0].log_probs)
 
-    def values(self, tokens: list[list[int]], response_lengths: list[int]) -> list[list[float]]:
+    def values(self, tokens: list[list[int]], response_lengths: list[int]) -> Rows:
         """What the critic expects before each response token."""
-        if self.critic is None:
+        if not self.backend.has(CRITIC):
             raise StackError(
                 "There is no critic.", fix="set training.advantage_estimator: ppo to have one."
             )
-        rows: list[list[float]] = [[] for _ in tokens]
+        rows = [torch.empty(0)] * len(tokens)
         for members, packed in self.parts(tokens, response_lengths):
-            parts = self.critic.values(packed).split([response_lengths[i] for i in members])
+            parts = self.backend.values(packed).split([response_lengths[i] for i in members])
             for index, part in zip(members, parts, strict=True):
-                rows[index] = part.tolist()
-        return rows
-
-    def _all_log_probs(
-        self, tokens: list[list[int]], response_lengths: list[int], models: Sequence[Policy]
-    ) -> list[list[torch.Tensor]]:
-        """By model and sample, on the device; computed on every rank for all samples."""
-        out = [[torch.empty(0)] * len(tokens) for _ in models]
-        with out_of_memory(self.settings.max_tokens, models):
-            limit = self.settings.max_tokens_forward
-            parts = packed_parts(tokens, response_lengths, limit, self.device)
-            for members, packed in parts:
-                lengths = [response_lengths[i] for i in members]
-                self.stop_sign.look()
-                for rows, model in zip(out, models, strict=True):
-                    logp_R = without_gradient(model, packed, self.settings.temperature)[0]
-                    for index, part in zip(members, logp_R.split(lengths), strict=True):
-                        rows[index] = part
-        return out
-
-    def parts(
-        self, tokens: list[list[int]], response_lengths: list[int]
-    ) -> Iterator[tuple[list[int], Packed]]:
-        """All samples in micro-batches: (indices, packed)."""
-        return packed_parts(tokens, response_lengths, self.settings.max_tokens, self.device)
+                rows[index] = part
+        return as_rows(rows)
 
     def log_probs_before(
-        self, batch: TrainBatch, old: bool = False
+        self, batch: TrainBatch, *, old: bool = False, cancel: CancelToken = NEVER
     ) -> tuple[list[torch.Tensor] | None, list[torch.Tensor] | None]:
         """(of the policy, if asked for; of the reference, where the loss has a KL), by sample."""
-        models = [self.policy] if old else []
-        if self.settings.training.kl_loss_coef and self.reference:
-            models.append(self.reference)
-        found = self._all_log_probs(batch.tokens, batch.response_lengths, models) if models else []
-        return (
-            found[0] if old else None,
-            found[-1] if len(models) > int(old) else None,
-        )
+        models = [POLICY] if old else []
+        if self.settings.training.kl_loss_coef and self.backend.has(REFERENCE):
+            models.append(REFERENCE)
+        if not models:
+            return None, None
+        scores = self.score(batch.tokens, batch.response_lengths, models, cancel=cancel)
+        by_model = {name: s.log_probs for name, s in zip(models, scores, strict=True)}
+        return by_model.get(POLICY), by_model.get(REFERENCE)
+
+    def parts(
+        self,
+        tokens: Sequence[Sequence[int]],
+        response_lengths: Sequence[int],
+        limit: int | None = None,
+    ) -> Iterator[tuple[list[int], Packed]]:
+        """All samples in micro-batches of at most `limit` tokens; None takes those of an update."""
+        limit, device = limit or self.settings.max_tokens, self.backend.device
+        share = worth_sharing(tokens, response_lengths, device)
+        for members in micro_batches(tokens, response_lengths, limit, share=share):
+            rows, lengths = [tokens[i] for i in members], [response_lengths[i] for i in members]
+            yield members, pack(rows, lengths, share=share).to(device)
+
+    def one_by_one(
+        self, tokens: Sequence[Sequence[int]], response_lengths: Sequence[int]
+    ) -> Iterator[tuple[list[int], Packed]]:
+        """Each sample by itself, in the form of `parts`."""
+        for index, (row, length) in enumerate(zip(tokens, response_lengths, strict=True)):
+            yield [index], pack([row], [length], share=False).to(self.backend.device)
+
+
+def as_rows(values: Sequence[torch.Tensor]) -> Rows:
+    """Each tensor as a list; brought to the host at once, since each would wait for the device."""
+    if not values:
+        return []
+    flat = torch.cat(list(values)).tolist()
+    ends = [0, *accumulate(map(len, values))]
+    return [flat[a:b] for a, b in pairwise(ends)]

@@ -1,4 +1,4 @@
-"""`TrainerSettings`: what a trainer is told when it starts."""
+"""`TrainerSettings`: what a trainer is started with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kit.weight_sync.transform import EXACT, Disturbance
 
 @dataclass(frozen=True, slots=True)
 class TrainerSettings:
-    """What one rank needs to know."""
+    """Settings of one rank."""
 
     model_path: str
     training: TrainingConfig
@@ -48,14 +48,14 @@ class TrainerSettings:
     """Bytes that the process may take of a GPU; None all there is."""
 
     @property
-    def meeting(self) -> str:
-        """`rendezvous` as torch takes it."""
+    def init_method(self) -> str:
+        """`rendezvous` in torch's form."""
         local = not self.rendezvous.startswith("tcp://")
         return f"file://{self.rendezvous}" if local else self.rendezvous
 
     @property
     def max_tokens_forward(self) -> int:
-        """Of a micro-batch without gradients. Twice as many then take less memory than the others
-        with them, and a GPU waits half as often for the host.
+        """Tokens of a micro-batch without gradients. On a GPU twice as many: they take less memory
+        than the others with gradients, and it waits half as often for the host.
         """
         return self.max_tokens * (2 if self.device == "cuda" else 1)

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 
-from kit.trainer.fsdp import without_gradient
-
-if TYPE_CHECKING:
-    from kit.messages import TrainBatch
-    from kit.models.policy import Policy
-    from kit.trainer.actor import Trainer
+from kit.messages import TrainBatch
+from kit.models.sharding import local
+from kit.trainer.backend import TrainerBackend
+from kit.trainer.learner import POLICY, REFERENCE
+from kit.trainer.process_group import NEVER
+from kit.trainer.scoring import LogProbScorer
+from kit.trainer.state import TrainerState, forked_random
+from kit.trainer.step import TrainStep
 
 
 @dataclass(frozen=True, slots=True)
 class Startup:
-    """What was seen; each is zero in a healthy session, save for the entropy."""
+    """Results of the check; in a healthy session all are zero but `entropy` and `values`."""
 
     ppo_kl: float
     """Mean over tokens of old minus new log-prob, before any step."""
@@ -37,28 +35,32 @@ class Startup:
     """Weights there are."""
 
 
-def startup(trainer: Trainer, batch: TrainBatch) -> Startup:
+def startup(
+    backend: TrainerBackend,
+    scorer: LogProbScorer,
+    train_step: TrainStep,
+    state: TrainerState,
+    batch: TrainBatch,
+) -> Startup:
     """Look at a first update without making one. Everything is as before afterwards."""
-    cards = [trainer.device.index] if trainer.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cards):
-        kl, clipped, entropy = _first_step(trainer, batch)
-        gap = None if trainer.optimizer_steps else _reference_gap(trainer, batch)
-        changed, values = _update_at_rate_zero(trainer, batch)
+    with forked_random(backend.device):
+        kl, clipped, entropy = _first_step(backend, scorer, batch)
+        gap = None if state.optimizer_steps else _reference_gap(backend, scorer, batch)
+        changed, values = _update_at_rate_zero(backend, train_step, state, batch)
     return Startup(kl, clipped, entropy, gap, changed, values)
 
 
-def _first_step(trainer: Trainer, batch: TrainBatch) -> tuple[float, float, float]:
+def _first_step(
+    backend: TrainerBackend, scorer: LogProbScorer, batch: TrainBatch
+) -> tuple[float, float, float]:
     """(ppo_kl, clip fraction, entropy): old log-probs as they are scored, new ones as trained."""
-    training = trainer.settings.training
+    training, temperature = scorer.settings.training, scorer.settings.temperature
     low = 1 - training.eps_clip
     high = 1 + (training.eps_clip_high or training.eps_clip)
-    policy: Any = trainer.policy
     differences, entropies = [], []
-    whole = trainer.parts(batch.tokens, batch.response_lengths)
-    for members, packed in whole:
-        old_R = without_gradient(policy, packed, trainer.settings.temperature)[0]
-        new_R, entropy_R = (x.detach() for x in policy(packed, trainer.settings.temperature))
-        policy.reshard()
+    for members, packed in scorer.parts(batch.tokens, batch.response_lengths):
+        old_R, _ = backend.log_probs(packed, temperature)
+        new_R, entropy_R = backend.log_probs(packed, temperature, dropout=True, gradient=True)
         active_R = torch.tensor([m for i in members for m in batch.loss_masks[i]]).bool()
         differences.append((old_R - new_R).cpu()[active_R].double())
         entropies.append(entropy_R.cpu()[active_R].double())
@@ -72,70 +74,40 @@ def _first_step(trainer: Trainer, batch: TrainBatch) -> tuple[float, float, floa
     )
 
 
-def _reference_gap(trainer: Trainer, batch: TrainBatch) -> float:
-    reference = trainer.reference or trainer.another()
-    gaps = [0.0]
-    whole = trainer.parts(batch.tokens, batch.response_lengths)
-    for _, packed in whole:
-        both: list[Policy] = [trainer.policy, reference]
-        heat = trainer.settings.temperature
-        actor_R, reference_R = (without_gradient(model, packed, heat)[0] for model in both)
-        gaps.append(float((actor_R - reference_R).abs().max()))
-    return max(gaps) if all(map(math.isfinite, gaps)) else math.nan
+def _reference_gap(backend: TrainerBackend, scorer: LogProbScorer, batch: TrainBatch) -> float:
+    """Largest difference of a log-prob between the policy and the model of the start."""
+    parts = scorer.parts(batch.tokens, batch.response_lengths)
+    with backend.with_reference():
+        policy, reference = scorer.score(
+            batch.tokens, batch.response_lengths, [POLICY, REFERENCE], parts=parts
+        )
+    gap_T = (torch.cat(policy.log_probs) - torch.cat(reference.log_probs)).abs()
+    return float(gap_T.max()) if bool(gap_T.isfinite().all()) else math.nan
 
 
-def _update_at_rate_zero(trainer: Trainer, batch: TrainBatch) -> tuple[int, int]:
+def _update_at_rate_zero(
+    backend: TrainerBackend, train_step: TrainStep, state: TrainerState, batch: TrainBatch
+) -> tuple[int, int]:
     """(weights whose bits changed, weights), over all ranks."""
-    with _undone(trainer) as before:
-        settings = trainer.settings
-        frozen = {
-            "learning_rate": 0.0,
-            "min_learning_rate": 0.0,
-            "advantage_estimator": "grpo",  # made-up advantages, for which there are no values
-            "ref_update_interval": 0,
-        }
-        training = settings.training.model_copy(update=frozen)
-        trainer.settings = replace(settings, training=training)
-        trainer.update(batch, "startup")
+    frozen = {
+        "learning_rate": 0.0,
+        "min_learning_rate": 0.0,
+        "advantage_estimator": "grpo",  # made-up advantages, for which there are no values
+        "ref_update_interval": 0,
+    }
+    settings = train_step.settings
+    training = settings.training.model_copy(update=frozen)
+    before = state.copy()
+    weights = {name: local(value).clone() for name, value in backend.named_weights()}
+    try:
+        replace(train_step, settings=replace(settings, training=training)).update(batch, NEVER)
         changed = [
-            (_local(p).view(torch.int32) != old.view(torch.int32)).sum()
-            for p, old in zip(trainer.policy.parameters(), before, strict=True)
+            (local(value).view(torch.int32) != weights[name].view(torch.int32)).sum()
+            for name, value in backend.named_weights()
         ]
-    counts = torch.tensor([int(sum(changed)), sum(old.numel() for old in before)])
+    finally:
+        backend.recover()
+        state.put_back(before)
+    counts = torch.tensor([int(sum(changed)), sum(old.numel() for old in weights.values())])
     dist.all_reduce(counts)
     return int(counts[0]), int(counts[1])
-
-
-@contextmanager
-def _undone(trainer: Trainer) -> Iterator[list[torch.Tensor]]:
-    """Gives copies of this rank's weights; what the block does to the trainer is taken back."""
-    settings, steps, last = trainer.settings, trainer.optimizer_steps, trainer.last_update
-    updates, critic = trainer.updates, trainer.critic
-    trainer.critic = None
-    optimizer = trainer.optimizer
-    parameters = list(trainer.policy.parameters())
-    weights = [_local(p).clone() for p in parameters]
-    state = {
-        p: {key: x.clone() if isinstance(x, torch.Tensor) else x for key, x in values.items()}
-        for p, values in optimizer.state.items()
-    }
-    rates = [group["lr"] for group in optimizer.param_groups]
-    try:
-        yield weights
-    finally:
-        with torch.no_grad():
-            for parameter, old in zip(parameters, weights, strict=True):
-                _local(parameter).copy_(old)
-        optimizer.zero_grad()
-        optimizer.state.clear()
-        optimizer.state.update(state)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        trainer.settings, trainer.optimizer_steps, trainer.last_update = settings, steps, last
-        trainer.updates, trainer.critic = updates, critic
-
-
-def _local(parameter: torch.Tensor) -> torch.Tensor:
-    """This rank's shard of a parameter."""
-    value = parameter.detach()
-    return value.to_local() if isinstance(value, DTensor) else value

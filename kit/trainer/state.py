@@ -1,221 +1,37 @@
-"""What a trainer's state is made of: its tensors by name, and a copy of them in host memory.
+"""`TrainerState`: everything that an update changes, in host memory and on disk.
 
-Names are the same on every rank and whatever the number of ranks, so that snapshots and
-checkpoints need not know of models and optimizers:
+Tensors go by names that are the same on every rank and whatever the number of ranks, so that
+snapshots and checkpoints need not know of models and optimizers:
 
     policy/NAME                  a parameter, float32, sharded
     policy.optimizer/NAME//KEY   what AdamW keeps of it: `exp_avg`, `exp_avg_sq`, `step`
     reference/NAME               where the reference moves; else it is the model of the start
     critic/..., critic.optimizer/...
 
-Snapshots on the trainer's side: its whole state in its own host memory, by name.
-
-A trainer's state on disk, through torch's distributed checkpoint, as safetensors.
-
-Each rank writes its own shards; any number of ranks reads them. Nothing is pickled: what torch
-keeps in a `.metadata` pickle elsewhere stands in the heads of the safetensors here.
+On disk, torch's distributed checkpoint writes them as safetensors: each rank its own shards, which
+any number of ranks reads. Nothing is pickled: what torch keeps in a `.metadata` pickle elsewhere
+stands in the heads of the safetensors here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.tensor import DTensor
 
 from kit.errors import CheckpointError, SessionError
+from kit.models.sharding import local_bytes
+from kit.trainer.backend import TrainerBackend
+from kit.trainer.offload import HostBuffer
 from kit.weight_sync.transport import in_buckets
-
-if TYPE_CHECKING:
-    from kit.trainer.actor import Trainer
-
-
-CHUNK = 64 << 20
-"""Bytes of a piece of host memory: large ones would be rounded up to a power of two."""
-
-
-def learners(trainer: Trainer) -> Iterator[tuple[str, Any, Any]]:
-    """(name, model, optimizer) of each model that learns."""
-    yield "policy", trainer.policy, trainer.optimizer
-    if trainer.critic:
-        yield "critic", trainer.critic.model, trainer.critic.optimizer
-
-
-def state_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Every tensor of the state by name, in the same order on every rank."""
-    found: dict[str, torch.Tensor] = {}
-    for name, model, optimizer in learners(trainer):
-        _resharded(model)
-        for parameter, value in model.named_parameters():
-            found[f"{name}/{parameter}"] = value
-            for key, kept in optimizer.state.get(value, {}).items():
-                found[f"{name}.optimizer/{parameter}//{key}"] = kept
-    if trainer.reference and trainer.settings.training.ref_update_interval:
-        _resharded(trainer.reference)
-        for parameter, value in trainer.reference.named_parameters():
-            found[f"reference/{parameter}"] = value
-    return found
-
-
-def fill_optimizers(trainer: Trainer, names: Iterable[str]) -> None:
-    """Have optimizers hold just what of these names is theirs; what is new there is zero."""
-    wanted = set(names)
-    for name, model, optimizer in learners(trainer):
-        for parameter, value in model.named_parameters():
-            prefix = f"{name}.optimizer/{parameter}//"
-            if f"{prefix}step" not in wanted:
-                optimizer.state.pop(value, None)
-            elif not optimizer.state.get(value):
-                optimizer.state[value] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=value.device),
-                    "exp_avg": torch.zeros_like(value),
-                    "exp_avg_sq": torch.zeros_like(value),
-                }
-
-
-def _resharded(model: nn.Module) -> None:
-    """The parameters that FSDP keeps are then the module's own."""
-    sharded: Any = model
-    sharded.reshard()
-
-
-def local_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a tensor as flat bytes; it shares the tensor's memory."""
-    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return own.detach().view(-1).view(torch.uint8)
-
-
-class HostCopy:
-    """A copy of tensors in host memory, from which they can be put back bit by bit.
-
-    On a GPU's host it is page-locked: copies are then as fast as the bus is.
-    """
-
-    def __init__(self, tensors: Iterable[torch.Tensor], device: torch.device) -> None:
-        parts = [local_bytes(tensor) for tensor in tensors]
-        self.device, self.size = device, sum(part.numel() for part in parts)
-        self._chunks = [
-            torch.empty(
-                min(CHUNK, self.size - start),
-                dtype=torch.uint8,
-                pin_memory=device.type == "cuda",
-            )
-            for start in range(0, self.size, CHUNK)
-        ]
-        for kept, own in self._pairs(parts):
-            kept.copy_(own, non_blocking=True)
-        self._wait()
-
-    def put_back(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Write the copy into the same tensors, in the same order."""
-        for kept, own in self._pairs([local_bytes(tensor) for tensor in tensors]):
-            own.copy_(kept, non_blocking=True)
-        self._wait()
-
-    def _pairs(self, parts: list[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Stretches of the copy, each with the stretch of a tensor that belongs to it."""
-        place = 0
-        for part in parts:
-            start = 0
-            while start < part.numel():
-                chunk, offset = self._chunks[place // CHUNK], place % CHUNK
-                count = min(part.numel() - start, chunk.numel() - offset)
-                yield chunk[offset : offset + count], part[start : start + count]
-                start, place = start + count, place + count
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
-def counters(trainer: Trainer) -> dict[str, Any]:
-    """What else an update changes."""
-    return {
-        "optimizer_steps": trainer.optimizer_steps,
-        "updates": trainer.updates,
-        "last_update": trainer.last_update,
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class TrainerSnapshot:
-    """One rank's share of everything that an update changes."""
-
-    names: tuple[str, ...]
-    tensors: HostCopy
-    counters: dict[str, Any]
-    random: tuple[torch.Tensor, ...]
-
-    @classmethod
-    def of(cls, trainer: Trainer) -> TrainerSnapshot:
-        """The trainer as it is now."""
-        tensors = state_tensors(trainer)
-        return cls(
-            tuple(tensors),
-            HostCopy(tensors.values(), trainer.device),
-            counters(trainer),
-            random_states(trainer.device),
-        )
-
-    def put_back(self, trainer: Trainer) -> None:
-        """Make the trainer what it was, bit by bit."""
-        fill_optimizers(trainer, self.names)
-        tensors = state_tensors(trainer)
-        if tuple(tensors) != self.names or sum(map(_size, tensors.values())) != self.tensors.size:
-            raise SessionError(
-                "The snapshot has another shape than the trainer now.",
-                why="It was taken with other settings: another model, reference or critic.",
-                fix="restore a snapshot that was taken since, or load a checkpoint.",
-            )
-        self.tensors.put_back(tensors.values())
-        set_counters(trainer, self.counters)
-        set_random_states(trainer.device, self.random)
-
-
-def _size(tensor: torch.Tensor) -> int:
-    return local_bytes(tensor).numel()
-
-
-def size(trainer: Trainer) -> int:
-    """Bytes that a snapshot of the present state takes of this rank's host memory."""
-    return sum(map(_size, state_tensors(trainer).values()))
-
-
-def digest(trainer: Trainer) -> str:
-    """One word for this rank's weights, optimizers and counters: equal if every bit of them is."""
-    found = hashlib.sha256(repr((trainer.optimizer_steps, trainer.updates)).encode())
-    for name, tensor in state_tensors(trainer).items():
-        found.update(name.encode())
-        found.update(local_bytes(tensor).cpu().numpy().tobytes())
-    return found.hexdigest()
-
-
-def set_counters(trainer: Trainer, kept: dict[str, Any]) -> None:
-    """The inverse of `counters`."""
-    trainer.optimizer_steps, trainer.updates = kept["optimizer_steps"], kept["updates"]
-    trainer.last_update = kept["last_update"]
-
-
-def random_states(device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Of what the trainer draws: on the host, and on its card."""
-    card = (torch.cuda.get_rng_state(device),) if device.type == "cuda" else ()
-    return (torch.get_rng_state(), *card)
-
-
-def set_random_states(device: torch.device, states: tuple[torch.Tensor, ...]) -> None:
-    """The inverse of `random_states`."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
-
 
 dcp: Any = checkpoint  # it names what it offers in no way that a type checker can read
 
@@ -227,92 +43,198 @@ FILE_BYTES = 1 << 30
 """Of one rank's file, about: while a file is written it is in memory twice."""
 
 
-def save(trainer: Trainer, directory: str) -> None:
-    """Write everything that an update changes. All ranks must call.
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One rank's share of a trainer's state, in host memory."""
 
-    Raises:
-        CheckpointError: it cannot be written.
-    """
-    tensors = _on_disk(trainer)
-    files = in_buckets(((n, t.numel() * t.element_size()) for n, t in tensors.items()), FILE_BYTES)
-    places = {name: index for index, names in enumerate(files, start=1) for name in names}
-    for rank in range(trainer.settings.training.num_trainers):
-        places |= dict.fromkeys(_random_names(trainer, rank), 1)
-    own = zip(_random_names(trainer), random_states(trainer.device), strict=True)
-    writer = dcp.HuggingFaceStorageWriter(directory, places, save_distributed=True)
-    try:
-        dcp.save(tensors | dict(own), storage_writer=writer)
-        if not trainer.settings.rank:
-            kept = counters(trainer)
-            del kept["last_update"]  # it is of this session
-            (Path(directory) / COUNTERS).write_text(json.dumps(kept), encoding="utf-8")
-    except (CheckpointException, OSError) as error:
-        raise CheckpointError(
-            f"The trainer's state cannot be written into {directory}.",
-            why=_first_cause(error),
-            fix="free space or name another directory; the session is unchanged.",
-        ) from None
+    names: tuple[str, ...]
+    size: int
+    """Bytes of its tensors."""
+    tensors: HostBuffer
+    counters: tuple[int, int, tuple[str, list[dict[str, float]]] | None]
+    random: tuple[torch.Tensor, ...]
 
 
-def load(trainer: Trainer, directory: str) -> None:
-    """Read what `save` wrote, with any number of ranks; all must call.
+class TrainerState:
+    """One rank's tensors, counters and randomness: copied, put back, saved and loaded."""
 
-    Raises:
-        CheckpointError: a file is missing or broken, or belongs to another model; the trainer is
-            unchanged.
-    """
-    reader = dcp.HuggingFaceStorageReader(directory)
-    try:
-        kept = json.loads((Path(directory) / COUNTERS).read_text(encoding="utf-8"))
-        read = {"optimizer_steps": int(kept["optimizer_steps"]), "updates": int(kept["updates"])}
-        found = {n: tuple(t.size) for n, t in _listed(reader).items()}
-    except Exception as error:
-        raise _unreadable(directory, error) from error
-    before = TrainerSnapshot.of(trainer)
-    try:
-        fill_optimizers(trainer, found)
-        tensors = _on_disk(trainer)
-        _check_shapes(tensors, found, directory)
-        states: tuple[torch.Tensor, ...] = ()
-        if found.keys() >= set(_random_names(trainer)):
-            states = tuple(torch.empty_like(state) for state in random_states(trainer.device))
-            tensors |= zip(_random_names(trainer), states, strict=True)
-        dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(directory))
-    except BaseException as error:
-        before.put_back(trainer)
-        if isinstance(error, CheckpointError) or not isinstance(
-            error, (Exception, CheckpointException)
-        ):
-            raise
-        raise _unreadable(directory, error) from error
-    set_counters(trainer, read | {"last_update": None})
-    if states:
-        set_random_states(trainer.device, states)
+    def __init__(self, backend: TrainerBackend, rank: int, ranks: int) -> None:
+        self._backend, self._rank, self._ranks = backend, rank, ranks
+        self.optimizer_steps = 0
+        """Of the policy."""
+        self.updates = 0
+        self.last_update: tuple[str, list[dict[str, float]]] | None = None
+        """The id of the last one, and the metrics of its steps."""
+        self.snapshots: dict[str, Snapshot] = {}
+
+    # ---- in host memory ------------------------------------------------------------------------
+
+    def copy(self) -> Snapshot:
+        """Copy the state as it is now into host memory."""
+        tensors = self._backend.state_tensors()
+        buffer = HostBuffer(self._backend.device)
+        buffer.store([local_bytes(tensor) for tensor in tensors.values()])
+        counters = (self.optimizer_steps, self.updates, self.last_update)
+        return Snapshot(
+            tuple(tensors), _size(tensors), buffer, counters, random_states(self._backend.device)
+        )
+
+    def put_back(self, snapshot: Snapshot) -> None:
+        """Make the trainer what it was, bit by bit.
+
+        Raises:
+            SessionError: models or optimizers have another shape now.
+        """
+        self._backend.fill_optimizers(snapshot.names)
+        tensors = self._backend.state_tensors()
+        if tuple(tensors) != snapshot.names or _size(tensors) != snapshot.size:
+            raise SessionError(
+                "The snapshot has another shape than the trainer now.",
+                why="It was taken with other settings: another model, reference or critic.",
+                fix="restore a snapshot that was taken since, or load a checkpoint.",
+            )
+        snapshot.tensors.load([local_bytes(tensor) for tensor in tensors.values()])
+        self.optimizer_steps, self.updates, self.last_update = snapshot.counters
+        set_random_states(self._backend.device, snapshot.random)
+
+    def keep(self, name: str) -> int:
+        """Keep a copy of the state under a name; its bytes."""
+        self.snapshots[name] = self.copy()
+        return self.snapshots[name].size
+
+    def restore(self, name: str) -> None:
+        """Put back what `keep` kept.
+
+        Raises:
+            SessionError: this process has none of that name; it was started again since.
+        """
+        if name not in self.snapshots:
+            raise SessionError(
+                f"The trainer does not hold the snapshot {name!r}.",
+                why="Its process was started again since; what was in its memory is gone.",
+                fix="restore a snapshot that is on disk, or load a checkpoint.",
+            )
+        self.put_back(self.snapshots[name])
+
+    def size(self) -> int:
+        """Bytes that a copy of the present state takes of this rank's host memory."""
+        return _size(self._backend.state_tensors())
+
+    def digest(self) -> str:
+        """One word for this rank's tensors and counters: equal if every bit of them is."""
+        word = hashlib.sha256(repr((self.optimizer_steps, self.updates)).encode())
+        for name, tensor in self._backend.state_tensors().items():
+            word.update(name.encode())
+            word.update(local_bytes(tensor).cpu().numpy().tobytes())
+        return word.hexdigest()
+
+    # ---- on disk -------------------------------------------------------------------------------
+
+    def save(self, directory: str) -> None:
+        """Write the state. All ranks must call.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        tensors = self._on_disk()
+        sizes = ((name, t.numel() * t.element_size()) for name, t in tensors.items())
+        files = in_buckets(sizes, FILE_BYTES)
+        places = {name: index for index, names in enumerate(files, start=1) for name in names}
+        for rank in range(self._ranks):
+            places |= dict.fromkeys(self._random_names(rank), 1)
+        own = zip(self._random_names(), random_states(self._backend.device), strict=True)
+        writer = dcp.HuggingFaceStorageWriter(directory, places, save_distributed=True)
+        try:
+            dcp.save(tensors | dict(own), storage_writer=writer)
+            if not self._rank:
+                # Not the last update: that is of this session.
+                counters = {"optimizer_steps": self.optimizer_steps, "updates": self.updates}
+                (Path(directory) / COUNTERS).write_text(json.dumps(counters), encoding="utf-8")
+        except (CheckpointException, OSError) as error:
+            raise CheckpointError(
+                f"The trainer's state cannot be written into {directory}.",
+                why=_first_cause(error),
+                fix="free space or name another directory; the session is unchanged.",
+            ) from None
+
+    def load(self, directory: str) -> None:
+        """Read what `save` wrote, with any number of ranks; all must call.
+
+        Raises:
+            CheckpointError: a file is missing or broken, or belongs to another model; the trainer
+                is unchanged.
+        """
+        reader = dcp.HuggingFaceStorageReader(directory)
+        try:
+            counters = json.loads((Path(directory) / COUNTERS).read_text(encoding="utf-8"))
+            optimizer_steps = int(counters["optimizer_steps"])
+            updates = int(counters["updates"])
+            entries: Any = reader.read_metadata().state_dict_metadata
+            shapes = {name: tuple(entry.size) for name, entry in entries.items()}
+        except Exception as error:
+            raise _unreadable(directory, error) from error
+        device = self._backend.device
+        before = self.copy()
+        try:
+            self._backend.fill_optimizers(shapes)
+            tensors = self._on_disk()
+            _check_shapes(tensors, shapes, directory)
+            states: tuple[torch.Tensor, ...] = ()
+            if shapes.keys() >= set(self._random_names()):
+                states = tuple(torch.empty_like(state) for state in random_states(device))
+                tensors |= zip(self._random_names(), states, strict=True)
+            dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(directory))
+        except BaseException as error:
+            self.put_back(before)
+            if isinstance(error, CheckpointError) or not isinstance(
+                error, (Exception, CheckpointException)
+            ):
+                raise
+            raise _unreadable(directory, error) from error
+        self.optimizer_steps, self.updates, self.last_update = optimizer_steps, updates, None
+        if states:
+            set_random_states(device, states)
+
+    def _on_disk(self) -> dict[str, Any]:
+        """The tensors as files have them: a number is a row of one."""
+        tensors = self._backend.state_tensors()
+        return {name: t.view(1) if t.ndim == 0 else t for name, t in tensors.items()}
+
+    def _random_names(self, rank: int | None = None) -> Sequence[str]:
+        """Names of a rank's RNG states; a rank that wrote none starts with its seed."""
+        rank = self._rank if rank is None else rank
+        kind = self._backend.device.type
+        return [f"random/{rank}/{where}" for where in ("host", kind)][: 1 + (kind == "cuda")]
 
 
-def _listed(reader: Any) -> Any:
-    return reader.read_metadata().state_dict_metadata
+def _size(tensors: dict[str, torch.Tensor]) -> int:
+    return sum(local_bytes(tensor).numel() for tensor in tensors.values())
 
 
-def _on_disk(trainer: Trainer) -> dict[str, Any]:
-    """The state's tensors as files have them: a number is a row of one."""
-    return {n: t.view(1) if t.ndim == 0 else t for n, t in state_tensors(trainer).items()}
+def random_states(device: torch.device) -> tuple[torch.Tensor, ...]:
+    """RNG states of the host and of the GPU."""
+    gpu = (torch.cuda.get_rng_state(device),) if device.type == "cuda" else ()
+    return (torch.get_rng_state(), *gpu)
 
 
-def _random_names(trainer: Trainer, rank: int | None = None) -> Sequence[str]:
-    """Of what a rank draws; one that did not write any starts with its seed."""
-    rank = trainer.settings.rank if rank is None else rank
-    return [f"random/{rank}/{where}" for where in ("host", trainer.device.type)][
-        : 1 + (trainer.device.type == "cuda")
-    ]
+def set_random_states(device: torch.device, states: tuple[torch.Tensor, ...]) -> None:
+    """Put back what `random_states` returned."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
+def forked_random(device: torch.device) -> AbstractContextManager[None]:
+    """Draw in here without changing what the trainer draws afterwards."""
+    return torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else [])
 
 
 def _check_shapes(
-    own: dict[str, torch.Tensor], found: dict[str, tuple[int, ...]], directory: str
+    own: dict[str, torch.Tensor], shapes: dict[str, tuple[int, ...]], directory: str
 ) -> None:
     for name, tensor in own.items():
-        if found.get(name) != tuple(tensor.shape):
-            there = f"has shape {found[name]}" if name in found else "is not there"
+        if shapes.get(name) != tuple(tensor.shape):
+            there = f"has shape {shapes[name]}" if name in shapes else "is not there"
             raise CheckpointError(
                 f"The checkpoint {directory} is of another model: {name} {there}, this model's "
                 f"has {tuple(tensor.shape)}.",
@@ -330,7 +252,7 @@ def _unreadable(directory: str, error: BaseException) -> CheckpointError:
 
 
 def _first_cause(error: BaseException) -> str:
-    """What a rank said, without the others' traces."""
+    """The message of the first rank that failed, without the traces of all."""
     causes: Iterable[Any] = getattr(error, "failures", {}).values()
     first = next(iter(causes), None)
     return str(first[0] if first else error)

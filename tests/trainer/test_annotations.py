@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from kit.trainer.probes import annotate_batch, annotate_samples
 from tests.trainer.test_estimators import logged
 from tests.trainer.trainers import PLAIN, Make, batch, make
 
@@ -40,7 +39,7 @@ def test_shares_of_the_loss_sum_to_that_of_the_first_optimizer_step(
 ) -> None:
     trainer = make(**PLAIN, **settings, max_tokens=20)  # several micro-batches
     given = logged(trainer, batch(), [0.3, -0.2, 0.02, 0.0, 0.15, -0.01, 0.4, -0.3])
-    found = annotate_batch(trainer, given, "a")["loss"]
+    found = trainer.probes.annotate_batch(given, "a")["loss"]
     steps, _ = trainer.update(given, "a")
     first = range(settings.get("global_batch_size", 8))
     assert math.fsum(x for i in first for x in found[i]) == pytest.approx(
@@ -56,8 +55,8 @@ def test_looking_leaves_an_update_as_it_is(make: Make) -> None:
     for looks in (False, True):
         trainer = make(**PLAIN)
         if looks:
-            annotate_batch(trainer, batch(), "a")
-            annotate_samples(trainer, batch().tokens, batch().response_lengths)
+            trainer.probes.annotate_batch(batch(), "a")
+            trainer.probes.annotate_samples(batch().tokens, batch().response_lengths)
         results.append(trainer.update(batch(), "a"))
     assert results[0] == results[1]
 
@@ -65,8 +64,8 @@ def test_looking_leaves_an_update_as_it_is(make: Make) -> None:
 def test_a_batch_that_was_applied_has_no_loss_any_more(make: Make) -> None:
     trainer = make(**PLAIN)
     trainer.update(batch(), "a")
-    assert set(annotate_batch(trainer, batch(), "a")) == {"trainer_log_prob", "entropy"}
-    assert "loss" in annotate_batch(trainer, batch(), "b")
+    assert set(trainer.probes.annotate_batch(batch(), "a")) == {"trainer_log_prob", "entropy"}
+    assert "loss" in trainer.probes.annotate_batch(batch(), "b")
 
 
 def test_entropy_is_that_of_the_whole_distribution(make: Make) -> None:
@@ -76,7 +75,7 @@ def test_entropy_is_that_of_the_whole_distribution(make: Make) -> None:
     from kit.tiny import MODEL_DIR
 
     given = batch()
-    found = annotate_samples(make(), given.tokens, given.response_lengths)
+    found = make().probes.annotate_samples(given.tokens, given.response_lengths)
     model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
     for row, length, entropy in zip(
         given.tokens, given.response_lengths, found["entropy"], strict=True
@@ -92,4 +91,4 @@ def test_a_missing_log_prob_of_the_engine_is_named_as_an_update_would(make: Make
 
     trainer = make(use_tis=True)
     with pytest.raises(StackError, match="rollout_log_probs"):
-        annotate_batch(trainer, replace(batch(), rollout_log_probs=None), "a")
+        trainer.probes.annotate_batch(replace(batch(), rollout_log_probs=None), "a")

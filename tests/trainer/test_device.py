@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from kit.errors import StackError
-from kit.trainer import learner
 from kit.trainer.actor import Trainer
-from tests.trainer.trainers import Make, batch, make, weights
+from kit.trainer.step import warm_up
+from tests.trainer.trainers import Make, backend, batch, make, weights
 
 __all__ = ["make"]  # a fixture
 
@@ -34,19 +34,19 @@ def test_an_update_is_the_same_after_sleeping(make: Make) -> None:
 def test_a_sleeping_trainer_holds_no_tensor_of_its_models_on_the_device(make: Make) -> None:
     trainer = make(**SETTINGS)
     trainer.update(batch(), "a")
-    everything = [x for x in trainer._resident() if x.numel() > 1]
+    everything = [x for x in backend(trainer).resident() if x.numel() > 1]
     trainer.sleep()
     assert {x.to_local().untyped_storage().nbytes() for x in everything} == {0}  # type: ignore[attr-defined]
-    assert all(p.grad is None for p in trainer.policy.parameters())
+    assert all(p.grad is None for p in backend(trainer).policy.parameters())
     trainer.wake()
 
 
 def test_warming_up_changes_no_weight_and_leaves_no_gradient(make: Make) -> None:
     trainer, other = make(**SETTINGS), make(**SETTINGS)
     before = weights(trainer)
-    learner.run(trainer)
+    warm_up(trainer.backend, trainer.settings)
     assert torch.equal(weights(trainer), before)
-    assert all(p.grad is None for p in trainer.policy.parameters())
+    assert all(p.grad is None for p in backend(trainer).policy.parameters())
     assert trainer.update(batch(), "a") == other.update(batch(), "a")
 
 
@@ -55,12 +55,12 @@ def full(*_: Any) -> None:
 
 
 def in_the_forward_pass(trainer: Trainer) -> Callable[[], None]:
-    inner: Any = trainer.policy.model
+    inner: Any = trainer.backend.module()
     return inner.model.layers[2].register_forward_hook(full).remove  # type: ignore[no-any-return]
 
 
 def in_the_backward_pass(trainer: Trainer) -> Callable[[], None]:
-    inner: Any = trainer.policy.model
+    inner: Any = trainer.backend.module()
 
     def hook(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
         if output.requires_grad:

@@ -156,7 +156,7 @@ def test_advantages_by_token_are_those_of_the_sample_where_they_are_alike(make: 
 def test_epochs_go_over_the_rollout_again_in_a_new_order(make: Make) -> None:
     trainer = make(epochs_per_rollout=3, global_batch_size=4, learning_rate=1e-4)
     metrics, _ = trainer.update(batch(), "a")
-    assert len(metrics) == trainer.optimizer_steps == 6
+    assert len(metrics) == trainer.state.optimizer_steps == 6
     assert metrics[0]["train/ppo_kl"] == 0.0
     assert metrics[-1]["train/ppo_kl"] != 0.0
     steps = optimizer_steps(8, trainer.settings.training, "seed")
@@ -201,7 +201,7 @@ def test_while_the_critic_warms_up_the_policy_stands_still(make: Make) -> None:
     (metrics,), _ = trainer.update(valued(trainer, batch()), "a")
     assert torch.equal(weights(trainer), start)
     assert metrics["train/lr"] == 0.0
-    assert trainer.optimizer_steps == 0
+    assert trainer.state.optimizer_steps == 0
     assert any(x for row in trainer.values(batch().tokens, batch().response_lengths) for x in row)
     trainer.update(valued(trainer, batch()), "b")
     assert not torch.equal(weights(trainer), start)

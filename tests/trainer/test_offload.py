@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from kit.trainer.offload import Parking
+from kit.trainer.offload import HostOffload
 
 CPU = torch.device("cpu")
 
@@ -27,12 +27,12 @@ def test_what_was_taken_has_no_memory_and_comes_back_bit_by_bit() -> None:
     model, optimizer = trained()
     everything = tensors(model, optimizer)
     before = [x.clone() for x in everything]
-    parking = Parking(CPU)
-    parking.take(everything)
-    assert parking.taken == sum(x.nbytes for x in before)
+    offload = HostOffload(CPU)
+    offload.offload(everything)
+    assert offload.offloaded_bytes == sum(x.nbytes for x in before)
     assert all(x.untyped_storage().nbytes() == 0 for x in everything)
-    parking.give_back()
-    assert parking.taken == 0
+    offload.reload()
+    assert offload.offloaded_bytes == 0
     for now, old in zip(everything, before, strict=True):
         assert torch.equal(now, old)
 
@@ -40,11 +40,11 @@ def test_what_was_taken_has_no_memory_and_comes_back_bit_by_bit() -> None:
 def test_training_goes_on_as_if_nothing_had_slept() -> None:
     def run(sleeps: bool) -> list[torch.Tensor]:
         model, optimizer = trained()
-        parking = Parking(CPU)
+        offload = HostOffload(CPU)
         for _ in range(3):
             if sleeps:
-                parking.take(tensors(model, optimizer))
-                parking.give_back()
+                offload.offload(tensors(model, optimizer))
+                offload.reload()
             model(torch.ones(3, 8)).square().sum().backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -57,20 +57,22 @@ def test_training_goes_on_as_if_nothing_had_slept() -> None:
 def test_tensors_that_share_their_memory_are_taken_once() -> None:
     whole = torch.arange(12.0)
     half, view = whole[:6], whole.view(3, 4)
-    parking = Parking(CPU)
-    parking.take([whole, half, view, whole])
-    assert parking.taken == 48
-    parking.give_back()
+    offload = HostOffload(CPU)
+    offload.offload([whole, half, view, whole])
+    assert offload.offloaded_bytes == 48
+    offload.reload()
     assert torch.equal(view, torch.arange(12.0).view(3, 4))
     assert torch.equal(half, torch.arange(6.0))
 
 
 def test_the_host_memory_is_used_again() -> None:
     model, optimizer = trained()
-    parking = Parking(CPU)
-    parking.take(tensors(model, optimizer))
-    first = parking._host
-    parking.give_back()
-    parking.take(tensors(model, optimizer))
-    assert parking._host is first
-    parking.give_back()
+    offload = HostOffload(CPU)
+    offload.offload(tensors(model, optimizer))
+    first = offload.buffer.chunks[0]
+    places = [chunk.data_ptr() for chunk in offload.buffer.chunks]
+    offload.reload()
+    offload.offload(tensors(model, optimizer))
+    assert offload.buffer.chunks[0] is first
+    assert [chunk.data_ptr() for chunk in offload.buffer.chunks] == places
+    offload.reload()

@@ -11,15 +11,13 @@ import pytest
 import torch
 
 from kit.messages import TrainBatch
+from kit.models.sharding import whole
 from kit.models.state_dict import as_saved
 from kit.tiny import MODEL_DIR
-from kit.trainer import probes
 from kit.trainer.actor import Trainer
-from kit.trainer.fsdp import whole
-from kit.trainer.probes import Samples, Way
-from kit.trainer.startup_check import startup
+from kit.trainer.probes import Samples, SamplingTransform
 from kit.weight_sync.transport import POLICY
-from tests.trainer.trainers import Make
+from tests.trainer.trainers import Make, backend
 from tests.trainer.trainers import make as start
 
 __all__ = ["start"]  # a fixture
@@ -61,23 +59,28 @@ def test_every_way_of_computing_the_same_gives_the_same(make: Make) -> None:
     trainer = make()
     expected = flat(trainer.log_probs(SAMPLES.tokens, SAMPLES.response_lengths))
     ways = {
-        "packed": probes.recompute(trainer, SAMPLES, 0.8),
-        "alone": probes.recompute(trainer, SAMPLES, 0.8, packed=False),
-        "training mode": probes.recompute(trainer, SAMPLES, 0.8, training_mode=True),
-        "sampled": probes.sampled(trainer, SAMPLES, [Way(0.8)])[0],
-        "float32": probes.plainly(trainer, SAMPLES, ["float32"], 0.8)[0],
-        "float64": probes.plainly(trainer, SAMPLES, ["float64"], 0.8)[0],
+        "packed": trainer.probes.recompute(SAMPLES, 0.8),
+        "alone": trainer.probes.recompute(SAMPLES, 0.8, packed=False),
+        "training mode": trainer.probes.recompute(SAMPLES, 0.8, training_mode=True),
+        "sampled": trainer.probes.sampled(SAMPLES, [SamplingTransform(0.8)])[0],
+        "float32": trainer.probes.plainly(SAMPLES, ["float32"], 0.8)[0],
+        "float64": trainer.probes.plainly(SAMPLES, ["float64"], 0.8)[0],
     }
     for name, rows in ways.items():
         torch.testing.assert_close(flat(rows), expected, atol=1e-5, rtol=1e-5, msg=name)
-    coarse = flat(probes.plainly(trainer, SAMPLES, ["bfloat16"], 0.8)[0])
+    coarse = flat(trainer.probes.plainly(SAMPLES, ["bfloat16"], 0.8)[0])
     assert (coarse - expected).abs().max() > 1e-4
 
 
 def test_cuts_are_those_of_a_sampler(make: Make) -> None:
     trainer = make()
-    raw, best, half = probes.sampled(
-        trainer, SAMPLES, [Way(1.0), Way(1.0, top_k=1), Way(1.0, top_p=0.5)]
+    raw, best, half = trainer.probes.sampled(
+        SAMPLES,
+        [
+            SamplingTransform(1.0),
+            SamplingTransform(1.0, top_k=1),
+            SamplingTransform(1.0, top_p=0.5),
+        ],
     )
     # What is left of the likeliest token alone has probability 1, any other has none.
     assert set(flat(best).tolist()) <= {0.0, -torch.inf}
@@ -87,17 +90,17 @@ def test_cuts_are_those_of_a_sampler(make: Make) -> None:
 
 def test_dropout_shows_in_training_mode_only_and_takes_no_randomness(make: Make) -> None:
     trainer = make(attention_dropout=0.3)
-    assert probes.dropouts(trainer) == ["attention_dropout: 0.3"]
+    assert trainer.probes.dropouts() == ["attention_dropout: 0.3"]
     before = torch.random.get_rng_state()
-    first, second = (flat(probes.recompute(trainer, SAMPLES, 0.8, seed=s)) for s in (1, 2))
-    training = flat(probes.recompute(trainer, SAMPLES, 0.8, training_mode=True))
+    first, second = (flat(trainer.probes.recompute(SAMPLES, 0.8, seed=s)) for s in (1, 2))
+    training = flat(trainer.probes.recompute(SAMPLES, 0.8, training_mode=True))
     assert torch.equal(first, second)
     assert (first - training).abs().mean() > 1e-2
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_dropout_breaks_the_first_step(make: Make) -> None:
-    seen = startup(make(attention_dropout=0.3), batch())
+    seen = make(attention_dropout=0.3).probes.startup(batch())
     assert abs(seen.ppo_kl) > 1e-6
     assert seen.changed_values == 0
 
@@ -105,38 +108,41 @@ def test_dropout_breaks_the_first_step(make: Make) -> None:
 def test_looking_at_a_first_update_leaves_no_trace(make: Make) -> None:
     trainer = make()
     trainer.update(batch(), "first")  # so that there are moments to lose
-    settings, last = trainer.settings, trainer.last_update
+    settings, last = trainer.settings, trainer.state.last_update
+    learner = backend(trainer).learners["policy"]
 
     def state() -> list[torch.Tensor]:
-        moments = [x for s in trainer.optimizer.state.values() for x in s.values()]
-        values = [*trainer.policy.parameters(), *moments]
+        moments = [x for s in learner.optimizer.state.values() for x in s.values()]
+        values = [*learner.model.parameters(), *moments]
         return [whole(v).clone() for v in values] + [torch.random.get_rng_state()]
 
     before = state()
-    seen = startup(trainer, batch())
+    seen = trainer.probes.startup(batch())
     after = state()
     assert len(before) == len(after)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert (trainer.settings, trainer.last_update, trainer.optimizer_steps) == (settings, last, 1)
+    assert trainer.settings == settings
+    assert (trainer.state.last_update, trainer.state.optimizer_steps) == (last, 1)
     assert seen.reference_gap is None
-    assert seen.values == sum(p.numel() for p in trainer.policy.parameters())
+    assert seen.values == sum(p.numel() for p in learner.model.parameters())
 
 
 def test_a_weight_that_learning_rate_zero_changes_is_counted_and_put_back(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make()
-    norm = next(p for n, p in trainer.policy.named_parameters() if n.endswith("model.norm.weight"))
+    learner = backend(trainer).learners["policy"]
+    norm = next(p for n, p in learner.model.named_parameters() if n.endswith("model.norm.weight"))
     before = whole(norm).clone()
-    step = trainer.optimizer.step
+    step = learner.optimizer.step
 
     def careless_step() -> None:
         step()
         with torch.no_grad():
             norm.mul_(1.0000001)
 
-    monkeypatch.setattr(trainer.optimizer, "step", careless_step)
-    assert startup(trainer, batch()).changed_values > 0
+    monkeypatch.setattr(learner.optimizer, "step", careless_step)
+    assert trainer.probes.startup(batch()).changed_values > 0
     assert torch.equal(whole(norm), before)
 
 

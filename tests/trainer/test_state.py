@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from kit.errors import CheckpointError, SessionError
+from kit.models.sharding import local_bytes
 from kit.trainer.actor import Trainer
-from kit.trainer.state import local_bytes, state_tensors
 from tests.trainer.test_estimators import WITH_CRITIC, valued
 from tests.trainer.trainers import Make, batch, make, weights
 
@@ -22,7 +22,7 @@ EVERYTHING = WITH_CRITIC | {"kl_coef": 0.1, "ref_update_interval": 2, "learning_
 
 def everything(trainer: Trainer) -> dict[str, bytes]:
     """Every bit of weights, optimizers, critic and reference."""
-    tensors = state_tensors(trainer)
+    tensors = trainer.backend.state_tensors()
     return {name: local_bytes(tensor).numpy().tobytes() for name, tensor in tensors.items()}
 
 
@@ -97,7 +97,7 @@ def test_a_loaded_trainer_goes_on_exactly_where_the_saved_one_would(
     other.update(batch(5), "x")
     other.load(str(folder))
     assert torch.equal(weights(other), saved)
-    assert other.optimizer_steps == 1
+    assert other.state.optimizer_steps == 1
     assert other.update(batch(1), "b") == (metrics, True)
     assert torch.equal(weights(other), after)
 
@@ -124,7 +124,7 @@ def test_everything_that_moves_is_in_a_checkpoint(make: Make, tmp_path: Path) ->
     torch.rand(5)
     other.load(str(tmp_path))
     assert everything(other) == saved
-    assert (other.updates, other.optimizer_steps) == (3, 3)
+    assert (other.state.updates, other.state.optimizer_steps) == (3, 3)
     assert torch.equal(torch.get_rng_state(), drawn)
 
 

@@ -2,8 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ import torch
 from kit.errors import DataError, StackError, StoppedError
 from kit.messages import TrainBatch
 from kit.tiny import MODEL_DIR
-from kit.trainer.batch import flat_advantages
-from kit.trainer.state import digest
 from tests.trainer.trainers import PLAIN, Make, batch, make, weights
 
 __all__ = ["make"]  # a fixture
@@ -91,7 +88,7 @@ def test_the_same_update_twice_is_applied_once(make: Make) -> None:
     assert (applied, applied_again) == (True, False)
     assert again == first
     assert torch.equal(weights(trainer), after)
-    assert trainer.optimizer_steps == 1
+    assert trainer.state.optimizer_steps == 1
     assert trainer.update(batch(), "b")[1]
     assert not torch.equal(weights(trainer), after)
 
@@ -163,7 +160,7 @@ def test_a_global_batch_is_one_optimizer_step_each_against_the_weights_of_the_st
 ) -> None:
     trainer = make(**PLAIN, global_batch_size=2)
     metrics, _ = trainer.update(batch(), "a")
-    assert trainer.optimizer_steps == len(metrics) == 4
+    assert trainer.state.optimizer_steps == len(metrics) == 4
     assert metrics[0]["train/ppo_kl"] == pytest.approx(0.0, abs=1e-6)
     assert abs(metrics[1]["train/ppo_kl"]) > 1e-4
 
@@ -211,18 +208,17 @@ def test_asking_for_a_reference_that_was_not_loaded_names_the_setting(make: Make
         make().log_probs([[1, 2]], [1], "reference")
 
 
-@dataclass(frozen=True, slots=True)
-class PutsUpASign(TrainBatch):
-    """Makes a file when so many of its micro-batches have been begun."""
+class PutsUpASign(list[float]):
+    """Advantages that make a file when so many micro-batches of one sample have been begun."""
 
-    count: Iterator[int] = field(default_factory=itertools.count)
-    at: int = 0
-    file: Path = Path()
+    def __init__(self, advantages: list[float], at: int, file: Path) -> None:
+        super().__init__(advantages)
+        self.count, self.at, self.file = itertools.count(), at, file
 
-    def flat_advantages(self, indices: Sequence[int]) -> torch.Tensor:
+    def __getitem__(self, index: Any) -> Any:
         if next(self.count) == self.at:
             self.file.touch()
-        return flat_advantages(TrainBatch, self, indices)
+        return super().__getitem__(index)
 
 
 @pytest.mark.parametrize("micro_batch", [0, 3, 7])
@@ -232,26 +228,25 @@ def test_an_update_that_is_stopped_changes_no_bit_not_even_after_its_first_optim
 ) -> None:
     trainer = make(learning_rate=1e-2, max_tokens=1, global_batch_size=size)
     trainer.update(batch(1), "first")
-    before, stop = digest(trainer), tmp_path / "stop"
+    before, stop = trainer.state.digest(), tmp_path / "stop"
     given = batch()
-    values = {f.name: getattr(given, f.name) for f in fields(TrainBatch)}
-    stopping = PutsUpASign(**values, at=micro_batch, file=stop)
+    stopping = replace(given, advantages=PutsUpASign(given.advantages, micro_batch, stop))
     with pytest.raises(StoppedError):
         trainer.update(stopping, "a", str(stop))
-    assert digest(trainer) == before
+    assert trainer.state.digest() == before
     trainer.update(given, "a")
-    after = digest(trainer)
+    after = trainer.state.digest()
     fresh = make(learning_rate=1e-2, max_tokens=1, global_batch_size=size)
     fresh.update(batch(1), "first")
     fresh.update(given, "a")
-    assert digest(fresh) == after
+    assert fresh.state.digest() == after
 
 
 def test_a_step_that_is_refused_takes_back_the_earlier_ones_of_its_update(make: Make) -> None:
     trainer = make(learning_rate=1e-2, global_batch_size=4)
-    before = digest(trainer)
+    before = trainer.state.digest()
     bad = replace(batch(), advantages=[*batch().advantages[:7], math.nan])
     with pytest.raises(StackError, match="refused"):
         trainer.update(bad, "a")
-    assert digest(trainer) == before
-    assert trainer.optimizer_steps == 0
+    assert trainer.state.digest() == before
+    assert trainer.state.optimizer_steps == 0

@@ -15,6 +15,7 @@ from kit.messages import TrainBatch
 from kit.tiny import MODEL_DIR
 from kit.trainer.actor import Trainer
 from kit.trainer.batch import MAX_TOKENS
+from kit.trainer.fsdp import FsdpBackend
 from kit.trainer.settings import TrainerSettings
 from kit.weight_sync.transport import ReceiveBuffer
 
@@ -76,3 +77,9 @@ def weights(trainer: Trainer) -> torch.Tensor:
     handle = trainer.export_weights()
     assert handle is not None
     return ReceiveBuffer().receive(handle).view(torch.float32)
+
+
+def backend(trainer: Trainer) -> FsdpBackend:
+    """Its networks, in the form of the backend that there is."""
+    assert isinstance(trainer.backend, FsdpBackend)
+    return trainer.backend

@@ -89,9 +89,10 @@ class Experiments:
 
     def sampled(self, ways: Sequence[tuple[float, float, int]]) -> list[Rows]:
         """The trainer's log-probs at each (temperature, top_p, top_k)."""
-        from kit.trainer.probes import Way
+        from kit.trainer.probes import SamplingTransform
 
-        rows: list[Rows] = self.stack.probe("sampled", self._tokens(), [Way(*way) for way in ways])
+        transforms = [SamplingTransform(*way) for way in ways]
+        rows: list[Rows] = self.stack.probe("sampled", self._tokens(), transforms)
         return rows
 
     def plainly(self, dtypes: Sequence[str]) -> dict[str, Rows]:

@@ -1,0 +1,126 @@
+"""`TrainerBackend`: what a trainer needs of the library that computes; `fsdp.py` is the first.
+
+A backend holds one rank's share of the networks under their names: those that learn (`policy`,
+`critic`), and `reference`, which does not. All ranks make the same calls in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from kit.config import TrainingConfig
+from kit.models.packing import Packed
+
+LossFn = Callable[[Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+"""Turns a network's output for a micro-batch into (loss, metrics to be summed over all of them)."""
+
+
+class TrainerBackend(Protocol):
+    """One rank's networks: made, computed, changed, and read out."""
+
+    device: torch.device
+
+    def start(self) -> None:
+        """Load the policy into host memory."""
+
+    def place(self) -> int:
+        """Put all networks on the devices, and make their optimizers; the policy's parameters."""
+
+    def release(self) -> None:
+        """Drop all networks; `start` and `place` make them anew."""
+
+    def configure(self, training: TrainingConfig) -> None:
+        """Go on with other settings; networks and what optimizers hold stay."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is a network of this name."""
+
+    def module(self) -> nn.Module:
+        """The policy's Transformers model, for hooks that observe it."""
+
+    # ---- computing -----------------------------------------------------------------------------
+
+    def log_probs(
+        self,
+        packed: Packed,
+        temperature: float,
+        of: str = "policy",
+        *,
+        dropout: bool = False,
+        gradient: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logp_R, entropy_R): of each response token, in nats, detached.
+
+        Args:
+            packed: the samples.
+            temperature: divides the logits.
+            of: `policy` or `reference`.
+            dropout: in training mode, as in an update.
+            gradient: with the operations that an update's forward pass uses.
+        """
+
+    def values(self, packed: Packed) -> torch.Tensor:
+        """What the critic expects before each response token, (R)."""
+
+    def logits(self, packed: Packed) -> torch.Tensor:
+        """Logits over the vocabulary for each response token, (R, vocabulary)."""
+
+    def with_reference(self) -> AbstractContextManager[None]:
+        """Have a reference for a while: the model of the start where there is no other."""
+
+    # ---- learning ------------------------------------------------------------------------------
+
+    def forward_backward(
+        self, packed: Packed, temperature: float, losses: Mapping[str, LossFn], *, last: bool
+    ) -> dict[str, torch.Tensor]:
+        """Add a micro-batch to the gradients of these networks; the metrics of all losses.
+
+        Args:
+            packed: the samples.
+            temperature: divides the policy's logits.
+            losses: by the network's name; each is a share of a sum over all ranks.
+            last: is it the optimizer step's last micro-batch?
+        """
+
+    def clip_gradients(self) -> dict[str, float]:
+        """Clip each network's gradient; their norms before, by name."""
+
+    def optim_step(self, rates: Mapping[str, float]) -> None:
+        """Step these networks at these learning rates; all gradients are gone afterwards."""
+
+    def recover(self) -> None:
+        """Forget gradients and unfinished passes: all networks can be used again."""
+
+    def refresh_reference(self) -> None:
+        """Give the reference, if there is one, the policy's weights."""
+
+    # ---- reading out ---------------------------------------------------------------------------
+
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The policy's parameters by Transformers' names, each as this rank holds it."""
+
+    def gather(self, value: torch.Tensor) -> torch.Tensor:
+        """A parameter whole, on every rank."""
+
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor that an update changes by name, in the same order on every rank."""
+
+    def fill_optimizers(self, names: Iterable[str]) -> None:
+        """Have optimizers hold just what of these names is theirs; what is new there is zero."""
+
+    def sleep(self) -> int:
+        """Move everything to host memory; how many bytes."""
+
+    def wake(self) -> None:
+        """Bring everything back to the device."""
+
+
+def whole_weights(backend: TrainerBackend) -> Iterator[tuple[str, torch.Tensor]]:
+    """The policy's parameters by name, gathered one after the other; all ranks iterate."""
+    for name, value in backend.named_weights():
+        yield name, backend.gather(value).detach()
