@@ -336,7 +336,7 @@ class RLSession:
 
     @verb
     def score(self, rollout: Rollout, reward: Reward | None = None) -> Rollout:
-        """The same rollout with rewards. A sample whose reward fails is marked, and says why.
+        """Give a rollout its rewards. A sample whose reward fails is marked, and says why.
 
         Args:
             rollout: what `generate` returned.

@@ -188,8 +188,8 @@ def _remove(folder: Path) -> None:
 
 def _is_of(folder: Path, name: str) -> bool:
     with suppress(OSError, ValueError):
-        found = json.loads((folder / manifest.MANIFEST).read_text(encoding="utf-8"))
-        return isinstance(found, dict) and found.get("session") == name
+        row = json.loads((folder / manifest.MANIFEST).read_text(encoding="utf-8"))
+        return isinstance(row, dict) and row.get("session") == name
     return False
 
 

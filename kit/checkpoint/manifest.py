@@ -111,12 +111,12 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def kind_of(folder: Path) -> str | None:
-    """What a folder's manifest says that it is; None where there is none. Checks nothing."""
+    """Kind that a folder's manifest names; None where there is none. Checks nothing."""
     try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return str(found.get("kind")) if isinstance(found, dict) else None
+    return str(manifest.get("kind")) if isinstance(manifest, dict) else None
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

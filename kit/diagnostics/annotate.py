@@ -1,4 +1,4 @@
-"""What `session.annotate` does: the trainer's numbers for each token, put into the samples."""
+"""`session.annotate`: the trainer's numbers for each token, put into the samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOW, BEFORE = "trainer_log_prob", "trainer_log_prob_before"
 def annotate(
     stack: Stack, what: Annotated, version: int, token_text: Callable[[int], str]
 ) -> Annotated:
-    """The same sample, rollout or batch with what the present weights say of each token.
+    """Add what the present weights say of each token to a sample, rollout or batch.
 
     Args:
         stack: of a running session.
@@ -34,18 +34,16 @@ def annotate(
         SessionError: it is none of the three.
     """
 
-    def filled(samples: Sequence[Sample], found: Mapping[str, Any]) -> list[Sample]:
-        rows = [
-            dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)
-        ]
+    def filled(samples: Sequence[Sample], values: Mapping[str, Any]) -> list[Sample]:
+        rows = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
         pairs = zip(samples, rows, strict=True)
         return [_filled(sample, row, version, token_text) for sample, row in pairs]
 
     if isinstance(what, Batch):
         if not what.samples:
             return what
-        found = stack.probe("annotate_batch", train_batch(what), what.id)
-        return replace(what, samples=tuple(filled(what.rollout.samples, found)))
+        values = stack.probe("annotate_batch", train_batch(what), what.id)
+        return replace(what, samples=tuple(filled(what.rollout.samples, values)))
     if not isinstance(what, (Sample, Rollout)):
         raise SessionError(
             f"annotate needs a rollout, a batch or a sample, got {type(what).__name__}.",
@@ -56,8 +54,8 @@ def annotate(
     if not written:
         return what
     lengths = [s.response_length for s in written]
-    found = stack.probe("annotate_samples", [s.tokens for s in written], lengths)
-    answers = iter(filled(written, found))
+    values = stack.probe("annotate_samples", [s.tokens for s in written], lengths)
+    answers = iter(filled(written, values))
     done = [next(answers) if s.response_length else s for s in samples]
     return done[0] if isinstance(what, Sample) else what.with_samples(done)
 

@@ -140,12 +140,10 @@ def _of_the_sync(stack: Stack) -> Invariant:
         )
         return Invariant(name, None, bound, None, note)
     ours, before = stack.probe("checksums"), stack.checksums()
-    found = Checksums.of(ours, before, stack.dtype)
-    if found.different:
-        note = (
-            f"not synced: the engine's {', '.join(found.different[:3])} differ from the trainer's"
-        )
-        return Invariant(name, float(len(found.different)), bound, False, note)
+    sums = Checksums.of(ours, before, stack.dtype)
+    if sums.different:
+        note = f"not synced: the engine's {', '.join(sums.different[:3])} differ from the trainer's"
+        return Invariant(name, float(len(sums.different)), bound, False, note)
     stack.sync(stack.engine_version)
     once = stack.checksums()
     stack.sync(stack.engine_version)
@@ -156,5 +154,5 @@ def _of_the_sync(stack: Stack) -> Invariant:
         for parameter in a
         if not a[parameter] == b.get(parameter) == c.get(parameter)
     }
-    note = f"{found.compared} parameters by checksum, equal on both sides"
+    note = f"{sums.compared} parameters by checksum, equal on both sides"
     return Invariant(name, float(len(changed)), bound, not changed, note)

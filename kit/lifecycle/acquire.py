@@ -1,4 +1,4 @@
-"""A stack for a session that starts: one that was left warm, or a new one; and whose turn it is.
+"""A stack for a session that starts: one that was left warm, or a new one; and whose device it is.
 
 On a CPU several sessions run side by side, each under a name of its own. A GPU has one session,
 unless each of them was given a share of it (`memory.device_gib`).
@@ -49,7 +49,7 @@ def launch(stack: Stack, *, anew: bool = False) -> bool:
         taken = None
         for entry, _ in others:
             if not anew and entry.stack in idle and entry.fingerprint == wanted:
-                with suppress(StackError):  # somebody else was quicker
+                with suppress(StackError):  # another process was quicker
                     taken = take_cluster(entry)
                     break
         rest = [pair for pair in others if taken is None or pair[0].stack != taken.stack]
@@ -77,7 +77,7 @@ def launch(stack: Stack, *, anew: bool = False) -> bool:
 
 
 def _idle(entry: Entry, state: dict[str, Any]) -> bool:
-    """Has nobody anything to lose by its end? It was left warm, or lost before its first step."""
+    """Whether ending it loses nothing: it was left warm, or lost its kernel before a step."""
     if state["driver"] is not None or not entry.ready:
         return False
     if state["warm"]:
@@ -98,7 +98,7 @@ def _free_name(name: str, driven: Iterable[tuple[Entry, dict[str, Any] | None]])
         raise SessionError(
             f"There is a session {name!r} already.",
             why=_whose(entry, state),
-            fix=_ways_out(entry, state) + " Or choose another `name` in the configuration.",
+            fix=_fixes(entry, state) + " Or choose another `name` in the configuration.",
         )
     free = next(f"{name}-{i}" for i in itertools.count(2) if f"{name}-{i}" not in used)
     if state and state["driver"] is None:
@@ -128,14 +128,14 @@ def make_room(
         raise SessionError(
             f"The GPU belongs to the session {entry.name!r}: {share}.",
             why=_whose(entry, state),
-            fix=_ways_out(entry, state) + " To have both side by side, start each with "
+            fix=_fixes(entry, state) + " To have both side by side, start each with "
             "`memory.device_gib`, its share.",
         )
     if (needed := own + sum(share for share in shares if share)) * GIB > total:
         raise SessionError(
             f"The shares of all sessions would be {needed:g} GiB; the GPU has {in_gib(total)}.",
             why=_whose(entry, state),
-            fix=f"lower memory.device_gib, which is {own:g}. Or: {_ways_out(entry, state)}",
+            fix=f"lower memory.device_gib, which is {own:g}. Or: {_fixes(entry, state)}",
         )
 
 
@@ -147,7 +147,7 @@ def _whose(entry: Entry, state: dict[str, Any] | None) -> str:
     return f"The kernel that drove {entry.name!r} is gone; it waits for another one{ends}."
 
 
-def _ways_out(entry: Entry, state: dict[str, Any] | None) -> str:
+def _fixes(entry: Entry, state: dict[str, Any] | None) -> str:
     if state and state["driver"] is not None:
         return (
             "close it there (`session.close()`, or shut its kernel down), or end it with "

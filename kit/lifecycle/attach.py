@@ -42,7 +42,7 @@ def sessions() -> Sessions:
     """The sessions that live now, of all processes of this person."""
     from kit.cluster import lease, processes, registry
 
-    found = []
+    living = []
     for entry in registry.living():
         state = lease.state_of(entry.folder)
         if state is None:
@@ -52,7 +52,7 @@ def sessions() -> Sessions:
         if entry.ready and not state["warm"]:
             with suppress(SessionError):
                 step = int(journal.noted(entry.folder)["now"]["step_count"])
-        found.append(
+        living.append(
             LivingSession(
                 name=entry.name,
                 id=entry.stack,
@@ -68,7 +68,7 @@ def sessions() -> Sessions:
                 directory=entry.folder,
             )
         )
-    return Sessions(tuple(found))
+    return Sessions(tuple(living))
 
 
 def attach(
@@ -105,16 +105,16 @@ def attach(
         stack = parts.prepare(data, eval_data, reward)
         stack.launch(cluster)
         parts.sampler.load_tokenizer()
-        found = stack.reattach(start["info"])
-        trainers = found.trainers
+        rejoined = stack.reattach(start["info"])
+        trainers = rejoined.trainers
         finished = _update_was_made(notes, trainers)
         row = notes["then"]["state"] if finished else notes["now"]
         _refuse_other_updates(entry.name, row["step_count"], trainers.updates)
         held_names = trainers.snapshots
         journal.restore(entry.folder, row, parts.state, stack, parts.snapshots, held_names)
-        for nobodys in set(held_names) - parts.snapshots.keys():
-            stack.forget(nobodys)
-        if found.interrupted_sync:
+        for unknown in set(held_names) - parts.snapshots.keys():
+            stack.forget(unknown)
+        if rejoined.interrupted_sync:
             stack.sync(stack.trainer_version)
         parts.run(stack)
     except BaseException:
@@ -221,8 +221,8 @@ def _passed_again(
     name: str, passed: dict[str, Any], data: Any, eval_data: Any, reward: Reward | None
 ) -> Reward | None:
     """The reward to go on with. Raises SessionError where something was passed and is not now."""
-    given = {"data": data, "eval_data": eval_data, "reward": reward}
-    missing = [key for key, was in passed.items() if was is True and given[key] is None]
+    passed_now = {"data": data, "eval_data": eval_data, "reward": reward}
+    missing = [key for key, was in passed.items() if was is True and passed_now[key] is None]
     if missing:
         words = {
             "data": "training prompts",

@@ -109,7 +109,7 @@ class Journal:
         try:
             write()
         except (OSError, TypeError, ValueError) as error:
-            # Older notes would let somebody go on from a place that is past.
+            # Older notes would let a session be attached at a step that is past.
             (self.folder / STATE).unlink(missing_ok=True)
             if not self._failed:
                 warnings.warn(

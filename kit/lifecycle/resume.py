@@ -40,7 +40,7 @@ SAVE_SECONDS = 300.0
 """How long a batch run trains between two checkpoints, where nothing else is said."""
 
 SHARE = 0.02
-"""Of the time, at most, that goes into those checkpoints."""
+"""Largest share of the time that goes into those checkpoints."""
 
 
 class CheckpointClock:

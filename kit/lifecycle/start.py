@@ -72,7 +72,7 @@ class SessionParts:
         self.start_seconds = 0.0
         self._stack: Stack | None = None
         self._last_versions = 0, 0
-        """Of engine and trainer, when the session was closed."""
+        """Weight versions of engine and trainer when the session was closed."""
         self._passed: dict[str, Any] = {}
         """What was passed to `start` as objects, which go with the kernel."""
 
@@ -188,7 +188,7 @@ class SessionParts:
         self.journal = Journal(stack.cluster.directory, self.state, stack, self.snapshots)
         self.journal.start({"passed": self._passed, "info": stack.description})
         self.note()
-        # A batch run has nobody who would come back for it.
+        # A batch run's kernel never comes back to attach.
         lease = 0.0 if recorder else config.stack.lease
         stack.cluster.ready(lease, fingerprint=fingerprint(stack.settings))
         _running.add(self)
@@ -235,7 +235,7 @@ class SessionParts:
         seconds = self.state.config.stack.keep_warm or (WARM_SECONDS if keep_warm else 0.0)
         if current_run():
             seconds = _warm_seconds() if current_group() else 0.0
-        with held():  # closed by half, nobody could reach the stack any more
+        with held():  # a stack that is closed by half could not be reached any more
             stack, whole = self._let_go()
             if stack and seconds and whole:
                 stack.leave(seconds, warm=True)
@@ -243,7 +243,7 @@ class SessionParts:
                 stack.close()
 
     def _let_go(self) -> tuple[Stack | None, bool]:
-        """Stop training, and be closed: (the stack, if there is one; has it all its parts?)."""
+        """Stop training and detach: (the stack, if there is one; whether all its parts live)."""
         stack, training = self._stack, self.lock.training
         if stack is None:
             return None, False
@@ -347,7 +347,7 @@ def _warm_seconds() -> float:
 
 
 def _kernel_restarts() -> bool:
-    """Does this process end because Jupyter was told to restart its kernel?"""
+    """Whether this process ends because Jupyter was told to restart its kernel."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     message = getattr(getattr(shell, "kernel", None), "_shutdown_message", None)

@@ -267,8 +267,8 @@ def as_rows(prompts: Sequence[str | Messages] | None) -> list[PromptRow]:
             f"generate needs a list of prompts, got {prompts!r}.",
             fix="write session.generate(['12+34=']).",
         )
-    given: Sequence[Any] = prompts
-    for number, prompt in enumerate(given, start=1):
+    unchecked: Sequence[Any] = prompts
+    for number, prompt in enumerate(unchecked, start=1):
         if isinstance(prompt, dict):
             raise DataError(
                 f"Prompt {number} is one chat message, not a conversation.",
@@ -342,5 +342,5 @@ class RolloutStream:
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self._engine_failed = isinstance(error, StackError)
         if error and not self._engine_failed:
-            with held(), suppress(StackError):  # what went wrong first is what is told
+            with held(), suppress(StackError):  # the first error is the one to raise
                 self._parts.stop()

@@ -79,7 +79,7 @@ def k1(differences: Sequence[float]) -> float:
 
 
 def k3(differences: Sequence[float]) -> float:
-    """The same with less noise, never below 0."""
+    """KL(rollout || trainer), nats a token, with less noise than `k1` and never below 0."""
     return _kl([min(d, LARGEST_LOG_RATIO) for d in differences], "k3")
 
 

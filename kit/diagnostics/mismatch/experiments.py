@@ -114,7 +114,7 @@ class Experiments:
     def with_tokens(
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
     ) -> Experiments:
-        """The same samples with other tokens."""
+        """Experiments on the same samples with other tokens."""
         changed = [
             replace(
                 sample,

@@ -1,4 +1,4 @@
-"""One experiment for each cause: one thing is changed; does the difference go away?"""
+"""One experiment for each cause: one thing is changed, to see whether the difference goes away."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def weights(lab: Experiments) -> Finding:
     trainer, engine = lab.report.trainer_version, lab.engine_version
     wrote = ", ".join(map(str, lab.report.rollout_versions)) or "unknown"
     lines = [f"weight versions: rollout {wrote}, engine {engine}, trainer {trainer}"]
-    found = compare_checksums(lab)
-    lines += found.lines()
+    sums = compare_checksums(lab)
+    lines += sums.lines()
     if any(version != trainer for version in lab.report.rollout_versions):
         # The words with both versions are in the report already.
         return Finding(tuple(lines), "stale_weights", lab.report.cause)
-    if found.different:
-        names = ", ".join(found.different[:3]) + (" ..." if len(found.different) > 3 else "")
+    if sums.different:
+        names = ", ".join(sums.different[:3]) + (" ..." if len(sums.different) > 3 else "")
         words = (
-            f"Stale weights: both sides claim version {trainer}, but {len(found.different)} of "
-            f"{found.compared} parameters differ ({names}). Something changed one side's weights "
+            f"Stale weights: both sides claim version {trainer}, but {len(sums.different)} of "
+            f"{sums.compared} parameters differ ({names}). Something changed one side's weights "
             f"without a hand-over. Call session.sync() and generate again."
         )
         return Finding(tuple(lines), "stale_weights", words)
@@ -63,7 +63,7 @@ def compare_checksums(lab: Experiments) -> Checksums:
 
 
 def tokens(lab: Experiments) -> Finding:
-    """Do the log-probs belong to these tokens, and the prompt to the chat template?"""
+    """Check that the log-probs belong to these tokens, and the prompt to the chat template."""
     uneven = [s for s in lab.samples if len(s.rollout_log_probs or []) != s.response_length]
     renamed = [s for s in lab.samples if _reads_otherwise(lab, s)]
     prompts = [_rendered(lab, s) for s in lab.samples]
@@ -138,7 +138,7 @@ def _as_written(lab: Experiments, sample: Sample) -> list[int]:
 
 
 def repetition(lab: Experiments) -> Finding:
-    """The same pass twice: a model that drops something at random does not repeat itself."""
+    """Run a pass twice: a model that drops something at random does not repeat itself."""
     first, second = (lab.recompute(seed=seed) for seed in (1, 2))
     apart = lab.gap(first, second)
     lines = (f"the trainer's pass repeated: mean difference {amount(apart)}",)
@@ -148,7 +148,7 @@ def repetition(lab: Experiments) -> Finding:
 
 
 def training_mode(lab: Experiments) -> Finding:
-    """The same pass in training mode, in which an update computes."""
+    """Run a pass in training mode, in which an update computes."""
     still, moving = (lab.recompute(training_mode=mode) for mode in (False, True))
     apart = lab.gap(still, moving)
     lines = (f"the trainer in training mode against evaluation: mean difference {amount(apart)}",)
@@ -193,7 +193,7 @@ def _scores(rescored: list[object]) -> Rows:
 
 
 def sampling(lab: Experiments) -> Finding:
-    """Another temperature, or log-probs after top-k and top-p: do they fit the rollout?"""
+    """Try other temperatures, and log-probs after top-k and top-p, to see which fit the rollout."""
     best, after, same = fitting_temperature(lab)
     lines = [
         f"the rollout fits temperature {best:.3g} best: mean difference {amount(after)} "
@@ -249,8 +249,8 @@ def fitting_temperature(lab: Experiments) -> tuple[float, float, float]:
     def attempt(temperatures: list[float]) -> float:
         new = [t for t in temperatures if t not in tried]
         for temperature, rows in zip(new, lab.sampled([(t, 1.0, -1) for t in new]), strict=True):
-            found = lab.gap(rows, lab.recorded)
-            tried[temperature] = math.inf if math.isnan(found) else found
+            gap = lab.gap(rows, lab.recorded)
+            tried[temperature] = math.inf if math.isnan(gap) else gap
         return min(tried, key=lambda t: tried[t])
 
     likely = {1.0, lab.temperature, lab.config.evaluation.temperature or 1.0}
