@@ -249,13 +249,7 @@ def refuse_code(config: SessionConfig, folder: str | Path) -> None:
 
 
 def restore(state: TrainState, stack: Stack, folder: Path, row: dict[str, Any]) -> None:
-    """Bring a session to where the checkpoint was made, engine included.
-
-    Args:
-        state: the session's.
-        stack: the session's.
-        folder: the checkpoint.
-        row: its state, as `read` returned it.
+    """Bring a session to where the checkpoint was made, engine included; `read` gave `row`.
 
     Raises:
         CheckpointError, DataError: it cannot be read, or belongs to something else; the session is

@@ -33,17 +33,7 @@ def check(
     sampler: PromptSampler,
     compare: Callable[[Rollout], MismatchReport],
 ) -> CheckReport:
-    """Look at every invariant.
-
-    Args:
-        state: the session's; it is as it was afterwards.
-        stack: the session's.
-        sampler: writes the responses that are looked at.
-        compare: compares a rollout's log-probs with the trainer's.
-
-    Raises:
-        DataError: no response has a token.
-    """
+    """Look at every invariant. Raises DataError where no response has a token."""
     begin = time.perf_counter()
     rollout = _rollout(state, stack, sampler)
     samples = [s for s in rollout if s.response_length and s.rollout_log_probs]

@@ -131,14 +131,7 @@ def complete(
     sync: Callable[[], SyncReport],
     evaluate: Callable[[], EvalReport],
 ) -> None:
-    """Do what would have followed on the update, had the kernel lived.
-
-    Args:
-        parts: of a session whose update was made.
-        unfinished: the step.
-        sync: hands the new weights to the engine.
-        evaluate: answers held-out prompts.
-    """
+    """Do what would have followed on the update, had the kernel lived."""
     note, trainers, rollout = unfinished.note, unfinished.trainers, parts.state.last_rollout
     if rollout is None or not trainers.last_update:
         return

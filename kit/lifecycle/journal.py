@@ -46,14 +46,7 @@ FORMAT = 1
 
 
 class Journal:
-    """One session's notes, in a folder of their own. Nothing here ever stops the session.
-
-    Args:
-        directory: of the stack.
-        state: what is noted.
-        versions: numbers the weights: the stack.
-        snapshots: whose half that is not the trainers' is noted too.
-    """
+    """One session's notes, in a folder of their own. Nothing here ever stops the session."""
 
     def __init__(
         self,
@@ -274,15 +267,10 @@ def restore(
     snapshots: SnapshotStore,
     held: Collection[str],
 ) -> None:
-    """Bring a session to what was noted. Raises DataError where its prompts are others.
+    """Bring a session to what was noted, and its snapshots that are still held.
 
-    Args:
-        directory: of the stack.
-        row: what was noted of the session.
-        state: becomes what it was.
-        versions: the stack, whose weights get the numbers of then.
-        snapshots: those that are still held are added.
-        held: names of the snapshots that the trainers have in memory.
+    `held` are the names of those that the trainers have in memory. Raises DataError where the
+    session's prompts are others.
     """
     folder = directory / FOLDER
     name, rows = row["history"]

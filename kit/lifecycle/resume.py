@@ -61,13 +61,7 @@ class CheckpointClock:
 
 
 def begin_training(state: TrainState, stack: Stack, recorder: Recorder, total: int) -> int:
-    """Note that a training begins, and load the newest checkpoint of it, if there is one.
-
-    Args:
-        state: of the session that trains.
-        stack: of the session that trains.
-        recorder: of the run.
-        total: how many steps the training has.
+    """Note that a training of so many steps begins, and load the newest checkpoint of it, if any.
 
     Returns:
         How many of its steps the checkpoint held.

@@ -61,13 +61,8 @@ def hand_over(
 ) -> StepReport:
     """Sync, put the step's metrics into the history, and note the step as the session's last.
 
-    Args:
-        state: with the update applied.
-        sync: hands the new weights to the engine.
-        rollout: what the update was trained on.
-        update: the update.
-        checked: the mismatch check, where one was due.
-        begin: when the step began, in seconds of `time.perf_counter()`.
+    `checked` is the mismatch check, where one was due; `begin` is when the step began, in seconds
+    of `time.perf_counter()`.
     """
     synced = sync()
     metrics = step_metrics(rollout, update, synced, time.perf_counter() - begin)
@@ -85,14 +80,8 @@ def finish(
 ) -> StepReport:
     """Evaluate and save where it is due, and write the step's metrics.
 
-    An interrupt of the evaluation or of saving leaves a step that is done, and written down.
-
-    Args:
-        state: with the update applied, and the step's metrics in its history.
-        stack: its engine has the new weights.
-        tracker: where the metrics go.
-        evaluate: answers held-out prompts.
-        done: the step; the evaluation's metrics are added to its own.
+    The evaluation's metrics are added to those of the step. An interrupt of the evaluation or of
+    saving leaves a step that is done, and written down.
     """
     step = done.step + 1
     try:

@@ -15,13 +15,7 @@ from kit.tracking.run_folder import CONFIG, SAMPLES, find_run
 
 
 def replay(run: str | Path, step: int | None, tokenizer: Any, model_name: str) -> Rollout:
-    """The rollout of a recorded step, as it was scored then.
-
-    Args:
-        run: its folder or name, as `find_run` takes it.
-        step: which one; None takes the newest that was kept.
-        tokenizer: the session's; it has to be the one that wrote the rollout.
-        model_name: the session's, for the message.
+    """The rollout of a recorded step, as it was scored then; without a step, of the newest kept.
 
     Raises:
         RunError: there is no such run.
