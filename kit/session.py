@@ -292,9 +292,7 @@ class RLSession:
         )
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        from kit.viz import show_report
-
-        return show_report(self._parts.overview())
+        return self._parts.overview()._repr_mimebundle_()
 
     @property
     def _lock(self) -> SessionLock:

@@ -29,6 +29,11 @@ class Stage:
     since: float
     """When it began, in seconds of `time.time()`."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether it has nothing left to do."""
+        return self.words == READY
+
 
 def report(who: str, stage: str) -> None:
     """Say what this process does from now on; nothing where no client has asked for it.
@@ -58,7 +63,7 @@ def read(directory: str | Path) -> dict[str, Stage]:
 
 
 def _behind(told: list[Stage]) -> Stage:
-    working = [stage for stage in told if stage.words != READY]
+    working = [stage for stage in told if not stage.ready]
     if working:
         return min(working, key=lambda stage: stage.since)
     return max(told, key=lambda stage: stage.since)

@@ -38,9 +38,10 @@ from kit.config.sections import (
 from kit.config.training import TrainingConfig
 from kit.config.validation import check_rollout_policies, explain
 from kit.errors import ConfigError, did_you_mean
+from kit.utils.display import Displayed
 
 
-class SessionConfig(Section):
+class SessionConfig(Section, Displayed):
     """All settings. `SessionConfig()` is the tiny preset's model with plain defaults."""
 
     name: str = UNNAMED
@@ -173,11 +174,6 @@ class SessionConfig(Section):
 
     def __str__(self) -> str:
         return self.to_yaml()
-
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        from kit.viz import show_config
-
-        return show_config(self)
 
 
 class _Loader(yaml.SafeLoader):

@@ -112,6 +112,7 @@ class SessionParts:
 
     def start(self, data: Any, eval_data: Any, reward: Reward | None) -> None:
         """Check everything, start the stack, and run. Nothing is left where it fails."""
+        from kit.cluster import progress
         from kit.lifecycle import acquire
         from kit.viz.live.progress import Starting
 
@@ -123,7 +124,8 @@ class SessionParts:
                 warm = acquire.launch(stack)
                 self.state.config = stack.config  # it may have got a number behind its name
                 _running.add(self)
-            with Starting(stack.cluster.directory):
+            folder = stack.cluster.directory
+            with Starting(lambda: progress.read(folder), (folder / "address").exists):
                 self.sampler.load_tokenizer()  # while the stack's first process starts
                 if warm:
                     try:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from kit.errors import KitError
 from kit.samples import Rollout, Sample
-from kit.utils.display import Shown
+from kit.utils.display import Shown, pictures
 
 Level = Literal["ok", "note", "problem"]
 
@@ -264,8 +264,6 @@ class RewardTrial(Shown):
 
     def browse(self) -> Any:
         """The rollout as the tried reward scored it, sample by sample; see `Rollout.browse`."""
-        from kit.viz.samples.browser import SampleBrowser
-
         rewards = [[sample.reward for sample in s.rollout] for s in (self.tried, self.against)]
         differences = [
             None if one is None or other is None else one - other
@@ -274,4 +272,4 @@ class RewardTrial(Shown):
         numbers = {"against": rewards[1], "difference": differences}
         if any(seconds is not None for seconds in self.tried.call_seconds):
             numbers["seconds"] = list(self.tried.call_seconds)
-        return SampleBrowser(self.tried.rollout, numbers=numbers)
+        return pictures().browse(self.tried.rollout, numbers=numbers)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from kit.errors import RunError
 from kit.samples import Sample
 from kit.utils import pids
-from kit.utils.display import Shown
+from kit.utils.display import Shown, pictures
 from kit.utils.files import replace_file
 
 RESULT = "result.json"
@@ -301,13 +301,11 @@ class RunComparison(Shown):
         Raises:
             RunError: it cannot be written there.
         """
-        from kit.viz.reports.runs import comparison_page
-
         target = Path(path)
         if target.suffix.lower() not in (".html", ".htm"):
             raise RunError(f"A comparison is a page: {target} should end in .html.")
         try:
-            replace_file(target, comparison_page(self))
+            replace_file(target, pictures().comparison_page(self))
         except OSError as error:
             raise RunError(f"{target} cannot be written.", why=str(error)) from None
         return target

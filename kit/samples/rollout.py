@@ -10,13 +10,14 @@ from typing import Any
 
 from kit.errors import DataError
 from kit.samples.sample import Sample, Status, check_batch
+from kit.utils.display import Displayed, pictures
 from kit.utils.formatting import mean
 
 NEW_TOKENS = "rollout/new_tokens"
 
 
 @dataclass(frozen=True, slots=True)
-class Rollout(Sequence[Sample]):
+class Rollout(Displayed, Sequence[Sample]):
     """The samples of one `generate`, in groups of the same prompt. Shows itself as a table."""
 
     samples: tuple[Sample, ...]
@@ -111,9 +112,7 @@ class Rollout(Sequence[Sample]):
 
     def browse(self, labels: Sequence[str] = ("good", "bad", "odd")) -> Any:
         """Look through the samples in a notebook: filter, sort, step, mark with these labels."""
-        from kit.viz.samples.browser import SampleBrowser
-
-        return SampleBrowser(self, labels)
+        return pictures().browse(self, labels)
 
     def to_pandas(self) -> Any:
         """One row a sample, with the columns a person sorts by."""
@@ -134,14 +133,9 @@ class Rollout(Sequence[Sample]):
 
         return read_rollout(path)
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        from kit.viz import show_rollout
-
-        return show_rollout(self)
-
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Displayed):
     """What an update will see: the samples that train, and the advantage of each.
 
     Failed samples and their groups are already left out; `left_out` says which and why.
@@ -180,8 +174,3 @@ class Batch:
             ),
             self.step,
         )
-
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        from kit.viz import show_batch
-
-        return show_batch(self)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from kit.errors import DataError
 from kit.samples import token_values as by_token
+from kit.utils.display import Displayed, Picture, pictures
 
 if TYPE_CHECKING:
     from kit.samples.rollout import Batch
-    from kit.utils.display import Picture
 
 
 Messages = list[dict[str, str]]
@@ -39,7 +39,7 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class Sample(Displayed):
     """One response to one prompt, with everything that training needs to know about it."""
 
     group_index: int = 0
@@ -125,9 +125,8 @@ class Sample:
         Raises:
             DataError: it is not known of this sample; the message says what to call.
         """
-        from kit.viz.samples.strip import show_strip
-
-        return show_strip(self, quantity, start)
+        drawn: Picture = pictures().show_strip(self, quantity, start)
+        return drawn
 
     def to_pandas(self) -> Any:
         """One row a response token, with a column for each quantity that is known."""
@@ -220,11 +219,6 @@ class Sample:
                 fix=f"Keep only: {', '.join(sorted(known))}.",
             )
         return cls(**dict(row) | {"status": Status(row.get("status", "pending"))})
-
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        from kit.viz import show_sample
-
-        return show_sample(self)
 
 
 def check_sample(sample: Sample) -> None:

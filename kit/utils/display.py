@@ -1,4 +1,9 @@
-"""What a notebook and a terminal show of a result; the one door to `kit.viz`."""
+"""What a notebook and a terminal show of a result, and the one door from results to pictures.
+
+Results stand below `kit.viz` and know nothing of it. They ask here for their picture, and `kit.viz`
+has a function for each kind of result (`kit.viz.render`), which is loaded when the first is asked
+for.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kit.utils.formatting import visible
+
+Bundle = dict[str, str]
+"""What a notebook stores of a result, by MIME type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,23 +33,32 @@ class Picture:
         return bundle(self.html, self.plain) | image
 
 
-Bundle = dict[str, str]
-
-
 def bundle(html: str, plain: str) -> Bundle:
     """What a notebook stores of a result. A terminal is as open to hidden characters as a page."""
     return {"text/html": html, "text/plain": visible(plain)}
 
 
-class Shown:
-    """A result that `kit.viz.show_report` knows how to draw."""
+def pictures() -> Any:
+    """The module `kit.viz`: the only way from a result to a picture of it."""
+    from kit import viz
+
+    return viz
+
+
+class Displayed:
+    """A result that a notebook shows as `kit.viz.render` draws it."""
 
     __slots__ = ()
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        from kit.viz import show_report
+    def _repr_mimebundle_(self, **_: Any) -> Bundle:
+        drawn: Bundle = pictures().render(self)
+        return drawn
 
-        return show_report(self)
+
+class Shown(Displayed):
+    """A result that a terminal shows so too: its `str` is the plain text of its display."""
+
+    __slots__ = ()
 
     def __str__(self) -> str:
         return self._repr_mimebundle_()["text/plain"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from kit.utils.display import Bundle, bundle
 from kit.utils.formatting import count, cut, number, one_line, visible
 from kit.viz.theme import style_sheet
 
@@ -49,6 +50,11 @@ def page(*children: Child) -> str:
     which are plain ASCII.
     """
     return part(style(), *children)
+
+
+def in_page(html: Child, plain: str) -> Bundle:
+    """What a notebook stores of one display: a whole page, and the same in plain text."""
+    return bundle(page(html), plain)
 
 
 def part(*children: Child) -> str:

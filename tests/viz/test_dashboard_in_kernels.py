@@ -65,10 +65,10 @@ def test_a_kernel_knows_whether_somebody_looks(
 
 
 START = """
-from pathlib import Path
-import threading, kit.viz.live.progress as module
-module.PATIENCE = 0.0
-with module.Starting(Path("/nowhere")) as starting:
+import threading
+from kit.viz.live import progress
+progress.PATIENCE = 0.0
+with progress.Starting(dict, lambda: False) as starting:
     for _ in range(300 if starting._watched else 1):
         if not starting.line:
             threading.Event().wait(0.1)

@@ -11,8 +11,9 @@ from kit import RLSession
 from kit.config import SessionConfig
 from kit.reports import CurvePoint, SyncReport, TrainReport
 from kit.samples import Rollout
+from kit.utils.display import Bundle, Shown, bundle
 from kit.utils.formatting import data_size, duration, number
-from kit.viz import show_report
+from kit.viz import render, show_report
 from kit.viz.reports.evaluation import interval, right_and_wrong, wilson
 from kit.viz.reports.training import phases
 from kit.viz.reports.update import update_concerns
@@ -302,6 +303,19 @@ def test_settings_show_what_was_changed_and_what_each_does(html: Show, plain: Sh
 def test_a_thing_that_is_no_report_is_refused() -> None:
     with pytest.raises(TypeError, match="no display for dict"):
         show_report({})  # type: ignore[arg-type]
+
+
+class Verdict(Shown):
+    """A kind of result that the kit does not know."""
+
+
+def test_another_package_adds_the_display_of_its_own_kind_of_result() -> None:
+    @render.register(Verdict)
+    def show_verdict(verdict: Verdict) -> Bundle:
+        return bundle("<b>guilty</b>", "guilty")
+
+    assert Verdict()._repr_mimebundle_() == bundle("<b>guilty</b>", "guilty")
+    assert str(Verdict()) == "guilty"
 
 
 @pytest.mark.parametrize(

@@ -57,23 +57,24 @@ def test_a_stage_stays_in_its_place_whatever_it_says(text: str) -> None:
 
 
 def test_where_nobody_watches_nothing_is_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("kit.viz.live.progress.PATIENCE", 0.0)
     heard = io.StringIO()
     monkeypatch.setattr(sys, "stderr", heard)
-    with Starting(tmp_path) as starting:
+    with Starting(dict, lambda: False) as starting:
         pass
     assert (starting.line, heard.getvalue()) == ("", "")
 
 
-def in_a_terminal(folder: Path, body: str, patience: float) -> str:
+def in_a_terminal(body: str, patience: float) -> str:
     """What a terminal gets from a start whose block is `body`."""
     code = f"""
+    import threading
     from pathlib import Path
-    import threading, kit.viz.live.progress as module
-    module.PATIENCE = {patience}
-    with module.Starting(Path({str(folder)!r})) as starting:
+    from kit.viz.live import progress
+    progress.PATIENCE = {patience}
+    with progress.Starting(dict, lambda: False) as starting:
         {body}
     """
     master, slave = pty.openpty()
@@ -95,25 +96,25 @@ def in_a_terminal(folder: Path, body: str, patience: float) -> str:
 SHOWN_ONCE = "\n        ".join(("while not starting.line:", "    threading.Event().wait(0.01)"))
 
 
-def test_a_terminal_keeps_one_line_of_a_start(tmp_path: Path) -> None:
-    heard = in_a_terminal(tmp_path, SHOWN_ONCE, patience=0.0)
+def test_a_terminal_keeps_one_line_of_a_start() -> None:
+    heard = in_a_terminal(SHOWN_ONCE, patience=0.0)
     first, *_, last = heard.split("\r\x1b[K")[1:]
     assert re.match(r"starting \d+ s · Ray", first)
     assert last.startswith("Started in ")
     assert heard.count("\n") == 1
 
 
-def test_a_terminal_keeps_nothing_of_a_start_that_failed(tmp_path: Path) -> None:
-    heard = in_a_terminal(tmp_path, f"{SHOWN_ONCE}\n        raise SystemExit(1)", patience=0.0)
+def test_a_terminal_keeps_nothing_of_a_start_that_failed() -> None:
+    heard = in_a_terminal(f"{SHOWN_ONCE}\n        raise SystemExit(1)", patience=0.0)
     assert heard.endswith("\r\x1b[K")
     assert "Started" not in heard
 
 
 def test_a_line_that_cannot_be_shown_costs_the_start_nothing(tmp_path: Path) -> None:
     body = f"import sys; sys.stderr.close()\n        {SHOWN_ONCE}\n        Path('done').touch()"
-    in_a_terminal(tmp_path, body.replace("'done'", repr(str(tmp_path / "done"))), patience=0.0)
+    in_a_terminal(body.replace("'done'", repr(str(tmp_path / "done"))), patience=0.0)
     assert (tmp_path / "done").exists()
 
 
-def test_a_quick_start_shows_nothing(tmp_path: Path) -> None:
-    assert in_a_terminal(tmp_path, "pass", patience=1000.0) == ""
+def test_a_quick_start_shows_nothing() -> None:
+    assert in_a_terminal("pass", patience=1000.0) == ""

@@ -13,10 +13,12 @@ from dataclasses import replace
 from markupsafe import Markup
 
 from kit.reports import REWARD, StepReport, TrainingStatus
+from kit.utils.display import Bundle
 from kit.utils.formatting import both_ends, count, duration, mean, number, shorten
 from kit.viz.curves import Curve, run_curves
-from kit.viz.html import Child, Column, badge, join, note, number_bar, table, tag, title
+from kit.viz.html import Child, Column, badge, in_page, join, note, number_bar, table, tag, title
 from kit.viz.panels import caption, panels, shifted
+from kit.viz.render import render
 from kit.viz.reports.training import phase_bar, phases, step_concerns
 from kit.viz.reports.update import concern_list
 from kit.viz.samples.rollout import STATUS_SIGNS, reward_scale
@@ -57,6 +59,12 @@ _ASKED = {
     "pause": "‖ Pausing after this step",
     "stop": "■ Stopping after this step",
 }
+
+
+@render.register(TrainingStatus)
+def show_status(status: TrainingStatus) -> Bundle:
+    """HTML and plain text of a training under way."""
+    return in_page(dashboard_html(status), dashboard_plain(status))
 
 
 def state_words(status: TrainingStatus) -> tuple[str, str]:

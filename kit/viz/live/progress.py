@@ -10,12 +10,11 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from html import escape
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
-from kit.cluster import progress
 from kit.reports import REWARD, StepReport
 from kit.utils.display import Bundle, bundle
 from kit.utils.formatting import duration, one_line
@@ -86,6 +85,22 @@ POLL_SECONDS = 0.2
 SIDES = ("engine", "trainer")
 
 
+class Stage(Protocol):
+    """What one side of the stack does while it starts; `kit.cluster.progress.Stage` is one."""
+
+    @property
+    def words(self) -> str:
+        """What it does, such as `loading weights`."""
+
+    @property
+    def since(self) -> float:
+        """When it began, in seconds of `time.time()`."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has nothing left to do."""
+
+
 class Starting:
     """Shows the stages of engine and trainer side by side while the block runs.
 
@@ -93,11 +108,12 @@ class Starting:
     none does. Where nobody watches, as in a batch run, nothing is shown.
 
     Args:
-        directory: the stack's, where its processes tell their stages.
+        stages: tells the stages of `engine` and `trainer`, as far as they are known.
+        ray: tells whether Ray's head is up.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, stages: Callable[[], Mapping[str, Stage]], ray: Callable[[], bool]) -> None:
+        self._stages, self._ray = stages, ray
         self.begin = time.time()
         self.line = ""
         """What is shown now; empty before the first time."""
@@ -121,17 +137,14 @@ class Starting:
         self._ended.set()
         self._thread.join()
         if self.line:
-            done = (
-                "" if error else done_line(self.begin, progress.read(self.directory), time.time())
-            )
+            done = "" if error else done_line(self.begin, self._stages(), time.time())
             self._draw(done, end="\n" if done else "")
 
     def _follow(self) -> None:
         wait = PATIENCE
         while not self._ended.wait(wait):
             wait = POLL_SECONDS
-            started = (self.directory / "address").exists()
-            line = under_way(self.begin, progress.read(self.directory), time.time(), ray=started)
+            line = under_way(self.begin, self._stages(), time.time(), ray=self._ray())
             if line != self.line:
                 self._draw(line)
 
@@ -153,12 +166,12 @@ class Starting:
             self._handle = show(shown(line), raw=True, display_id=True)
 
 
-def under_way(begin: float, found: dict[str, progress.Stage], now: float, *, ray: bool) -> str:
+def under_way(begin: float, stages: Mapping[str, Stage], now: float, *, ray: bool) -> str:
     """`starting 23 s · engine: loading weights 12 s · trainer: ready`.
 
     Args:
         begin: of the start, in seconds of `time.time()`, as are all times here.
-        found: what the processes have told.
+        stages: what the processes have told.
         now: the time.
         ray: is Ray's head up?
     """
@@ -166,22 +179,22 @@ def under_way(begin: float, found: dict[str, progress.Stage], now: float, *, ray
     if not ray:
         return f"{parts[0]} · Ray"
     for side in SIDES:
-        stage = found.get(side)
+        stage = stages.get(side)
         if stage is None:
             parts.append(f"{side}: process, imports")
-        elif stage.words == progress.READY:
+        elif stage.ready:
             parts.append(f"{side}: ready")
         else:
             parts.append(f"{side}: {one_line(stage.words)} {max(now - stage.since, 0):.0f} s")
     return " · ".join(parts)
 
 
-def done_line(begin: float, found: dict[str, progress.Stage], now: float) -> str:
+def done_line(begin: float, stages: Mapping[str, Stage], now: float) -> str:
     """`Started in 41.3 s: engine after 38.0 s, trainer after 41.0 s`, and a full stop."""
     ready = [
-        f"{side} after {duration(max(found[side].since - begin, 0))}"
+        f"{side} after {duration(max(stages[side].since - begin, 0))}"
         for side in SIDES
-        if side in found and found[side].words == progress.READY
+        if side in stages and stages[side].ready
     ]
     return f"Started in {duration(now - begin)}{': ' if ready else ''}{', '.join(ready)}."
 

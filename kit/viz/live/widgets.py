@@ -1,8 +1,8 @@
 """The dashboard in a notebook: widgets while the kernel lives, and a picture that stays.
 
-There are two outputs, for the reason that `kit.viz.lasting` gives: the widgets, and under them the
-same picture as plain HTML, brought up to date now and then. At the end the widgets leave and the
-picture stays.
+There are two outputs, for the reason that `kit.viz.live.frontend` gives: the widgets, and under
+them the same picture as plain HTML, brought up to date now and then. At the end the widgets leave
+and the picture stays.
 
 A thread draws, at most twice a second and seldom enough to cost the steps little; the training's
 own thread only says that something has changed.
@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from kit.errors import SessionError
 from kit.reports import TrainingStatus
@@ -32,10 +32,6 @@ from kit.viz.live.dashboard import (
 )
 from kit.viz.live.frontend import NOTHING, cell, let_clicks_through, new_name, still, view
 
-if TYPE_CHECKING:
-    from kit.lifecycle.train_loop import Training
-
-
 REDRAW_SECONDS = 0.5
 """A faster redraw costs training time and no eye can follow it."""
 
@@ -50,6 +46,44 @@ PICTURE_SECONDS = 15.0
 
 SHARE = 0.02
 """Of the time, at most so much goes into drawing."""
+
+
+class Training(Protocol):
+    """What the dashboard needs of a training; `kit.Training` is one."""
+
+    shown: Any
+    """What displays it, once something does."""
+
+    @property
+    def status(self) -> TrainingStatus:
+        """All that is drawn."""
+
+    @property
+    def state(self) -> str:
+        """The state of `status`, which is cheaper to ask for."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether there will be no further step."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it was told to run, and not to pause or stop since."""
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call a function after every step and every change of state."""
+
+    def pause(self) -> None:
+        """Hold after the step under way."""
+
+    def resume(self) -> None:
+        """Begin, or go on."""
+
+    def step_once(self) -> None:
+        """Do one step, then hold."""
+
+    def stop(self) -> None:
+        """End after the step under way."""
 
 
 def show_training(training: Training, *, live: bool) -> None:

@@ -11,11 +11,19 @@ from markupsafe import Markup
 
 from kit.reports import CheckReport
 from kit.reports.diagnostics import Diagnosis, Finding
+from kit.utils.display import Bundle
 from kit.utils.formatting import columns, count, duration, number, shorten
-from kit.viz.html import Child, Column, badge, fold, join, note, table, tag, title
+from kit.viz.html import Child, Column, badge, fold, in_page, join, note, table, tag, title
+from kit.viz.render import render
 from kit.viz.reports.mismatch import mismatch_html
 
 MARKS = {True: "✓", False: "✗", None: "–"}
+
+
+@render.register(CheckReport)
+def show_check(report: CheckReport) -> Bundle:
+    """HTML and plain text of the check of a healthy start."""
+    return in_page(check_html(report), check_plain(report))
 
 
 def check_title(report: CheckReport) -> str:
@@ -79,6 +87,12 @@ WIDTH = 100
 
 LONGEST = 1_000
 """Characters of one text; only an error that quotes somebody's data could have more."""
+
+
+@render.register(Diagnosis)
+def show_diagnosis(report: Diagnosis) -> Bundle:
+    """HTML and plain text of what a session lacks on this machine."""
+    return in_page(diagnosis_html(report), diagnosis_plain(report))
 
 
 def diagnosis_title(report: Diagnosis) -> str:

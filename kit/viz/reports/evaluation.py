@@ -9,9 +9,24 @@ from markupsafe import Markup
 
 from kit.reports import EvalReport
 from kit.samples import Rollout, Sample
+from kit.utils.display import Bundle
 from kit.utils.formatting import columns, count, duration, number, percent, shorten
 from kit.viz.bars import bars, side_by_side
-from kit.viz.html import Child, Column, bar, facts, fold, join, long_text, note, table, tag, title
+from kit.viz.html import (
+    Child,
+    Column,
+    bar,
+    facts,
+    fold,
+    in_page,
+    join,
+    long_text,
+    note,
+    table,
+    tag,
+    title,
+)
+from kit.viz.render import render
 from kit.viz.samples.rollout import prompt_html, response_cell
 
 _ALIKE = (
@@ -25,6 +40,12 @@ MOST_BARS = 64
 
 SHOWN_EACH = 4
 """Prompts shown of those that are right, and of those that are wrong."""
+
+
+@render.register(EvalReport)
+def show_evaluation(report: EvalReport) -> Bundle:
+    """HTML and plain text of an evaluation."""
+    return in_page(eval_html(report), eval_plain(report))
 
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:

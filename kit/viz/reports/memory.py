@@ -7,8 +7,22 @@ from collections.abc import Iterator, Sequence
 from markupsafe import Markup
 
 from kit.memory.plan import MemoryPlan, Phase
+from kit.utils.display import Bundle
 from kit.utils.formatting import columns, count, in_gib, percent, shorten
-from kit.viz.html import Child, Column, drawing, facts, join, note, spaced, table, tag, title
+from kit.viz.html import (
+    Child,
+    Column,
+    drawing,
+    facts,
+    in_page,
+    join,
+    note,
+    spaced,
+    table,
+    tag,
+    title,
+)
+from kit.viz.render import render
 
 WIDTH, LEFT, RIGHT = 760, 70, 16
 """In CSS pixels: of the drawing, of the phases' names, and of the room after the largest bar."""
@@ -46,6 +60,12 @@ RECOMPUTED = {
     "alternating": "every other layer, and the feed-forward part of those between",
     "full": "each layer",
 }
+
+
+@render.register(MemoryPlan)
+def show_memory(plan: MemoryPlan) -> Bundle:
+    """HTML and plain text of a memory plan."""
+    return in_page(memory_html(plan), memory_plain(plan))
 
 
 def memory_html(plan: MemoryPlan) -> Markup:

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from kit.reports import CurvePoint, MismatchReport, TokenDifference
+from kit.utils.display import Bundle
 from kit.utils.formatting import count, number, one_line, percent, shorten
 from kit.viz.bars import bars, side_by_side
-from kit.viz.html import Child, Column, badge, fold, join, note, table, tag, title
+from kit.viz.html import Child, Column, badge, fold, in_page, join, note, table, tag, title
+from kit.viz.render import render
 
 VERDICTS = {"pass": ("✓ pass", "good"), "warn": ("! warn", "warn"), "fail": ("✗ fail", "bad")}
 
@@ -31,6 +33,12 @@ SIDE = 24
 
 
 MOST_EVIDENCE = 30
+
+
+@render.register(MismatchReport)
+def show_mismatch(report: MismatchReport) -> Bundle:
+    """HTML and plain text of the comparison of trainer and engine."""
+    return in_page(mismatch_html(report), mismatch_plain(report))
 
 
 def verdict_badge(report: MismatchReport) -> Markup:

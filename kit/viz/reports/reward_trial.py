@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from kit.reports import RewardDifference, RewardFailure, RewardTrial, Scoring
 from kit.samples import Sample
+from kit.utils.display import Bundle
 from kit.utils.formatting import columns, count, cut, duration, mean, number, percent, shorten
 from kit.viz.histogram import bins, histogram
 from kit.viz.html import (
@@ -16,6 +17,7 @@ from kit.viz.html import (
     badge,
     bar,
     fold,
+    in_page,
     join,
     long_text,
     note,
@@ -24,6 +26,7 @@ from kit.viz.html import (
     tag,
     title,
 )
+from kit.viz.render import render
 from kit.viz.samples.rollout import heading
 from kit.viz.samples.sample import sample_body, sample_title, strips
 
@@ -40,6 +43,12 @@ SHORT_RESPONSE = 64
 
 
 _TRACEBACK_BYTES = 4_000
+
+
+@render.register(RewardTrial)
+def show_trial(trial: RewardTrial) -> Bundle:
+    """HTML and plain text of a reward tried beside another."""
+    return in_page(trial_html(trial), trial_plain(trial))
 
 
 def trial_html(trial: RewardTrial) -> Markup:

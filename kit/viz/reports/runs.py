@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from kit.reports.runs import Group, RunComparison, Side
+from kit.utils.display import Bundle
 from kit.utils.formatting import columns, count, duration, mean, number, percent, shorten
 from kit.viz.bands import Pen, band_panels
 from kit.viz.html import (
@@ -23,6 +24,7 @@ from kit.viz.html import (
     badge,
     facts,
     fold,
+    in_page,
     join,
     note,
     number_bar,
@@ -31,6 +33,7 @@ from kit.viz.html import (
     tag,
     title,
 )
+from kit.viz.render import render
 from kit.viz.samples.rollout import prompt_html, response_cell, reward_scale
 from kit.viz.theme import DARK, LIGHT
 
@@ -58,6 +61,12 @@ _SIGNS = {
     "killed": "✗ killed",
     "unfinished": "? unfinished",
 }
+
+
+@render.register(RunComparison)
+def show_comparison(compared: RunComparison) -> Bundle:
+    """HTML and plain text of runs side by side."""
+    return in_page(comparison_html(compared), comparison_plain(compared))
 
 
 def comparison_html(compared: RunComparison) -> Markup:

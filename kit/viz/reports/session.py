@@ -14,15 +14,23 @@ from markupsafe import Markup
 
 from kit.reports import SessionState
 from kit.reports.status import LivingSession, Sessions, Snapshot, Snapshots
+from kit.utils.display import Bundle
 from kit.utils.formatting import columns, count, data_size, duration, number, shorten
 from kit.viz.bars import bars
-from kit.viz.html import Child, Column, badge, facts, join, note, table, tag, title
+from kit.viz.html import Child, Column, badge, facts, in_page, join, note, table, tag, title
+from kit.viz.render import render
 
 STATES = {"running": ("✓ running", "good"), "closed": ("■ closed", "warn")}
 
 
 MOST_STEPS = 60
 """Steps whose rewards are drawn, the last ones."""
+
+
+@render.register(SessionState)
+def show_session(state: SessionState) -> Bundle:
+    """HTML and plain text of a session as it stands."""
+    return in_page(session_html(state), session_plain(state))
 
 
 def session_html(state: SessionState) -> Markup:
@@ -108,6 +116,12 @@ LONGEST = 60
 NO_SESSIONS = "No session lives here: `session = RLSession.start(...)` starts one."
 
 
+@render.register(Sessions)
+def show_sessions(report: Sessions) -> Bundle:
+    """HTML and plain text of all living sessions."""
+    return in_page(sessions_html(report), sessions_plain(report))
+
+
 def sessions_title(report: Sessions) -> str:
     """`2 sessions live here`."""
     verb = "lives" if len(report) == 1 else "live"
@@ -186,6 +200,12 @@ def _calls(report: Sessions) -> list[str]:
 NO_SNAPSHOTS = "No snapshots yet: session.snapshot('before') keeps this moment."
 
 
+@render.register(Snapshot)
+def show_snapshot(snapshot: Snapshot) -> Bundle:
+    """HTML and plain text of one snapshot."""
+    return in_page(tag("div", f"✓ {snapshot_line(snapshot)}"), snapshot_line(snapshot))
+
+
 def snapshot_line(kept: Snapshot) -> str:
     """`Snapshot 'before' of step 4: 8.1 MB in host memory; session.restore('before') ...`."""
     return (
@@ -194,9 +214,10 @@ def snapshot_line(kept: Snapshot) -> str:
     )
 
 
-def snapshot_line_html(kept: Snapshot) -> Markup:
-    """The same in a notebook."""
-    return tag("div", f"✓ {snapshot_line(kept)}")
+@render.register(Snapshots)
+def show_snapshots(snapshots: Snapshots) -> Bundle:
+    """HTML and plain text of all snapshots of a session."""
+    return in_page(snapshots_html(snapshots), snapshots_plain(snapshots))
 
 
 def snapshots_html(found: Snapshots) -> Markup:

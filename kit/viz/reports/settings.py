@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kit.config import SessionConfig
 from kit.utils.display import Bundle, bundle
 from kit.utils.formatting import count, shorten
 from kit.viz.html import Child, Column, fold, join, note, page, table, tag, title, with_code
+from kit.viz.render import render
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from kit.config import SessionConfig
 
-
+@render.register(SessionConfig)
 def show_config(config: SessionConfig) -> Bundle:
     """HTML: what differs from the defaults, and all settings folded by section; YAML text."""
     fields = type(config).model_fields

@@ -9,10 +9,12 @@ from markupsafe import Markup
 
 from kit.reports import StepReport, TrainReport
 from kit.tracking.catalog import concerns, short_name
+from kit.utils.display import Bundle
 from kit.utils.formatting import columns, count, duration, mean, number, percent, shorten
 from kit.viz.curves import Row, curve, evaluations_of, rows_of, run_curves
-from kit.viz.html import Column, facts, fold, join, note, spaced, table, tag, title
+from kit.viz.html import Column, facts, fold, in_page, join, note, spaced, table, tag, title
 from kit.viz.plots import CURVES, curves_svg
+from kit.viz.render import render
 from kit.viz.reports.evaluation import eval_headline, eval_html
 from kit.viz.reports.mismatch import VERDICTS, mismatch_html, verdict_badge
 from kit.viz.reports.update import concern_list, sync_line, update_concerns, update_html
@@ -35,6 +37,12 @@ SUMMARY = (
     "train/train_rollout_logprob_abs_diff",
     "perf/step_time",
 )
+
+
+@render.register(StepReport)
+def show_step(report: StepReport) -> Bundle:
+    """HTML and plain text of one step."""
+    return in_page(step_html(report), step_plain(report))
 
 
 def step_facts(report: StepReport) -> list[tuple[str, str]]:
@@ -131,6 +139,12 @@ def step_plain(report: StepReport) -> str:
         lines.append(f"  trainer against engine: {VERDICTS[report.mismatch.verdict][0]}")
     lines += [f"  ! {shorten(name, 60)}: {why}" for name, why in step_concerns(report).items()]
     return "\n".join(lines)
+
+
+@render.register(TrainReport)
+def show_training_run(report: TrainReport) -> Bundle:
+    """HTML and plain text of a training run."""
+    return in_page(train_html(report), train_plain(report))
 
 
 def _train_title(report: TrainReport) -> str:

@@ -9,9 +9,11 @@ from markupsafe import Markup
 
 from kit.reports import Metrics, SyncReport, UpdateReport
 from kit.tracking.catalog import concerns, meaning, short_name, what_is_off
+from kit.utils.display import Bundle
 from kit.utils.formatting import columns, count, data_size, duration, number, shorten
 from kit.viz.bars import bars, side_by_side
-from kit.viz.html import Column, facts, fold, join, note, table, tag, title
+from kit.viz.html import Column, facts, fold, in_page, join, note, table, tag, title
+from kit.viz.render import render
 from kit.viz.samples.batch import left_out
 
 MOST_METRICS = 80
@@ -22,6 +24,12 @@ MOST_STEPS = 64
 
 DRAWN = ("train/loss", "train/ppo_kl", "train/pg_clipfrac", "train/grad_norm")
 """What is drawn of an update with several optimizer steps."""
+
+
+@render.register(UpdateReport)
+def show_update(report: UpdateReport) -> Bundle:
+    """HTML and plain text of what one update did."""
+    return in_page(update_html(report), update_plain(report))
 
 
 def update_title(report: UpdateReport) -> str:
@@ -161,6 +169,12 @@ def _steps(per_step: Sequence[Metrics]) -> Markup:
         table(heads, rows),
         note(count(more, "more step")) if more else None,
     )
+
+
+@render.register(SyncReport)
+def show_sync(report: SyncReport) -> Bundle:
+    """HTML and plain text of a weight sync."""
+    return in_page(tag("div", f"✓ {sync_line(report)}"), sync_line(report))
 
 
 def sync_line(report: SyncReport) -> str:

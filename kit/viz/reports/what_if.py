@@ -10,8 +10,10 @@ from markupsafe import Markup
 
 from kit.reports.what_if import Movement, Trial, WhatIf
 from kit.tracking.catalog import meaning
+from kit.utils.display import Bundle
 from kit.utils.formatting import columns, count, duration, number, percent, shorten
-from kit.viz.html import Child, Column, bar, facts, fold, join, note, table, tag, title
+from kit.viz.html import Child, Column, bar, facts, fold, in_page, join, note, table, tag, title
+from kit.viz.render import render
 from kit.viz.reports.update import mark, update_concerns
 from kit.viz.samples.compare import moved_html, moved_plain, moves
 
@@ -55,6 +57,12 @@ NEXT = (
     "Nothing was kept: weights, optimizer and engine are as before. session.keep(tried, i) makes "
     "the update of row i for good, where `tried` is this result."
 )
+
+
+@render.register(WhatIf)
+def show_what_if(report: WhatIf) -> Bundle:
+    """HTML and plain text of one update tried in several ways."""
+    return in_page(what_if_html(report), what_if_plain(report))
 
 
 def what_if_html(report: WhatIf) -> Markup:

@@ -11,6 +11,7 @@ from kit.samples import Batch, Sample
 from kit.utils.display import Bundle, bundle
 from kit.utils.formatting import columns, count, number, shorten
 from kit.viz.html import Column, facts, fold, note, number_bar, page, table, tag, title
+from kit.viz.render import render
 from kit.viz.samples.rollout import (
     MOST_SAMPLES,
     OPEN_GROUPS,
@@ -26,6 +27,7 @@ Pair = tuple[Sample, float]
 """A sample and its advantage."""
 
 
+@render.register(Batch)
 def show_batch(batch: Batch) -> Bundle:
     """HTML and plain text of a batch: advantages as bars to either side, groups left out."""
     groups = _groups(batch)

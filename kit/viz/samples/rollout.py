@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from markupsafe import Markup
 
@@ -28,6 +28,11 @@ from kit.viz.html import (
     tag,
     title,
 )
+from kit.viz.render import render
+
+if TYPE_CHECKING:
+    from kit.viz.samples.browser import SampleBrowser
+
 
 Item = TypeVar("Item")
 
@@ -67,6 +72,7 @@ STATUS_SIGNS = {
 }
 
 
+@render.register(Rollout)
 def show_rollout(rollout: Rollout) -> Bundle:
     """HTML and plain text of a rollout. Its size is bounded whatever the samples hold."""
     if not rollout.samples:
@@ -74,6 +80,13 @@ def show_rollout(rollout: Rollout) -> Bundle:
         return bundle(page(title(words)), words)
     html = page(rollout_summary(rollout), rollout_groups(rollout), note(_MORE))
     return bundle(html, _plain(rollout))
+
+
+def browse(rollout: Rollout, *arguments: Any, **options: Any) -> SampleBrowser:
+    """A browser of the rollout's samples; the arguments are those of `SampleBrowser`."""
+    from kit.viz.samples.browser import SampleBrowser
+
+    return SampleBrowser(rollout, *arguments, **options)
 
 
 def summary_facts(rollout: Rollout) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from kit.samples import Sample, token_values
 from kit.utils.display import Bundle, bundle
 from kit.utils.formatting import count, number, shorten
 from kit.viz.html import Child, facts, fold, join, long_text, note, page, tag, title
+from kit.viz.render import render
 from kit.viz.samples.rollout import STATUS_SIGNS, prompt_html
 from kit.viz.samples.strip import STRIP_BYTES, strip, strip_plain, token_table
 
@@ -22,6 +23,7 @@ OTHERS_BYTES = 150_000
 """Bytes of strips after which no further quantity is drawn; the first one is in any case."""
 
 
+@render.register(Sample)
 def show_sample(sample: Sample) -> Bundle:
     """HTML and plain text of one sample: prompt, response, reward, token strips."""
     html = page(title(sample_title(sample)), sample_body(sample), _strips(sample))
