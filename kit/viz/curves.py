@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kit.reports import REWARD, EvalReport, TrainReport
+from kit.utils.formatting import mean, number, shorten
 
 Points = list[tuple[float, float]]
 """(step, value), in the order of the steps."""
@@ -18,6 +19,10 @@ Points = list[tuple[float, float]]
 
 Row = Mapping[str, Any]
 """The metrics of one step; `step` says which where it is there."""
+
+
+SMOOTHED_FROM = 30
+"""From so many points on, a running mean is drawn over them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,31 @@ def smooth(points: Points, window: int, every: int = 1) -> Points:
     """The mean over the last `window` points, at the last point and at every so many before it."""
     values = [value for _, value in points]
     places = range((len(points) - 1) % every, len(points), every)
-    return [
-        (points[i][0], sum(values[max(0, i - window + 1) : i + 1]) / min(window, i + 1))
-        for i in places
-    ]
+    return [(points[i][0], mean(values[max(0, i - window + 1) : i + 1])) for i in places]
+
+
+def shifted(curve: Curve, by: int) -> Curve:
+    """The same curve, its steps counted from another beginning."""
+    if not by:
+        return curve
+    points = [(step + by, value) for step, value in curve.points]
+    evaluations = {
+        name: [(step + by, value) for step, value in marks]
+        for name, marks in curve.evaluations.items()
+    }
+    return Curve(curve.name, points, curve.dropped, evaluations)
+
+
+def in_words(curve: Curve) -> str:
+    """First and last value, for those who do not see the drawing."""
+    if not curve.points:
+        words = f"{shorten(curve.name, 60)}: {'no finite value' if curve.dropped else 'not logged'}"
+    else:
+        (first, start), (last, end) = curve.points[0], curve.points[-1]
+        words = (
+            f"{shorten(curve.name, 60)}: {number(start)} at step {number(first)}, "
+            f"{number(end)} at step {number(last)}"
+        )
+    for name, points in curve.evaluations.items():
+        words += f"; {shorten(name, 60)}: {number(points[0][1])} to {number(points[-1][1])}"
+    return words

@@ -25,7 +25,16 @@ from kit.reports import REWARD, TrainReport
 from kit.tracking.catalog import short_name
 from kit.utils.display import Picture
 from kit.utils.formatting import count, number, shorten
-from kit.viz.curves import Curve, Row, evaluations_of, rows_of, run_curves, smooth
+from kit.viz.curves import (
+    SMOOTHED_FROM,
+    Curve,
+    Row,
+    evaluations_of,
+    in_words,
+    rows_of,
+    run_curves,
+    smooth,
+)
 from kit.viz.html import drawing, note, page, title
 from kit.viz.theme import LIGHT
 
@@ -36,10 +45,6 @@ if TYPE_CHECKING:
 
 CURVES = (REWARD, "rollout/response_len/mean", "train/entropy_loss", "train/grad_norm")
 """What is drawn of a run unless asked otherwise."""
-
-
-SMOOTHED_FROM = 30
-"""From so many points on, a running mean is drawn over them."""
 
 
 # matplotlib writes colours as numbers. These stand for a role and become a variable in the page.
@@ -107,21 +112,6 @@ def save_curve(
 def curves_plain(drawn: Sequence[Curve]) -> str:
     """First and last value of each curve, for a terminal."""
     return "\n".join(["Curves of the run", *(f"  {in_words(curve)}" for curve in drawn)])
-
-
-def in_words(curve: Curve) -> str:
-    """First and last value, for those who do not see the drawing."""
-    if not curve.points:
-        words = f"{shorten(curve.name, 60)}: {'no finite value' if curve.dropped else 'not logged'}"
-    else:
-        (first, start), (last, end) = curve.points[0], curve.points[-1]
-        words = (
-            f"{shorten(curve.name, 60)}: {number(start)} at step {number(first)}, "
-            f"{number(end)} at step {number(last)}"
-        )
-    for name, points in curve.evaluations.items():
-        words += f"; {shorten(name, 60)}: {number(points[0][1])} to {number(points[-1][1])}"
-    return words
 
 
 def _notes(drawn: Sequence[Curve]) -> list[Markup]:

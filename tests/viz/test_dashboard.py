@@ -19,7 +19,7 @@ from kit.reports import StepReport, TrainingStatus
 from kit.viz.curves import curve, smooth
 from kit.viz.html import part
 from kit.viz.live.widgets import Dashboard
-from kit.viz.panels import MOST_POINTS, panels
+from kit.viz.svg import MOST_POINTS, panels
 from tests.viz.conftest import Show
 from tests.viz.results import make_metrics, make_status, make_step
 

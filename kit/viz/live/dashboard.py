@@ -15,13 +15,13 @@ from markupsafe import Markup
 from kit.reports import REWARD, StepReport, TrainingStatus
 from kit.utils.display import Bundle
 from kit.utils.formatting import both_ends, count, duration, mean, number, shorten
-from kit.viz.curves import Curve, run_curves
+from kit.viz.curves import Curve, run_curves, shifted
 from kit.viz.html import Child, Column, badge, in_page, join, note, number_bar, table, tag, title
-from kit.viz.panels import caption, panels, shifted
 from kit.viz.render import render
 from kit.viz.reports.training import phase_bar, phases, step_concerns
 from kit.viz.reports.update import concern_list
 from kit.viz.samples.rollout import STATUS_SIGNS, reward_scale
+from kit.viz.svg import caption, panels
 
 MEASURES = (
     REWARD,

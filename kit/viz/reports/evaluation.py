@@ -11,7 +11,6 @@ from kit.reports import EvalReport
 from kit.samples import Rollout, Sample
 from kit.utils.display import Bundle
 from kit.utils.formatting import columns, count, duration, number, percent, shorten
-from kit.viz.bars import bars, side_by_side
 from kit.viz.html import (
     Child,
     Column,
@@ -28,6 +27,7 @@ from kit.viz.html import (
 )
 from kit.viz.render import render
 from kit.viz.samples.rollout import prompt_html, response_cell
+from kit.viz.svg import bars, side_by_side
 
 _ALIKE = (
     "The interval takes responses as independent. Those to one prompt are alike, so the true "

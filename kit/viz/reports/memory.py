@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from markupsafe import Markup
 
@@ -23,13 +23,14 @@ from kit.viz.html import (
     title,
 )
 from kit.viz.render import render
+from kit.viz.svg import Axes, box, stroke, text
 
-WIDTH, LEFT, RIGHT = 760, 70, 16
-"""In CSS pixels: of the drawing, of the phases' names, and of the room after the largest bar."""
+WIDTH, MARGINS = 760, (70, 16, 24, 10)
+"""In CSS pixels: of the drawing, and around its bars for names and the limit."""
 
 
-TOP, ROW, BAR = 24, 54, 24
-"""Of the limit's name, of a phase, and of its bar."""
+ROW, BAR = 54, 24
+"""Of a phase, and of its bar."""
 
 
 FAR = 6
@@ -288,18 +289,16 @@ def _picture(plan: MemoryPlan) -> Markup:
 
     The engine's parts are blue with a line on top, the trainer's orange with a line under them.
     """
-    unit = (WIDTH - LEFT - RIGHT) / _scale(plan)
     numbers = _numbers(plan)
-    height = TOP + ROW * len(plan.phases)
+    axes = Axes(WIDTH, MARGINS[2] + ROW * len(plan.phases), MARGINS, (0, _scale(plan)))
     drawn: list[Child] = []
     for row, phase in enumerate(plan.phases):
-        drawn += _row(phase, TOP + ROW * row, unit, numbers)
+        drawn += _row(axes, phase, axes.top + ROW * row, numbers)
     far = plan.limit > _scale(plan)
     if not far:
-        x = LEFT + plan.limit * unit
-        drawn.append(_line(f"M{x:.1f} {TOP - 6}V{height - 10}", "fg", "stroke-dasharray:5 3"))
-        drawn.append(_word(f"limit {in_gib(plan.limit)}", x, TOP - 12, "end"))
-    svg = tag("svg", *drawn, viewBox=f"0 0 {WIDTH} {height}", width=str(WIDTH), height=str(height))
+        x = axes.x(plan.limit)
+        drawn.append(stroke(f"M{x:.1f} {axes.top - 6:g}V{axes.floor:g}", "fg", dashes="5 3"))
+        drawn.append(text(x, axes.top - 12, f"limit {in_gib(plan.limit)}", "end", size=11))
     spoken = "; ".join(f"{phase.name}: {_planned_and_measured(phase)}" for phase in plan.phases)
     words = f"Memory by phase, of {in_gib(plan.limit)} at most. {spoken}"
     keys = [_key(name, place) for name, place in numbers.items()]
@@ -307,38 +306,34 @@ def _picture(plan: MemoryPlan) -> Markup:
         keys.append(tag("span", "▲ measured"))
     if far:
         keys.append(tag("span", f"the limit of {in_gib(plan.limit)} is far to the right"))
-    return tag("div", drawing(svg, words), tag("div", spaced(keys), class_="kv-legend"))
+    legend = tag("div", spaced(keys), class_="kv-legend")
+    return tag("div", drawing(axes.svg(*drawn), words), legend)
 
 
-def _row(phase: Phase, top: float, unit: float, numbers: dict[str, int]) -> Sequence[Child]:
-    drawn: list[Child] = [_word(phase.name, 0, top + BAR / 2 + 4, "start", 12.5)]
-    x = float(LEFT)
-    held = dict(phase.parts)
+def _row(axes: Axes, phase: Phase, top: float, numbers: dict[str, int]) -> Iterator[Markup]:
+    yield text(0, top + BAR / 2 + 4, phase.name, ink="fg", size=12.5)
+    held, before = dict(phase.parts), 0
     for name, place in numbers.items():
-        if width := held.get(name, 0) * unit:
-            drawn += _part(name, x, top, width, place)
-            x += width
+        if size := held.get(name, 0):
+            x = axes.x(before)
+            yield from _part(name, x, top, axes.x(before + size) - x, place)
+            before += size
     if phase.measured:
-        seen = LEFT + phase.measured * unit
-        drawn.append(_line(f"M{seen:.1f} {top - 3}V{top + BAR + 3}", "fg", "stroke-width:2"))
-        tip = f"M{seen:.1f} {top + BAR + 1}l5 8h-10z"
-        drawn.append(tag("path", d=tip, style="fill:var(--kv-fg)"))
-    drawn.append(_word(_planned_and_measured(phase), LEFT, top + BAR + 15, "start"))
-    return drawn
+        x = axes.x(phase.measured)
+        yield stroke(f"M{x:.1f} {top - 3:g}V{top + BAR + 3:g}", "fg", 2)
+        yield tag("path", d=f"M{x:.1f} {top + BAR + 1:g}l5 8h-10z", fill="var(--kv-fg)")
+    yield text(axes.left, top + BAR + 15, _planned_and_measured(phase), size=11)
 
 
-def _part(name: str, x: float, top: float, width: float, place: int) -> Iterator[Child]:
+def _part(name: str, x: float, top: float, width: float, place: int) -> Iterator[Markup]:
     engine = name.startswith("engine")
     gap = 1.0 if width > 3 else 0.0
-    yield tag(
-        "rect", x=f"{x:.1f}", y=f"{top:g}", width=f"{max(width - gap, 0.5):.1f}", height=f"{BAR}",
-        style=f"fill:var(--kv-{_shade(name)})",
-    )  # fmt: skip
+    shown = max(width - gap, 0.5)
+    yield box(x, top, shown, BAR, _shade(name))
     edge = top + 1.5 if engine else top + BAR - 1.5
-    ink = "up" if engine else "down"
-    yield _line(f"M{x:.1f} {edge:g}h{max(width - gap, 0.5):.1f}", ink, "stroke-width:3")
+    yield stroke(f"M{x:.1f} {edge:g}h{shown:.1f}", "up" if engine else "down", 3)
     if width >= 14:
-        yield _word(str(place), x + (width - gap) / 2, top + BAR / 2 + 4, "middle", ink="fg")
+        yield text(x + (width - gap) / 2, top + BAR / 2 + 4, str(place), "middle", "fg", size=11)
 
 
 def _shade(name: str) -> str:
@@ -349,18 +344,6 @@ def _key(name: str, place: int) -> Markup:
     """A part's number on its colour, and its name."""
     side = "u" if name.startswith("engine") else "d"
     return tag("span", tag("i", str(place), class_=f"{side}{_shade(name)[1]}"), f" {name}")
-
-
-def _line(path: str, ink: str, style: str) -> Markup:
-    return tag("path", d=path, style=f"fill:none;stroke:var(--kv-{ink});{style}")
-
-
-def _word(
-    words: str, x: float, y: float, anchor: str, size: float = 11, ink: str = "muted"
-) -> Markup:
-    ink = "fg" if size > 11 else ink
-    style = f"fill:var(--kv-{ink});font-size:{size:g}px;text-anchor:{anchor}"
-    return tag("text", words, x=f"{x:.1f}", y=f"{y:.1f}", style=style)
 
 
 def _text_bar(plan: MemoryPlan, phase: Phase, scale: int) -> str:

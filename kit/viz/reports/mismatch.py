@@ -10,9 +10,9 @@ from markupsafe import Markup
 from kit.reports import CurvePoint, MismatchReport, TokenDifference
 from kit.utils.display import Bundle
 from kit.utils.formatting import count, number, one_line, percent, shorten
-from kit.viz.bars import bars, side_by_side
 from kit.viz.html import Child, Column, badge, fold, in_page, join, note, table, tag, title
 from kit.viz.render import render
+from kit.viz.svg import bars, side_by_side
 
 VERDICTS = {"pass": ("✓ pass", "good"), "warn": ("! warn", "warn"), "fail": ("✗ fail", "bad")}
 

@@ -11,7 +11,6 @@ from kit.reports import RewardDifference, RewardFailure, RewardTrial, Scoring
 from kit.samples import Sample
 from kit.utils.display import Bundle
 from kit.utils.formatting import columns, count, cut, duration, mean, number, percent, shorten
-from kit.viz.histogram import bins, histogram
 from kit.viz.html import (
     Column,
     badge,
@@ -29,6 +28,7 @@ from kit.viz.html import (
 from kit.viz.render import render
 from kit.viz.samples.rollout import heading
 from kit.viz.samples.sample import sample_body, sample_title, strips
+from kit.viz.svg import bins, histogram
 
 SHOWN = 12
 """Samples written out in each table."""

@@ -17,7 +17,6 @@ from markupsafe import Markup
 from kit.reports.runs import Group, RunComparison, Side
 from kit.utils.display import Bundle
 from kit.utils.formatting import columns, count, duration, mean, number, percent, shorten
-from kit.viz.bands import Pen, band_panels
 from kit.viz.html import (
     Child,
     Column,
@@ -35,6 +34,7 @@ from kit.viz.html import (
 )
 from kit.viz.render import render
 from kit.viz.samples.rollout import prompt_html, response_cell, reward_scale
+from kit.viz.svg import Pen, band_panels
 from kit.viz.theme import DARK, LIGHT
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from kit.reports import SessionState
 from kit.reports.status import LivingSession, Sessions, Snapshot, Snapshots
 from kit.utils.display import Bundle
 from kit.utils.formatting import columns, count, data_size, duration, number, shorten
-from kit.viz.bars import bars
 from kit.viz.html import Child, Column, badge, facts, in_page, join, note, table, tag, title
 from kit.viz.render import render
+from kit.viz.svg import bars
 
 STATES = {"running": ("✓ running", "good"), "closed": ("■ closed", "warn")}
 

@@ -11,10 +11,10 @@ from kit.reports import Metrics, SyncReport, UpdateReport
 from kit.tracking.catalog import concerns, meaning, short_name, what_is_off
 from kit.utils.display import Bundle
 from kit.utils.formatting import columns, count, data_size, duration, number, shorten
-from kit.viz.bars import bars, side_by_side
 from kit.viz.html import Column, facts, fold, in_page, join, note, table, tag, title
 from kit.viz.render import render
 from kit.viz.samples.batch import left_out
+from kit.viz.svg import bars, side_by_side
 
 MOST_METRICS = 80
 
