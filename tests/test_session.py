@@ -12,6 +12,7 @@ import pytest
 from kit import Batch, RLSession, Rollout, Sample, Status
 from kit.errors import DataError, KitError, RewardError, SessionError, StackError
 from kit.messages import SamplingSettings
+from kit.tracking.catalog import meaning
 from tests.cases import slow
 from tests.faults.interrupts import interrupted
 from tests.steps import responses_and_metrics
@@ -138,6 +139,7 @@ def test_a_step_is_the_verbs_in_order(session: RLSession) -> None:
     ):
         assert math.isfinite(report.metrics[name])
     assert report.metrics["rollout/raw_reward"] == report.rollout.mean_reward()
+    assert [name for name in report.metrics if not meaning(name).words] == []
 
 
 def test_training_stops_where_it_is_told_to(session: RLSession) -> None:

@@ -1,10 +1,15 @@
-"""What each metric means in plain words, what it should be, and when it deserves a second look."""
+"""Every metric that is logged: its meaning, its range in a healthy run, when to look twice.
+
+Names are Miles'. A name that is logged anywhere and not listed here fails a test, so that no
+metric is shown unexplained.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from kit.utils.formatting import number
 
@@ -19,6 +24,8 @@ class Meaning:
     """What it should be in a healthy run."""
     off: Callable[[float], str] = lambda value: ""
     """Why this finite value deserves a second look; empty where it does not."""
+    short: str = ""
+    """Its name in titles of plots and among headline numbers; empty where the full one serves."""
 
 
 def _above(limit: float, why: str) -> Callable[[float], str]:
@@ -33,139 +40,174 @@ def _no_gradient(value: float) -> str:
     return "" if value else "no gradient: nothing was learned; are all advantages 0?"
 
 
-MEANINGS: dict[str, Meaning] = {
-    "train/loss": Meaning("what the optimizer lowered", "any finite number; near 0 is usual"),
-    "train/pg_loss": Meaning("the policy part of the loss", "near 0 while on-policy; not a score"),
-    "train/entropy_loss": Meaning(
+_DISAGREE = "trainer and engine disagree: call session.check_mismatch(rollout)"
+
+
+_TRAIN = {
+    "loss": Meaning(
+        "what the optimizer lowered", "any finite number; near 0 is usual", short="loss"
+    ),
+    "pg_loss": Meaning(
+        "the policy part of the loss",
+        "near 0 while on-policy; not a score",
+        short="policy loss",
+    ),
+    "entropy_loss": Meaning(
         "entropy: how undecided the model is, in nats a token",
         "falls slowly; at 0 it explores no more",
+        short="entropy, nats a token",
     ),
-    "train/pg_clipfrac": Meaning(
+    "pg_clipfrac": Meaning(
         "share of tokens whose update was clipped",
         "0 at the first optimizer step, then below 0.3",
         _above(0.3, "the policy moves too far: lower learning_rate or take fewer steps a rollout"),
+        "clipped share",
     ),
-    "train/ppo_kl": Meaning(
+    "ppo_kl": Meaning(
         "distance of the new policy from the one the update began with, in nats a token",
         "0 at the first optimizer step, then small",
         lambda value: "far from the rollout's policy" if abs(value) > 0.1 else "",
+        "KL to the rollout policy",
     ),
-    "train/kl_loss": Meaning(
-        "distance from the reference model, in nats a token", "0 at the start, grows slowly"
+    "kl_loss": Meaning(
+        "distance from the reference model, in nats a token",
+        "0 at the start, grows slowly",
+        short="KL to the reference",
     ),
-    "train/grad_norm": Meaning(
-        "length of the gradient before clipping", "above 0, without jumps", _no_gradient
+    "grad_norm": Meaning(
+        "length of the gradient before clipping",
+        "above 0, without jumps",
+        _no_gradient,
+        "gradient norm",
     ),
-    "train/ess_ratio": Meaning(
+    "ess_ratio": Meaning(
         "effective share of tokens: how evenly the probability ratios weigh them",
         "1 on-policy",
         _below(0.5, "a few tokens carry the update"),
     ),
-    "train/train_rollout_logprob_abs_diff": Meaning(
+    "train_rollout_logprob_abs_diff": Meaning(
         "mean |trainer - engine| log-prob of the same tokens",
         "about 1e-6 in float32, 0.01 in bfloat16",
-        _above(0.02, "trainer and engine disagree: call session.check_mismatch(rollout)"),
+        _above(0.02, _DISAGREE),
+        "trainer - engine log-prob",
     ),
-    "train/train_rollout_kl": Meaning(
-        "KL between engine and trainer, in nats a token",
-        "near 0",
-        _above(0.02, "trainer and engine disagree: call session.check_mismatch(rollout)"),
+    "train_rollout_kl": Meaning(
+        "KL between engine and trainer, in nats a token", "near 0", _above(0.02, _DISAGREE)
     ),
-    "train/tis": Meaning("mean importance weight, trainer over engine", "1"),
-    "train/tis_clipfrac": Meaning(
-        "share of importance weights that were cut",
-        "near 0",
-        _above(0.3, "trainer and engine disagree: call session.check_mismatch(rollout)"),
+    "tis": Meaning("mean importance weight, trainer over engine", "1"),
+    "tis_clipfrac": Meaning(
+        "share of importance weights that were cut", "near 0", _above(0.3, _DISAGREE)
     ),
-    "train/mis/weight_mean": Meaning("mean importance weight, trainer over engine", "near 1"),
-    "train/mis/weight_min": Meaning("smallest importance weight"),
-    "train/mis/weight_max": Meaning("largest importance weight"),
-    "train/mis/batch_norm": Meaning("what the importance weights were divided by", "near 1"),
-    "train/mis/kept_fraction": Meaning(
+    "mis/weight_mean": Meaning("mean importance weight, trainer over engine", "near 1"),
+    "mis/weight_min": Meaning("smallest importance weight", "not far below 1"),
+    "mis/weight_max": Meaning("largest importance weight", "not far above 1"),
+    "mis/batch_norm": Meaning("what the importance weights were divided by", "near 1"),
+    "mis/kept_fraction": Meaning(
         "share of tokens that the correction lets train",
         "near 1",
         _below(0.5, "most tokens are rejected: call session.check_mismatch(rollout)"),
     ),
-    "train/mis/rs_fraction": Meaning("share of tokens rejected by rs_level", "near 0"),
-    "train/mis/veto_fraction": Meaning("share of samples left out by the veto", "near 0"),
-    "train/mis/truncate_fraction": Meaning("share of weights above the upper bound", "near 0"),
-    "train/opsm/masked_fraction": Meaning("share of tokens left out as off-policy", "near 0"),
-    "train/opsm/masked_samples": Meaning("share of samples left out as off-policy", "near 0"),
-    "train/opsm/kl_mean": Meaning(
-        "how far log-probs fell since generation, in nats a token", "near 0"
+    "mis/rs_fraction": Meaning("share of tokens rejected by rs_level", "near 0"),
+    "mis/veto_fraction": Meaning("share of samples left out by the veto", "near 0"),
+    "mis/truncate_fraction": Meaning("share of weights above the upper bound", "near 0"),
+    **{
+        f"mis/{mode}_fraction_{bound}": Meaning(
+            "share of importance weights outside the bounds", "near 0"
+        )
+        for mode in ("clip", "mask")
+        for bound in ("low", "high")
+    },
+    "opsm/masked_fraction": Meaning("share of tokens left out as off-policy", "near 0"),
+    "opsm/masked_samples": Meaning("share of samples left out as off-policy", "near 0"),
+    "opsm/kl_mean": Meaning("how far log-probs fell since generation, in nats a token", "near 0"),
+    "value_loss": Meaning("squared error of the critic, halved", "falls"),
+    "value_clipfrac": Meaning("share of values whose update was clipped", "small"),
+    "value_mean": Meaning("what the critic expects, on average", "follows the returns"),
+    "return_mean": Meaning("what came, on average", "rises over a run"),
+    "critic_grad_norm": Meaning(
+        "length of the critic's gradient before clipping", "above 0, without jumps"
     ),
-    "train/value_loss": Meaning("squared error of the critic, halved", "falls"),
-    "train/value_clipfrac": Meaning("share of values whose update was clipped", "small"),
-    "train/value_mean": Meaning("what the critic expects, on average", "follows the returns"),
-    "train/return_mean": Meaning("what came, on average", "rises over a run"),
-    "train/critic_grad_norm": Meaning("length of the critic's gradient before clipping"),
-    "train/lr": Meaning("learning rate", "as configured"),
-    "rollout/raw_reward": Meaning("mean reward of the rollout", "rises over a run"),
-    "rollout/response_len/mean": Meaning("mean response length in tokens", "no sudden growth"),
-    "rollout/truncated_ratio": Meaning(
+    "lr": Meaning("learning rate", "as configured"),
+    "step": Meaning("optimizer steps so far, over which train/... is logged"),
+}
+
+
+_ROLLOUT = {
+    "raw_reward": Meaning("mean reward of the rollout", "rises over a run", short="reward"),
+    "response_len/mean": Meaning(
+        "mean response length in tokens", "no sudden growth", short="response length, tokens"
+    ),
+    "response_len/median": Meaning("median response length in tokens", "no sudden growth"),
+    "response_len/max": Meaning(
+        "longest response in tokens", "below rollout.max_response_len, where all of them finish"
+    ),
+    "response_len/min": Meaning("shortest response in tokens", "above 0"),
+    "truncated_ratio": Meaning(
         "share of responses cut at the length limit",
         "near 0",
         _above(0.3, "many never finish: raise rollout.max_response_len"),
+        "truncated share",
     ),
-    "rollout/new_tokens": Meaning("response tokens written for this rollout, used or not"),
-    "rollout/aborted": Meaning("responses stopped because the rollout was full"),
-    "rollout/partial/continued": Meaning("responses that went on where they had been stopped"),
-    "rollout/partial/off_policy_frac": Meaning(
+    "failed_ratio": Meaning("share of responses whose reward could not be computed", "0"),
+    "new_tokens": Meaning("response tokens written for this rollout, used or not"),
+    "aborted": Meaning("responses stopped because the rollout was full"),
+    "partial/continued": Meaning("responses that went on where they had been stopped"),
+    "partial/off_policy_frac": Meaning(
         "share of the rollout's tokens that older weights wrote", "small; the rest is on-policy"
     ),
-    "rollout/partial/buffered_groups": Meaning("groups that wait for the next rollout"),
-    "rollout/dynamic_sampling/rounds": Meaning("how often prompts were drawn for this step"),
-    "rollout/dynamic_sampling/dropped_groups": Meaning(
+    "partial/buffered_groups": Meaning("groups that wait for the next rollout"),
+    "dynamic_sampling/rounds": Meaning("how often prompts were drawn for this step"),
+    "dynamic_sampling/dropped_groups": Meaning(
         "groups left out because their rewards are all equal", "grows as prompts get too easy"
     ),
-    "rollout/dynamic_sampling/missing_groups": Meaning(
+    "dynamic_sampling/missing_groups": Meaning(
         "groups that the rollout lacks",
         "0",
         _above(
             0, "too few prompts are solved sometimes: raise rollout.dynamic_sampling_max_rounds"
         ),
     ),
-    "rollout/dynamic_sampling/raw_reward": Meaning(
+    "dynamic_sampling/raw_reward": Meaning(
         "mean reward of all groups that were drawn, the dropped ones included", "rises over a run"
     ),
-    "rollout/repetition_frac": Meaning("share of responses that repeat themselves", "near 0"),
-    "perf/rollout_time": Meaning("seconds until the last response was written"),
-    "perf/actor_train_time": Meaning("seconds to train"),
-    "perf/update_weights_time": Meaning("seconds to hand over weights"),
-    "perf/step_time": Meaning("seconds of the whole step"),
-    "perf/tokens_per_gpu_per_sec": Meaning("tokens trained a second"),
-    "perf/actor_train_mfu": Meaning("share of the device's arithmetic in use", "0.3 is good"),
+    "zero_std/count_*": Meaning("groups whose rewards are all equal: nothing to learn", "few"),
+    "repetition_frac": Meaning("share of responses that repeat themselves", "near 0"),
+    "step": Meaning("rollouts so far, over which rollout/... and perf/... are logged"),
 }
 
 
-SHORT = {
-    "rollout/raw_reward": "reward",
-    "rollout/response_len/mean": "response length, tokens",
-    "rollout/truncated_ratio": "truncated share",
-    "train/entropy_loss": "entropy, nats a token",
-    "train/loss": "loss",
-    "train/grad_norm": "gradient norm",
-    "train/pg_loss": "policy loss",
-    "train/pg_clipfrac": "clipped share",
-    "train/ppo_kl": "KL to the rollout policy",
-    "train/kl_loss": "KL to the reference",
-    "train/train_rollout_logprob_abs_diff": "trainer - engine log-prob",
-    "perf/step_time": "seconds a step",
+_PERF = {
+    "rollout_time": Meaning("seconds until the last response was written"),
+    "actor_train_time": Meaning("seconds to train"),
+    "update_weights_time": Meaning("seconds to hand over weights"),
+    "step_time": Meaning("seconds of the whole step", short="seconds a step"),
+    "tokens_per_gpu_per_sec": Meaning("response tokens generated a second"),
 }
-"""Names for the titles of plots and headline numbers."""
+
+
+_EVAL = {
+    "step": Meaning("rollouts before the evaluation, over which eval/... is logged"),
+    "*-pass@*": Meaning("chance that at least one of so many responses is right", "rises"),
+    "*": Meaning("mean reward on held-out prompts", "rises over a run"),
+}
+
+
+MEANINGS: dict[str, Meaning] = {
+    f"{side}/{name}": meaning
+    for side, metrics in (
+        ("train", _TRAIN), ("rollout", _ROLLOUT), ("perf", _PERF), ("eval", _EVAL)
+    )
+    for name, meaning in metrics.items()
+}  # fmt: skip
+"""By name. A `*` stands for what differs within a family of names, such as a data set."""
 
 
 def meaning(name: str) -> Meaning:
     """What is known about a metric; an empty meaning for one that is not listed."""
     if name in MEANINGS:
         return MEANINGS[name]
-    if name.startswith("eval/"):
-        return Meaning("mean reward on held-out prompts", "rises over a run")
-    if name.startswith("train/mis/"):
-        return Meaning("share of importance weights outside the bounds", "near 0")
-    if name.startswith("rollout/zero_std/"):
-        return Meaning("groups whose rewards are all equal: nothing to learn", "few")
-    return Meaning("")
+    families = (family for family in MEANINGS if "*" in family and fnmatchcase(name, family))
+    return MEANINGS.get(next(families, ""), Meaning(""))
 
 
 def what_is_off(name: str, value: object) -> str:
@@ -184,4 +226,5 @@ def concerns(metrics: Mapping[str, float]) -> dict[str, str]:
 
 def short_name(name: str) -> str:
     """The metric in a word or two, for titles."""
-    return SHORT.get(name, f"{name[5:]} (evaluation)" if name.startswith("eval/") else name)
+    evaluated = f"{name[5:]} (evaluation)" if name.startswith("eval/") else name
+    return meaning(name).short or evaluated
