@@ -78,8 +78,7 @@ class Rollout(Displayed, Sequence[Sample]):
 
     def mean_reward(self) -> float:
         """Mean over the samples that have a reward; NaN before `score`."""
-        rewards = self.rewards()
-        return mean(rewards)
+        return mean(self.rewards())
 
     def best(self) -> Sample:
         """The sample with the highest reward. Raises DataError before `score`."""

@@ -1,10 +1,8 @@
-"""The widgets of `SampleBrowser`: which there are, how they look, what stands in them.
+"""The widgets of `SampleBrowser`, and which samples its list holds in which order.
 
 JupyterLab keeps arrow keys and letters for its cells while a list, a slider or a radio button in an
 output has the focus (an `x` cuts the cell); it leaves them alone in boxes to type in, and leaves
 Enter and Space to buttons and menus. So whatever the list does, a box and buttons do too.
-
-Which samples of a rollout are listed, and in which order.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from typing import Any
 
 from kit.samples import Sample, Status
 from kit.samples.serialization import Mark
-from kit.utils.formatting import number, shorten
+from kit.utils.formatting import mean, number, shorten
 from kit.viz.samples.rollout import STATUS_SIGNS
 
 LINES = 9
@@ -42,6 +40,10 @@ padding-left:5px;line-height:1.3;height:auto}
 </style>"""
 
 
+_STYLE_OF_NAMES = {"description_width": "initial"}
+"""A widget's name takes the room that it needs."""
+
+
 _COLUMNS = ((6, "sample"), (6, "group"), (9, "reward"), (7, "tokens"))
 """Width and name of the numbers of a line."""
 
@@ -52,73 +54,48 @@ _STATUS, _MARK = 13, 10
 class Controls:
     """Every widget by name. What they do is `SampleBrowser`'s business."""
 
-    def __init__(
-        self,
-        marks: Sequence[str],
-        orders: Sequence[str],
-        labels: Sequence[str],
-    ) -> None:
+    def __init__(self, marks: Sequence[str], orders: Sequence[str], labels: Sequence[str]) -> None:
         import ipywidgets as widgets
 
-        def box(words: str, width: str = "15em") -> Any:
-            return widgets.Text(
-                description=words,
-                placeholder="any",
-                continuous_update=False,
-                layout=widgets.Layout(width=width),
-                style={"description_width": "initial"},
-            )
-
-        def choice(words: str, options: Sequence[Any]) -> Any:
-            return widgets.Dropdown(
-                description=words,
-                options=options,
-                layout=widgets.Layout(width="auto"),
-                style={"description_width": "initial"},
-            )
-
-        def button(words: str, tip: str) -> Any:
-            layout = widgets.Layout(width="auto")
-            return widgets.Button(description=words, tooltip=tip, layout=layout)
-
-        self.reward_from, self.reward_to = box("Reward from", "11em"), box("Reward to", "10em")
-        self.length_from, self.length_to = box("Tokens from", "11em"), box("Tokens to", "10em")
+        self.reward_from, self.reward_to = _box("Reward from", "11em"), _box("Reward to", "10em")
+        self.length_from, self.length_to = _box("Tokens from", "11em"), _box("Tokens to", "10em")
         # A menu takes None for nothing chosen, so that `all` has to be a value of its own.
         statuses = [(sign, status.value) for status, sign in STATUS_SIGNS.items()]
-        self.status_is = choice("Status", [(_ALL, _ALL), *statuses])
-        self.mark_is = choice("Marked", [_ALL, *marks])
-        self.text = box("Text", "20em")
+        self.status_is = _choice("Status", [(_ALL, _ALL), *statuses])
+        self.mark_is = _choice("Marked", [_ALL, *marks])
+        self.text = _box("Text", "20em")
         self.text.continuous_update = True
         self.text.placeholder = "in prompt, response, answer, error"
         self._bounds = (self.reward_from, self.reward_to, self.length_from, self.length_to)
         self.filters = (*self._bounds, self.status_is, self.mark_is, self.text)
-        self.order = choice("Sort", orders)
-        self.reset = button("Show all", "Take away every filter, and sort as generated")
+        self.order = _choice("Sort", orders)
+        self.reset = _button("Show all", "Take away every filter, and sort as generated")
         self.status = widgets.HTML()
         self.heading = widgets.HTML(list_heading())
         self.heading.add_class("kit-browser-heading")
         self.list = widgets.Select(rows=LINES, layout=widgets.Layout(width="auto"))
         self.list.tooltip = "Samples. JupyterLab moves between cells by arrow keys: step in Line"
-        self.previous_group = button("◀◀ Previous group", "To the first sample of the group before")
-        self.previous = button("◀ Previous sample", "One line up")
-        self.next = button("Next sample ▶", "One line down")
-        self.next_group = button("Next group ▶▶", "To the first sample of the next group")
+        first = "To the first sample of the"
+        self.previous_group = _button("◀◀ Previous group", f"{first} group before")
+        self.previous = _button("◀ Previous sample", "One line up")
+        self.next = _button("Next sample ▶", "One line down")
+        self.next_group = _button("Next group ▶▶", f"{first} next group")
+        self._moves = (self.previous_group, self.previous, self.next, self.next_group)
         self.line = widgets.BoundedIntText(
             description="Line",
             min=0,
             max=0,
             tooltip="Line of the list: arrow up for the next, arrow down for the one before",
             layout=widgets.Layout(width="8em"),
-            style={"description_width": "initial"},
+            style=_STYLE_OF_NAMES,
         )
         self.labels = {
-            name: button(_pressed(name, False), f"Mark as {shorten(name, 40)}; again to take back")
+            name: _button(_pressed(name, False), f"Mark as {shorten(name, 40)}; again to take back")
             for name in labels
         }
-        self.note = box("Note", "auto")
+        self.note = _box("Note", "auto")
         self.note.placeholder, self.note.layout.flex = "what you see; Enter keeps it", "1 1 18em"
-        self._moves = (self.previous_group, self.previous, self.next, self.next_group)
-        self.strip = choice("Tokens show", ())
+        self.strip = _choice("Tokens show", ())
         self.sample = widgets.HTML()
         self.root = self._arranged()
 
@@ -189,6 +166,30 @@ class Controls:
         for name, button in self.labels.items():
             button.description = _pressed(name, name == label)
         self.note.value = note
+
+
+def _box(words: str, width: str) -> Any:
+    """A box to type in, which takes what is written when Enter is pressed."""
+    from ipywidgets import Layout, Text
+
+    return Text(
+        description=words, placeholder="any", continuous_update=False, layout=Layout(width=width),
+        style=_STYLE_OF_NAMES,
+    )  # fmt: skip
+
+
+def _choice(words: str, options: Sequence[Any]) -> Any:
+    from ipywidgets import Dropdown, Layout
+
+    return Dropdown(
+        description=words, options=options, layout=Layout(width="auto"), style=_STYLE_OF_NAMES
+    )
+
+
+def _button(words: str, tip: str) -> Any:
+    from ipywidgets import Button, Layout
+
+    return Button(description=words, tooltip=tip, layout=Layout(width="auto"))
 
 
 def _pressed(label: str, on: bool) -> str:
@@ -273,7 +274,9 @@ def sortable(samples: Sequence[Sample], extra: Numbers) -> dict[str, Sequence[fl
     return {
         "reward": [sample.reward for sample in samples],
         "length": [sample.response_length for sample in samples],
-        "mean log-prob": [_mean(sample.rollout_log_probs or ()) for sample in samples],
+        "mean log-prob": [
+            mean([*filter(math.isfinite, sample.rollout_log_probs or ())]) for sample in samples
+        ],
         **extra,
     }
 
@@ -297,8 +300,3 @@ def arranged(positions: Sequence[int], order: str, numbers: Numbers) -> list[int
         return missing, 0.0 if value is None or missing else sign * value, position
 
     return sorted(positions, key=place)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else None

@@ -6,14 +6,14 @@ What can be shown of a sample's tokens: one drawing for each quantity that is kn
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from markupsafe import Markup
 
 from kit.samples import Sample, token_values
 from kit.utils.display import Bundle, bundle
-from kit.utils.formatting import count, number, shorten
+from kit.utils.formatting import count, mean, number, shorten
 from kit.viz.html import Child, facts, fold, join, long_text, note, page, tag, title
 from kit.viz.render import render
 from kit.viz.samples.rollout import STATUS_SIGNS, prompt_html
@@ -84,8 +84,8 @@ def sample_facts(sample: Sample) -> list[tuple[str, str]]:
         rows.append(("right answer", shorten(sample.label, 60)))
     rows.append(("status", STATUS_SIGNS[sample.status]))
     rows.append(("response", count(sample.response_length, "token")))
-    if log_probs := _finite(sample.rollout_log_probs or ()):
-        rows.append(("mean log-prob", number(sum(log_probs) / len(log_probs), 3)))
+    if log_probs := [*filter(math.isfinite, sample.rollout_log_probs or ())]:
+        rows.append(("mean log-prob", number(mean(log_probs), 3)))
     if sample.advantage is not None:
         rows.append(("advantage", f"{sample.advantage:+.3g}"))
     if sample.loss_mask is not None:
@@ -96,10 +96,6 @@ def sample_facts(sample: Sample) -> list[tuple[str, str]]:
             versions = [f"{version} ({count(n, 'token')})" for version, n in sample.spans]
         rows.append(("weights", f"version {', '.join(versions[:6])}"))
     return rows
-
-
-def _finite(values: Sequence[float]) -> list[float]:
-    return [value for value in values if math.isfinite(value)]
 
 
 def _plain(sample: Sample) -> str:
