@@ -105,7 +105,7 @@ def _save(
     with manifest.new_folder(target, "checkpoint") as folder:
         (folder / TRAINER).mkdir()
         _write(state, stack, folder)
-        if recorder and recorder.place:
+        if recorder and recorder.training:
             _note_run(recorder, state.step, folder, by_clock)
         facts = {
             "session": state.config.name,
@@ -195,10 +195,10 @@ def _is_of(folder: Path, name: str) -> bool:
 
 def _note_run(recorder: Recorder, step: int, folder: Path, by_clock: bool) -> None:
     """Write into a checkpoint where the run stands, which is in a training."""
-    assert recorder.place is not None
-    place = asdict(recorder.place)
-    what = place | {"step": step, "by_clock": by_clock, "mark": recorder.mark()}
-    (folder / RUN_NOTE).write_text(json.dumps(what), encoding="utf-8")
+    assert recorder.training is not None
+    key = asdict(recorder.training)
+    note = key | {"step": step, "by_clock": by_clock, "mark": recorder.mark()}
+    (folder / RUN_NOTE).write_text(json.dumps(note), encoding="utf-8")
 
 
 def run_note(folder: Path) -> dict[str, Any] | None:

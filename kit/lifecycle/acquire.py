@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from kit.stack.stack import Stack
 
 
-def launch(stack: Stack, *, anew: bool = False) -> bool:
-    """Give a stack its first process: (is it one that was warm and has to be begun anew?).
+def acquire_stack(stack: Stack, *, fresh: bool = False) -> bool:
+    """Give a stack its first process; whether it is one that was left warm and has to be reset.
 
     Its configuration gets a number behind the name, where it has a preset's and another session of
     this name runs.
 
     Args:
         stack: where nothing was started yet.
-        anew: take none that is warm.
+        fresh: take none that is warm.
 
     Raises:
         SessionError: another session has the device or the name.
@@ -48,7 +48,7 @@ def launch(stack: Stack, *, anew: bool = False) -> bool:
         wanted = fingerprint(stack.settings)
         taken = None
         for entry, _ in others:
-            if not anew and entry.stack in idle and entry.fingerprint == wanted:
+            if not fresh and entry.stack in idle and entry.fingerprint == wanted:
                 with suppress(StackError):  # another process was quicker
                     taken = take_cluster(entry)
                     break

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit.checkpoint import checkpoint
 from kit.errors import CheckpointError
-from kit.tracking.recorder import Place, Recorder
+from kit.tracking.recorder import Recorder, TrainingKey
 from kit.tracking.run_folder import ATTEMPTS, CHECKPOINTS
 from kit.utils.interrupts import held
 
@@ -70,30 +70,30 @@ def begin_training(state: TrainState, stack: Stack, recorder: Recorder, total: i
         CheckpointError: the notebook starts its session with other settings than it did.
     """
     recorder.trainings += 1
-    recorder.place = Place(recorder.session, recorder.trainings, state.step)
+    recorder.training = TrainingKey(recorder.session, recorder.trainings, state.step)
     if recorder.settings.attempt == 1:
         return 0
-    newest = _newest(recorder, recorder.place, total)
+    newest = _newest(recorder, recorder.training, total)
     if newest is not None:
         _load(state, stack, recorder, *newest)
     folder = str(newest[0].relative_to(recorder.folder)) if newest else None
-    _note_continued(recorder, recorder.place, state.step, folder)
-    return state.step - recorder.place.begin
+    _note_continued(recorder, recorder.training, state.step, folder)
+    return state.step - recorder.training.begin
 
 
-def _newest(recorder: Recorder, place: Place, total: int) -> tuple[Path, dict[str, Any]] | None:
+def _newest(recorder: Recorder, key: TrainingKey, total: int) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint of this training, and its note."""
     root = recorder.folder / CHECKPOINTS
     candidates = []
     for folder in root.iterdir() if root.is_dir() else ():
-        what = checkpoint.run_note(folder)
-        if not what or any(what[key] != value for key, value in asdict(place).items()):
+        note = checkpoint.run_note(folder)
+        if not note or any(note[name] != value for name, value in asdict(key).items()):
             continue
-        if place.begin < what["step"] <= place.begin + total and recorder.holds(what["mark"]):
-            candidates.append((int(what["step"]), folder, what))
-    for _, folder, what in sorted(candidates, key=lambda each: each[0], reverse=True):
+        if key.begin < note["step"] <= key.begin + total and recorder.holds(note["mark"]):
+            candidates.append((int(note["step"]), folder, note))
+    for _, folder, note in sorted(candidates, key=lambda each: each[0], reverse=True):
         if _whole(folder):
-            return folder, what
+            return folder, note
     return None
 
 
@@ -121,9 +121,9 @@ def _load(
         recorder.go_on(note["mark"])
 
 
-def _note_continued(recorder: Recorder, place: Place, step: int, folder: str | None) -> None:
+def _note_continued(recorder: Recorder, key: TrainingKey, step: int, folder: str | None) -> None:
     attempt = recorder.settings.attempt
-    row = {"attempt": attempt, "session": place.session, "training": place.training}
+    row = {"attempt": attempt, "session": key.session, "training": key.training}
     text = json.dumps(row | {"step": step, "checkpoint": folder}) + "\n"
     root = Path(recorder.settings.folder or recorder.folder)
     with suppress(OSError), (root / CONTINUED).open("a", encoding="utf-8") as file:

@@ -1,6 +1,6 @@
 """`SessionParts`: what stands behind a session, and how it starts and ends.
 
-start ── a stack of its own, or one that was left warm, begun anew ──┐
+start ── a stack of its own, or one that was left warm, reset ───────┐
 attach ── the stack of a kernel that is gone, as it was ─────────────┤
                                                                      ▼
                                                                   running
@@ -113,7 +113,7 @@ class SessionParts:
     def start(self, data: Any, eval_data: Any, reward: Reward | None) -> None:
         """Check everything, start the stack, and run. Nothing is left where it fails."""
         from kit.cluster import progress
-        from kit.lifecycle import acquire
+        from kit.lifecycle.acquire import acquire_stack
         from kit.viz.live.progress import Starting
 
         begin = time.perf_counter()
@@ -121,7 +121,7 @@ class SessionParts:
         stack = self.prepare(data, eval_data, reward)
         try:
             with held():
-                warm = acquire.launch(stack)
+                warm = acquire_stack(stack)
                 self.state.config = stack.config  # it may have got a number behind its name
                 _running.add(self)
             folder = stack.cluster.directory
@@ -132,7 +132,7 @@ class SessionParts:
                         stack.reset()
                     except StackError:  # what was left warm is broken: a new one, then
                         stack.close()
-                        acquire.launch(stack, anew=True)
+                        acquire_stack(stack, fresh=True)
                         stack.start()
                 else:
                     stack.start()
@@ -223,7 +223,7 @@ class SessionParts:
     def end_training(self) -> None:
         """Say that it has ended: what is saved from here on belongs to no training."""
         if self.tracker.recorder:
-            self.tracker.recorder.place = None
+            self.tracker.recorder.training = None
 
     # ---- end -----------------------------------------------------------------------------------
 

@@ -105,7 +105,7 @@ def save_where_due(state: TrainState, stack: Stack, tracker: Tracker, step: int)
     if interval is not None:
         if due(step, interval):
             checkpoint.save_step(state, stack, recorder)
-    elif recorder and recorder.place and clock.due():
+    elif recorder and recorder.training and clock.due():
         begin = time.monotonic()
         checkpoint.save_step(state, stack, recorder, by_clock=True)
         clock.saved(time.monotonic() - begin)

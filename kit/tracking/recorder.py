@@ -68,7 +68,7 @@ def current_group() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TrainingKey:
     """Which training a step belongs to: it is the same in every attempt at a run."""
 
     session: int
@@ -96,7 +96,7 @@ class Recorder:
         """Which session of the notebook writes, counted from 1."""
         self.trainings = 0
         """How many calls of `train` the session has had."""
-        self.place: Place | None = None
+        self.training: TrainingKey | None = None
         """The training under way."""
         self._base: int | None = None
         """Steps that the session had behind it when it wrote its first line."""
