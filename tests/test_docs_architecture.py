@@ -84,6 +84,7 @@ def members() -> frozenset[str]:
     return frozenset(names)
 
 
+@cache
 def members_of(owner: ast.AST) -> set[str]:
     if not isinstance(owner, ast.ClassDef):
         return set()
@@ -141,7 +142,7 @@ def is_room(name: str) -> bool:
 
 
 @cache
-def tests_of_the_kit() -> str:
+def sources_of_tests() -> str:
     return "\n".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
 
 
@@ -155,7 +156,7 @@ def is_known(name: str) -> bool:
     first = {"session": "RLSession", "rollout": "Rollout"}.get(first, first) if rest else first
     if first not in everywhere():
         return not rest and (
-            first in members() or is_room(first) or f"def {first}(" in tests_of_the_kit()
+            first in members() or is_room(first) or f"def {first}(" in sources_of_tests()
         )
     return not rest or any(rest[0] in members_of(node) for node in everywhere()[first])
 
