@@ -19,6 +19,7 @@ ELSEWHERE = {
     "FSDP2",
     "JupyterLab",
     "SGLang",
+    "ServerArgs",
 }
 """Names in the pages that other projects define."""
 FILE = re.compile(r"[\w./-]+\.(?:html|ipynb|json|jsonl|lock|md|py|sh|toml|yaml)")
