@@ -127,11 +127,11 @@ def attend(
         both = torch.cat([k, v], dim=1)
         both = repeat_rows(both, packed.seen_rows, packed.order, packed.order_ends)
         k, v = both.split([k.shape[1], v.shape[1]], dim=1)
-    attended = _on_gpu if q.is_cuda else _on_cpu
+    attended = attend_on_gpu if q.is_cuda else attend_on_cpu
     return attended(q, k, v, scaling, dropout, packed)[None], None
 
 
-def _on_gpu(
+def attend_on_gpu(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -139,13 +139,14 @@ def _on_gpu(
     dropout: float,
     packed: Layout,
 ) -> torch.Tensor:
+    """Attention of packed sequences in one kernel, (T, heads, D)."""
     if dropout:
         raise ValueError("kit_packed attention has no dropout on a GPU")
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     return packed_attention(q, k, v, packed.own.ends, packed.seen.ends, packed.limits, scale)
 
 
-def _on_cpu(
+def attend_on_cpu(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -153,6 +154,8 @@ def _on_cpu(
     dropout: float,
     packed: Layout,
 ) -> torch.Tensor:
+    """Attention of packed sequences, padded to a rectangle, (T, heads, D)."""
+
     def padded(x: torch.Tensor, lengths: Lengths) -> torch.Tensor:
         """Pad to (sequences, heads, longest, D), at the end."""
         size = packed.sequences * lengths.longest
@@ -208,12 +211,12 @@ def packed_attention(
         limits: longest sequence in q and in k, on the host.
         scale: multiplies the products of queries and keys.
     """
-    out: torch.Tensor = _forward(q, k, v, own_ends, seen_ends, limits, scale)[0]
+    out: torch.Tensor = forward_op(q, k, v, own_ends, seen_ends, limits, scale)[0]
     return out
 
 
 @torch.library.custom_op("kit::packed_attention", mutates_args=(), device_types="cuda")
-def _forward(
+def forward_op(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -222,6 +225,7 @@ def _forward(
     limits: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Forward pass as a custom operator: output, and log-sum-exp of the scores."""
     own, seen = limits.tolist()
     out, total, _ = torch.ops.torch_attn._varlen_attn(
         q, k, v, own_ends, seen_ends, own, seen, True, scale, CAUSAL
@@ -229,7 +233,7 @@ def _forward(
     return out, total
 
 
-@_forward.register_fake
+@forward_op.register_fake
 def _(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -243,7 +247,7 @@ def _(
 
 
 @torch.library.custom_op("kit::packed_attention_backward", mutates_args=(), device_types="cuda")
-def _backward(
+def backward_op(
     gradient: torch.Tensor,
     q: torch.Tensor,
     k: torch.Tensor,
@@ -255,6 +259,7 @@ def _backward(
     limits: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Backward pass as a custom operator: gradients of q, k and v."""
     own, seen = limits.tolist()
     draws = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of dropout, which there is none
     dq, dk, dv = torch.ops.torch_attn._varlen_attn_backward(
@@ -276,7 +281,7 @@ def _backward(
     return dq, dk, dv
 
 
-@_backward.register_fake
+@backward_op.register_fake
 def _(
     gradient: torch.Tensor,
     q: torch.Tensor,
@@ -299,8 +304,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.T
 
 def _gradients(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:
     q, k, v, own_ends, seen_ends, limits, out, total = ctx.saved_tensors
-    gradients = _backward(gradient, q, k, v, out, total, own_ends, seen_ends, limits, ctx.scale)
+    gradients = backward_op(gradient, q, k, v, out, total, own_ends, seen_ends, limits, ctx.scale)
     return (*gradients, None, None, None, None)
 
 
-_forward.register_autograd(_gradients, setup_context=_keep)
+forward_op.register_autograd(_gradients, setup_context=_keep)

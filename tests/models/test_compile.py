@@ -33,7 +33,7 @@ def scores(
     return keys, products.masked_fill(~visible, -1e30)
 
 
-@attention._forward.register_kernel("cpu")
+@attention.forward_op.register_kernel("cpu")
 def _(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -54,7 +54,7 @@ def _(
     return torch.cat(outs).contiguous(), torch.cat(totals, 1).contiguous()
 
 
-@attention._backward.register_kernel("cpu")
+@attention.backward_op.register_kernel("cpu")
 def _(
     gradient: torch.Tensor,
     q: torch.Tensor,
@@ -129,7 +129,7 @@ def test_compiled_layers_on_the_path_of_a_gpu_give_the_same_numbers_and_are_comp
 
     expected = [results(load(str(MODEL_DIR)), packed) for packed in BATCHES]
     monkeypatch.setattr(attention, "layout", attention.gathered)
-    monkeypatch.setattr(attention, "_on_cpu", attention._on_gpu)
+    monkeypatch.setattr(attention, "attend_on_cpu", attention.attend_on_gpu)
     torch._dynamo.reset()
     counters.clear()
     real = torch.compile
