@@ -57,7 +57,7 @@ class SamplingSettings:
 
 @dataclass(frozen=True, slots=True)
 class Rescored:
-    """One sample as the engine sees it now."""
+    """A sample's log-probs, recomputed by the engine."""
 
     log_probs: list[float]
     """Of each response token, at temperature 1: SGLang scales only what it samples."""

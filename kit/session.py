@@ -63,10 +63,10 @@ if TYPE_CHECKING:
 
 
 class RLSession:
-    """One model in training, with its engine, its trainer, its prompts and its reward."""
+    """A language model in training, with its engine, trainer, prompts and reward."""
 
     def __init__(self, config: SessionConfig | str | Path = "tiny") -> None:
-        """A session that is not running yet; `RLSession.start` makes one that is."""
+        """Make a session that is not running yet; `RLSession.start` makes one that is."""
         self._parts = SessionParts(SessionConfig.of(config))
         _sessions.add(self)
 
@@ -106,7 +106,7 @@ class RLSession:
         eval_data: Any = None,
         reward: Reward | None = None,
     ) -> Self:
-        """Go on with a session whose kernel was restarted or killed, from where it was.
+        """Continue a session whose kernel was restarted or killed.
 
         Steps, weights, optimizer, place in the data, randomness, buffer, metrics and the last
         rollout are as they were. A step that was under way has either been completed or not begun.
@@ -173,16 +173,16 @@ class RLSession:
 
     @staticmethod
     def sessions() -> Sessions:
-        """Your sessions on this machine: what lives, who drives it, and until when it waits."""
+        """List your sessions on this machine: who drives each, and until when it waits."""
         return attach.sessions()
 
     @staticmethod
     def current() -> RLSession | None:
-        """The session that runs in this process, for when its name was lost; None without one."""
+        """Return the session of this process, or None: for when its variable was lost."""
         return next((session for session in _sessions if is_running(session._parts)), None)
 
     def close(self, *, keep_warm: bool = False) -> None:
-        """End every process of this session, and a training that runs. Safe to call again.
+        """End all processes of this session, and a running training. Safe to call again.
 
         Args:
             keep_warm: leave the processes to the next start with the same engine settings, which
@@ -210,17 +210,17 @@ class RLSession:
 
     @property
     def step_count(self) -> int:
-        """Updates applied so far."""
+        """Number of updates applied so far."""
         return self._parts.state.step
 
     @property
     def history(self) -> list[Metrics]:
-        """One row of metrics a step."""
+        """Metrics of all steps, one row each."""
         return self._parts.state.history
 
     @property
     def last_rollout(self) -> Rollout | None:
-        """What was generated, scored or replayed last."""
+        """Rollout that was generated, scored or replayed last."""
         return self._parts.state.last_rollout
 
     @last_rollout.setter
@@ -229,7 +229,7 @@ class RLSession:
 
     @property
     def last_batch(self) -> Batch | None:
-        """What `update` was last given, also where it was refused."""
+        """Batch that `update` was given last, even if it was refused."""
         return self._parts.state.last_batch
 
     @last_batch.setter
@@ -238,7 +238,7 @@ class RLSession:
 
     @property
     def engine_version(self) -> int:
-        """The weights that the engine generates with; the trainer's are `weight_version`."""
+        """Version of the engine's weights; the trainer's is `weight_version`."""
         return self._parts.engine_version
 
     @property
@@ -255,17 +255,17 @@ class RLSession:
 
     @property
     def training(self) -> Training | None:
-        """The last training that had a dashboard: to pause, resume or stop it from a cell."""
+        """Last training with a dashboard: to pause, resume or stop it from a cell."""
         return self._parts.lock.training
 
     @property
     def start_seconds(self) -> float:
-        """How long the start took."""
+        """Seconds that the start took."""
         return self._parts.start_seconds
 
     @property
     def debug(self) -> SessionParts:
-        """The parts behind the session, for tests and curious people: no promise that they stay.
+        """Parts behind the session, for tests and the curious; they may change.
 
         `stack`, `state`, `sampler`, `collector`, `snapshots`, `reward`, `tracker`, `lock`; see
         `kit.lifecycle.start`.
@@ -273,12 +273,12 @@ class RLSession:
         return self._parts
 
     def memory_plan(self) -> MemoryPlan:
-        """What holds the device when, beside what was seen so far, and why."""
+        """Memory plan of the session, beside what was measured so far."""
         stack = self._parts.stack
         return stack.plan.with_measured(stack.measured)
 
     def doctor(self) -> Diagnosis:
-        """What this machine has for the session's settings, running or not; see `kit.doctor`."""
+        """Check what this machine has and lacks for the session's settings; see `kit.doctor`."""
         from kit.doctor import diagnose
 
         return diagnose(self.config)
@@ -311,7 +311,7 @@ class RLSession:
         n_samples_per_prompt: int | None = None,
         temperature: float | None = None,
     ) -> Rollout:
-        """Write responses: to the next prompts of the training data, or to these.
+        """Generate responses to the next training prompts, or to given ones.
 
         With `rollout.over_sampling_batch_size`, a call without arguments sends so many prompts and
         returns the first `rollout_batch_size` groups that are finished.
@@ -334,7 +334,7 @@ class RLSession:
 
     @verb
     def score(self, rollout: Rollout, reward: Reward | None = None) -> Rollout:
-        """Give a rollout its rewards. A sample whose reward fails is marked, and says why.
+        """Score a rollout. A sample whose reward fails is marked, and says why.
 
         Args:
             rollout: what `generate` returned.
@@ -351,7 +351,7 @@ class RLSession:
     def try_reward(
         self, fn: Reward, rollout: Rollout | None = None, against: Reward | None = None
     ) -> RewardTrial:
-        """What a reward would give, beside another one; nothing trains, nothing changes.
+        """Try a reward beside another one; nothing trains, nothing changes.
 
         Args:
             fn: a function or a built-in's name, as for `score`.
@@ -365,7 +365,7 @@ class RLSession:
 
     @verb
     def collect(self, reward: Reward | None = None) -> Rollout:
-        """Generate and score what a step trains on; a response while others are being written.
+        """Generate and score the samples of a step; scoring overlaps with generation.
 
         With `rollout.dynamic_sampling`, groups whose rewards are all equal are left out and
         further prompts drawn until `rollout_batch_size` groups are left.
@@ -381,7 +381,7 @@ class RLSession:
 
     @verb
     def advantages(self, rollout: Rollout, advantage_estimator: Estimator | None = None) -> Batch:
-        """What an update will see: rewards made into advantages by the configured estimator.
+        """Make a batch: rewards turned into advantages by the configured estimator.
 
         A group with a failed or aborted sample is left out whole: its mean would be of other
         samples than were drawn.
@@ -401,7 +401,7 @@ class RLSession:
 
     @verb
     def log_probs(self, samples: Sequence[Sample], of: str = "policy") -> list[list[float]]:
-        """What the trainer says of each response token, one list a sample.
+        """Trainer log-probs of each response token, one list per sample.
 
         Args:
             samples: a rollout, or some of its samples.
@@ -418,7 +418,7 @@ class RLSession:
 
     @verb
     def annotate(self, what: Annotated) -> Annotated:
-        """Add what the present weights say of each response token: see `Sample.strip`.
+        """Annotate each response token with what the present weights say of it; see `Sample.strip`.
 
         Log-probs and entropies; in a batch also advantages and each token's share of the loss.
         After an update, the log-probs of the annotation before are kept beside the new ones.
@@ -431,7 +431,7 @@ class RLSession:
 
     @verb
     def update(self, batch: Batch) -> UpdateReport:
-        """Train on a batch. The same batch again, by a cell run twice, changes nothing.
+        """Train on a batch. Calling it again with the same batch changes nothing.
 
         Raises:
             StackError: loss or gradient is not finite; the weights are as before.
@@ -450,7 +450,7 @@ class RLSession:
 
     @verb
     def sync(self, *, exact: bool = False, verify: bool = False) -> SyncReport:
-        """Hand the trainer's weights to the engine, which forgets all it cached of old ones.
+        """Sync the trainer's weights to the engine, which drops its cache of old ones.
 
         Args:
             exact: without what `engine.weight_bits` and `engine.weight_noise` do to them, until
@@ -489,7 +489,7 @@ class RLSession:
 
     @verb
     def check(self) -> CheckReport:
-        """The invariants of a healthy start: one by one, with value and bound.
+        """Check the invariants of a healthy start, each with its value and bound.
 
         A few responses are written and an update is tried at learning rate 0. The session is as it
         was afterwards: weights, optimizer, counters, randomness, place in the data.
@@ -499,7 +499,7 @@ class RLSession:
 
     @verb
     def step(self) -> StepReport:
-        """One whole step: collect (generate and score), advantages, update, sync."""
+        """Take one step: collect (generate and score), advantages, update, sync."""
         begin, index, parts = time.perf_counter(), self.step_count, self._parts.running()
         if self.engine_version != self.weight_version:
             self.sync()  # after an update by hand: train only on what the present weights write
@@ -546,14 +546,14 @@ class RLSession:
         return train_loop.train(self._parts, self.step, steps, until, show)
 
     def dashboard(self, steps: int | None = None) -> Training:
-        """The training under way; or the history so far, and buttons to begin so many steps."""
+        """Show the running training, or the history with buttons to start one."""
         return train_loop.dashboard(self._parts, self.step, steps)
 
     @verb
     def evaluate(
         self, *, n_samples_per_prompt: int | None = None, temperature: float | None = None
     ) -> EvalReport:
-        """Accuracy on held-out prompts, with the weights that the engine has now.
+        """Measure accuracy on held-out prompts, with the engine's present weights.
 
         Args:
             n_samples_per_prompt: None takes `evaluation.n_samples_per_prompt`.
@@ -584,7 +584,7 @@ class RLSession:
 
     @verb
     def snapshot(self, name: str | None = None, *, on_disk: bool = False) -> Snapshot:
-        """Keep this moment, to come back to it with `restore`: weights, optimizer, data, metrics.
+        """Take a snapshot for `restore`: weights, optimizer, data, metrics.
 
         Args:
             name: a name that is there already is given to this one; None takes `step-N`.
@@ -600,7 +600,7 @@ class RLSession:
 
     @verb
     def restore(self, what: str | Path | Snapshot) -> Snapshot:
-        """Undo everything since a snapshot, bit by bit. The engine gets the weights of then.
+        """Undo everything since a snapshot, bit by bit, engine included.
 
         Args:
             what: a snapshot or its name; or the `Path` of a checkpoint of the same model and data.
@@ -617,7 +617,7 @@ class RLSession:
 
     @verb
     def replay(self, run: str | Path, step: int | None = None) -> Rollout:
-        """A rollout that a run has recorded, to go through its step again with this session.
+        """Load a recorded rollout of a run, to repeat its step in this session.
 
             rollout = session.replay("last", step=10)
             batch = session.advantages(session.score(rollout, reward=mine))
@@ -644,7 +644,7 @@ class RLSession:
 
     @verb
     def forget(self, name: str) -> None:
-        """Give back what a snapshot holds. Raises SessionError where there is none of this name."""
+        """Release a snapshot. Raises SessionError for an unknown name."""
         self._parts.snapshots.forget(self._parts.stack, name)
 
     # ---- what would have been ------------------------------------------------------------------
@@ -659,7 +659,7 @@ class RLSession:
         batch: Batch | None = None,
         snapshot: str | None = None,
     ) -> WhatIf:
-        """Make an update with other settings, show what it would have done, and take it back.
+        """Try an update with other settings, show its effect, and undo it.
 
             session.what_if(lr=[1e-5, 1e-4])
             session.what_if(settings={"entropy_coef": 0.01, "eps_clip_high": [0.2, 0.4]})
@@ -694,7 +694,7 @@ class RLSession:
 
     @verb
     def keep(self, tried: WhatIf, index: int) -> UpdateReport:
-        """Make one of the updates that `what_if` tried; its settings stay for those that follow.
+        """Make one of the updates that `what_if` tried; its settings stay.
 
         The engine gets the new weights.
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a session: one directory, complete or not there.
+"""Checkpoints of a session: one directory each, complete or absent.
 
     manifest.json       format, versions, and the sha256 of every other file
     config.yaml         the settings
@@ -49,7 +49,7 @@ def save(
     keep_last: int | None = None,
     recorder: Recorder | None = None,
 ) -> Path:
-    """Write a checkpoint and return where it is.
+    """Write a checkpoint and return its path.
 
     Args:
         state: what is saved.
@@ -71,7 +71,7 @@ def save(
 def save_step(
     state: TrainState, stack: Stack, recorder: Recorder | None, *, by_clock: bool = False
 ) -> None:
-    """Write the checkpoint of a training under way, numbered by step.
+    """Write a numbered checkpoint of the running training.
 
     One that cannot be written is a RuntimeWarning: those before are still there, and a night's
     training is worth more than the next one.
@@ -153,13 +153,13 @@ def _write_last(state: TrainState, folder: Path) -> None:
 
 
 def own_folder() -> Path:
-    """Where a session keeps things that were given no place."""
+    """Folder for what a session saves without a path."""
     run = current_run()
     return run.folder if run else Path("checkpoints")
 
 
 def default_path(state: TrainState, *, numbered: bool = False) -> Path:
-    """Where a session is saved when no path is given; in a run below `checkpoints/`."""
+    """Default path of `save`; in a run below `checkpoints/`."""
     run = current_run()
     if run:
         return run.checkpoint_dir(state.step if numbered else None)
@@ -194,7 +194,7 @@ def _is_of(folder: Path, name: str) -> bool:
 
 
 def _note_run(recorder: Recorder, step: int, folder: Path, by_clock: bool) -> None:
-    """Write into a checkpoint where the run stands, which is in a training."""
+    """Write the run's position into a checkpoint, if a training runs."""
     assert recorder.training is not None
     key = asdict(recorder.training)
     note = key | {"step": step, "by_clock": by_clock, "mark": recorder.mark()}
@@ -202,7 +202,7 @@ def _note_run(recorder: Recorder, step: int, folder: Path, by_clock: bool) -> No
 
 
 def run_note(folder: Path) -> dict[str, Any] | None:
-    """What a checkpoint says of the run that made it; None where it says nothing."""
+    """Read a checkpoint's position in its run; None if it has none."""
     with suppress(OSError, ValueError):
         note = json.loads((folder / RUN_NOTE).read_text(encoding="utf-8"))
         return note if isinstance(note, dict) else None
@@ -220,7 +220,7 @@ def _remove_older_by_clock(newest: Path) -> None:
 
 
 def read(folder: str | Path) -> tuple[SessionConfig, dict[str, Any]]:
-    """A checkpoint's configuration and state, after all its files were compared with the manifest.
+    """Read a checkpoint's configuration and state, after comparing all files with the manifest.
 
     Raises:
         CheckpointError: it is none, damaged, or of another format.
@@ -237,7 +237,7 @@ def read(folder: str | Path) -> tuple[SessionConfig, dict[str, Any]]:
 
 
 def refuse_code(config: SessionConfig, folder: str | Path) -> None:
-    """Raise CheckpointError for settings that would run Python code that somebody else wrote."""
+    """Raise CheckpointError for settings that would run Python code of a model."""
     if config.model.trust_remote_code or config.engine.extra.get("trust_remote_code"):
         raise CheckpointError(
             f"The checkpoint {folder} asks for Python code that comes with the model "
@@ -249,7 +249,7 @@ def refuse_code(config: SessionConfig, folder: str | Path) -> None:
 
 
 def restore(state: TrainState, stack: Stack, folder: Path, row: dict[str, Any]) -> None:
-    """Bring a session to where the checkpoint was made, engine included; `read` gave `row`.
+    """Restore a session to a checkpoint, engine included.
 
     Raises:
         CheckpointError, DataError: it cannot be read, or belongs to something else; the session is
@@ -266,7 +266,7 @@ def restore(state: TrainState, stack: Stack, folder: Path, row: dict[str, Any]) 
 def move_to(
     state: TrainState, stack: Stack, row: dict[str, Any], load_trainers: Callable[[], None]
 ) -> None:
-    """Make a session stand where a state was taken, all of it or nothing.
+    """Move a session to a state, all of it or nothing.
 
     Args:
         state: the session's.

@@ -1,4 +1,4 @@
-"""`session.export_hf`: the model as a directory that Transformers, SGLang and the hub know."""
+"""`session.export_hf`: writes the model in the Hugging Face format."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BESIDE = (
 def export_hf(
     stack: Stack, config: SessionConfig, step: int, path: str | Path | None, dtype: Dtype | None
 ) -> Path:
-    """Write the directory and return where it is. Raises CheckpointError where it fails."""
+    """Write the directory and return its path. Raises CheckpointError."""
     if dtype is not None and dtype not in (known := get_args(Dtype)):
         raise SessionError(f"There is no dtype {dtype!r}.", fix=did_you_mean(dtype, known))
     name = f"{config.name}-step-{step:06d}-hf"

@@ -1,4 +1,4 @@
-"""What a checkpoint's folder holds, file by file, so that a damaged one is found before it is read.
+"""Manifests: the files of a checkpoint and their checksums, checked before anything is read.
 
 `manifest.json` is written last: a folder that has one is complete. Its checksums find damage, not
 malice: whoever can write the folder can write a manifest to go with it. That is why nothing in a
@@ -33,7 +33,7 @@ PACKAGES = ("kit", "torch", "ray", "sglang", "transformers", "safetensors")
 
 @contextmanager
 def new_folder(target: Path, kind: Kind) -> Iterator[Path]:
-    """Give a folder to fill, which becomes `target` in one move at the end, or leaves nothing.
+    """Yield a folder to fill; it becomes `target` atomically at the end, or leaves nothing.
 
     Raises:
         CheckpointError: it cannot be written, or something else is in the way.
@@ -55,7 +55,7 @@ def new_folder(target: Path, kind: Kind) -> Iterator[Path]:
 
 
 def seal(folder: Path, kind: Kind, facts: Mapping[str, Any]) -> None:
-    """Write the manifest of a folder, and have the disk confirm every byte of it.
+    """Write the manifest of a folder, and flush every byte to disk.
 
     Args:
         folder: what it holds is complete.
@@ -82,7 +82,7 @@ def seal(folder: Path, kind: Kind, facts: Mapping[str, Any]) -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """A folder's manifest, after every file was compared with it.
+    """Read a folder's manifest, after comparing every file with it.
 
     Raises:
         CheckpointError: it is no checkpoint, of another format, or not as it was written.
@@ -140,7 +140,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _faults(folder: Path, listed: Any) -> list[str]:
-    """What is not as the manifest says, in words."""
+    """Describe differences from the manifest."""
     if not isinstance(listed, dict) or not all(isinstance(v, dict) for v in listed.values()):
         return [f"{MANIFEST} lists no files"]
     there = set(_files(folder))
@@ -175,7 +175,7 @@ def _plain(path: Path) -> bool:
 
 
 def _sealed(file: Path) -> dict[str, Any]:
-    """What the manifest says of a file, which the disk has confirmed."""
+    """Manifest entry of a file, which is flushed to disk."""
     handle = os.open(file, os.O_RDONLY)
     try:
         os.fsync(handle)

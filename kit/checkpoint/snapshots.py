@@ -36,7 +36,7 @@ SPARE = 0.1
 
 
 class SnapshotStore(Mapping[str, Snapshot]):
-    """A session's snapshots by name, the oldest first; the stack's trainers hold their half."""
+    """Snapshots of a session by name, oldest first; the trainers hold the tensors."""
 
     def __init__(self, state: TrainState) -> None:
         self._state = state
@@ -52,18 +52,18 @@ class SnapshotStore(Mapping[str, Snapshot]):
         return len(self._kept)
 
     def put(self, snapshot: Snapshot) -> None:
-        """Add one that was taken, as the newest."""
+        """Add a snapshot as the newest."""
         self._kept.pop(snapshot.name, None)
         self._kept[snapshot.name] = snapshot
 
     def clear(self) -> None:
-        """Drop all of them; the trainers are gone."""
+        """Drop all snapshots; the trainers are gone."""
         self._kept.clear()
 
     def take(
         self, stack: Stack, name: str | None, on_disk: bool, recorder: Recorder | None = None
     ) -> Snapshot:
-        """Take one. Raises SessionError for a bad name, or where there is no room."""
+        """Take a snapshot. Raises SessionError for a bad name, or without room."""
         name = _checked(name) if name is not None else self._default_name(stack.trainer_version)
         folder, size = None, 0
         if on_disk:
@@ -139,7 +139,7 @@ class SnapshotStore(Mapping[str, Snapshot]):
             return self._snapshot(stack, folder.name, _size(folder), folder)
 
     def forget(self, stack: Stack, name: str) -> None:
-        """Give back what a snapshot holds. Raises SessionError where there is none of this name."""
+        """Release a snapshot. Raises SessionError for an unknown name."""
         kept = find(self._kept, name)
         with held():
             if kept.folder:
@@ -149,7 +149,7 @@ class SnapshotStore(Mapping[str, Snapshot]):
             del self._kept[name]
 
     def _default_name(self, version: int) -> str:
-        """`step-4`, unless other weights of step 4 have that name already."""
+        """Default name, `step-4`, unless other weights of step 4 have it."""
         name = f"step-{self._state.step}"
         there = self._kept.get(name)
         same = there is None or there.weight_version == version
@@ -177,7 +177,7 @@ class SnapshotStore(Mapping[str, Snapshot]):
 
 
 def train_with(state: TrainState, stack: Stack, training: TrainingConfig) -> None:
-    """Have session and trainers go on with these settings of the training."""
+    """Continue training with other training settings."""
     running = state.config.training.num_trainers
     training = training.model_copy(update={"num_trainers": running})
     if training != state.config.training:

@@ -1,4 +1,4 @@
-"""`TrainState`: what a session is apart from its weights; checkpoint, journal, snapshot share it.
+"""`TrainState`: a session without its weights; shared by checkpoint, journal and snapshots.
 
 to_json ──► state.json of a checkpoint, `Snapshot.state`
 counters ─► the journal, which keeps history and buffer in files of their own
@@ -19,7 +19,7 @@ from kit.samples import Batch, Rollout
 
 
 class WeightVersions(Protocol):
-    """Whoever numbers the weights: the stack."""
+    """What numbers the weights: the stack."""
 
     trainer_version: int
     newest_version: int
@@ -27,7 +27,7 @@ class WeightVersions(Protocol):
 
 @dataclass(slots=True, eq=False)
 class TrainState:
-    """Settings, counters, place in the data, metrics, and what was generated and trained on last.
+    """Settings, counters, data position, metrics, last rollout and batch.
 
     The numbers of the weights are the stack's, which changes them; `to_json` and `load_json` are
     given it.
@@ -56,7 +56,7 @@ class TrainState:
         return [row[REWARD] for row in self.history if REWARD in row]
 
     def counters(self, versions: WeightVersions) -> dict[str, Any]:
-        """Everything of `to_json` that is small: numbers, and the place in the data."""
+        """The small part of `to_json`: counters, and data position."""
         return {
             "step_count": self.step,
             "weight_version": versions.trainer_version,
@@ -66,12 +66,12 @@ class TrainState:
         }
 
     def to_json(self, versions: WeightVersions) -> dict[str, Any]:
-        """The state in JSON's types, as far as the data's metadata is made of them."""
+        """Convert to JSON's types, as far as the data's metadata is made of them."""
         own = {"buffer": self.buffer.state(), "history": list(self.history)}
         return self.counters(versions) | own
 
     def load_json(self, row: Mapping[str, Any], versions: WeightVersions) -> None:
-        """Take over what `to_json` gave, all of it or nothing.
+        """Load what `to_json` returned, all of it or nothing.
 
         Raises:
             KeyError, TypeError, ValueError: a value is missing or damaged.

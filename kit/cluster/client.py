@@ -71,7 +71,7 @@ RAYLET_TROUBLE = re.compile(r"\[[\d :,-]+ [EFC] ")
 
 
 class Cluster:
-    """One Ray head of our own, behind a fresh token. This process drives it while it lives."""
+    """Client of a Ray head that the kit started, behind a fresh token; drives it while it lives."""
 
     entry: Entry
     """What the registry knows of it; there from `register` on."""
@@ -108,7 +108,7 @@ class Cluster:
 
     @classmethod
     def taken(cls, entry: Entry) -> Self:
-        """Drive one of this kind that lives already; see `joined.take_cluster`.
+        """Drive a running cluster of this kind; see `joined.take_cluster`.
 
         Raises:
             StackError: somebody drives it, or it has ended.
@@ -124,7 +124,7 @@ class Cluster:
         return cluster
 
     def register(self, name: str, device: str, **more: Any) -> None:
-        """Enter it in the registry; it cannot be taken before it is `ready`."""
+        """Enter it in the registry; others cannot take it before it is `ready`."""
         self.entry = registry.new(
             self.stack,
             self._head.pid,
@@ -138,12 +138,12 @@ class Cluster:
         registry.leave_identity(self.entry)
 
     def rename(self, name: str, **changed: Any) -> None:
-        """Enter it as another session's, which is not ready before that has begun."""
+        """Register it for another session, which is not `ready` before it has started."""
         self.entry = replace(self.entry, name=name, fingerprint="", **changed)
         registry.write(self.entry)
 
     def ready(self, lease: float, **changed: Any) -> None:
-        """Enter it as started.
+        """Register it as started.
 
         Args:
             lease: seconds that it outlives this process, should that end without a word.
@@ -191,7 +191,7 @@ class Cluster:
         self._connected = self._was_connected = True
 
     def _refused(self) -> KitError | None:
-        """Error that the first process has left, where it ended on purpose."""
+        """Error that the head process has left, if it ended on purpose."""
         return None
 
     def _await_address(self, timeout: float) -> str:
@@ -214,7 +214,7 @@ class Cluster:
         return file.read_text()
 
     def log_tail(self, lines: int = 20) -> str:
-        """The last lines of the stack's own logs, for error messages."""
+        """Last lines of the stack's own logs, for error messages."""
         text = []
         for name in ("head.log", "zygote.log"):
             text += self._lines(name)[-lines:]
@@ -230,19 +230,19 @@ class Cluster:
             return []
 
     def host_memory(self) -> int:
-        """Bytes that the stack's processes hold for themselves, without what they share."""
+        """Bytes that the stack's processes hold, without shared memory."""
         return processes.own_memory(self.processes())
 
     def processes(self) -> list[psutil.Process]:
-        """Every living process of the stack."""
+        """All living processes of the stack."""
         return processes.of_stack(self.stack, self._head.pid)
 
     def head_members(self) -> list[int | Elsewhere]:
-        """What no call can be made without: processes, or what is elsewhere."""
+        """Processes without which no call can be made."""
         return [*self.head_processes()]
 
     def placement(self, layout: Layout, device: str) -> Placement:
-        """Where actors run; there once `connect` is done."""
+        """Placement of actors; available after `connect`."""
         return Placement(layout, device, self.directory)
 
     def head_processes(self) -> list[int]:
@@ -251,7 +251,7 @@ class Cluster:
         return [self._head.pid, *(p.pid for p in children if p.name() in RAYS_OWN)]
 
     def leave(self, seconds: float, *, warm: bool) -> None:
-        """Let go of it; it ends if nobody takes it.
+        """Detach from it; it ends if no client takes it.
 
         Args:
             seconds: until it ends.
@@ -287,7 +287,7 @@ class Cluster:
         self._restore_environment()
 
     def _restore_environment(self) -> None:
-        """Put back what the user had, such as a token for another cluster."""
+        """Restore the user's environment variables, such as a token for another cluster."""
         for key, value in self._before.items():
             if value is None:
                 os.environ.pop(key, None)
@@ -345,7 +345,7 @@ def actors_environment(device: str, stack: str, directory: Path) -> dict[str, st
 
 
 def kept_kernels() -> dict[str, str]:
-    """Folders of compiled kernels that are kept from one start to the next."""
+    """Cache folders of compiled kernels, kept from one start to the next."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kit" / "kernels"
     return {
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
@@ -361,7 +361,7 @@ def _joined(*paths: str) -> str:
 
 
 def connect_ray(address: str, namespace: str, *, joins: bool, **options: Any) -> None:
-    """Connect this process to a Ray cluster; Ray may have been imported with other settings before.
+    """Connect this process to a Ray cluster, even if Ray was imported with other settings.
 
     Args:
         address: of its control service.
@@ -394,14 +394,14 @@ def connect_ray(address: str, namespace: str, *, joins: bool, **options: Any) ->
 
 
 def actor_state(actor: Any) -> str:
-    """Ray's word for the state of an actor, such as `DEAD`; empty where Ray does not know it."""
+    """Ray's state of an actor, such as `DEAD`; empty for an unknown actor."""
     from ray._private.state import actors
 
     return str(actors(actor._actor_id.hex()).get("State", ""))
 
 
 def session_directory() -> Path:
-    """Where the cluster that this process is connected to keeps its files, on each of its nodes."""
+    """Directory of the connected cluster's files, the same on each node."""
     import ray
 
     return Path(ray._private.worker._global_node.get_session_dir_path())

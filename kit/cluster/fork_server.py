@@ -1,4 +1,4 @@
-"""One process imports everything once; Ray workers and SGLang's own processes are its forks.
+"""Fork server: one process imports everything; Ray workers and SGLang's processes are its forks.
 
 Ray starts each worker as a new interpreter and SGLang starts two more, and each of them would spend
 ten seconds and more on the same imports. Here the imports are done once, next to Ray's own start,
@@ -70,7 +70,7 @@ def ask(request: dict[str, Any], fds: list[int]) -> socket.socket:
 
 
 def serve(path: str) -> None:
-    """Import, then fork for whoever asks, until killed."""
+    """Import everything, then fork on request, until killed."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(path)
     listener.listen(64)
@@ -88,7 +88,7 @@ def serve(path: str) -> None:
 
 
 def preload() -> None:
-    """Import everything that a start needs; Python keeps it compiled for the next one."""
+    """Import everything that a start needs; Python keeps it compiled for the next start."""
     from kit.cluster.lean_imports import leave_out
 
     leave_out()
@@ -98,7 +98,7 @@ def preload() -> None:
 
 
 def _run(connection: socket.socket) -> None:
-    """In the fork: become the process that was asked for. Never returns."""
+    """Become the requested process, in the fork. Never returns."""
     try:
         header, fds, _, _ = socket.recv_fds(connection, 4, 8)
         size = int.from_bytes(header, "big")
@@ -123,7 +123,7 @@ def _run(connection: socket.socket) -> None:
 
 
 def _leave(code: int) -> None:
-    """Run what a normal interpreter runs at its end, without returning into the zygote's loop."""
+    """Run a normal interpreter's exit handlers, without returning into the server's loop."""
     import atexit
 
     try:
@@ -152,20 +152,20 @@ def _become_fork_server(fds: list[int], connection: socket.socket) -> None:
 
 
 class ForkedByZygote:
-    """Stands for the module `multiprocessing` in SGLang's engine module."""
+    """Replaces the module `multiprocessing` in SGLang's engine module."""
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
 
     def set_start_method(self, method: str, force: bool = False) -> None:
-        """SGLang asks for spawn; the fork server takes its place."""
+        """Use the fork server where SGLang asks for spawn."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
 
 
 def use_zygote() -> int:
-    """Point this process' `multiprocessing` fork server, and SGLang's engine, at the zygote.
+    """Make this process' `multiprocessing` and SGLang's engine fork from the fork server.
 
     Returns the fork server's process id.
     """

@@ -1,4 +1,4 @@
-"""The stack's first process: Ray's head, in a process session of its own.
+"""The stack's head process: starts Ray in a process session of its own.
 
 `Cluster` starts it as `python -m kit.cluster.head`. It starts Ray's control service and raylet (no
 dashboard, no log monitor, no autoscaler: each is another interpreter to start), writes the address
@@ -54,7 +54,7 @@ def start_ray(directory: Path, *, gpus: int, fork_workers: bool) -> Any:
     services.get_node = retrying(services.get_node)
 
     class LeanNode(Node):
-        """A head without the HTTP server that Ray starts even when no dashboard is wanted."""
+        """Ray head without the HTTP server that Ray starts even when no dashboard is wanted."""
 
         def start_api_server(self, **_: Any) -> None:
             pass
@@ -128,7 +128,7 @@ def raylet_died() -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that are free now."""
+    """Find loopback ports that are free now."""
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -137,7 +137,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def start_head(directory: Path, *, device: str, gpus: int) -> None:
-    """Start Ray, and on a CPU the process of which workers are forks; then write the address."""
+    """Start Ray, and on a CPU the fork server of its workers; then write the address."""
     if device == "cpu":
         with (directory / "zygote.log").open("wb") as log:
             subprocess.Popen(
@@ -158,7 +158,7 @@ def main(
     gpus: int,
     wanted: dict[str, Any] | None = None,
 ) -> None:
-    """Start everything, wait for the end, and end everything.
+    """Start everything, wait for the end of the lease, and end everything.
 
     Args:
         directory: the stack's.

@@ -1,4 +1,4 @@
-"""`JoinedCluster`: a placement group on a Ray cluster that others run, instead of a head of ours.
+"""`JoinedCluster`: a placement group on a Ray cluster that others run.
 
     client ── own, leave, end, silence ──► keeper (kit.cluster.head, on the client's machine)
                                              │ the driver whose placement group it is
@@ -54,7 +54,7 @@ class Bundle:
 
 
 class JoinedCluster(Cluster):
-    """A share of somebody else's Ray cluster, held by a process of our own."""
+    """Share of a Ray cluster that others run, held by a keeper process of the session."""
 
     def __init__(self, device: str, address: str, bundles: int, width: int) -> None:
         """Start the keeper in the background; `connect` waits for it.
@@ -186,7 +186,7 @@ def _free_port() -> int:
 
 
 class ControlService(Elsewhere):
-    """Control service of a joined cluster: using Ray without it ends the notebook's process."""
+    """Control service of a joined cluster; without it, Ray ends the notebook's process."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
@@ -197,7 +197,7 @@ class ControlService(Elsewhere):
         return can_be_reached(*self._where)
 
     def end(self) -> None:
-        """Do nothing: it is not ours to end."""
+        """Do nothing: the control service is not ours to end."""
 
 
 class RemoteActor(Elsewhere):
@@ -207,7 +207,7 @@ class RemoteActor(Elsewhere):
         self._actor = actor
 
     def lives(self) -> bool:
-        """Whether Ray takes the actor for alive."""
+        """Whether Ray reports the actor as alive."""
         with suppress(Exception):
             return client.actor_state(self._actor) not in ("DEAD", "")
         return True  # Ray itself is looked at elsewhere
@@ -226,14 +226,14 @@ def namespace(stack: str) -> str:
 
 
 def can_be_reached(host: str, port: int) -> bool:
-    """Whether anything listens there."""
+    """Whether an address accepts a connection."""
     with suppress(OSError), socket.create_connection((host, port), timeout=CONNECT_SECONDS):
         return True
     return False
 
 
 def hold(directory: Path, stack: str, device: str, wanted: dict[str, Any]) -> Callable[[], None]:
-    """Reserve the devices (in the keeper), say so in a file, and return what gives them back.
+    """Reserve the devices (in the keeper), write it to a file, and return what releases them.
 
     Raises:
         StackError: they cannot be had; a file says why.
@@ -324,7 +324,7 @@ def _card() -> str:
 
 
 def _resolved(address: str) -> str:
-    """HOST:PORT of the cluster. Raises StackError where nothing is there."""
+    """Resolve an address to HOST:PORT. Raises StackError if nothing listens there."""
     where = address
     if address == "auto":
         where = os.environ.get("RAY_ADDRESS") or client.local_cluster() or ""

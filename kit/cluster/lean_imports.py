@@ -1,4 +1,4 @@
-"""Leave out what SGLang imports but a text model on a CPU never calls.
+"""Import hooks that leave out what SGLang imports but a text model on a CPU never calls.
 
 Half of the time that `import sglang` takes goes into packages for images, other chips' kernels and
 file formats. `leave_out()` keeps them out of this process: what SGLang treats as optional is not
@@ -43,7 +43,7 @@ PLACEHOLDERS = frozenset({"gguf", "torchvision"})
 
 
 class _Unavailable(type):
-    """A class that stands for anything in a package that was left out."""
+    """Stand-in for anything in a package that is left out."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
@@ -70,13 +70,13 @@ class _PlaceholderLoader(importlib.abc.Loader):
 
 
 class LeanFinder:
-    """Python's own path finder, less the packages above."""
+    """Python's path finder without the packages above."""
 
     @staticmethod
     def find_spec(
         name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """What Python's own finder finds, less what is left out."""
+        """Find as Python does, unless the package is left out."""
         package = name.partition(".")[0]
         if package in OPTIONAL:
             return None
@@ -86,12 +86,12 @@ class LeanFinder:
 
     @staticmethod
     def invalidate_caches() -> None:
-        """As Python's own finder does."""
+        """Invalidate caches as Python does."""
         importlib.machinery.PathFinder.invalidate_caches()
 
     @staticmethod
     def find_distributions(*args: Any, **kwargs: Any) -> Any:
-        """Installed versions stay readable: only importing is filtered."""
+        """Find installed distributions as Python does: only importing is filtered."""
         from importlib.metadata import MetadataPathFinder
 
         return MetadataPathFinder.find_distributions(*args, **kwargs)

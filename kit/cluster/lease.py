@@ -1,4 +1,4 @@
-"""Who drives a stack: the head's control socket, and a client's connection to it.
+"""The lease: the head's control socket, and a client's connection, which make it a stack's driver.
 
     client  ── connects to DIRECTORY/control, says `own` ──►  head
             ── stays connected: it drives the stack ─────────
@@ -35,7 +35,7 @@ ANSWER_SECONDS = 10.0
 
 
 def listen(directory: Path) -> socket.socket:
-    """The socket on which a head will hear; connections wait there until it does."""
+    """Open the head's control socket; connections wait there until the head serves."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(directory / SOCKET))
     os.chmod(directory / SOCKET, 0o600)
@@ -45,7 +45,7 @@ def listen(directory: Path) -> socket.socket:
 
 @dataclass(slots=True)
 class Client:
-    """One connection, as the head sees it."""
+    """A client's connection, as the head sees it."""
 
     socket: socket.socket
     pid: int
@@ -54,7 +54,7 @@ class Client:
 
 @dataclass(slots=True)
 class Control:
-    """The head's side. `serve` returns when the stack is to end."""
+    """The head's side of the lease. `serve` returns when the stack is to end."""
 
     listener: socket.socket
     lease: float = 0.0
@@ -70,7 +70,7 @@ class Control:
     _watch: int = -1
 
     def serve(self) -> None:
-        """Hear everybody out until somebody says `end`, or the clock has run out."""
+        """Serve all clients until one says `end`, or the lease has run out."""
         self._selector.register(self.listener, selectors.EVENT_READ, self._accept)
         while not self._ending:
             left = None if self.driver else self._deadline - time.monotonic()
@@ -124,7 +124,7 @@ class Control:
         return {"ok": True}
 
     def state(self) -> dict[str, Any]:
-        """What `ask` tells."""
+        """State that `ask` returns."""
         left = None if self.driver else max(self._deadline - time.monotonic(), 0.0)
         return {
             "driver": self.driver.pid if self.driver else None,
@@ -157,7 +157,7 @@ class Control:
 
 
 class Connection:
-    """A client's side. While one that has said `own` is open, its process drives the stack."""
+    """A client's side. A client that has said `own` drives the stack until it closes."""
 
     def __init__(self, directory: Path) -> None:
         """Connect. Raises OSError where no head listens, or it belongs to another user."""
@@ -171,16 +171,16 @@ class Connection:
         self._file = self._socket.makefile("rb")
 
     def tell(self, do: str, **more: Any) -> None:
-        """Say something and do not wait for the answer, which the next `ask` would read."""
+        """Send a message without waiting for its answer, which the next `ask` would read."""
         self._socket.sendall(json.dumps({"do": do, **more}).encode() + b"\n")
 
     def ask(self, do: str, **more: Any) -> dict[str, Any]:
-        """Say something and wait for the answer. Raises OSError where the head is gone."""
+        """Send a message and wait for the answer. Raises OSError if the head is gone."""
         self.tell(do, **more)
         return self.heard()
 
     def heard(self) -> dict[str, Any]:
-        """The next answer. Raises OSError where none comes."""
+        """Read the next answer. Raises OSError if none comes."""
         line = self._file.readline()
         if not line:
             raise ConnectionError("the stack's head has closed the connection")
@@ -188,14 +188,14 @@ class Connection:
         return answer
 
     def close(self) -> None:
-        """Be gone."""
+        """Close the connection; the head then starts the lease."""
         with contextlib.suppress(OSError):
             self._file.close()
             self._socket.close()
 
 
 def state_of(directory: Path) -> dict[str, Any] | None:
-    """Who drives a stack, and when it ends; None where its head does not answer."""
+    """Ask a head who drives its stack, and when it ends; None if it does not answer."""
     try:
         connection = Connection(directory)
     except OSError:
@@ -209,7 +209,7 @@ def state_of(directory: Path) -> dict[str, Any] | None:
 
 
 def own(directory: Path) -> Connection:
-    """Become a stack's driver.
+    """Become the driver of a stack.
 
     Raises:
         StackError: another process drives it, or it is gone.

@@ -1,4 +1,4 @@
-"""Devices of a stack: which trainer and which engine has which, and how Ray places actors on them.
+"""Layout of trainers and engines on devices, and the Ray options that place actors there.
 
 `Layout` is decided before anything starts:
 
@@ -102,7 +102,7 @@ class Layout:
         return self.trainers.count(place) + sum(place in places for places in self.engines)
 
     def in_words(self) -> str:
-        """`2 trainers and 2 engines colocated on 2 devices`."""
+        """Description, such as `2 trainers and 2 engines colocated on 2 devices`."""
         ranks, engines, width = len(self.trainers), len(self.engines), len(self.engines[0])
         each = f" of {width} devices each" if width > 1 else ""
         how = "colocated on" if self.colocate else "disaggregated, on"
@@ -135,7 +135,7 @@ class Placement:
         return ",".join(named[place] if named else str(place) for place in places)
 
     def rendezvous(self, name: str) -> str:
-        """Where all ranks join a process group of this name: a file that nobody else can reach."""
+        """Rendezvous of the ranks' process group: a file that no other user can reach."""
         return str(self.folder / f"rendezvous-{name}")
 
     @property
@@ -144,7 +144,7 @@ class Placement:
         return LOOPBACK
 
     def members(self, actor: Any, place: int, pids: Sequence[int]) -> list[int | Elsewhere]:
-        """What a `Watch` can look at of an actor on this device that has these processes."""
+        """Members that a `Watch` checks for an actor on this device with these processes."""
         return [*pids]
 
 
@@ -153,7 +153,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _check_sharing(ranks: int, replicas: int, width: int) -> None:
-    """On GPUs every device gets as much to do as the others: FSDP waits for the slowest."""
+    """Refuse an uneven load of GPUs: FSDP waits for the slowest."""
     slots = replicas * width
     if slots == ranks or (width == 1 and slots % ranks == 0):
         return
@@ -168,7 +168,7 @@ def _check_sharing(ranks: int, replicas: int, width: int) -> None:
 
 
 def check_devices(config: SessionConfig, model: ModelSource, device: str) -> None:
-    """Raise ConfigError where trainers and engines do not fit on the GPUs that are here.
+    """Raise ConfigError if trainers and engines do not fit on this machine's GPUs.
 
     What a cluster has that will be joined is asked when it is joined.
     """

@@ -1,4 +1,4 @@
-"""Which processes belong to a stack: told by process session and by a mark, never by name.
+"""The processes of a stack, identified by process session and a mark, and the watchdog over them.
 
 `Watch`: do the processes of a stack still live? Known by identity: number and time of birth.
 
@@ -39,13 +39,13 @@ CORES_VARIABLE = "KIT_CORES"
 
 
 def cores() -> int:
-    """Cores that this process may use; less where it was told to leave some to others."""
+    """Number of cores that this process may use, less those it was told to leave to others."""
     told = os.environ.get(CORES_VARIABLE, "")
     return int(told) if told.isdigit() and int(told) else len(os.sched_getaffinity(0))
 
 
 def lives(process: psutil.Process) -> bool:
-    """False from the moment at which it begins to end, which is before others can notice that."""
+    """Whether a process is alive; false as soon as it begins to end."""
     try:
         if not process.is_running():
             return False
@@ -57,7 +57,7 @@ def lives(process: psutil.Process) -> bool:
 
 
 def of_stack(stack: str, head: int) -> list[psutil.Process]:
-    """Every living process of a stack, except the caller.
+    """All living processes of a stack, except the caller.
 
     Args:
         stack: the value of the mark. A program that renames itself, as Ray's do, loses it.
@@ -79,7 +79,7 @@ def of_stack(stack: str, head: int) -> list[psutil.Process]:
 
 
 def own_memory(processes: list[psutil.Process]) -> int:
-    """Bytes of memory that they have to themselves, together; files and shared pages left out."""
+    """Bytes of private memory of processes; files and shared pages do not count."""
     total = 0
     for process in processes:
         with contextlib.suppress(psutil.Error):
@@ -89,7 +89,7 @@ def own_memory(processes: list[psutil.Process]) -> int:
 
 
 def end(processes: list[psutil.Process]) -> None:
-    """Kill them, wait until they are gone, and remove what they had in shared memory."""
+    """Kill processes, wait until they are gone, and remove their shared memory."""
     shared = [file for process in processes for file in segments(process.pid)]
     trackers = [process for process in processes if _is_tracker(process)]
     others = [process for process in processes if process not in trackers]
@@ -108,14 +108,14 @@ def end(processes: list[psutil.Process]) -> None:
 
 
 def take_names_away(pid: int) -> None:
-    """What it has open in shared memory is gone when the last process that has it open is."""
+    """Unlink a process's shared memory, which is freed when the last process closes it."""
     for file in segments(pid):
         with contextlib.suppress(OSError):
             os.unlink(file)
 
 
 def end_with(pids: list[int]) -> None:
-    """From now on, end this process when one of these is gone."""
+    """End this process when one of these is gone."""
     files = [os.pidfd_open(pid) for pid in pids if pid != os.getpid()]
 
     def wait() -> None:
@@ -126,7 +126,7 @@ def end_with(pids: list[int]) -> None:
 
 
 def segments(pid: int) -> list[str]:
-    """Files in shared memory that it has open and that still have a name, as SGLang's have."""
+    """Shared memory files that a process has open and that still have a name."""
     found = []
     with contextlib.suppress(OSError):
         for number in os.listdir(folder := f"/proc/{pid}/fd"):
@@ -138,7 +138,7 @@ def segments(pid: int) -> list[str]:
 
 
 def _is_tracker(process: psutil.Process) -> bool:
-    """Is it Python's, which removes named semaphores when all that could use them are gone?"""
+    """Whether a process is Python's resource tracker, which removes unused named semaphores."""
     with contextlib.suppress(psutil.Error):
         return any("multiprocessing.resource_tracker" in word for word in process.cmdline())
     return False
@@ -148,30 +148,30 @@ HEAD, TRAINER = "head", "trainer"
 
 
 def engine(index: int) -> str:
-    """The name of an engine's part."""
+    """Name of an engine's part."""
     return f"engine {index}"
 
 
 class Elsewhere(ABC):
-    """A member that is no process of this machine."""
+    """Member of a part that is not a process of this machine."""
 
     @abstractmethod
     def lives(self) -> bool:
-        """Look now."""
+        """Check now whether it is alive."""
 
     @abstractmethod
     def end(self) -> None:
-        """Have it ended; returns at once."""
+        """Ask for its end; returns at once."""
 
 
 Member = psutil.Process | Elsewhere | None
 
 
 class Watch:
-    """Which parts of a stack there are, and which have died."""
+    """Watchdog: the parts of a stack, and which have died."""
 
     def __init__(self, interval: float, on_death: Callable[[str], None]) -> None:
-        """Looks from now on; `on_death` is called once a death, in whichever thread saw it."""
+        """Start watching; `on_death` is called once per death, in the thread that saw it."""
         self._parts: dict[str, list[Member]] = {}
         self._dead: set[str] = set()
         self._on_death, self._interval = on_death, interval
@@ -194,25 +194,25 @@ class Watch:
             return [one for one in self._parts[part] if isinstance(one, psutil.Process)]
 
     def gone(self, part: str) -> None:
-        """This one has died, and nobody knows its processes."""
+        """Mark a part as dead whose processes are unknown."""
         with self._lock:
             self._parts[part] = [None]
 
     def dead(self) -> set[str]:
-        """Look now: the parts that have died and that nothing has taken the place of."""
+        """Check now; returns parts that have died and were not replaced."""
         with self._lock:
             while self._look():
                 pass  # again: what took this part along may have begun to end meanwhile
             return set(self._dead)
 
     def end(self, part: str) -> None:
-        """End a part, and know it as dead."""
+        """End a part and mark it as dead."""
         with self._lock:
             if part in self._parts and part not in self._dead:
                 self._bury(part)
 
     def _look(self) -> bool:
-        """Bury what has died since: was there any?"""
+        """Handle processes that have died since the last look; returns whether any have."""
         found = [
             part
             for part, members in self._parts.items()
@@ -232,7 +232,7 @@ class Watch:
         self._on_death(part)
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._ended.set()
         with self._lock:
             self._parts.clear()
@@ -243,7 +243,7 @@ class Watch:
 
 
 def _found(pid: int) -> psutil.Process | None:
-    """None if it is gone already; the next look then ends its part."""
+    """Handle of a process; None if it has ended already."""
     try:
         return psutil.Process(pid)
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""What the processes of a stack do while it starts, told to the client through small files.
+"""Start-up stages of a stack's processes, passed to the client through small files.
 
 Each process writes one file into the stack's directory, anew at each stage, and the client reads
 them when it likes. Nobody waits for anybody, and a start goes on where a file cannot be written.
@@ -23,7 +23,7 @@ READY = "ready"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What one side of the stack is doing."""
+    """Start-up stage of the engine or the trainer."""
 
     words: str
     since: float
@@ -36,7 +36,7 @@ class Stage:
 
 
 def report(who: str, stage: str) -> None:
-    """Say what this process does from now on; nothing where no client has asked for it.
+    """Report the stage of this process; no effect unless a client asked for it.
 
     Args:
         who: `engine` or `trainer`.

@@ -1,4 +1,4 @@
-"""The stacks of this user on this machine: one small file each, which only the user can read.
+"""Registry of this user's stacks on this machine: one small private file each.
 
 A file tells how a living stack is reached (folder, Ray's address and token) and what it is (name,
 device, what it was started with). It is written by who starts a stack and removed by the stack's
@@ -40,7 +40,7 @@ from kit.utils.pids import started
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A stack as its file tells of it."""
+    """A stack's entry in the registry."""
 
     stack: str
     """Its own id, the value of the mark that each of its processes carries."""
@@ -69,22 +69,22 @@ class Entry:
 
     @property
     def folder(self) -> Path:
-        """The stack's directory."""
+        """Directory of the stack."""
         return Path(self.directory)
 
     @property
     def ready(self) -> bool:
-        """Has it started?"""
+        """Whether the session has started."""
         return bool(self.fingerprint)
 
     @property
     def alive(self) -> bool:
-        """Is its head running?"""
+        """Whether its head process is running."""
         return started(self.head) == self.head_started
 
     @classmethod
     def read(cls, file: Path) -> Self | None:
-        """None for a file that is gone, unreadable, or of another version of the kit."""
+        """Read an entry; None if it is gone, unreadable, or of another version of the kit."""
         try:
             row = json.loads(file.read_text(encoding="utf-8"))
             return cls(**row) if row.keys() <= {f.name for f in fields(cls)} else None
@@ -93,7 +93,7 @@ class Entry:
 
 
 def folder() -> Path:
-    """Where the files are; made where it is missing.
+    """Directory of the registry; made if it is missing.
 
     Raises:
         StackError: it belongs to somebody else.
@@ -122,14 +122,14 @@ def folder() -> Path:
 
 @contextlib.contextmanager
 def locked() -> Iterator[None]:
-    """Nobody else starts or takes a stack meanwhile."""
+    """Lock the registry, so that no other process starts or takes a stack."""
     with (folder() / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def write(entry: Entry) -> None:
-    """Put a stack's file there, or a new version of it, in one move."""
+    """Write a stack's entry, atomically."""
     target = folder() / f"{entry.stack}.json"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     with replacing_file(target) as partial, open(os.open(partial, flags, 0o600), "w") as file:
@@ -159,7 +159,7 @@ def living() -> list[Entry]:
 
 
 def new(stack: str, head: int, directory: Path, token: str, **what: Any) -> Entry:
-    """The entry of a stack whose head was started just now."""
+    """Make the entry of a stack whose head was just started."""
     return Entry(
         stack=stack,
         head=head,
@@ -173,7 +173,7 @@ def new(stack: str, head: int, directory: Path, token: str, **what: Any) -> Entr
 
 
 def process(entry: Entry) -> psutil.Process | None:
-    """The head, if it is the one that the entry means."""
+    """The head process of an entry, if it is still the same one."""
     with contextlib.suppress(psutil.Error):
         head = psutil.Process(entry.head)
         return head if entry.alive else None
@@ -187,7 +187,7 @@ IDENTITY = "identity.json"
 
 
 def end(entry: Entry) -> int:
-    """End every process of a stack and remove its folder; how many there were."""
+    """End all processes of a stack and remove its folder; returns how many there were."""
     members = _members(entry.stack, entry.head, entry.head_started)
     with contextlib.suppress(OSError, ValueError):
         connection = Connection(entry.folder)
@@ -201,13 +201,13 @@ def end(entry: Entry) -> int:
 
 
 def leave_identity(entry: Entry) -> None:
-    """Write into a stack's folder who its head is."""
+    """Write the identity of a stack's head into its folder."""
     text = json.dumps([entry.stack, entry.head, entry.head_started])
     (entry.folder / IDENTITY).write_text(text)
 
 
 def left_in(folder: Path) -> list[psutil.Process]:
-    """The processes of the stack to which this folder belonged, whose head is gone."""
+    """Orphaned processes of the stack to which a folder belonged."""
     try:
         stack, head, head_started = json.loads((folder / IDENTITY).read_text())
     except (OSError, ValueError):
@@ -216,7 +216,7 @@ def left_in(folder: Path) -> list[psutil.Process]:
 
 
 def remove(folder: Path) -> int:
-    """End what is left of a stack and remove its folder; how many processes there were."""
+    """End a stack's orphans and remove its folder; returns how many processes there were."""
     members = left_in(folder)
     processes.end(members)
     shutil.rmtree(folder, ignore_errors=True)

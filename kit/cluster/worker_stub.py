@@ -1,4 +1,4 @@
-"""What Ray starts in place of a worker: asks the zygote to fork one, and lives as long as it does.
+"""Ray's worker command: asks the fork server for a worker, and lives as long as it does.
 
 Kept to the standard library, so that it starts in a few hundredths of a second. Where a worker
 needs what a fork cannot give (a runtime environment of its own), Ray's own script runs instead.
@@ -13,7 +13,7 @@ ORDINARY_CONTEXT = {"command_prefix", "env_vars", "py_executable", "override_wor
 
 
 def ordinary(argv: list[str]) -> bool:
-    """Does this worker need nothing but Ray's default environment?"""
+    """Whether this worker needs only Ray's default environment."""
     for word in argv:
         if word.startswith("--serialized-runtime-env-context="):
             context = json.loads(word.partition("=")[2] or "{}")

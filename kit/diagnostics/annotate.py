@@ -63,7 +63,7 @@ def annotate(
 def _filled(
     sample: Sample, values: dict[str, list[float]], version: int, token_text: Callable[[int], str]
 ) -> Sample:
-    """The sample with these values. Log-probs of other weights stay, as those before."""
+    """Add values to a sample; log-probs of earlier weights are kept as the ones before."""
     kept, versions = dict(sample.token_values), sample.annotated_versions
     if versions and versions[-1] != version and NOW in kept:
         kept[BEFORE] = kept[NOW]

@@ -47,7 +47,7 @@ def try_reward(rollout: Rollout, reward: Reward, against: Reward) -> RewardTrial
 
 
 def scoring(rollout: Rollout, reward: Reward) -> Scoring:
-    """What one reward makes of a rollout."""
+    """Score a rollout with one reward."""
     begin = time.perf_counter()
     scored = score_each(rollout.samples, reward)
     seconds = time.perf_counter() - begin
@@ -64,7 +64,7 @@ def scoring(rollout: Rollout, reward: Reward) -> Scoring:
 
 
 def reward_name(reward: Reward) -> str:
-    """What a person calls it: `exact`, `0.9*math + 0.1*format`, a function's or class's name."""
+    """Name of a reward: `exact`, `0.9*math + 0.1*format`, a function's or class's name."""
     function: Any = reward_function(reward) if isinstance(reward, (str, Mapping)) else reward
     if isinstance(function, BuiltIn):
         return function.name
@@ -116,7 +116,7 @@ def _scored_by_both(tried: Rollout, other: Rollout) -> list[list[tuple[float, fl
 
 
 def _sign(one: float, two: float) -> int:
-    """1 where `one` is larger, -1 where `two` is, 0 where they are the same reward."""
+    """Order of two rewards: 1, 0 or -1."""
     if math.isclose(one, two, rel_tol=_EQUAL, abs_tol=_EQUAL):
         return 0
     return 1 if one > two else -1

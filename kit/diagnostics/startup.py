@@ -1,4 +1,4 @@
-"""`session.check()`: the invariants of a healthy start; the session is as it was afterwards."""
+"""`session.check()`: the invariants of a healthy start. It leaves the session unchanged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check(
     sampler: PromptSampler,
     compare: Callable[[Rollout], MismatchReport],
 ) -> CheckReport:
-    """Look at every invariant. Raises DataError where no response has a token."""
+    """Check every invariant."""
     begin = time.perf_counter()
     rollout = _rollout(state, stack, sampler)
     samples = [s for s in rollout if s.response_length and s.rollout_log_probs]
@@ -52,14 +52,14 @@ def check(
 
 
 def _rollout(state: TrainState, stack: Stack, sampler: PromptSampler) -> Rollout:
-    """Responses to the next prompts, which stay the next ones."""
+    """Generate responses to the next prompts without taking them."""
     rows = state.stream.peek(min(PROMPTS, state.config.training.rollout_batch_size))
     seed = f"{state.config.seed} check"
     return sampler.generate(stack, rows, RESPONSES, None, seed, state.step)
 
 
 def _batch(samples: list[Sample]) -> Any:
-    """An update with a gradient, whatever the rewards would be; calls no reward function."""
+    """Batch with a gradient, whatever the rewards are; calls no reward function."""
     signs = tuple((-1.0) ** index for index in range(len(samples)))
     return train_batch(Batch(tuple(samples), signs))
 
@@ -121,7 +121,7 @@ def _of_the_engine(compared: MismatchReport) -> Invariant:
 
 
 def _of_the_sync(stack: Stack) -> Invariant:
-    """Sync twice, only where that changes nothing: the engine holds the trainer's weights."""
+    """Sync twice, if the engine has the trainer's weights, so that nothing changes."""
     name, bound = "parameters changed by two syncs in a row", "0"
     if stack.engine_version != stack.trainer_version:
         note = (

@@ -1,4 +1,4 @@
-"""`session.what_if`: an update with other settings, looked at and taken back.
+"""`session.what_if`: tries updates with other settings, and undoes them.
 
     a snapshot, or now ──► update as configured ──► look ──► back
                       ├──► update, learning rate 1e-4 ──► look ──► back
@@ -50,7 +50,7 @@ def what_if(
     batch: Batch | None,
     snapshot: str | None,
 ) -> WhatIf:
-    """Try an update with several settings, and take each back.
+    """Try an update with several settings, and undo each.
 
     Args:
         state: the session's; it is as it was afterwards.
@@ -97,7 +97,7 @@ def what_if(
 def keep(
     state: TrainState, stack: Stack, snapshots: SnapshotStore, report: WhatIf, index: int
 ) -> UpdateReport:
-    """Make one of the updates for good, and go on with its settings; the engine gets its weights.
+    """Make one of the tried updates for good, and continue with its settings.
 
     Raises:
         SessionError: there is no such trial, it was refused, or the weights that it began with are
@@ -168,7 +168,7 @@ def _checked(batch: Batch | None) -> Batch:
 def _base(
     stack: Stack, snapshots: SnapshotStore, batch: Batch, snapshot: str | None
 ) -> Snapshot | None:
-    """The snapshot where trials begin; None where they begin with the present weights."""
+    """Snapshot that trials start from; None for the present weights."""
     if snapshot is not None:
         return status.find(snapshots, snapshot)
     wrote = {version for s in batch.samples for version in s.weight_versions}
@@ -191,7 +191,7 @@ def _notes(batch: Batch, step: int, version: int) -> tuple[str, ...]:
 
 @contextmanager
 def _taken_back(state: TrainState, stack: Stack) -> Iterator[None]:
-    """Put trainers, settings and numbers of weights back, whatever happens inside."""
+    """Undo trainers, settings and weight versions, whatever happens inside."""
     versions = stack.trainer_version, stack.newest_version
     taken = False
     try:
@@ -242,12 +242,12 @@ def _trial(
 
 
 def _once_more(batch: Batch) -> Batch:
-    """Under another id: the trainer would not train on the same batch twice in a row."""
+    """Copy of a batch under another id, because a trainer skips a repeated one."""
     return replace(batch, id=uuid.uuid4().hex)
 
 
 def movement(after: Rollout) -> Movement:
-    """How far log-probs moved, over the tokens that train."""
+    """Measure how far log-probs moved, over the tokens that train."""
     pairs = [pair for sample in after for pair in _moved(sample)]
     changes = [change for change, _ in pairs if math.isfinite(change)]
     praised = [change for change, advantage in pairs if advantage > 0]

@@ -1,4 +1,4 @@
-"""Which device a session would take, and whether that will do."""
+"""Findings on the device that a session would take."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OTHERS_MAY_HOLD = 1 << 30
 
 
 def would_take(wanted: str, driver: Driver) -> str:
-    """`cpu` or `cuda`: what a session with this `device` would run on."""
+    """Device that a session with this `device` would use: `cpu` or `cuda`."""
     return "cpu" if wanted == "cpu" or not driver.cards else "cuda"
 
 
@@ -54,7 +54,7 @@ def findings(driver: Driver, wanted: str, model: str, size: int | None) -> Itera
 
 
 def memory(config: SessionConfig, model: ModelSource, card: Card) -> Finding:
-    """What the session would hold of the card at most, against what is free."""
+    """Compare the session's planned device memory with what is free."""
     name = "card's memory"
     try:
         plan = make_plan(
@@ -82,7 +82,7 @@ def memory(config: SessionConfig, model: ModelSource, card: Card) -> Finding:
 
 
 def torch_cuda() -> tuple[int, int] | None:
-    """The CUDA that the installed torch is made for, read without importing it."""
+    """CUDA version that the installed torch is built for, read without importing it."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.origin:
         return None

@@ -1,4 +1,4 @@
-"""The model's weights and the prompts: here, whole, or how to get them."""
+"""Findings on model weights and prompts: present and complete, or how to get them."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ LARGE_FILE = 500 << 20
 
 
 def model_bytes(config: ModelConfig) -> int | None:
-    """Bytes of the model's weights that are here; None where there are none."""
+    """Bytes of the model's local weight files; None if there are none."""
     path = _local(config.name)
     return (size_of(path) or None) if path else None
 
 
 def expected_bytes(config: ModelConfig) -> int | None:
-    """The same where they are here, else by the model's name; None where that says nothing."""
+    """Bytes of the model's weights: of local files, or guessed from its name; None if unknown."""
     return model_bytes(config) or _guessed_bytes(config.name)
 
 
@@ -83,7 +83,7 @@ def model(config: SessionConfig) -> Iterator[Finding]:
 
 
 def source(config: ModelConfig) -> ModelSource | None:
-    """The model, where all of it is here."""
+    """Source of the model, if all of it is on this machine."""
     path = _local(config.name)
     try:
         return _find(config, path) if path else None
@@ -147,7 +147,7 @@ def _incomplete(name: str, path: Path, broken: list[str], hub: bool) -> Finding:
 
 
 def _guessed_bytes(name: str) -> int | None:
-    """Of weights in bfloat16, by a name such as Qwen3-0.6B."""
+    """Bytes of bfloat16 weights, guessed from a name such as Qwen3-0.6B."""
     sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)B(?![\w.])", name)
     # Names count without embeddings that are kept twice; hence a quarter more.
     return int(float(sizes[0]) * 2.5e9) if sizes else None

@@ -1,4 +1,4 @@
-"""Python, the packages of the stack, memory and disks."""
+"""Findings on Python, packages, memory and disks."""
 
 from __future__ import annotations
 

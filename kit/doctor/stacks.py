@@ -1,4 +1,4 @@
-"""Stacks of the kit on this machine: those that live, and what dead ones left; and their end."""
+"""Finds the kit's stacks on this machine, living or abandoned, and ends them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class LivingStack:
 
 
 def living() -> list[LivingStack]:
-    """Every stack whose head lives and whose processes may be looked at."""
+    """Stacks whose head is alive and whose processes may be inspected."""
     names = {entry.stack: entry.name for entry in registry.living()}
     found = []
     for head in psutil.process_iter():
@@ -103,7 +103,7 @@ def abandoned(alive: list[LivingStack], folder: Path) -> list[Path]:
 
 
 def findings(alive: list[LivingStack]) -> Iterator[Finding]:
-    """One a living stack and one for everything abandoned; or one that says there is nothing."""
+    """One finding per living stack and one for all abandoned ones, or one that there is nothing."""
     for stack in alive:
         yield _living(stack)
     left = abandoned(alive, Path(tempfile.gettempdir()))
@@ -158,7 +158,7 @@ def _living(stack: LivingStack) -> Finding:
 
 
 def stop(what: str) -> str:
-    """End a session, or what dead ones have left; what was ended, in a sentence.
+    """End a session, or what dead ones have left; returns a sentence on what was ended.
 
     Only what the kit has started is ended, and it is told by identity: a mark that each process of
     a stack carries, and when its head started.

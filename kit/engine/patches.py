@@ -62,7 +62,7 @@ def run_on_gpu(*args: Any, **kwargs: Any) -> None:
 
 
 def register_prefix_cache() -> None:
-    """From now on a tree that is dropped is taken apart at once."""
+    """Register a prefix cache whose emptied trees release their tensors at once."""
     from sglang.srt.mem_cache.radix_cache import RadixCache
 
     if getattr(RadixCache.reset, "takes_apart", False):

@@ -1,4 +1,4 @@
-"""A stack for a session that starts: one that was left warm, or a new one; and whose device it is.
+"""Finds a stack for a starting session, a warm or a new one, and settles whose device it is.
 
 On a CPU several sessions run side by side, each under a name of its own. A GPU has one session,
 unless each of them was given a share of it (`memory.device_gib`).
@@ -89,7 +89,7 @@ def _idle(entry: Entry, state: dict[str, Any]) -> bool:
 
 
 def _free_name(name: str, driven: Iterable[tuple[Entry, dict[str, Any] | None]]) -> str:
-    """The name, or one with a number behind it."""
+    """Free name for a session: its own, or with a number appended."""
     used = {entry.name: (entry, state) for entry, state in driven}
     if name not in used:
         return name
@@ -140,7 +140,7 @@ def make_room(
 
 
 def _whose(entry: Entry, state: dict[str, Any] | None) -> str:
-    """Who drives a session, in a sentence."""
+    """Sentence on who drives a session."""
     if state and state["driver"] is not None:
         return f"Process {state['driver']} drives {entry.name!r}, from {state['folder']}."
     ends = f" and ends by itself in {duration(state['ends_in'])}" if state else ""

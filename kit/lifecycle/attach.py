@@ -1,4 +1,4 @@
-"""Going on with a session whose kernel is gone, and the list of sessions that there are."""
+"""Attach to a session whose kernel is gone; list the sessions that are alive."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NONE_LEFT = (
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedStep:
-    """An update that the trainers have made and whose step the kernel did not live to complete."""
+    """A step whose update was made before its kernel ended."""
 
     note: dict[str, Any]
     trainers: TrainerStatus
@@ -74,7 +74,7 @@ def sessions() -> Sessions:
 def attach(
     name: str | None, data: Any, eval_data: Any, reward: Reward | None
 ) -> tuple[SessionParts, UnfinishedStep | None]:
-    """A session whose kernel is gone, running; and the step to `complete`, if there is one.
+    """Attach to a session; returns its parts and the step to `complete`, if there is one.
 
     Raises:
         SessionError: there is none, a living process drives it, or something has to be passed
@@ -131,7 +131,7 @@ def complete(
     sync: Callable[[], SyncReport],
     evaluate: Callable[[], EvalReport],
 ) -> None:
-    """Do what would have followed on the update, had the kernel lived."""
+    """Finish a step whose update was made before the kernel ended."""
     note, trainers, rollout = unfinished.note, unfinished.trainers, parts.state.last_rollout
     if rollout is None or not trainers.last_update:
         return
@@ -162,7 +162,7 @@ def _refuse_other_updates(name: str, noted: int, made: int) -> None:
 
 
 def _chosen(name: str | None) -> Entry:
-    """The session of this name, or the only one that waits."""
+    """Find the session of this name, or the only one that waits."""
     from kit.cluster import lease, registry
 
     entries = [entry for entry in registry.living() if entry.ready]
@@ -213,7 +213,7 @@ def _refuse_if_driven(entry: Entry) -> None:
 def _passed_again(
     name: str, passed: dict[str, Any], data: Any, eval_data: Any, reward: Reward | None
 ) -> Reward | None:
-    """The reward to go on with. Raises SessionError where something was passed and is not now."""
+    """Reward to continue with. Raises SessionError if something has to be passed again."""
     passed_now = {"data": data, "eval_data": eval_data, "reward": reward}
     missing = [key for key, was in passed.items() if was is True and passed_now[key] is None]
     if missing:

@@ -1,4 +1,4 @@
-"""`Journal`: what a session writes down after every verb, so that another process can go on.
+"""`Journal`: state that a session writes after every verb, so that another process can continue it.
 
 Weights and optimizer live in the trainers. What the notebook's own process knows (counters, place
 in the data, buffer, metrics, last rollout, settings, its half of snapshots) is noted in the stack's
@@ -46,7 +46,7 @@ FORMAT = 1
 
 
 class Journal:
-    """One session's notes, in a folder of their own. Nothing here ever stops the session."""
+    """Journal of one session, in a folder of its own. It never stops the session."""
 
     def __init__(
         self,
@@ -67,11 +67,11 @@ class Journal:
         self._failed = False
 
     def start(self, what: dict[str, Any]) -> None:
-        """Note what does not change, in JSON's types."""
+        """Write what does not change, in JSON's types."""
         self._guarded(lambda: replace_file(self.folder / START, json.dumps(what)))
 
     def note(self) -> None:
-        """Write down where the session is, between two verbs."""
+        """Write the state of the session, between two verbs."""
 
         def write() -> None:
             self._now = self._row()
@@ -80,7 +80,7 @@ class Journal:
         self._guarded(write)
 
     def before_update(self, batch: Batch, *, in_step: bool) -> None:
-        """Write down where the session will be once the trainers have made this update."""
+        """Write the state that the session will have once this update is made."""
 
         def write() -> None:
             row = self._row()
@@ -149,7 +149,7 @@ class Journal:
         return name
 
     def _history(self, history: list[Any]) -> list[Any]:
-        """[file, rows in it that count]; appended to where nothing was taken back."""
+        """Write the history: [file, number of rows]; appends unless steps were undone."""
         known = len(self._rows)
         _, name = self._kept.get("history", (None, ""))
         grown = known <= len(history) and all(
@@ -237,12 +237,12 @@ def _write_groups(file: Path, groups: tuple[Any, ...]) -> None:
 
 
 def started_with(directory: Path) -> dict[str, Any]:
-    """What `Journal.start` noted. Raises SessionError where that is not there."""
+    """Read what `Journal.start` wrote. Raises SessionError if it is missing."""
     return _read(directory / FOLDER / START)
 
 
 def noted(directory: Path) -> dict[str, Any]:
-    """The last notes: `now`, and `then` where an update was under way. Raises SessionError."""
+    """Read the last state: `now`, and `then` if an update was running. Raises SessionError."""
     return _read(directory / FOLDER / STATE)
 
 
@@ -267,7 +267,7 @@ def restore(
     snapshots: SnapshotStore,
     held: Collection[str],
 ) -> None:
-    """Bring a session to what was noted, and its snapshots that are still held.
+    """Restore a session from its journal. Raises DataError if its prompts differ.
 
     `held` are the names of those that the trainers have in memory. Raises DataError where the
     session's prompts are others.
@@ -290,5 +290,5 @@ def restore(
 
 
 def settings(directory: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """The configuration that was noted, as a tree."""
+    """Configuration in the journal, as a tree."""
     return _read(directory / FOLDER / state["config"])

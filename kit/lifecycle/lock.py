@@ -44,7 +44,7 @@ class SessionLock:
 
     @contextmanager
     def take(self, verb: str) -> Iterator[None]:
-        """Hold the session for a verb and all the verbs that it calls.
+        """Hold the session for a verb and the verbs that it calls.
 
         Raises:
             SessionError: a training runs in another thread.
@@ -76,13 +76,13 @@ class SessionLock:
 
 
 class HasLock(Protocol):
-    """A class whose verbs take turns."""
+    """Protocol of a class whose methods are verbs."""
 
     @property
     def _lock(self) -> SessionLock: ...
 
     def _note(self) -> None:
-        """Write down where the session is now."""
+        """Write the journal."""
 
 
 Self_ = TypeVar("Self_", bound=HasLock)
@@ -91,7 +91,7 @@ Self_ = TypeVar("Self_", bound=HasLock)
 def verb(
     method: Callable[Concatenate[Self_, P], Result],
 ) -> Callable[Concatenate[Self_, P], Result]:
-    """Make a method wait for its turn, and have it noted afterwards where the session is."""
+    """Make a method a verb: it holds the session's lock, and the journal is written after it."""
 
     @functools.wraps(method)
     def in_turn(self: Self_, /, *args: P.args, **kwargs: P.kwargs) -> Result:

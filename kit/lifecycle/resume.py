@@ -1,4 +1,4 @@
-"""What a resumed run does in its kernel: each training goes on from its newest checkpoint.
+"""Resuming a run: each training continues from its newest checkpoint.
 
     first attempt    evaluate ── train: 0 1 2 3 4 5 6 (killed)
                                           └ saved └ saved
@@ -44,7 +44,7 @@ SHARE = 0.02
 
 
 class CheckpointClock:
-    """When a batch run saves by the clock."""
+    """Clock that says when a batch run saves a checkpoint."""
 
     def __init__(self) -> None:
         """Start the clock."""
@@ -56,12 +56,12 @@ class CheckpointClock:
         return time.monotonic() - self._last >= self._wait
 
     def saved(self, seconds: float) -> None:
-        """Start anew after a checkpoint that took so many seconds to write."""
+        """Restart after a checkpoint that took so many seconds to write."""
         self._last, self._wait = time.monotonic(), max(SAVE_SECONDS, seconds / SHARE)
 
 
 def begin_training(state: TrainState, stack: Stack, recorder: Recorder, total: int) -> int:
-    """Note that a training of so many steps begins, and load the newest checkpoint of it, if any.
+    """Record that a training begins, and load its newest checkpoint, if there is one.
 
     Returns:
         How many of its steps the checkpoint held.
@@ -82,7 +82,7 @@ def begin_training(state: TrainState, stack: Stack, recorder: Recorder, total: i
 
 
 def _newest(recorder: Recorder, key: TrainingKey, total: int) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint of this training, and its note."""
+    """Find the newest checkpoint of this training, with its note."""
     root = recorder.folder / CHECKPOINTS
     candidates = []
     for folder in root.iterdir() if root.is_dir() else ():

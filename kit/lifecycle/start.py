@@ -1,4 +1,4 @@
-"""`SessionParts`: what stands behind a session, and how it starts and ends.
+"""`SessionParts`: the parts of a session; how it starts and ends.
 
 start ── a stack of its own, or one that was left warm, reset ───────┐
 attach ── the stack of a kernel that is gone, as it was ─────────────┤
@@ -50,7 +50,7 @@ WARM_SECONDS = 600.0
 
 
 class SessionParts:
-    """The parts of one session, which do not know each other's owner.
+    """Parts of one session. They do not know the session.
 
     Some are there from `prepare` on (`sampler`, `reward`, `collector`, `state.stream`), the journal
     once the session runs.
@@ -94,7 +94,7 @@ class SessionParts:
         return self._stack
 
     def running(self) -> Self:
-        """These parts. Raises SessionError where the session is not running."""
+        """Return these parts. Raises SessionError if the session is not running."""
         _ = self.stack
         return self
 
@@ -146,7 +146,7 @@ class SessionParts:
         self.start_seconds = time.perf_counter() - begin
 
     def prepare(self, data: Any, eval_data: Any, reward: Reward | None) -> Stack:
-        """Check everything that can be checked before a process runs; the stack to start."""
+        """Check all that can be checked before a process runs; returns the stack to start."""
         from kit.cluster.placement import check_devices
         from kit.engine.server_args import check_extra
         from kit.memory.plan import plan_for
@@ -178,7 +178,7 @@ class SessionParts:
         return stack
 
     def run(self, stack: Stack) -> None:
-        """Go on with a stack that is up; it outlives this process for a while from here on."""
+        """Run with a stack that is up; from here on it outlives this process for a while."""
         from kit.stack.actors import fingerprint
 
         self._stack, self.phase = stack, "running"
@@ -205,13 +205,13 @@ class SessionParts:
     # ---- while it runs -------------------------------------------------------------------------
 
     def note(self) -> None:
-        """Write down where the session is; called after every verb."""
+        """Write the journal; called after every verb."""
         if self._stack:
             _ = self.stack  # counts an update that nobody waited for
             self.journal.note()
 
     def begin_training(self, total: int) -> int:
-        """Say that a training of so many steps begins; how many of them a checkpoint held."""
+        """Begin a training of so many steps; returns how many a checkpoint held."""
         recorder = self.tracker.recorder
         if recorder is None:
             return 0
@@ -221,7 +221,7 @@ class SessionParts:
         return held_already
 
     def end_training(self) -> None:
-        """Say that it has ended: what is saved from here on belongs to no training."""
+        """End the training: later checkpoints belong to none."""
         if self.tracker.recorder:
             self.tracker.recorder.training = None
 
@@ -229,7 +229,7 @@ class SessionParts:
 
     @property
     def is_lost(self) -> bool:
-        """Whether only a checkpoint can bring the session back, in a stack of its own."""
+        """Whether the session can only be continued from a checkpoint."""
         return self._stack is not None and self._stack.lost
 
     def close(self, *, keep_warm: bool = False) -> None:
@@ -262,7 +262,7 @@ class SessionParts:
         return stack, ended and not stack.watch.dead()
 
     def _end_of_process(self) -> None:
-        """Close; but a kernel that is restarted leaves its stack to the next one."""
+        """Close at exit; a kernel that restarts leaves its stack to the next one."""
         lease = self.state.config.stack.lease
         if self._stack and _kernel_restarts() and lease and not self.tracker.recorder:
             stack, self._stack = self._stack, None
@@ -275,7 +275,7 @@ class SessionParts:
     # ---- what it shows of itself ---------------------------------------------------------------
 
     def overview(self) -> SessionState:
-        """Everything that is known without asking a process of the stack, which may be busy."""
+        """State of the session, without asking the stack, which may be busy."""
         state, stack, last = self.state, self._stack, self.state.last_rollout
         return SessionState(
             name=state.config.name,
@@ -296,7 +296,7 @@ class SessionParts:
         )
 
     def _next_calls(self) -> tuple[tuple[str, str], ...]:
-        """Calls that make sense now, each with what it does; the most likely one first."""
+        """Useful next calls, each with a description; the most likely first."""
         if self.phase != "running":
             again = ("session = RLSession.start(...)", "start a session")
             load = ("session = RLSession.load(path)", "continue a saved one")
@@ -330,7 +330,7 @@ def is_running(parts: SessionParts) -> bool:
 
 
 def refuse_a_second_one() -> None:
-    """Raise SessionError where a session runs in this process already."""
+    """Raise SessionError if a session already runs in this process."""
     other = next(iter(_running), None)
     if other and other.is_lost:
         other.close()  # only a checkpoint can bring it back, in a stack of its own

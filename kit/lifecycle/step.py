@@ -1,4 +1,4 @@
-"""The end of a step: what follows once its update has been made.
+"""The end of a step: what follows its update.
 
 update ──► sync ──► metrics into the history ──► evaluate ──► metrics.jsonl, loggers ──► save
            └────────── hand_over ──────────┘    └───────────────── finish ─────────────────┘
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Tracker:
-    """Where a session's metrics go: the run's files, the loggers."""
+    """Destinations of a session's metrics: the run's files, the loggers."""
 
     recorder: Recorder | None = None
     """Writes the files of a batch run; None in an interactive session."""
@@ -37,7 +37,7 @@ class Tracker:
     """When a batch run saves so that it can be resumed."""
 
     def step(self, done: StepReport, rows: int) -> None:
-        """Write a step's metrics, of which the history has so many rows now."""
+        """Write a step's metrics; `rows` is the length of the history."""
         if self.recorder:
             self.recorder.step(done.metrics, done.step, done.rollout, rows)
         if self.loggers:
@@ -59,7 +59,7 @@ def hand_over(
     checked: MismatchReport | None,
     begin: float,
 ) -> StepReport:
-    """Sync, put the step's metrics into the history, and note the step as the session's last.
+    """Sync, append the step's metrics to the history, and keep the step as the last one.
 
     `checked` is the mismatch check, where one was due; `begin` is when the step began, in seconds
     of `time.perf_counter()`.
@@ -78,7 +78,7 @@ def finish(
     evaluate: Callable[[], EvalReport],
     done: StepReport,
 ) -> StepReport:
-    """Evaluate and save where it is due, and write the step's metrics.
+    """Evaluate and save if due, and write the step's metrics.
 
     The evaluation's metrics are added to those of the step. An interrupt of the evaluation or of
     saving leaves a step that is done, and written down.
@@ -97,7 +97,7 @@ def finish(
 
 
 def save_where_due(state: TrainState, stack: Stack, tracker: Tracker, step: int) -> None:
-    """Save as the configuration says; else, in a batch run, so that it can be resumed."""
+    """Save if the settings say so, or so that a batch run can be resumed."""
     recorder, clock = tracker.recorder, tracker.clock
     interval: int | None = state.config.checkpoint.interval
     if interval == 0 and recorder:
@@ -112,5 +112,5 @@ def save_where_due(state: TrainState, stack: Stack, tracker: Tracker, step: int)
 
 
 def due(step: int, interval: int) -> bool:
-    """Whether it is the turn of what happens every `interval` steps; never with 0."""
+    """Whether a step is the last of an interval; never with an interval of 0."""
     return bool(interval) and step % interval == 0

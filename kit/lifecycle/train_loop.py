@@ -109,12 +109,12 @@ class Training:
 
     @property
     def goes_on(self) -> bool:
-        """Whether it was told to run, and not to pause or stop since."""
+        """Whether it is to continue: started, and neither paused nor stopped since."""
         return self._wanted == "run" and not self.ended
 
     @property
     def is_in_this_thread(self) -> bool:
-        """Whether the caller is called by a step of this training."""
+        """Whether the caller runs inside a step of this training."""
         return threading.current_thread() is self._thread
 
     @property
@@ -136,7 +136,7 @@ class Training:
             )
 
     def _asked(self) -> Asked:
-        """What has been asked for and has not taken effect."""
+        """Request that has not taken effect yet."""
         running = self._state == "running"
         if self.ended or (running and (self._wanted == "run" or self._singles)):
             return ""
@@ -146,7 +146,7 @@ class Training:
 
     @property
     def report(self) -> TrainReport:
-        """The steps that are done."""
+        """Report on the finished steps."""
         steps = tuple(self._steps)
         return TrainReport(
             steps=steps,
@@ -157,27 +157,27 @@ class Training:
         )
 
     def watch(self, changed: Callable[[], None]) -> None:
-        """Have a function called after every step and every change of state. It must be quick."""
+        """Call a function after every step and change of state. It must be quick."""
         self._watchers.append(changed)
 
     # ---- what can be asked of it ---------------------------------------------------------------
 
     def pause(self) -> None:
-        """Hold after the step under way. Returns at once; verbs called now wait for that."""
+        """Pause after the running step. Returns at once; later verbs wait for it."""
         with self.changed:
             if not self.ended and self._wanted != "stop":
                 self._wanted, self._singles = "pause", 0
                 self._tell()
 
     def resume(self) -> None:
-        """Go on, or begin. Raises SessionError once it has ended."""
+        """Continue, or begin. Raises SessionError once it has ended."""
         with self.changed:
             self._refuse_after_the_end("resume")
             self._wanted, self._singles = "run", 0
             self._start()
 
     def step_once(self) -> None:
-        """Do one step and hold again. Raises SessionError while it runs and once it has ended."""
+        """Take one step and pause. Raises SessionError while it runs and once it has ended."""
         with self.changed:
             self._refuse_after_the_end("step_once")
             if self.goes_on:
@@ -188,7 +188,7 @@ class Training:
             self._start()
 
     def stop(self, why: str = "stopped by hand") -> None:
-        """End after the step under way. Returns at once; calling it again does nothing."""
+        """End after the running step. Returns at once; further calls do nothing."""
         with self.changed:
             if self.ended or self._wanted == "stop":
                 return
@@ -218,7 +218,7 @@ class Training:
         return self.report
 
     def run(self) -> TrainReport:
-        """All steps, in the caller's thread. An interrupt ends it and keeps what is done."""
+        """Run all steps in the caller's thread. An interrupt ends it and keeps finished steps."""
         self._wanted, self._thread = "run", threading.current_thread()
         try:
             with self._parts.lock.take("train"):
@@ -233,7 +233,7 @@ class Training:
         return self.report
 
     def close(self, seconds: float) -> bool:
-        """Stop, and wait so long for the step under way; whether the thread has ended."""
+        """Stop, and wait so long for the running step; returns whether the thread has ended."""
         self._closing = True
         self.stop(CLOSED)
         thread = self._thread
@@ -293,7 +293,7 @@ class Training:
         self._tell()
 
     def _keep_the_last(self) -> None:
-        """Count a step that was done when an interrupt or an error came among the steps done."""
+        """Count a step that was finished when an interrupt or an error came."""
         last = self._parts.state.last_step
         if last and last is not self._before and all(last is not s for s in self._steps):
             self._steps.append(last)
@@ -305,7 +305,7 @@ class Training:
         return f"interrupted in step {at}"
 
     def _wait_for_work(self) -> bool:
-        """Hold until there is a step to do; False at the end."""
+        """Wait until there is a step to do; False at the end."""
         with self.changed:
             while True:
                 if self._wanted == "stop":
@@ -364,7 +364,7 @@ def _words(error: BaseException) -> str:
 def train(
     parts: SessionParts, step: Step, steps: int | None, until: Until | None, show: bool
 ) -> TrainReport:
-    """A loop of steps in the caller's thread, with a line that moves."""
+    """Train in the caller's thread, with a progress line."""
     from kit.viz.live.progress import Progress
 
     total = _total(parts, steps)
@@ -375,7 +375,7 @@ def train(
 def train_on_dashboard(
     parts: SessionParts, step: Step, steps: int | None, until: Until | None
 ) -> Training:
-    """A loop of steps in a thread of its own, under a dashboard that steers it.
+    """Train in a thread of its own, with a dashboard that controls it.
 
     Where nobody is there to press its buttons, all steps are done before this returns.
     """
@@ -399,7 +399,7 @@ def train_on_dashboard(
 
 
 def dashboard(parts: SessionParts, step: Step, steps: int | None) -> Training:
-    """Show the training under way; without one, the history so far and one that can be begun."""
+    """Show the running training, or the history with a training that can be started."""
     _ = parts.stack  # refuses where the session is not running
     training = parts.lock.training
     if training is None or training.ended:
@@ -430,7 +430,7 @@ def _total(parts: SessionParts, steps: int | None) -> int:
 
 
 def _register(parts: SessionParts, training: Training) -> Training:
-    """Make a training the session's own. Raises SessionError where another one is half done."""
+    """Make a training the session's own. Raises SessionError if another one is unfinished."""
     with parts.lock.take("train"):
         _ = parts.stack  # refuses where the session is not running
         before = parts.lock.training

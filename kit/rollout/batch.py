@@ -1,4 +1,4 @@
-"""From a scored rollout to the batch that an update trains on, and from update to report."""
+"""Turns a scored rollout into a training batch, and an update into a report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ByToken = Callable[[Sequence[Sample], str], list[list[float]]]
 
 
 def with_estimator(training: TrainingConfig, estimator: Estimator | None) -> TrainingConfig:
-    """These settings with another estimator; None leaves it. Raises ConfigError for none known."""
+    """Settings with another estimator; None keeps it. Raises ConfigError for an unknown one."""
     if estimator is None:
         return training
     if estimator not in (known := get_args(Estimator)):
@@ -38,7 +38,7 @@ def with_estimator(training: TrainingConfig, estimator: Estimator | None) -> Tra
 
 
 def make_batch(rollout: Rollout, training: TrainingConfig, ask: ByToken) -> Batch:
-    """Each sample with its advantage, as `training.advantage_estimator` says.
+    """Make a batch: advantages by `training.advantage_estimator`.
 
     A group with a failed or aborted sample is left out whole: its mean would be of other samples
     than were drawn.
@@ -68,7 +68,7 @@ def make_batch(rollout: Rollout, training: TrainingConfig, ask: ByToken) -> Batc
 def trainable(
     rollout: Rollout, training: TrainingConfig
 ) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
-    """The samples that can train, and for each group that cannot, why."""
+    """Samples that can train, and why groups were left out."""
     samples: list[Sample] = []
     left_out: list[str] = []
     for group in rollout.groups():
@@ -86,7 +86,7 @@ def trainable(
 
 
 def _advantages(samples: Sequence[Sample], training: TrainingConfig, ask: ByToken) -> torch.Tensor:
-    """One a response token, (T), before whitening."""
+    """Advantages by response token, (T), before whitening."""
     import torch
 
     from kit.algo import advantages
@@ -220,12 +220,12 @@ def update(stack: Stack, batch: Batch, step: int) -> UpdateReport:
 
 
 def means(per_step: Sequence[Metrics]) -> Metrics:
-    """Each metric's mean over the optimizer steps of an update."""
+    """Mean of each metric over the optimizer steps of an update."""
     return {name: sum(row[name] for row in per_step) / len(per_step) for name in per_step[0]}
 
 
 def nothing_to_train_on(report: UpdateReport) -> SessionError:
-    """The error of a step whose update did nothing."""
+    """Error of a step whose update did nothing."""
     return SessionError(
         "No group of this rollout could be trained on.",
         why="\n".join(report.left_out[:4]),
@@ -234,7 +234,7 @@ def nothing_to_train_on(report: UpdateReport) -> SessionError:
 
 
 def train_batch(batch: Batch) -> Any:
-    """The batch as trainers take it: a `TrainBatch` of plain lists."""
+    """Convert a batch to a `TrainBatch` of plain lists."""
     from kit.messages import TrainBatch
 
     samples = batch.samples

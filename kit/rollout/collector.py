@@ -1,4 +1,4 @@
-"""Which groups of responses a step trains on: over-sampling, partial rollout, dynamic sampling.
+"""Collects the groups of a step: over-sampling, partial rollout, dynamic sampling.
 
     buffer ──┐                        ┌── finished ── score ── rewards differ ──► rollout
              ├─► draw ──► engine ─────┤                    └── all equal: dropped, draw again
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class DrawState(Protocol):
-    """What drawing prompts and responses reads and moves on; `TrainState` is one."""
+    """State that drawing prompts reads and advances; `TrainState` is one."""
 
     config: SessionConfig
     step: int
@@ -52,7 +52,7 @@ class DrawState(Protocol):
 
 @dataclass(slots=True)
 class RolloutCollector:
-    """Draws prompts and has responses to them written and scored.
+    """Draws prompts, and has responses generated and scored.
 
     Whatever is written when an exception ends a call is the state's `last_rollout`.
     """
@@ -62,13 +62,13 @@ class RolloutCollector:
     stack: Stack
 
     def next_seed(self) -> str:
-        """What the next draw of responses takes its randomness from."""
+        """Seed of the next generation."""
         self.state.rollouts_drawn += 1
         return f"{self.state.config.seed} rollout {self.state.rollouts_drawn}"
 
     @contextmanager
     def undo_draw_on_interrupt(self) -> Iterator[None]:
-        """Take back the prompts and seeds that an interrupted block has drawn.
+        """Undo the draw of prompts and seeds if the block is interrupted.
 
         An interrupt then changes nothing of what a session does afterwards. They stay drawn where
         they led to an update, and with over-sampling, where what was begun waits in the buffer.
@@ -87,17 +87,17 @@ class RolloutCollector:
     def generate(
         self, rows: Sequence[PromptRow], per_prompt: int, temperature: float | None
     ) -> Rollout:
-        """`per_prompt` responses to each row; without rows, to the next ones of the data."""
+        """Generate `per_prompt` responses to each row, or to the next rows of the data."""
         with self.undo_draw_on_interrupt():
             rows = rows or self.state.stream.next(self.state.config.training.rollout_batch_size)
             return self._write(rows, per_prompt, temperature)
 
     def over_sample(self) -> Rollout:
-        """The first `rollout_batch_size` groups that are finished, of all that were sent."""
+        """Over-sample: return the first `rollout_batch_size` groups that finish."""
         return GroupSelection(self).over_sample()
 
     def collect(self, reward: Reward) -> Rollout:
-        """What a step trains on: `rollout_batch_size` scored groups, if they can be found.
+        """Collect `rollout_batch_size` scored groups for a step, if they can be found.
 
         Raises:
             SessionError: dynamic sampling found no group whose rewards differ.
@@ -118,7 +118,7 @@ class RolloutCollector:
         return rollout
 
     def generate_and_score(self, count: int, reward: Reward, first_group: int = 0) -> Rollout:
-        """What `score(generate())` returns for the next `count` prompts, sooner.
+        """Generate and score the next `count` prompts, scoring while others are generated.
 
         A response is scored in this thread, which would only wait, as soon as it is written; so a
         reward function of one sample is called in the order in which responses are finished. One of
@@ -166,7 +166,7 @@ class RolloutCollector:
 
 
 def further_prompts(missing: int, kept: int, judged: int, most: int) -> int:
-    """How many prompts to draw next, if as large a share of them is kept as was so far."""
+    """Number of prompts to draw next, from the share that was kept so far."""
     return min(most, math.ceil(missing * judged / kept)) if kept else most
 
 
@@ -175,7 +175,7 @@ Place = tuple[int, int]
 
 
 class GroupSelection:
-    """One rollout in the making: which groups are drawn, kept, dropped and put back.
+    """Selection of groups for one rollout: drawn, kept, dropped or put back.
 
     Args:
         collector: the session's, which draws prompts and seeds.
@@ -305,7 +305,7 @@ class GroupSelection:
         return group
 
     def _numbered(self, groups: Iterable[Group]) -> list[Group]:
-        """The groups under numbers of this collection, and in its pool."""
+        """Renumber groups within this selection, and add them to its pool."""
         numbered = []
         for group in groups:
             numbered.append(tuple(replace(s, group_index=self.drawn) for s in group))
@@ -345,13 +345,13 @@ class GroupSelection:
                 self.kept[number] = group
 
     def _written_so_far(self) -> Rollout:
-        """All that is written of the groups drawn, as a rollout."""
+        """Rollout of everything generated so far."""
         groups = [self.kept.get(number, self.pool[number]) for number in sorted(self.pool)]
         begun = (s for group in groups for s in group if s.status is not Status.PENDING)
         return Rollout(begun, self.state.step, self.seconds)
 
     def _put_back(self) -> None:
-        """Put into the buffer what was drawn and not used, where it is to be continued."""
+        """Put unused groups into the buffer, if they are to be continued."""
         if self.settings.partial_rollout:
             self.state.buffer.put(self.pool[number] for number in sorted(self.pool))
         self.pool.clear()

@@ -30,7 +30,7 @@ def evaluate(
     n_samples_per_prompt: int,
     temperature: float,
 ) -> EvalReport:
-    """Answer and score held-out prompts. Raises DataError where there are none."""
+    """Generate and score responses to held-out prompts. Raises DataError without any."""
     begin, held_out = time.perf_counter(), sampler.held_out
     if held_out is None:
         raise DataError(
@@ -59,7 +59,7 @@ def summarize(
     step: int,
     seconds: float,
 ) -> EvalReport:
-    """Accuracy and pass@k. A response is right where its reward is 1 or more."""
+    """Compute accuracy and pass@k. A response is right if its reward is 1 or more."""
     groups = rollout.groups()
     whole = [g for g in groups if all(s.reward is not None for s in g)]
     right = [sum((s.reward or 0.0) >= 1.0 for s in group) for group in whole]

@@ -1,4 +1,4 @@
-"""`session.replay`: a rollout that a run has recorded, in a session that lives."""
+"""`session.replay`: loads a recorded rollout into a running session."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kit.tracking.run_folder import CONFIG, SAMPLES, find_run
 
 
 def replay(run: str | Path, step: int | None, tokenizer: Any, model_name: str) -> Rollout:
-    """The rollout of a recorded step, as it was scored then; without a step, of the newest kept.
+    """Load the rollout of a recorded step, with its rewards.
 
     Raises:
         RunError: there is no such run.
@@ -73,7 +73,7 @@ def _sample(row: dict[str, Any], folder: Path, step: int) -> Sample:
 
 
 def _check_tokens(samples: list[Sample], folder: Path, tokenizer: Any, model_name: str) -> None:
-    """Raise DataError where the samples were not written with this tokenizer."""
+    """Raise DataError if the samples were generated with another tokenizer."""
     size = len(tokenizer)
     strange = next((token for s in samples for token in s.tokens if not 0 <= token < size), None)
     why = ""

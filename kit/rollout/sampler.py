@@ -1,4 +1,4 @@
-"""`PromptSampler`: from rows of data to samples, through the tokenizer and the engine.
+"""`PromptSampler`: turns rows of data into samples, with tokenizer and engine.
 
 `RolloutStream`: the samples of one rollout while the engine writes them.
 
@@ -58,7 +58,7 @@ STATUS = {"stop": Status.COMPLETED, "length": Status.TRUNCATED, "abort": Status.
 
 @dataclass(slots=True)
 class PromptSampler:
-    """The prompts of a session and how they become samples."""
+    """Prompts of a session, and how they become samples."""
 
     config: SessionConfig
     model: ModelSource
@@ -78,7 +78,7 @@ class PromptSampler:
 
     @classmethod
     def load(cls, config: SessionConfig, model: ModelSource, data: Any, eval_data: Any) -> Self:
-        """Read the prompts. Raises DataError; nothing has been started then."""
+        """Read the prompts. Raises DataError, before anything is started."""
         name, seed = config.model.name, config.seed
         train = load_prompts(config.data, split="train", model_name=name, seed=seed, override=data)
         held_out = None
@@ -89,7 +89,7 @@ class PromptSampler:
         return cls(config, model, train, held_out, response_limit(config, train, model))
 
     def load_tokenizer(self) -> None:
-        """Load it, and measure the longest prompts. Raises ModelError or DataError."""
+        """Load the tokenizer and measure the longest prompts. Raises ModelError or DataError."""
         try:
             with held():  # Transformers does not survive an import that is cut in two
                 with without_garbage_collection():
@@ -111,7 +111,7 @@ class PromptSampler:
                 self.tokenize(row)
 
     def tokenize(self, row: PromptRow) -> list[int]:
-        """The prompt's token ids. Raises DataError where a response would not fit behind it."""
+        """Tokenize a prompt. Raises DataError if a response would not fit after it."""
         tokens = self.rendered.get(key := repr(row.prompt))
         if tokens is None:
             if len(self.rendered) >= RENDERED:
@@ -126,7 +126,7 @@ class PromptSampler:
         return list(tokens)
 
     def prepare(self, stream: PromptStream, count: int) -> None:
-        """Tokenize the rows that come next, while the engine works.
+        """Tokenize the next rows, while the engine works.
 
         A fault of one is raised when it is drawn.
         """
@@ -143,7 +143,7 @@ class PromptSampler:
         seed: str,
         step: int,
     ) -> Rollout:
-        """`n_samples_per_prompt` responses to each row."""
+        """Generate `n_samples_per_prompt` responses to each row."""
         stream = self.write(stack, rows, n_samples_per_prompt, temperature, seed, step)
         with stream:
             for _ in stream:
@@ -159,7 +159,7 @@ class PromptSampler:
         seed: str,
         step: int,
     ) -> RolloutStream:
-        """Begin `n_samples_per_prompt` responses to each row, handed over as they are finished.
+        """Start generating `n_samples_per_prompt` responses to each row; returns them as a stream.
 
         They are handed over all at once where the last ones took less than `SHORT` seconds, as the
         messages would cost more than there is to gain, and where they are more than `MANY`.
@@ -178,7 +178,7 @@ class PromptSampler:
         return RolloutStream(self, samples, self.last_stream, step)
 
     def sampling(self, temperature: float | None = None) -> SamplingSettings:
-        """How the engine draws tokens; a temperature of None is the configured one."""
+        """Sampling settings; a temperature of None is the configured one."""
         from kit.messages import SamplingSettings
 
         settings = self.config.rollout
@@ -191,7 +191,7 @@ class PromptSampler:
         )
 
     def pending(self, rows: Sequence[PromptRow], n_samples_per_prompt: int) -> list[Group]:
-        """Samples that are not written yet, a group for each row.
+        """Samples without responses, a group for each row.
 
         Raises:
             DataError: a prompt and the longest response do not fit into the context.
@@ -216,7 +216,7 @@ class PromptSampler:
         return groups
 
     def apply_generation(self, sample: Sample, generation: Generation) -> Sample:
-        """Append what the engine has written now to what the sample had."""
+        """Append a generation to the sample it continues."""
         kept, status = len(generation.tokens), STATUS[generation.finish]
         texts = [*map(self.token_text, generation.tokens)]
         before = sample.metadata.get("token_texts", []) if sample.response_length else []
@@ -240,7 +240,7 @@ class PromptSampler:
 
 
 def stop_over_seam(before: Sequence[str], after: Sequence[str], stops: Sequence[str]) -> int:
-    """How many tokens of a continuation are left where a stop string began before it; else 0.
+    """Number of tokens of a continuation to keep if a stop string began before it; else 0.
 
     The engine looks for stop strings in what it writes now, so it cannot see such a one.
     """
@@ -259,7 +259,7 @@ def stop_over_seam(before: Sequence[str], after: Sequence[str], stops: Sequence[
 
 
 def as_rows(prompts: Sequence[str | Messages] | None) -> list[PromptRow]:
-    """Prompts given to `generate`, as rows of data. Raises DataError for no list of prompts."""
+    """Convert prompts given to `generate` to rows. Raises DataError unless they are a list."""
     if prompts is None:
         return []
     if isinstance(prompts, str) or not prompts:
@@ -287,7 +287,7 @@ def as_rows(prompts: Sequence[str | Messages] | None) -> list[PromptRow]:
 
 
 class RolloutStream:
-    """Samples of one rollout under way: iterate over it for what is written.
+    """Samples of a running rollout; iterate over it for those that have finished.
 
     An exception in its `with` stops the engine; what it has written is there after `rest()`.
     """
@@ -307,11 +307,11 @@ class RolloutStream:
         self._engine_failed = False
 
     def renumber(self, first_group: int) -> None:
-        """Have the groups numbered from `first_group`, before anything is written."""
+        """Number the groups from `first_group`, before anything is generated."""
         self.samples = [replace(s, group_index=first_group + s.group_index) for s in self.samples]
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Places in `samples` that were written since."""
+        """Iterate over the indices of samples that have finished since."""
         for part in self._parts:
             self._answers.update(part)
             self._write()
@@ -324,7 +324,7 @@ class RolloutStream:
         self._answers.clear()
 
     def rest(self) -> None:
-        """Wait for what was not iterated over, such as the beginnings that stopping has left."""
+        """Wait for what is left, such as the partial responses after an abort."""
         with held():
             with suppress(StackError):
                 for part in () if self._engine_failed else self._parts:
@@ -332,7 +332,7 @@ class RolloutStream:
             self._write()
 
     def rollout(self) -> Rollout:
-        """All samples that are written: every one, unless an interrupt came."""
+        """Rollout of all finished samples: every one, unless interrupted."""
         written = (s for s in self.samples if s.status is not Status.PENDING)
         return Rollout(written, self._step, self._parts.seconds)
 

@@ -82,7 +82,7 @@ def _starts(path: Path) -> Iterator[ast.Call]:
 
 
 def _is_by_preset(call: ast.Call) -> bool:
-    """Is a session started with the name of a preset, or with none?"""
+    """Whether a call starts a session by a preset's name, or with no configuration."""
     named = [word.value for word in call.keywords if word.arg == "config"]
     config = (call.args or named or [ast.Constant("tiny")])[0]
     return isinstance(config, ast.Constant) and config.value in PRESETS

@@ -100,7 +100,7 @@ def _refuse(folder: Path, record: RunRecord) -> None:
 
 
 def _orphans(folder: Path) -> list[psutil.Process]:
-    """Kernels of this run that outlive their `kit run`. Sessions' processes end by themselves."""
+    """Kernels of this run that outlived their `kit run`. Sessions' processes end by themselves."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -131,7 +131,7 @@ def _source(folder: Path, record: RunRecord) -> Path:
 
 
 def _begin(folder: Path, record: RunRecord, keep_warm: float) -> RunRecord:
-    """Put aside what the attempts before have written, and say that another one runs."""
+    """Move what earlier attempts wrote aside, and record a new attempt."""
     before = record.settings.attempt
     aside = folder / ATTEMPTS / str(before)
     for file in sorted(folder.rglob("*")):
@@ -166,14 +166,14 @@ def _begin(folder: Path, record: RunRecord, keep_warm: float) -> RunRecord:
 
 
 def _is_record(file: Path) -> bool:
-    """Is it one of the files that a session writes while it works?"""
+    """Whether a file is one that a session writes while it works."""
     return file.is_file() and (
         file.name in LINES or (file.name.startswith("config") and file.suffix == ".yaml")
     )
 
 
 def _differences(record: RunRecord) -> list[str]:
-    """What is another version now than when the run began: its numbers may differ too."""
+    """Versions that differ from those the run began with; its numbers may differ too."""
     now = versions()
     changed = [
         f"{name} was {before}, is {now.get(name)}"

@@ -389,7 +389,7 @@ class Stack:
         return self.trainers.update(batch, update_id, self.cluster.directory / "tmp")
 
     def settle(self) -> bool:
-        """Wait for an update that the caller had turned away from: was it made?"""
+        """Wait for an update that the caller abandoned; returns whether it was made."""
         return self.trainers.settle()
 
     @property

@@ -16,7 +16,7 @@ from kit.utils.formatting import number
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """One metric in words."""
+    """A metric's meaning and healthy range, in words."""
 
     words: str
     """What it measures."""

@@ -1,4 +1,4 @@
-"""The process that logs: `python -m kit.loggers.process`, with lines of JSON on its pipes.
+"""The process that logs, `python -m kit.tracking.logger_process`, with lines of JSON on its pipes.
 
 In: first an order (what to log to, settings, folder), then a row a line, `[step key, metrics]`; the
 end of the input is the end of the run. Out: `{"sink": ..., "ready" | "failed" | "finished": ...}`.
@@ -86,7 +86,7 @@ def _tell(told: TextIO, name: str, event: str, text: str) -> None:
 
 
 class Sink(Protocol):
-    """A place that metrics go to. Every method may raise, and may take for ever."""
+    """Destination of metrics. Every method may raise, and may block for ever."""
 
     def __init__(self, order: dict[str, Any]) -> None: ...
 
@@ -202,7 +202,7 @@ SINKS: dict[str, type[Sink]] = {"tensorboard": TensorBoard, "wandb": Wandb, "tra
 
 
 def _write_text(folder: Path, texts: dict[str, str]) -> None:
-    """What TensorBoard shows under TEXT."""
+    """Write the texts that TensorBoard shows under TEXT."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.text.metadata import create_summary_metadata

@@ -1,4 +1,4 @@
-"""`Loggers`: the session's side. Nothing here waits for a library, or raises because of one.
+"""`Loggers`: passes metrics to the logging process; never blocks on a library, never raises.
 
 What is logged at which step: metrics under Miles' names, counted by Miles' step keys.
 
@@ -93,7 +93,7 @@ class Loggers:
         self._log(of_evaluation(self._config, report))
 
     def close(self) -> None:
-        """Have the rest written. What takes longer than 15 seconds goes on in the background."""
+        """Flush what is left. What takes longer than 15 seconds goes on in the background."""
         if self._closed:
             return
         self._closed = True
@@ -114,7 +114,7 @@ class Loggers:
     # ---- the two pipes -------------------------------------------------------------------------
 
     def _launch(self) -> subprocess.Popen[str]:
-        """The process, in a session of its own: Jupyter interrupts a kernel's whole group."""
+        """Start the process in a session of its own: Jupyter interrupts a kernel's whole group."""
         here = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
         return subprocess.Popen(
@@ -194,7 +194,7 @@ _WAYS_OUT = {
 
 
 def _order(config: SessionConfig, folder: Path, name: str) -> dict[str, Any]:
-    """What the process that logs has to know. The settings go along under Miles' names too."""
+    """Start-up message to the logging process; includes the settings under Miles' names."""
     return {
         "sinks": list(config.logging.used),
         "settings": config.logging.model_dump(mode="json"),

@@ -1,4 +1,4 @@
-"""The numbers of a rollout, under Miles' names."""
+"""Metrics of a step and of a rollout, under Miles' names."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def zero_std_groups(rollout: Rollout) -> Counter[float]:
 
 
 def equal_rewards(group: Sequence[Sample]) -> bool:
-    """Do all samples have a reward, and the same one?"""
+    """Whether all samples have the same reward."""
     rewards = {sample.reward for sample in group}
     return len(rewards) == 1 and None not in rewards
 

@@ -1,4 +1,4 @@
-"""What a session writes into a run's folder while it works.
+"""`Recorder`: writes metrics, samples and evaluations of a session into a run's folder.
 
 The files are plain JSON lines, so that a run can be followed with `tail -f` and read by anything.
 Where an undo takes steps back (`session.restore`), their lines leave `metrics.jsonl` and
@@ -147,7 +147,7 @@ class Recorder:
         self._append(SAMPLES, "".join(lines))
 
     def stand_at(self, history: int) -> None:
-        """Take out the lines of steps that the session has no longer behind it.
+        """Remove the lines of undone steps.
 
         Args:
             history: how many steps it has behind it.
@@ -194,7 +194,7 @@ class Recorder:
     # ---- what a resumed run goes on from -------------------------------------------------------
 
     def mark(self) -> dict[str, Any]:
-        """Where the files end now, for a checkpoint to remember."""
+        """Current ends of the files, for a checkpoint to remember."""
         return {
             "attempt": self.settings.attempt,
             "sizes": {name: self._size(name) for name in LINES},
@@ -203,13 +203,13 @@ class Recorder:
         }
 
     def holds(self, mark: Mapping[str, Any]) -> bool:
-        """Are the files still there that a mark speaks of?"""
+        """Whether the files that a mark refers to still exist."""
         before = self._before(int(mark["attempt"]))
         sizes = mark["sizes"].items()
         return all(not size or _size(before / name) >= size for name, size in sizes)
 
     def go_on(self, mark: Mapping[str, Any]) -> None:
-        """Have the files say what they said when the mark was made."""
+        """Truncate the files to the state at which the mark was made."""
         before = self._before(int(mark["attempt"]))
         for name, size in mark["sizes"].items():
             target = self.folder / name
@@ -223,7 +223,7 @@ class Recorder:
         self._rows = [(int(metrics), int(samples)) for metrics, samples in mark["rows"]]
 
     def _before(self, attempt: int) -> Path:
-        """Where the files of an earlier attempt are."""
+        """Folder with the files of an earlier attempt."""
         root = Path(self.settings.folder or self.folder)
         with suppress(ValueError):
             return root / ATTEMPTS / str(attempt) / self.folder.resolve().relative_to(root)
@@ -266,12 +266,12 @@ def _size(file: Path) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and arrays of other libraries as plain ones."""
+    """Convert numbers and arrays of other libraries to plain ones."""
     return value.tolist() if hasattr(value, "tolist") else float(value)
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null instead, at any depth."""
+    """Replace NaN and infinity by null, at any depth; JSON has neither."""
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -287,7 +287,7 @@ def _finite(value: Any) -> Any:
 
 
 def as_the_run_says(config: SessionConfig | str | Path) -> SessionConfig | str | Path:
-    """What a session is to start with, when a notebook of a run starts it with `config`."""
+    """Configuration of a session that a run's notebook starts with `config`."""
     from kit.config import SessionConfig
     from kit.config.presets import PRESETS
 

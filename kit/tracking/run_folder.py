@@ -151,19 +151,19 @@ def entries(root: Path) -> list[Path]:
 
 
 def age(folder: Path, started: datetime | None) -> tuple[float, str]:
-    """What puts runs in the order in which they began; those of the same second by their name."""
+    """Sort key by start time; runs of the same second by name."""
     return started.timestamp() if started else folder.stat().st_mtime, folder.name
 
 
 def begun(folder: Path) -> datetime | None:
-    """When a run or a sweep began."""
+    """Start time of a run or a sweep."""
     record = read_object(folder / SWEEP) or read_object(folder / RESULT)
     named = NAMED.match(folder.name)
     return when(record.get("started"), named[1] if named else "")
 
 
 def when(text: object, stamp: str) -> datetime | None:
-    """A moment as a record has it, or else as a folder's name has it."""
+    """Time of a record, or else of a folder's name."""
     for read, given in ((datetime.fromisoformat, text), (_stamp, stamp)):
         if isinstance(given, str) and given:
             try:
@@ -178,7 +178,7 @@ def _stamp(text: str) -> datetime:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """An object in a JSON file; empty where there is none, or it is damaged."""
+    """Read a JSON object; empty if the file is missing or damaged."""
     try:
         row = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -190,7 +190,7 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a JSON lines file; none where there is no file.
+    """Read the rows of a JSON lines file; empty without a file.
 
     A last line that is still being written is left out, so a run can be read while it works.
     """

@@ -1,4 +1,4 @@
-"""What a verb was given, checked before it is used."""
+"""Checks of a verb's arguments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def expect(value: Any, kind: type[T], verb: str, fix: str) -> T:
-    """The value, if it is of this kind. Raises SessionError otherwise."""
+    """Check that a value is of this kind. Raises SessionError otherwise."""
     if isinstance(value, kind):
         return value
     raise SessionError(
@@ -20,14 +20,14 @@ def expect(value: Any, kind: type[T], verb: str, fix: str) -> T:
 
 
 def at_least_one(value: Any, name: str) -> int:
-    """A whole number of 1 or more. Raises SessionError otherwise."""
+    """Check for a whole number of 1 or more. Raises SessionError otherwise."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return value
     raise SessionError(f"{name} is {value!r}.", fix=f"give {name} a whole number of 1 or more.")
 
 
 def temperature(value: Any) -> float:
-    """A number of 0 or more. Raises SessionError otherwise."""
+    """Check for a number of 0 or more. Raises SessionError otherwise."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e6:
         return float(value)
     raise SessionError(

@@ -1,4 +1,4 @@
-"""Words and numbers as they are shown: characters made visible, text cut to a size, plain units.
+"""Formats text and numbers for display: characters made visible, text cut, plain units.
 
 Text that a model wrote may hold anything: terminal escapes, right-to-left overrides, null bytes,
 halves of surrogate pairs. `visible` turns each into something that a person can see and that any
@@ -143,7 +143,7 @@ def count(amount: int, one: str, many: str = "") -> str:
 
 
 def count_of(amount: float, one: str) -> str:
-    """The same for a mean: `15.1 tokens`, `1 token`."""
+    """Format a mean with its unit: `15.1 tokens`, `1 token`."""
     return f"{number(round(amount, 1))} {one if amount == 1 else one + 's'}"
 
 
@@ -157,5 +157,5 @@ def columns(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean; NaN of nothing."""
+    """Mean of some numbers; NaN without any."""
     return sum(values) / len(values) if values else math.nan

@@ -210,12 +210,12 @@ def gpu_count() -> int:
 
 
 def gpu_uuids(count: int) -> list[str]:
-    """The numbers that the first `count` GPUs of this process carry, whatever it calls them."""
+    """UUIDs of the first `count` GPUs of this process."""
     return [card.uuid for card in Driver.ask().cards[:count] if card.uuid]
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that a session may take, by the names that CUDA_VISIBLE_DEVICES has for them."""
+    """GPUs that a session may take, under the names that CUDA_VISIBLE_DEVICES gives them."""
     visible = os.environ.get(VISIBLE)
     if visible is None:
         return [str(index) for index in range(gpu_count())]
@@ -223,7 +223,7 @@ def visible_gpus() -> list[str]:
 
 
 def installed_gpus() -> list[str]:
-    """The names of all NVIDIA GPUs of the machine, hidden ones too; none where nothing tells.
+    """Names of all NVIDIA GPUs of the machine, hidden ones included; empty if unknown.
 
     It asks `nvidia-smi`, because a process that has initialised libcuda must not fork.
     """

@@ -1,4 +1,4 @@
-"""Ctrl-C, and what must not be cut in two by it.
+"""Holds back Ctrl-C while something must not be interrupted.
 
     with held():                 an interrupt that comes in here is raised at the end
         update, counters
@@ -25,7 +25,7 @@ LET_THROUGH = 3
 
 @dataclass(slots=True)
 class Interrupts:
-    """Those that came while a block was at work."""
+    """Interrupts that arrived during a block."""
 
     count: int = 0
     said: str = ""
@@ -38,7 +38,7 @@ _blocks: list[Interrupts] = []
 
 @contextmanager
 def held(at_once: Callable[[], Any] | None = None) -> Iterator[Interrupts]:
-    """Let interrupts wait for the end of the block; an exception of the block takes their place.
+    """Delay interrupts to the end of the block; an exception of the block replaces them.
 
     Args:
         at_once: called in the moment of each, in the main thread, wherever that is; and at the
@@ -73,7 +73,7 @@ def held(at_once: Callable[[], Any] | None = None) -> Iterator[Interrupts]:
 
 @contextmanager
 def collected() -> Iterator[None]:
-    """What a `held` inside has kept is raised at the end of this block, not at its own.
+    """Delay interrupts that an inner `held` would raise to the end of this block.
 
     Any other interrupt is raised where it comes.
     """
@@ -90,7 +90,7 @@ def collected() -> Iterator[None]:
 
 
 def _can_hold() -> bool:
-    """Not where interrupts are ignored or end the process: nothing would be raised there."""
+    """Whether interrupts raise KeyboardInterrupt here, and so can be delayed."""
     main = threading.current_thread() is threading.main_thread()
     return main and callable(signal.getsignal(signal.SIGINT))
 

@@ -105,7 +105,7 @@ def smooth(points: Points, window: int, every: int = 1) -> Points:
 
 
 def shifted(curve: Curve, by: int) -> Curve:
-    """The same curve, its steps counted from another beginning."""
+    """Copy of a curve with its steps counted from another start."""
     if not by:
         return curve
     points = [(step + by, value) for step, value in curve.points]

@@ -1,4 +1,4 @@
-"""Did the weights arrive? Checksums of each parameter on both sides, and their comparison.
+"""Checksums of each parameter on both sides of a sync, and their comparison.
 
 Parameters go by SGLang's names, because only the trainer can compute one side under the names of
 the other: SGLang keeps q, k and v in one piece, and gate and up, and pads embeddings.

@@ -1,4 +1,4 @@
-"""Not there for a stack's processes: making its grammar takes each of them a second of a core.
+"""Empty stand-in for a package whose grammar takes a second of a core in each process.
 
 Ray imports it through jsonschema, which does without it, to check forms of addresses that Ray's own
 settings do not have.

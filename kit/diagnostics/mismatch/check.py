@@ -1,4 +1,4 @@
-"""The log-prob check: both sides token by token, a verdict, and the probes that find the cause."""
+"""The log-prob check: compares both sides by token, and runs the probes that find the cause."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def check(
 
 
 def explain(lab: Experiments, *, deep: bool) -> MismatchReport:
-    """The report with the cause that the probes found, and what they saw on the way."""
+    """Add the cause that the probes found to a report, with their evidence."""
     report = lab.report
     evidence = [f"{len(lab.samples)} samples that differ most were computed again"]
     cause: Finding | None = None
@@ -133,7 +133,7 @@ CONTEXT = 6
 
 
 def comparable(rollout: Rollout) -> list[Sample]:
-    """Samples that have tokens with log-probs; none where an interrupt came before the first."""
+    """Samples with tokens and log-probs to compare."""
     return [s for s in rollout if s.response_length and s.rollout_log_probs]
 
 
@@ -194,7 +194,7 @@ def compare(
 def _token_differences(
     samples: Sequence[Sample], train_log_probs: Sequence[Sequence[float]]
 ) -> list[tuple[int, TokenDifference]]:
-    """(the sample's number, both sides' log-probs) of each token that trains."""
+    """Differences by token: (sample's number, both sides' log-probs)."""
     return [
         (number, TokenDifference(sample.index, place, "", rollout, train))
         for number, (sample, train_row) in enumerate(zip(samples, train_log_probs, strict=True))
@@ -206,7 +206,7 @@ def _token_differences(
 
 
 def thresholds(config: MismatchConfig, dtype: str) -> tuple[float, float]:
-    """Mean |difference| above which to warn and to fail."""
+    """Mean |difference| above which to warn, and to fail."""
     warn_default, fail_default = THRESHOLDS[dtype]
     # A default gives way to a threshold that is set on its other side.
     warn = config.warn_above or min(warn_default, config.fail_above or math.inf)
@@ -214,14 +214,14 @@ def thresholds(config: MismatchConfig, dtype: str) -> tuple[float, float]:
 
 
 def unaligned(samples: Sequence[Sample]) -> list[Sample]:
-    """Samples with another number of log-probs than of response tokens."""
+    """Samples whose number of log-probs differs from that of response tokens."""
     return [s for s in samples if len(s.rollout_log_probs or []) != s.response_length]
 
 
 def _worst(
     samples: Sequence[Sample], by_token: Sequence[tuple[int, TokenDifference]]
 ) -> list[tuple[int, TokenDifference]]:
-    """The largest differences, of samples that begin alike only the first."""
+    """Tokens with the largest differences; a prefix that samples share counts once."""
     worst: dict[tuple[int, ...], tuple[int, TokenDifference]] = {}
     for number, difference in sorted(
         by_token, key=lambda item: -curves.badness(item[1].difference)

@@ -1,4 +1,4 @@
-"""Where the differences lie: quantiles, curves over position and probability, importance ratios."""
+"""Statistics of the differences: quantiles, curves over position and probability, ratios."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ PROBABILITIES = (0.0, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0)
 
 
 def badness(difference: float) -> float:
-    """Orders differences; NaN, which compares with nothing, is as bad as can be."""
+    """Sort key of a difference; NaN counts as the worst."""
     return math.inf if math.isnan(difference) else abs(difference)
 
 
 def mean(values: Sequence[float]) -> float:
-    """Exactly rounded; 0 of nothing."""
+    """Mean, exactly rounded; 0 without values."""
     return math.fsum(values) / len(values) if values else 0.0
 
 
 def quantiles(gaps: Iterable[float]) -> dict[float, float]:
-    """|trainer - rollout| that so many of the tokens do not exceed, by share.
+    """Quantiles of |trainer - rollout|, by share of tokens.
 
     The value is one that occurs (the nearest rank), so that it can be found among the tokens.
     """
@@ -40,7 +40,7 @@ def quantiles(gaps: Iterable[float]) -> dict[float, float]:
 
 
 def by_position(differences: Sequence[TokenDifference]) -> tuple[CurvePoint, ...]:
-    """Mean |difference| over the places of a response; drift shows as a rise."""
+    """Mean |difference| by position in the response; drift shows as a rise."""
     if not differences:
         return ()
     places = max(d.position for d in differences) + 1
@@ -55,7 +55,7 @@ def by_position(differences: Sequence[TokenDifference]) -> tuple[CurvePoint, ...
 
 
 def by_probability(differences: Sequence[TokenDifference]) -> tuple[CurvePoint, ...]:
-    """Mean |difference| over the probability that the engine gave a token.
+    """Mean |difference| by the engine's probability of a token.
 
     Rounding moves unlikely tokens more; another temperature leaves the sure ones alone.
     """
@@ -84,7 +84,7 @@ def k3(differences: Sequence[float]) -> float:
 
 
 def _kl(differences: Sequence[float], kind: Literal["k1", "k3"]) -> float:
-    """By trainer minus rollout: the rollout's log-probs, taken as 0, against the trainer's."""
+    """KL of a token from trainer minus rollout, with the rollout's log-prob as 0."""
     import torch
 
     from kit.algo.kl import approx_kl
@@ -94,12 +94,12 @@ def _kl(differences: Sequence[float], kind: Literal["k1", "k3"]) -> float:
 
 
 def ratios(differences: Iterable[float]) -> list[float]:
-    """Trainer's probability over the engine's, token by token."""
+    """Ratio of trainer's to engine's probability, by token."""
     return [ratio(difference) for difference in differences]
 
 
 def effective_sample_size(differences: Sequence[float]) -> float:
-    """What reweighting by these log-ratios leaves of the tokens, a share of 1."""
+    """Effective sample size after reweighting by these log-ratios, as a share."""
     import torch
 
     from kit.algo import corrections

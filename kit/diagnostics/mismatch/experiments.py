@@ -1,4 +1,4 @@
-"""`Experiments`: what engine and trainer compute again of the samples that differ most."""
+"""`Experiments`: recomputations by engine and trainer on the samples that differ most."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_SAMPLES = 16
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one probe saw. A `kind` says that it explains the difference."""
+    """Result of one probe. A `kind` says that it explains the difference."""
 
     evidence: tuple[str, ...]
     kind: Cause | None = None
@@ -49,21 +49,21 @@ class Experiments:
 
     @property
     def recorded(self) -> Rows:
-        """The log-probs that came with the rollout."""
+        """Log-probs recorded in the rollout."""
         return [s.rollout_log_probs or [] for s in self.samples]
 
     @property
     def temperature(self) -> float:
-        """The temperature at which the trainer computes log-probs."""
+        """Temperature of the trainer's log-probs."""
         return self.config.rollout.temperature
 
     @cached_property
     def observed(self) -> float:
-        """Mean |trainer - rollout| over these samples: what has to go away."""
+        """Mean |trainer - rollout| over these samples, to be explained."""
         return self.gap(self.trained, self.recorded)
 
     def gap(self, one: Rows, other: Rows) -> float:
-        """Mean |difference| over trained tokens, as far as both go."""
+        """Mean |difference| over trained tokens that both sides have."""
         return curves.mean(
             [
                 abs(a - b)
@@ -74,14 +74,14 @@ class Experiments:
         )
 
     def explains_difference(self, after: float) -> bool:
-        """Whether a change makes the difference go away; half of it by chance is no change."""
+        """Whether a change removes the difference; half of it may vanish by chance."""
         agrees = after <= self.report.warn_above
         if math.isnan(self.observed):
             return agrees
         return after <= self.observed / 10 or (agrees and after <= self.observed / 3)
 
     def recompute(self, *, packed: bool = True, training_mode: bool = False, seed: int = 0) -> Rows:
-        """The trainer's log-probs once more; what it drops at random, if anything, by the seed."""
+        """Recompute the trainer's log-probs; random dropping follows the seed."""
         rows: Rows = self.stack.probe(
             "recompute", self._tokens(), self.temperature, packed, training_mode, seed
         )
@@ -96,19 +96,19 @@ class Experiments:
         return rows
 
     def plainly(self, dtypes: Sequence[str]) -> dict[str, Rows]:
-        """Transformers' own log-probs with the trainer's weights, by dtype."""
+        """Log-probs of plain Transformers with the trainer's weights, by dtype."""
         rows = self.stack.probe("plainly", self._tokens(), list(dtypes), self.temperature)
         return dict(zip(dtypes, rows, strict=True))
 
     def rescore(self, *, cached: bool, experts: bool = False) -> list[list[Any]]:
-        """What each engine makes of the samples now, at temperature 1."""
+        """Log-probs that each engine computes for the samples, at temperature 1."""
         tokens = self._tokens()
         return self.stack.rescore(
             tokens.tokens, tokens.response_lengths, cached=cached, experts=experts
         )
 
     def routing(self, forced: Any = None) -> Any:
-        """Where the trainer's experts get their tokens; None without experts."""
+        """Experts that the trainer routes tokens to; None without experts."""
         return self.stack.probe("routing", self._tokens(), self.temperature, forced)
 
     def with_tokens(
@@ -127,7 +127,7 @@ class Experiments:
         return replace(self, samples=changed)
 
     def agreement(self) -> float:
-        """Mean |difference| of the log-probs of these tokens, computed now, from the recorded."""
+        """Mean |difference| between recomputed and recorded log-probs of these tokens."""
         return self.gap(self.recompute(), self.recorded)
 
     def _tokens(self) -> Any:
@@ -137,7 +137,7 @@ class Experiments:
 
 
 def worst_samples(samples: Sequence[Sample], trained: Rows) -> list[int]:
-    """Numbers of the samples that differ most."""
+    """Indices of the samples that differ most."""
 
     def badness(index: int) -> float:
         recorded = samples[index].rollout_log_probs or []

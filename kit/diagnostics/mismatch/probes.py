@@ -1,4 +1,4 @@
-"""One experiment for each cause: one thing is changed, to see whether the difference goes away."""
+"""Experiments, one for each cause: change one thing, and see whether the difference vanishes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ CUTS = ((1.0, 5), (1.0, 10), (1.0, 20), (1.0, 50), (0.95, -1), (0.9, -1), (0.8, 
 
 
 def amount(value: float) -> str:
-    """A difference as evidence shows it."""
+    """Format a difference for evidence."""
     return f"{value:.2g}"
 
 
 def weights(lab: Experiments) -> Finding:
-    """Version stamps, and a checksum of each parameter on both sides."""
+    """Compare weight versions, and a checksum of each parameter on both sides."""
     trainer, engine = lab.report.trainer_version, lab.engine_version
     wrote = ", ".join(map(str, lab.report.rollout_versions)) or "unknown"
     lines = [f"weight versions: rollout {wrote}, engine {engine}, trainer {trainer}"]
@@ -52,7 +52,7 @@ def weights(lab: Experiments) -> Finding:
 
 
 def compare_checksums(lab: Experiments) -> Checksums:
-    """Ask both sides; none are compared where each of an engine's devices has a part of a weight.
+    """Compare checksums of both sides; none if an engine's devices each hold a part of a weight.
 
     Raises:
         StackError: the engine has no checksums.
@@ -108,7 +108,7 @@ def _reads_otherwise(lab: Experiments, sample: Sample) -> bool:
 
 
 def _rendered(lab: Experiments, sample: Sample) -> list[int]:
-    """The prompt's tokens, made again; those of the sample where it has no prompt to render."""
+    """Tokens of the prompt, rendered again; the sample's own if it has no prompt to render."""
     from kit.data.chat_template import render
 
     data = lab.config.data
@@ -127,7 +127,7 @@ def _rendered(lab: Experiments, sample: Sample) -> list[int]:
 
 
 def _as_written(lab: Experiments, sample: Sample) -> list[int]:
-    """The response's tokens from the texts that were kept of them, as far as each is one token."""
+    """Tokens of the response from its recorded texts, as far as each is one token."""
     tokenizer = lab.sampler.tokenizer
     texts = sample.metadata.get("token_texts") or []
     ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
@@ -167,7 +167,7 @@ def _dropout_words(lab: Experiments, what: str, apart: float) -> str:
 
 
 def prefix_cache(lab: Experiments) -> Finding:
-    """The engine's log-probs with and without its prefix cache."""
+    """Compare the engine's log-probs with and without its prefix cache."""
     cached, fresh = (lab.rescore(cached=mode) for mode in (True, False))
     apart = max(lab.gap(_scores(a), _scores(b)) for a, b in zip(cached, fresh, strict=True))
     raw = lab.sampled([(1.0, 1.0, -1)])[0]
@@ -241,9 +241,7 @@ def _temperature_words(lab: Experiments, best: float, after: float) -> tuple[Cau
 
 
 def fitting_temperature(lab: Experiments) -> tuple[float, float, float]:
-    """The temperature at which the trainer comes closest to the rollout, the mean difference there,
-    and that at the trainer's own; each sample is computed by itself.
-    """
+    """Find the temperature that fits best: (it, mean difference there, and at the trainer's)."""
     tried: dict[float, float] = {}
 
     def attempt(temperatures: list[float]) -> float:
@@ -263,7 +261,7 @@ def fitting_temperature(lab: Experiments) -> tuple[float, float, float]:
 
 
 def packing(lab: Experiments) -> Finding:
-    """Each sample by itself, and in Transformers' own attention."""
+    """Compare with each sample alone, and with Transformers' own attention."""
     alone = lab.gap(lab.recompute(packed=False), lab.recorded)
     lines = [f"the trainer with each sample by itself: mean difference {amount(alone)}"]
     if lab.explains_difference(alone):
@@ -288,7 +286,7 @@ def packing(lab: Experiments) -> Finding:
 
 
 def routing(lab: Experiments) -> Finding:
-    """The experts that both sides send the tokens to, and the trainer with the engine's choice."""
+    """Compare the experts of both sides, and try the trainer with the engine's choice."""
     own = lab.routing()
     if own is None:
         return Finding(("the model has no experts to route to",))
@@ -320,7 +318,7 @@ def routing(lab: Experiments) -> Finding:
 
 
 def precision(lab: Experiments) -> Finding:
-    """How far rounding alone moves the trainer's log-probs, against how far both sides are."""
+    """Compare the effect of rounding alone with the difference of both sides."""
     rows = lab.plainly(["bfloat16", "float32", "float64"])
     coarse = lab.gap(rows["bfloat16"], rows["float32"])
     fine = lab.gap(rows["float32"], rows["float64"])

@@ -81,7 +81,7 @@ class MemberProcess:
             return cls(member, place, process, time.monotonic(), log)
 
     def ended(self) -> bool:
-        """Has it ended? Then its state says how."""
+        """Whether it has ended; if so, its state says how."""
         member, code = self.member, self.process.poll()
         if member.state != "running":
             return True
@@ -101,7 +101,7 @@ class MemberProcess:
         return True
 
     def stop(self, why: str) -> None:
-        """Ask it to end in order, because a rule says so."""
+        """Ask the member to end in order, because a rule says so."""
         self.stopping = why
         self.terminate(signal.SIGTERM)
 
@@ -145,14 +145,14 @@ def _parameters(sweep: SweepRecord, member: Member) -> list[str]:
 
 
 def _end_with(sweep: int) -> None:
-    """In the new process: be told to end when the sweep is killed. Linux keeps this over exec."""
+    """End this new process when the sweep is killed (Linux keeps the setting over exec)."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != sweep:  # it was killed before that
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _last_words(log: Path) -> str:
-    """The line of a run's output that says why it failed."""
+    """Line of a run's output that says why it failed."""
     lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines()]
     told = [line for line in lines if " failed: " in line]
     return (told or [line for line in lines if line] or [""])[-1][:300]

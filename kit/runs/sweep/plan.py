@@ -1,4 +1,4 @@
-"""What a sweep runs: a grid of parameter values times seeds, checked before anything starts.
+"""Plan of a sweep: a grid of parameter values times seeds, checked before anything starts.
 
 lr 1e-5,1e-4            two values of one parameter
 sizes "[1, 2],[4]"      two lists: commas inside of brackets, braces and quotes do not separate
@@ -101,7 +101,7 @@ def plan_sweep(
 
 
 def split_values(text: str) -> list[str]:
-    """The parts between commas, except those inside of brackets, braces and quotes.
+    """Split at commas, except inside of brackets, braces and quotes.
 
     Raises:
         ValueError: a part is empty, or a bracket or quote has no other end.
@@ -166,7 +166,7 @@ def _several(name: str, value: object) -> list[object]:
 def _checked(
     source: Path, known: Mapping[str, Parameter], name: str, values: Sequence[object]
 ) -> list[Any]:
-    """The values as the notebook gets them."""
+    """Convert the values as the notebook gets them."""
     found: list[Any] = []
     for value in values:
         try:
@@ -211,7 +211,7 @@ def _seeds(
 
 
 def _escaped(before: str) -> bool:
-    """Does a backslash stand before the next sign, as in JSON? Two of them are one, written."""
+    """Whether a backslash escapes the next character, as in JSON."""
     return (len(before) - len(before.rstrip("\\"))) % 2 == 1
 
 
@@ -225,7 +225,7 @@ def _unquoted(part: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Room for one member at a time. Those that follow each other here share a warm stack."""
+    """A device, or some cores, for one member at a time; successive members share a warm stack."""
 
     words: str
     """`GPU 0`, or `2 cores`."""

@@ -191,7 +191,7 @@ class Sweep:
             self._display.started(member, place.words)
 
     def _look(self) -> None:
-        """Follow the rewards of those that run; note those that have ended, end those that must."""
+        """Follow the rewards of running members; record those that ended, end those that must."""
         for running in [*self._running]:
             member = running.member
             self._follow(member)
@@ -244,7 +244,7 @@ class Sweep:
             self._display.say(f"{COMPARISON} could not be drawn: {error}")
 
     def _end_all(self) -> None:
-        """End the members that run, and what they left warm for each other."""
+        """End the running members, and the stacks they left warm for each other."""
         from kit.cluster import registry
 
         if self._running:
@@ -282,7 +282,7 @@ def _new_folder(root: Path, plan: SweepPlan) -> Path:
 
 
 def _prepare(folder: Path, member: Member) -> None:
-    """Have a member wait again: with its folder where its run goes on, without where it begins."""
+    """Reset a member to waiting; its folder is kept if its run can be resumed."""
     run = folder / str(member.folder)
     state, member.state, member.why, member.exit_code = member.state, "waiting", "", None
     if member.folder is None or not run.is_dir():
@@ -319,5 +319,5 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def exit_code(record: SweepRecord) -> int:
-    """Of the command: 0 where every member is completed or was stopped by a rule, else 1."""
+    """Exit code of the command: 0 if every member completed or was stopped by a rule, else 1."""
     return 0 if all(member.state in DONE for member in record.members) else 1

@@ -1,4 +1,4 @@
-"""`sweep.json`: what a sweep is, and how far each of its members came.
+"""`sweep.json`: the record of a sweep, and the state of each member.
 
 It is written anew in one move whenever something changes, so a reader never sees half of it, and a
 sweep that was killed can be resumed from it.
@@ -97,7 +97,7 @@ class SweepRecord(_Row):
 
 
 def read_sweep(folder: str | Path) -> SweepRecord:
-    """What `sweep.json` in this folder says.
+    """Read `sweep.json` in a folder.
 
     Raises:
         RunError: there is none, or it is damaged.

@@ -102,11 +102,11 @@ class Still:
         self.id = new_name()
 
     def show(self, status: TrainingStatus) -> None:
-        """Display it, here too."""
+        """Display it in this cell too."""
         _display(self._data(status), f"kit-still-{self.id}")
 
     def update(self, status: TrainingStatus) -> None:
-        """Draw it anew, wherever it is displayed."""
+        """Redraw it, wherever it is displayed."""
         _display(self._data(status), f"kit-still-{self.id}", update=True)
 
     def _data(self, status: TrainingStatus) -> Bundle:
@@ -115,7 +115,7 @@ class Still:
 
 
 class Follower:
-    """A picture without buttons, drawn by whoever trains: for runs that nobody watches."""
+    """Picture without buttons, drawn by the training thread: for runs that nobody watches."""
 
     def __init__(self, training: Training) -> None:
         self._training, self._still = training, Still()
@@ -203,7 +203,7 @@ class Dashboard:
     # ---- drawing -------------------------------------------------------------------------------
 
     def _on_change(self) -> None:
-        """In the training's thread: only say so. A change of state does not wait its turn."""
+        """Note a change of the training, from its thread; a change of state is drawn at once."""
         self._changed.set()
         if self._state() != self._state_drawn:
             self._hurry.set()
@@ -250,7 +250,7 @@ class Dashboard:
             self._still.update(status)
 
     def _leave(self, status: TrainingStatus) -> None:
-        """Give way to the picture, which is under the widgets already and up to date."""
+        """Close the widgets; the picture under them is up to date and stays."""
         self._still.update(status)
         _display(NOTHING, f"kit-widgets-{self._still.id}", update=True)
         for widget in (self.root, *self.root.children, self.go, self.step, self.stop):
