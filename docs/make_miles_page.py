@@ -1,6 +1,6 @@
 """Make `docs/from_and_to_miles.md` from the table of settings and flags.
 
-.venv/bin/python docs/make_miles_page.py
+Run it with `.venv/bin/python docs/make_miles_page.py`.
 """
 
 from __future__ import annotations

@@ -153,16 +153,7 @@ def mis(
     check_shapes(
         train_logp_T=train_logp_T, rollout_logp_T=rollout_logp_T, sample_T=sample_T, mask_T=mask_T
     )
-    _check_choice("level", level, get_args(Level))
-    _check_choice("mode", mode, get_args(Mode))
-    # A default that is not used cannot be wrong.
-    _check_bounds(0.0 if low is None else low, high)
-    low = 1.0 / high if low is None else low
-    if mode != "truncate":
-        _check_bounds(low, high)
-    if veto is not None and not 0.0 < veto < math.inf:
-        raise ValueError(f"veto {veto} is not a ratio above 0: pass one such as 1e-4, or None")
-
+    low = _checked_low(level, mode, low, high, veto)
     active_T = mask_T != 0
     log_ratio_T = token_log_ratio(train_logp_T, rollout_logp_T, active_T)
     ratio_T = _ratio(log_ratio_T, level, sample_T, active_T)
@@ -189,15 +180,30 @@ def mis(
         "kept_fraction": mean_where(keep_T, active_T, 1.0),
     }
     if batch_normalize:
-        if level == "token":
-            mean = metrics["weight_mean"]
-        else:
+        mean = metrics["weight_mean"]
+        if level != "token":
             weight_N = sum_by_sample(weight_T * active_T, sample_T) / active_N.clamp(min=1)
             mean = mean_where(weight_N, active_N > 0, 1.0)
         weight_T = weight_T / mean
         metrics["batch_norm"] = mean
     weight_T = torch.where(active_T, weight_T, 0.0).to(result_dtype(train_logp_T, rollout_logp_T))
     return weight_T, mask_T.masked_fill(~keep_T, 0), as_floats("mis/", metrics)
+
+
+def _checked_low(
+    level: Level, mode: Mode, low: float | None, high: float, veto: float | None
+) -> float:
+    """The lower bound of `mis`, after its settings were checked."""
+    _check_choice("level", level, get_args(Level))
+    _check_choice("mode", mode, get_args(Mode))
+    # A default that is not used cannot be wrong.
+    _check_bounds(0.0 if low is None else low, high)
+    low = 1.0 / high if low is None else low
+    if mode != "truncate":
+        _check_bounds(low, high)
+    if veto is not None and not 0.0 < veto < math.inf:
+        raise ValueError(f"veto {veto} is not a ratio above 0: pass one such as 1e-4, or None")
+    return low
 
 
 def opsm(

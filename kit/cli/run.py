@@ -46,83 +46,106 @@ class Pairs(TyperCommand):
         return super().parse_args(ctx, joined)
 
 
+Notebooks = Annotated[
+    list[Path] | None,
+    typer.Argument(help="An .ipynb file, or several that share one stack.", show_default=False),
+]
+
+ParameterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--parameter",
+        "-p",
+        metavar="NAME VALUE",
+        help="A new value for one of the notebook's parameters; may be given several times. Of "
+        "several notebooks, each is given those that it has.",
+        show_default=False,
+    ),
+]
+
+FileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--file",
+        "-f",
+        help="A YAML file of parameters by name, such as a run's params.yaml; -p goes first.",
+        show_default=False,
+    ),
+]
+
+SeedOption = Annotated[
+    int | None,
+    typer.Option(
+        help="The seed: the notebook's parameter of that name, or else that of its sessions.",
+        min=0,
+        show_default=False,
+    ),
+]
+
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="tiny, tiny-chain, qwen3-0.6b, ...: the notebook's parameter of that name, or "
+        "else in place of the preset that it starts its session with.",
+        show_default=False,
+    ),
+]
+
+ResumeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN",
+        help="Take a run that was killed, interrupted or failed to its end: its folder, its "
+        "name, or `last`.",
+        show_default=False,
+    ),
+]
+
+SamplesEveryOption = Annotated[
+    int, typer.Option(help="Keep the rollout of every so many steps; 0 keeps none.", min=0)
+]
+
+CheckpointEveryOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Save after every so many steps, to resume from; 0 never. Without it, about every "
+        "five minutes. `checkpoint.interval` in the notebook's settings goes first.",
+        min=0,
+        show_default=False,
+    ),
+]
+
+KeepWarmOption = Annotated[
+    float,
+    typer.Option(
+        metavar="MINUTES",
+        help="How long the stack waits for the next run, which then starts in a second. It "
+        "ends by itself, or by `kit doctor --stop`; 0 ends it with the run.",
+        min=0,
+    ),
+]
+
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Plain lines, as they are written into a log.")
+]
+
+OutOption = Annotated[
+    Path, typer.Option(help="The folder that runs are kept in, each in a folder of its own.")
+]
+
+
 def run(
-    notebooks: Annotated[
-        list[Path] | None,
-        typer.Argument(help="An .ipynb file, or several that share one stack.", show_default=False),
-    ] = None,
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--parameter",
-            "-p",
-            metavar="NAME VALUE",
-            help="A new value for one of the notebook's parameters; may be given several times. Of "
-            "several notebooks, each is given those that it has.",
-            show_default=False,
-        ),
-    ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            "--file",
-            "-f",
-            help="A YAML file of parameters by name, such as a run's params.yaml; -p goes first.",
-            show_default=False,
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            help="The seed: the notebook's parameter of that name, or else that of its sessions.",
-            min=0,
-            show_default=False,
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="tiny, tiny-chain, qwen3-0.6b, ...: the notebook's parameter of that name, or "
-            "else in place of the preset that it starts its session with.",
-            show_default=False,
-        ),
-    ] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN",
-            help="Take a run that was killed, interrupted or failed to its end: its folder, its "
-            "name, or `last`.",
-            show_default=False,
-        ),
-    ] = None,
-    samples_every: Annotated[
-        int, typer.Option(help="Keep the rollout of every so many steps; 0 keeps none.", min=0)
-    ] = 10,
-    checkpoint_every: Annotated[
-        int | None,
-        typer.Option(
-            help="Save after every so many steps, to resume from; 0 never. Without it, about every "
-            "five minutes. `checkpoint.interval` in the notebook's settings goes first.",
-            min=0,
-            show_default=False,
-        ),
-    ] = None,
-    keep_warm: Annotated[
-        float,
-        typer.Option(
-            metavar="MINUTES",
-            help="How long the stack waits for the next run, which then starts in a second. It "
-            "ends by itself, or by `kit doctor --stop`; 0 ends it with the run.",
-            min=0,
-        ),
-    ] = KEEP_WARM_MINUTES,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Plain lines, as they are written into a log.")
-    ] = False,
-    out: Annotated[
-        Path, typer.Option(help="The folder that runs are kept in, each in a folder of its own.")
-    ] = Path("papermill_runs"),
+    notebooks: Notebooks = None,
+    parameter: ParameterOption = None,
+    file: FileOption = None,
+    seed: SeedOption = None,
+    preset: PresetOption = None,
+    resume: ResumeOption = None,
+    samples_every: SamplesEveryOption = 10,
+    checkpoint_every: CheckpointEveryOption = None,
+    keep_warm: KeepWarmOption = KEEP_WARM_MINUTES,
+    quiet: QuietOption = False,
+    out: OutOption = Path("papermill_runs"),
 ) -> None:
     """Execute notebooks from top to bottom and keep everything they did.
 

@@ -9,67 +9,79 @@ import typer
 
 from kit.errors import RunError
 
+Notebook = Annotated[Path | None, typer.Argument(help="An .ipynb file.", show_default=False)]
+
+ParameterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--parameter",
+        "-p",
+        metavar="NAME VALUES",
+        help="Values for one of the notebook's parameters, separated by commas: `-p lr "
+        "1e-5,1e-4`. Commas inside of brackets and quotes do not separate: `-p sizes "
+        "'[1, 2],[4]'`, `-p name '\"a, b\",c'`. May be given several times.",
+        show_default=False,
+    ),
+]
+
+SeedsOption = Annotated[
+    str,
+    typer.Option(
+        metavar="N",
+        help="Run each with the seeds 0 to N - 1; or the seeds: 1,5,7.",
+        show_default=False,
+    ),
+]
+
+ParallelOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Members at a time: at most one a GPU, or one a core where there is none.",
+        show_default="one a GPU, or one for every two cores",
+    ),
+]
+
+StopBelowOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REWARD@STEP",
+        help="End a member whose reward at this step is below: 0.3@20.",
+        show_default=False,
+    ),
+]
+
+StopMedianOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="STEP",
+        help="From this step on, end a member whose mean reward so far is below the median of "
+        "the others' at the same step.",
+        show_default=False,
+    ),
+]
+
+ResumeOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Go on with this sweep: run what is not completed, failed and killed members "
+        "included.",
+        show_default=False,
+    ),
+]
+
+OutOption = Annotated[Path, typer.Option(help="The folder that the sweep's own is made in.")]
+
 
 def sweep(
-    notebook: Annotated[
-        Path | None, typer.Argument(help="An .ipynb file.", show_default=False)
-    ] = None,
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--parameter",
-            "-p",
-            metavar="NAME VALUES",
-            help="Values for one of the notebook's parameters, separated by commas: `-p lr "
-            "1e-5,1e-4`. Commas inside of brackets and quotes do not separate: `-p sizes "
-            "'[1, 2],[4]'`, `-p name '\"a, b\",c'`. May be given several times.",
-            show_default=False,
-        ),
-    ] = None,
-    seeds: Annotated[
-        str,
-        typer.Option(
-            metavar="N",
-            help="Run each with the seeds 0 to N - 1; or the seeds: 1,5,7.",
-            show_default=False,
-        ),
-    ] = "",
-    parallel: Annotated[
-        int | None,
-        typer.Option(
-            help="Members at a time: at most one a GPU, or one a core where there is none.",
-            show_default="one a GPU, or one for every two cores",
-        ),
-    ] = None,
-    stop_below: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REWARD@STEP",
-            help="End a member whose reward at this step is below: 0.3@20.",
-            show_default=False,
-        ),
-    ] = None,
-    stop_median: Annotated[
-        int | None,
-        typer.Option(
-            metavar="STEP",
-            help="From this step on, end a member whose mean reward so far is below the median of "
-            "the others' at the same step.",
-            show_default=False,
-        ),
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Go on with this sweep: run what is not completed, failed and killed members "
-            "included.",
-            show_default=False,
-        ),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="The folder that the sweep's own is made in.")] = Path(
-        "papermill_runs"
-    ),
+    notebook: Notebook = None,
+    parameter: ParameterOption = None,
+    seeds: SeedsOption = "",
+    parallel: ParallelOption = None,
+    stop_below: StopBelowOption = None,
+    stop_median: StopMedianOption = None,
+    resume: ResumeOption = None,
+    out: OutOption = Path("papermill_runs"),
 ) -> None:
     """Run a notebook with every combination of parameter values, several at a time.
 

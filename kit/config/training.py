@@ -83,6 +83,10 @@ class MisConfig(Section):
         return self
 
 
+Conflict = tuple[object, str, str]
+"""(true where settings exclude each other, why, what to do)."""
+
+
 class TrainingConfig(Section):
     """Batches, optimizer, estimator, loss and corrections."""
 
@@ -220,8 +224,14 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
+        for wrong, why, fix in self._conflicts():
+            if wrong:
+                raise ValueError(f"{why}. What to do: {fix}.")
+        return self
+
+    def _conflicts(self) -> list[Conflict]:
         estimator = self.advantage_estimator
-        refused = [
+        return [
             (
                 self.kl_loss_coef and self.kl_coef,
                 "training.kl_loss_coef and training.kl_coef are both above 0: the KL would count "
@@ -279,10 +289,6 @@ class TrainingConfig(Section):
                 "swap them",
             ),
         ]
-        for wrong, why, fix in refused:
-            if wrong:
-                raise ValueError(f"{why}. What to do: {fix}.")
-        return self
 
 
 def _nearest_divisor(number: int, target: int) -> int:

@@ -300,8 +300,6 @@ def _phases(
     kept = working + rest if gpu else 0
     stays = sizes.not_given_back(update.offload) if kv_sleeps else kept
     asleep = sizes.engine_asleep if kv_sleeps else graphs
-    engine = ("engine: process", sizes.engine_context)
-    trainer = ("trainer: process", context)
     held = 0 if weights_sleep else weights
     buckets = sizes.buckets() if gpu else weights
     # The buckets are taken from what is kept where the rest of the device is taken.
@@ -310,47 +308,51 @@ def _phases(
     if sizes.apart:
         others = context + resident + buckets
     left = max(usable - others, 0)
-    phases = (
-        Phase(
+    kv_kept = 0 if kv_sleeps else kv
+    return (
+        _phase(
+            sizes,
             "generate",
-            (
-                engine,
-                ("engine: weights", weights),
-                ("engine: KV cache", kv),
-                ("engine: graphs, workspace", graphs),
-                trainer,
-                ("trainer: weights, optimizer", 0 if trainer_sleeps else resident),
-                ("trainer: kept for the next update", stays),
-            ),
+            (weights, kv, graphs),
+            0 if trainer_sleeps else resident,
+            ("trainer: kept for the next update", stays),
         ),
-        Phase(
+        _phase(
+            sizes,
             "update",
-            (
-                engine,
-                ("engine: weights", held),
-                ("engine: KV cache", 0 if kv_sleeps else kv),
-                ("engine: graphs, workspace", asleep),
-                trainer,
-                ("trainer: weights, optimizer", resident),
-                ("trainer: gradients, weights to compute with", working),
-                ("trainer: activations, logits", rest),
-            ),
+            (held, kv_kept, asleep),
+            resident,
+            ("trainer: gradients, weights to compute with", working),
+            ("trainer: activations, logits", rest),
         ),
-        Phase(
+        _phase(
+            sizes,
             "sync",
-            (
-                engine,
-                ("engine: weights", weights),
-                ("engine: KV cache", 0 if kv_sleeps else kv),
-                ("engine: graphs, workspace", asleep),
-                trainer,
-                ("trainer: weights, optimizer", resident),
-                ("trainer: kept for the next update", stays if weights_sleep else min(kept, left)),
-                ("trainer: buckets of weights", buckets),
-            ),
+            (weights, kv_kept, asleep),
+            resident,
+            ("trainer: kept for the next update", stays if weights_sleep else min(kept, left)),
+            ("trainer: buckets of weights", buckets),
         ),
     )
-    return tuple(replace(phase, apart=sizes.apart) for phase in phases)
+
+
+def _phase(
+    sizes: Sizes,
+    name: PhaseName,
+    engine: tuple[int, int, int],
+    trainer: int,
+    *rest: tuple[str, int],
+) -> Phase:
+    weights, cache, workspace = engine
+    parts = (
+        ("engine: process", sizes.engine_context),
+        ("engine: weights", weights),
+        ("engine: KV cache", cache),
+        ("engine: graphs, workspace", workspace),
+        ("trainer: process", CONTEXT if sizes.gpu else 0),
+        ("trainer: weights, optimizer", trainer),
+    )
+    return Phase(name, (*parts, *rest), apart=sizes.apart)
 
 
 class DoesNotFitError(Exception):

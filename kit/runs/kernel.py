@@ -1,4 +1,4 @@
-"""Executes a notebook in a kernel of the running interpreter, by papermill."""
+"""Execute a notebook in a kernel of the running interpreter, by papermill."""
 
 from __future__ import annotations
 
@@ -63,40 +63,16 @@ def execute(
     Returns:
         What went wrong, if anything did.
     """
-    import papermill
     from nbclient.exceptions import DeadKernelError
     from nbconvert.filters import strip_ansi
     from papermill.exceptions import PapermillExecutionError
 
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-
-    def started(cell: Any, **_: Any) -> None:
-        if cell.cell_type == "code":
-            manager.busy = bool(cell.source.strip())
-            on_cell(cell.source)
-
-    def ended(**_: Any) -> None:
-        manager.busy = False
-
     target = target.resolve()
-    papermill.iorw.papermill_io.register(str(target), _WholeFile())
     log = target.parent / KERNEL_LOG
     with log.open("wb") as output:
         manager = _manager(target.parent, output, settings)
         try:
-            papermill.execute_notebook(
-                _literal(source.resolve()),
-                _literal(target),
-                parameters=dict(parameters),
-                kernel_name="python3",
-                language="python",
-                progress_bar=False,
-                cwd=directory,
-                kernel_manager_class=manager,
-                on_cell_start=started,
-                on_cell_executed=ended,
-                start_timeout=120,
-            )
+            _run_cells(source, target, parameters, on_cell, directory, manager)
         except PapermillExecutionError as error:
             trace = strip_ansi("\n".join(error.traceback))
             return Failure(error.ename, str(error.evalue), error.exec_count, trace)
@@ -112,8 +88,43 @@ def execute(
     return None
 
 
+def _run_cells(
+    source: Path,
+    target: Path,
+    parameters: Mapping[str, Any],
+    on_cell: Callable[[str], None],
+    directory: Path,
+    manager: Any,
+) -> None:
+    import papermill
+
+    def started(cell: Any, **_: Any) -> None:
+        if cell.cell_type == "code":
+            manager.busy = bool(cell.source.strip())
+            on_cell(cell.source)
+
+    def ended(**_: Any) -> None:
+        manager.busy = False
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    papermill.iorw.papermill_io.register(str(target), _WholeFile())
+    papermill.execute_notebook(
+        _literal(source.resolve()),
+        _literal(target),
+        parameters=dict(parameters),
+        kernel_name="python3",
+        language="python",
+        progress_bar=False,
+        cwd=directory,
+        kernel_manager_class=manager,
+        on_cell_start=started,
+        on_cell_executed=ended,
+        start_timeout=120,
+    )
+
+
 class _WholeFile:
-    """How Papermill writes the executed notebook: nobody ever sees half of it."""
+    """Papermill's way to write the executed notebook, so that no reader ever sees half of it."""
 
     def read(self, path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
