@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kit.config import SessionConfig
+from kit.doctor.machine import program
 from kit.errors import ConfigError, ModelError
 from kit.memory import ModelShape, make_plan
 from kit.memory.sizes import DEFAULT_RESPONSE_LENGTH
 from kit.models.source import ModelSource
-from kit.reports.diagnostics import Finding, program
+from kit.reports.diagnostics import Finding
 from kit.utils.formatting import count, in_gib
 from kit.utils.hardware import GIB, Card, Driver
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kit.config import TINY, ModelConfig, SessionConfig
 from kit.data.sources import Split, hub_source, load_prompts
+from kit.doctor.machine import program
 from kit.errors import KitError
 from kit.models.source import (
     TINY_DIRECTORY,
@@ -21,7 +22,7 @@ from kit.models.source import (
     is_hub_name,
     size_of,
 )
-from kit.reports.diagnostics import Finding, Level, program
+from kit.reports.diagnostics import Finding, Level
 from kit.rewards import build
 from kit.utils.formatting import data_size
 

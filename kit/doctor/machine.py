@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from kit.reports.diagnostics import Finding, program
+from kit.reports.diagnostics import Finding
 from kit.utils.formatting import data_size
 from kit.utils.hardware import free_memory
 from kit.utils.versions import installed_version
@@ -61,6 +62,14 @@ TRAINED = 8
 
 SAVED = 6
 """A checkpoint's float32 weights and moments, likewise."""
+
+
+def program(name: str) -> str:
+    """How to call a program of this Python's environment, which need not be on the path."""
+    beside = Path(sys.executable).parent / name
+    if not beside.exists() or shutil.which(name) == str(beside):
+        return name
+    return shlex.quote(str(beside))
 
 
 def python() -> Finding:

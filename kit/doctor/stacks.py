@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 
 from kit.cluster import lease, processes, registry
+from kit.doctor.machine import program
 from kit.errors import SessionError, did_you_mean
-from kit.reports.diagnostics import Finding, program
+from kit.reports.diagnostics import Finding
 from kit.utils.formatting import count, data_size, duration
 
 HEAD = "kit.cluster.head"

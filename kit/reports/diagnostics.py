@@ -1,12 +1,11 @@
-"""`Finding` and `Diagnosis`: what was looked at, what was found, and what to do about it."""
+"""Results that explain: what the machine lacks, trainer against engine, a healthy start, a reward.
+
+`Diagnosis` and its `Finding`s, `MismatchReport`, `CheckReport` and `RewardTrial`.
+"""
 
 from __future__ import annotations
 
-import shlex
-import shutil
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from kit.errors import KitError
@@ -40,28 +39,20 @@ class Diagnosis(Shown):
     """Whether a session with these settings can start on this machine, check by check."""
 
     name: str
-    """Of the configuration."""
+    """The name of the configuration."""
     model: str
     findings: tuple[Finding, ...]
     seconds: float
 
     @property
     def problems(self) -> tuple[Finding, ...]:
-        """What has to be mended first."""
+        """The findings that keep a session from starting well."""
         return tuple(finding for finding in self.findings if finding.level == "problem")
 
     @property
     def ready(self) -> bool:
-        """Nothing that was looked at is a problem."""
+        """Whether nothing that was looked at is a problem."""
         return not self.problems
-
-
-def program(name: str) -> str:
-    """How to call a program of this Python's environment, which need not be on the path."""
-    beside = Path(sys.executable).parent / name
-    if not beside.exists() or shutil.which(name) == str(beside):
-        return name
-    return shlex.quote(str(beside))
 
 
 Verdict = Literal["pass", "warn", "fail"]
@@ -117,7 +108,7 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class MismatchReport(Shown):
-    """Do trainer and engine give the same log-probabilities to the rollout's tokens?"""
+    """How far trainer and engine agree on the log-probabilities of a rollout's tokens."""
 
     verdict: Verdict
     cause: str
@@ -128,7 +119,7 @@ class MismatchReport(Shown):
     kl_k1: float
     """KL(rollout || trainer) in nats per token, plain mean: unbiased, may be below 0."""
     kl_k3: float
-    """The same, k3 estimate: less noise, never below 0."""
+    """The k3 estimate of that KL: less noise, never below 0."""
     tokens: int
     warn_above: float
     fail_above: float
@@ -177,7 +168,7 @@ class CheckReport(Shown):
 
     @property
     def healthy(self) -> bool:
-        """No invariant that could be looked at is broken."""
+        """Whether no invariant that could be looked at is broken."""
         return all(invariant.holds is not False for invariant in self.invariants)
 
 
@@ -187,7 +178,7 @@ class RewardFailure:
 
     message: str
     traceback: str
-    """Of the first of them; empty where the function returned something that is no number."""
+    """The first sample's; empty where the function returned something that is no number."""
     samples: tuple[Sample, ...]
 
 

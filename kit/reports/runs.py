@@ -1,4 +1,4 @@
-"""`RunRecord`: a run's `result.json`, written when it starts and when it ends."""
+"""`RunRecord`, a run's `result.json`, and `RunComparison`, several runs side by side."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class WhatFailed(_Part):
 
 
 class Process(_Part):
-    """Which process runs the notebook."""
+    """The process that runs the notebook."""
 
     pid: int
     started: str
@@ -50,13 +50,13 @@ class Process(_Part):
 
     @classmethod
     def me(cls) -> Process:
-        """This one."""
+        """The process that calls."""
         started = pids.started(os.getpid()) or ""
         return cls(pid=os.getpid(), started=started, host=socket.gethostname())
 
     @property
     def lives(self) -> bool:
-        """Is it running, as far as this machine can tell?"""
+        """Whether it is running, as far as this machine can tell."""
         return self.host != socket.gethostname() or pids.started(self.pid) == self.started
 
 
@@ -93,7 +93,7 @@ class Lineage(_Part):
 
 
 class RunSettings(BaseModel):
-    """What `kit run` was asked for. A session in the run's kernel does as it says."""
+    """The options of `kit run`, which a session in the run's kernel follows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -116,7 +116,7 @@ class RunSettings(BaseModel):
 
     @classmethod
     def here(cls) -> RunSettings:
-        """Those of the run that this process belongs to."""
+        """The settings of the run that this process belongs to."""
         text = os.environ.get(SETTINGS_VARIABLE)
         return cls.model_validate_json(text) if text else cls()
 
@@ -137,7 +137,7 @@ class RunRecord(_Part):
     headline: dict[str, Any] = Field(default_factory=dict)
     """steps, reward_first, reward_last, dataset, accuracy_before, accuracy_after."""
     seed: int | None = None
-    """Of the first session; None where none was started."""
+    """The seed of the first session; None where none was started."""
     versions: dict[str, str | None] = Field(default_factory=dict)
     git_commit: str | None = None
     """With `-dirty` where files had changed since."""
@@ -157,7 +157,7 @@ class RunRecord(_Part):
 
 
 def read_record(folder: Path) -> RunRecord:
-    """A run's record.
+    """Read a run's record.
 
     Raises:
         RunError: there is none, or it is not what `RunRecord` describes.
@@ -190,7 +190,7 @@ class Band:
     runs: int
     """That logged it."""
     full: bool
-    """Did all of them log every one of these steps?"""
+    """Whether all of them logged every one of these steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,7 @@ class RunInfo:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its folder."""
         return self.folder.name
 
     def to_json(self) -> dict[str, Any]:
@@ -243,13 +243,13 @@ class Group:
 
     @property
     def seeds(self) -> list[int]:
-        """In order; of runs that have one."""
+        """The seeds of its runs, in order."""
         return sorted({run.seed for run in self.runs if run.seed is not None})
 
     def values(self, name: str) -> list[float]:
         """One fact of each run that has it, such as `accuracy_after`."""
-        found = (getattr(run, name) for run in self.runs)
-        return [value for value in found if value is not None]
+        values = (getattr(run, name) for run in self.runs)
+        return [value for value in values if value is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +271,7 @@ class Side:
     sample: Sample
     """The first."""
     responses: int
-    """Of the same prompt in the same step."""
+    """How many there are to the same prompt in the same step."""
     reward: float | None
     """The mean over them."""
 
@@ -292,7 +292,7 @@ class RunComparison(Shown):
 
     @property
     def runs(self) -> list[RunInfo]:
-        """All of them."""
+        """The runs of all groups."""
         return [run for group in self.groups for run in group.runs]
 
     def save(self, path: str | Path) -> Path:

@@ -74,12 +74,12 @@ class TrainingStatus(Shown):
 
     @property
     def ended(self) -> bool:
-        """Will there be no further step?"""
+        """Whether there will be no further step."""
         return self.state in ("stopped", "finished", "failed")
 
     @property
     def seconds_left(self) -> float:
-        """Until all steps are done, at the pace of the last ones; NaN before the first."""
+        """Seconds until all steps are done, at the pace of the last ones; NaN before the first."""
         return self.step_seconds * (self.total - self.done)
 
 
@@ -94,7 +94,7 @@ class Snapshot(Shown):
     reward: float | None
     """Mean reward of the last step by then; None before the first."""
     bytes: int
-    """Of host memory, or on disk."""
+    """Its size in host memory, or on disk."""
     made: float
     """Seconds since 1970."""
     folder: Path | None = None
@@ -134,7 +134,7 @@ class Snapshots(Shown, Sequence[Snapshot]):
 
 
 def find(snapshots: Mapping[str, Snapshot], name: str) -> Snapshot:
-    """One by name. Raises SessionError that names those that exist."""
+    """The snapshot of a name. Raises SessionError, which suggests one that exists."""
     if name not in snapshots:
         raise SessionError(
             f"There is no snapshot {name!r}.",
@@ -151,7 +151,7 @@ class LivingSession:
 
     name: str
     id: str
-    """Of its stack."""
+    """The id of its stack."""
     device: str
     step: int | None
     """Updates applied; None while it starts or is warm."""
@@ -160,7 +160,7 @@ class LivingSession:
     folder: str
     """Where that process works or worked."""
     warm: bool
-    """Was it closed, and left for the next start?"""
+    """Whether it was closed and left for the next start."""
     ends_in: float | None
     """Seconds until it ends by itself; None while it is driven."""
     age: float
@@ -172,7 +172,7 @@ class LivingSession:
 
     @property
     def can_be_attached(self) -> bool:
-        """Does it wait for a kernel?"""
+        """Whether it waits for a kernel."""
         return self.driver is None and not self.warm and self.step is not None
 
 

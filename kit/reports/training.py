@@ -28,7 +28,7 @@ class UpdateReport(Shown):
     metrics: Metrics
     """`train/...` means over the optimizer steps of this update."""
     per_step: tuple[Metrics, ...]
-    """The same, one entry an optimizer step."""
+    """The metrics of each optimizer step."""
     samples: int
     tokens: int
     """Trained tokens (prompt and response, as packed)."""
@@ -71,7 +71,7 @@ class EvalReport(Shown):
 
     @property
     def metrics(self) -> Metrics:
-        """Under Miles' name."""
+        """The accuracy under its metric name."""
         return {f"eval/{self.dataset}": self.accuracy}
 
 

@@ -89,7 +89,7 @@ class Rollout(Displayed, Sequence[Sample]):
         return min(self._scored(), key=lambda s: s.reward or 0.0)
 
     def written_by(self, versions: set[int]) -> bool:
-        """Did only these weight versions write it?"""
+        """Whether only these weight versions wrote it."""
         return {v for s in self.samples for v in s.weight_versions} <= versions
 
     def of_version(self, version: int) -> Rollout:

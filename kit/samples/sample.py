@@ -1,9 +1,4 @@
-"""What a generation is: `Sample`, one response; `Rollout`, all responses of one step.
-
-Field names are those of Miles, so that a saved rollout reads the same in both.
-
-What has to hold of a sample and of a batch, checked when one is made.
-"""
+"""`Sample`, one response to one prompt, and the checks that samples and batches pass when made."""
 
 from __future__ import annotations
 

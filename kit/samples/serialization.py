@@ -1,12 +1,8 @@
-"""Rollouts as files and as tables: one JSON line a sample, one row a sample, one row a token.
+"""Samples as files and tables: JSON lines, arrays, data frames, and the marks people give them.
 
-Samples in a file that is written in milliseconds: what there is of each token as flat arrays.
-
-A rollout of a thousand long responses is a million tokens. As JSON they take a second, as arrays in
-a safetensors file a few hundredths; nothing is pickled. `Rollout.save` writes JSON lines, which
-people read; this is for `kit.journal`.
-
-What a person says of samples: good, bad, odd, and a note. Plain records, kept as JSON lines.
+`Rollout.save` writes JSON lines, which people read. A rollout of a thousand long responses is a
+million tokens: as JSON they take a second, as arrays in a safetensors file (`write_arrays`) a few
+hundredths, which is what the journal of a session needs. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ OWN = "rollout"
 
 
 def write_rollout(rollout: Rollout, path: str | Path) -> Path:
-    """One JSON line a sample; the first also holds step, seconds, metrics and notes."""
+    """Write one JSON line a sample; the first also holds step, seconds, metrics and notes."""
     own = {
         "step": rollout.step,
         "seconds": rollout.seconds,
@@ -47,7 +43,7 @@ def write_rollout(rollout: Rollout, path: str | Path) -> Path:
 
 
 def read_rollout(path: str | Path) -> Rollout:
-    """What `write` wrote, or lines of samples alone, as older versions did.
+    """Read what `write_rollout` wrote, or lines of samples alone, as older versions wrote them.
 
     Raises:
         DataError: with the number of a line that is broken.
@@ -70,14 +66,14 @@ def read_rollout(path: str | Path) -> Rollout:
 
 
 def write_batch(batch: Batch, path: Path) -> None:
-    """A batch as one JSON object."""
+    """Write a batch as one JSON object."""
     rows = {f.name: getattr(batch, f.name) for f in fields(batch)}
     samples = [sample.to_dict() for sample in batch.samples]
     path.write_text(json.dumps(rows | {"samples": samples}), encoding="utf-8")
 
 
 def read_batch(path: Path) -> Batch:
-    """What `write_batch` wrote. Raises DataError for anything else."""
+    """Read what `write_batch` wrote. Raises DataError for anything else."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         by_token = {
@@ -162,7 +158,7 @@ def write_arrays(file: Path, samples: Sequence[Sample], own: Mapping[str, Any]) 
 
 
 def read_arrays(file: Path) -> tuple[list[Sample], dict[str, Any]]:
-    """What `write` wrote. Raises DataError for a file that is damaged."""
+    """Read what `write_arrays` wrote. Raises DataError for a file that is damaged."""
     from safetensors import safe_open
 
     try:
@@ -223,7 +219,7 @@ class Mark:
         )
 
     def fits(self, sample: Sample) -> bool:
-        """Is it a mark of this sample? The reward may be another by now, the words may not."""
+        """Whether it is a mark of this sample: the same words, whatever reward they have by now."""
         return (self.group_index, self.index, self.prompt, self.response) == (
             sample.group_index,
             sample.index,

@@ -131,8 +131,8 @@ def find(sample: Sample, name: str) -> list[float] | None:
     if name in sample.token_values:
         return sample.token_values[name]
     if name == "rollout_log_prob":
-        found = sample.rollout_log_probs
-        return found if found and len(found) == sample.response_length else None
+        log_probs = sample.rollout_log_probs
+        return log_probs if log_probs and len(log_probs) == sample.response_length else None
     if name not in _DERIVED:
         return None
     first, second, of = _DERIVED[name]
@@ -148,9 +148,9 @@ def texts(sample: Sample) -> list[str]:
     From `metadata["token_texts"]`, else letter by letter where the response has as many letters
     as tokens, else the token ids.
     """
-    given = sample.metadata.get("token_texts")
-    if isinstance(given, Sequence) and len(given) == sample.response_length:
-        return [str(text) for text in given]
+    texts = sample.metadata.get("token_texts")
+    if isinstance(texts, Sequence) and len(texts) == sample.response_length:
+        return [str(text) for text in texts]
     if sample.response_length and len(sample.response) == sample.response_length:
         return list(sample.response)
     return [str(token) for token in sample.response_tokens] if sample.response_length else []
@@ -165,14 +165,14 @@ def known(sample: Sample) -> list[str]:
 
 
 def require(sample: Sample, name: str) -> list[float]:
-    """The same as `find`.
+    """A quantity's numbers, as `find` gives them.
 
     Raises:
         DataError: the sample does not know it. The message says what to call.
     """
-    found = find(sample, name)
-    if found is not None and sample.response_length:
-        return found
+    values = find(sample, name)
+    if values is not None and sample.response_length:
+        return values
     if not sample.response_length:
         raise DataError("The sample has no response tokens.", fix="generate a response first.")
     has = ", ".join(known(sample)) or "nothing"

@@ -99,6 +99,11 @@ def note(*children: Child) -> Markup:
     return tag("div", *children, class_="kv-note")
 
 
+def quiet(words: str) -> Markup:
+    """Words in a muted colour."""
+    return tag("span", words, class_="kv-muted")
+
+
 def with_code(words: str) -> Markup:
     """Words in which `names` of code stand between backticks, as docstrings write them."""
     parts = words.split("`")
@@ -152,7 +157,7 @@ def long_text(text: str, limit: int, preview: int = 240) -> Markup:
     """
     shown, missing = cut(text, limit)
     if not shown:
-        return tag("span", "empty" if not missing else _missing(missing), class_="kv-muted")
+        return quiet(_missing(missing) if missing else "empty")
     if not missing and len(shown) <= preview and shown.count("\n") < 6:
         return tag("span", shown, class_="kv-text")
     tail = tag("div", _missing(missing), class_="kv-note") if missing else None
@@ -163,7 +168,7 @@ def long_text(text: str, limit: int, preview: int = 240) -> Markup:
 
 
 def _size(text: str) -> Markup:
-    return tag("span", f" ({count(len(text), 'character')})", class_="kv-muted")
+    return quiet(f" ({count(len(text), 'character')})")
 
 
 def _missing(characters: int) -> str:
@@ -198,5 +203,5 @@ def _fill(start: float, width: float, minus: bool) -> Markup:
 def number_bar(value: float | None, scale: float, signed: bool = False) -> Markup:
     """A number and its bar."""
     if value is None:
-        return tag("span", "–", class_="kv-muted")
+        return quiet("–")
     return join((tag("span", number(value, 3), class_="kv-value"), bar(value, scale, signed)))

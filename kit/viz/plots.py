@@ -1,10 +1,8 @@
-"""Curves of a training run: SVG that takes the notebook's colours, PNG for files.
+"""Curves of a training run: SVG in the notebook's colours, PNG for files, text for a terminal.
 
 Drawn with matplotlib's object interface, so that nothing here touches the plots a notebook makes
 through pyplot. The SVG is cleaned for use inside a page: no addresses, no style rule that would
 reach the rest of the notebook, colours as variables of `kit.viz.theme`.
-
-A curve in a terminal, for the command line.
 """
 
 from __future__ import annotations

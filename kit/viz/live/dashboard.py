@@ -79,7 +79,7 @@ def dashboard_html(status: TrainingStatus) -> Markup:
 
 
 def head_html(status: TrainingStatus) -> Markup:
-    """What is going on, how far it is, and what went wrong."""
+    """State, progress, and what went wrong."""
     words, kind = state_words(status)
     reasons = [line for text in (status.stopped, status.error) for line in _lines(text)]
     return join(
@@ -93,7 +93,7 @@ def head_html(status: TrainingStatus) -> Markup:
 
 
 def _lines(text: str) -> list[str]:
-    """What went wrong, as it was written, where it is of a sane length."""
+    """The lines of an error or a reason, cut where they are many or long."""
     return [shorten(line, 400) for line in text.splitlines()[:12] if line.strip()]
 
 
@@ -185,7 +185,7 @@ def samples_html(step: StepReport | None) -> Markup | None:
 
 
 def dashboard_plain(status: TrainingStatus) -> str:
-    """The same for a terminal."""
+    """The display in plain text, for a terminal."""
     lines = [f"Training: {state_words(status)[0]}", f"  {progress_words(status)}"]
     lines += [f"  {line}" for text in (status.stopped, status.error) for line in _lines(text)]
     rows = {c.name: c.points[-1][1] for c in measures(status) if c.points}

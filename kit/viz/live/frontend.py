@@ -1,6 +1,4 @@
-"""Who looks at what is displayed: a person at a notebook, nobody yet, or a terminal.
-
-Widgets in a notebook, with a picture that stays where they cannot be.
+"""Which front-end displays, and widgets with a picture that stays where no widget can be shown.
 
 A notebook file keeps of a widget only its number. A front-end that opens the file later finds no
 widget of that number and says so, even where the same output holds HTML. So there are two outputs:
@@ -35,7 +33,7 @@ def frontend() -> Frontend:
 
 
 def cell() -> str:
-    """Tells the executions of cells apart; the same for all that one execution calls."""
+    """An id of the cell execution under way, shared by everything that it calls."""
     return str(_request().get("header", {}).get("msg_id", ""))
 
 

@@ -1,7 +1,4 @@
-"""A line that moves while training runs: in a notebook's output, or in a terminal.
-
-A line that says what a session is doing while it starts, for whoever waits for it.
-"""
+"""Lines that are redrawn in a notebook or a terminal: a training's progress, a session's start."""
 
 from __future__ import annotations
 

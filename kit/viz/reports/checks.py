@@ -1,6 +1,6 @@
-"""`CheckReport`: the invariants of a healthy start, each with its value, its bound and a mark.
+"""`CheckReport`, the invariants of a healthy start, and `Diagnosis`, what this machine lacks.
 
-`Diagnosis`: check by check, with a sign, what was found, and what to do about it.
+Both are lists of checks: each has a sign, what was found, and what it should be or how to mend it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def check_html(report: CheckReport) -> Markup:
 
 
 def check_plain(report: CheckReport) -> str:
-    """The same for a terminal."""
+    """The display in plain text, for a terminal."""
     rows = _rows(report, longest_note=90)
     return "\n".join((check_title(report), columns(rows)))
 
@@ -135,7 +135,7 @@ def _found(finding: Finding) -> Markup:
 
 
 def diagnosis_plain(report: Diagnosis) -> str:
-    """The same for a terminal. Commands stand on lines of their own, whole, to be copied."""
+    """The display in plain text, for a terminal; commands stand whole on lines of their own."""
     heads = [(LEVELS[each.level][0], shorten(each.name, 40)) for each in report.findings]
     signs, names = (max(map(len, column), default=0) for column in (*zip(*heads, strict=True),))
     lines = [diagnosis_title(report), ""]

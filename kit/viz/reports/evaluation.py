@@ -1,4 +1,4 @@
-"""`EvalReport`: how good is the model."""
+"""`EvalReport`: accuracy on held-out prompts, with its interval and examples."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def _example_table(samples: list[Sample]) -> Markup:
 
 
 def eval_plain(report: EvalReport) -> str:
-    """The same for a terminal."""
+    """The display in plain text, for a terminal."""
     lines = [
         f"{eval_title(report)}: {eval_headline(report)}",
         "  " + "   ".join(f"{name} {value}" for name, value in _eval_facts(report)),

@@ -84,7 +84,7 @@ def memory_html(plan: MemoryPlan) -> Markup:
 
 
 def memory_plain(plan: MemoryPlan) -> str:
-    """The same for a terminal."""
+    """The display in plain text, for a terminal."""
     heads, rows = _table(plan)
     scale = _scale(plan)
     bars = [

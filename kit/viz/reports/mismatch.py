@@ -1,4 +1,4 @@
-"""`MismatchReport`: do trainer and engine agree, where do they not, and why."""
+"""`MismatchReport`: how far trainer and engine agree, where they do not, and why."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from markupsafe import Markup
 from kit.reports import CurvePoint, MismatchReport, TokenDifference
 from kit.utils.display import Bundle
 from kit.utils.formatting import count, number, one_line, percent, shorten
-from kit.viz.html import Child, Column, badge, fold, in_page, join, note, table, tag, title
+from kit.viz.html import Child, Column, badge, fold, in_page, join, note, quiet, table, tag, title
 from kit.viz.render import render
 from kit.viz.svg import bars, side_by_side
 
@@ -57,11 +57,11 @@ def mismatch_html(report: MismatchReport) -> Markup:
             number(report.mean_abs_diff),
             number(report.warn_above),
             number(report.fail_above),
-            _quiet("about 1e-6 in float32, 0.01 in bfloat16"),
+            quiet("about 1e-6 in float32, 0.01 in bfloat16"),
         ]
     ]
     for name, value in _numbers(report):
-        rows.append(["", name, value, "", "", _quiet(EXPECT.get(name, ""))])
+        rows.append(["", name, value, "", "", quiet(EXPECT.get(name, ""))])
     kind = tag("b", f"{report.cause_kind.replace('_', ' ')}. ")
     return join(
         (
@@ -87,10 +87,6 @@ def _mark(report: MismatchReport) -> str:
     if report.mean_abs_diff <= report.warn_above:
         return "✓"
     return "!" if report.mean_abs_diff <= report.fail_above else "✗"
-
-
-def _quiet(words: str) -> Markup:
-    return tag("span", words, class_="kv-muted")
 
 
 def _numbers(report: MismatchReport) -> list[tuple[str, str]]:
@@ -190,7 +186,7 @@ def _worst(worst: tuple[TokenDifference, ...]) -> Markup:
 
 
 def mismatch_plain(report: MismatchReport) -> str:
-    """The same for a terminal."""
+    """The display in plain text, for a terminal."""
     shares = "   ".join(f"{_share(s)} within {number(v)}" for s, v in report.quantiles.items())
     low, high = report.ratio_range
     lines = [

@@ -76,7 +76,7 @@ def trial_html(trial: RewardTrial) -> Markup:
 
 
 def trial_plain(trial: RewardTrial) -> str:
-    """The same for a terminal."""
+    """The display in plain text, for a terminal."""
     tried, against = trial.tried, trial.against
     lines = [
         f"Reward {_name(tried)}, tried against {_name(against)}: {_verdict_words(trial)[1]}",

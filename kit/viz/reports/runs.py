@@ -1,8 +1,7 @@
-"""`RunComparison`: curves with bands over seeds, what differs, and samples side by side.
+"""Runs as pictures: `RunComparison` in a notebook and as a page, `RunRecord` on the run's page.
 
-A comparison as one HTML file, which needs neither scripts nor a network.
-
-What came of a run, for the top of its page.
+A comparison shows curves with bands over seeds, what differs, and samples side by side. Its page is
+one HTML file that needs neither scripts nor a network.
 """
 
 from __future__ import annotations
@@ -28,12 +27,13 @@ from kit.viz.html import (
     note,
     number_bar,
     page,
+    quiet,
     table,
     tag,
     title,
 )
 from kit.viz.render import render
-from kit.viz.samples.rollout import prompt_html, response_cell, reward_scale
+from kit.viz.samples.rollout import answer_html, prompt_html, response_cell, reward_scale
 from kit.viz.svg import Pen, band_panels
 from kit.viz.theme import DARK, LIGHT
 
@@ -85,7 +85,7 @@ def comparison_html(compared: RunComparison) -> Markup:
 
 
 def comparison_plain(compared: RunComparison) -> str:
-    """The same for a terminal: the legend, and what differs."""
+    """The display in plain text, for a terminal: the legend, and what differs."""
     groups = compared.groups
     heads = ["", "", "seeds", "steps", "reward", "accuracy", "ended"]
     rows = [[str(i), shorten(g.label, 60), *_numbers(g)] for i, g in enumerate(groups, start=1)]
@@ -196,7 +196,7 @@ def _differences(compared: RunComparison) -> Markup:
     heads += [Column(f"{i + 1}") for i in range(len(groups))]
     rows: list[list[Child]] = [
         [
-            tag("span", d.kind, class_="kv-muted"),
+            quiet(d.kind),
             shorten(d.name, 60),
             *(shorten(value, _VALUE) for value in d.values),
         ]
@@ -218,15 +218,13 @@ def _samples(compared: RunComparison) -> Markup | None:
 
     def cell(side: Side | None) -> Child:
         if side is None:
-            return tag("span", "kept none", class_="kv-muted")
+            return quiet("kept none")
         bar = tag("div", number_bar(side.reward, *scale))
         return join((response_cell(side.sample, limit), bar))
 
     def asked(row: Sequence[Side | None]) -> Child:
         first = next(side for side in row if side).sample
-        answer = f"answer: {shorten(first.label, 40)}" if first.label is not None else None
-        quiet = tag("span", answer, class_="kv-muted") if answer else None
-        return join((prompt_html(first, limit), quiet))
+        return join((prompt_html(first, limit), answer_html(first)))
 
     heads = [Column("prompt", "mid")]
     heads += [Column(f"{i + 1} {shorten(g.label, 40)}", "side") for i, g in enumerate(groups)]
@@ -270,7 +268,7 @@ _NOTHING_ELSE = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def comparison_page(compared: RunComparison) -> str:
-    """The whole document; light or dark as the reader's system is, light when printed."""
+    """A comparison as an HTML document: light or dark as the reader's system, light in print."""
     runs = count(len(compared.runs), "run")
     names = ", ".join(sorted({run.notebook for run in compared.runs}))
     around = (
@@ -316,32 +314,32 @@ def run_summary(record: RunRecord) -> str:
 
 
 def run_title(record: RunRecord) -> str:
-    """For a browser's tab."""
+    """The title of a run's page, for a browser's tab."""
     return f"{Path(record.notebook).stem}, {_when(record.started)}"
 
 
 def _figures(record: RunRecord) -> list[tuple[str, str]]:
-    head, found = record.headline, list[tuple[str, str]]()
+    head, figures = record.headline, list[tuple[str, str]]()
     if head.get("steps"):
-        found.append(("steps", f"{head['steps']:,}"))
+        figures.append(("steps", f"{head['steps']:,}"))
     if head.get("reward_first") is not None:
         ends = [number(head[name], 3) for name in ("reward_first", "reward_last")]
-        found.append(("reward, first and last step", " → ".join(ends)))
+        figures.append(("reward, first and last step", " → ".join(ends)))
     before, after = (head.get(f"accuracy_{when}") for when in ("before", "after"))
     if before is not None:
         moved = percent(before) if after is None else f"{percent(before)} → {percent(after)}"
-        found.append((f"right on {shorten(str(head.get('dataset')), 40)}, held out", moved))
-    found.append(("took", duration(record.seconds)))
+        figures.append((f"right on {shorten(str(head.get('dataset')), 40)}, held out", moved))
+    figures.append(("took", duration(record.seconds)))
     if record.seed is not None:
-        found.append(("seed", str(record.seed)))
-    return found
+        figures.append(("seed", str(record.seed)))
+    return figures
 
 
-def _given(given: Mapping[str, Any]) -> str:
-    if not given:
+def _given(parameters: Mapping[str, Any]) -> str:
+    if not parameters:
         return "All parameters are the notebook's own."
-    told = ", ".join(f"{name} = {shorten(str(value), 80)}" for name, value in given.items())
-    return f"Given: {told}."
+    words = ", ".join(f"{name} = {shorten(str(value), 80)}" for name, value in parameters.items())
+    return f"Given: {words}."
 
 
 def _circumstances(record: RunRecord) -> Child:
@@ -352,8 +350,8 @@ def _circumstances(record: RunRecord) -> Child:
         gpus = [str(gpu) for gpu in machine.get("gpus") or ()] or ["no GPU"]
         rows.append(["machine", shorten(", ".join([*words, *gpus]), 200)])
     known = {**{name: None for name in _PACKAGES}, **record.versions}
-    told = [f"{name} {version}" for name, version in known.items() if version]
-    rows.append(["versions", ", ".join(told)])
+    versions = [f"{name} {version}" for name, version in known.items() if version]
+    rows.append(["versions", ", ".join(versions)])
     if record.git_commit:
         rows.append(["git commit", tag("span", record.git_commit, class_="kv-text")])
     if attempts := record.lineage.attempts:

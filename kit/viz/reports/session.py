@@ -1,9 +1,4 @@
-"""`SessionState`: a session as it stands, and what to call next.
-
-`RLSession.sessions()`: what lives, who drives it, and until when it waits.
-
-Snapshots: what can be restored, and what it holds.
-"""
+"""Sessions as pictures: how one stands and what to call next, all that live, and snapshots."""
 
 from __future__ import annotations
 
@@ -16,7 +11,7 @@ from kit.reports import SessionState
 from kit.reports.status import LivingSession, Sessions, Snapshot, Snapshots
 from kit.utils.display import Bundle
 from kit.utils.formatting import columns, count, data_size, duration, number, shorten
-from kit.viz.html import Child, Column, badge, facts, in_page, join, note, table, tag, title
+from kit.viz.html import Child, Column, badge, facts, in_page, join, note, quiet, table, tag, title
 from kit.viz.render import render
 from kit.viz.svg import bars
 
@@ -36,10 +31,7 @@ def show_session(state: SessionState) -> Bundle:
 def session_html(state: SessionState) -> Markup:
     """Name and state, headline numbers, the rewards so far, and the calls that make sense now."""
     heads = [Column("what to call next", "fit"), Column("")]
-    rows = [
-        [tag("span", call, class_="kv-text"), tag("span", words, class_="kv-muted")]
-        for call, words in state.next_calls
-    ]
+    rows = [[tag("span", call, class_="kv-text"), quiet(words)] for call, words in state.next_calls]
     return join(
         (
             title(f"Session {shorten(state.name, 60)} ", badge(*_state(state))),
@@ -52,7 +44,7 @@ def session_html(state: SessionState) -> Markup:
 
 
 def session_plain(state: SessionState) -> str:
-    """The same for a terminal."""
+    """The display in plain text, for a terminal."""
     lines = [
         f"Session {shorten(state.name, 60)}: {_state(state)[0]}",
         "  " + "   ".join(f"{name} {value}" for name, value in _facts(state)),
@@ -129,7 +121,7 @@ def sessions_title(report: Sessions) -> str:
 
 
 def sessions_html(report: Sessions) -> Markup:
-    """A row a session, and below it what to call to have it."""
+    """One row a session, and below the table the calls that attach to those that wait."""
     if not len(report):
         return note(NO_SESSIONS)
     heads = [
@@ -158,7 +150,7 @@ def sessions_html(report: Sessions) -> Markup:
 
 
 def sessions_plain(report: Sessions) -> str:
-    """The same for a terminal."""
+    """The display in plain text, for a terminal."""
     if not len(report):
         return NO_SESSIONS
     rows = [
@@ -192,7 +184,7 @@ def _step(session: LivingSession) -> str:
 
 
 def _calls(report: Sessions) -> list[str]:
-    """Whole, to be copied; by its id where a name is too long for that."""
+    """Calls to copy, whole; a session with a name too long for that goes by its id."""
     waiting = [s for s in report.sessions if s.can_be_attached]
     return [f"RLSession.attach({(s.name if len(s.name) <= LONGEST else s.id)!r})" for s in waiting]
 
@@ -206,11 +198,12 @@ def show_snapshot(snapshot: Snapshot) -> Bundle:
     return in_page(tag("div", f"✓ {snapshot_line(snapshot)}"), snapshot_line(snapshot))
 
 
-def snapshot_line(kept: Snapshot) -> str:
+def snapshot_line(snapshot: Snapshot) -> str:
     """`Snapshot 'before' of step 4: 8.1 MB in host memory; session.restore('before') ...`."""
     return (
-        f"Snapshot {kept.name!r} of step {kept.step:,}: {data_size(kept.bytes)} {_where(kept)}; "
-        f"session.restore({kept.name!r}) comes back to it"
+        f"Snapshot {snapshot.name!r} of step {snapshot.step:,}: {data_size(snapshot.bytes)} "
+        f"{_where(snapshot)}; "
+        f"session.restore({snapshot.name!r}) comes back to it"
     )
 
 
@@ -220,9 +213,9 @@ def show_snapshots(snapshots: Snapshots) -> Bundle:
     return in_page(snapshots_html(snapshots), snapshots_plain(snapshots))
 
 
-def snapshots_html(found: Snapshots) -> Markup:
+def snapshots_html(snapshots: Snapshots) -> Markup:
     """One row a snapshot, and what they hold together."""
-    if not found:
+    if not snapshots:
         return note(NO_SNAPSHOTS)
     heads = [
         Column("name", "fit"),
@@ -236,51 +229,51 @@ def snapshots_html(found: Snapshots) -> Markup:
     ]
     rows: list[list[Child]] = [
         [
-            tag("b", kept.name),
-            f"{kept.step:,}",
-            f"version {kept.weight_version:,}",
-            number(kept.reward, 3),
-            _when(kept),
-            data_size(kept.bytes),
-            _where(kept),
-            badge("= now", "good") if kept.weight_version == found.now else None,
+            tag("b", snapshot.name),
+            f"{snapshot.step:,}",
+            f"version {snapshot.weight_version:,}",
+            number(snapshot.reward, 3),
+            _when(snapshot),
+            data_size(snapshot.bytes),
+            _where(snapshot),
+            badge("= now", "good") if snapshot.weight_version == snapshots.now else None,
         ]
-        for kept in found
+        for snapshot in snapshots
     ]
-    words = f"{count(len(found), 'snapshot')}, the oldest first"
-    return join((title(words), table(heads, rows), note(_together(found))))
+    words = f"{count(len(snapshots), 'snapshot')}, the oldest first"
+    return join((title(words), table(heads, rows), note(_together(snapshots))))
 
 
-def snapshots_plain(found: Snapshots) -> str:
-    """The same for a terminal."""
-    if not found:
+def snapshots_plain(snapshots: Snapshots) -> str:
+    """The display in plain text, for a terminal."""
+    if not snapshots:
         return NO_SNAPSHOTS
     rows = [
         [
-            kept.name,
-            f"step {kept.step:,}",
-            f"weights {kept.weight_version:,}",
-            f"reward {number(kept.reward, 3)}",
-            _when(kept),
-            data_size(kept.bytes),
-            _where(kept),
-            "= now" if kept.weight_version == found.now else "",
+            snapshot.name,
+            f"step {snapshot.step:,}",
+            f"weights {snapshot.weight_version:,}",
+            f"reward {number(snapshot.reward, 3)}",
+            _when(snapshot),
+            data_size(snapshot.bytes),
+            _where(snapshot),
+            "= now" if snapshot.weight_version == snapshots.now else "",
         ]
-        for kept in found
+        for snapshot in snapshots
     ]
-    return f"{columns(rows)}\n  {_together(found)}"
+    return f"{columns(rows)}\n  {_together(snapshots)}"
 
 
-def _together(found: Snapshots) -> str:
+def _together(snapshots: Snapshots) -> str:
     return (
-        f"{data_size(found.host_bytes)} of host memory in all; session.restore(name) goes back, "
-        "session.forget(name) gives the room back."
+        f"{data_size(snapshots.host_bytes)} of host memory in all; session.restore(name) goes "
+        "back, session.forget(name) gives the room back."
     )
 
 
-def _where(kept: Snapshot) -> str:
-    return f"in {shorten(str(kept.folder), 120)}" if kept.folder else "in host memory"
+def _where(snapshot: Snapshot) -> str:
+    return f"in {shorten(str(snapshot.folder), 120)}" if snapshot.folder else "in host memory"
 
 
-def _when(kept: Snapshot) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(kept.made))
+def _when(snapshot: Snapshot) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(snapshot.made))

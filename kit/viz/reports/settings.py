@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from kit.config import SessionConfig
 from kit.utils.display import Bundle, bundle
 from kit.utils.formatting import count, shorten
-from kit.viz.html import Child, Column, fold, join, note, page, table, tag, title, with_code
+from kit.viz.html import Child, Column, fold, join, note, page, quiet, table, tag, title, with_code
 from kit.viz.render import render
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _section(name: str, section: BaseModel) -> Child:
 def _summary(name: str, section: BaseModel, names: list[str]) -> Child:
     changed = len([one for one in changes(section) if one in names])
     words = f" {changed} of {len(names)} changed" if changed else " all defaults"
-    return join((tag("b", name), tag("span", words, class_="kv-muted")))
+    return join((tag("b", name), quiet(words)))
 
 
 def _settings(section: BaseModel, names: list[str]) -> Child:

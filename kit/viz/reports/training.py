@@ -129,7 +129,7 @@ def phase_bar(parts: Sequence[tuple[str, float]]) -> Markup | None:
 
 
 def step_plain(report: StepReport) -> str:
-    """The same for a terminal."""
+    """The display in plain text, for a terminal."""
     lines = [f"Step {report.step}"]
     if rows := step_facts(report):
         lines.append("  " + "   ".join(f"{name} {value}" for name, value in rows))
@@ -212,7 +212,7 @@ def _last_evaluation(report: TrainReport) -> Markup | None:
 
 
 def train_plain(report: TrainReport) -> str:
-    """The same for a terminal."""
+    """The display in plain text, for a terminal."""
     rows = rows_of(report)
     span, lines = _summary(rows, SUMMARY)
     lines = _evaluation_rows(report) + lines

@@ -1,4 +1,4 @@
-"""`UpdateReport` and `SyncReport`: what one update did, and the hand-over that followed."""
+"""`UpdateReport` and `SyncReport`: what one update did, and the weight sync after it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kit.reports import Metrics, SyncReport, UpdateReport
 from kit.tracking.catalog import concerns, meaning, short_name, what_is_off
 from kit.utils.display import Bundle
 from kit.utils.formatting import columns, count, data_size, duration, number, shorten
-from kit.viz.html import Column, facts, fold, in_page, join, note, table, tag, title
+from kit.viz.html import Column, facts, fold, in_page, join, note, quiet, table, tag, title
 from kit.viz.render import render
 from kit.viz.samples.batch import left_out
 from kit.viz.svg import bars, side_by_side
@@ -56,7 +56,7 @@ def update_html(report: UpdateReport) -> Markup:
 
 
 def update_plain(report: UpdateReport) -> str:
-    """The same for a terminal."""
+    """The display in plain text, for a terminal."""
     off = update_concerns(report)
     lines = [update_title(report), "  " + "   ".join(f"{k} {v}" for k, v in _facts(report))]
     rows = [
@@ -122,7 +122,7 @@ def metric_table(metrics: Metrics, off: Mapping[str, str]) -> Markup:
             tag("span", shorten(name, 60), class_="kv-text"),
             number(value),
             meaning(name).words,
-            tag("span", meaning(name).expect, class_="kv-muted"),
+            quiet(meaning(name).expect),
         ]
         for name, value in list(metrics.items())[:MOST_METRICS]
     ]

@@ -101,7 +101,7 @@ def what_if_html(report: WhatIf) -> Markup:
 
 
 def what_if_plain(report: WhatIf) -> str:
-    """The same for a terminal."""
+    """The display in plain text, for a terminal."""
     names = _differing(report)
     rows = [["", "tried with", *map(_short, names), *(m.name for m in MOVED), "as meant"]]
     rows += [
@@ -156,7 +156,7 @@ def _differing(report: WhatIf) -> list[str]:
 
 
 def _alike(report: WhatIf) -> str:
-    """The metrics that all trials share, which is a thing to know about them."""
+    """The metrics that are equal in all trials, in words; empty where there are none."""
     found = [(name, _values(report, name)) for name in METRICS if name != "train/lr"]
     alike = [f"{_short(n)} {number(v[0], 3)}" for n, v in found if len({*v}) == 1 and v[0]]
     if not alike:

@@ -52,7 +52,7 @@ _STATUS, _MARK = 13, 10
 
 
 class Controls:
-    """Every widget by name. What they do is `SampleBrowser`'s business."""
+    """Every widget by name; `SampleBrowser` connects them."""
 
     def __init__(self, marks: Sequence[str], orders: Sequence[str], labels: Sequence[str]) -> None:
         import ipywidgets as widgets
@@ -121,7 +121,7 @@ class Controls:
         return root
 
     def filter(self) -> tuple[SampleFilter, list[str]]:
-        """What the widgets ask for, and what of it cannot be understood."""
+        """The filter that the widgets describe, and complaints about what cannot be understood."""
         wrong: list[str] = []
 
         def bound(widget: Any, words: str) -> float | None:
@@ -162,7 +162,7 @@ class Controls:
             widget.disabled = not on
 
     def show_mark(self, label: str, note: str) -> None:
-        """Which label the selected sample has, if any, and its note."""
+        """Show the label of the selected sample, if any, and its note."""
         for name, button in self.labels.items():
             button.description = _pressed(name, name == label)
         self.note.value = note
@@ -239,7 +239,7 @@ class SampleFilter:
     """A label, `ANY_MARK` or `NO_MARK`."""
 
     def keeps(self, sample: Sample, mark: Mark | None) -> bool:
-        """Is this sample listed? Without a reward it is within no bounds of rewards."""
+        """Whether this sample is listed. Without a reward it is within no bounds of rewards."""
         return (
             _within(sample.reward, self.reward_from, self.reward_to)
             and _within(sample.response_length, self.length_from, self.length_to)

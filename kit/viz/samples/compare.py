@@ -1,8 +1,6 @@
-"""The same prompts before and after, side by side: what training changed, one prompt at a time.
+"""Two rollouts of the same prompts side by side: what training changed, one prompt at a time.
 
-Where both sides were annotated, also which tokens gained and lost probability: `kit.viz.moved`.
-
-Which tokens gained and which lost probability between two sets of weights.
+Where both were annotated, also which tokens gained and which lost probability.
 """
 
 from __future__ import annotations
@@ -27,11 +25,12 @@ from kit.viz.html import (
     note,
     number_bar,
     page,
+    quiet,
     table,
     tag,
     title,
 )
-from kit.viz.samples.rollout import prompt_html, response_cell, reward_scale
+from kit.viz.samples.rollout import answer_html, prompt_html, response_cell, reward_scale
 from kit.viz.samples.strip import chips_alone, in_context, letters
 
 _FIRST = "Shown is the first response to each prompt; its reward is the mean over all of them."
@@ -112,13 +111,13 @@ def _table(pairs: Sequence[_Pair]) -> Child:
     def cell(group: list[Sample]) -> Child:
         reward = _reward(group)
         shown = number_bar(None if reward != reward else reward, *scale)
-        several = tag("span", f" mean of {len(group)}", class_="kv-muted")
+        several = quiet(f" mean of {len(group)}")
         bar = tag("div", shown, several if len(group) > 1 else None)
         return join((_response(group[0], limit), bar))
 
     rows = [
         [
-            join((prompt_html(p.before[0], limit), _answer(p.before[0]))),
+            join((prompt_html(p.before[0], limit), answer_html(p.before[0]))),
             cell(p.before),
             cell(p.after),
             p.change,
@@ -137,12 +136,6 @@ def _response(sample: Sample, limit: int) -> Child:
 
 def _changed(sample: Sample) -> bool:
     return "change" in token_values.known(sample)
-
-
-def _answer(sample: Sample) -> Child:
-    if sample.label is None:
-        return None
-    return tag("span", f"answer: {shorten(sample.label, 40)}", class_="kv-muted")
 
 
 def _plain(words: str, tallies: Sequence[tuple[str, str]], pairs: Sequence[_Pair]) -> str:
@@ -202,7 +195,7 @@ class Move:
 
 @dataclass(slots=True)
 class Moves:
-    """All of them in short, and the few that moved most."""
+    """How many tokens moved and how far, and the few that moved most."""
 
     tokens: int = 0
     gained: int = 0
@@ -220,34 +213,36 @@ class Moves:
 
 
 def moves(before: Rollout, after: Rollout) -> Moves:
-    """What moved, of samples that both hold (the same tokens, annotated with different weights)
-    and of those that were annotated twice on either side.
+    """Tokens that moved, of samples annotated with two sets of weights.
+
+    Those are samples that both rollouts hold, annotated with different weights, and samples of
+    either that were annotated twice.
     """
-    found = Moves()
+    moved = Moves()
     sums: dict[str, tuple[int, float]] = {}
     for sample, old, new in _token_pairs(before, after):
         changes = [y - x if math.isfinite(y - x) else 0.0 for x, y in zip(old, new, strict=True)]
-        found.tokens += len(changes)
-        found.gained += sum(change > 0 for change in changes)
-        found.lost += sum(change < 0 for change in changes)
-        found.total += sum(changes)
+        moved.tokens += len(changes)
+        moved.gained += sum(change > 0 for change in changes)
+        moved.lost += sum(change < 0 for change in changes)
+        moved.total += sum(changes)
         for text, change in zip(token_values.texts(sample), changes, strict=True):
             times, total = sums.get(text, (0, 0.0))
             sums[text] = (times + 1, total + change)
         own = [Move(sample, i, old[i], new[i]) for i in _extremes(changes)]
-        found.up = _first_of_each([*found.up, *own], lambda move: -move.change)
-        found.down = _first_of_each([*found.down, *own], lambda move: move.change)
-    found.up = [move for move in found.up if move.change > 0]
-    found.down = [move for move in found.down if move.change < 0]
+        moved.up = _first_of_each([*moved.up, *own], lambda move: -move.change)
+        moved.down = _first_of_each([*moved.down, *own], lambda move: move.change)
+    moved.up = [move for move in moved.up if move.change > 0]
+    moved.down = [move for move in moved.down if move.change < 0]
     largest = heapq.nlargest(MOST, sums.items(), key=lambda item: abs(item[1][1]))
-    found.kinds = [(text, times, total / times) for text, (times, total) in largest]
-    return found
+    moved.kinds = [(text, times, total / times) for text, (times, total) in largest]
+    return moved
 
 
-def _first_of_each(found: list[Move], key: Callable[[Move], float]) -> list[Move]:
+def _first_of_each(moved: list[Move], key: Callable[[Move], float]) -> list[Move]:
     """The first few by this key. Samples that begin alike have tokens in common: listed once."""
     seen: dict[tuple[int, ...], Move] = {}
-    for move in sorted(found, key=key):
+    for move in sorted(moved, key=key):
         seen.setdefault(move.context, move)
         if len(seen) == MOST:
             break
@@ -285,26 +280,26 @@ def _key(sample: Sample) -> tuple[object, ...]:
     return (sample.group_index, sample.index, *sample.tokens)
 
 
-def moved_html(found: Moves) -> Markup:
+def moved_html(moved: Moves) -> Markup:
     """The tokens that moved most, in their context, and the same by token; else how to see them."""
-    if not found:
+    if not moved:
         return note(HOW)
     numbers = [
-        ("tokens compared", f"{found.tokens:,}"),
-        ("▲ gained", f"{found.gained:,}"),
-        ("▼ lost", f"{found.lost:,}"),
-        ("mean change, nats a token", f"{found.total / found.tokens:+.3g}"),
+        ("tokens compared", f"{moved.tokens:,}"),
+        ("▲ gained", f"{moved.gained:,}"),
+        ("▼ lost", f"{moved.lost:,}"),
+        ("mean change, nats a token", f"{moved.total / moved.tokens:+.3g}"),
     ]
     top = (
-        max(abs(move.change) for move in (*found.up, *found.down)) if found.up or found.down else 1
+        max(abs(move.change) for move in (*moved.up, *moved.down)) if moved.up or moved.down else 1
     )
     return tag(
         "div",
         tag("div", "Probability of the same tokens, before and after", class_="kv-title"),
         facts(numbers),
-        _listed("▲ gained most", found.up, top),
-        _listed("▼ lost most", found.down, top),
-        _by_kind(found.kinds),
+        _listed("▲ gained most", moved.up, top),
+        _listed("▼ lost most", moved.down, top),
+        _by_kind(moved.kinds),
         class_="kv-group",
     )
 
@@ -351,15 +346,15 @@ def _by_kind(kinds: Iterable[tuple[str, int, float]]) -> Markup:
     return fold("by token: those that moved most in all", table(heads, rows))
 
 
-def moved_plain(found: Moves) -> str:
-    """The same for a terminal."""
-    if not found:
+def moved_plain(moved: Moves) -> str:
+    """The display in plain text, for a terminal."""
+    if not moved:
         return f"  {HOW}"
     lines = [
-        f"  {count(found.tokens, 'token')} before and after: ▲ gained {found.gained:,}   "
-        f"▼ lost {found.lost:,}   mean change {found.total / found.tokens:+.3g} nats"
+        f"  {count(moved.tokens, 'token')} before and after: ▲ gained {moved.gained:,}   "
+        f"▼ lost {moved.lost:,}   mean change {moved.total / moved.tokens:+.3g} nats"
     ]
-    for sign, listed in (("▲", found.up[:4]), ("▼", found.down[:4])):
+    for sign, listed in (("▲", moved.up[:4]), ("▼", moved.down[:4])):
         rows = [
             [
                 sign,

@@ -23,6 +23,7 @@ from kit.viz.html import (
     note,
     number_bar,
     page,
+    quiet,
     spaced,
     table,
     tag,
@@ -215,14 +216,21 @@ def prompt_html(sample: Sample, limit: int) -> Markup:
     return join(parts)
 
 
+def answer_html(sample: Sample) -> Child:
+    """The right answer; None where none is known."""
+    if sample.label is None:
+        return None
+    return quiet(f"answer: {shorten(sample.label, 40)}")
+
+
 def group_head(group: Sequence[Sample], limit: int) -> Markup:
     """What stands over a group's rows: number, answer, mean reward, marks, the prompt once."""
     rewards = [s.reward for s in group if s.reward is not None]
     answer = shared_label(group)
     head = [
         tag("b", f"Prompt {group[0].group_index}"),
-        _quiet(f"mean reward {number(mean(rewards), 3)}") if rewards else None,
-        _quiet(f"answer: {shorten(answer, 60)}") if answer is not None else None,
+        quiet(f"mean reward {number(mean(rewards), 3)}") if rewards else None,
+        quiet(f"answer: {shorten(answer, 60)}") if answer is not None else None,
         *(label(mark) for mark in group_marks(group)),
     ]
     return join(
@@ -231,10 +239,6 @@ def group_head(group: Sequence[Sample], limit: int) -> Markup:
             prompt_html(group[0], limit),
         )
     )
-
-
-def _quiet(words: str) -> Markup:
-    return tag("span", words, class_="kv-muted")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,4 @@
-"""`Sample` as a person reads it, with strips of its tokens.
-
-What can be shown of a sample's tokens: one drawing for each quantity that is known of them.
-"""
+"""`Sample` as a person reads it, with a token strip for each quantity that is known."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from markupsafe import Markup
 from kit.samples import Sample, token_values
 from kit.utils.display import Bundle, bundle
 from kit.utils.formatting import count, mean, number, shorten
-from kit.viz.html import Child, facts, fold, join, long_text, note, page, tag, title
+from kit.viz.html import Child, facts, fold, join, long_text, note, page, quiet, tag, title
 from kit.viz.render import render
 from kit.viz.samples.rollout import STATUS_SIGNS, prompt_html
 from kit.viz.samples.strip import STRIP_BYTES, strip, strip_plain, token_table
@@ -63,9 +60,9 @@ def sample_body(
         (
             facts(sample_facts(sample)),
             note(f"✗ the reward failed: {shorten(sample.error, 400)}") if sample.error else None,
-            tag("span", "prompt", class_="kv-muted"),
+            quiet("prompt"),
             prompt_html(sample, prompt_bytes),
-            tag("span", "response", class_="kv-muted"),
+            quiet("response"),
             tag("div", long_text(sample.response, response_bytes, preview), class_="kv-prompt"),
         )
     )

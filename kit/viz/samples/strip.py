@@ -305,7 +305,7 @@ def _table_of_one(
 
 
 def strip_plain(sample: Sample, quantity: Quantity, values: Sequence[float], heading: str) -> str:
-    """The same for a terminal: what the classes span, and the tokens that stand out most."""
+    """The strip in plain text: what the classes span, and the tokens that stand out most."""
     scale = scale_of(quantity, values)
     texts = token_values.texts(sample)
     classes = zip(scale.words, scale.counts(values), strict=True)
