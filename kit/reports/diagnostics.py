@@ -56,8 +56,6 @@ class Diagnosis(Shown):
 
 
 Verdict = Literal["pass", "warn", "fail"]
-
-
 Cause = Literal[
     "none",
     "stale_weights",

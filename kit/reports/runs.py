@@ -20,8 +20,6 @@ from kit.utils.display import Shown, pictures
 from kit.utils.files import replace_file
 
 RESULT = "result.json"
-
-
 Status = Literal["running", "completed", "failed", "interrupted"]
 
 

@@ -15,8 +15,6 @@ from kit.utils.display import Shown
 
 REWARD = "rollout/raw_reward"
 """The metric that everything is about."""
-
-
 Metrics = dict[str, float]
 
 

@@ -122,8 +122,6 @@ def token_table(sample: Sample) -> Any:
 
 
 VALUES = "token_values."
-
-
 ARRAYS = {"tokens": "int64", "rollout_log_probs": "float64", "loss_mask": "int8"}
 """Fields with a number a token; those of `token_values` are float64."""
 

@@ -19,20 +19,12 @@ if TYPE_CHECKING:
 
 
 Kind = Literal["log_prob", "amount", "signed", "ratio"]
-
-
 ANNOTATE = "rollout = session.annotate(rollout)"
-
-
 TWICE = (
     "annotate the same rollout or batch before and after an update: `batch = "
     "session.annotate(batch)`, `session.update(batch)`, `batch = session.annotate(batch)`"
 )
-
-
 BATCH = "batch = session.annotate(session.advantages(rollout))"
-
-
 LARGEST_LOG_RATIO = 20.0
 """Log-ratios are clamped to it on either side, as in the losses of `kit.algo`."""
 
@@ -110,8 +102,6 @@ def quantity(name: str, values: Sequence[float]) -> Quantity:
 
 QUANTITIES = {quantity.name: quantity for quantity in _ALL}
 """Those with words of their own, the most telling first."""
-
-
 _DERIVED: dict[str, tuple[str, str, Callable[[float, float], float]]] = {
     "change": ("trainer_log_prob", "trainer_log_prob_before", lambda new, old: new - old),
     "difference": ("trainer_log_prob", "rollout_log_prob", lambda ours, theirs: ours - theirs),

@@ -41,8 +41,6 @@ def _no_gradient(value: float) -> str:
 
 
 _DISAGREE = "trainer and engine disagree: call session.check_mismatch(rollout)"
-
-
 _TRAIN = {
     "loss": Meaning(
         "what the optimizer lowered", "any finite number; near 0 is usual", short="loss"
@@ -130,8 +128,6 @@ _TRAIN = {
     "lr": Meaning("learning rate", "as configured"),
     "step": Meaning("optimizer steps so far, over which train/... is logged"),
 }
-
-
 _ROLLOUT = {
     "raw_reward": Meaning("mean reward of the rollout", "rises over a run", short="reward"),
     "response_len/mean": Meaning(
@@ -174,8 +170,6 @@ _ROLLOUT = {
     "repetition_frac": Meaning("share of responses that repeat themselves", "near 0"),
     "step": Meaning("rollouts so far, over which rollout/... and perf/... are logged"),
 }
-
-
 _PERF = {
     "rollout_time": Meaning("seconds until the last response was written"),
     "actor_train_time": Meaning("seconds to train"),
@@ -183,15 +177,11 @@ _PERF = {
     "step_time": Meaning("seconds of the whole step", short="seconds a step"),
     "tokens_per_gpu_per_sec": Meaning("response tokens generated a second"),
 }
-
-
 _EVAL = {
     "step": Meaning("rollouts before the evaluation, over which eval/... is logged"),
     "*-pass@*": Meaning("chance that at least one of so many responses is right", "rises"),
     "*": Meaning("mean reward on held-out prompts", "rises over a run"),
 }
-
-
 MEANINGS: dict[str, Meaning] = {
     f"{side}/{name}": meaning
     for side, metrics in (

@@ -29,7 +29,6 @@ from kit.viz.samples.strip import show_strip
 
 show_report = render
 """The name that `render` had before it drew every kind of result."""
-
 __all__ = [
     "Picture",
     "browse",

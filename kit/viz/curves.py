@@ -15,12 +15,8 @@ from kit.utils.formatting import mean, number, shorten
 
 Points = list[tuple[float, float]]
 """(step, value), in the order of the steps."""
-
-
 Row = Mapping[str, Any]
 """The metrics of one step; `step` says which where it is there."""
-
-
 SMOOTHED_FROM = 30
 """From so many points on, a running mean is drawn over them."""
 

@@ -17,8 +17,6 @@ from kit.utils.formatting import count, cut, number, one_line, visible
 from kit.viz.theme import style_sheet
 
 Child = str | Markup | None
-
-
 _NO_MATHS = "mathjax_ignore tex2jax_ignore"
 """Keeps notebooks from typesetting what a model wrote: `$5 and $6` is to be read as it is. The two
 are what MathJax 3 and later (JupyterLab) and MathJax 2 (nbconvert) look for."""

@@ -55,11 +55,7 @@ _ROLES = {
     "#101112": "bg",
     "#131415": "track",
 }
-
-
 _INK = {role: colour for colour, role in _ROLES.items()}
-
-
 _MARKERS = "Ds^vP*"
 
 

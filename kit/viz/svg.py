@@ -165,7 +165,6 @@ def side_by_side(pictures: Sequence[Markup]) -> Markup | None:
 
 MOST_SPOKEN = 8
 """Bars that are read out to those who do not see them."""
-
 LABELLED = 10
 """Up to so many bars, each has its name under it; above, the first and the last."""
 
@@ -217,8 +216,6 @@ def _bar_names(axes: Axes, names: Sequence[str]) -> list[Markup]:
 
 BINS = 12
 """Bars of one distribution, where it has more different values than this."""
-
-
 Bin = tuple[str, int, int]
 """What a bar stands for, and how often it came in each distribution."""
 
@@ -377,12 +374,9 @@ def _diamonds(axes: Axes, points: Points) -> Markup:
 # ---- bands: several runs in one drawing ----------------------------------------------------------
 
 COLOURS = 7
-
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
-
 DOTTED = 40
 """Up to so many points, each of them is marked."""
-
 LINE = 13.0
 """Between the numbers of two curves that end at the same height."""
 

@@ -43,8 +43,6 @@ LIGHT = {
     "s6": "#5b5fc7",
     "s7": "#575e67",
 }
-
-
 DARK = {
     "fg": "#e6e9ed",
     "bg": "#14171b",
@@ -77,8 +75,6 @@ DARK = {
     "s6": "#a5a9f5",
     "s7": "#c3cad2",
 }
-
-
 PHASES = ("#0072b2", "#e69f00", "#009e73", "#999999")
 """Generate, train, hand over, everything else: told apart by their order and their words too."""
 
@@ -89,8 +85,6 @@ _FROM_NOTEBOOK = {
     "bg": "--jp-layout-color0",
     "line": "--jp-border-color2",
 }
-
-
 _RULES = """
 @ {background:var(--kv-bg);color:var(--kv-fg);padding:10px 12px;max-width:1100px;
  font-family:var(--jp-content-font-family,system-ui,-apple-system,"Segoe UI",sans-serif);

@@ -31,19 +31,11 @@ MEASURES = (
     "train/train_rollout_logprob_abs_diff",
     "train/grad_norm",
 )
-
-
 WITH_REFERENCE = tuple("train/kl_loss" if m == "train/ppo_kl" else m for m in MEASURES)
 """Where there is a reference model, the distance from it says more."""
-
-
 SHOWN_SAMPLES = 6
-
-
 RECENT = 20
 """Steps whose times are averaged: those of a single one jump."""
-
-
 _WORDS = {
     "ready": ("○ Ready to start", "plain"),
     "running": ("▶ Running", "good"),
@@ -52,8 +44,6 @@ _WORDS = {
     "finished": ("✓ Finished", "good"),
     "failed": ("✗ Failed", "bad"),
 }
-
-
 _ASKED = {
     "run": "▶ Goes on when the session is free",
     "pause": "‖ Pausing after this step",

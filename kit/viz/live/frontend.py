@@ -66,8 +66,6 @@ _RULE = (
     ".jp-OutputArea-child:not(:has(.kit-live-{id})):has(+ .jp-OutputArea-child .kit-still-{id})"
     '{{display:none}}</style><div class="kit-still-{id}">'
 )
-
-
 NOTHING: Bundle = {"text/html": "", "text/plain": ""}
 """What stands where widgets are unknown, such as in an exported page."""
 

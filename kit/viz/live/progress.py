@@ -74,11 +74,7 @@ class Progress:
 
 PATIENCE = 3.0
 """A start that takes fewer seconds shows nothing."""
-
-
 POLL_SECONDS = 0.2
-
-
 SIDES = ("engine", "trainer")
 
 

@@ -34,16 +34,10 @@ from kit.viz.live.frontend import NOTHING, cell, let_clicks_through, new_name, s
 
 REDRAW_SECONDS = 0.5
 """A faster redraw costs training time and no eye can follow it."""
-
-
 SAMPLES_SECONDS = 4.0
 """Samples are read, so they stay long enough for that."""
-
-
 PICTURE_SECONDS = 15.0
 """How old the picture in the file may be while training runs."""
-
-
 SHARE = 0.02
 """Of the time, at most so much goes into drawing."""
 

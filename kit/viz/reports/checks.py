@@ -80,11 +80,7 @@ LEVELS = {
     "note": ("! note", "warn"),
     "problem": ("✗ problem", "bad"),
 }
-
-
 WIDTH = 100
-
-
 LONGEST = 1_000
 """Characters of one text; only an error that quotes somebody's data could have more."""
 

@@ -33,11 +33,7 @@ _ALIKE = (
     "The interval takes responses as independent. Those to one prompt are alike, so the true "
     "interval is wider."
 )
-
-
 MOST_BARS = 64
-
-
 SHOWN_EACH = 4
 """Prompts shown of those that are right, and of those that are wrong."""
 

@@ -27,20 +27,12 @@ from kit.viz.svg import Axes, box, stroke, text
 
 WIDTH, MARGINS = 760, (70, 16, 24, 10)
 """In CSS pixels: of the drawing, and around its bars for names and the limit."""
-
-
 ROW, BAR = 54, 24
 """Of a phase, and of its bar."""
-
-
 FAR = 6
 """A limit of more than so many times the largest phase is told in words, not drawn."""
-
-
 TEXT_BAR = 40
 """Characters."""
-
-
 SHADES = {
     "engine: process": "u1",
     "engine: weights": "u3",
@@ -53,8 +45,6 @@ SHADES = {
     "trainer: buckets of weights": "d2",
 }
 """Blues and oranges of the theme; a part that is not listed takes its side's palest."""
-
-
 RECOMPUTED = {
     "none": "nothing",
     "selective": "the feed-forward part of each layer",

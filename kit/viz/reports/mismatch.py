@@ -15,8 +15,6 @@ from kit.viz.render import render
 from kit.viz.svg import bars, side_by_side
 
 VERDICTS = {"pass": ("✓ pass", "good"), "warn": ("! warn", "warn"), "fail": ("✗ fail", "bad")}
-
-
 EXPECT = {
     "largest": "some tens of the mean; far more is a few tokens gone wrong",
     "KL, nats a token (k1)": "near 0, of either sign",
@@ -26,12 +24,8 @@ EXPECT = {
     "effective sample size": "near 100%",
 }
 """What a measure is where both sides agree."""
-
-
 SIDE = 24
 """Characters of context on either side of a token."""
-
-
 MOST_EVIDENCE = 30
 
 

@@ -32,16 +32,10 @@ from kit.viz.svg import bins, histogram
 
 SHOWN = 12
 """Samples written out in each table."""
-
-
 MOST_FAILURES = 8
 """Messages written out, each with the traceback of its first sample."""
-
-
 SHORT_RESPONSE = 64
 """Response tokens up to which a case shows its token strip too."""
-
-
 _TRACEBACK_BYTES = 4_000
 
 

@@ -43,15 +43,9 @@ if TYPE_CHECKING:
 
 MOST_SIDES = 6
 """Groups whose samples stand beside each other; more do not fit on a page."""
-
-
 _VALUE = 60
 """Signs of a value in the table of differences."""
-
-
 _NOTE = 300
-
-
 _SIGNS = {
     "completed": "✓ completed",
     "failed": "✗ failed",
@@ -297,8 +291,6 @@ _BADGES = {
     "interrupted": ("‖ interrupted", "warn"),
     "running": ("▶ running", "warn"),
 }
-
-
 _PACKAGES = ("kit", "sglang", "torch", "transformers", "ray", "python")
 
 

@@ -16,8 +16,6 @@ from kit.viz.render import render
 from kit.viz.svg import bars
 
 STATES = {"running": ("✓ running", "good"), "closed": ("■ closed", "warn")}
-
-
 MOST_STEPS = 60
 """Steps whose rewards are drawn, the last ones."""
 
@@ -103,8 +101,6 @@ def _rewards(state: SessionState) -> Markup | None:
 
 LONGEST = 60
 """Characters of a name that are shown."""
-
-
 NO_SESSIONS = "No session lives here: `session = RLSession.start(...)` starts one."
 
 

@@ -29,8 +29,6 @@ HEADLINES = (
     "train/grad_norm",
     "train/pg_clipfrac",
 )
-
-
 SUMMARY = (
     *HEADLINES,
     "train/entropy_loss",

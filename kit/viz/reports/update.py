@@ -17,11 +17,7 @@ from kit.viz.samples.batch import left_out
 from kit.viz.svg import bars, side_by_side
 
 MOST_METRICS = 80
-
-
 MOST_STEPS = 64
-
-
 DRAWN = ("train/loss", "train/ppo_kl", "train/pg_clipfrac", "train/grad_norm")
 """What is drawn of an update with several optimizer steps."""
 

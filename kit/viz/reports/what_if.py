@@ -45,14 +45,8 @@ MOVED = (
     Moved("largest", "the largest change of one token, up or down", lambda m: m.largest),
     Moved("KL old ‖ new", "distance of the new policy from the old one", lambda m: m.kl),
 )
-
-
 AS_MEANT = "share of the tokens that moved which did so the way their advantage points"
-
-
 IN_NATS = "Changes are of log-probs, new minus old, and like the KL in nats a token."
-
-
 NEXT = (
     "Nothing was kept: weights, optimizer and engine are as before. session.keep(tried, i) makes "
     "the update of row i for good, where `tried` is this result."

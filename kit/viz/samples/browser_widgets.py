@@ -19,14 +19,8 @@ from kit.viz.samples.rollout import STATUS_SIGNS
 
 LINES = 9
 """Lines of the list that are seen at once."""
-
-
 _ALL = "all"
-
-
 _HARD_SPACE = "\u00a0"
-
-
 _STYLE = """<style>
 .kit-browser select[size]{font-family:var(--jp-code-font-family,ui-monospace,Menlo,Consolas,
 monospace);font-size:13px;line-height:1.45}
@@ -38,16 +32,10 @@ padding-left:5px;line-height:1.3;height:auto}
 .kit-browser input:focus-visible{outline:2px solid
  var(--jp-brand-color1,#0072b2);outline-offset:1px}
 </style>"""
-
-
 _STYLE_OF_NAMES = {"description_width": "initial"}
 """A widget's name takes the room that it needs."""
-
-
 _COLUMNS = ((6, "sample"), (6, "group"), (9, "reward"), (7, "tokens"))
 """Width and name of the numbers of a line."""
-
-
 _STATUS, _MARK = 13, 10
 
 
@@ -214,11 +202,7 @@ def list_line(sample: Sample, mark: Mark | None) -> str:
 
 
 ANY_MARK, NO_MARK = "any mark or note", "neither"
-
-
 AS_GENERATED = "as generated"
-
-
 Numbers = Mapping[str, Sequence[float | None]]
 """Numbers to sort by, one a sample; None where a sample has none."""
 

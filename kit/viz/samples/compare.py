@@ -34,8 +34,6 @@ from kit.viz.samples.rollout import answer_html, prompt_html, response_cell, rew
 from kit.viz.samples.strip import chips_alone, in_context, letters
 
 _FIRST = "Shown is the first response to each prompt; its reward is the mean over all of them."
-
-
 _COLOURS = (
     "Tokens with a thick upper edge, blue, gained probability in the update; those with a thick "
     "lower edge, orange, lost."
@@ -160,11 +158,7 @@ def _plain(words: str, tallies: Sequence[tuple[str, str]], pairs: Sequence[_Pair
 
 MOST = 8
 """Tokens listed of those that gained, and of those that lost."""
-
-
 NEW, OLD = "trainer_log_prob", "trainer_log_prob_before"
-
-
 HOW = (
     "To see which tokens gained and lost probability, annotate the same rollout with the weights "
     "before and after: before = session.annotate(rollout), an update, after = "

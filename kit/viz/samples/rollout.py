@@ -36,34 +36,20 @@ if TYPE_CHECKING:
 
 
 Item = TypeVar("Item")
-
-
 OPEN_GROUPS = 8
 """Groups that are written out; the rest waits behind a line to click on."""
-
-
 MOST_SAMPLES = 512
 """Samples that are written at all. A notebook keeps every output it shows."""
-
-
 MOST_BYTES = 850_000
 """Bytes of HTML that the groups of one display may take together."""
-
-
 TEXT_BYTES = 300_000
 """All response text of one display together; the samples share it equally."""
-
-
 PROMPT_BYTES = 60_000
 """The same for prompts, which the groups share."""
-
-
 _MORE = (
     "rollout[0] shows one sample with its tokens; rollout.best(), .worst() and .failed() pick "
     "some; rollout.to_pandas() is all of it as a table."
 )
-
-
 STATUS_SIGNS = {
     Status.PENDING: "○ pending",
     Status.COMPLETED: "✓ completed",

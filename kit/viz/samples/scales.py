@@ -18,17 +18,11 @@ from kit.utils.formatting import number
 
 BINS = ((0.9, "over 90%"), (0.5, "50–90%"), (0.1, "10–50%"), (0.01, "1–10%"), (0.0, "under 1%"))
 """Probability classes of a token, sure to surprising: the lower end of each, and its words."""
-
-
 ENTROPIES = (0.05, 0.5, 1.0, 2.0)
 """Upper ends in nats: decided, nearly, between two, between several, between many."""
-
-
 SHARES = (0.1, 0.5, 1.0)
 """Where the classes of a number with a sign begin, as shares of the size that one token in twenty
 reaches."""
-
-
 UNKNOWN = "q"
 """The style of a token whose number is not a number."""
 

@@ -20,32 +20,18 @@ from kit.viz.samples.scales import UNKNOWN, Scale, scale_of
 
 MOST_CHIPS = 4_000
 """Tokens drawn in one strip; `start` draws those that follow."""
-
-
 DETAILED = 300
 """Up to so many tokens, each chip names all that is known of it, and the table has a row for each
 token; above, both are kept to the quantity that is shown."""
-
-
 STRIP_BYTES = 285_000
 """A strip and its table together; what is around them takes the rest of 300 kB."""
-
-
 TEXT_BYTES = 40_000
 """All token texts of a strip together, before they are cut."""
-
-
 MOST_NAMES = 24
 """Quantities that are named of one token."""
-
-
 ACROSS = 10
 """Tokens in a row of the compact table."""
-
-
 WORST = 5
-
-
 SIDE = 30
 """Characters on either side of a token that is shown in its context."""
 
