@@ -182,7 +182,7 @@ def memory(session: RLSession) -> dict[str, list[float]]:
     stack = session.debug.stack
     seen = [look.get("used", 0) / GIB for look in stack.trainers.ask("device_memory")]
     planned = [phase.total / GIB for phase in session.memory_plan().phases]
-    peaks = [size / GIB for size in stack.measured.values()]
+    peaks = [size / GIB for size in stack.trainers.measured.values()]
     return {
         "used_by_card": [round(x, 2) for x in seen],
         "peak_by_phase": [round(x, 2) for x in peaks],

@@ -35,7 +35,7 @@ class TrainerStatus:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One response as the engine returns it."""
+    """Response of an engine to one prompt."""
 
     tokens: list[int]
     log_probs: list[float]
@@ -46,7 +46,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """How the tokens of one call are drawn."""
+    """Settings by which the tokens of one call are drawn."""
 
     temperature: float
     max_new_tokens: int

@@ -275,7 +275,7 @@ class RLSession:
     def memory_plan(self) -> MemoryPlan:
         """Memory plan of the session, beside what was measured so far."""
         stack = self._parts.stack
-        return stack.plan.with_measured(stack.measured)
+        return stack.plan.with_measured(stack.trainers.measured)
 
     def doctor(self) -> Diagnosis:
         """Check what this machine has and lacks for the session's settings; see `kit.doctor`."""

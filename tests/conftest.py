@@ -119,7 +119,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_sessionfinish() -> None:
     """End the stacks that tests have left warm for each other."""
     for entry in registry.living():
-        registry.end(entry)
+        registry.terminate(entry)
 
 
 def pytest_terminal_summary(

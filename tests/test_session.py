@@ -321,7 +321,7 @@ def test_an_abort_keeps_the_tokens_so_far(session: RLSession) -> None:
     thread = threading.Thread(target=generate)
     thread.start()
     while thread.is_alive():
-        stack.abort()
+        stack.engines.abort()
         thread.join(0.2)
     finishes = {g.finish for g in generations}
     assert "abort" in finishes

@@ -136,9 +136,9 @@ def iteration(session: RLSession, work: Workload, report: Report) -> None:
 def memory(session: RLSession, work: Workload, report: Report) -> None:
     """Peaks by phase: (name, bytes predicted, bytes measured or null); and what the plan chose."""
     stack = stack_of(session)
-    if work.device == "cuda" and len(stack.measured) < len(stack.plan.phases):
+    if work.device == "cuda" and len(stack.trainers.measured) < len(stack.plan.phases):
         session.step()  # so that each phase was there
-    plan = stack.plan.with_measured(stack.measured)
+    plan = stack.plan.with_measured(stack.trainers.measured)
     report.put("phases", [(p.name, p.total, p.measured) for p in plan.phases])
     report.put("chosen", {name: getattr(plan, name) for name in CHOSEN})
 

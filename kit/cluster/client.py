@@ -135,7 +135,7 @@ class Cluster:
             **more,
         )
         registry.write(self.entry)
-        registry.leave_identity(self.entry)
+        registry.write_identity(self.entry)
 
     def rename(self, name: str, **changed: Any) -> None:
         """Register it for another session, which is not `ready` before it has started."""

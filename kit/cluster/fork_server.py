@@ -11,10 +11,9 @@ and every one of those processes is a fork that begins with them done.
 
 Only for the CPU: importing SGLang beside a GPU may initialise CUDA, which does not survive a fork.
 
-Let SGLang start its scheduler and detokenizer as forks of the zygote.
-
-SGLang starts them through `multiprocessing` with the spawn method: a new interpreter each, and all
-its imports again. Here its `multiprocessing` is one whose fork server the zygote has forked.
+SGLang starts its scheduler and detokenizer through `multiprocessing` with the spawn method: a new
+interpreter each, and all its imports again. `use_zygote` gives it a `multiprocessing` whose fork
+server the zygote has forked.
 """
 
 from __future__ import annotations

@@ -61,9 +61,9 @@ class Control:
     """Seconds that the stack outlives a driver who goes without a word; 0 until it has started."""
     driver: Client | None = None
     folder: str = ""
-    """Where the driver works."""
+    """Working directory of the driver."""
     warm: bool = False
-    """Was it left to be started anew, rather than lost by its driver?"""
+    """Whether the driver left it to be reset by the next start, and was not lost."""
     _deadline: float = field(default_factory=lambda: time.monotonic() + FIRST_SECONDS)
     _ending: bool = False
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)

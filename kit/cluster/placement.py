@@ -33,7 +33,7 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Devices of each trainer and each engine."""
+    """Layout of a stack: the devices of each trainer and each engine."""
 
     trainers: tuple[int, ...]
     """The device of each rank."""
@@ -146,10 +146,6 @@ class Placement:
     def members(self, actor: Any, place: int, pids: Sequence[int]) -> list[int | Elsewhere]:
         """Members that a `Watch` checks for an actor on this device with these processes."""
         return [*pids]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _check_sharing(ranks: int, replicas: int, width: int) -> None:

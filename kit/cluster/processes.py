@@ -1,6 +1,6 @@
 """The processes of a stack, identified by process session and a mark, and the watchdog over them.
 
-`Watch`: do the processes of a stack still live? Known by identity: number and time of birth.
+`Watch` looks whether they still live; it knows them by number and time of birth.
 
     head      Ray's: without one of them, every use of Ray ends the notebook's kernel or hangs
     trainer   all ranks together: those that are left would wait for the others for ever
@@ -180,9 +180,7 @@ class Watch:
         threading.Thread(target=self._work, name="kit-watch", daemon=True).start()
 
     def add(self, part: str, who: Iterable[int | Elsewhere]) -> None:
-        """Look after these (process ids, or members elsewhere) from now on; they take the place of
-        a part that has died.
-        """
+        """Watch these (process ids, or members elsewhere) as a part, in place of one that died."""
         members = [_found(one) if isinstance(one, int) else one for one in who]
         with self._lock:
             self._parts[part] = members

@@ -51,9 +51,7 @@ def report(who: str, stage: str) -> None:
 
 
 def read(directory: str | Path) -> dict[str, Stage]:
-    """The stage of engine and trainer, as far as they have told. Of several processes of one side,
-    the one that is furthest behind.
-    """
+    """Stage of engine and trainer, where known: of several processes, the one furthest behind."""
     found: dict[str, list[Stage]] = {}
     for file in Path(directory).glob("stage-*"):
         with contextlib.suppress(OSError, ValueError):

@@ -6,10 +6,8 @@ head. A file whose head is gone is stale: heads are told apart by process id, th
 they started, and the boot of the machine, so a process that got the same number later is not taken
 for one.
 
-Ends a stack from outside: by what it is, never by a name that others may have.
-
-A stack whose head was killed can leave processes and its folder behind. In the folder lies who the
-head was, so that its processes are known even then.
+`terminate` ends a stack from outside. A stack whose head was killed can leave processes and its
+folder behind; an identity file in the folder tells which processes are its own even then.
 """
 
 from __future__ import annotations
@@ -40,16 +38,16 @@ from kit.utils.pids import started
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A stack's entry in the registry."""
+    """Contents of a stack's file."""
 
     stack: str
     """Its own id, the value of the mark that each of its processes carries."""
     name: str
-    """Of the session."""
+    """The session's."""
     head: int
     """Process id of the head."""
     head_started: str
-    """When that process started; see `started`."""
+    """When that process started, as `pids.started` says it."""
     host: str
     directory: str
     token: str
@@ -63,9 +61,9 @@ class Entry:
     fingerprint: str = ""
     """What its processes were started with; empty while it starts."""
     address: str = ""
-    """Of the Ray cluster that it has joined; empty where it has a head of its own."""
+    """Address of the Ray cluster that it has joined; empty where it has a head of its own."""
     group: str = ""
-    """Of runs that share a stack; empty outside of one."""
+    """Group of runs that share a stack; empty outside of one."""
 
     @property
     def folder(self) -> Path:
@@ -74,17 +72,17 @@ class Entry:
 
     @property
     def ready(self) -> bool:
-        """Whether the session has started."""
+        """Whether it has started."""
         return bool(self.fingerprint)
 
     @property
     def alive(self) -> bool:
-        """Whether its head process is running."""
+        """Whether its head is running."""
         return started(self.head) == self.head_started
 
     @classmethod
     def read(cls, file: Path) -> Self | None:
-        """Read an entry; None if it is gone, unreadable, or of another version of the kit."""
+        """Read a file; None if it is gone, unreadable, or of another version of the kit."""
         try:
             row = json.loads(file.read_text(encoding="utf-8"))
             return cls(**row) if row.keys() <= {f.name for f in fields(cls)} else None
@@ -93,7 +91,7 @@ class Entry:
 
 
 def folder() -> Path:
-    """Directory of the registry; made if it is missing.
+    """Folder of the files, made where it is missing.
 
     Raises:
         StackError: it belongs to somebody else.
@@ -122,14 +120,14 @@ def folder() -> Path:
 
 @contextlib.contextmanager
 def locked() -> Iterator[None]:
-    """Lock the registry, so that no other process starts or takes a stack."""
+    """Keep all other processes from starting or taking a stack meanwhile."""
     with (folder() / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def write(entry: Entry) -> None:
-    """Write a stack's entry, atomically."""
+    """Write a stack's file, or a new version of it, in one move."""
     target = folder() / f"{entry.stack}.json"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     with replacing_file(target) as partial, open(os.open(partial, flags, 0o600), "w") as file:
@@ -143,9 +141,7 @@ def forget(stack: str) -> None:
 
 
 def living() -> list[Entry]:
-    """Every stack of this user on this machine whose head runs, the oldest first. Files of heads
-    that are gone are removed.
-    """
+    """Stacks of this user on this machine whose head runs, the oldest first; drops other files."""
     found = []
     for file in folder().glob("*.json"):
         entry = Entry.read(file)
@@ -159,7 +155,7 @@ def living() -> list[Entry]:
 
 
 def new(stack: str, head: int, directory: Path, token: str, **what: Any) -> Entry:
-    """Make the entry of a stack whose head was just started."""
+    """Entry of a stack whose head was started just now."""
     return Entry(
         stack=stack,
         head=head,
@@ -173,7 +169,7 @@ def new(stack: str, head: int, directory: Path, token: str, **what: Any) -> Entr
 
 
 def process(entry: Entry) -> psutil.Process | None:
-    """The head process of an entry, if it is still the same one."""
+    """Process of an entry's head, if it is still that one."""
     with contextlib.suppress(psutil.Error):
         head = psutil.Process(entry.head)
         return head if entry.alive else None
@@ -186,8 +182,8 @@ PATIENCE = 10.0
 IDENTITY = "identity.json"
 
 
-def end(entry: Entry) -> int:
-    """End all processes of a stack and remove its folder; returns how many there were."""
+def terminate(entry: Entry) -> int:
+    """End every process of a stack and remove its folder; returns how many there were."""
     members = _members(entry.stack, entry.head, entry.head_started)
     with contextlib.suppress(OSError, ValueError):
         connection = Connection(entry.folder)
@@ -200,14 +196,14 @@ def end(entry: Entry) -> int:
     return len(members)
 
 
-def leave_identity(entry: Entry) -> None:
-    """Write the identity of a stack's head into its folder."""
+def write_identity(entry: Entry) -> None:
+    """Write into a stack's folder which process its head is."""
     text = json.dumps([entry.stack, entry.head, entry.head_started])
     (entry.folder / IDENTITY).write_text(text)
 
 
-def left_in(folder: Path) -> list[psutil.Process]:
-    """Orphaned processes of the stack to which a folder belonged."""
+def find_orphans(folder: Path) -> list[psutil.Process]:
+    """Processes that are left of the stack to which this folder belonged."""
     try:
         stack, head, head_started = json.loads((folder / IDENTITY).read_text())
     except (OSError, ValueError):
@@ -216,8 +212,8 @@ def left_in(folder: Path) -> list[psutil.Process]:
 
 
 def remove(folder: Path) -> int:
-    """End a stack's orphans and remove its folder; returns how many processes there were."""
-    members = left_in(folder)
+    """End what is left of a stack and remove its folder; returns how many processes there were."""
+    members = find_orphans(folder)
     processes.end(members)
     shutil.rmtree(folder, ignore_errors=True)
     return len(members)

@@ -109,7 +109,7 @@ def findings(alive: list[LivingStack]) -> Iterator[Finding]:
         yield _living(stack)
     left = abandoned(alive, Path(tempfile.gettempdir()))
     if left:
-        orphans = sum(len(registry.left_in(folder)) for folder in left)
+        orphans = sum(len(registry.find_orphans(folder)) for folder in left)
         names = ", ".join(path.name for path in left[:5]) + (", ..." if len(left) > 5 else "")
         still = f" {count(orphans, 'process', 'processes')} of theirs still run." if orphans else ""
         yield Finding(
@@ -193,5 +193,5 @@ def stop(what: str) -> str:
             fix=f"give the id of the one you mean: {', '.join(e.stack for e in found)}.",
         )
     (entry,) = found
-    number = count(registry.end(entry), "process", "processes")
+    number = count(registry.terminate(entry), "process", "processes")
     return f"Ended the session {entry.name!r}: {number}; nothing of it is left."

@@ -57,7 +57,7 @@ def acquire_stack(stack: Stack, *, fresh: bool = False) -> bool:
         if group and not taken:  # the next notebook will rather want what this one starts
             for entry, _ in rest:
                 if entry.stack in idle and entry.group == group:
-                    registry.end(entry)
+                    registry.terminate(entry)
         address = stack.config.cluster.address or ""
         taken_cards = "" if address else ",".join(gpu_uuids(stack.layout.count))
         if stack.device == "cuda" and not address:  # a cluster keeps its own accounts
@@ -116,7 +116,7 @@ def make_room(
     """See that the GPU is free, or that the shares of all fit. Raises SessionError."""
     for entry, _ in others:
         if entry.stack in idle:
-            registry.end(entry)
+            registry.terminate(entry)
     others = [pair for pair in others if pair[0].stack not in idle]
     if not others:
         return

@@ -90,7 +90,7 @@ class SessionParts:
                 + ("" if self.phase == "not started" else ", or `RLSession.load(path)`")
                 + ".",
             )
-        self.state.step += self._stack.settle()
+        self.state.step += self._stack.trainers.settle()
         return self._stack
 
     def running(self) -> Self:
@@ -291,7 +291,7 @@ class SessionParts:
             last_reward=last.mean_reward() if last and last.rewards() else None,
             rewards=tuple(state.rewards),
             waiting=len(state.buffer),
-            host_memory=stack.host_memory() if stack else None,
+            host_memory=stack.cluster.host_memory() if stack else None,
             next_calls=self._next_calls(),
         )
 

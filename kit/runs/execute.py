@@ -318,7 +318,7 @@ def one_stack(keep_warm: float, console: Console, *, alone: bool = True) -> Iter
         del os.environ[GROUP_VARIABLE]
         for entry in registry.living():
             if entry.group == group and not leave:
-                registry.end(entry)
+                registry.terminate(entry)
             elif entry.group == group:
                 text = (
                     f"Its stack stays warm for {keep_warm:g} minutes, for the next run; "

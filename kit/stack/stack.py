@@ -45,8 +45,9 @@ if TYPE_CHECKING:
 
 
 class Stack:
-    """Starts in two strokes, `launch` and `start`, so that the caller can do other work while the
-    first one runs.
+    """A session's engines and trainers.
+
+    It starts in two strokes, `launch` and `start`, so that the caller can work meanwhile.
     """
 
     cluster: Cluster
@@ -178,10 +179,6 @@ class Stack:
         """Whether a part has died that only a checkpoint can bring back."""
         return bool({HEAD, TRAINER} & self.watch.dead()) or self.trainers.needs_load
 
-    def host_memory(self) -> int:
-        """Bytes of host memory that the stack's processes hold for themselves."""
-        return self.cluster.host_memory()
-
     def halt(self) -> None:
         """Kill engines and trainers: a call that waits for one raises StackError at once."""
         import ray
@@ -205,13 +202,13 @@ class Stack:
     # ---- before a call -------------------------------------------------------------------------
 
     def prepare_engines(self) -> None:
-        """Have engines that live, are awake, have whole weights, and have no other work.
+        """Make the engines ready: alive, awake, with whole weights, and without other work.
 
         One that was started again has the trainer's present weights, as after a `sync`.
         """
         self.calls.refuse_without_head("generate")
         if self._stream:  # an interrupt came before anybody could stop it
-            self.abort()
+            self.engines.abort()
             self._stream = None
         if recovery.start_dead_engines(self.engines, self.offload) or self.weights.interrupted:
             self.sync(self.trainer_version, exact=self.weights.exact)
@@ -223,7 +220,7 @@ class Stack:
             self.sync(self.trainer_version)
 
     def prepare_trainers(self) -> None:
-        """Have trainers that live, have their weights, and are on the device."""
+        """Make the trainers ready: alive, with their weights, and on the device."""
         if self.calls.has_died(TRAINER, "a call of the trainer"):
             raise trainer_died("The trainer's process has died.")
         if self.trainers.needs_load:
@@ -275,10 +272,6 @@ class Stack:
             stream.ask(requests)
             self._stream = stream
         return stream
-
-    def abort(self) -> None:
-        """Stop everything that is being generated."""
-        self.engines.abort()
 
     def rescore(
         self,
@@ -372,7 +365,7 @@ class Stack:
         return SyncReport(version, seconds, tensors, size, verified)
 
     def verify_weights(self) -> int:
-        """Number of parameters, all of which are equal on both sides. Raises StackError if not."""
+        """Compare all parameters on both sides, and count them. Raises StackError if any differ."""
         sums = Checksums.of(self.probe("checksums"), self.checksums(), self.dtype)
         return sums.require_equal()
 
@@ -388,21 +381,10 @@ class Stack:
         self.prepare_trainers()
         return self.trainers.update(batch, update_id, self.cluster.directory / "tmp")
 
-    def settle(self) -> bool:
-        """Wait for an update that the caller abandoned; returns whether it was made."""
-        return self.trainers.settle()
-
-    @property
-    def measured(self) -> dict[str, int]:
-        """Most bytes that were seen on a trainer's device, by phase of the plan; empty on a CPU."""
-        return self.trainers.measured
-
     def by_token(
         self, tokens: list[list[int]], response_lengths: list[int], of: str
     ) -> list[list[float]]:
-        """A number for each response token: log-probs of the `policy` or the `reference`, or the
-        critic's `values`.
-        """
+        """Log-prob of each response token by the `policy` or the `reference`, or the `values`."""
         method, which = ("values", ()) if of == "values" else ("log_probs", (of,))
         asked = tokens, response_lengths, *which
         values: list[list[float]] = self._train(method, *asked, doing=of)[0]

@@ -164,9 +164,9 @@ class TrainerGroup:
         return metrics, applied
 
     def settle(self) -> bool:
-        """Whether an update was made from which a third interrupt or a time limit had turned away.
+        """Wait for an update from which a third interrupt or a time limit had turned away.
 
-        Waits for its end, so that nobody works with weights whose number he does not know.
+        So nobody works with weights whose number is not known. Returns whether it was made now.
         """
         try:
             return bool(self._unsettled) and self._settle()[1]

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 class Engines(Protocol):
-    """The engines' side."""
+    """Handles of the engines."""
 
     actors: list[Any]
 
 
 class Trainers(Protocol):
-    """The trainers' side."""
+    """Handles of the trainers."""
 
     actors: list[Any]
     process_groups: int
@@ -46,7 +46,7 @@ class Wait(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BroadcastGroup:
-    """A group in which weights are broadcast, and who is in it."""
+    """Process group in which weights are broadcast."""
 
     name: str
     members: tuple[Any, ...]

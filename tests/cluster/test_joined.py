@@ -50,7 +50,7 @@ def cluster(
 ) -> Iterator[str]:
     """The address of a cluster with a token, which is in the environment meanwhile."""
     for entry in registry.living():  # those of other tests, which would only take memory
-        registry.end(entry)
+        registry.terminate(entry)
     before = dict(os.environ)
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     head, address = _started(tmp_path_factory.mktemp("cluster") / "log")

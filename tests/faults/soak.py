@@ -137,7 +137,7 @@ class Soak:
     def memory(self) -> int:
         """Bytes that the notebook's process and the stack hold for themselves."""
         own = psutil.Process().memory_info()
-        return int(own.rss - own.shared + self.session.debug.stack.host_memory())
+        return int(own.rss - own.shared + self.session.debug.stack.cluster.host_memory())
 
 
 @contextmanager

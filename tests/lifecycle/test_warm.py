@@ -36,7 +36,7 @@ def _nothing_left() -> Iterator[None]:
         session.close()
     yield
     for entry in registry.living():
-        registry.end(entry)
+        registry.terminate(entry)
 
 
 def seen(session: RLSession) -> tuple[Any, Any, Any]:
@@ -73,7 +73,7 @@ def test_other_engine_settings_start_a_stack_of_their_own() -> None:
         assert session.config.name == "tiny"  # a warm stack holds no name
         session.close(keep_warm=True)  # for the next test
     assert entry.alive
-    assert registry.end(entry) > 0
+    assert registry.terminate(entry) > 0
     assert_gone(entry.head, entry.directory)
 
 

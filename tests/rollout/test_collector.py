@@ -157,7 +157,7 @@ def test_the_first_responses_are_scored_before_the_last_are_written(in_parts: RL
 
     def stops_the_others(sample: Sample) -> float:
         if not calls:
-            in_parts.debug.stack.abort()
+            in_parts.debug.stack.engines.abort()
         calls.append(sample)
         return 1.0
 

@@ -112,7 +112,7 @@ def notebooks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder
     for entry in registry.living():
         if entry.group == "resume":
-            registry.end(entry)
+            registry.terminate(entry)
 
 
 @pytest.fixture(scope="module")

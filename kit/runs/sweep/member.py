@@ -126,7 +126,7 @@ class MemberProcess:
 
         for entry in registry.living():
             if entry.group == self.place.group:
-                registry.end(entry)
+                registry.terminate(entry)
         run = str(self.log.parent.parent / str(self.member.folder))
         for process in psutil.process_iter():
             with suppress(psutil.Error):

@@ -264,7 +264,7 @@ class Sweep:
         groups = {place.group for place in self._room}
         for entry in registry.living():
             if entry.group in groups:
-                registry.end(entry)
+                registry.terminate(entry)
 
 
 def _new_folder(root: Path, plan: SweepPlan) -> Path:
