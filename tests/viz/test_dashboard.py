@@ -53,7 +53,7 @@ def steps() -> Steps:
 
 
 def make_dashboard(steps: Steps, total: int = 5) -> Dashboard:
-    return Dashboard(Training(steps, steps.step, total))  # type: ignore[arg-type]
+    return Dashboard(Training(steps, lambda: steps.step(), total))  # type: ignore[arg-type]
 
 
 def await_value(widget: Any, name: str, holds: Callable[[Any], bool]) -> None:
