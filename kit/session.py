@@ -51,7 +51,7 @@ from kit.rollout import batch as rollout_batch
 from kit.rollout import evaluate, replay
 from kit.rollout.sampler import as_rows
 from kit.samples import Batch, Messages, Rollout, Sample
-from kit.tracking.recorder import as_the_run_says
+from kit.tracking.recorder import apply_run_settings
 from kit.utils import interrupts
 from kit.utils.arguments import at_least_one, expect
 from kit.utils.arguments import temperature as checked_temperature
@@ -93,7 +93,7 @@ class RLSession:
             ConfigError, DataError, ModelError, RewardError: what the message names is wrong.
             StackError: a process could not start. In every case none is left behind.
         """
-        session = cls(as_the_run_says(config))
+        session = cls(apply_run_settings(config))
         session._parts.start(data, eval_data, reward)
         return session
 
@@ -612,7 +612,7 @@ class RLSession:
         parts = self._parts
         snapshot = parts.snapshots.restore(parts.stack, what)
         if parts.tracker.recorder:
-            parts.tracker.recorder.stand_at(len(self.history))
+            parts.tracker.recorder.truncate_to(len(self.history))
         return snapshot
 
     @verb

@@ -49,10 +49,10 @@ def runs(
     ] = False,
 ) -> None:
     """List the runs of a folder, those of its sweeps included."""
-    from kit.runs.index import choose, find_runs, put_in_order, show_runs
+    from kit.runs.index import choose, find_runs, show_runs, sort_runs
 
     found = find_runs(folder)
-    chosen = put_in_order(choose(found, conditions), sort) if found else []
+    chosen = sort_runs(choose(found, conditions), sort) if found else []
     if as_json:
         typer.echo(json.dumps([run.to_json() for run in chosen], indent=2, default=str))
     else:

@@ -266,7 +266,7 @@ def _snapshot(repository: str) -> Path | None:
 
 
 def _datasets_cache() -> Path:
-    """As `datasets` reads it from the environment; importing it would take seconds."""
+    """The cache of `datasets`, whose import would take seconds, read from the environment."""
     from huggingface_hub import constants
 
     return Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")

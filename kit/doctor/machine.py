@@ -139,7 +139,7 @@ def pins() -> dict[str, str]:
 
 
 def room(device: str, model_bytes: int | None) -> Iterator[Finding]:
-    """Memory and disks, against what a session of this model takes.
+    """Compare memory and disks with what a session of this model takes.
 
     Args:
         device: `cpu` or `cuda`.

@@ -118,7 +118,7 @@ def _load(
         )
     with held():
         checkpoint.restore(state, stack, folder, row)
-        recorder.go_on(note["mark"])
+        recorder.restore(note["mark"])
 
 
 def _note_continued(recorder: Recorder, key: TrainingKey, step: int, folder: str | None) -> None:

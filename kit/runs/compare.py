@@ -133,7 +133,7 @@ def _differences(groups: Sequence[Sequence[_Run]]) -> tuple[Difference, ...]:
 
 
 def _machines(groups: Sequence[Sequence[_Run]]) -> list[Difference]:
-    """What the runs of each group ran on; another machine alone makes no other curve."""
+    """Machines of each group's runs; another machine alone makes no other curve."""
     names = dict.fromkeys(name for group in groups for run in group for name in run.info.machine)
     rows = []
     for name in names:
@@ -295,7 +295,7 @@ def _rows(
 
 
 def _latest(kept: _Kept | None) -> dict[str, int]:
-    """By prompt: the last step that asked it."""
+    """The last step of each prompt."""
     return {prompt: step for step in sorted(kept or {}) for prompt in (kept or {})[step]}
 
 

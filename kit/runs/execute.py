@@ -1,6 +1,6 @@
 """`run_notebook`: one notebook, executed into a folder of its own, with everything it left.
 
-Notebooks one after the other over one stack, which may stay warm for those of a later call.
+`run_notebooks` runs several over one stack, which may stay warm for a later call.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def run_notebook(
 
 
 def carry_out(plan: Plan, console: Console) -> RunResult:
-    """Execute what is planned, and write down how it ended, whatever happens."""
+    """Execute a planned run, and record how it ended, whatever happens."""
     folder, record = plan.folder, plan.record
     cells = sum(cell.cell_type == "code" for cell in open_notebook(plan.source).cells)
     clock = time.monotonic()
@@ -278,7 +278,7 @@ def run_notebooks(
 def _shares(
     sources: Sequence[Path], parameters: Mapping[str, object], settings: RunSettings
 ) -> list[dict[str, object]]:
-    """What each notebook is given. All of it is checked here, before the first one runs."""
+    """Parameters of each notebook, all checked before the first one runs."""
     known = [read_parameters(source) for source in sources]
     names = {name for each in known for name in each}
     unknown = [name for name in parameters if name not in names]
@@ -297,7 +297,7 @@ def _shares(
 
 @contextmanager
 def one_stack(keep_warm: float, console: Console, *, alone: bool = True) -> Iterator[None]:
-    """Sessions of the kernels that start meanwhile leave their stack to the next one.
+    """Have kernels that start inside the block leave their stack to the next one.
 
     Args:
         keep_warm: minutes that the last one waits for a later call. An interrupt ends it at once.

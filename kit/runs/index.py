@@ -1,9 +1,7 @@
-"""The runs that a folder holds, each as a row of facts.
+"""Find the runs of a folder, choose and sort them, and show them as a table.
 
 A run is read as far as it came: one that was killed has no `result.json`, an older one has no
 `params.yaml`. What is missing is None.
-
-Runs chosen, put in order, and shown as a table.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ from kit.utils.formatting import count, duration, number, percent, shorten
 
 
 def read_run(folder: str | Path, sweep: str | None = None, state: str = "") -> RunInfo:
-    """A run as its files tell of it.
+    """Read a run from its files.
 
     Args:
         folder: the run's.
@@ -122,7 +120,7 @@ def resolve(names: Sequence[str | Path], root: str | Path) -> list[RunInfo]:
     """The runs that are meant, in the order of their names; a sweep stands for all its members.
 
     Args:
-        names: folders; or in `root` names, as `finding.find_place` takes them.
+        names: folders; or in `root` names, as `run_folder.find_place` takes them.
         root: the folder that runs are kept in.
 
     Raises:
@@ -148,7 +146,7 @@ def resolve(names: Sequence[str | Path], root: str | Path) -> list[RunInfo]:
 
 
 def _known(row: object) -> dict[str, Any]:
-    """What a row holds that is not None."""
+    """The items of a row that are not None."""
     return {k: v for k, v in row.items() if v is not None} if isinstance(row, dict) else {}
 
 
@@ -198,7 +196,7 @@ _FACTS: dict[str, Callable[[RunInfo], Any]] = {
 """What runs are chosen and sorted by, beside their parameters."""
 
 
-_UPWARDS = ("notebook", "status", "sweep", "commit", "seed")
+_ASCENDING = ("notebook", "status", "sweep", "commit", "seed")
 """Sorted from A to Z; of the rest, the largest and the newest come first."""
 
 
@@ -229,8 +227,8 @@ def choose(runs: Sequence[RunInfo], conditions: str) -> list[RunInfo]:
     return chosen
 
 
-def put_in_order(runs: Sequence[RunInfo], by: str) -> list[RunInfo]:
-    """Runs by a fact or a parameter: highest, longest, newest first, words from A to Z; those of
+def sort_runs(runs: Sequence[RunInfo], by: str) -> list[RunInfo]:
+    """Sort runs by a fact or a parameter: highest and newest first, words from A to Z; those of
     which it is not known at the end. With `-` before the name, the other way round.
 
     Raises:
@@ -241,7 +239,7 @@ def put_in_order(runs: Sequence[RunInfo], by: str) -> list[RunInfo]:
     known = [run for run in runs if fact(run) is not None]
     words = any(isinstance(fact(run), (str, bool, list, dict)) for run in known)
     key: Callable[[RunInfo], Any] = (lambda run: str(fact(run))) if words else fact
-    down = (not words and name not in _UPWARDS) is not by.startswith("-")
+    down = (not words and name not in _ASCENDING) is not by.startswith("-")
     return [*sorted(known, key=key, reverse=down), *(r for r in runs if fact(r) is None)]
 
 

@@ -140,7 +140,7 @@ class _WholeFile:
 
 
 def _literal(path: Path) -> str:
-    """Papermill reads paths as format strings; a brace in a folder's name means itself."""
+    """Escape braces in a path, which Papermill would read as a format string."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
@@ -164,7 +164,7 @@ def _manager(folder: Path, output: IO[bytes], settings: RunSettings) -> Any:
 
         @default("transport_encryption")
         def _encrypt(self) -> str:
-            """Cells and outputs pass through loopback ports that other users could listen on."""
+            """Encrypt cells and outputs: other users could listen on the loopback ports."""
             return "auto"
 
         @property
@@ -177,7 +177,7 @@ def _manager(folder: Path, output: IO[bytes], settings: RunSettings) -> Any:
         start_kernel = _async_start_kernel
 
         async def _async_interrupt_kernel(self) -> None:
-            """Jupyter interrupts every kernel that it ends; an idle one would only complain."""
+            """Interrupt only a busy kernel; an idle one that is ended would complain."""
             if self.busy:
                 await super()._async_interrupt_kernel()
 

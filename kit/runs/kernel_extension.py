@@ -1,4 +1,4 @@
-"""An IPython extension for the kernels of runs: they end at once.
+"""IPython extension that makes the kernels of runs end at once.
 
 ipykernel's main thread closes what outputs pass through while its control thread may still have
 to send that it is done with the request to shut down. That thread then waits for ten seconds, or

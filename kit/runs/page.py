@@ -103,7 +103,7 @@ def _resources(notebook: Path) -> dict[str, Any]:
 
 
 def _mark_failure(notebook: NotebookNode) -> None:
-    """Say on top that a cell failed, and at the cell which one; in place of Papermill's red."""
+    """Mark a failure at the top of the page and at the cell, in place of Papermill's own marks."""
     from nbformat.v4 import new_markdown_cell
 
     cells = [c for c in notebook.cells if _MARKER not in c.metadata.get("tags", [])]
@@ -121,7 +121,7 @@ def _mark_failure(notebook: NotebookNode) -> None:
 
 
 def _why(cell: NotebookNode) -> str:
-    """Why a code cell did not end well; empty where it did."""
+    """The reason that a code cell failed; empty where it did not."""
     for output in cell.outputs:
         if output.output_type == "error" and output.ename != "SystemExit":
             return " ".join(f"{output.ename}: {output.evalue}".split())[:500]

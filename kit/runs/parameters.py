@@ -1,4 +1,4 @@
-"""A notebook's parameters: what they are, and whether what was given fits.
+"""A notebook's parameters: what they are, and whether given values fit.
 
 A parameter is an assignment in the cell tagged `parameters`, with its type and a comment:
 
@@ -8,11 +8,8 @@ A parameter is an assignment in the cell tagged `parameters`, with its type and 
 Papermill itself lets an unknown name pass with a warning and hands `-p flag true` to the notebook
 as the string "true"; here both are settled before a kernel starts.
 
-Values of the right type that still cannot be: found before a kernel starts.
-
-A notebook's parameters are called what the kit's settings are called, so the settings' own bounds
-hold for them: a `learning_rate` of -1 or an `advantage_estimator` that nobody knows would stop the
-notebook a minute later.
+A parameter with the name of a setting has that setting's bounds too: a `learning_rate` of -1 would
+stop the notebook a minute later.
 """
 
 from __future__ import annotations
@@ -185,7 +182,7 @@ def open_notebook(path: str | Path) -> NotebookNode:
 def check_parameters(
     path: str | Path, known: Mapping[str, Parameter], given: Mapping[str, object]
 ) -> dict[str, Any]:
-    """What was given, as the values that the notebook gets.
+    """Convert given values to those that the notebook gets.
 
     Raises:
         RunError: the notebook has no parameter of that name, or the value is of another type.
@@ -204,7 +201,7 @@ def check_parameters(
 def _parameter(
     statement: ast.stmt, source: str, comments: Mapping[int, tuple[str, bool]]
 ) -> Parameter | None:
-    """What an assignment of one name says; None for any other statement."""
+    """The parameter that an assignment of one name defines; None for any other statement."""
     target: ast.expr
     annotation: ast.expr | None = None
     if isinstance(statement, ast.AnnAssign):
@@ -225,7 +222,7 @@ def _parameter(
 
 
 def _annotated(annotation: ast.expr) -> tuple[str, ...]:
-    """The types of `float | None`; nothing where one of them is not among those we read."""
+    """The types in `float | None`; empty if one of them is not in `_KINDS`."""
     if choices := _choices(annotation):
         return tuple(dict.fromkeys(type(choice).__name__ for choice in choices))
     names = [part.strip().split("[")[0] for part in ast.unparse(annotation).split("|")]
@@ -254,7 +251,7 @@ def _of_value(value: ast.expr) -> tuple[str, ...]:
 
 
 def _comments(source: str) -> dict[int, tuple[str, bool]]:
-    """By line number: the comment's words, and whether it has the line to itself."""
+    """Comments by line number: the text, and whether it has the line to itself."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return {
         token.start[0]: (token.string.lstrip("#").strip(), not token.line[: token.start[1]].strip())
@@ -288,7 +285,7 @@ def _bool(text: str) -> bool:
 
 
 def _yaml(text: str, kind: type = object) -> Any:
-    """JSON where it is JSON (YAML 1.1 takes 1e-3 for a string), otherwise YAML."""
+    """Parse text as JSON, or else as YAML, which takes 1e-3 for a string."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -334,9 +331,9 @@ def refuse(name: str, value: Any, default: Any, choices: Sequence[Any] = ()) -> 
     if value == default or value is None:
         return
     if choices and value not in choices:
-        _say(name, value, did_you_mean(str(value), map(str, choices)))
+        _raise(name, value, did_you_mean(str(value), map(str, choices)))
     if name in STEPS and isinstance(value, int) and value < 0:
-        _say(name, value, "give 0 or more.")
+        _raise(name, value, "give 0 or more.")
     if name == "preset" and isinstance(value, str):
         _refuse_preset(value, default)
     _refuse_setting(name, value)
@@ -346,11 +343,11 @@ def _refuse_preset(value: str, default: Any) -> None:
     from kit.config.presets import PRESETS
 
     if default in PRESETS and value not in PRESETS and not Path(value).suffix:
-        _say("preset", value, did_you_mean(value, PRESETS))
+        _raise("preset", value, did_you_mean(value, PRESETS))
 
 
 def _refuse_setting(name: str, value: Any) -> None:
-    """By the bounds of the setting that has this name, if one of the configuration has."""
+    """Check a value by the bounds of the setting of the same name, if there is one."""
     from kit.config import SessionConfig
 
     config: type[BaseModel] = SessionConfig
@@ -371,11 +368,11 @@ def _refuse_setting(name: str, value: Any) -> None:
             known = first.get("ctx", {}).get("expected", "")
             words = known.replace("'", "").replace(" or ", ", ").split(", ") if known else []
             fix = did_you_mean(str(value), words) if words else first["msg"] + "."
-            _say(name, value, fix)
+            _raise(name, value, fix)
         except Exception:  # a type that pydantic cannot check by itself
             return
         return
 
 
-def _say(name: str, value: Any, fix: str) -> None:
+def _raise(name: str, value: Any, fix: str) -> None:
     raise RunError(f"Parameter {name!r} cannot be {value!r}.", fix=fix)

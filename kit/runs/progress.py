@@ -95,7 +95,7 @@ class RunProgress:
         self._bars.stop()
 
     def cell(self, source: str) -> None:
-        """A code cell starts."""
+        """Note that a code cell starts."""
         lines = (line.strip() for line in source.splitlines())
         first = next((line for line in lines if line and not line.startswith("#")), "")[:48]
         self._bars.update(self._cell_bar, completed=self._started, note=escape(first))

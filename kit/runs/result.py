@@ -1,4 +1,4 @@
-"""What came out of a run: read back from the files that it left."""
+"""Results of a run, read from the files that it left; its commit and machine."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def git_commit(folder: Path) -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    """What the run ran on."""
+    """The machine that this process runs on."""
     return {
         "host": platform.node(),
         "system": platform.platform(),
@@ -81,7 +81,7 @@ def machine() -> dict[str, Any]:
 
 
 def continued(folder: Path) -> list[Continued]:
-    """Which trainings went on from a checkpoint."""
+    """Trainings that went on from a checkpoint."""
     return [Continued.model_validate(row) for row in read_rows(folder / CONTINUED)]
 
 

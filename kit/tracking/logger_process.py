@@ -3,7 +3,7 @@
 In: first an order (what to log to, settings, folder), then a row a line, `[step key, metrics]`; the
 end of the input is the end of the run. Out: `{"sink": ..., "ready" | "failed" | "finished": ...}`.
 
-What is called of TensorBoard, Weights & Biases and trackio; each in a thread of its own.
+Each of TensorBoard, Weights & Biases and trackio is called in a thread of its own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Rows = queue.Queue[tuple[str, dict[str, float]] | None]
 def main() -> None:
     """Log until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    told = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    events_out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)  # what the libraries print is not for whoever reads the cell
     os.dup2(nowhere, 2)
@@ -42,7 +42,7 @@ def main() -> None:
         return
     queues: dict[str, Rows] = {name: queue.Queue(WAITING_ROWS) for name in order["sinks"]}
     threads = [
-        threading.Thread(target=_serve, args=(name, order, rows, told), daemon=True)
+        threading.Thread(target=_serve, args=(name, order, rows, events_out), daemon=True)
         for name, rows in queues.items()
     ]
     for thread in threads:
@@ -59,30 +59,30 @@ def main() -> None:
     os._exit(0)  # whatever a library still waits for
 
 
-def _serve(name: str, order: dict[str, Any], rows: Rows, told: TextIO) -> None:
+def _serve(name: str, order: dict[str, Any], rows: Rows, events_out: TextIO) -> None:
     try:
         sink = SINKS[name](order)
-        _tell(told, name, "ready", sink.where)
+        _tell(events_out, name, "ready", sink.where)
         while row := rows.get():
             sink.log(*row)
         sink.finish()
-        _tell(told, name, "finished", "")
+        _tell(events_out, name, "finished", "")
     except ImportError as error:
-        _tell(told, name, "missing", str(error))
+        _tell(events_out, name, "missing", str(error))
     except BaseException as error:  # a library may call sys.exit
-        _tell(told, name, "failed", f"{type(error).__name__}: {error}")
+        _tell(events_out, name, "failed", f"{type(error).__name__}: {error}")
 
 
 _one_at_a_time = threading.Lock()
 
 
-def _tell(told: TextIO, name: str, event: str, text: str) -> None:
+def _tell(events_out: TextIO, name: str, event: str, text: str) -> None:
     try:
         with _one_at_a_time:
-            told.write(json.dumps({"sink": name, "event": event, "text": text}) + "\n")
-            told.flush()
+            events_out.write(json.dumps({"sink": name, "event": event, "text": text}) + "\n")
+            events_out.flush()
     except OSError:
-        pass  # nobody listens any more
+        pass  # the session's process has ended
 
 
 class Sink(Protocol):
@@ -115,7 +115,7 @@ class TensorBoard:
         self.where = ""
 
     def log(self, step_key: str, row: dict[str, float]) -> None:
-        """A scalar for each metric."""
+        """Write a scalar for each metric."""
         for name, value in row.items():
             self._writer.add_scalar(name, value, int(row[step_key]))
         self._writer.flush()  # to be seen while training goes on
@@ -154,7 +154,7 @@ class Wandb:
         self.where = self._run.url or ""
 
     def log(self, step_key: str, row: dict[str, float]) -> None:
-        """One row of the run's history."""
+        """Log one row of the run's history."""
         self._run.log(row)
 
     def finish(self) -> None:
@@ -189,7 +189,7 @@ class Trackio:
         self.where = ""
 
     def log(self, step_key: str, row: dict[str, float]) -> None:
-        """One row of the run's history; trackio lets any of its columns be the x axis."""
+        """Log one row of the run's history; trackio lets any of its columns be the x axis."""
         self._run.log(row)
 
     def finish(self) -> None:

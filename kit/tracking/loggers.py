@@ -1,6 +1,6 @@
 """`Loggers`: passes metrics to the logging process; never blocks on a library, never raises.
 
-What is logged at which step: metrics under Miles' names, counted by Miles' step keys.
+Metrics have Miles' names, and are counted by Miles' step keys:
 
 rollout/* and perf/*   over rollout/step, one row a rollout
 train/*                over train/step, one row an optimizer step
@@ -53,7 +53,7 @@ def start(config: SessionConfig, folder: Path | None) -> Loggers | None:
 
 
 class Loggers:
-    """Hands metrics to the process that logs. Returns at once, and never raises.
+    """Passes metrics to the process that logs; its methods return at once and never raise.
 
     Args:
         config: the session's.
@@ -81,7 +81,7 @@ class Loggers:
             return
         for job in (self._write, self._read):
             threading.Thread(target=job, name="kit-loggers", daemon=True).start()
-        self.put(_order(config, self.folder, name))
+        self.put(_first_message(config, self.folder, name))
         atexit.register(self.close)
 
     def step(self, metrics: Mapping[str, float], update: UpdateReport, step: int) -> None:
@@ -151,14 +151,14 @@ class Loggers:
 
     # ---- what is said of it --------------------------------------------------------------------
 
-    def _log(self, found: Iterable[Row]) -> None:
+    def _log(self, rows: Iterable[Row]) -> None:
         self.warn_of_failures()
         if self.open_sinks and not self._closed:
-            for step_key, row in found:
+            for step_key, row in rows:
                 self.put([step_key, {name: float(value) for name, value in row.items()}])
 
     def warn_of_failures(self) -> None:
-        """Say what has happened since; called by verbs, so that it appears in their cell."""
+        """Report what has happened since; verbs call it, so it appears in their cell."""
         gone = self.ended.is_set()
         while not self._events.empty():
             event = self._events.get()
@@ -193,7 +193,7 @@ _WAYS_OUT = {
 }
 
 
-def _order(config: SessionConfig, folder: Path, name: str) -> dict[str, Any]:
+def _first_message(config: SessionConfig, folder: Path, name: str) -> dict[str, Any]:
     """Start-up message to the logging process; includes the settings under Miles' names."""
     return {
         "sinks": list(config.logging.used),

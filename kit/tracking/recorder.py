@@ -4,8 +4,6 @@ The files are plain JSON lines, so that a run can be followed with `tail -f` and
 Where an undo takes steps back (`session.restore`), their lines leave `metrics.jsonl` and
 `samples.jsonl`, so that both tell one story from the first step to the last; the metrics go to
 `undone.jsonl`. What was evaluated meanwhile stays in `evaluations.jsonl`: it was measured.
-
-How a run is to be done, beside its parameters: told to its kernel, and kept in `result.json`.
 """
 
 from __future__ import annotations
@@ -69,7 +67,7 @@ def current_group() -> str:
 
 @dataclass(frozen=True, slots=True)
 class TrainingKey:
-    """Which training a step belongs to: it is the same in every attempt at a run."""
+    """A training of a run, by what is the same in every attempt at the run."""
 
     session: int
     """Which session of the notebook, counted from 1."""
@@ -130,7 +128,7 @@ class Recorder:
                 were undone, are taken out first.
         """
         if history is not None:
-            self.stand_at(history - 1)
+            self.truncate_to(history - 1)
             self._rows.append((self._size(METRICS), self._size(SAMPLES)))
         self._append_row(METRICS, {"step": step, **metrics})
         every = self.settings.samples_every
@@ -146,11 +144,11 @@ class Recorder:
             return
         self._append(SAMPLES, "".join(lines))
 
-    def stand_at(self, history: int) -> None:
+    def truncate_to(self, history: int) -> None:
         """Remove the lines of undone steps.
 
         Args:
-            history: how many steps it has behind it.
+            history: number of steps that the session has done, undone ones not counted.
         """
         if self._base is None or history < self._base:
             self._base = history if not self._rows else min(self._base or 0, history)
@@ -188,7 +186,7 @@ class Recorder:
         )
 
     def checkpoint_dir(self, step: int | None = None) -> Path:
-        """Where a checkpoint belongs: the run's final one, or that of one step."""
+        """The folder of a checkpoint: the run's final one, or that of one step."""
         return self.folder / CHECKPOINTS / (FINAL if step is None else f"step-{step:06d}")
 
     # ---- what a resumed run goes on from -------------------------------------------------------
@@ -208,7 +206,7 @@ class Recorder:
         sizes = mark["sizes"].items()
         return all(not size or _size(before / name) >= size for name, size in sizes)
 
-    def go_on(self, mark: Mapping[str, Any]) -> None:
+    def restore(self, mark: Mapping[str, Any]) -> None:
         """Truncate the files to the state at which the mark was made."""
         before = self._before(int(mark["attempt"]))
         for name, size in mark["sizes"].items():
@@ -238,7 +236,7 @@ class Recorder:
         self._append(name, json.dumps(_finite(row), default=float, allow_nan=False) + "\n")
 
     def _append(self, name: str, text: str) -> None:
-        """Append in one write, so that a reader never sees half a line of ours."""
+        """Append in one write, so that no reader ever sees half a line."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / name).open("ab", buffering=0) as file:
@@ -286,7 +284,7 @@ def _finite(value: Any) -> Any:
     return number if math.isfinite(number) else None
 
 
-def as_the_run_says(config: SessionConfig | str | Path) -> SessionConfig | str | Path:
+def apply_run_settings(config: SessionConfig | str | Path) -> SessionConfig | str | Path:
     """Configuration of a session that a run's notebook starts with `config`."""
     from kit.config import SessionConfig
     from kit.config.presets import PRESETS

@@ -1,1 +1,1 @@
-"""Small things that every room may use: interrupts, files, hardware, formatting, imports."""
+"""Helpers for every room: interrupts, files, hardware, formatting, imports, versions."""

@@ -110,7 +110,7 @@ def percent(share: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`35 ms`, `1.2 s`, `3 min 20 s`, `2 h 5 min`."""
+    """A time span: `35 ms`, `1.2 s`, `3 min 20 s`, `2 h 5 min`."""
     if math.isnan(seconds):
         return "–"
     if seconds < 1:
@@ -124,7 +124,7 @@ def duration(seconds: float) -> str:
 
 
 def data_size(size: float) -> str:
-    """`512 B`, `3.2 MB`, `1.2 GB`, in powers of ten."""
+    """Bytes: `512 B`, `3.2 MB`, `1.2 GB`, in powers of ten."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
@@ -138,7 +138,7 @@ def in_gib(size: float) -> str:
 
 
 def count(amount: int, one: str, many: str = "") -> str:
-    """`1 sample`, `8 samples`, `1,024 samples`."""
+    """A number of things: `1 sample`, `8 samples`, `1,024 samples`."""
     return f"{amount:,} {one if amount == 1 else many or one + 's'}"
 
 

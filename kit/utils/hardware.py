@@ -188,7 +188,7 @@ def _smi(query: str) -> list[list[str]]:
 
 
 def _same_bus(one: str, other: str) -> bool:
-    """Compare bus ids, whose domain has four digits in one place and eight in another."""
+    """Whether two bus ids are the same: their domain has four digits or eight."""
     return one.lower()[-12:] == other.lower()[-12:]
 
 
@@ -245,7 +245,7 @@ def _gpus_on_the_bus() -> int:
 
 
 def pick_device(wanted: str, *, joins: bool = False) -> str:
-    """`cpu` or `cuda`. Raises StackError where CUDA is asked for and there is none.
+    """Choose `cpu` or `cuda`. Raises StackError where CUDA is asked for and there is none.
 
     Args:
         wanted: `auto`, `cpu` or `cuda`.

@@ -26,7 +26,7 @@ def without_garbage_collection() -> Iterator[None]:
 
 
 def import_ray() -> None:
-    """Import Ray, which imports jsonschema, which would make a grammar of addresses.
+    """Import Ray without the address grammar that its jsonschema would build.
 
     That takes a second, and only `iri` formats need it. They get it when one is first checked.
     """

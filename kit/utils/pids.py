@@ -1,10 +1,10 @@
-"""A process told apart from a later one with the same id."""
+"""Tell a process from a later one with the same id."""
 
 from __future__ import annotations
 
 
 def started(pid: int) -> str | None:
-    """The boot of the machine, and the clock tick since then at which a process started; None
+    """Identity of a process: the machine's boot and the clock tick of its start since then; None
     where there is no such process.
     """
     try:

@@ -62,22 +62,22 @@ class SweepDisplay:
             self._live.update(Group(self._table(short=True), seconds), refresh=True)
 
     def started(self, member: Member, place: str) -> None:
-        """A member starts."""
+        """Show that a member starts."""
         self._line(member, f"started on {place}")
 
     def ended(self, member: Member) -> None:
-        """A member has ended."""
+        """Show that a member has ended."""
         rewards = _change(member.reward_first, member.reward_last)
         words = f"{member.state} after {duration(member.seconds)}, "
         words += f"{count(member.steps, 'step')}" + (f", reward {rewards}" if rewards else "")
         self._line(member, words + (f": {shorten(member.why, 200)}" if member.why else ""))
 
     def say(self, words: str) -> None:
-        """A line as it is."""
+        """Print a line as it is."""
         self._console.print(words, markup=False, highlight=False, soft_wrap=True)
 
     def summary(self) -> None:
-        """The whole table, and what to do next."""
+        """Print the whole table, and what to do next."""
         record = self._record
         self._console.print(self._table())
         states = [member.state for member in record.members]
@@ -118,7 +118,7 @@ class SweepDisplay:
         return table
 
     def _shown(self, short: bool) -> list[Member]:
-        """All members, or where the terminal is too low for them, those that run and their like."""
+        """Members to show: all, or where the terminal is too low those that run and like ones."""
         members, room = self._record.members, max(self._console.height - _AROUND, 5)
         if not short or len(members) <= room:
             return members

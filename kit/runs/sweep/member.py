@@ -39,7 +39,7 @@ _ENDED = {0: "completed", 1: "failed", 2: "failed", 130: "interrupted"}
 
 @dataclass(slots=True, eq=False)
 class MemberProcess:
-    """A member that was started."""
+    """A started member and its process."""
 
     member: Member
     place: Place
@@ -51,8 +51,8 @@ class MemberProcess:
 
     @classmethod
     def start(cls, folder: Path, sweep: SweepRecord, member: Member, place: Place) -> MemberProcess:
-        """Start a member in this place, or go on with the run in its folder; from now on its state
-        is `running`.
+        """Start a member in this place, or resume the run in its folder; its state becomes
+        `running`.
         """
         stem = Path(sweep.notebook).stem
         new = f"{datetime.now():%Y%m%d-%H%M%S}-{stem}-{secrets.token_hex(3)}"
@@ -64,7 +64,7 @@ class MemberProcess:
             command += ["--resume", str(folder / member.folder)]
         else:
             command += [sweep.notebook, *_parameters(sweep, member), "--out", str(folder)]
-        # An interrupt in between would leave a process that nobody knows.
+        # An interrupt in between would leave a process that the sweep does not know.
         with held(), log.open("ab") as output:
             output.write(f"{shlex.join(command)}\n".encode())
             output.flush()
@@ -93,7 +93,7 @@ class MemberProcess:
             member.state, member.why = "stopped", self.stopping
         elif code < 0:
             member.state, member.why = "killed", f"by {signal.Signals(-code).name}"
-            self._clear_away()
+            self._end_leftovers()
         else:
             member.state = _ENDED.get(code, "failed")  # type: ignore[assignment]
         if member.state == "failed":
@@ -111,7 +111,7 @@ class MemberProcess:
             self.process.send_signal(number)
 
     def kill(self) -> None:
-        """End it and everything under it at once."""
+        """End the member and its child processes at once."""
         with suppress(psutil.Error):
             parent = psutil.Process(self.process.pid)
             for process in [*parent.children(recursive=True), parent]:
@@ -120,7 +120,7 @@ class MemberProcess:
         self.process.wait()
         self.ended()
 
-    def _clear_away(self) -> None:
+    def _end_leftovers(self) -> None:
         """End what a `kit run` that was killed could not: its session, and its kernel."""
         from kit.cluster import registry
 
@@ -154,5 +154,5 @@ def _end_with(sweep: int) -> None:
 def _last_words(log: Path) -> str:
     """Line of a run's output that says why it failed."""
     lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines()]
-    told = [line for line in lines if " failed: " in line]
-    return (told or [line for line in lines if line] or [""])[-1][:300]
+    reasons = [line for line in lines if " failed: " in line]
+    return (reasons or [line for line in lines if line] or [""])[-1][:300]

@@ -5,7 +5,7 @@ sizes "[1, 2],[4]"      two lists: commas inside of brackets, braces and quotes 
 name '"a, b",c'         two words, the first with a comma: quotes around a value are taken off
 steps 30                one value, the same for every member
 
-Where the members of a sweep run: one session a GPU, or a share of the cores each.
+Members run one a GPU, or each on a share of the cores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from kit.utils.formatting import count
 from kit.utils.hardware import VISIBLE, visible_gpus
 
 MOST_MEMBERS = 1_000
-"""More is a grid that somebody did not mean."""
+"""More are most likely a mistake."""
 
 
 _OPEN, _CLOSE = "[{(", "]})"
@@ -65,7 +65,7 @@ def plan_sweep(
     given: Mapping[str, object] | Sequence[tuple[str, str]],
     seeds: int | Sequence[int] = (),
 ) -> SweepPlan:
-    """A sweep over the values that were given.
+    """Plan a sweep over the given values.
 
     Args:
         notebook: its parameters say which names and types there are.
@@ -133,7 +133,7 @@ def split_values(text: str) -> list[str]:
 
 
 def as_text(parameter: Parameter, value: Any) -> str:
-    """A value as `kit run -p` takes it.
+    """Write a value as `kit run -p` takes it.
 
     Raises:
         RunError: no text is read back as this value.
@@ -240,7 +240,7 @@ class Place:
 
 
 def places(parallel: int | None = None) -> list[Place]:
-    """As many places as members run at once.
+    """Places for the members that run at once.
 
     Args:
         parallel: how many; None takes one a GPU, or one for every two cores where there is none.

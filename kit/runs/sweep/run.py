@@ -167,7 +167,7 @@ class Sweep:
             with self._display:
                 while self._running or self.record.in_state("waiting"):
                     self._start()
-                    self._look()
+                    self._poll()
                     self.record.seconds = round(before + time.monotonic() - begin, 1)
                     self._display.show()
                     if self._running:
@@ -190,7 +190,7 @@ class Sweep:
             self.record.save(self.folder)
             self._display.started(member, place.words)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         """Follow the rewards of running members; record those that ended, end those that must."""
         for running in [*self._running]:
             member = running.member
@@ -233,7 +233,7 @@ class Sweep:
         return self._rewards.get(member.number, [])
 
     def _compare(self) -> None:
-        """Draw the page of all members. The sweep stands without it, so a failure is only told."""
+        """Write the page of all members; the sweep stands without it, so a failure is only told."""
         from kit.runs.compare import compare_runs
 
         if not any(member.steps for member in self.record.members):
@@ -304,7 +304,7 @@ def _prepare(folder: Path, member: Member) -> None:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Nobody else runs this sweep meanwhile; the lock goes with the process, however it ends."""
+    """Lock the sweep against a second process; the lock goes with the process, however it ends."""
     with (folder / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

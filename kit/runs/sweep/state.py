@@ -2,8 +2,6 @@
 
 It is written anew in one move whenever something changes, so a reader never sees half of it, and a
 sweep that was killed can be resumed from it.
-
-Which members of a sweep are not worth going on with, told by their rewards so far.
 """
 
 from __future__ import annotations
@@ -144,7 +142,7 @@ class StopBelow:
             ) from None
 
     def why(self, rewards: Rewards) -> str:
-        """Why this member should end; empty where it should not."""
+        """The reason to end this member; empty where there is none."""
         found = next(((step, value) for step, value in rewards if step >= self.step), None)
         if found is None or found[1] >= self.reward:
             return ""
@@ -163,7 +161,7 @@ class StopMedian:
     """Steps that every member may take first."""
 
     def why(self, rewards: Rewards, others: Sequence[Rewards]) -> str:
-        """Why this member should end; empty where it should not.
+        """The reason to end this member; empty where there is none.
 
         Args:
             rewards: of the member.
