@@ -11,7 +11,7 @@ from rich.console import Console
 
 from kit.errors import RunError
 from kit.reports.runs import RunInfo
-from kit.runs.index import choose, find_runs, put_in_order, read_run, resolve, show_runs
+from kit.runs.index import choose, find_runs, read_run, resolve, show_runs, sort_runs
 from kit.runs.sweep.state import Member, SweepRecord
 from kit.tracking.run_folder import find_run
 from tests.runs.run_folders import make_run
@@ -84,13 +84,13 @@ def test_conditions_choose_by_facts_and_parameters_and_numbers_are_numbers(root:
 
 def test_runs_are_put_in_order_by_any_column_and_unknown_values_come_last(root: Path) -> None:
     runs = find_runs(root)
-    assert names(put_in_order(runs, "lr"))[0] == 3
-    assert names(put_in_order(runs, "-lr"))[0] == 1
-    by_reward = put_in_order(runs, "reward")
+    assert names(sort_runs(runs, "lr"))[0] == 3
+    assert names(sort_runs(runs, "-lr"))[0] == 1
+    by_reward = sort_runs(runs, "reward")
     rewards = [run.reward_last for run in by_reward if run.reward_last is not None]
     assert rewards == sorted(rewards, reverse=True)
     assert names(by_reward)[-1] == 3
-    assert put_in_order(runs, "status")[0].status == "completed"
+    assert sort_runs(runs, "status")[0].status == "completed"
 
 
 def test_the_table_tells_what_differs_and_nothing_that_does_not(root: Path) -> None:
