@@ -165,8 +165,8 @@ class Sample(Displayed):
         if all(version == weight_version for version, _ in self.spans):
             return self
         own = [version == weight_version for version, length in self.spans for _ in range(length)]
-        kept = [mask * mine for mask, mine in zip(self.mask, own, strict=True)]
-        return replace(self, loss_mask=kept)
+        trained = [mask * mine for mask, mine in zip(self.mask, own, strict=True)]
+        return replace(self, loss_mask=trained)
 
     def unwritten(self) -> Sample:
         """The same sample before anything was written: its prompt alone."""

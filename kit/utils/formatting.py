@@ -76,6 +76,17 @@ def shorten(text: str, width: int) -> str:
     return line if len(line) <= width and len(text) <= width else line[: width - 1] + "…"
 
 
+def letters(token: str, most: int) -> str:
+    """A token with its white space visible; `∅` for none at all."""
+    return shorten(token, most).replace(" ", "␣") or "∅"
+
+
+def pointed_at(before: str, token: str, after: str, side: int) -> tuple[str, str]:
+    """A token between `side` characters of what is around it, and a line of carets under it."""
+    before, token, after = one_line(before)[-side:], letters(token, side), one_line(after)[:side]
+    return before + token + after, " " * len(before) + "^" * len(token)
+
+
 def both_ends(text: str, width: int) -> str:
     """One visible line like `shorten`, but the middle is left out: an answer stands at the end."""
     if len(text) <= width:

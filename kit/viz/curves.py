@@ -48,15 +48,15 @@ def rows_of(report: TrainReport) -> list[dict[str, Any]]:
 def evaluations_of(report: TrainReport) -> dict[str, Points]:
     """Every evaluation of a run once, by metric name."""
     during = [step.evaluation for step in report.steps if step.evaluation]
-    found = {f"eval/{e.dataset}": dict[float, float]() for e in (*report.evaluations, *during)}
+    by_name = {f"eval/{e.dataset}": dict[float, float]() for e in (*report.evaluations, *during)}
     for evaluation in (*report.evaluations, *during):
-        _add(found, evaluation)
-    return {name: sorted(points.items()) for name, points in found.items()}
+        _add(by_name, evaluation)
+    return {name: sorted(points.items()) for name, points in by_name.items()}
 
 
-def _add(found: dict[str, dict[float, float]], evaluation: EvalReport) -> None:
+def _add(by_name: dict[str, dict[float, float]], evaluation: EvalReport) -> None:
     if math.isfinite(evaluation.accuracy):
-        found[f"eval/{evaluation.dataset}"][float(evaluation.step)] = evaluation.accuracy
+        by_name[f"eval/{evaluation.dataset}"][float(evaluation.step)] = evaluation.accuracy
 
 
 def curve(rows: Sequence[Row], name: str) -> Curve:
@@ -87,9 +87,9 @@ def run_curves(
     merged = {**logged_evaluations(rows), **evaluations}
     drawn = []
     for name in names:
-        found = curve(rows, name)
+        one = curve(rows, name)
         held_out = {k: v for k, v in merged.items() if v} if name == REWARD else {}
-        drawn.append(Curve(name, found.points, found.dropped, held_out))
+        drawn.append(Curve(name, one.points, one.dropped, held_out))
     return drawn
 
 

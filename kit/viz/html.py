@@ -139,8 +139,8 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Child]]) -> Markup:
         tag("tr", *(tag("td", cell, class_=k) for cell, k in zip(row, classes, strict=True)))
         for row in rows
     )
-    made = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body), class_="kv-table")
-    return tag("div", made, class_="kv-wide")
+    drawn = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body), class_="kv-table")
+    return tag("div", drawn, class_="kv-wide")
 
 
 def fold(summary: Child, *children: Child, is_open: bool = False) -> Markup:

@@ -63,18 +63,18 @@ def curves(report: TrainReport, names: Sequence[str] = CURVES) -> Picture:
     """Metrics of a run over its steps, one panel each, with evaluations over the reward."""
     drawn = run_curves(rows_of(report), names, evaluations_of(report))
     html = page(title("Curves of the run"), curves_svg(drawn), *_notes(drawn))
-    seen = [c for c in drawn if _has_points(c)]
-    image = base64.b64encode(_png(_figure(seen, LIGHT))).decode() if seen else ""
+    visible = [c for c in drawn if _has_points(c)]
+    image = base64.b64encode(_png(_figure(visible, LIGHT))).decode() if visible else ""
     return Picture(html, curves_plain(drawn), image)
 
 
 def curves_svg(drawn: Sequence[Curve]) -> Markup | None:
     """The curves that have points, as SVG to put into a page; None where there are none."""
-    seen = [curve for curve in drawn if _has_points(curve)]
-    if not seen:
+    visible = [curve for curve in drawn if _has_points(curve)]
+    if not visible:
         return None
-    words = "; ".join(in_words(curve) for curve in seen)
-    return _inline(_svg(_figure(seen, _INK), salt=words), words)
+    words = "; ".join(in_words(curve) for curve in visible)
+    return _inline(_svg(_figure(visible, _INK), salt=words), words)
 
 
 def save_curve(

@@ -356,12 +356,12 @@ def _thinned(points: Points) -> Points:
     stretch = -(-2 * len(points) // MOST_POINTS)
     if stretch <= 2:
         return points
-    kept: Points = []
+    thinned: Points = []
     for start in range(0, len(points), stretch):
         part = points[start : start + stretch]
         ends = {min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])}
-        kept += sorted(ends)
-    return kept
+        thinned += sorted(ends)
+    return thinned
 
 
 def _diamonds(axes: Axes, points: Points) -> Markup:

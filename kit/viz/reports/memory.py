@@ -194,7 +194,7 @@ def _facts(plan: MemoryPlan) -> list[tuple[str, str]]:
 
 
 def _table(plan: MemoryPlan) -> tuple[list[Column], list[list[str]]]:
-    """One row a part, one column a phase; how much of the limit is left, and what was seen."""
+    """One row a part, one column a phase; how much of the limit is left, and what was measured."""
     heads = [Column("part", "mid"), *(Column(phase.name, "num") for phase in plan.phases)]
     rows = [
         [f"{place} {name}", *(_cell(plan, phase, name) for phase in plan.phases)]
@@ -203,9 +203,9 @@ def _table(plan: MemoryPlan) -> tuple[list[Column], list[list[str]]]:
     rows.append(["together", *(in_gib(phase.total) for phase in plan.phases)])
     rows.append(["left free", *(in_gib(plan.limit - phase.total) for phase in plan.phases)])
     if any(phase.measured for phase in plan.phases):
-        seen = [in_gib(p.measured) if p.measured else "not yet" for p in plan.phases]
+        measured = [in_gib(p.measured) if p.measured else "not yet" for p in plan.phases]
         rows += [
-            ["measured", *seen],
+            ["measured", *measured],
             ["the plan is", *(_off(phase) or "–" for phase in plan.phases)],
         ]
     return heads, rows
@@ -235,8 +235,8 @@ def _always_outside(plan: MemoryPlan, name: str) -> bool:
     return plan.optimizer_cpu_offload and name == "trainer: weights, optimizer"
 
 
-def _seen(phase: Phase) -> str:
-    """`21.5 GiB (plan 7.0% above)`; empty before anything was seen."""
+def _measured(phase: Phase) -> str:
+    """`21.5 GiB (plan 7.0% above)`; empty before anything was measured."""
     return f"{in_gib(phase.measured)} (plan {_off(phase)})" if phase.measured else ""
 
 
@@ -249,8 +249,8 @@ def _off(phase: Phase) -> str:
 
 
 def _planned_and_measured(phase: Phase) -> str:
-    seen = _seen(phase)
-    return f"{in_gib(phase.total)}{f', measured {seen}' if seen else ''}"
+    measured = _measured(phase)
+    return f"{in_gib(phase.total)}{f', measured {measured}' if measured else ''}"
 
 
 def _measured_note(plan: MemoryPlan) -> str:
@@ -270,8 +270,8 @@ def _largest(plan: MemoryPlan) -> int:
 
 def _scale(plan: MemoryPlan) -> int:
     """Bytes that the whole width stands for."""
-    seen = max([_largest(plan), *(phase.measured or 0 for phase in plan.phases)])
-    return max(seen, plan.limit if plan.limit <= FAR * seen else 0, 1)
+    largest = max([_largest(plan), *(phase.measured or 0 for phase in plan.phases)])
+    return max(largest, plan.limit if plan.limit <= FAR * largest else 0, 1)
 
 
 def _picture(plan: MemoryPlan) -> Markup:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from kit.reports import CurvePoint, MismatchReport, TokenDifference
 from kit.utils.display import Bundle
-from kit.utils.formatting import count, number, one_line, percent, shorten
+from kit.utils.formatting import count, number, percent, pointed_at, shorten
 from kit.viz.html import Child, Column, badge, fold, in_page, join, note, quiet, table, tag, title
 from kit.viz.render import render
 from kit.viz.svg import bars, side_by_side
@@ -144,11 +144,8 @@ def _probability(point: CurvePoint) -> str:
 # ---- the worst tokens ----------------------------------------------------------------------------
 
 
-def in_context(worst: TokenDifference) -> tuple[str, str]:
-    """The token between its neighbours, and a line of carets that points at it."""
-    before, after = one_line(worst.before)[-SIDE:], one_line(worst.after)[:SIDE]
-    token = shorten(worst.token, SIDE).replace(" ", "␣") or "∅"
-    return before + token + after, " " * len(before) + "^" * len(token)
+def _in_context(worst: TokenDifference) -> tuple[str, str]:
+    return pointed_at(worst.before, worst.token, worst.after, SIDE)
 
 
 def _worst(worst: tuple[TokenDifference, ...]) -> Markup:
@@ -162,7 +159,7 @@ def _worst(worst: tuple[TokenDifference, ...]) -> Markup:
     ]
     rows = [
         [
-            tag("pre", "\n" + "\n".join(in_context(w)), class_="kv-text"),
+            tag("pre", "\n" + "\n".join(_in_context(w)), class_="kv-text"),
             str(w.sample_index),
             str(w.position),
             number(w.rollout_log_prob),
@@ -200,7 +197,7 @@ def mismatch_plain(report: MismatchReport) -> str:
     lines += _curve_plain("by position", report.by_position)
     lines += _curve_plain("by probability", report.by_probability)
     for w in report.worst[:5]:
-        text, carets = in_context(w)
+        text, carets = _in_context(w)
         lines.append(f"  sample {w.sample_index}, position {w.position}: {w.difference:+.3g}")
         lines += [f"      {text}", f"      {carets}"]
     return "\n".join(line for line in lines if line)

@@ -151,8 +151,8 @@ def _differing(report: WhatIf) -> list[str]:
 
 def _alike(report: WhatIf) -> str:
     """The metrics that are equal in all trials, in words; empty where there are none."""
-    found = [(name, _values(report, name)) for name in METRICS if name != "train/lr"]
-    alike = [f"{_short(n)} {number(v[0], 3)}" for n, v in found if len({*v}) == 1 and v[0]]
+    values = [(name, _values(report, name)) for name in METRICS if name != "train/lr"]
+    alike = [f"{_short(n)} {number(v[0], 3)}" for n, v in values if len({*v}) == 1 and v[0]]
     if not alike:
         return ""
     return f"The same in all: {', '.join(alike)}. They are measured before the weights move."
@@ -199,5 +199,5 @@ def _refusal(index: int, trial: Trial) -> Markup:
 
 def _tokens(report: WhatIf, index: int, trial: Trial) -> Markup:
     assert trial.after is not None
-    found = moves(report.before, trial.after)
-    return fold(f"tokens that moved most: {_head(index, trial)}", moved_html(found))
+    moved = moves(report.before, trial.after)
+    return fold(f"tokens that moved most: {_head(index, trial)}", moved_html(moved))

@@ -160,27 +160,27 @@ class SampleBrowser:
                 fits. Nothing has changed then.
         """
         marks = read_marks(path)
-        found = {
+        fitting = {
             position: mark
             for mark in marks
             for position, sample in enumerate(self.rollout)
             if mark.fits(sample)
         }
-        if marks and not found:
+        if marks and not fitting:
             raise DataError(
                 f"{path}: none of {count(len(marks), 'mark')} fits a sample of this rollout.",
                 why="A mark fits where group, index, prompt and response are the same.",
                 fix="browse the rollout that was marked; `Rollout.load(path)` reads a saved one.",
             )
-        unknown = sorted({m.label for m in found.values()} - {"", *self.labels})
+        unknown = sorted({m.label for m in fitting.values()} - {"", *self.labels})
         if unknown:
             raise DataError(
                 f"{path} holds the mark {unknown[0]!r}, which this browser does not know.",
                 fix=f"rollout.browse(labels={[*self.labels, *unknown]!r}) knows it.",
             )
-        self._marks |= found
+        self._marks |= fitting
         self._list()
-        return len(found)
+        return len(fitting)
 
     def _keep(self, position: int, label: str, words: str) -> None:
         if label or words:

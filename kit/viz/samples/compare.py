@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from kit.samples import Rollout, Sample, token_values
 from kit.utils.display import Picture
-from kit.utils.formatting import columns, count, mean, number, percent, shorten
+from kit.utils.formatting import columns, count, letters, mean, number, percent, shorten
 from kit.viz.html import (
     Child,
     Column,
@@ -31,7 +31,7 @@ from kit.viz.html import (
     title,
 )
 from kit.viz.samples.rollout import answer_html, prompt_html, response_cell, reward_scale
-from kit.viz.samples.strip import chips_alone, in_context, letters
+from kit.viz.samples.strip import chips_alone, in_context
 
 _FIRST = "Shown is the first response to each prompt; its reward is the mean over all of them."
 _COLOURS = (

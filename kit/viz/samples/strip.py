@@ -14,7 +14,18 @@ from markupsafe import Markup, escape
 from kit.samples import Sample, token_values
 from kit.samples.token_values import Quantity
 from kit.utils.display import Picture
-from kit.utils.formatting import columns, count, cut, mean, number, one_line, percent, shorten
+from kit.utils.formatting import (
+    columns,
+    count,
+    cut,
+    letters,
+    mean,
+    number,
+    one_line,
+    percent,
+    pointed_at,
+    shorten,
+)
 from kit.viz.html import Child, Column, fold, join, note, page, spaced, table, tag, title
 from kit.viz.samples.scales import UNKNOWN, Scale, scale_of
 
@@ -168,11 +179,6 @@ def chips_alone(sample: Sample, name: str, most: int) -> Markup:
     return tag("div", drawn, more, class_="kv-strip")
 
 
-def letters(text: str, most: int) -> str:
-    """A token with its white space visible; `∅` for none at all."""
-    return shorten(text, most).replace(" ", "␣") or "∅"
-
-
 def _short(texts: Sequence[str]) -> list[str]:
     """All texts as shown; each is cut where together they would be too many bytes."""
     shown = [letters(text, 60) for text in texts]
@@ -185,8 +191,8 @@ def _short(texts: Sequence[str]) -> list[str]:
 
 def _all_known(sample: Sample) -> dict[str, tuple[Quantity, list[float]]]:
     names = token_values.known(sample)[:MOST_NAMES]
-    found = {name: token_values.require(sample, name) for name in names}
-    return {name: (token_values.quantity(name, row), row) for name, row in found.items()}
+    values = {name: token_values.require(sample, name) for name in names}
+    return {name: (token_values.quantity(name, row), row) for name, row in values.items()}
 
 
 def _every(sample: Sample, full: dict[str, tuple[Quantity, list[float]]], place: int) -> Markup:
@@ -321,7 +327,5 @@ def in_context(sample: Sample, place: int) -> tuple[str, str]:
     texts = [sample.prompt_text[-SIDE:], *token_values.texts(sample)]
     place += 1
     beside = texts[max(place - SIDE, 0) : place], texts[place + 1 : place + 1 + SIDE]
-    before, after = ("".join(one_line(text[:SIDE]) for text in side) for side in beside)
-    before, after = before[-SIDE:], after[:SIDE]
-    token = letters(texts[place], SIDE)
-    return before + token + after, " " * len(before) + "^" * len(token)
+    before, after = ("".join(text[:SIDE] for text in side) for side in beside)
+    return pointed_at(before, texts[place], after, SIDE)
