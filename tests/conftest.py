@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -24,7 +25,7 @@ from tests.lessons import notebook_times
 # What a busy machine takes for an example says nothing of the code. Examples are the same each time
 # where a change is judged; every test, run at leisure, looks for new ones.
 settings.register_profile(
-    "judging", deadline=None, derandomize=not EVERY, max_examples=some(30, 100)
+    "judging", deadline=None, derandomize=not EVERY, max_examples=some(25, 100)
 )
 settings.load_profile("judging")
 
@@ -108,6 +109,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     places = {here / name: place for place, name in enumerate(LONGEST_FIRST)}
     last = len(places)
     items[:] = sorted(filter(wanted, items), key=lambda item: places.get(item.path, last))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker whole files; those of the engine, which share a process, to one of them."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduler(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            scope: str = super()._split_scope(nodeid)
+            return "engine" if scope.startswith("tests/engine/") else scope
+
+    return Scheduler(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

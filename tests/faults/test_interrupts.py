@@ -130,7 +130,7 @@ def test_an_interrupted_update_stops_at_a_micro_batch_or_is_complete_and_says_so
 
 
 @pytest.mark.parametrize(
-    "verb", ["generate", "sync", "check", *slow("score", "evaluate", "check_mismatch")]
+    "verb", ["generate", "sync", *slow("score", "evaluate", "check", "check_mismatch")]
 )
 def test_an_interrupted_verb_changes_nothing_and_works_when_called_again(
     session: RLSession, verb: str, tmp_path: Path
