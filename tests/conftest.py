@@ -9,6 +9,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,10 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Say how long each notebook took that ran as a batch run, in whatever test."""
-    if ran := notebook_times(Path(config._tmp_path_factory.getbasetemp())):
+    ran: list[str] = []
+    with suppress(FileNotFoundError):  # after an interrupt, folders may be removed meanwhile
+        ran = notebook_times(Path(config._tmp_path_factory.getbasetemp()))
+    if ran:
         terminalreporter.section("notebooks, as batch runs")
         for line in ran:
             terminalreporter.line(line)
