@@ -19,7 +19,7 @@ from kit.samples import Batch, Rollout
 
 
 class WeightVersions(Protocol):
-    """What numbers the weights: the stack."""
+    """Source of weight versions: the stack."""
 
     trainer_version: int
     newest_version: int

@@ -90,7 +90,7 @@ class JoinedCluster(Cluster):
         return None
 
     def placement(self, layout: Layout, device: str) -> JoinedPlacement:
-        """Where actors run; there once `connect` is done."""
+        """Placement of actors; available after `connect`."""
         bundles = [Bundle(**row) for row in self._reserved["bundles"]]
         return JoinedPlacement(self, layout, device, bundles)
 
@@ -213,7 +213,7 @@ class RemoteActor(Elsewhere):
         return True  # Ray itself is looked at elsewhere
 
     def end(self) -> None:
-        """Have Ray kill the actor."""
+        """Kill the actor through Ray."""
         import ray
 
         with suppress(Exception):

@@ -133,7 +133,7 @@ TINY = "tiny"
 
 
 class ModelConfig(Section):
-    """Which model, and how it computes."""
+    """The model and its precision, context, attention and recomputation."""
 
     name: str = TINY
     """A directory, a Hugging Face name such as Qwen/Qwen3-0.6B, or `tiny`."""
@@ -154,7 +154,7 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """Where prompts come from, and how they become tokens."""
+    """Sources of prompts, and how rows become tokens."""
 
     source: str = ""
     """Where training prompts come from: a JSONL, JSON, CSV or Parquet file, a directory saved by
@@ -183,7 +183,7 @@ class DataConfig(Section):
 
 
 class RewardConfig(Section):
-    """What a response is worth."""
+    """The reward of a response, and its time limit."""
 
     name: str = ""
     """A built-in reward: exact, number, math, gsm8k, format, reasoning_gym. Empty takes the one
@@ -198,7 +198,7 @@ class RewardConfig(Section):
 
 
 class RolloutConfig(Section):
-    """How responses are sampled."""
+    """Sampling of responses, and which groups a step trains on."""
 
     temperature: float = Field(default=1.0, gt=0.0)
     """Divides the logits, in the engine and in the trainer: below 1 surer, above 1 bolder."""
@@ -271,7 +271,7 @@ class EngineConfig(Section):
 
 
 class MemoryConfig(Section):
-    """Who may hold device memory when; `session.memory_plan()` shows what follows from it."""
+    """Limits and offloading of device memory; see `session.memory_plan()`."""
 
     device_gib: Above0 | None = None
     """Most that the session may take of the device, in GiB; None takes what the card has."""

@@ -1,4 +1,4 @@
-"""How a session starts, is found again, loops, steps, is locked, recorded and ends.
+"""Life of a session: start, attach, train loop, step, lock, journal, end.
 
 start.py       `SessionParts`: what a session is made of; start and close
 acquire.py     a stack for it: a warm one, or a new one where there is room

@@ -16,7 +16,7 @@ Experts = list[list[list[int]]]
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """One pass through a mixture of experts, sample by sample."""
+    """Experts and log-probs of one forward pass, sample by sample."""
 
     experts: list[Experts]
     log_probs: list[list[float]]

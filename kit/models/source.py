@@ -111,7 +111,7 @@ def _fault(file: Path) -> str:
 
 
 def _header(file: Path) -> tuple[int, dict[str, Any]]:
-    """Where the numbers of a safetensors file begin, and what its header says of each tensor.
+    """Header of a safetensors file: offset of its data, and an entry per tensor.
 
     A file too short for its header has no tensors.
     """

@@ -17,7 +17,7 @@ Level = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that a session needs, as it is on this machine."""
+    """One requirement of a session, and its state on this machine."""
 
     name: str
     level: Level
@@ -96,7 +96,7 @@ class TokenDifference:
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """Tokens that are alike in one thing, and how far both sides are apart on them."""
+    """A bin of tokens, and the mean difference of both sides in it."""
 
     low: float
     high: float
@@ -182,7 +182,7 @@ class RewardFailure:
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """What one reward made of a rollout."""
+    """Scores of one reward over a rollout."""
 
     name: str
     rollout: Rollout

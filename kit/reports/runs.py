@@ -82,7 +82,7 @@ class Continued(_Part):
 
 
 class Lineage(_Part):
-    """What a run came from."""
+    """Earlier attempts at a run, and its trainings that were continued from a checkpoint."""
 
     attempts: list[Attempt] = Field(default_factory=list)
     """Those before this one."""
@@ -224,7 +224,7 @@ class RunInfo:
         return self.folder.name
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types only."""
+        """Convert to JSON's types."""
         row = asdict(self) | {"folder": str(self.folder), "name": self.name}
         return row | {"started": self.started.isoformat() if self.started else None}
 
@@ -263,7 +263,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What one group wrote to one prompt."""
+    """Responses of one group to one prompt."""
 
     step: int
     sample: Sample

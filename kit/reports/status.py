@@ -119,7 +119,7 @@ class Snapshots(Shown, Sequence[Snapshot]):
         return len(self.all)
 
     def __getitem__(self, index: Any) -> Any:
-        """By place, or by name."""
+        """Snapshot by index or by name."""
         if isinstance(index, str):
             return find({s.name: s for s in self.all}, index)
         return self.all[index]
@@ -129,7 +129,7 @@ class Snapshots(Shown, Sequence[Snapshot]):
 
     @property
     def host_bytes(self) -> int:
-        """Host memory that they hold together."""
+        """Bytes of host memory that all snapshots hold together."""
         return sum(s.bytes for s in self.all if s.folder is None)
 
 

@@ -14,7 +14,7 @@ from kit.utils.display import Shown
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """How far an update moved the log-probs of the tokens that it trained on."""
+    """Change of log-probs by an update, over the tokens that it trained on."""
 
     tokens: int
     mean_abs: float

@@ -1,4 +1,4 @@
-"""From prompts to scored samples to the batch of an update.
+"""Prompts to scored samples to the batch of an update.
 
 sampler.py     prompts rendered, requests made, responses written into samples
 collector.py   generate and score at once, filters, groups carried over to the next step

@@ -1,4 +1,4 @@
-"""What a terminal shows while a notebook runs: cells done, training step, reward, time left."""
+"""Progress of a run in a terminal: cells done, training step, reward, time left."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class RunProgress:
 
 
 def _left(rows: list[Row], total: int) -> str:
-    """How long the steps that are left take, as long as the last ones took."""
+    """Time left at the recent pace."""
     paces = [row[STEP_TIME] for row in rows[-PACE:] if row.get(STEP_TIME) is not None]
     if not paces or len(rows) >= total:
         return ""

@@ -64,12 +64,12 @@ class Rollout(Displayed, Sequence[Sample]):
         return list(by_prompt.values())
 
     def with_samples(self, samples: Iterable[Sample]) -> Rollout:
-        """The same rollout with other samples."""
+        """Copy with other samples."""
         return Rollout(samples, self.step, self.seconds, self.metrics, self.notes)
 
     @property
     def new_tokens(self) -> int:
-        """Response tokens that were written for it, those of groups that are not in it included."""
+        """Number of response tokens generated for it, also those of groups that were dropped."""
         return int(self.metrics.get(NEW_TOKENS, sum(s.response_length for s in self.samples)))
 
     def rewards(self) -> list[float]:
@@ -93,7 +93,7 @@ class Rollout(Displayed, Sequence[Sample]):
         return {v for s in self.samples for v in s.weight_versions} <= versions
 
     def of_version(self, version: int) -> Rollout:
-        """Only the samples that these weights alone wrote."""
+        """Rollout of the samples that these weights alone generated."""
         return self.with_samples(s for s in self.samples if set(s.weight_versions) <= {version})
 
     def failed(self) -> Rollout:
@@ -135,7 +135,7 @@ class Rollout(Displayed, Sequence[Sample]):
 
 @dataclass(frozen=True, slots=True)
 class Batch(Displayed):
-    """What an update will see: the samples that train, and the advantage of each.
+    """Input of an update: the samples that train, and the advantage of each.
 
     Failed samples and their groups are already left out; `left_out` says which and why.
     """

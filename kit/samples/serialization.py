@@ -188,7 +188,7 @@ def _sample(row: dict[str, Any], lists: dict[str, list[Any]]) -> Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """One sample's mark. It carries what was marked, so that it means something by itself."""
+    """A mark on a sample, with enough of the sample to be read without it."""
 
     label: str = ""
     """`good`, `bad`, `odd`; empty where there is only a note."""
@@ -204,7 +204,7 @@ class Mark:
 
     @classmethod
     def of(cls, sample: Sample, step: int, label: str = "", note: str = "") -> Mark:
-        """A mark of this sample."""
+        """Make a mark of a sample."""
         return cls(
             label=label,
             note=note,
@@ -247,7 +247,7 @@ def read_marks(path: str | Path) -> list[Mark]:
 
 
 def marks_table(marks: Iterable[Mark]) -> Any:
-    """One row a mark, as a pandas table."""
+    """Data frame with one row per mark."""
     import pandas as pd
 
     names = list(Mark.__dataclass_fields__)

@@ -1,4 +1,4 @@
-"""What can be known of each response token: the quantities, by name, and where each comes from.
+"""Quantities by response token: their names, meanings, and where each comes from.
 
 Measured ones are lists in `Sample.token_values`, one number a response token; `session.annotate`
 fills them in. Derived ones are worked out of those when asked for. Names that are not listed here
@@ -31,7 +31,7 @@ LARGEST_LOG_RATIO = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """One number a token."""
+    """A quantity with one number per response token."""
 
     name: str
     words: str
@@ -94,7 +94,7 @@ _ALL = (
 
 
 def quantity(name: str, values: Sequence[float]) -> Quantity:
-    """What a name means; for one that is not listed, as its numbers look."""
+    """Quantity of a name; an unknown name gets one that fits its numbers."""
     if name in QUANTITIES:
         return QUANTITIES[name]
     return Quantity(name, name, kind="signed" if any(v < 0 for v in values) else "amount")
@@ -110,14 +110,14 @@ _DERIVED: dict[str, tuple[str, str, Callable[[float, float], float]]] = {
 
 
 def ratio(log_ratio: float) -> float:
-    """The ratio of this logarithm, which is kept within +-20."""
+    """Ratio of a log-ratio, which is clamped to +-20."""
     if math.isnan(log_ratio):
         return math.nan
     return math.exp(max(-LARGEST_LOG_RATIO, min(log_ratio, LARGEST_LOG_RATIO)))
 
 
 def find(sample: Sample, name: str) -> list[float] | None:
-    """A quantity's numbers, one a response token; None where the sample does not know them."""
+    """Values of a quantity, one per response token; None if the sample lacks them."""
     if name in sample.token_values:
         return sample.token_values[name]
     if name == "rollout_log_prob":
@@ -133,7 +133,7 @@ def find(sample: Sample, name: str) -> list[float] | None:
 
 
 def texts(sample: Sample) -> list[str]:
-    """What each response token says, as far as the sample knows.
+    """Text of each response token, as far as the sample knows it.
 
     From `metadata["token_texts"]`, else letter by letter where the response has as many letters
     as tokens, else the token ids.
@@ -179,7 +179,7 @@ def require(sample: Sample, name: str) -> list[float]:
 
 
 def trained_mean(values: Sequence[float], mask: Sequence[int]) -> float:
-    """The mean over the tokens that train; 0 where none does."""
+    """Mean over the tokens that train; 0 without any."""
     trained = [value for value, active in zip(values, mask, strict=True) if active]
     if not trained or min(trained) == max(trained):
         return trained[0] if trained else 0.0

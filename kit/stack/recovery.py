@@ -31,7 +31,7 @@ class Reattached:
 
 
 def start_dead_engines(engines: EngineGroup, offload: OffloadSchedule) -> bool:
-    """Start engines whose processes died, with the weights of the model's files; False if none had.
+    """Start engines that died, with the weights of the model's files; returns whether any had.
 
     Raises:
         StackError: one could not start; none is left half started.

@@ -193,7 +193,7 @@ MEANINGS: dict[str, Meaning] = {
 
 
 def meaning(name: str) -> Meaning:
-    """What is known about a metric; an empty meaning for one that is not listed."""
+    """Meaning of a metric; an empty one for an unknown name."""
     if name in MEANINGS:
         return MEANINGS[name]
     families = (family for family in MEANINGS if "*" in family and fnmatchcase(name, family))
@@ -201,7 +201,7 @@ def meaning(name: str) -> Meaning:
 
 
 def what_is_off(name: str, value: object) -> str:
-    """Why a value deserves a second look, in words; empty where it looks right."""
+    """Reason why a value deserves a second look; "" if it looks right."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return ""
     if not math.isfinite(value):

@@ -65,13 +65,13 @@ class TrainerBackend(Protocol):
         """
 
     def values(self, packed: Packed) -> torch.Tensor:
-        """What the critic expects before each response token, (R)."""
+        """Critic's value before each response token, (R)."""
 
     def logits(self, packed: Packed) -> torch.Tensor:
         """Logits over the vocabulary for each response token, (R, vocabulary)."""
 
     def with_reference(self) -> AbstractContextManager[None]:
-        """Have a reference for a while: the model of the start where there is no other."""
+        """Provide a reference inside the block: the initial model if there is no other."""
 
     # ---- learning ------------------------------------------------------------------------------
 
@@ -111,7 +111,7 @@ class TrainerBackend(Protocol):
         """Every tensor that an update changes by name, in the same order on every rank."""
 
     def fill_optimizers(self, names: Iterable[str]) -> None:
-        """Have optimizers hold just what of these names is theirs; what is new there is zero."""
+        """Fill optimizer states for exactly these names; new ones start at zero."""
 
     def sleep(self) -> int:
         """Move everything to host memory; how many bytes."""

@@ -1,4 +1,4 @@
-"""What an update trains on, and how it is cut: into optimizer steps, ranks and micro-batches."""
+"""Division of an update's batch into optimizer steps, ranks and micro-batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def flat(rows: Sequence[Sequence[float]], indices: Sequence[int]) -> torch.Tenso
 
 
 def optimizer_steps(count: int, training: TrainingConfig, seed: str) -> list[list[int]]:
-    """Which samples each optimizer step of an update takes; epochs after the first reshuffle."""
+    """Samples of each optimizer step of an update; epochs after the first are reshuffled."""
     size = training.global_batch_size or count
     steps = []
     draw = random.Random(seed)
@@ -52,7 +52,7 @@ def worth_sharing(
 def rank_share(
     batch: TrainBatch, part: Sequence[int], world: int, limit: int, rank: int, *, share: bool = True
 ) -> list[list[int]]:
-    """One rank's micro-batches; an empty one where another rank has more of them.
+    """Micro-batches of one rank; empty ones if another rank has more.
 
     FSDP ranks run in step: each must call the model as often as the others.
     """
@@ -72,7 +72,7 @@ def rank_share(
 
 
 def flat_advantages(batch: TrainBatch, indices: Sequence[int]) -> torch.Tensor:
-    """One advantage for each response token of these samples, (R)."""
+    """Advantages of these samples by response token, (R)."""
     if batch.token_advantages is not None:
         return flat(batch.token_advantages, indices)
     lengths = torch.tensor([batch.response_lengths[i] for i in indices])

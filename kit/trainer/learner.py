@@ -23,7 +23,7 @@ POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"
 
 @dataclass(frozen=True, slots=True)
 class LearnerSettings:
-    """How one network learns, and under which names it reports."""
+    """Training settings of one network, and the names of its metrics."""
 
     rate: Callable[[int], float]
     """Learning rate by the number of optimizer steps before."""
@@ -122,7 +122,7 @@ class Learner:
                 yield f"{self.name}.optimizer/{parameter}//{key}", moment
 
     def fill_optimizer(self, names: set[str]) -> None:
-        """Have the optimizer hold just what these names list; what is new there is zero."""
+        """Fill the optimizer's state for exactly these names; new ones start at zero."""
         for parameter, value in self.model.named_parameters():
             if f"{self.name}.optimizer/{parameter}//step" not in names:
                 self.optimizer.state.pop(value, None)
@@ -136,7 +136,7 @@ class Learner:
 
 @dataclass(frozen=True, slots=True)
 class ModelFactory:
-    """What all networks of a trainer have in common: their files, layers and sharding."""
+    """Loads and shards the networks of a trainer."""
 
     model_path: str
     dtype: torch.dtype

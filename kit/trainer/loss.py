@@ -35,7 +35,7 @@ class LossSettings:
     """What dr_grpo divides by: the longest that a response can be."""
 
     def weights(self, mask_R: torch.Tensor, sample_R: torch.Tensor) -> torch.Tensor:
-        """What each token counts in the loss."""
+        """Weight of each token in the loss."""
         how: losses.Reduction = "sample_mean"
         if self.training.advantage_estimator == "dr_grpo":
             how = "constant"
@@ -47,7 +47,7 @@ class LossSettings:
 
 @dataclass(frozen=True, slots=True)
 class TokenInputs:
-    """What is known of each response token of a micro-batch; all of shape (R)."""
+    """Inputs of the loss by response token of a micro-batch, all of shape (R)."""
 
     advantage_R: torch.Tensor
     mask_R: torch.Tensor
@@ -63,7 +63,7 @@ class TokenInputs:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What each token adds to the parts of an optimizer step's loss; all of shape (R)."""
+    """Loss terms by token of an optimizer step, all of shape (R)."""
 
     pg_R: torch.Tensor
     entropy_R: torch.Tensor
@@ -71,7 +71,7 @@ class Terms:
     """None without a reference."""
 
     def loss(self, training: TrainingConfig) -> torch.Tensor:
-        """What each token adds to the loss, (R); its sum is what `policy_loss` gives."""
+        """Each token's contribution to the loss, (R); the sum is `policy_loss`."""
         return _total(self.pg_R, self.entropy_R, self.kl_R, training)
 
 
@@ -293,7 +293,7 @@ class ScoredBatch:
     def inputs(
         self, indices: Sequence[int], device: torch.device, *, counts: bool = True
     ) -> TokenInputs:
-        """What is known of each response token of these samples; `counts` False masks them all."""
+        """Inputs of the loss by response token of these samples; `counts` False masks them all."""
         batch = self.batch
         mask = torch.tensor([m for i in indices for m in batch.loss_masks[i]], dtype=torch.float32)
         rollout = None

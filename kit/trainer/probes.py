@@ -30,7 +30,7 @@ from kit.weight_sync.transport import POLICY
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What is computed again."""
+    """Samples whose log-probs are recomputed."""
 
     tokens: list[list[int]]
     response_lengths: list[int]
@@ -38,7 +38,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class SamplingTransform:
-    """How log-probs are made of logits."""
+    """Temperature, top-p and top-k that turn logits into log-probs."""
 
     temperature: float
     top_p: float = 1.0
@@ -148,7 +148,7 @@ class Probes:
         return self.state.digest()
 
     def disturbance(self) -> str:
-        """What was done to the weights that the engine has, in words; empty if exact."""
+        """Description of the disturbance in the engine's weights; empty if exact."""
         return str(self.weights.transform(POLICY).disturbance)
 
     def dropouts(self) -> list[str]:

@@ -96,7 +96,7 @@ class LogProbScorer:
         return as_rows(self.score(tokens, response_lengths, [of])[0].log_probs)
 
     def values(self, tokens: list[list[int]], response_lengths: list[int]) -> Rows:
-        """What the critic expects before each response token."""
+        """Critic's value before each response token."""
         if not self.backend.has(CRITIC):
             raise StackError(
                 "There is no critic.", fix="set training.advantage_estimator: ppo to have one."

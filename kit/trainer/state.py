@@ -45,7 +45,7 @@ FILE_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One rank's share of a trainer's state, in host memory."""
+    """Snapshot of one rank's state, in host memory."""
 
     names: tuple[str, ...]
     size: int
@@ -121,7 +121,7 @@ class TrainerState:
         return _size(self._backend.state_tensors())
 
     def digest(self) -> str:
-        """One word for this rank's tensors and counters: equal if every bit of them is."""
+        """Digest of this rank's tensors and counters: equal if every bit of them is."""
         word = hashlib.sha256(repr((self.optimizer_steps, self.updates)).encode())
         for name, tensor in self._backend.state_tensors().items():
             word.update(name.encode())

@@ -1,4 +1,4 @@
-"""What a notebook and a terminal show of a result, and the one door from results to pictures.
+"""Displays of results in notebooks and terminals, and the one door from results to pictures.
 
 Results stand below `kit.viz` and know nothing of it. They ask here for their picture, and `kit.viz`
 has a function for each kind of result (`kit.viz.render`), which is loaded when the first is asked
@@ -34,7 +34,7 @@ class Picture:
 
 
 def bundle(html: str, plain: str) -> Bundle:
-    """What a notebook stores of a result. A terminal is as open to hidden characters as a page."""
+    """Make a MIME bundle; hidden characters are made visible in its plain text."""
     return {"text/html": html, "text/plain": visible(plain)}
 
 

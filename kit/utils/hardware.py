@@ -73,7 +73,7 @@ class Card:
 
     @classmethod
     def host(cls) -> Self:
-        """This machine's own memory, where there is no GPU."""
+        """The machine's own memory, for a session without a GPU."""
         return cls("host memory", psutil.virtual_memory().total, is_gpu=False)
 
     @classmethod
@@ -205,7 +205,7 @@ def _process(pid: int, memory: int | None) -> GpuProcess:
 
 
 def gpu_count() -> int:
-    """How many GPUs the driver shows to this process."""
+    """Number of GPUs that the driver shows to this process."""
     return len(Driver.ask().cards)
 
 
@@ -266,7 +266,7 @@ SMALL_MODEL = 64 << 20
 
 
 def default_replicas(device: str, model_bytes: int) -> int:
-    """How many engines to start where the configuration leaves it open."""
+    """Number of engines if the configuration leaves it open."""
     small = device == "cpu" and model_bytes <= SMALL_MODEL
     return 2 if small and (os.cpu_count() or 1) > 1 else 1
 

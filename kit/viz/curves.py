@@ -23,7 +23,7 @@ SMOOTHED_FROM = 30
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One metric over the steps."""
+    """A metric over the steps."""
 
     name: str
     points: Points
@@ -60,7 +60,7 @@ def _add(by_name: dict[str, dict[float, float]], evaluation: EvalReport) -> None
 
 
 def curve(rows: Sequence[Row], name: str) -> Curve:
-    """One metric of the rows; rows without it are left out."""
+    """Curve of one metric; rows without it are left out."""
     points: Points = []
     dropped = 0
     for index, row in enumerate(rows):

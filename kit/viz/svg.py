@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """From values to places in a drawing of so many CSS pixels."""
+    """Maps values to places in a drawing of so many CSS pixels."""
 
     width: float
     height: float
@@ -41,22 +41,22 @@ class Axes:
 
     @property
     def left(self) -> float:
-        """Where the drawing area begins."""
+        """Left edge of the drawing area."""
         return self.margins[0]
 
     @property
     def right(self) -> float:
-        """Where it ends."""
+        """Right edge of the drawing area."""
         return self.width - self.margins[1]
 
     @property
     def top(self) -> float:
-        """Its upper edge."""
+        """Upper edge of the drawing area."""
         return self.margins[2]
 
     @property
     def floor(self) -> float:
-        """Its lower edge."""
+        """Lower edge of the drawing area."""
         return self.height - self.margins[3]
 
     def x(self, value: float) -> float:
@@ -283,12 +283,12 @@ MOST_POINTS = 150
 
 
 def panels(drawn: Sequence[Curve]) -> Markup:
-    """One panel a curve, beside each other as the page is wide."""
+    """Draw one panel per curve, as many in a row as fit the page."""
     return tag("div", *map(_panel, drawn), class_="kv-panels")
 
 
 def caption(drawn: Sequence[Curve]) -> Markup | None:
-    """What the lines mean, where a panel has a mean over its line."""
+    """Caption that explains a mean over a faint line."""
     many = any(len(curve.points) >= SMOOTHED_FROM for curve in drawn)
     return note("Thin: each step. Thick: running mean over a twentieth of them.") if many else None
 
@@ -383,7 +383,7 @@ LINE = 13.0
 
 @dataclass(frozen=True, slots=True)
 class Pen:
-    """How the curve of one group is told from the others: its number, its colour, its dashes."""
+    """Look of one group's curve: number, colour, dashes."""
 
     index: int
 

@@ -161,11 +161,11 @@ class WeightSender:
         return self._models[model]
 
     def specs(self, model: str) -> list[BucketSpec]:
-        """What each bucket of a model will carry."""
+        """Contents of each bucket of a model."""
         return self._registered(model).specs
 
     def transform(self, model: str) -> WeightTransform:
-        """What the last sync of a model did to its weights."""
+        """Transform that the last sync applied to a model's weights."""
         return self._registered(model).transform
 
     def checksums(self, model: str) -> dict[str, dict[str, list[str]]]:

@@ -14,7 +14,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Disturbance:
-    """What is done to each weight matrix; norms and other vectors are handed over exactly."""
+    """Rounding and noise on each weight matrix; vectors such as norms stay exact."""
 
     bits: int | None = None
     """Round each row to so many bits; None does not."""
@@ -27,7 +27,7 @@ class Disturbance:
         return bool(self.bits or self.noise)
 
     def of(self, name: str, weight: torch.Tensor, version: int) -> torch.Tensor:
-        """What the engine gets; the same for the same name, weight and version."""
+        """Disturbed weight; the same for the same name, weight and version."""
         if weight.dim() < 2:
             return weight
         if self.bits:
@@ -53,7 +53,7 @@ EXACT = Disturbance()
 
 @dataclass(frozen=True, slots=True)
 class WeightTransform:
-    """What one sync does to the weights, and how many updates had made them."""
+    """Transform of one sync, for weights of a given number of updates."""
 
     disturbance: Disturbance
     version: int

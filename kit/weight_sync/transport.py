@@ -55,7 +55,7 @@ def in_buckets(sizes: Iterable[tuple[str, int]], limit: int) -> list[list[str]]:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor in the flat buffer; `start` and `end` are bytes."""
+    """A tensor in the flat buffer; `start` and `end` are bytes."""
 
     name: str
     shape: tuple[int, ...]
@@ -70,7 +70,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class BucketSpec:
-    """What one bucket carries."""
+    """Contents of one bucket."""
 
     model: str
     """Whose weights they are, such as `policy`."""
@@ -177,7 +177,7 @@ class ReceiveBuffer:
     _mapped: torch.Tensor | None = None
 
     def receive(self, handle: Handle) -> torch.Tensor:
-        """What is in the trainer's buffer now, as one shared tensor of bytes."""
+        """Open the trainer's buffer as one shared tensor of bytes."""
         source = (handle.path, handle.size)
         if self.flat is None or self._mapped is None or self._source != source:
             self._source = source

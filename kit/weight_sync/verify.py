@@ -35,7 +35,7 @@ VOCABULARY_STEP = 64
 def trainer_checksums(
     named: Iterable[tuple[str, torch.Tensor]],
 ) -> dict[str, dict[str, list[str]]]:
-    """By SGLang's parameter name and dtype: the checksums it may have there.
+    """Checksums that SGLang may have, by its parameter name and dtype.
 
     Args:
         named: whole parameters as the engine was given them, under the trainer's names.
@@ -75,7 +75,7 @@ def _by_dtype(value: torch.Tensor) -> dict[str, list[str]]:
 
 
 def checksum(tensor: torch.Tensor) -> str:
-    """What SGLang's weight checker gives for a tensor."""
+    """Checksum of a tensor, as SGLang's weight checker computes it."""
     tensor = tensor.detach().contiguous()
     if tensor.is_cuda:
         from sglang.srt.managers.mm_utils import tensor_hash
@@ -157,7 +157,7 @@ class Checksums:
         return lines
 
     def require_equal(self) -> int:
-        """How many parameters were compared. Raises StackError where some did not arrive."""
+        """Return the number of compared parameters. Raises StackError if some differ."""
         if self.different:
             raise StackError(
                 f"{len(self.different)} of {self.compared} parameters did not reach the engine: "

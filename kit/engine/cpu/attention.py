@@ -224,7 +224,7 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
         forward_batch: ForwardBatch,
         save_kv_cache: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """This layer's keys and values, (slots, H, D), the new ones put in."""
+        """Store new keys and values, and return this layer's, (slots, H, D)."""
         pool = self.token_to_kv_pool
         if save_kv_cache and k is not None:
             where = KVWriteLoc(forward_batch.out_cache_loc, self.swa_out_cache_loc)
@@ -233,7 +233,7 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
 
 
 def _gather(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """What the cache (slots, H, D) holds at these slots (B, K), as (B, H, K, D)."""
+    """Gather rows of the cache (slots, H, D) at these slots (B, K), as (B, H, K, D)."""
     rows = cache.index_select(0, slots.flatten())
     return rows.view(*slots.shape, *cache.shape[1:]).transpose(1, 2)
 

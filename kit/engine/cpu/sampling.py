@@ -54,7 +54,7 @@ def uniform(seed: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 def multinomial_with_seed(
     logprobs: torch.Tensor, seed: torch.Tensor, positions: torch.Tensor
 ) -> torch.Tensor:
-    """One sample a row, (B, 1), by inversion of the distribution; `logprobs` is (B, vocabulary).
+    """Draw one sample per row, (B, 1), by inversion; `logprobs` is (B, vocabulary).
 
     One random number a row, where the Gumbel trick takes one a token.
     """

@@ -1,4 +1,4 @@
-"""What a terminal shows of a sweep: a table that is kept up to date, or a line for each event."""
+"""Display of a sweep in a terminal: a live table, or a line for each event."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class SweepDisplay:
         return f"{member.steps}/{planned}" if planned else str(member.steps)
 
     def _steps(self, member: Member) -> int | None:
-        """How many steps are planned, as the parameters or the session's settings say."""
+        """Number of planned steps, from the parameters or the session's settings."""
         given = next((member.parameters[n] for n in _STEPS if n in member.parameters), None)
         if isinstance(given, int):
             return given

@@ -49,7 +49,7 @@ class SweepPlan:
     """Empty where the notebook's own seed stays."""
 
     def members(self) -> list[dict[str, Any]]:
-        """What each member is given beside the notebook's own values; seeds change fastest."""
+        """Parameters of each member that differ from the notebook's; seeds vary fastest."""
         axes = self.grid | ({SEED: self.seeds} if self.seeds else {})
         combinations = itertools.product(*axes.values())
         return [self.fixed | dict(zip(axes, values, strict=True)) for values in combinations]

@@ -1,4 +1,4 @@
-"""What changes while it is shown: the dashboard of a training, lines of progress."""
+"""Displays that change while they are shown: dashboard, progress lines."""
 
 from kit.viz.live import dashboard
 

@@ -38,7 +38,7 @@ def cell() -> str:
 
 
 def let_clicks_through(*widgets: Any) -> None:
-    """Have what these widgets send handled while a cell runs, where front-end and kernel can.
+    """Handle clicks on these widgets while a cell runs, if front-end and kernel can.
 
     JupyterLab addresses it to a thread of the kernel that runs no cells. ipykernel from 7.4 on
     redirects it to the thread that last wrote to the widget, and that runs cells: a click would
@@ -90,7 +90,7 @@ def show_lasting(widget: Any, picture: Bundle) -> None:
 
 
 def new_name() -> str:
-    """What ties a widget of class `kit-live-NAME` to the picture that stays for it."""
+    """New name that links a widget of class `kit-live-NAME` to its saved picture."""
     return uuid.uuid4().hex[:12]
 
 
@@ -101,6 +101,6 @@ def view(widget: Any) -> dict[str, Any]:
 
 
 def still(picture: Bundle, name: str) -> Bundle:
-    """The picture, shown only where the widget of that name is not."""
+    """Picture that is shown only where the widget of that name is not."""
     html = Markup(_RULE.format(id=name)) + Markup(picture["text/html"]) + Markup("</div>")
     return {**picture, "text/html": str(html)}

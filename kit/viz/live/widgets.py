@@ -43,7 +43,7 @@ SHARE = 0.02
 
 
 class Training(Protocol):
-    """What the dashboard needs of a training; `kit.Training` is one."""
+    """Protocol of what the dashboard needs of a training; `kit.Training` is one."""
 
     shown: Any
     """What displays it, once something does."""

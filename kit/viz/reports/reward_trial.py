@@ -104,7 +104,7 @@ def _verdict(trial: RewardTrial) -> Markup:
 
 
 def _verdict_words(trial: RewardTrial) -> tuple[str, str]:
-    """The one thing to know first, worst first: (good, warn or bad; words)."""
+    """The most important finding: (good, warn or bad; words)."""
     samples, failed = len(trial.tried.rollout), len(trial.tried.rollout.failed())
     if not samples:
         return "warn", "! the rollout has no samples"
@@ -121,7 +121,7 @@ def _verdict_words(trial: RewardTrial) -> tuple[str, str]:
 
 
 def _measures(trial: RewardTrial) -> list[tuple[str, tuple[str, str], str]]:
-    """What is compared: (name, (tried, against), why it matters)."""
+    """Rows of the comparison: (name, (tried, against), why it matters)."""
     groups = len(trial.tried.rollout.groups())
 
     def row(words: str, value: Callable[[Scoring], str], hint: str = "") -> Row:
@@ -161,7 +161,7 @@ def _range(scoring: Scoring) -> str:
 
 
 def _failures(scoring: Scoring, which: str) -> Markup | None:
-    """Each message once, with where it came from and the samples it struck."""
+    """Table of failures: each message once, with its source and the samples it affected."""
     if not scoring.failures:
         return None
     shown = scoring.failures[:MOST_FAILURES]
@@ -225,7 +225,7 @@ def _differences(trial: RewardTrial) -> Markup:
 
 
 def _difference_table(differences: Sequence[RewardDifference]) -> Markup:
-    """The same response to the same prompt is written once, with how often it came."""
+    """Table of differences; equal responses to one prompt are one row, with their count."""
     alike = Counter(map(_what_differs, differences))
     first = {_what_differs(d): d for d in reversed(differences)}
     shown = [(first[key], amount) for key, amount in list(alike.items())[:SHOWN]]
@@ -277,14 +277,14 @@ def _slowest(scoring: Scoring) -> Markup:
 
 
 def _fine(seconds: float) -> str:
-    """Most calls take microseconds, which `duration` would call 0 ms."""
+    """A duration with microseconds; most calls would be 0 ms in `duration`."""
     if seconds >= 0.001:
         return duration(seconds)
     return f"{1e6 * seconds:.0f} µs" if seconds >= 1e-6 else "under 1 µs"
 
 
 def _case(sample: Sample) -> Markup:
-    """A line about a sample; a click shows it."""
+    """A line about a sample that unfolds to show it."""
     prompt, response = shorten(sample.prompt_text, 50), shorten(sample.response, 50)
     answer = f" (answer: {shorten(sample.label, 30)})" if sample.label is not None else ""
     drawers = list(strips(sample).values()) if sample.response_length <= SHORT_RESPONSE else []

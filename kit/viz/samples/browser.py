@@ -321,7 +321,7 @@ class SampleBrowser:
         )
 
     def _write_status(self) -> None:
-        """How many are listed, where we are, how many marks there are, and what is wrong."""
+        """Write the status line: samples listed, position, marks, and what is wrong."""
         words = f"{len(self.listed):,} of {count(len(self.rollout), 'sample')} listed"
         if self.position is not None:
             words += f", number {self.controls.list.index + 1:,} selected"

@@ -40,7 +40,7 @@ _STATUS, _MARK = 13, 10
 
 
 class Controls:
-    """Every widget by name; `SampleBrowser` connects them."""
+    """All widgets by name; `SampleBrowser` connects them."""
 
     def __init__(self, marks: Sequence[str], orders: Sequence[str], labels: Sequence[str]) -> None:
         import ipywidgets as widgets
@@ -209,7 +209,7 @@ Numbers = Mapping[str, Sequence[float | None]]
 
 @dataclass(frozen=True, slots=True)
 class SampleFilter:
-    """What a sample must be like to be listed. Bounds are included; None bounds nothing."""
+    """Conditions for a sample to be listed. Bounds are inclusive; None is no bound."""
 
     reward_from: float | None = None
     reward_to: float | None = None

@@ -45,7 +45,7 @@ class Scale:
         return UNKNOWN if math.isnan(value) else self.styles[self.place(value)]
 
     def counts(self, values: Sequence[float]) -> list[int]:
-        """How many numbers fall into each class."""
+        """Count of numbers in each class."""
         counts = [0] * len(self.styles)
         for value in values:
             if not math.isnan(value):
