@@ -212,7 +212,7 @@ def find_orphans(folder: Path) -> list[psutil.Process]:
 
 
 def remove(folder: Path) -> int:
-    """End what is left of a stack and remove its folder; returns how many processes there were."""
+    """End a stack's orphans and remove its folder; returns how many processes there were."""
     members = find_orphans(folder)
     processes.end(members)
     shutil.rmtree(folder, ignore_errors=True)

@@ -75,7 +75,7 @@ def read_run(folder: str | Path, sweep: str | None = None, state: str = "") -> R
 
 
 def _status(result: Mapping[str, Any], executed: bool, state: str) -> str:
-    """How a run ended: as its sweep says where it was stopped early, else as it says itself."""
+    """Status of a run: its sweep's, if that stopped it early, else its own."""
     status = str(result.get("status") or ("unfinished" if executed else ""))
     if status == "running":
         with suppress(ValidationError):
@@ -286,7 +286,7 @@ def show_runs(runs: Sequence[RunInfo], console: Console, where: str) -> None:
 
 
 def _handles(runs: Sequence[RunInfo]) -> dict[str, str]:
-    """By name: the six signs at its end, where they tell a run apart, else its whole name."""
+    """Short handle of each run: the last six characters if unique, else its name."""
     signs = {run.name: SIGNS_AT_END.search(run.name) for run in runs}
     short = {name: found[1] if found else name for name, found in signs.items()}
     used = [*short.values()]

@@ -71,7 +71,7 @@ class Parameter:
 
     @property
     def type(self) -> str:
-        """Its type as one reads it: `float | None`."""
+        """Type as text: `float | None`."""
         if self.choices:
             return f"one of {', '.join(map(repr, self.choices))}"
         ordered = [kind for kind in self.kinds if kind != "None"]

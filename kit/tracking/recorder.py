@@ -207,7 +207,7 @@ class Recorder:
         return all(not size or _size(before / name) >= size for name, size in sizes)
 
     def restore(self, mark: Mapping[str, Any]) -> None:
-        """Truncate the files to the state at which the mark was made."""
+        """Restore the files to the state at which the mark was made."""
         before = self._before(int(mark["attempt"]))
         for name, size in mark["sizes"].items():
             target = self.folder / name
