@@ -60,7 +60,7 @@ class Rescored:
     """A sample's log-probs, recomputed by the engine."""
 
     log_probs: list[float]
-    """Of each response token, at temperature 1: SGLang scales only what it samples."""
+    """Log-prob of each response token at temperature 1: SGLang scales only what it samples."""
     experts: list[list[list[int]]] | None = None
     """Experts of each token but the last, by layer: (tokens, layers, top k). None where the engine
     does not report them."""

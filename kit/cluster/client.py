@@ -61,10 +61,10 @@ CLIENT_SETTINGS = {
 """What Ray has to find in the environment of every process that talks to the head."""
 
 OURS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
-"""Of these, what the user had before a session is there again after it."""
+"""Environment variables that a session sets; the user's values are restored after it."""
 
 RAYS_OWN = ("gcs_server", "raylet")
-"""Its two processes, by the names that their programs have."""
+"""Ray's two processes, by the names of their programs."""
 
 RAYLET_TROUBLE = re.compile(r"\[[\d :,-]+ [EFC] ")
 """How a line of the raylet's log begins that tells of an error: date, time, severity."""

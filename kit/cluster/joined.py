@@ -48,9 +48,9 @@ class Bundle:
     node: str
     """Ray's id of the node."""
     host: str
-    """That node's address."""
+    """Address of the node."""
     card: str
-    """Of a GPU: its number on the node, as in CUDA_VISIBLE_DEVICES; empty on a CPU."""
+    """Number of the GPU on its node, as in CUDA_VISIBLE_DEVICES; empty on a CPU."""
 
 
 class JoinedCluster(Cluster):

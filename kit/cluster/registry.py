@@ -41,7 +41,7 @@ class Entry:
     """Contents of a stack's file."""
 
     stack: str
-    """Its own id, the value of the mark that each of its processes carries."""
+    """Id of the stack, the value of the mark that each of its processes carries."""
     name: str
     """The session's."""
     head: int
@@ -57,7 +57,7 @@ class Entry:
     card: str = ""
     """Which GPUs, by the numbers that they carry, between commas."""
     device_gib: float | None = None
-    """Its share of the GPU; None takes all."""
+    """GiB of the GPU that it may take; None takes all."""
     fingerprint: str = ""
     """What its processes were started with; empty while it starts."""
     address: str = ""

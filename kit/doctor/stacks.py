@@ -41,9 +41,9 @@ class LivingStack:
     client: int | None
     """The process that drives it; None where it is gone."""
     stack: str = ""
-    """Its id."""
+    """Id of the stack."""
     name: str = ""
-    """Of the session; empty for one that is not among this user's."""
+    """Name of the session; empty for one of another user."""
     folder: str = ""
     """Where its driver works or worked."""
     ends_in: float | None = None

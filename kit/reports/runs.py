@@ -85,7 +85,7 @@ class Lineage(_Part):
     """Earlier attempts at a run, and its trainings that were continued from a checkpoint."""
 
     attempts: list[Attempt] = Field(default_factory=list)
-    """Those before this one."""
+    """Attempts before this one."""
     continued: list[Continued] = Field(default_factory=list)
     """By all attempts, in order."""
 
@@ -130,7 +130,7 @@ class RunRecord(_Part):
     parameters: dict[str, Any]
     """All of them, as they were."""
     given: dict[str, Any] = Field(default_factory=dict)
-    """Those that were not the notebook's own."""
+    """Parameters that differ from the notebook's own."""
     settings: RunSettings = RunSettings()
     headline: dict[str, Any] = Field(default_factory=dict)
     """steps, reward_first, reward_last, dataset, accuracy_before, accuracy_after."""
@@ -186,7 +186,7 @@ class Band:
     low: tuple[float, ...]
     high: tuple[float, ...]
     runs: int
-    """That logged it."""
+    """Number of runs that logged it."""
     full: bool
     """Whether all of them logged every one of these steps."""
 
@@ -197,7 +197,7 @@ class RunInfo:
 
     folder: Path
     notebook: str
-    """Its name, without the folder."""
+    """Name of the notebook, without its folder."""
     status: str
     """completed, failed, interrupted, running, killed; stopped for a member that its sweep ended
     early; unfinished where nothing says how it ended; empty for what a session wrote by itself."""

@@ -94,7 +94,7 @@ class Snapshot(Shown):
     reward: float | None
     """Mean reward of the last step by then; None before the first."""
     bytes: int
-    """Its size in host memory, or on disk."""
+    """Size in host memory, or on disk."""
     made: float
     """Seconds since 1970."""
     folder: Path | None = None

@@ -28,7 +28,7 @@ class Movement:
     blamed: float
     """Mean change of tokens with a negative advantage."""
     as_meant: float
-    """Of the tokens with an advantage that moved at all, the share that did in its direction."""
+    """Share of moved tokens whose log-prob moved in the direction of their advantage."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ class _Run:
 
     info: RunInfo
     settings: Mapping[str, Any]
-    """Of its session, by dotted name."""
+    """Settings of its session, by dotted name."""
     curves: Mapping[str, Mapping[int, float]]
     """By metric: step and value."""
 
@@ -245,7 +245,7 @@ def _words(value: Any) -> str:
 
 
 _Kept = dict[int, dict[str, list[dict[str, Any]]]]
-"""Of one run: step, prompt, rows."""
+"""Rows of one run that are kept, by step and prompt."""
 
 
 def same_prompts(

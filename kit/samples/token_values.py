@@ -101,7 +101,7 @@ def quantity(name: str, values: Sequence[float]) -> Quantity:
 
 
 QUANTITIES = {quantity.name: quantity for quantity in _ALL}
-"""Those with words of their own, the most telling first."""
+"""Quantities that have a description, the most telling first."""
 _DERIVED: dict[str, tuple[str, str, Callable[[float, float], float]]] = {
     "change": ("trainer_log_prob", "trainer_log_prob_before", lambda new, old: new - old),
     "difference": ("trainer_log_prob", "rollout_log_prob", lambda ours, theirs: ours - theirs),

@@ -25,7 +25,7 @@ class Meaning:
     off: Callable[[float], str] = lambda value: ""
     """Why this finite value deserves a second look; empty where it does not."""
     short: str = ""
-    """Its name in titles of plots and among headline numbers; empty where the full one serves."""
+    """Short name for titles and headline numbers; empty if the full one serves."""
 
 
 def _above(limit: float, why: str) -> Callable[[float], str]:

@@ -33,17 +33,17 @@ class TrainerSettings:
     offload: bool = False
     """Weights and optimizer stay in host memory."""
     max_tokens: int = MAX_TOKENS
-    """Of a micro-batch."""
+    """Most tokens in a micro-batch."""
     bucket_bytes: int = 1 << 62
-    """Of weights on their way to the engine."""
+    """Most bytes in a bucket of a weight sync."""
     sleeps: bool = False
-    """Will it leave the device while the engine generates?"""
+    """Whether it leaves the device while the engine generates."""
     cards: str = ""
     """The GPU that it may use, in the form of CUDA_VISIBLE_DEVICES; empty leaves it as it is."""
     feeds: bool = True
-    """Does it hand weights to an engine? All ranks help to gather them."""
+    """Whether it sends weights to an engine; all ranks help to gather them."""
     shares_memory: bool = True
-    """Do engines read its weights from its memory? Else they are broadcast."""
+    """Whether engines read weights from its memory; otherwise they are broadcast."""
     memory_limit: int | None = None
     """Bytes that the process may take of a GPU; None all there is."""
 

@@ -40,7 +40,7 @@ COUNTERS = "trainer.json"
 
 
 FILE_BYTES = 1 << 30
-"""Of one rank's file, about: while a file is written it is in memory twice."""
+"""Approximate size of one file of a rank; while it is written it is in memory twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class TrainerState:
     def __init__(self, backend: TrainerBackend, rank: int, ranks: int) -> None:
         self._backend, self._rank, self._ranks = backend, rank, ranks
         self.optimizer_steps = 0
-        """Of the policy."""
+        """Optimizer steps of the policy."""
         self.updates = 0
         self.last_update: tuple[str, list[dict[str, float]]] | None = None
         """The id of the last one, and the metrics of its steps."""

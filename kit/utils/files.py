@@ -14,7 +14,7 @@ import psutil
 from kit.utils.interrupts import held
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
-"""Of Linux's renameat2: from the directory of the process; swap the two names."""
+"""Arguments of Linux's renameat2: relative to the working directory; swap the two names."""
 
 
 @contextmanager

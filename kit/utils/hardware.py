@@ -92,7 +92,7 @@ class Driver:
     """The newest CUDA that it can run."""
     cards: tuple[Card, ...] = ()
     version: str = ""
-    """Its own number, such as 580.95.05; empty where nothing tells."""
+    """Driver version, such as 580.95.05; empty if unknown."""
     installed: int = 0
     """NVIDIA GPUs on the machine's bus, whether the driver can use them or not."""
 

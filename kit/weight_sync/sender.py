@@ -48,7 +48,7 @@ class _Model:
     """Names of the parameters in each bucket."""
     specs: list[BucketSpec]
     transform: WeightTransform
-    """Of the last sync."""
+    """Transform of the last sync."""
 
 
 class WeightSender:

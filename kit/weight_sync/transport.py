@@ -112,7 +112,7 @@ class SendBuffer:
 
     device: torch.device
     shared: bool = True
-    """Do engines read the buffers? Else they are sent."""
+    """Whether engines read the buffers; otherwise they are broadcast."""
     _buffers: dict[int, torch.Tensor] = field(default_factory=dict)
     _memory_file: int = field(default=-1)
 

@@ -52,7 +52,7 @@ class DecodeSlice:
 
     requests: slice
     cache_rows: torch.Tensor
-    """Of the cache with a row for each slot and head: the row of each token seen, (B * H * K)."""
+    """Row of each token seen, (B * H * K), in a cache with a row for each slot and head."""
     hidden: torch.Tensor
     """0 for a token that the request sees, else -inf, (B * H, 1, K)."""
 

@@ -19,7 +19,7 @@ from kit.tracking.run_folder import SWEEP
 from kit.utils.files import replace_file
 
 State = Literal["waiting", "running", "completed", "failed", "stopped", "interrupted", "killed"]
-"""Of a member. `stopped` is an early end by a rule; `killed` an end by a signal from elsewhere."""
+"""State of a member. `stopped`: ended early by a rule; `killed`: ended by a signal."""
 
 
 DONE: tuple[State, ...] = ("completed", "stopped")
@@ -50,7 +50,7 @@ class Member(_Row):
     """What it is given beside the notebook's own values."""
     state: State = "waiting"
     folder: str | None = None
-    """Its run's folder, inside of the sweep's; None before its first start."""
+    """Folder of its run, inside the sweep's; None before its first start."""
     attempts: int = 0
     """How often it was started."""
     exit_code: int | None = None

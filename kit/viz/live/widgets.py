@@ -39,7 +39,7 @@ SAMPLES_SECONDS = 4.0
 PICTURE_SECONDS = 15.0
 """How old the picture in the file may be while training runs."""
 SHARE = 0.02
-"""Of the time, at most so much goes into drawing."""
+"""Largest share of time that drawing may take."""
 
 
 class Training(Protocol):
@@ -155,7 +155,7 @@ class Dashboard:
         self.root = widgets.VBox([sheet, self.head, buttons, self.curves, self.samples])
         self.root.add_class(f"kit-live-{self._still.id}")
         self.drawing_seconds = 0.0
-        """Of processor time that the thread took so far."""
+        """Processor time that the thread has taken so far."""
         self._cells: set[str] = set()
         self._state_drawn = ""
         self._samples_due = self._still_due = 0.0

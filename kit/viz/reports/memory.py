@@ -28,7 +28,7 @@ from kit.viz.svg import Axes, box, stroke, text
 WIDTH, MARGINS = 760, (70, 16, 24, 10)
 """In CSS pixels: of the drawing, and around its bars for names and the limit."""
 ROW, BAR = 54, 24
-"""Of a phase, and of its bar."""
+"""Heights of a phase, and of its bar."""
 FAR = 6
 """A limit of more than so many times the largest phase is told in words, not drawn."""
 TEXT_BAR = 40

@@ -45,7 +45,7 @@ MOST_BYTES = 850_000
 TEXT_BYTES = 300_000
 """All response text of one display together; the samples share it equally."""
 PROMPT_BYTES = 60_000
-"""The same for prompts, which the groups share."""
+"""Bytes that all prompts together may take."""
 _MORE = (
     "rollout[0] shows one sample with its tokens; rollout.best(), .worst() and .failed() pick "
     "some; rollout.to_pandas() is all of it as a table."
