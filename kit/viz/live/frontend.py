@@ -20,8 +20,10 @@ Frontend = Literal["live", "headless", "terminal"]
 
 
 def frontend() -> Frontend:
-    """`live` where a front-end can draw widgets and send clicks, `headless` where a program
-    executes the notebook, `terminal` without a kernel.
+    """Which front-end shows what is displayed here.
+
+    `live` can draw widgets and send clicks, `headless` is a program that executes the notebook, and
+    `terminal` is none: there is no kernel.
 
     A program that executes notebooks (nbclient, and with it papermill and nbconvert) cannot answer
     a kernel that asks for input, and says so in every request; front-ends with a person can.
