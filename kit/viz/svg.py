@@ -26,50 +26,40 @@ if TYPE_CHECKING:
     from kit.reports.runs import Band
 
 
-@dataclass(frozen=True, slots=True)
 class Axes:
-    """Maps values to places in a drawing of so many CSS pixels."""
+    """Maps values to places in a drawing of so many CSS pixels.
 
-    width: float
-    height: float
-    margins: tuple[float, float, float, float]
-    """Left, right, top and bottom."""
-    across: tuple[float, float]
-    """The values at the left and at the right end."""
-    up: tuple[float, float] = (0.0, 1.0)
-    """The values at the bottom and at the top; they differ."""
+    Args:
+        width: of the drawing.
+        height: of the drawing.
+        margins: left, right, top and bottom.
+        across: the values at the left and at the right end.
+        up: the values at the bottom and at the top; they differ.
+    """
 
-    @property
-    def left(self) -> float:
-        """Left edge of the drawing area."""
-        return self.margins[0]
-
-    @property
-    def right(self) -> float:
-        """Right edge of the drawing area."""
-        return self.width - self.margins[1]
-
-    @property
-    def top(self) -> float:
-        """Upper edge of the drawing area."""
-        return self.margins[2]
-
-    @property
-    def floor(self) -> float:
-        """Lower edge of the drawing area."""
-        return self.height - self.margins[3]
+    def __init__(
+        self,
+        width: float,
+        height: float,
+        margins: tuple[float, float, float, float],
+        across: tuple[float, float],
+        up: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        self.width, self.height, self.up = width, height, up
+        self.left, self.right = margins[0], width - margins[1]
+        self.top, self.floor = margins[2], height - margins[3]
+        self._first, self._steps = across[0], across[1] - across[0]
+        # Halved, because the span of two finite numbers may not be one.
+        self._low, self._span = up[0] / 2, up[1] / 2 - up[0] / 2
 
     def x(self, value: float) -> float:
         """The place of a value between left and right; the middle where there is but one value."""
-        first, last = self.across
-        share = (value - first) / (last - first) if last > first else 0.5
+        share = (value - self._first) / self._steps if self._steps > 0 else 0.5
         return self.left + (self.right - self.left) * share
 
     def y(self, value: float) -> float:
         """The place of a value between floor and top."""
-        # Halved, because the span of two finite numbers may not be one.
-        low, high = self.up[0] / 2, self.up[1] / 2
-        share = (value / 2 - low) / (high - low)
+        share = (value / 2 - self._low) / self._span
         return self.floor - (self.floor - self.top) * min(max(share, 0.0), 1.0)
 
     def places(self, points: Iterable[tuple[float, float]]) -> Points:
@@ -341,14 +331,14 @@ def _line(axes: Axes, points: Points) -> list[Markup]:
     """The curve: dots where they are few, a running mean over a faint line where they are many."""
     if not points:
         return []
-    places = axes.places(points)
     if len(points) < SMOOTHED_FROM:
+        places = axes.places(points)
         return [stroke(polyline(places), "curve", 1.6), dots(places, 2.2, "curve")]
     window, every = max(3, len(points) // 20), -(-len(points) // MOST_POINTS)
     thin = polyline(axes.places(_thinned(points)))
     thick = polyline(axes.places(smooth(points, window, every)))
     lines = [stroke(thin, "curve", 0.8, opacity="0.55"), stroke(thick, "curve", 2.0)]
-    return [*lines, dots(places[-1:], 2.6, "curve")]
+    return [*lines, dots(axes.places(points[-1:]), 2.6, "curve")]
 
 
 def _thinned(points: Points) -> Points:

@@ -285,12 +285,7 @@ def comparison_page(compared: RunComparison) -> str:
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
 
 
-_BADGES = {
-    "completed": ("✓ completed", "good"),
-    "failed": ("✗ failed", "bad"),
-    "interrupted": ("‖ interrupted", "warn"),
-    "running": ("▶ running", "warn"),
-}
+_KINDS = {"completed": "good", "failed": "bad", "interrupted": "warn", "running": "warn"}
 _PACKAGES = ("kit", "sglang", "torch", "transformers", "ray", "python")
 
 
@@ -298,7 +293,7 @@ def run_summary(record: RunRecord) -> str:
     """HTML: status, headline figures and parameters; machine and versions folded."""
     name = Path(record.notebook).stem
     return page(
-        title(f"{shorten(name, 80)} ", badge(*_BADGES[record.status])),
+        title(f"{shorten(name, 80)} ", badge(_SIGNS[record.status], _KINDS[record.status])),
         facts(_figures(record)),
         note(_given(record.given)),
         fold("Where it ran, and with what", _circumstances(record)),
