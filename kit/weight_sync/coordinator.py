@@ -9,7 +9,6 @@ Either way all ranks gather the weights together, since each has a part of every
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -102,88 +101,73 @@ class WeightSync:
             StackError: they did not arrive; the engines go on with what they have.
         """
         self.interrupted = True
-        way = self._through_memory if self._layout.colocate else self._by_broadcast
-        answer = way(version, exact, flush_cache)
-        self.interrupted, self.exact, self.engine_version = False, exact, version
-        return answer
-
-    def _through_memory(self, version: int, exact: bool, flush: bool) -> tuple[int, int]:
-        sources = [self._layout.source_ranks(index) for index in range(self._layout.replicas)]
-
-        def send(bucket: int, free: list[Any]) -> list[Any]:
-            asked = version, exact, bucket
-            return [rank.export_weights.remote(*asked, *free) for rank in self._trainers.actors]
-
-        def receive(
-            bucket: int, sent: list[Any], before: list[Any], how: dict[str, Any]
-        ) -> list[Any]:
-            return [
-                actor.receive_weights.remote(
-                    version, *(sent[rank] for rank in ranks), after=done, **how
-                )
-                for actor, ranks, done in zip(self._engines.actors, sources, before, strict=True)
-            ]
-
-        return self._in_buckets(send, receive, flush)
-
-    def _by_broadcast(self, version: int, exact: bool, flush: bool) -> tuple[int, int]:
-        group = self._group = self._open(self._group)
-        sent_all: list[Any] = []
-
-        def send(bucket: int, free: list[Any]) -> list[Any]:
-            asked = version, exact, bucket, str(group.give_up)
-            sent = [rank.broadcast_weights.remote(*asked, *free) for rank in self._trainers.actors]
-            sent_all.extend(sent)
-            return sent
-
-        def receive(
-            bucket: int, sent: list[Any], before: list[Any], how: dict[str, Any]
-        ) -> list[Any]:
-            spec = group.specs[bucket]
-            return [
-                actor.receive_broadcast.remote(version, spec, after=done, **how)
-                for actor, done in zip(self._engines.actors, before, strict=True)
-            ]
-
+        group = None if self._layout.colocate else self._open()
         try:
-            answer = self._in_buckets(send, receive, flush)
-            if not all(self._wait(sent_all, "sync")):
-                raise StackError("The trainer could not send its weights to all engines.")
-        except BaseException:
-            self._break(group)
-            raise
-        return answer
-
-    def _in_buckets(
-        self,
-        send: Callable[[int, list[Any]], list[Any]],
-        receive: Callable[[int, list[Any], list[Any], dict[str, Any]], list[Any]],
-        flush: bool,
-    ) -> tuple[int, int]:
-        """Send and receive bucket by bucket, and wait for all of it."""
-        replicas = len(self._engines.actors)
-        received: list[list[Any]] = []
-        sent: list[list[Any]] = []
-        for bucket in range(self.buckets):
-            # A buffer is filled again when every engine has read it.
-            free = received[bucket - SLOTS] if bucket >= SLOTS else []
-            before = received[-1] if received else [None] * replicas
-            how = {"last": bucket == self.buckets - 1, "flush_cache": flush}
-            sent.append(send(bucket, free))
-            received.append(receive(bucket, sent[-1], before, how))
-        # Engines first: of one that has died, the trainer's own error would only be a consequence.
-        try:
-            answers = self._wait([call for calls in (*received, *sent) for call in calls], "sync")
+            answer = self._in_buckets(group, version, exact, flush_cache)
         except BaseException:
             for actor in self._engines.actors:  # else it would stay paused
                 actor.go_on.remote()
+            if group:
+                self._break(group)
             raise
+        self.interrupted, self.exact, self.engine_version = False, exact, version
+        return answer
+
+    def _in_buckets(
+        self, group: BroadcastGroup | None, version: int, exact: bool, flush_cache: bool
+    ) -> tuple[int, int]:
+        """Send and receive bucket by bucket, and wait for all of it."""
+        sent: list[list[Any]] = []
+        received: list[list[Any]] = []
+        for bucket in range(self.buckets):
+            # A buffer is filled again when every engine has read it.
+            free = received[bucket - SLOTS] if bucket >= SLOTS else []
+            sent.append(self._ask_trainers(group, version, exact, bucket, free))
+            before = received[-1] if received else [None] * len(self._engines.actors)
+            last = bucket == self.buckets - 1
+            how = {"last": last, "flush_cache": flush_cache}
+            received.append(self._ask_engines(group, version, bucket, sent[-1], before, how))
+        # Engines first: of one that has died, the trainer's own error would only be a consequence.
+        answers = self._wait([call for calls in (*received, *sent) for call in calls], "sync")
+        replicas = len(self._engines.actors)
+        if group and not all(answers[replicas * self.buckets :]):
+            raise StackError("The trainer could not send its weights to all engines.")
         firsts = answers[: replicas * self.buckets : replicas]
         return sum(tensors for tensors, _ in firsts), sum(size for _, size in firsts)
 
-    def _open(self, group: BroadcastGroup | None) -> BroadcastGroup:
+    def _ask_trainers(
+        self, group: BroadcastGroup | None, version: int, exact: bool, bucket: int, free: list[Any]
+    ) -> list[Any]:
+        ranks = self._trainers.actors
+        if group is None:
+            return [rank.export_weights.remote(version, exact, bucket, *free) for rank in ranks]
+        asked = version, exact, bucket, str(group.give_up)
+        return [rank.broadcast_weights.remote(*asked, *free) for rank in ranks]
+
+    def _ask_engines(
+        self,
+        group: BroadcastGroup | None,
+        version: int,
+        bucket: int,
+        sent: list[Any],
+        before: list[Any],
+        how: dict[str, Any],
+    ) -> list[Any]:
+        """Have a bucket received by each engine, after its call `before`."""
+        calls = []
+        for index, (actor, done) in enumerate(zip(self._engines.actors, before, strict=True)):
+            if group is None:
+                handles = [sent[rank] for rank in self._layout.source_ranks(index)]
+                call = actor.receive_weights.remote(version, *handles, after=done, **how)
+            else:
+                spec = group.specs[bucket]
+                call = actor.receive_broadcast.remote(version, spec, after=done, **how)
+            calls.append(call)
+        return calls
+
+    def _open(self) -> BroadcastGroup:
         """The group of the present actors; another one where one of them was started again."""
-        ranks, engines = self._trainers.actors, self._engines.actors
+        group, ranks, engines = self._group, self._trainers.actors, self._engines.actors
         members = (self._trainers.process_groups, *ranks, *engines)
         if group and group.members == members:
             return group
@@ -201,7 +185,9 @@ class WeightSync:
             for index, actor in enumerate(engines)
         ]
         self._wait(joins, "sync", self._timeout)
-        return BroadcastGroup(name, members, specs, self._placement.folder / f"give-up-{name}")
+        give_up = self._placement.folder / f"give-up-{name}"
+        self._group = BroadcastGroup(name, members, specs, give_up)
+        return self._group
 
     def _break(self, group: BroadcastGroup) -> None:
         """End a group that is broken: engines left in it would wait for the rest for ever.
