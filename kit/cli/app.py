@@ -19,7 +19,6 @@ from kit.errors import KitError
 
 NOT_READY = 1
 
-
 WRONG_CALL = 2
 
 

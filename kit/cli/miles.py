@@ -11,9 +11,7 @@ from kit.errors import RunError
 
 export = typer.Typer(no_args_is_help=True, help="Write settings for other trainers.")
 
-
 take_over = typer.Typer(no_args_is_help=True, help="Read settings of other trainers.")
-
 
 Out = Annotated[
     Path | None,

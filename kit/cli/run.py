@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 NOTEBOOK_FAILED = 1
 
-
 INTERRUPTED = 130
-
 
 KEEP_WARM_MINUTES = 10.0
 
@@ -161,7 +159,7 @@ def run(
         checkpoint_every=checkpoint_every,
         keep_warm=keep_warm,
     )
-    given = _from_file(file) | pairs(parameter or [])
+    given = _from_file(file) | dict(pairs(parameter or []))
     new = bool(notebooks or given or preset) or seed is not None or checkpoint_every is not None
     if resume and new:
         raise RunError(
@@ -214,15 +212,12 @@ def params(
         typer.echo(f"{notebook} takes no parameters: none of its cells is tagged `parameters`.")
 
 
-def pairs(given: list[str]) -> dict[str, object]:
-    """Parse `name=value` words into a dictionary. Raises RunError for one without a value."""
-    found: dict[str, object] = {}
-    for item in given:
-        name, equals, value = item.partition("=")
+def pairs(words: list[str], value: str = "VALUE") -> list[tuple[str, str]]:
+    """Split `name=value` words. Raises RunError for one without a value, called `value` there."""
+    for name, equals, _ in (word.partition("=") for word in words):
         if not equals:
-            raise RunError(f"Parameter {name!r} has no value.", fix=f"write `-p {name} VALUE`.")
-        found[name] = value
-    return found
+            raise RunError(f"Parameter {name!r} has no value.", fix=f"write `-p {name} {value}`.")
+    return [(name, text) for name, _, text in (word.partition("=") for word in words)]
 
 
 def _from_file(file: Path | None) -> dict[str, object]:

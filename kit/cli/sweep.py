@@ -89,7 +89,7 @@ def sweep(
     stop the others. Exit codes: 0 all members completed or were stopped early, 1 some failed,
     2 a wrong call, 130 interrupted.
     """
-    from kit.cli.run import INTERRUPTED, NOTEBOOK_FAILED, end_on_sigterm
+    from kit.cli.run import INTERRUPTED, NOTEBOOK_FAILED, end_on_sigterm, pairs
     from kit.cli.runs import table_console
     from kit.runs.sweep.run import exit_code, resume_sweep, run_sweep
 
@@ -108,7 +108,7 @@ def sweep(
             assert notebook
             _, record = run_sweep(
                 notebook,
-                _values(parameter or []),
+                pairs(parameter or [], "VALUES"),
                 seeds=_seeds(seeds),
                 parallel=parallel,
                 stop_below=stop_below,
@@ -120,16 +120,6 @@ def sweep(
         raise typer.Exit(INTERRUPTED) from None
     if exit_code(record):
         raise typer.Exit(NOTEBOOK_FAILED)
-
-
-def _values(given: list[str]) -> list[tuple[str, str]]:
-    pairs = []
-    for item in given:
-        name, equals, values = item.partition("=")
-        if not equals:
-            raise RunError(f"Parameter {name!r} has no value.", fix=f"write `-p {name} VALUES`.")
-        pairs.append((name, values))
-    return pairs
 
 
 def _seeds(text: str) -> int | list[int]:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 EVAL_SPLITS = ("eval", "test", "validation", "valid", "val", "dev", "held_out", "heldout")
 """Names under which held-out rows are kept, the first one that exists is taken."""
 
-
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 
 

@@ -19,7 +19,6 @@ from kit.errors import DataError, did_you_mean
 
 _HELD_OUT_ONE_IN = 4
 
-
 _MOST_TRIES = 64
 
 

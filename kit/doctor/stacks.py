@@ -19,13 +19,10 @@ from kit.utils.formatting import count, data_size, duration
 
 HEAD = "kit.cluster.head"
 
-
 LOG = "head.log"
 """Every stack writes one; by it a folder is known to be a stack's."""
 
-
 LEFTOVERS = "leftovers"
-
 
 OWN = "the session of this process"
 

@@ -49,7 +49,6 @@ WITHOUT = {
 }
 """Why there is no flag, by the setting or its section."""
 
-
 _MODEL_FILES = ("0.6B", "1.7B", "4B-Instruct-2507", "32B", "30B-A3B", "235B-A22B-2507")
 """Qwen3 models that Miles has under `scripts/models/`."""
 

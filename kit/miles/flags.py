@@ -21,7 +21,6 @@ _ARCHITECTURE = """
     seq-length
 """
 
-
 _PARALLEL = """
     tensor-model-parallel-size sequence-parallel pipeline-model-parallel-size
     context-parallel-size expert-model-parallel-size expert-tensor-parallel-size
@@ -36,7 +35,6 @@ _PARALLEL = """
     deploy-instance-id init-expected-num-cells trainer-controller-addrs inference-controller-addr
 """
 
-
 _AS_THE_KIT = """
     train-backend num-gpus-per-node optimizer bf16 actor-num-nodes
     attention-dropout hidden-dropout accumulate-allreduce-grads-in-fp32
@@ -47,9 +45,7 @@ _AS_THE_KIT = """
     skip-eval-before-train disable-wandb-random-suffix use-rollout-entropy
 """
 
-
 _SECRET = "wandb-key"
-
 
 _OTHER = """
     run-uuid offload-rollout-level offload-train-target offload-train-disk-dir
@@ -118,22 +114,16 @@ _OTHER = """
     dist-ckpt-strictness train-iters exit-duration-in-mins log-interval
 """
 
-
 READ_FROM_CHECKPOINT = "the kit reads the architecture from the checkpoint"
 
-
 OWN_WAY = "the kit shards with FSDP2 and places its processes itself"
-
 
 SAME = ""
 """What the flag asks for is what the kit does; there is nothing to tell."""
 
-
 KEY = "secrets are no settings: `wandb login`, or WANDB_API_KEY"
 
-
 NONE = "no counterpart in the kit"
-
 
 REASONS: dict[str, str] = {
     f"--{name}": reason
@@ -148,13 +138,11 @@ REASONS: dict[str, str] = {
 }
 """Why there is no setting for a flag, by the flag."""
 
-
 _NOT_PASSED = """
     model_path config trust_remote_code random_seed enable_memory_saver tp_size port nnodes
     node_rank dist_init_addr gpu_id_step base_gpu_id nccl_port skip_server_warmup
     enable_return_routed_experts
 """
-
 
 NOT_PASSED = frozenset(_NOT_PASSED.split())
 """Fields of `sglang.ServerArgs` that Miles sets itself and has no flag for."""

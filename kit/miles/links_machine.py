@@ -23,7 +23,6 @@ from kit.miles.links import (
 MICRO_BATCH = 16384
 """What the kit takes where the size of a micro-batch is left open."""
 
-
 DECAYS = ("constant", "linear", "cosine")
 
 
@@ -238,7 +237,6 @@ MACHINE = [
     value("engine.max_running_requests", "--sglang-max-running-requests", SGLANG, None),
     value("engine.attention_backend", "--sglang-attention-backend", SGLANG, None, absent="auto"),
 ]
-
 
 LOGGING = [
     switch("logging.use_wandb", "--use-wandb", LOG),

@@ -23,7 +23,6 @@ KEEPS_DIFFERENT_GROUPS = (
     "miles.rollout.filter_hub.dynamic_sampling_filters.check_reward_nonzero_std"
 )
 
-
 ANY_LENGTH = 1024
 """What the kit takes where the length of a response is left open."""
 
@@ -186,10 +185,8 @@ EVALUATION = [
     ),
 ]
 
-
 REWARDS = "kit.miles.rewards."
 """The kit's rewards in the form that `--custom-rm-path` takes."""
-
 
 TINY_DIRECTORY = "kit/tiny/model"
 

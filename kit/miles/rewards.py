@@ -12,7 +12,6 @@ from kit.rewards import grade
 
 Graded = float | list[float]
 
-
 RewardFunction = Callable[..., Awaitable[Graded]]
 
 
@@ -31,17 +30,12 @@ def _reward(name: str) -> RewardFunction:
 
 exact = _reward("exact")
 
-
 number = _reward("number")
-
 
 math = _reward("math")
 
-
 gsm8k = _reward("gsm8k")
 
-
 format = _reward("format")
-
 
 reasoning_gym = _reward("reasoning_gym")

@@ -21,15 +21,11 @@ _NUMBER = re.compile(
     rf"(?!\d)|\s?/\s?(?P<bottom>{_DIGITS}))?"
 )
 
-
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}")
-
 
 _LATEX_WORDS = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}")
 
-
 _LATEX_SPACE = re.compile(r"\\[,!;: ]|\{,\}")
-
 
 _LONGEST_NUMBER = 400
 

@@ -60,7 +60,6 @@ __all__ = [
     "run_sweep",
 ]
 
-
 _HOME_OF = {
     "Parameter": "kit.runs.parameters",
     "Recorder": "kit.tracking.recorder",

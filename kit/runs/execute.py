@@ -33,12 +33,9 @@ from kit.utils.versions import versions
 
 NOTEBOOK = "notebook.ipynb"
 
-
 PARAMETERS = "params.yaml"
 
-
 Ending = Literal["completed", "failed", "interrupted"]
-
 
 _STEP_PARAMETERS = ("steps", "num_rollout")
 """Notebooks that train name the number of steps so; it tells the progress bar where the end is."""

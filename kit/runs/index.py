@@ -177,9 +177,7 @@ _SIGNS = {
     "unfinished": "?",
 }
 
-
 _STYLES = {"completed": "green", "failed": "red", "killed": "red", "running": "cyan"}
-
 
 _FACTS: dict[str, Callable[[RunInfo], Any]] = {
     "when": lambda run: run.started,
@@ -194,7 +192,6 @@ _FACTS: dict[str, Callable[[RunInfo], Any]] = {
     "commit": lambda run: run.git_commit,
 }
 """What runs are chosen and sorted by, beside their parameters."""
-
 
 _ASCENDING = ("notebook", "status", "sweep", "commit", "seed")
 """Sorted from A to Z; of the rest, the largest and the newest come first."""

@@ -16,9 +16,7 @@ from kit.utils.files import replace_file
 KERNEL_LOG = "kernel.log"
 """What the kernel's process and its children wrote outside of the notebook's cells."""
 
-
 END_EXTENSION = "kit.runs.kernel_extension"
-
 
 SHUTDOWN_SECONDS = 40.0
 """How long a kernel may take to close its session before it is killed. Half of it passes before

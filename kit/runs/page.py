@@ -32,9 +32,7 @@ _TEMPLATE = """\
 light theme or a dark one; here the dark one is laid over the light one where the reader's system
 asks for it, and the displays follow, since the page says no theme of its own."""
 
-
 _DARK = """'<style media="screen and (prefers-color-scheme: dark)"'"""
-
 
 _STYLE = """
 :root{color-scheme:light dark}
@@ -52,16 +50,12 @@ p.kit-failed a{color:inherit}
  .celltag_kit-failed{border-color:#f0803c}}
 """
 
-
 _NEEDS_SCRIPTS = ("application/vnd.jupyter.widget-view+json", "application/javascript")
 """Kinds of output that show nothing without those scripts; their plain form is shown instead."""
 
-
 _MARKER = "papermill-error-cell-tag"
 
-
 _FAILED = "kit-failed"
-
 
 _ANCHOR = "failed-cell"
 

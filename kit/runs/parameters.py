@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 PARAMETERS_TAG = "parameters"
 
-
 _KINDS: dict[str, type] = {
     "None": type(None),
     "bool": bool,
@@ -45,7 +44,6 @@ _KINDS: dict[str, type] = {
     "str": str,
 }
 """In the order in which a text is tried: `str` takes anything, so it is last."""
-
 
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True} | {
     "false": False,
@@ -309,12 +307,9 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "str": str,
 }
 
-
 STEPS = ("steps", "num_rollout")
 
-
 _OWN = ("seed", "device")
-
 
 _SECTIONS = ("training", "rollout", "evaluation")
 

@@ -19,7 +19,6 @@ from kit.utils.hardware import installed_gpus
 
 FIGURES = "figures"
 
-
 CURVE = "reward_curve.png"
 
 

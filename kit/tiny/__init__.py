@@ -30,5 +30,4 @@ from kit.tiny.tasks import SPLITS, TASKS, Task, rows
 MODEL_DIR = Path(__file__).parent / "model"
 """The Hugging Face directory: `AutoModelForCausalLM.from_pretrained(MODEL_DIR)`."""
 
-
 __all__ = ["MODEL_DIR", "SPLITS", "TASKS", "Task", "rows"]

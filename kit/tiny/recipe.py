@@ -75,7 +75,6 @@ from kit.tiny import tasks
 
 CONTEXT = 512
 
-
 IGNORE = -100
 """Label of tokens that carry no loss: PyTorch's cross-entropy skips it."""
 
@@ -321,7 +320,6 @@ def main() -> None:
 CAREFUL = Habits(forget_carry=0.0, write_steps={4: 1.0, 5: 1.0, 6: 1.0}, slip=0.0)
 """The teacher's blackboard: every carry carried, every step written, no slips."""
 
-
 Scribble = tuple[str, str]
 """(prompt, response), both plain text."""
 
@@ -373,15 +371,11 @@ class Corpus:
 
 PAD, UNKNOWN, END = "<pad>", "<unk>", "<|end|>"
 
-
 ROLES = ("system", "user", "assistant", "tool")
-
 
 SPECIAL_TOKENS = (PAD, UNKNOWN, END, *(f"<|{role}|>" for role in ROLES))
 
-
 CHARACTERS = ("\n", "\t", *map(chr, range(32, 127)))
-
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"

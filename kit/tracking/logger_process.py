@@ -22,10 +22,8 @@ from kit.tracking.loggers import STEP_KEYS
 LAST_SECONDS = 120.0
 """After the end of its input it sends what is left for so long."""
 
-
 WAITING_ROWS = 20_000
 """More than that are dropped while a library hangs."""
-
 
 Rows = queue.Queue[tuple[str, dict[str, float]] | None]
 

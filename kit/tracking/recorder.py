@@ -39,17 +39,13 @@ from kit.utils.files import replacing_file
 RUN_DIR_VARIABLE = "KIT_RUN_DIR"
 """Names the run's folder to the notebook's kernel; `kit run` sets it."""
 
-
 GROUP_VARIABLE = "KIT_RUN_GROUP"
 """Names runs that follow each other and share a stack; `kit run` sets it."""
-
 
 NAME_VARIABLE = "KIT_RUN_NAME"
 """Names the folder of the run that a `kit run` starts; a sweep sets it, to know its members'."""
 
-
 LINES = (METRICS, EVALUATIONS, SAMPLES, UNDONE)
-
 
 _sessions = itertools.count(1)
 

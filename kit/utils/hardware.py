@@ -22,23 +22,17 @@ from kit.errors import StackError
 
 GIB = 1 << 30
 
-
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 
-
 NVIDIA_VENDOR = "0x10de"
-
 
 DISPLAY_CLASS = "0x03"
 """How the PCI class of graphics and compute cards begins."""
 
-
 COMPUTE_CAPABILITY = (75, 76)
 """Numbers of two device attributes in the driver's interface: major and minor."""
-
 
 SMI_SECONDS = 20.0
 

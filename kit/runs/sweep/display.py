@@ -18,9 +18,7 @@ from kit.utils.formatting import count, duration, number, shorten
 
 _STYLES = {"completed": "green", "failed": "red", "killed": "red", "running": "cyan"}
 
-
 _STEPS = ("steps", "num_rollout")
-
 
 _AROUND = 8
 """Lines of a terminal that are not members' rows."""

@@ -27,12 +27,9 @@ from kit.utils.interrupts import held
 
 LOGS = "logs"
 
-
 _PR_SET_PDEATHSIG = 1
 
-
 _libc = ctypes.CDLL(None)
-
 
 _ENDED = {0: "completed", 1: "failed", 2: "failed", 130: "interrupted"}
 

@@ -21,10 +21,8 @@ from kit.utils.files import replace_file
 State = Literal["waiting", "running", "completed", "failed", "stopped", "interrupted", "killed"]
 """State of a member. `stopped`: ended early by a rule; `killed`: ended by a signal."""
 
-
 DONE: tuple[State, ...] = ("completed", "stopped")
 """What `kit sweep --resume` leaves as it is."""
-
 
 SIGNS: dict[State, str] = {
     "waiting": "○",
@@ -114,7 +112,6 @@ def read_sweep(folder: str | Path) -> SweepRecord:
 
 Rewards = Sequence[tuple[int, float]]
 """(step, mean reward) of each training step."""
-
 
 FEWEST_OTHERS = 3
 """A median of fewer members says little."""
