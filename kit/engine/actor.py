@@ -6,7 +6,7 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from kit.cluster import processes, progress
@@ -15,11 +15,8 @@ from kit.engine.server_args import EngineSettings, generation_request, server_ar
 from kit.errors import StackError
 from kit.messages import EngineStatus, Generation, Rescored, SamplingSettings
 from kit.weight_sync import verify
-from kit.weight_sync.transport import BACKENDS, BucketSpec, Handle, ReceiveBuffer, serialize
-
-PATIENCE = 600.0
-"""Seconds that new weights wait for responses that are being written."""
-
+from kit.weight_sync.receiver import PATIENCE, WeightReceiver
+from kit.weight_sync.transport import BucketSpec, Handle
 
 Part = tuple[float, list[tuple[int, Generation]]]
 """(seconds from the call to the last of them, responses with their prompt's place in the call)."""
@@ -37,14 +34,10 @@ class Engine:
         self.settings = settings
         if settings.cards:  # before anything asks CUDA
             os.environ["CUDA_VISIBLE_DEVICES"] = settings.cards
-        self.weight_version = weight_version
-        self._open = asyncio.Event()
-        self._open.set()
-        """Cleared while weights are taken: calls that come in then wait."""
         self._sglang: Any = None
-        self._buffer = ReceiveBuffer()
-        self._group = ""
-        """In which weights are broadcast; empty outside of one."""
+        self.weights = WeightReceiver(
+            settings.device, lambda: self._sglang.tokenizer_manager, weight_version
+        )
         self._asleep: set[str] = set()
         self._forkers: list[int] = []
 
@@ -113,7 +106,7 @@ class Engine:
             budgets: the most new tokens of each prompt, where they differ; None takes
                 `sampling.max_new_tokens` for all.
         """
-        await self._open.wait()
+        await self.weights.wait()
         limits = budgets or [sampling.max_new_tokens] * len(seeds)
         outputs = await self._sglang.async_generate(
             **generation_request(prompts, sampling, seeds, limits)
@@ -127,7 +120,7 @@ class Engine:
 
         SGLang gets the prompts as from `generate`, all at once, so that it works as it does there.
         """
-        await self._open.wait()
+        await self.weights.wait()
         begin = time.perf_counter()
         asked = generation_request(prompts, sampling, seeds, [sampling.max_new_tokens] * len(seeds))
         finished: list[tuple[int, Generation]] = []
@@ -158,7 +151,7 @@ class Engine:
             tokens=[pair[1] for pair in pairs],
             log_probs=[pair[0] for pair in pairs],
             finish=(meta.get("finish_reason") or {"type": "abort"})["type"],
-            weight_version=self.weight_version,
+            weight_version=self.weights.version,
         )
 
     async def abort(self) -> None:
@@ -191,7 +184,7 @@ class Engine:
         experts: bool = False,
     ) -> list[Rescored]:
         """Log-probs of responses that are there already, at temperature 1; see `engine_probes`."""
-        await self._open.wait()
+        await self.weights.wait()
         return await scoring.rescore(
             self._sglang, tokens, response_lengths, cached=cached, experts=experts
         )
@@ -199,6 +192,8 @@ class Engine:
     async def checksums(self) -> dict[str, str]:
         """A checksum of each parameter, under SGLang's names."""
         return await verify.engine_checksums(self._sglang.tokenizer_manager)
+
+    # ---- weights from trainers -----------------------------------------------------------------
 
     async def receive_weights(
         self,
@@ -213,70 +208,17 @@ class Engine:
         Nothing is generated from the first bucket to the last.
 
         Args:
-            version: the number of updates that made them.
+            version: the number of the sync.
             handles: where the weights are, for each of the engine's devices.
-            last: does no other bucket follow?
+            last: whether no other bucket follows.
             flush_cache: False keeps the prefixes, which no longer fit the weights.
             after: the answer for the bucket before, which Ray has to have first.
 
         Raises:
-            StackError: SGLang refused them.
+            StackError: the model is unknown, or SGLang refused the weights.
         """
-        from sglang.srt.managers.io_struct import UpdateWeightsFromTensorReqInput
-
-        await self.pause()
-        first = handles[0]
-        payloads = [handle.ipc for handle in handles]
-        if not first.ipc:
-            payloads = [serialize(self._buffer.receive(first), first.entries)]
-        request = UpdateWeightsFromTensorReqInput(
-            serialized_named_tensors=payloads,
-            load_format="flattened_bucket",
-            flush_cache=flush_cache and last,
-            weight_version=str(version),
-        )
-        manager = self._sglang.tokenizer_manager
-        await self._taken(manager.update_weights_from_tensor(request, None), version, last)
-        return len(first.entries), first.size
-
-    async def meet_trainer(
-        self, host: str, port: int, name: str, first_rank: int, world: int
-    ) -> None:
-        """Join the group in which rank 0 sends its weights.
-
-        Args:
-            host: where rank 0 listens.
-            port: of that address.
-            name: the group's.
-            first_rank: of this engine's devices in the group.
-            world: how many there are in all.
-
-        Raises:
-            StackError: it was not to be reached.
-        """
-        from sglang.srt.managers.io_struct import (
-            DestroyWeightsUpdateGroupReqInput,
-            InitWeightsUpdateGroupReqInput,
-        )
-
-        manager = self._sglang.tokenizer_manager
-        if self._group:
-            await manager.destroy_weights_update_group(
-                DestroyWeightsUpdateGroupReqInput(group_name=self._group)
-            )
-        success, message = await manager.init_weights_update_group(
-            InitWeightsUpdateGroupReqInput(
-                master_address=host,
-                master_port=port,
-                rank_offset=first_rank,
-                world_size=world,
-                group_name=name,
-                backend=BACKENDS[self.settings.device],
-            )
-        )
-        if not success:
-            raise StackError("The engine did not reach the trainer.", why=message)
-        self._group = name
+        await self.weights.receive(handles, version, last=last, flush_cache=flush_cache)
+        return len(handles[0].entries), handles[0].size
 
     async def receive_broadcast(
         self,
@@ -287,67 +229,22 @@ class Engine:
         flush_cache: bool = True,
         after: Any = None,
     ) -> tuple[int, int]:
-        """What `receive_weights` does, of weights that rank 0 sends to all engines.
+        """Take weights that rank 0 sends to all engines; `spec` is what will come.
 
-        Args:
-            version: the number of updates that made them.
-            spec: what will come.
-            last: as there.
-            flush_cache: as there.
-            after: as there.
-
-        Raises:
-            StackError: they did not arrive.
+        Other arguments, the result and errors are those of `receive_weights`.
         """
-        from sglang.srt.managers.io_struct import UpdateWeightsFromDistributedReqInput
-
-        await self.pause()
-        request = UpdateWeightsFromDistributedReqInput(
-            names=[entry.name for entry in spec.entries],
-            dtypes=[entry.dtype for entry in spec.entries],
-            shapes=[list(entry.shape) for entry in spec.entries],
-            group_name=self._group,
-            load_format="flattened_bucket",
-            flush_cache=flush_cache and last,
-            weight_version=str(version),
-        )
-        manager = self._sglang.tokenizer_manager
-        await self._taken(manager.update_weights_from_distributed(request, None), version, last)
+        await self.weights.receive_broadcast(spec, version, last=last, flush_cache=flush_cache)
         return len(spec.entries), spec.size
 
-    async def _taken(self, answer: Awaitable[tuple[bool, str]], version: int, last: bool) -> None:
-        success, message = await answer
-        if not success:
-            raise StackError("The engine refused the new weights.", why=message)
-        if last:
-            self.weight_version = version
-            await self.go_on()
-
-    async def pause(self) -> None:
-        """Begin nothing new until `go_on`, and wait for what is being written to end.
-
-        SGLang could hold it instead; but then one response would be of two models, and SGLang takes
-        tens of milliseconds to hold and to go on.
-
-        Raises:
-            StackError: it did not end.
-        """
-        self._open.clear()
-        running = self._sglang.tokenizer_manager.rid_to_state
-        deadline = time.monotonic() + PATIENCE
-        while running:
-            if time.monotonic() > deadline:
-                self._open.set()
-                raise StackError(
-                    f"The engine is still writing {len(running)} responses, so it cannot take new "
-                    "weights.",
-                    fix="wait for them, or stop them (interrupt the cell that generates).",
-                )
-            await asyncio.sleep(0.005)
+    async def meet_trainer(
+        self, host: str, port: int, name: str, first_rank: int, world: int
+    ) -> None:
+        """Join the group in which rank 0 sends its weights; see `WeightReceiver.join_group`."""
+        await self.weights.join_group(host, port, name, first_rank, world)
 
     async def go_on(self) -> None:
-        """End a pause, if there is one."""
-        self._open.set()
+        """Generate again after a sync that broke off."""
+        self.weights.resume()
 
     async def sleep(self, tags: list[str]) -> None:
         """Free device memory: `kv_cache`, `cuda_graph`, `weights`. Nothing may be running."""
@@ -369,9 +266,9 @@ class Engine:
 
     async def settle(self) -> EngineStatus:
         """Stop all that a driver asked for who is gone; for the one who takes over."""
-        interrupted = not self._open.is_set()
+        interrupted = self.weights.receiving
         await self.abort()
-        await self.go_on()
+        self.weights.resume()
         await asyncio.sleep(0)  # what waited for the weights begins now, and is stopped too
         await self.abort()
-        return EngineStatus(self.weight_version, interrupted, tuple(sorted(self._asleep)))
+        return EngineStatus(self.weights.version, interrupted, tuple(sorted(self._asleep)))

@@ -269,7 +269,7 @@ class Trainer:
     # ---- weights to engines --------------------------------------------------------------------
 
     def export_weights(
-        self, version: int = 0, exact: bool = False, bucket: int = 0, *_: Any
+        self, version: int = 0, exact: bool = False, bucket: int = 0, *_: Any, model: str = POLICY
     ) -> Handle | None:
         """Gather a bucket of the weights; a rank that feeds an engine returns where they are.
 
@@ -278,11 +278,12 @@ class Trainer:
             exact: without the disturbance.
             bucket: which one; with one trainer on a CPU there is only the first.
             _: answers that Ray has to have before this call may begin.
+            model: whose weights.
         """
-        return self.weights.export(POLICY, bucket, self.state.updates, exact=exact)
+        return self.weights.export(model, bucket, self.state.updates, exact=exact)
 
     def broadcast_weights(
-        self, version: int, exact: bool, bucket: int, give_up: str, *_: Any
+        self, version: int, exact: bool, bucket: int, give_up: str, *_: Any, model: str = POLICY
     ) -> bool:
         """Gather a bucket, and have rank 0 send it to all engines; False where one is gone.
 
@@ -292,12 +293,13 @@ class Trainer:
             bucket: which one.
             give_up: a file; once it is there, an engine is gone and nobody has to wait for it.
             _: answers that Ray has to have before this call may begin.
+            model: whose weights.
         """
-        return self.weights.broadcast(POLICY, bucket, self.state.updates, give_up, exact=exact)
+        return self.weights.broadcast(model, bucket, self.state.updates, give_up, exact=exact)
 
-    def bucket_specs(self) -> list[BucketSpec]:
-        """What each bucket will carry."""
-        return self.weights.specs(POLICY)
+    def bucket_specs(self, model: str = POLICY) -> list[BucketSpec]:
+        """What each bucket of a model will carry."""
+        return self.weights.specs(model)
 
     def listen(self, host: str, world: int) -> int:
         """Rank 0: be found by engines; see `WeightSender.listen`."""

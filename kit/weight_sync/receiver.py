@@ -1,0 +1,256 @@
+"""`WeightReceiver`: the engine's side of a weight sync, through memory or by broadcast.
+
+Nothing is generated from the first bucket of a sync to the last: calls that come in meanwhile wait,
+and a sync waits for responses that are being written. Each bucket names the model whose weights it
+carries; a registry says what the engine does with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from kit.errors import StackError
+from kit.weight_sync.transport import (
+    BACKENDS,
+    POLICY,
+    BucketSpec,
+    Handle,
+    ReceiveBuffer,
+    serialize,
+)
+
+PATIENCE = 600.0
+"""Seconds that new weights wait for responses that are being written."""
+
+
+Answer = Awaitable[tuple[bool, str]]
+"""SGLang's answer: whether it took the weights, and a message where it did not."""
+
+
+class Loader(Protocol):
+    """What the engine does with the buckets of one model."""
+
+    def from_memory(self, manager: Any, payloads: list[bytes], **common: Any) -> Answer:
+        """Load what lies in buffers, one a device, in the form that `serialize` gives them.
+
+        Args:
+            manager: SGLang's `tokenizer_manager`.
+            payloads: the buffers.
+            common: fields of SGLang's request: `load_format`, `flush_cache`, `weight_version`.
+        """
+
+    def from_broadcast(self, manager: Any, group: str, spec: BucketSpec, **common: Any) -> Answer:
+        """Load what rank 0 sends in a group.
+
+        Args:
+            manager: SGLang's `tokenizer_manager`.
+            group: the group's name.
+            spec: what will come.
+            common: as in `from_memory`.
+        """
+
+
+class PolicyLoader:
+    """Loads weights into the model that SGLang serves."""
+
+    def from_memory(self, manager: Any, payloads: list[bytes], **common: Any) -> Answer:
+        """See `Loader`."""
+        from sglang.srt.managers.io_struct import UpdateWeightsFromTensorReqInput
+
+        request = UpdateWeightsFromTensorReqInput(serialized_named_tensors=payloads, **common)
+        answer: Answer = manager.update_weights_from_tensor(request, None)
+        return answer
+
+    def from_broadcast(self, manager: Any, group: str, spec: BucketSpec, **common: Any) -> Answer:
+        """See `Loader`."""
+        from sglang.srt.managers.io_struct import UpdateWeightsFromDistributedReqInput
+
+        request = UpdateWeightsFromDistributedReqInput(
+            names=[entry.name for entry in spec.entries],
+            dtypes=[entry.dtype for entry in spec.entries],
+            shapes=[list(entry.shape) for entry in spec.entries],
+            group_name=group,
+            **common,
+        )
+        answer: Answer = manager.update_weights_from_distributed(request, None)
+        return answer
+
+
+class WeightReceiver:
+    """Takes new weights for one engine, and holds back its requests while they arrive."""
+
+    def __init__(self, device: str, manager: Callable[[], Any], version: int = 0) -> None:
+        """Know one model, the policy.
+
+        Args:
+            device: `cpu` or `cuda`.
+            manager: gives SGLang's `tokenizer_manager`, once SGLang runs.
+            version: of the weights that the engine starts with.
+        """
+        self.version = version
+        """Of the policy's weights: the number that their sync was given."""
+        self._device, self._manager = device, manager
+        self._loaders: dict[str, Loader] = {POLICY: PolicyLoader()}
+        self._buffers: dict[str, ReceiveBuffer] = {}
+        self._open = asyncio.Event()
+        self._open.set()
+        self._group = ""
+        """In which weights are broadcast; empty outside of one."""
+
+    def register(self, model: str, loader: Loader) -> None:
+        """Take weights of another model too, and have this loader deal with them."""
+        self._loaders[model] = loader
+
+    @property
+    def receiving(self) -> bool:
+        """Whether a sync is under way, or has broken off."""
+        return not self._open.is_set()
+
+    async def wait(self) -> None:
+        """Return as soon as no sync is under way."""
+        await self._open.wait()
+
+    async def receive(self, handles: tuple[Handle, ...], version: int, **how: bool) -> None:
+        """Load a bucket that lies in memory.
+
+        Args:
+            handles: where it is, for each of the engine's devices.
+            version: the number of the sync.
+            how: `last` and `flush_cache`, as `_load` takes them.
+
+        Raises:
+            StackError: the model is unknown, or SGLang refused the weights.
+        """
+        first = handles[0]
+        loader = self._loader(first)
+        await self.pause()
+        payloads = [handle.ipc for handle in handles]
+        if not first.ipc:
+            buffer = self._buffers.setdefault(first.model, ReceiveBuffer())
+            payloads = [serialize(buffer.receive(first), first.entries)]
+        await self._load(
+            lambda **common: loader.from_memory(self._manager(), payloads, **common),
+            first.model,
+            version,
+            **how,
+        )
+
+    async def receive_broadcast(self, spec: BucketSpec, version: int, **how: bool) -> None:
+        """Load a bucket that rank 0 sends to all engines; see `receive`."""
+        loader = self._loader(spec)
+        await self.pause()
+        await self._load(
+            lambda **common: loader.from_broadcast(self._manager(), self._group, spec, **common),
+            spec.model,
+            version,
+            **how,
+        )
+
+    def _loader(self, spec: BucketSpec) -> Loader:
+        if spec.model not in self._loaders:
+            raise StackError(
+                f"The engine was sent weights of a model named {spec.model!r}, which it does not "
+                "have.",
+                why=f"It takes those of: {', '.join(sorted(self._loaders))}.",
+                fix="sync one of these, or register a loader for the model with the engine's "
+                "`WeightReceiver`.",
+            )
+        return self._loaders[spec.model]
+
+    async def _load(
+        self,
+        load: Callable[..., Answer],
+        model: str,
+        version: int,
+        *,
+        last: bool = True,
+        flush_cache: bool = True,
+    ) -> None:
+        """Load a bucket, and go on generating after the last one.
+
+        Args:
+            load: begins it.
+            model: whose weights.
+            version: the number of the sync.
+            last: whether no other bucket follows.
+            flush_cache: False keeps the cached prefixes, which no longer fit the weights.
+        """
+        success, message = await load(
+            load_format="flattened_bucket",
+            flush_cache=flush_cache and last,
+            weight_version=str(version),
+        )
+        if not success:
+            raise StackError("The engine refused the new weights.", why=message)
+        if last:
+            if model == POLICY:
+                self.version = version
+            self.resume()
+
+    async def join_group(
+        self, host: str, port: int, name: str, first_rank: int, world: int
+    ) -> None:
+        """Join the group in which rank 0 sends its weights.
+
+        Args:
+            host: where rank 0 listens.
+            port: of that address.
+            name: the group's.
+            first_rank: of this engine's devices in the group.
+            world: how many there are in all.
+
+        Raises:
+            StackError: rank 0 was not to be reached.
+        """
+        from sglang.srt.managers.io_struct import (
+            DestroyWeightsUpdateGroupReqInput,
+            InitWeightsUpdateGroupReqInput,
+        )
+
+        manager = self._manager()
+        if self._group:
+            await manager.destroy_weights_update_group(
+                DestroyWeightsUpdateGroupReqInput(group_name=self._group)
+            )
+        success, message = await manager.init_weights_update_group(
+            InitWeightsUpdateGroupReqInput(
+                master_address=host,
+                master_port=port,
+                rank_offset=first_rank,
+                world_size=world,
+                group_name=name,
+                backend=BACKENDS[self._device],
+            )
+        )
+        if not success:
+            raise StackError("The engine did not reach the trainer.", why=message)
+        self._group = name
+
+    async def pause(self) -> None:
+        """Begin nothing new until `resume`, and wait for what is being written to end.
+
+        SGLang could hold it instead; but then one response would be of two models, and SGLang takes
+        tens of milliseconds to hold and to go on.
+
+        Raises:
+            StackError: it did not end.
+        """
+        self._open.clear()
+        running = self._manager().rid_to_state
+        deadline = time.monotonic() + PATIENCE
+        while running:
+            if time.monotonic() > deadline:
+                self._open.set()
+                raise StackError(
+                    f"The engine is still writing {len(running)} responses, so it cannot take new "
+                    "weights.",
+                    fix="wait for them, or stop them (interrupt the cell that generates).",
+                )
+            await asyncio.sleep(0.005)
+
+    def resume(self) -> None:
+        """End a pause, if there is one."""
+        self._open.set()
