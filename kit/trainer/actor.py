@@ -132,7 +132,7 @@ class Trainer:
         )
         self.ready = True
         progress.report("trainer", progress.READY)
-        return {"parameters": parameters, "buckets": buckets}
+        return {"parameters": parameters, "buckets": {POLICY: buckets}}
 
     def begin_anew(self, settings: TrainerSettings) -> dict[str, Any]:
         """Forget everything that training made; as after `start` and `place`.

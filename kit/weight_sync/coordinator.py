@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from kit.cluster.placement import Placement
 from kit.cluster.processes import Watch, engine
 from kit.errors import StackError
-from kit.weight_sync.transport import SLOTS
+from kit.weight_sync.transport import POLICY, SLOTS
 
 if TYPE_CHECKING:
     from kit.weight_sync.transport import BucketSpec
@@ -49,7 +49,8 @@ class BroadcastGroup:
 
     name: str
     members: tuple[Any, ...]
-    specs: list[BucketSpec]
+    specs: dict[str, list[BucketSpec]]
+    """By model: what each bucket carries."""
     give_up: Path
     """Once this file is there, rank 0 waits for nobody."""
 
@@ -82,71 +83,91 @@ class WeightSync:
         """Whether the last sync left the disturbance out."""
         self.interrupted = False
         """Whether the engines may have some of the new weights and not all."""
-        self.buckets = 1
-        """In how many parts the weights travel."""
+        self.buckets: dict[str, int] = {}
+        """In how many parts each model's weights travel."""
         self._engines, self._trainers, self._wait = engines, trainers, wait
         self._placement, self._watch, self._timeout = placement, watch, timeout
         self._layout = placement.layout
         self._group: BroadcastGroup | None = None
 
-    def send(self, version: int, *, exact: bool, flush_cache: bool) -> tuple[int, int]:
+    def send(
+        self, version: int, *, exact: bool, flush_cache: bool, model: str = POLICY
+    ) -> tuple[int, int]:
         """Give all engines the trainers' weights as `version`: (tensors, bytes).
 
         Args:
             version: their number.
             exact: without the disturbance.
             flush_cache: False keeps the engines' prefixes, which no longer fit the weights.
+            model: whose weights.
 
         Raises:
             StackError: they did not arrive; the engines go on with what they have.
         """
+        if model not in self.buckets:
+            raise StackError(
+                f"There are no weights of a model named {model!r} to sync.",
+                why=f"The trainers have those of: {', '.join(sorted(self.buckets))}.",
+                fix="sync one of these.",
+            )
         self.interrupted = True
         group = None if self._layout.colocate else self._open()
         try:
-            answer = self._in_buckets(group, version, exact, flush_cache)
+            answer = self._in_buckets(group, model, version, exact, flush_cache)
         except BaseException:
             for actor in self._engines.actors:  # else it would stay paused
                 actor.go_on.remote()
             if group:
                 self._break(group)
             raise
-        self.interrupted, self.exact, self.engine_version = False, exact, version
+        self.interrupted = False
+        if model == POLICY:
+            self.exact, self.engine_version = exact, version
         return answer
 
     def _in_buckets(
-        self, group: BroadcastGroup | None, version: int, exact: bool, flush_cache: bool
+        self, group: BroadcastGroup | None, model: str, version: int, exact: bool, flush_cache: bool
     ) -> tuple[int, int]:
         """Send and receive bucket by bucket, and wait for all of it."""
+        count = self.buckets[model]
         sent: list[list[Any]] = []
         received: list[list[Any]] = []
-        for bucket in range(self.buckets):
+        for bucket in range(count):
             # A buffer is filled again when every engine has read it.
             free = received[bucket - SLOTS] if bucket >= SLOTS else []
-            sent.append(self._ask_trainers(group, version, exact, bucket, free))
+            sent.append(self._ask_trainers(group, model, version, exact, bucket, free))
             before = received[-1] if received else [None] * len(self._engines.actors)
-            last = bucket == self.buckets - 1
+            last = bucket == count - 1
             how = {"last": last, "flush_cache": flush_cache}
-            received.append(self._ask_engines(group, version, bucket, sent[-1], before, how))
+            received.append(self._ask_engines(group, model, version, bucket, sent[-1], before, how))
         # Engines first: of one that has died, the trainer's own error would only be a consequence.
         answers = self._wait([call for calls in (*received, *sent) for call in calls], "sync")
         replicas = len(self._engines.actors)
-        if group and not all(answers[replicas * self.buckets :]):
+        if group and not all(answers[replicas * count :]):
             raise StackError("The trainer could not send its weights to all engines.")
-        firsts = answers[: replicas * self.buckets : replicas]
+        firsts = answers[: replicas * count : replicas]
         return sum(tensors for tensors, _ in firsts), sum(size for _, size in firsts)
 
     def _ask_trainers(
-        self, group: BroadcastGroup | None, version: int, exact: bool, bucket: int, free: list[Any]
+        self,
+        group: BroadcastGroup | None,
+        model: str,
+        version: int,
+        exact: bool,
+        bucket: int,
+        free: list[Any],
     ) -> list[Any]:
         ranks = self._trainers.actors
         if group is None:
-            return [rank.export_weights.remote(version, exact, bucket, *free) for rank in ranks]
-        asked = version, exact, bucket, str(group.give_up)
-        return [rank.broadcast_weights.remote(*asked, *free) for rank in ranks]
+            asked = version, exact, bucket
+            return [rank.export_weights.remote(*asked, *free, model=model) for rank in ranks]
+        told = version, exact, bucket, str(group.give_up)
+        return [rank.broadcast_weights.remote(*told, *free, model=model) for rank in ranks]
 
     def _ask_engines(
         self,
         group: BroadcastGroup | None,
+        model: str,
         version: int,
         bucket: int,
         sent: list[Any],
@@ -160,7 +181,7 @@ class WeightSync:
                 handles = [sent[rank] for rank in self._layout.source_ranks(index)]
                 call = actor.receive_weights.remote(version, *handles, after=done, **how)
             else:
-                spec = group.specs[bucket]
+                spec = group.specs[model][bucket]
                 call = actor.receive_broadcast.remote(version, spec, after=done, **how)
             calls.append(call)
         return calls
@@ -176,9 +197,8 @@ class WeightSync:
         world = 1 + len(engines) * width
         self._wait(first.leave_engines.remote(), "sync")
         host = self._placement.address
-        port, specs = self._wait(
-            [first.listen.remote(host, world), first.bucket_specs.remote()], "sync"
-        )
+        asked = [first.bucket_specs.remote(model) for model in self.buckets]
+        port, *specs = self._wait([first.listen.remote(host, world), *asked], "sync")
         joins = [first.meet_engines.remote(name, world)]
         joins += [
             actor.meet_trainer.remote(host, port, name, 1 + index * width, world)
@@ -186,7 +206,9 @@ class WeightSync:
         ]
         self._wait(joins, "sync", self._timeout)
         give_up = self._placement.folder / f"give-up-{name}"
-        self._group = BroadcastGroup(name, members, specs, give_up)
+        self._group = BroadcastGroup(
+            name, members, dict(zip(self.buckets, specs, strict=True)), give_up
+        )
         return self._group
 
     def _break(self, group: BroadcastGroup) -> None:
