@@ -49,7 +49,7 @@ class Engine:
         # SGLang's processes meet at a TCP port that answers on every interface; a file does not.
         meeting = os.path.join(tempfile.mkdtemp(prefix="meeting"), "file")
         os.environ["SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"] = f"file://{meeting}"
-        if not any(key.startswith("speculative") for key in self.settings.extra):
+        if not any(key.startswith("speculative") for key in self.settings.config.extra):
             patches.import_only(self.settings.model_path)
         engine_class: Any = sglang.Engine
         if self.settings.device == "cpu":
@@ -58,7 +58,7 @@ class Engine:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else it asks for the host's name
             if not self.settings.joined:
                 self._forkers = [use_zygote()]
-        if self.settings.device == "cuda" or self.settings.attention_backend == "auto":
+        if self.settings.device == "cuda" or self.settings.config.attention_backend == "auto":
             engine_class = patches.engine_class(self.settings.device, self.settings.threads)
         graphs = ", capturing graphs" if self.settings.device == "cuda" else ""
         progress.report("engine", f"loading weights{graphs}")

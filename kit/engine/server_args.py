@@ -1,10 +1,11 @@
-"""What an engine and its calls are told, in the kit's words and in SGLang's."""
+"""The settings of an engine and of one call, and how SGLang is told of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from kit.config import EngineConfig
 from kit.errors import ConfigError, StackError, did_you_mean
 from kit.messages import SamplingSettings
 
@@ -12,33 +13,51 @@ MOST_GRAPHS = 256
 """Largest batch whose decoding is captured as a graph; beyond it launching costs little."""
 
 
+HANDLED_ELSEWHERE = {
+    "replicas": "kit.cluster.placement",
+    "max_running_requests": "EngineSettings.max_running_requests, one replica's share",
+    "max_total_tokens": "EngineSettings.max_total_tokens, decided by the memory plan",
+    "update_weight_buffer_size": "kit.weight_sync.sender",
+    "weight_bits": "kit.weight_sync.transform",
+    "weight_noise": "kit.weight_sync.transform",
+    "start_timeout": "kit.stack",
+    "call_timeout": "kit.stack",
+    "health_interval": "kit.cluster.processes",
+}
+"""Settings of `EngineConfig` that `server_arguments` does not read, and who does."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What the engine needs to know."""
+    """The settings of one engine: the section `engine` whole, and what was decided beside it."""
 
+    config: EngineConfig
     model_path: str
     device: str
     dtype: str
     context_length: int
     max_running_requests: int
     seed: int
-    attention_backend: str = "auto"
     max_total_tokens: int | None = None
-    mem_fraction_static: float | None = None
     saves_memory: bool = False
-    """Can it let go of its memory while the trainer works? GPU only."""
+    """Whether it can let go of its memory while the trainer works; GPU only."""
     needs_tokenizer: bool = False
     """Only stop strings do: prompts and responses travel as token ids."""
     threads: int = 1
     """On a CPU: cores that its arithmetic takes."""
     trust_remote_code: bool = False
-    tensor_parallel: int = 1
-    data_parallel: int = 1
     cards: str = ""
     """GPUs that it may use, in the form of CUDA_VISIBLE_DEVICES; empty leaves it as it is."""
     joined: bool = False
-    """Does it run on a cluster that the session has joined, and not on a head of its own?"""
-    extra: dict[str, Any] = field(default_factory=dict)
+    """Whether it runs on a cluster that the session has joined, and not on a head of its own."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a running engine cannot change, as plain values."""
+        config = self.config.model_dump(exclude=set(HANDLED_ELSEWHERE))
+        fixed = asdict(self) | {"config": config}
+        del fixed["seed"]  # each request brings its own
+        return fixed
 
 
 def generation_request(
@@ -65,7 +84,8 @@ def generation_request(
 
 
 def server_arguments(settings: EngineSettings) -> dict[str, Any]:
-    """`sglang.ServerArgs` fields. Raises ConfigError for an unknown key in `engine.extra`."""
+    """The fields of `sglang.ServerArgs` that an engine is started with."""
+    config = settings.config
     arguments: dict[str, Any] = {
         "model_path": settings.model_path,
         "device": settings.device,
@@ -94,20 +114,21 @@ def server_arguments(settings: EngineSettings) -> dict[str, Any]:
     else:
         arguments |= {
             "attention_backend": "triton",
-            "mem_fraction_static": settings.mem_fraction_static,
+            # The plan says how large the KV cache is; this only has to leave room for it.
+            "mem_fraction_static": config.mem_fraction_static or 0.95,
             # Graphs of the prefill take minutes to compile and save little in long generations.
             "disable_prefill_cuda_graph": True,
             # By default as few as 24 on a small card, which has room for more of a small model.
             "cuda_graph_max_bs_decode": min(settings.max_running_requests, MOST_GRAPHS),
             "enable_memory_saver": settings.saves_memory,
-            "tp_size": settings.tensor_parallel,
+            "tp_size": config.tensor_parallel,
         }
-        if settings.data_parallel > 1:
+        if config.data_parallel > 1:
             # The only form of it in which SGLang takes new weights.
-            arguments |= {"dp_size": settings.data_parallel, "enable_dp_attention": True}
-    if settings.attention_backend != "auto":
-        arguments["attention_backend"] = settings.attention_backend
-    return arguments | settings.extra
+            arguments |= {"dp_size": config.data_parallel, "enable_dp_attention": True}
+    if config.attention_backend != "auto":
+        arguments["attention_backend"] = config.attention_backend
+    return arguments | config.extra
 
 
 def check_extra(extra: dict[str, Any]) -> None:

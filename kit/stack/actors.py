@@ -124,26 +124,21 @@ def engine_settings(stack: StackSettings) -> EngineSettings:
         if stack.device == "cpu":
             tokens = min(requests, 512) * min(stack.model.context_length, 1024)
     return EngineSettings(
+        engine,
         model_path=stack.model.path,
         device=stack.device,
         dtype=stack.dtype,
         context_length=stack.model.context_length,
         max_running_requests=requests,
         seed=config.seed,
-        attention_backend=engine.attention_backend,
         max_total_tokens=tokens,
-        # The plan says how large the KV cache is; this only has to leave room for it.
-        mem_fraction_static=engine.mem_fraction_static or 0.95,
         saves_memory=stack.device == "cuda"
         and config.memory.sleep != "never"
         and not stack.plan.apart,
         needs_tokenizer=bool(config.rollout.stop),
         threads=max(1, cores() // stack.replicas),
         trust_remote_code=config.model.trust_remote_code,
-        tensor_parallel=engine.tensor_parallel,
-        data_parallel=engine.data_parallel,
         joined=config.cluster.address is not None,
-        extra=dict(engine.extra),
     )
 
 
@@ -183,10 +178,8 @@ def trainer_settings(
 def fingerprint(stack: StackSettings) -> str:
     """Hash of everything that cannot be changed in a running process."""
     config = stack.config
-    engine = asdict(engine_settings(stack))
-    del engine["seed"]  # each request brings its own
     what = {
-        "engine": engine,
+        "engine": engine_settings(stack).identity,
         "replicas": stack.replicas,
         "layout": asdict(stack.layout),
         "cluster": config.cluster.address,
