@@ -130,6 +130,15 @@ def test_importing_the_kit_loads_nothing_of_the_stack() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_importing_the_session_loads_no_torch() -> None:
+    code = (
+        "import sys, kit.session\n"
+        "print(sorted({'torch', 'sglang', 'ray', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_what_programs_in_strings_import_is_there() -> None:
     files = [file for room in ("tests", "benchmarks") for file in (ROOT / room).rglob("*.py")]
     named = {

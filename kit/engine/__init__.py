@@ -1,8 +1,8 @@
 """SGLang as a Ray actor.
 
-actor.py         the actor: generate, abort, sleep and wake, take weights
-server_args.py   the kit's settings in SGLang's words; the request of a generation
-scoring.py       log-probs of given tokens, checksums of weights
-patches.py       what the kit changes in SGLang's scheduler, and why
+actor.py         the actor: generate, abort, sleep and wake; owns a `WeightReceiver`
+server_args.py   settings of an engine, and as arguments of SGLang; the request of a generation
+scoring.py       log-probs of given responses, computed again
+patches.py       what the kit changes in SGLang's processes, and what it relies on there
 cpu/             SGLang without a GPU
 """

@@ -81,11 +81,11 @@ class Engine:
         return await self.info()
 
     async def is_ready(self) -> bool:
-        """Has it been started? One that is starting answers when that has ended."""
+        """Whether it has been started; while it starts, the answer waits for the end."""
         return self._sglang is not None
 
     async def info(self) -> dict[str, Any]:
-        """What the session shows of it."""
+        """Facts of the running engine that the session shows."""
         info = self._sglang._scheduler_init_result.scheduler_infos[0]
         return {"max_total_tokens": info.get("max_total_num_tokens")}
 
@@ -116,19 +116,21 @@ class Engine:
     async def generate_in_parts(
         self, prompts: list[list[int]], sampling: SamplingSettings, seeds: list[int]
     ) -> AsyncIterator[Part]:
-        """What `generate` returns, but every `PART_SECONDS` what was finished in the meantime.
+        """Yield the responses that `generate` returns, every `PART_SECONDS` those finished since.
 
         SGLang gets the prompts as from `generate`, all at once, so that it works as it does there.
         """
         await self.weights.wait()
         begin = time.perf_counter()
-        asked = generation_request(prompts, sampling, seeds, [sampling.max_new_tokens] * len(seeds))
+        request = generation_request(
+            prompts, sampling, seeds, [sampling.max_new_tokens] * len(seeds)
+        )
         finished: list[tuple[int, Generation]] = []
         seconds = 0.0
 
         async def read() -> None:
             nonlocal seconds
-            async for output in await self._sglang.async_generate(**asked, stream=True):
+            async for output in await self._sglang.async_generate(**request, stream=True):
                 reason = output["meta_info"]["finish_reason"]
                 if reason and reason.get("status_code"):  # raised, where nothing is streamed
                     raise StackError("The engine refused a prompt.", why=reason["message"])
@@ -157,7 +159,7 @@ class Engine:
     async def abort(self) -> None:
         """Stop all running requests; each returns what it has. Waits until none is left.
 
-        Said once it is not enough: of a large batch, requests reach SGLang after the word.
+        Once is not enough: of a large batch, some requests reach SGLang after the abort.
         """
         manager = self._sglang.tokenizer_manager
         deadline = time.monotonic() + PATIENCE
@@ -166,13 +168,13 @@ class Engine:
             await asyncio.sleep(0.02)
 
     async def processes(self) -> list[int]:
-        """Ids of those without which it cannot work: its own, SGLang's, and what forked them."""
+        """Ids of the processes it needs: its own, SGLang's, and those that forked them."""
         watchdog = self._sglang.tokenizer_manager._subprocess_watchdog
-        found = [os.getpid(), *(process.pid for process in watchdog._processes)]
-        return [*found, *self._forkers]
+        sglang = [process.pid for process in watchdog._processes]
+        return [os.getpid(), *sglang, *self._forkers]
 
     async def unanswered(self) -> int:
-        """How many requests are being written or wait for it."""
+        """Number of requests that are being written or wait for it."""
         return len(self._sglang.tokenizer_manager.rid_to_state)
 
     async def rescore(
@@ -183,7 +185,7 @@ class Engine:
         cached: bool,
         experts: bool = False,
     ) -> list[Rescored]:
-        """Log-probs of responses that are there already, at temperature 1; see `engine_probes`."""
+        """Log-probs of given responses, at temperature 1; see `kit.engine.scoring`."""
         await self.weights.wait()
         return await scoring.rescore(
             self._sglang, tokens, response_lengths, cached=cached, experts=experts
@@ -256,7 +258,7 @@ class Engine:
         self._asleep |= set(tags)
 
     async def wake(self, tags: list[str]) -> None:
-        """Take it again; weights are as they were, the KV cache is empty."""
+        """Take device memory again; weights are as they were, the KV cache is empty."""
         from sglang.srt.managers.io_struct import ResumeMemoryOccupationReqInput
 
         await self._sglang.tokenizer_manager.resume_memory_occupation(
@@ -265,7 +267,7 @@ class Engine:
         self._asleep -= set(tags)
 
     async def settle(self) -> EngineStatus:
-        """Stop all that a driver asked for who is gone; for the one who takes over."""
+        """Stop all requests of a driver that is gone, for the one that takes over."""
         interrupted = self.weights.receiving
         await self.abort()
         self.weights.resume()

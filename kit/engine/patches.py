@@ -1,15 +1,23 @@
-"""SGLang's scheduler process, with what the kit does differently in place.
+"""What the kit changes in SGLang's processes, read from SGLang 0.5.16.
 
-SGLang's cache of prefixes gives its memory back when it is emptied.
+A scheduler that is prepared by us. SGLang's engine starts its scheduler through an attribute of its
+class; ours names a function that first registers what follows, and on a CPU `kit.engine.cpu`. It
+has to be found by name, because beside a GPU a new interpreter runs it.
+    relies on   entrypoints/engine.py: Engine.run_scheduler_process_func
+                managers/scheduler.py: run_scheduler_process
 
-It is a tree whose nodes know their parents and their children, each with the places of its tokens
-as a tensor on the device. Where the whole tree is dropped, as after each sync, its nodes still hold
-each other until Python looks for such circles, which it does ever more seldom: 1.3 MiB more of the
-card's memory a step were in use where 256 responses of 1,000 tokens were written (SGLang 0.5.16).
+A prefix cache that gives its memory back when it is emptied. It is a tree whose nodes know their
+parents and their children, each with the places of its tokens as a tensor on the device. Where the
+whole tree is dropped, as after each sync, its nodes hold each other until Python looks for such
+circles, which it does ever more seldom: 1.3 MiB more of the card's memory a step were in use where
+256 responses of 1,000 tokens were written.
+    relies on   mem_cache/radix_cache.py: RadixCache.reset, root_node; TreeNode.children, parent,
+                value
 
-SGLang imports the one model that it is asked for, and not all two hundred that it has.
-
-Those imports take a core two seconds and more, in each scheduler of each start.
+The import of the one model that is served, and not of all two hundred, which take a core two
+seconds and more in each scheduler of each start.
+    relies on   models/registry.py: EntryClass, and the two environment variables below, which are
+                in environ.py
 """
 
 from __future__ import annotations
@@ -89,10 +97,11 @@ def take_apart(root: Any) -> None:
 
 
 DISABLED = "SGLANG_DISABLED_MODEL_ARCHS"
-"""SGLang's own variable: modules of models that it is not to import."""
+"""SGLang's variable for modules of models that it is not to import."""
 
 
 EXTERNAL = "SGLANG_EXTERNAL_MODEL_PACKAGE"
+"""SGLang's variable for a package with models of the user's own."""
 
 
 def import_only(model_path: str) -> None:

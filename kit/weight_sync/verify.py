@@ -1,7 +1,8 @@
 """Checksums of each parameter on both sides of a sync, and their comparison.
 
 Parameters go by SGLang's names, because only the trainer can compute one side under the names of
-the other: SGLang keeps q, k and v in one piece, and gate and up, and pads embeddings.
+the other: SGLang keeps q, k and v in one piece, and gate and up, and pads embeddings. The driver
+compares, and has no torch loaded: functions that need it import it.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Self
-
-import torch
+from typing import TYPE_CHECKING, Any, Self
 
 from kit.errors import StackError
+
+if TYPE_CHECKING:
+    import torch
+
 
 FUSED = {
     "q_proj": ("qkv_proj", 0),
@@ -43,6 +46,8 @@ def trainer_checksums(
     Raises:
         StackError: this SGLang has no checksum for a GPU's tensors.
     """
+    import torch
+
     sums: dict[str, dict[str, list[str]]] = {}
     parts: dict[str, dict[int, torch.Tensor]] = {}
     for name, value in named:
@@ -63,6 +68,8 @@ def trainer_checksums(
 
 
 def _by_dtype(value: torch.Tensor) -> dict[str, list[str]]:
+    import torch
+
     forms = {}
     for dtype in ("float32", "bfloat16"):
         tensor = value.to(getattr(torch, dtype))
@@ -76,6 +83,8 @@ def _by_dtype(value: torch.Tensor) -> dict[str, list[str]]:
 
 def checksum(tensor: torch.Tensor) -> str:
     """Checksum of a tensor, as SGLang's weight checker computes it."""
+    import torch
+
     tensor = tensor.detach().contiguous()
     if tensor.is_cuda:
         from sglang.srt.managers.mm_utils import tensor_hash

@@ -1,17 +1,13 @@
-"""SGLang's small layers in fewer torch calls.
+"""What SGLang does on a GPU only, or slowly on a CPU, done for a CPU; read from SGLang 0.5.16.
 
-On a CPU without its compiled kernels SGLang falls back on plain torch code, written to be read
-beside the kernels: some ten calls for a norm or a rotation. For a small model the calls cost more
-than the arithmetic. These do the same in half as many; results differ by rounding only.
-
-SGLang's record of which experts took each token, in plain memory: pinned memory needs a GPU.
-
-SGLang's checksum of each weight, without the wait for a GPU that it begins and ends with.
-
-The KV cache of a CPU engine takes memory as it is used, and not all of it at the start.
-
-SGLang fills it with zeros. Memory that the operating system gives is zero, and is given when it is
-first touched: of the tiny model's 128 MiB a rollout touches a few.
+norm and rotation    in fewer torch calls. Without its compiled kernels SGLang falls back on plain
+                     torch code, some ten calls each; for a small model the calls cost more than the
+                     arithmetic. These need half as many; results differ by rounding only.
+record of experts    in plain memory: SGLang pins it, which needs a GPU.
+checksums            without the wait for a GPU that SGLang's begin and end with.
+KV cache             on pages that are taken as they are used. SGLang fills it with zeros; memory of
+                     the operating system is zero, and is given when it is first touched: of the
+                     tiny model's 128 MiB a rollout touches a few.
 """
 
 from __future__ import annotations
@@ -30,8 +26,6 @@ from sglang.srt.state_capturer import base
 from sglang.srt.utils import weight_checker
 
 sglang_norm_forward = RMSNorm.forward_native
-
-
 sglang_rotary_forward = RotaryEmbedding.forward_native
 
 
@@ -105,44 +99,36 @@ def rotary_forward(
 
 
 def register_operators() -> None:
-    """Use them in the SGLang of this process, for models that are made from now on."""
+    """Use `norm_forward` and `rotary_forward` in models that this process makes afterwards."""
     RMSNorm.forward_native = norm_forward
     RotaryEmbedding.forward_native = rotary_forward
 
 
-def _init(self: Any, num_tokens: int, num_layers: int, topk_size: int, name: str) -> None:
+def init_host_cache(self: Any, num_tokens: int, num_layers: int, topk_size: int, name: str) -> None:
+    """`BaseHostCache.__init__` without pinned memory."""
     self.buffer = torch.zeros((num_tokens, num_layers, topk_size), dtype=torch.int32)
     self.num_tokens, self.num_layers, self.topk_size = num_tokens, num_layers, topk_size
     self.name = name
 
 
-def register_capture() -> None:
-    """Let this process' SGLang report experts on a CPU."""
-    base.BaseHostCache.__init__ = _init
-
-
-def _compute_checksum(self: Any) -> dict[str, Any]:
+def compute_checksum(self: Any) -> dict[str, Any]:
+    """`WeightChecker._compute_checksum` without a GPU to wait for."""
     checksums = {
         name: weight_checker._hash_tensor(value)
         for name, value in self._model_state()
         if not weight_checker._is_non_persistent_buffer_name(name)
     }
     everything = "".join(f"{name}{checksums[name]}" for name in sorted(checksums))
-    found: dict[str, Any] = weight_checker.ChecksumInfo(
+    info: dict[str, Any] = weight_checker.ChecksumInfo(
         checksums=checksums,
         per_gpu_checksum=hashlib.sha256(everything.encode()).hexdigest(),
         parallelism_info=self._parallelism_info(),
     ).model_dump()
-    return found
+    return info
 
 
-def register_checksums() -> None:
-    """Let this process' SGLang compute checksums on a CPU."""
-    weight_checker.WeightChecker._compute_checksum = _compute_checksum
-
-
-WORTH_IT = 1 << 20
-"""Bytes below which a tensor is made as usual."""
+MIN_BYTES = 1 << 20
+"""Smaller tensors are made as usual."""
 
 
 class TorchOnFreshPages(ModuleType):
@@ -157,20 +143,15 @@ class TorchOnFreshPages(ModuleType):
         shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
         wanted = dtype or torch.get_default_dtype()
         count = math.prod(shape) * wanted.itemsize
-        if count < WORTH_IT or torch.device(kwargs.get("device") or "cpu").type != "cpu":
+        if count < MIN_BYTES or torch.device(kwargs.get("device") or "cpu").type != "cpu":
             return torch.zeros(shape, dtype=wanted, **kwargs)
         pages = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         return torch.frombuffer(pages, dtype=wanted).reshape(shape)
 
 
-def register_pages() -> None:
-    """Use them in the SGLang of this process."""
-    memory_pool.torch = TorchOnFreshPages("torch")
-
-
 def register() -> None:
-    """Replace SGLang's GPU-only operators in this process."""
+    """Put all of this in place of SGLang's own in this process."""
     register_operators()
-    register_capture()
-    register_checksums()
-    register_pages()
+    base.BaseHostCache.__init__ = init_host_cache
+    weight_checker.WeightChecker._compute_checksum = compute_checksum
+    memory_pool.torch = TorchOnFreshPages("torch")
