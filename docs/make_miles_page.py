@@ -18,24 +18,24 @@ PAGE = Path(__file__).parent / "from_and_to_miles.md"
 _INTRODUCTION = """\
 # From Miles and to Miles
 
-The kit is for one machine and for looking inside. When a recipe works and wants a cluster, it can
-leave; and a recipe of [Miles](https://github.com/radixark/miles) can be brought here and looked at.
+The kit is for one machine and for looking inside. A recipe that works and needs a cluster can move
+to [Miles](https://github.com/radixark/miles), and a recipe of Miles can be brought here and read.
 
 ```
 kit export miles config.yaml -o run.sh      # the launch script that trains the same in Miles
 kit import miles run.sh -o config.yaml      # and back; the script is read, never run
 ```
 
-`export` takes a preset's name too. With `--data FOLDER` it also writes the prompts, wherever they
-come from, as the JSONL files that Miles reads. The script is for Miles' FSDP trainer, which is the
-kit's own kind; `--train-backend megatron` is for the other. What Miles has no flag for stands in
-it as a comment. Paths stand at its top, to be changed in one place.
+`export` also takes a preset's name. With `--data FOLDER` it also writes the prompts, of any source,
+as the JSONL files that Miles reads. The script is for Miles' FSDP trainer, which is also the kit's;
+`--train-backend megatron` writes one for the other. Settings without a flag are in the script as
+comments. Paths are at its top, to be changed in one place.
 
 `import` understands arrays, variables with defaults, quotes, continued lines and sourced files. It
-follows no conditions and calls no commands. Flags without a counterpart are listed with the reason,
-and misspelt ones with what may be meant. Flags that a script leaves out have Miles' defaults.
+evaluates no conditions and runs no commands. Flags without a counterpart are listed with the
+reason, and misspelt ones with the nearest name. Flags that a script omits have Miles' defaults.
 
-What Miles logs and what the kit logs has the same names and steps, so dashboards keep working: see
+Miles and the kit log metrics under the same names and steps, so dashboards keep working: see
 `logging` in the settings.
 
 ## Settings and flags
@@ -51,7 +51,7 @@ _WITHOUT = """
 
 
 def page() -> str:
-    """The whole page."""
+    """The page as Markdown."""
     lines = ["", "| setting | flag of Miles | default here | default there | remark |"]
     lines += ["|---|---|---|---|---|", *map(_row, LINKS)]
     linked = {link.setting for link in LINKS} | {"engine.extra", "name"}
