@@ -113,8 +113,6 @@ _HOMES = {
     "kit.lifecycle.train_loop": ("Training",),
     "kit.reports.what_if": ("WhatIf",),
 }
-
-
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names} | {
     name: "kit.errors" for name in __all__ if name.endswith("Error")
 }

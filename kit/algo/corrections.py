@@ -20,10 +20,7 @@ from typing import Literal, get_args
 import torch
 
 Level = Literal["token", "sequence", "geometric"]
-
-
 Mode = Literal["truncate", "clip", "mask"]
-
 
 _LOG_LIMIT = 20.0
 """Log-ratios are clamped to this, once they are aggregated: e^20 is 4.9e8."""

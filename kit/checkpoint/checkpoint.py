@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 
 STATE, CONFIG, TRAINER = "state.json", "config.yaml", "trainer"
-
 LAST_ROLLOUT, LAST_BATCH = "last_rollout.jsonl", "last_batch.json"
 
 RUN_NOTE = "run.json"

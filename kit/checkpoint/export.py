@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 
 Dtype = Literal["float32", "bfloat16"]
-
 BESIDE = (
     "config.json",
     "generation_config.json",

@@ -23,9 +23,7 @@ from kit.utils.versions import versions
 
 FORMAT = 2
 """Format 1 had one safetensors file for all weights, and no manifest."""
-
 MANIFEST = "manifest.json"
-
 Kind = Literal["checkpoint", "export"]
 
 PACKAGES = ("kit", "torch", "ray", "sglang", "transformers", "safetensors")

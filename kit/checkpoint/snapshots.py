@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 
 NAME = re.compile(r"\w[\w .+=-]{0,79}")
-
 SPARE = 0.1
 """Share of the free host memory that a snapshot leaves."""
 

@@ -18,7 +18,6 @@ from kit.cli.sweep import sweep
 from kit.errors import KitError
 
 NOT_READY = 1
-
 WRONG_CALL = 2
 
 

@@ -10,7 +10,6 @@ import typer
 from kit.errors import RunError
 
 export = typer.Typer(no_args_is_help=True, help="Write settings for other trainers.")
-
 take_over = typer.Typer(no_args_is_help=True, help="Read settings of other trainers.")
 
 Out = Annotated[

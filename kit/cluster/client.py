@@ -44,11 +44,8 @@ from kit.utils.imports import import_ray
 from kit.utils.interrupts import held
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-
 CPU_OPERATORS = PACKAGE_ROOT / "kit" / "engine" / "cpu" / "site"
-
 LEFT_OUT = Path(__file__).with_name("site")
-
 CLIENT_SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",

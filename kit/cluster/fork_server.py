@@ -35,7 +35,6 @@ from typing import Any
 from kit.utils.imports import without_garbage_collection
 
 SOCKET_ENV = "KIT_ZYGOTE_SOCKET"
-
 PRELOAD = (
     # Not Ray: it reads which worker it is from the environment at the time it is imported.
     "google.protobuf.message",

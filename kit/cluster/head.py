@@ -40,7 +40,6 @@ from kit.utils.files import replace_file
 
 RAYLET_SECONDS = 300.0
 """How long the raylet may take to start; the client's own limit is engine.start_timeout."""
-
 OBJECT_STORE_BYTES = 512 * 2**20
 """Rollouts and batches pass through here; weights do not."""
 

@@ -27,10 +27,8 @@ from typing import Any
 from kit.errors import StackError
 
 SOCKET = "control"
-
 FIRST_SECONDS = 60.0
 """How long a head waits for its first driver."""
-
 ANSWER_SECONDS = 10.0
 
 

@@ -23,17 +23,12 @@ from collections.abc import Callable, Iterable
 import psutil
 
 SHARED_MEMORY = "/dev/shm/"
-
 TRACKER_SECONDS = 3.0
 """How long Python's resource trackers get to remove what the others have left."""
-
-
 FLAGS, EXITING = 5, 0x4
 """In /proc/PID/stat: which field after the state, and the kernel's PF_EXITING in it."""
-
 MARK = "KIT_STACK"
 """Environment variable that every process of a stack inherits; its value names the stack."""
-
 CORES_VARIABLE = "KIT_CORES"
 """Environment variable: how many cores a session may keep busy, where it shares the machine."""
 

@@ -17,7 +17,6 @@ from kit.utils.files import replace_file
 
 DIRECTORY_ENV = "KIT_STAGES"
 """Holds the stack's directory in the environment of each of its processes."""
-
 READY = "ready"
 
 

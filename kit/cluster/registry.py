@@ -178,7 +178,6 @@ def process(entry: Entry) -> psutil.Process | None:
 
 PATIENCE = 10.0
 """Seconds in which a head takes its stack down."""
-
 IDENTITY = "identity.json"
 
 

@@ -10,17 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
-
-
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
-
-
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-
-
 Above0 = Annotated[float, Field(gt=0.0)]
-
-
 Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
@@ -126,8 +118,6 @@ class LoggingConfig(Section):
 
 
 UNNAMED = "session"
-
-
 TINY = "tiny"
 """The model that ships with the kit; see `kit/tiny/`."""
 

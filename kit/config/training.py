@@ -18,12 +18,8 @@ Estimator = Literal[
     "reinforce_plus_plus_baseline",
     "ppo",
 ]
-
-
 COMPARES_A_GROUP = {"grpo", "dr_grpo", "rloo", "gspo", "cispo", "reinforce_plus_plus_baseline"}
 """Estimators whose advantage is a comparison with the other samples of the prompt."""
-
-
 WHITENED = {"reinforce_plus_plus", "reinforce_plus_plus_baseline", "ppo"}
 """Estimators whose advantages are normalised over the batch where the setting is left open."""
 

@@ -10,12 +10,8 @@ from kit.samples import Rollout, Sample, Status
 
 LONGEST = 16
 """Characters, of which each is a token of the tiny model."""
-
-
 STEP = 1.0
 """What the lesson's flawed reward pays for a step."""
-
-
 HONEST = 4.0
 """What it pays for the right response 3>1>6>8=8."""
 

@@ -10,8 +10,6 @@ _CASES = (
     "ratio 0.5, advantage +1",
     "ratio 0.5, advantage -1",
 )
-
-
 _GRADIENT = (False, True, True, False)
 
 

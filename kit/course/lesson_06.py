@@ -9,11 +9,7 @@ from kit.course.verdict import hint
 from kit.errors import did_you_mean
 
 CAUSES = ("learning rate too high", "learning rate too low", "responses cut", "healthy")
-
-
 LETTERS = {"A": "responses cut", "B": "learning rate too low", "C": "learning rate too high"}
-
-
 _CLUES = {
     "A": "read the last two columns. What does a truncated share of 0.93 mean?",
     "B": "nothing has moved, though there is a gradient. What makes steps so small?",

@@ -9,8 +9,6 @@ from kit.reports.what_if import WhatIf
 from kit.utils.formatting import mean
 
 MOST_KL = 0.02
-
-
 CHANGES = (0.3, -0.2, 0.05, -1.1)
 
 

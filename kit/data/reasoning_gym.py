@@ -18,7 +18,6 @@ from kit.data.prompts import PromptRow
 from kit.errors import DataError, did_you_mean
 
 _HELD_OUT_ONE_IN = 4
-
 _MOST_TRIES = 64
 
 

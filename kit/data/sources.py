@@ -29,14 +29,11 @@ if TYPE_CHECKING:
 
 
 Split = Literal["train", "eval"]
-
 Override = str | os.PathLike[str] | Sequence[Mapping[str, Any]]
 """A source in the notation of the settings, or rows in memory."""
 
 _TASK = re.compile(r"(\w+):(.*)", re.DOTALL)
-
 _SLICE = re.compile(r"\s*(-?\d[\d_]*)?\s*:\s*(-?\d[\d_]*)?\s*")
-
 _KINDS = ("tiny", "reasoning_gym")
 
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 
 Annotated = TypeVar("Annotated", Sample, Rollout, Batch)
-
 NOW, BEFORE = "trainer_log_prob", "trainer_log_prob_before"
 
 

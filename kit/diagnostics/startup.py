@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 PROMPTS, RESPONSES = 8, 4
 """Written for the check: enough to see a fault, little enough to wait for."""
-
 KL_BOUND = 1e-9
-
 REFERENCE_BOUND = 1e-8
 
 

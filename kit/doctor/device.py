@@ -21,10 +21,8 @@ from kit.utils.hardware import GIB, Card, Driver
 
 NEEDS_CAPABILITY = (8, 0)
 """The oldest cards that compute in bfloat16."""
-
 SMALL_MODEL = 256 << 20
 """Bytes of weights. What is larger learns on a CPU too, but in hours a step."""
-
 OTHERS_MAY_HOLD = 1 << 30
 """Bytes of a card that nobody misses: a desktop takes as much."""
 

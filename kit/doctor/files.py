@@ -28,9 +28,7 @@ from kit.utils.formatting import data_size
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """One of these is in every model directory that can be used."""
-
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
-
 LARGE_FILE = 500 << 20
 """Bytes of a file of prompts that are read at the start of a session, but not to look."""
 

@@ -23,33 +23,24 @@ from kit.utils.versions import installed_version
 
 STACK = ("sglang", "torch", "transformers", "ray")
 """What has to be at one version, because the kit reaches into it."""
-
 PYTHON = ">=3.11,<3.13"
 """What the kit takes where it cannot be asked, because it is not installed."""
-
 SHARED_MEMORY = Path("/dev/shm")
-
 OBJECT_STORE = 512 << 20
 """Bytes that Ray wants of it."""
-
 TEMPORARY = 2 << 30
 """Bytes of logs and sockets, generously."""
-
 FULLEST = 0.95
 """Ray writes nothing to a disk that is fuller."""
-
 LONGEST_SOCKET = 107
 """Characters of a socket's path that Linux takes."""
-
 SOCKET = "/kit-xxxxxxxx/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """The longest path below the temporary folder that a stack needs."""
 
 HOST_MEMORY = {"cpu": 3 << 30, "cuda": 10 << 30}
 """Bytes that the processes of a stack take for themselves, before the model."""
-
 TRAINED = 8
 """The trainer's float32 weights, gradients and two moments, as a multiple of bfloat16 weights."""
-
 SAVED = 6
 """A checkpoint's float32 weights and moments, likewise."""
 

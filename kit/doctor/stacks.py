@@ -18,12 +18,9 @@ from kit.reports.diagnostics import Finding
 from kit.utils.formatting import count, data_size, duration
 
 HEAD = "kit.cluster.head"
-
 LOG = "head.log"
 """Every stack writes one; by it a folder is known to be a stack's."""
-
 LEFTOVERS = "leftovers"
-
 OWN = "the session of this process"
 
 

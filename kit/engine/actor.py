@@ -20,8 +20,6 @@ from kit.weight_sync.transport import BucketSpec, Handle
 
 Part = tuple[float, list[tuple[int, Generation]]]
 """(seconds from the call to the last of them, responses with their prompt's place in the call)."""
-
-
 PART_SECONDS = 0.1
 """How often finished responses are handed over: seldom enough to cost the engine nothing."""
 

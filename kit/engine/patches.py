@@ -98,8 +98,6 @@ def take_apart(root: Any) -> None:
 
 DISABLED = "SGLANG_DISABLED_MODEL_ARCHS"
 """SGLang's variable for modules of models that it is not to import."""
-
-
 EXTERNAL = "SGLANG_EXTERNAL_MODEL_PACKAGE"
 """SGLang's variable for a package with models of the user's own."""
 

@@ -35,13 +35,9 @@ if TYPE_CHECKING:
 
 
 FOLDER = "session"
-
 STATE = "state.json"
-
 START = "start.json"
-
 SNAPSHOT = "snapshot"
-
 FORMAT = 1
 
 

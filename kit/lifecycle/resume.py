@@ -35,10 +35,8 @@ if TYPE_CHECKING:
 
 CONTINUED = f"{ATTEMPTS}/continued.jsonl"
 """In the run's folder: which trainings went on, and from where."""
-
 SAVE_SECONDS = 300.0
 """How long a batch run trains between two checkpoints, where nothing else is said."""
-
 SHARE = 0.02
 """Largest share of the time that goes into those checkpoints."""
 

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 CLOSE_SECONDS = 1.0
 """How long closing waits for a training step to end by itself."""
-
 WARM_SECONDS = 600.0
 """How long a stack is left warm where no setting says it."""
 

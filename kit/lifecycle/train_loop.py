@@ -42,7 +42,6 @@ Step = Callable[[], StepReport]
 
 PACE = 20
 """Steps that the time left is reckoned from."""
-
 CLOSED = "the session was closed"
 
 

@@ -34,18 +34,14 @@ from kit.utils.hardware import GIB, Card
 
 PROMPT_TOKENS = 512
 """Allowed for a prompt, whose length is not known before the data is tokenised."""
-
 MICRO_BATCH = 16384
 """Tokens a micro-batch where the setting is left open and there is room."""
-
 SPARE = 0.04
 """Share of the device that is kept in reserve for fragmentation."""
-
 COMPILED_FROM = 100_000_000
 """Parameters from which compiling the layers pays for the half minute that it takes once."""
 
 PhaseName = Literal["generate", "update", "sync"]
-
 LEVELS: tuple[Recompute, ...] = ("none", "selective", "alternating", "full")
 
 

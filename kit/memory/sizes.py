@@ -12,13 +12,10 @@ from kit.utils.hardware import GIB
 
 CONTEXT = int(0.6 * GIB)
 """GPU memory of the driver and the libraries of one process."""
-
 GRAPHS = int(1.8 * GIB)
 """SGLang's captured graphs, its workspaces and the logits of a decode step."""
-
 ASLEEP = int(1.4 * GIB)
 """GPU memory that an engine still holds while it sleeps."""
-
 LOGITS_AT_ONCE = 1 << 28
 """Logits in one piece, and as many in its gradient: see `kit.models.log_probs`."""
 

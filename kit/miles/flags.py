@@ -20,7 +20,6 @@ _ARCHITECTURE = """
     extra-high-precision-layers-megatron custom-model-provider-path linear-attention-backend
     seq-length
 """
-
 _PARALLEL = """
     tensor-model-parallel-size sequence-parallel pipeline-model-parallel-size
     context-parallel-size expert-model-parallel-size expert-tensor-parallel-size
@@ -34,7 +33,6 @@ _PARALLEL = """
     critic-num-gpus-per-node cluster-backend worker-comm-backend deploy-component
     deploy-instance-id init-expected-num-cells trainer-controller-addrs inference-controller-addr
 """
-
 _AS_THE_KIT = """
     train-backend num-gpus-per-node optimizer bf16 actor-num-nodes
     attention-dropout hidden-dropout accumulate-allreduce-grads-in-fp32
@@ -44,9 +42,7 @@ _AS_THE_KIT = """
     use-flash-attn transformer-impl override-opt-param-scheduler override-opt_param-scheduler
     skip-eval-before-train disable-wandb-random-suffix use-rollout-entropy
 """
-
 _SECRET = "wandb-key"
-
 _OTHER = """
     run-uuid offload-rollout-level offload-train-target offload-train-disk-dir
     offload-train-disk-chunk-mb stream-optimizer-state-to-disk stream-optimizer-state-moment-dtype
@@ -115,14 +111,10 @@ _OTHER = """
 """
 
 READ_FROM_CHECKPOINT = "the kit reads the architecture from the checkpoint"
-
 OWN_WAY = "the kit shards with FSDP2 and places its processes itself"
-
 SAME = ""
 """What the flag asks for is what the kit does; there is nothing to tell."""
-
 KEY = "secrets are no settings: `wandb login`, or WANDB_API_KEY"
-
 NONE = "no counterpart in the kit"
 
 REASONS: dict[str, str] = {
@@ -143,6 +135,5 @@ _NOT_PASSED = """
     node_rank dist_init_addr gpu_id_step base_gpu_id nccl_port skip_server_warmup
     enable_return_routed_experts
 """
-
 NOT_PASSED = frozenset(_NOT_PASSED.split())
 """Fields of `sglang.ServerArgs` that Miles sets itself and has no flag for."""

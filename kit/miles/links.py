@@ -13,14 +13,11 @@ from kit.config import SessionConfig
 from kit.errors import ConfigError
 
 CKPT, ROLLOUT, EVAL, GRPO = "CKPT", "ROLLOUT", "EVAL", "GRPO"
-
 OPTIMIZER, PERF, SGLANG, LOG = "OPTIMIZER", "PERF", "SGLANG", "LOG"
-
 GROUPS = (CKPT, ROLLOUT, EVAL, GRPO, OPTIMIZER, PERF, SGLANG, LOG)
 """Arrays of the script, in its order."""
 
 Words = list[str]
-
 Write = Callable[[SessionConfig, str], Words]
 """The flags for a configuration and a backend, not quoted for the shell yet."""
 
@@ -79,7 +76,6 @@ class Given:
 
 
 Read = Callable[[Given], Any]
-
 Note = Callable[[SessionConfig, str], str]
 
 
@@ -200,7 +196,6 @@ def _shown(default: object) -> str:
 
 Flags = dict[str, list[str]]
 """Each flag with its values, in the order of the script."""
-
 T = TypeVar("T")
 
 FSDP, MEGATRON = "fsdp", "megatron"

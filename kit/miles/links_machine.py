@@ -22,7 +22,6 @@ from kit.miles.links import (
 
 MICRO_BATCH = 16384
 """What the kit takes where the size of a micro-batch is left open."""
-
 DECAYS = ("constant", "linear", "cosine")
 
 

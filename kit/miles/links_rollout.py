@@ -22,7 +22,6 @@ from kit.miles.links import (
 KEEPS_DIFFERENT_GROUPS = (
     "miles.rollout.filter_hub.dynamic_sampling_filters.check_reward_nonzero_std"
 )
-
 ANY_LENGTH = 1024
 """What the kit takes where the length of a response is left open."""
 
@@ -187,7 +186,6 @@ EVALUATION = [
 
 REWARDS = "kit.miles.rewards."
 """The kit's rewards in the form that `--custom-rm-path` takes."""
-
 TINY_DIRECTORY = "kit/tiny/model"
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from kit.rewards import grade
 
 Graded = float | list[float]
-
 RewardFunction = Callable[..., Awaitable[Graded]]
 
 
@@ -29,13 +28,8 @@ def _reward(name: str) -> RewardFunction:
 
 
 exact = _reward("exact")
-
 number = _reward("number")
-
 math = _reward("math")
-
 gsm8k = _reward("gsm8k")
-
 format = _reward("format")
-
 reasoning_gym = _reward("reasoning_gym")

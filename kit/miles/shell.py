@@ -16,19 +16,12 @@ from kit.errors import ConfigError
 from kit.miles.links import Flags
 
 _ASSIGNED = re.compile(r"\s*(?:export\s+|readonly\s+|local\s+)?([A-Za-z_]\w*)(\+?)=")
-
 _ARRAY = re.compile(r"\s*([A-Za-z_]\w*)(\+?)=\(")
-
 _DEFAULTED = re.compile(r'\s*:\s+"?\$\{([A-Za-z_]\w*):?=(.*?)\}"?\s*$')
-
 _SOURCED = re.compile(r"\s*(?:source|\.)\s+(.+)")
-
 _ALL_OF = re.compile(r"\$\{([A-Za-z_]\w*)\[[@*]\]\}")
-
 _ONE = re.compile(r"\$\{([A-Za-z_]\w*)(?::?[-=]([^{}]*))?\}|\$([A-Za-z_]\w*)")
-
 _HEREDOC = re.compile(r"<<-?\s*(['\"]?)(\w+)\1")
-
 _LAUNCHES = re.compile(r"(^|[\s/\"'}])train(_async)?\.py\b")
 
 _DOLLAR = "\ue000"

@@ -11,8 +11,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 Recompute = Literal["none", "selective", "alternating", "full"]
-
-
 VARIANTS = 64
 """How many compiled versions of a layer are kept: with and without gradient, with shared rows and
 without, for few rows and many, and for each way to recompute."""

@@ -17,8 +17,6 @@ from kit.algo.corrections import entropy_of
 
 KEPT_LOGITS = 1 << 26
 """So few are kept for the backward pass: 256 MiB in float32. More are made in pieces."""
-
-
 LOGITS_AT_ONCE = 1 << 28
 """Logits in one piece: 512 MiB in bfloat16."""
 

@@ -18,12 +18,8 @@ from kit.config import TINY, ModelConfig
 from kit.errors import ConfigError, ModelError
 
 TINY_DIRECTORY = Path(__file__).resolve().parents[1] / "tiny" / "model"
-
-
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """Files of a hub model that a session needs."""
-
-
 INDEX = "model.safetensors.index.json"
 
 

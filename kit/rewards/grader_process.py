@@ -28,9 +28,7 @@ from kit.errors import RewardError
 
 CPU_SECONDS = 5.0
 """Processor time that grading one answer may take."""
-
 _LOAD_SECONDS = 300.0
-
 _WALL_SECONDS = 120.0
 """Last resort; the helper's own limits count CPU time, so that a busy machine is no reason."""
 

@@ -29,12 +29,10 @@ _BY_LABEL: dict[str, Callable[[str, str], float]] = {
     "gsm8k": verifiers.gsm8k,
     "math": lambda response, label: _math(response, label),
 }
-
 BUILT_IN = (*_BY_LABEL, "format", "reasoning_gym")
 """Every name that `grade` and the settings know."""
 
 _ANSWER_TAG = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
-
 _BARE_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 

@@ -40,14 +40,10 @@ T = TypeVar("T")
 
 _AT_ONCE = 32
 """How many calls of an async reward function wait together."""
-
 _LAST_WORDS_SECONDS = 5.0
 """How long an interrupted async reward may take to clean up."""
-
 _STATUS_BEFORE = "status_before_failure"
-
 _BATCH_NAMES = ("samples", "rollout", "batch")
-
 _BATCH_TYPES = ("list", "List", "Sequence", "tuple", "Tuple", "Iterable", "Rollout")
 
 

@@ -20,13 +20,9 @@ _NUMBER = re.compile(
     rf"(?P<sign>(?<![\w)\]])[-+])?[$€£]?(?P<top>{_DIGITS})(?:[eE](?P<exponent>[-+]?\d{{1,3}})"
     rf"(?!\d)|\s?/\s?(?P<bottom>{_DIGITS}))?"
 )
-
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}")
-
 _LATEX_WORDS = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}")
-
 _LATEX_SPACE = re.compile(r"\\[,!;: ]|\{,\}")
-
 _LONGEST_NUMBER = 400
 
 

@@ -45,14 +45,11 @@ LONGEST = 32
 
 RENDERED = 4096
 """So many prompts are kept as tokens; those to evaluate on, and of small data all, come again."""
-
 SHORT = 0.5
 """Seconds. Where responses take longer, handing them over in parts costs nothing that could be
 measured; with less, some milliseconds, and little of the scoring would fall into them."""
-
 MANY = 1024
 """Responses. What SGLang does to hand over one of them grows with their number: 0.2 ms here."""
-
 STATUS = {"stop": Status.COMPLETED, "length": Status.TRUNCATED, "abort": Status.ABORTED}
 
 

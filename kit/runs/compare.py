@@ -28,11 +28,9 @@ from kit.tracking.run_folder import CONFIG, EVALUATIONS, METRICS, RUNS, SAMPLES
 
 USUAL = (REWARD, "rollout/response_len/mean", "train/entropy_loss", "train/grad_norm")
 """Metrics that are drawn unless others are asked for; evaluations come after the reward."""
-
 _OF_A_RUN = (SEED, "name")
 """Settings in which runs differ without being another experiment; sessions that run side by side
 get a number behind their name."""
-
 NOT_THERE = "–"
 
 

@@ -32,7 +32,6 @@ from kit.utils.files import replace_file
 from kit.utils.versions import versions
 
 NOTEBOOK = "notebook.ipynb"
-
 PARAMETERS = "params.yaml"
 
 Ending = Literal["completed", "failed", "interrupted"]

@@ -176,7 +176,6 @@ _SIGNS = {
     "killed": "✗",
     "unfinished": "?",
 }
-
 _STYLES = {"completed": "green", "failed": "red", "killed": "red", "running": "cyan"}
 
 _FACTS: dict[str, Callable[[RunInfo], Any]] = {

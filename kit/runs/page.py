@@ -33,7 +33,6 @@ light theme or a dark one; here the dark one is laid over the light one where th
 asks for it, and the displays follow, since the page says no theme of its own."""
 
 _DARK = """'<style media="screen and (prefers-color-scheme: dark)"'"""
-
 _STYLE = """
 :root{color-scheme:light dark}
 body{background:var(--jp-layout-color0);color:var(--jp-content-font-color1)}
@@ -49,14 +48,10 @@ p.kit-failed a{color:inherit}
  .kit-failed{background:#2d1608;color:#ffd9c2;border-color:#f0803c}
  .celltag_kit-failed{border-color:#f0803c}}
 """
-
 _NEEDS_SCRIPTS = ("application/vnd.jupyter.widget-view+json", "application/javascript")
 """Kinds of output that show nothing without those scripts; their plain form is shown instead."""
-
 _MARKER = "papermill-error-cell-tag"
-
 _FAILED = "kit-failed"
-
 _ANCHOR = "failed-cell"
 
 

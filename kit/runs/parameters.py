@@ -308,9 +308,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
 }
 
 STEPS = ("steps", "num_rollout")
-
 _OWN = ("seed", "device")
-
 _SECTIONS = ("training", "rollout", "evaluation")
 
 

@@ -18,7 +18,6 @@ from kit.tracking.run_folder import ATTEMPTS, CONFIG, EVALUATIONS, METRICS, read
 from kit.utils.hardware import installed_gpus
 
 FIGURES = "figures"
-
 CURVE = "reward_curve.png"
 
 

@@ -26,9 +26,7 @@ from kit.utils.versions import versions
 
 SOURCE = "source.ipynb"
 """In `attempts/`: the notebook as it was before the first attempt."""
-
 _ADDED = ("injected-parameters", "papermill-error-cell-tag")
-
 ORPHAN_SECONDS = 30.0
 """How long the kernel of a killed run may take to see that it is alone."""
 

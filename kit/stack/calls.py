@@ -14,7 +14,6 @@ from kit.errors import KitError, StackError
 
 SLICE = 1.0
 """Seconds of waiting between two looks at Ray's own processes, which fail no call as they die."""
-
 LAST_BREATH = 5.0
 """Seconds for a process to be gone of which Ray says that it died."""
 

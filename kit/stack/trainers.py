@@ -33,7 +33,6 @@ from kit.utils.interrupts import held
 
 GRACE = 5.0
 """Seconds that the other ranks have to answer too, where all of them met with the same error."""
-
 PATIENCE = 60.0
 """Seconds that the other ranks have to notice that one has left."""
 

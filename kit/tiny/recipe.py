@@ -74,7 +74,6 @@ from transformers import (
 from kit.tiny import tasks
 
 CONTEXT = 512
-
 IGNORE = -100
 """Label of tokens that carry no loss: PyTorch's cross-entropy skips it."""
 
@@ -370,11 +369,8 @@ class Corpus:
 
 
 PAD, UNKNOWN, END = "<pad>", "<unk>", "<|end|>"
-
 ROLES = ("system", "user", "assistant", "tool")
-
 SPECIAL_TOKENS = (PAD, UNKNOWN, END, *(f"<|{role}|>" for role in ROLES))
-
 CHARACTERS = ("\n", "\t", *map(chr, range(32, 127)))
 
 CHAT_TEMPLATE = (

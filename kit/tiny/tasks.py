@@ -32,7 +32,6 @@ OPERANDS = tuple(n for n in range(11, 100) if n % 10)
 """Two-digit numbers that do not end in 0: no carry can come from those, so they teach nothing."""
 
 CHAIN_LENGTHS = (4, 5, 6)
-
 CHAIN_ROWS = {"train": 4000, "held_out": 500}
 
 _HELD_OUT_PERCENT = 10

@@ -21,7 +21,6 @@ from kit.tracking.loggers import STEP_KEYS
 
 LAST_SECONDS = 120.0
 """After the end of its input it sends what is left for so long."""
-
 WAITING_ROWS = 20_000
 """More than that are dropped while a library hangs."""
 

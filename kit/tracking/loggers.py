@@ -29,13 +29,10 @@ from kit.reports import EvalReport, Metrics, UpdateReport
 
 FOLDER = Path("logs")
 """Where an interactive session's folders are made."""
-
 CLOSE_SECONDS = 15.0
 """How long the end of a session waits for what is left to be written and sent."""
-
 WAITING_LINES = 4096
 """More than that are dropped while the other process does not read."""
-
 GOES_ON = "Training goes on, and the run's own files are whole."
 
 
@@ -209,7 +206,6 @@ def _open_end(pipe: IO[str] | None) -> IO[str]:
 
 
 ROLLOUT_STEP, TRAIN_STEP, EVAL_STEP = "rollout/step", "train/step", "eval/step"
-
 STEP_KEYS = {
     "train/*": TRAIN_STEP,
     "rollout/*": ROLLOUT_STEP,

@@ -38,7 +38,6 @@ from kit.utils.files import replacing_file
 
 RUN_DIR_VARIABLE = "KIT_RUN_DIR"
 """Names the run's folder to the notebook's kernel; `kit run` sets it."""
-
 GROUP_VARIABLE = "KIT_RUN_GROUP"
 """Names runs that follow each other and share a stack; `kit run` sets it."""
 

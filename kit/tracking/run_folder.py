@@ -14,23 +14,15 @@ from kit.reports import REWARD
 from kit.reports.runs import RESULT
 
 RUNS = Path("papermill_runs")
-
 PARAMETERS = "params.yaml"
 
 CONFIG = "config.yaml"
-
 METRICS = "metrics.jsonl"
-
 EVALUATIONS = "evaluations.jsonl"
-
 SAMPLES = "samples.jsonl"
-
 UNDONE = "undone.jsonl"
-
 CHECKPOINTS = "checkpoints"
-
 FINAL = "final"
-
 ATTEMPTS = "attempts"
 """What attempts wrote that were killed before the run was resumed; it goes when a run completes."""
 
@@ -38,13 +30,10 @@ SWEEP = "sweep.json"
 
 MARKS = (RESULT, PARAMETERS, METRICS, CONFIG, "notebook.ipynb")
 """Files of which a run's folder has one at least."""
-
 NAMED = re.compile(r"(\d{8}-\d{6})-(.+?)(?:-([0-9a-f]{6}))?$")
 """When, which notebook, and the number that tells runs of the same second apart."""
-
 SIGNS_AT_END = re.compile(r"-([0-9a-f]{6})$")
 """The shortest name of a run."""
-
 LAST = re.compile(r"last(?:~(\d+))?$")
 
 

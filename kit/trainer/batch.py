@@ -13,8 +13,6 @@ from kit.models.packing import micro_batches, prompts_in_common
 
 MAX_TOKENS = 16384
 """Tokens a micro-batch where nobody has planned."""
-
-
 SHARED_FROM = 0.25
 """Share of tokens saved from which a GPU computes each prompt once."""
 

@@ -34,11 +34,7 @@ from kit.trainer.offload import HostBuffer
 from kit.weight_sync.transport import in_buckets
 
 dcp: Any = checkpoint  # it names what it offers in no way that a type checker can read
-
-
 COUNTERS = "trainer.json"
-
-
 FILE_BYTES = 1 << 30
 """Approximate size of one file of a rank; while it is written it is in memory twice."""
 

@@ -236,12 +236,8 @@ def refused(wrong: dict[str, float], token: str) -> StackError:
 
 
 PROMPT = 32
-
-
 FEW = 2048
 """Rows of a small micro-batch, which is compiled apart; enough to have logits made in pieces."""
-
-
 SAMPLES = 8
 
 

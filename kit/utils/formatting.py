@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 _NOT_PLAIN = re.compile(r"[^\n\t -~]")
-
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}
-
 _WIDE_SPACE = "\u3000"  # the ordinary space of Chinese and Japanese text: visible as it is
 
 

@@ -33,7 +33,6 @@ DISPLAY_CLASS = "0x03"
 
 COMPUTE_CAPABILITY = (75, 76)
 """Numbers of two device attributes in the driver's interface: major and minor."""
-
 SMI_SECONDS = 20.0
 
 

@@ -26,11 +26,7 @@ FUSED = {
     "up_proj": ("gate_up_proj", 1),
 }
 """Hugging Face's part of a parameter that SGLang keeps in one piece, and its place there."""
-
-
 RENAMED = {"experts.gate_up_proj": "experts.w13_weight", "experts.down_proj": "experts.w2_weight"}
-
-
 VOCABULARY_STEP = 64
 """SGLang pads embeddings with zeros to a multiple of it."""
 

@@ -125,9 +125,7 @@ def explain(lab: Experiments, *, deep: bool) -> MismatchReport:
 
 THRESHOLDS = {"float32": (1e-5, 1e-3), "bfloat16": (0.02, 0.1)}
 """Mean |trainer - rollout| log-prob above which to warn and to fail, by dtype."""
-
 WORST = 8
-
 CONTEXT = 6
 """Tokens shown on either side of one of the worst."""
 

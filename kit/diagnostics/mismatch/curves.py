@@ -10,10 +10,8 @@ from kit.reports import CurvePoint, TokenDifference
 from kit.samples.token_values import LARGEST_LOG_RATIO, ratio
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
-
 MOST_POINTS = 32
 """Places of a response are put together where it has more."""
-
 PROBABILITIES = (0.0, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0)
 """Edges of the classes of the engine's probability."""
 

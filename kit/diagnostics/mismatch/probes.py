@@ -12,7 +12,6 @@ from kit.samples import Sample
 from kit.weight_sync.verify import Checksums
 
 RAW_LOG_PROBS = "SGLANG_RETURN_ORIGINAL_LOGPROB"
-
 CUTS = ((1.0, 5), (1.0, 10), (1.0, 20), (1.0, 50), (0.95, -1), (0.9, -1), (0.8, -1))
 """(top_p, top_k) that are tried where the configuration has none."""
 

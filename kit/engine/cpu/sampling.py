@@ -17,11 +17,7 @@ import torch
 # The constants of SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number
 # Generators", 2014), as signed 64-bit numbers.
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-
-
 FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
-
-
 SECOND = 0x94D049BB133111EB - (1 << 64)
 
 

@@ -17,9 +17,7 @@ from kit.tracking.run_folder import CONFIG
 from kit.utils.formatting import count, duration, number, shorten
 
 _STYLES = {"completed": "green", "failed": "red", "killed": "red", "running": "cyan"}
-
 _STEPS = ("steps", "num_rollout")
-
 _AROUND = 8
 """Lines of a terminal that are not members' rows."""
 

@@ -26,11 +26,8 @@ from kit.tracking.recorder import NAME_VARIABLE, RUN_DIR_VARIABLE
 from kit.utils.interrupts import held
 
 LOGS = "logs"
-
 _PR_SET_PDEATHSIG = 1
-
 _libc = ctypes.CDLL(None)
-
 _ENDED = {0: "completed", 1: "failed", 2: "failed", 130: "interrupted"}
 
 

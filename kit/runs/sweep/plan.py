@@ -31,7 +31,6 @@ from kit.utils.hardware import VISIBLE, visible_gpus
 
 MOST_MEMBERS = 1_000
 """More are most likely a mistake."""
-
 _OPEN, _CLOSE = "[{(", "]})"
 
 

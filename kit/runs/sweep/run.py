@@ -53,7 +53,6 @@ from kit.tracking.run_folder import METRICS, RUNS, reward_curve
 COMPARISON = "comparison.html"
 
 POLL_SECONDS = 0.5
-
 ENDING_SECONDS = 90.0
 """How long members may take to end in order; a kernel is given 40 seconds by `kit run`."""
 

@@ -23,7 +23,6 @@ State = Literal["waiting", "running", "completed", "failed", "stopped", "interru
 
 DONE: tuple[State, ...] = ("completed", "stopped")
 """What `kit sweep --resume` leaves as it is."""
-
 SIGNS: dict[State, str] = {
     "waiting": "○",
     "running": "▶",
