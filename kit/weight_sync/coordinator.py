@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from kit.cluster.placement import Placement
 from kit.cluster.processes import Watch, engine
 from kit.errors import StackError
-from kit.weight_sync.transport import POLICY, SLOTS
+from kit.weight_sync.transport import POLICY, SLOTS, unknown_model
 
 if TYPE_CHECKING:
     from kit.weight_sync.transport import BucketSpec
@@ -105,11 +105,7 @@ class WeightSync:
             StackError: they did not arrive; the engines go on with what they have.
         """
         if model not in self.buckets:
-            raise StackError(
-                f"There are no weights of a model named {model!r} to sync.",
-                why=f"The trainers have those of: {', '.join(sorted(self.buckets))}.",
-                fix="sync one of these.",
-            )
+            raise unknown_model("trainer", model, self.buckets)
         self.interrupted = True
         group = None if self._layout.colocate else self._open()
         try:

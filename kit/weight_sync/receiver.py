@@ -20,6 +20,7 @@ from kit.weight_sync.transport import (
     Handle,
     ReceiveBuffer,
     serialize,
+    unknown_model,
 )
 
 PATIENCE = 600.0
@@ -151,13 +152,7 @@ class WeightReceiver:
 
     def _loader(self, spec: BucketSpec) -> Loader:
         if spec.model not in self._loaders:
-            raise StackError(
-                f"The engine was sent weights of a model named {spec.model!r}, which it does not "
-                "have.",
-                why=f"It takes those of: {', '.join(sorted(self._loaders))}.",
-                fix="sync one of these, or register a loader for the model with the engine's "
-                "`WeightReceiver`.",
-            )
+            raise unknown_model("engine", spec.model, self._loaders)
         return self._loaders[spec.model]
 
     async def _load(

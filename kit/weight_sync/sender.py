@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from kit.errors import StackError
 from kit.models.state_dict import as_saved
 from kit.weight_sync import verify
 from kit.weight_sync.transform import EXACT, Disturbance, WeightTransform
@@ -29,6 +28,7 @@ from kit.weight_sync.transport import (
     Handle,
     SendBuffer,
     in_buckets,
+    unknown_model,
 )
 
 store: Any = dist  # it names its stores in no way that a type checker can read
@@ -153,11 +153,7 @@ class WeightSender:
 
     def _registered(self, model: str) -> _Model:
         if model not in self._models:
-            raise StackError(
-                f"The trainer has no weights of a model named {model!r} to send.",
-                why=f"It sends those of: {', '.join(sorted(self._models)) or 'no model yet'}.",
-                fix="sync one of these, or register the model with the trainer's `WeightSender`.",
-            )
+            raise unknown_model("trainer", model, self._models)
         return self._models[model]
 
     def specs(self, model: str) -> list[BucketSpec]:

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from kit.errors import StackError
+
 POLICY = "policy"
 """The name under which the weights that are trained travel."""
 
@@ -33,6 +35,16 @@ BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 
 DtypeOf = Callable[[str], torch.dtype]
 """The dtype in which the engine gets the tensor of this checkpoint name."""
+
+
+def unknown_model(side: str, model: str, known: Iterable[str]) -> StackError:
+    """Error of a sync that names a model which one side does not have."""
+    return StackError(
+        f"A sync is to carry weights of a model named {model!r}, which the {side} does not have.",
+        why=f"The {side} has those of: {', '.join(sorted(known)) or 'no model yet'}.",
+        fix="sync one of these, or register the model with both the trainer's `WeightSender` and "
+        "the engine's `WeightReceiver`.",
+    )
 
 
 def in_buckets(sizes: Iterable[tuple[str, int]], limit: int) -> list[list[str]]:
