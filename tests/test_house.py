@@ -1,0 +1,210 @@
+"""How the code is laid out: who may touch what, how long a function is, what a folder holds."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted(
+    file for room in ("kit", "tests", "benchmarks") for file in (ROOT / room).rglob("*.py")
+)
+PACKAGES = sorted(file.parent for file in SOURCES if file.name == "__init__.py")
+KIT = ROOT / "kit"
+
+LIBRARIES = {
+    "benchmarks/gpu_parts/training.py": {"_dynamo"},
+    "kit/cluster/fork_server.py": {
+        "_forkserver",
+        "_forkserver_address",
+        "_forkserver_alive_fd",
+        "_forkserver_pid",
+        "_run_exitfuncs",
+    },
+    "kit/cluster/client.py": {"_actor_id", "_global_node", "_private"},
+    "kit/engine/actor.py": {"_processes", "_scheduler_init_result", "_subprocess_watchdog"},
+    "kit/engine/cpu/operators.py": {
+        "_compute_checksum",
+        "_hash_tensor",
+        "_is_non_persistent_buffer_name",
+    },
+    "kit/lifecycle/start.py": {"_shutdown_message"},
+    "kit/models/attention.py": {"_varlen_attn", "_varlen_attn_backward"},
+    "kit/models/compile.py": {"_dynamo"},
+    "kit/runs/kernel_extension.py": {"_shutdown_message"},
+    "kit/models/sharding.py": {
+        "_fsdp_param_group",
+        "_get_fsdp_state",
+        "_modules_to_run_forward",
+        "_state_ctx",
+        "_training_state",
+    },
+    "kit/trainer/offload.py": {"_C", "_accelerator_setAllocatorSettings"},
+    "kit/trainer/process_group.py": {"_get_backend", "_world"},
+    "kit/viz/live/frontend.py": {"_reply_subshell_id"},
+    "tests/browser/displays.py": {"_data"},
+    "tests/conftest.py": {"_tmp_path_factory"},
+    "tests/engine/conftest.py": {"_setupstate"},
+    "tests/models/test_compile.py": {"_dynamo"},
+    "tests/viz/test_browser.py": {"_dom_classes"},
+}
+"""What other libraries keep to themselves and we need all the same, file by file."""
+
+ANYWHERE = {"os._exit"}
+"""Documented, whatever its name looks like."""
+
+LONGEST_FUNCTION = 60
+FULLEST_FOLDER = 15
+FULLEST_ROOT = 7
+ONE_DOOR = ["kit.utils.display -> kit.viz"]
+
+
+def inner(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+@cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+def owned(kind: ast.ClassDef) -> set[str]:
+    """Names that a class gives to its objects or to itself."""
+    names = set()
+    for node in ast.walk(kind):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                names.add(name)
+            case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name, ctx=ast.Store()):
+                names.add(name)
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                names.add(name)
+            case ast.Assign(targets=targets):
+                names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+def reaches(node: ast.AST, own: frozenset[str] = frozenset()) -> Iterator[tuple[int, str]]:
+    """Line and text of each access to what another object or module keeps to itself.
+
+    A class may touch the same of its other instances.
+    """
+    match node:
+        case ast.ClassDef():
+            own |= owned(node)
+        case ast.Attribute(value=ast.Name(id="self" | "cls")):
+            return
+        case ast.Attribute(value=ast.Call(func=ast.Name(id="super"))):
+            return
+        case ast.Attribute(attr=name) if is_private(name) and name not in own:
+            yield node.lineno, ast.unparse(node)
+        case ast.ImportFrom(names=names, module=module):
+            for alias in names:
+                if is_private(alias.name):
+                    yield node.lineno, f"{module}.{alias.name}"
+        case ast.Call(args=[_, ast.Constant(value=str(name)), *_], func=called):
+            # getattr, setattr, and pytest's monkeypatch
+            if ast.unparse(called).endswith(("attr", "patch.object")) and is_private(name):
+                yield node.lineno, f"{ast.unparse(node.args[0])}.{name}"
+    for child in ast.iter_child_nodes(node):
+        yield from reaches(child, own)
+
+
+def last_name(text: str) -> str:
+    return text.rpartition(".")[2]
+
+
+def is_private(name: str) -> bool:
+    """Not so Python's own (`__len__`) and IPython's (`_repr_html_`)."""
+    return name.startswith("_") and not name.endswith("_")
+
+
+@pytest.mark.parametrize("room", ["kit", "tests", "benchmarks"])
+def test_nobody_touches_what_another_object_keeps_to_itself(room: str) -> None:
+    found = [
+        f"{inner(file)}:{line}: {text}"
+        for file in SOURCES
+        if inner(file).startswith(f"{room}/")
+        for line, text in reaches(parsed(file))
+        if text not in ANYWHERE and last_name(text) not in LIBRARIES.get(inner(file), set())
+    ]
+    assert found == []
+
+
+def test_every_exception_for_a_library_is_in_use() -> None:
+    for name, allowed in LIBRARIES.items():
+        found = {last_name(text) for _, text in reaches(parsed(ROOT / name))}
+        assert allowed <= found, name
+
+
+@pytest.mark.parametrize(
+    ("code", "texts"),
+    [
+        ("session._stack.close()", ["session._stack"]),
+        ("self._stack._parts", ["self._stack._parts"]),
+        ("def f(self): return self._a + super()._b", []),
+        ("class A:\n def f(self, other): self._a = 1; return other._a", []),
+        ("class A:\n def f(self, other): return other._a", ["other._a"]),
+        ("from kit.viz.theme import _color", ["kit.viz.theme._color"]),
+        ("monkeypatch.setattr(session, '_reward', 1)", ["session._reward"]),
+        ("x._repr_html_(), x.__len__()", []),
+    ],
+)
+def test_what_counts_as_touching_is_found(code: str, texts: list[str]) -> None:
+    assert [text for _, text in reaches(ast.parse(code))] == texts
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    lengths = {
+        f"{inner(file)}: {node.name}": length(node)
+        for file in SOURCES
+        if KIT in file.parents
+        for node in ast.walk(parsed(file))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {where: lines for where, lines in lengths.items() if lines > LONGEST_FUNCTION} == {}
+
+
+def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines from `def` to the end, without those of the docstring: formulas take their room."""
+    first = function.body[0]
+    has_words = ast.get_docstring(function) is not None
+    words = (first.end_lineno or 0) - first.lineno + 1 if has_words else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - words
+
+
+def test_no_folder_holds_too_many_modules() -> None:
+    counts = {
+        inner(folder): sum(file.name != "__init__.py" for file in folder.glob("*.py"))
+        for folder in {file.parent for file in SOURCES if KIT in file.parents}
+    }
+    assert counts["kit"] <= FULLEST_ROOT
+    assert {folder: n for folder, n in counts.items() if n > FULLEST_FOLDER} == {}
+
+
+def test_the_layers_have_one_door_and_no_other_exception() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contracts = project["tool"]["importlinter"]["contracts"]
+    ignored = [arrow for contract in contracts for arrow in contract.get("ignore_imports", [])]
+    assert ignored == ONE_DOOR
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=inner)
+def test_a_package_names_only_files_that_it_has(package: Path) -> None:
+    text = ast.get_docstring(parsed(package / "__init__.py")) or ""
+    named = set(re.findall(r"\b(\w+\.py)\b", text))
+    assert named <= {file.name for file in package.rglob("*.py")}
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=inner)
+def test_a_package_that_lists_its_files_leaves_none_out(package: Path) -> None:
+    text = ast.get_docstring(parsed(package / "__init__.py")) or ""
+    listed = set(re.findall(r"^ *(\w+\.py) {2,}", text, re.MULTILINE))
+    there = {file.name for file in package.glob("*.py")} - {"__init__.py"}
+    assert not listed or there <= set(re.findall(r"\b(\w+\.py)\b", text))
