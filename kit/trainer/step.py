@@ -96,11 +96,16 @@ class TrainStep:
             self.settings.training, len(part), tokens, self.settings.max_response_len
         )
 
+    def _networks(self) -> dict[str, LearnerSettings]:
+        """Networks that learn: settings may be restored that name one which was not started."""
+        settings = learner_settings(self.settings.training)
+        return {name: own for name, own in settings.items() if self.backend.has(name)}
+
     def _step(
         self, scored: ScoredBatch, part: Sequence[int], cancel: CancelToken
     ) -> dict[str, float]:
         """One optimizer step over these samples: its metrics."""
-        networks = learner_settings(self.settings.training)
+        networks = self._networks()
         learning = {n for n, own in networks.items() if self.state.updates >= own.first_update}
         self.backend.recover()  # what broke off half-way leaves gradients behind
         with out_of_memory(self.settings.max_tokens, self.backend.recover):
@@ -154,7 +159,7 @@ class TrainStep:
         losses: dict[str, LossFn] = {
             POLICY: lambda out: policy_loss(out[0], out[1], packed.sample_R, inputs, settings)
         }
-        if CRITIC in learner_settings(settings.training):
+        if CRITIC in self._networks():
             if batch.values is None or batch.returns is None:
                 raise StackError(
                     "The batch has no values for the critic to learn.",
