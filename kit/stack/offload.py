@@ -40,7 +40,7 @@ class OffloadSchedule:
         if self.plan.trainer_sleeps:
             self.sleep_trainer()
         elif set(KV_CACHE) & self.asleep:
-            self._trainers.ask("settle")
+            self._trainers.ask("release_cache")
         self.wake_engine()
 
     def make_room_for_trainer(self) -> None:
@@ -53,7 +53,7 @@ class OffloadSchedule:
         """Before weights are sent."""
         self.wake_trainer()
         if not self.engine_has_weights:
-            self._trainers.ask("settle")
+            self._trainers.ask("release_cache")
         self.wake_engine(kv_cache=False)
 
     def sleep_engine(self, *, weights: bool = True) -> None:

@@ -91,7 +91,7 @@ class TrainerGroup:
     def reset(self) -> dict[str, Any]:
         """Have running ranks begin as after a start; what the first one says of itself."""
         calls = [
-            actor.begin_anew.remote(trainer_settings(self._settings, self._placement, rank))
+            actor.reset.remote(trainer_settings(self._settings, self._placement, rank))
             for rank, actor in enumerate(self.actors)
         ]
         infos: list[dict[str, Any]] = self._calls.get(calls, "begin_anew")
@@ -115,7 +115,7 @@ class TrainerGroup:
 
     def statuses(self) -> list[TrainerStatus]:
         """Status of each rank, between two calls."""
-        return self.ask("standing")
+        return self.ask("status")
 
     def call_all_ranks(
         self, method: str, *arguments: Any, doing: str = "", mutates: bool = False

@@ -43,7 +43,7 @@ class Trainer:
     """Receives calls, and owns the parts that answer them.
 
     Parts that are the process's own live as long as it does (`group`, `memory`, `host`, `weights`);
-    the others are made anew by `begin_anew`, and those that read settings by `use`.
+    the others are made anew by `reset`, and those that read settings by `use`.
     """
 
     device: torch.device
@@ -121,7 +121,7 @@ class Trainer:
         if settings.compile:
             progress.report("trainer", "compiling layers (kept for the next start)")
             warm_up(self.backend, settings)
-        self.memory.settle()
+        self.memory.release_cache()
         dtype = getattr(torch, settings.dtype)
         buckets = self.weights.register(
             POLICY,
@@ -134,7 +134,7 @@ class Trainer:
         progress.report("trainer", progress.READY)
         return {"parameters": parameters, "buckets": {POLICY: buckets}}
 
-    def begin_anew(self, settings: TrainerSettings) -> dict[str, Any]:
+    def reset(self, settings: TrainerSettings) -> dict[str, Any]:
         """Forget everything that training made; as after `start` and `place`.
 
         Args:
@@ -143,7 +143,7 @@ class Trainer:
         self.wake()
         self.ready = False
         self.backend.release()
-        self.settle()
+        self.release_cache()
         self._make_parts(settings)
         self.use(settings)
         self._load()
@@ -165,12 +165,12 @@ class Trainer:
         self.weights.forget_engines()
         self.use(replace(self.settings, rendezvous=rendezvous))
         self.group.rejoin(self.settings.init_method)
-        self.settle()
+        self.release_cache()
         self._load()
         self.place()
         self.state.put_back(before)
 
-    def standing(self) -> TrainerStatus:
+    def status(self) -> TrainerStatus:
         """Where this rank is, for a driver that does not know."""
         return TrainerStatus(
             self.state.updates,
@@ -190,17 +190,17 @@ class Trainer:
         """Move weights, optimizers and reference to host memory; how many bytes."""
         self.weights.release()
         size = self.backend.sleep()
-        self.memory.settle()  # what was there before is no peak of what comes next
+        self.memory.release_cache()  # what was there before is no peak of what comes next
         return size
 
     def wake(self) -> None:
         """Bring everything back to the device."""
         self.backend.wake()
 
-    def settle(self) -> None:
+    def release_cache(self) -> None:
         """Give back device memory that is held for the next update only."""
         self.weights.release()
-        self.memory.settle()
+        self.memory.release_cache()
 
     def device_memory(self) -> dict[str, int]:
         """Bytes; see `DeviceMemory.read`."""

@@ -40,7 +40,7 @@ class DeviceMemory:
         finally:
             _growing_segments(True)
 
-    def settle(self) -> None:
+    def release_cache(self) -> None:
         """Give back what is held but not used, and forget the peak so far."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
