@@ -232,8 +232,8 @@ class GroupSelection:
         stream = self.stack.open_stream(self.sampler.sampling(), "call", list[Request[Place]]())
         begin = time.perf_counter()
         try:
-            while self.missing and (self.may_draw or stream):
-                if self.missing > len(stream) and self.may_draw:
+            while self.missing and (self.may_draw or stream.pending):
+                if self.missing > stream.pending and self.may_draw:
                     self._send(stream)
                 else:
                     self._judge(self._scored(self._written(stream.take())))

@@ -182,8 +182,9 @@ class RequestStream(Generic[Key]):
         """From the first request until the last of the responses handed over was written, however
         late it was fetched."""
 
-    def __len__(self) -> int:
-        """Calls that are not answered."""
+    @property
+    def pending(self) -> int:
+        """Number of calls that are not answered."""
         return len(self._calls) + len(self._lost)
 
     def ask(self, requests: Sequence[Request[Key]], engine: int | None = None) -> None:
@@ -221,7 +222,7 @@ class RequestStream(Generic[Key]):
         while part := self._next():
             yield part
             self._part = []
-            if not self:
+            if not self.pending:
                 self._at_end()
 
     def take(self) -> list[Response[Key]]:
@@ -230,7 +231,7 @@ class RequestStream(Generic[Key]):
         return part
 
     def _next(self) -> list[Response[Key]]:
-        while not self._part and self:
+        while not self._part and self.pending:
             if not self._calls:
                 self._ask_again()
                 continue

@@ -207,7 +207,7 @@ class Stack:
         One that was started again has the trainer's present weights, as after a `sync`.
         """
         self.calls.refuse_without_head("generate")
-        if self._stream:  # an interrupt came before anybody could stop it
+        if self._stream and self._stream.pending:  # an interrupt came before anybody could stop it
             self.engines.abort()
             self._stream = None
         if recovery.start_dead_engines(self.engines, self.offload) or self.weights.interrupted:
