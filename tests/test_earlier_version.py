@@ -78,8 +78,9 @@ def test_a_snapshot_in_files_is_restored_and_training_goes_on(
 ) -> None:
     loaded.restore(Path("snapshot"))
     assert state(loaded, tmp_path / "two") == EXPECTED["snapshot"]
-    loaded.step()
-    assert loaded.sync(verify=True).verified
+    assert loaded.step().update.applied
+    # Not by checksum: on a CPU, SGLang pads a feed-forward part that is as narrow as this one.
+    assert loaded.check_mismatch(loaded.generate()).max_abs_diff < 1e-4
     loaded.restore(Path("checkpoint"))
     assert state(loaded, tmp_path / "three") == EXPECTED["checkpoint"]
 
@@ -117,13 +118,15 @@ def test_runs_are_listed_read_and_compared() -> None:
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_is_resumed_from_its_checkpoint(tmp_path: Path) -> None:
+    if other := RLSession.current():  # it has the name that the run's session takes
+        other.close()
     for name in ("model", "luck.ipynb"):
         copy = shutil.copytree if (WRITTEN / name).is_dir() else shutil.copy
         copy(WRITTEN / name, tmp_path / name)
     folder = shutil.copytree(KILLED, tmp_path / KILLED.name)
     record = json.loads((folder / "result.json").read_text())
     record["directory"] = str(tmp_path)
-    record["parameters"]["dies_after"] = -1
+    record["parameters"]["dies_after"] = record["given"]["dies_after"] = -1
     record["process"]["host"] = socket.gethostname()  # where it lives no more
     (folder / "result.json").write_text(json.dumps(record))
     assert resume_notebook(folder).status == "completed"

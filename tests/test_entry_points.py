@@ -136,6 +136,7 @@ def test_train_trains_with_the_file_at_the_root_and_leaves_outputs_by_kind(tmp_p
     assert re.search(r"addition: \d+\.\d% before, \d+\.\d% after", shown)
 
 
+@pytest.mark.slow
 def test_the_smoke_test_passes_here() -> None:
     done = call("test.sh", **NO_GPU, **{GROUP_VARIABLE: "lessons"})
     assert done.returncode == 0, done.stdout + done.stderr

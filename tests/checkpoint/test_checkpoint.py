@@ -314,6 +314,7 @@ def test_what_a_killed_process_left_half_is_removed_by_the_next_save(
     assert living.exists()  # somebody writes there
 
 
+@pytest.mark.slow
 def test_a_new_process_goes_on_with_experts_critic_and_moving_reference_as_if_never_stopped(
     shared: Any, tmp_path: Path
 ) -> None:

@@ -117,6 +117,7 @@ def test_a_verb_before_start_says_how_to_start(verb: str) -> None:
         getattr(RLSession("tiny"), verb)()
 
 
+@pytest.mark.slow
 def test_a_session_of_many_parts_trains_and_ends(tmp_path: Path) -> None:
     """Two trainers, a reference model, two optimizer steps a rollout, a schedule, own data."""
     settings = {

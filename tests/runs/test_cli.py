@@ -108,6 +108,7 @@ session.close()
 """
 
 
+@pytest.mark.slow
 def test_a_seed_and_a_preset_reach_a_session_that_no_parameter_does(
     make_notebook: MakeNotebook,
 ) -> None:

@@ -173,6 +173,7 @@ def test_members_follow_each_other_on_a_warm_stack_and_none_is_left(
     assert [entry for entry in registry.living() if entry.group] == []
 
 
+@pytest.mark.slow
 def test_members_below_the_bound_or_the_median_are_ended_in_order_and_recorded_as_stopped(
     make_notebook: MakeNotebook, tmp_path: Path
 ) -> None:

@@ -127,6 +127,7 @@ def test_the_widgets_give_way_to_the_picture_at_the_end(kernel: BlockingKernelCl
     assert WIDGET not in updates[-1]
 
 
+@pytest.mark.slow
 def test_a_batch_run_leaves_a_picture_of_the_finished_training(tmp_path: Path) -> None:
     cells = [
         "from kit import RLSession",
