@@ -79,8 +79,6 @@ def test_a_snapshot_in_files_is_restored_and_training_goes_on(
     loaded.restore(Path("snapshot"))
     assert state(loaded, tmp_path / "two") == EXPECTED["snapshot"]
     assert loaded.step().update.applied
-    # Not by checksum: on a CPU, SGLang pads a feed-forward part that is as narrow as this one.
-    assert loaded.check_mismatch(loaded.generate()).max_abs_diff < 1e-4
     loaded.restore(Path("checkpoint"))
     assert state(loaded, tmp_path / "three") == EXPECTED["checkpoint"]
 
