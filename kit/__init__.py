@@ -86,11 +86,7 @@ __all__ = [
     "compare",
     "memory_plan",
 ]
-
-
 __version__ = installed_version("kit") or "0+unknown"  # a checkout on PYTHONPATH, not installed
-
-
 _HOMES = {
     "kit.compare": ("compare",),
     "kit.config": ("SessionConfig",),

@@ -11,8 +11,6 @@ from kit.messages import SamplingSettings
 
 MOST_GRAPHS = 256
 """Largest batch whose decoding is captured as a graph; beyond it launching costs little."""
-
-
 HANDLED_ELSEWHERE = {
     "replicas": "kit.cluster.placement",
     "max_running_requests": "EngineSettings.max_running_requests, one replica's share",

@@ -100,8 +100,6 @@ def out_of_memory(tokens: int, recover: Callable[[], None]) -> Iterator[None]:
 
 CHUNK = 64 << 20
 """Bytes of a piece of host memory: large ones would be rounded up to a power of two."""
-
-
 ALIGNED = 512
 """Bytes at whose multiples each tensor begins on the host."""
 

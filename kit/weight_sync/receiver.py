@@ -25,8 +25,6 @@ from kit.weight_sync.transport import (
 
 PATIENCE = 600.0
 """Seconds that new weights wait for responses that are being written."""
-
-
 Answer = Awaitable[tuple[bool, str]]
 """SGLang's answer: whether it took the weights, and a message where it did not."""
 

@@ -32,8 +32,6 @@ from kit.weight_sync.transport import (
 )
 
 store: Any = dist  # it names its stores in no way that a type checker can read
-
-
 NamedWeights = Callable[[], Iterable[tuple[str, torch.Tensor]]]
 """A model's parameters by name as they are now, each as this rank holds it."""
 

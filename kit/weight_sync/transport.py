@@ -24,15 +24,9 @@ from kit.errors import StackError
 
 POLICY = "policy"
 """The name under which the weights that are trained travel."""
-
-
 SLOTS = 2
 """Buffers of a GPU's trainer: one is filled while the engine reads the other."""
-
-
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
-
-
 DtypeOf = Callable[[str], torch.dtype]
 """The dtype in which the engine gets the tensor of this checkpoint name."""
 
