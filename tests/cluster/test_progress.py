@@ -18,7 +18,7 @@ def write(folder: Path, name: str, text: str) -> None:
 
 
 def test_what_one_process_tells_another_reads(tmp_path: Path) -> None:
-    code = "from kit.stack import stages\nstages.report('trainer', 'loading weights')"
+    code = "from kit.cluster import progress\nprogress.report('trainer', 'loading weights')"
     env = os.environ | {progress.DIRECTORY_ENV: str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=env, timeout=60)
     found = progress.read(tmp_path)
