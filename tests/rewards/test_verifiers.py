@@ -172,8 +172,8 @@ def test_a_helper_that_ended_is_started_again() -> None:
 
 def test_what_does_not_listen_to_the_timer_is_killed() -> None:
     code = (
-        "import signal, apart_worker\n"
-        "with apart_worker.cpu_time(0.1):\n"
+        "import signal, grader_worker\n"
+        "with grader_worker.cpu_time(0.1):\n"
         "    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGVTALRM})\n"
         "    while True: pass\n"
     )
