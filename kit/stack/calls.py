@@ -77,6 +77,7 @@ class Calls:
 
     def ask(self, actors: Sequence[Any], method: str, *arguments: Any, **named: Any) -> Any:
         """Call a method of several actors; the list of their answers."""
+        self.refuse_without_head(method)
         return self.get([getattr(a, method).remote(*arguments, **named) for a in actors], method)
 
     def wait(self, calls: list[Any], least: int, doing: str, seconds: float) -> list[Any]:

@@ -194,6 +194,7 @@ class RequestStream(Generic[Key]):
             requests: neighbours go to one engine: they may have their prompt in common.
             engine: takes all of them, by its number modulo the engines; None shares them out.
         """
+        self._waiter.refuse_without_head("generate")
         actors = self._engines.actors
         if engine is not None:
             actors, parts = [actors[engine % len(actors)]], [slice(None)]

@@ -132,6 +132,7 @@ class TrainerGroup:
             StackError: what a rank raised. The ranks can be used again, with the state they had.
             TrainerDiedError: they cannot; only a checkpoint helps.
         """
+        self._calls.refuse_without_head(doing or method)
         calls = [getattr(actor, method).remote(*arguments) for actor in self.actors]
         return self._collect(calls, doing or method, mutates=mutates)
 
@@ -150,6 +151,8 @@ class TrainerGroup:
         """
         import ray
 
+        # Large arguments pass through the raylet, and using it after its end ends this process.
+        self._calls.refuse_without_head("update")
         shared = ray.put(batch)
         stop = folder / f"stop-{secrets.token_hex(8)}"
         with held(stop.touch):
