@@ -111,6 +111,7 @@ def test_build_takes_docker_where_it_answers_and_make_elsewhere(tools: Path) -> 
     assert "install the package make" in call("build.sh", "--local", PATH=str(tools)).stderr
 
 
+@pytest.mark.slow
 def test_train_trains_with_the_file_at_the_root_and_leaves_outputs_by_kind(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     done = call(

@@ -258,6 +258,7 @@ def run(parts: list[Part], file: Path, limit: float = 100.0) -> Results:
     return read
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_or_dies_leaves_the_others_and_its_own_first_numbers(
     tmp_path: Path,
 ) -> None:

@@ -17,6 +17,7 @@ def notebook() -> nbformat.NotebookNode:
     return shown_notebook([r._repr_mimebundle_() for text in HOSTILE for r in poisoned(text)])
 
 
+@pytest.mark.slow
 def test_jupyterlab_obeys_nothing_that_is_shown(
     lab: Lab, server: Server, notebook: nbformat.NotebookNode
 ) -> None:

@@ -34,6 +34,7 @@ def test_the_stack_lives_in_a_process_session_of_its_own(session: RLSession) -> 
     assert os.getsid(head) == head != os.getsid(0)
 
 
+@pytest.mark.slow
 def test_another_token_is_refused(session: RLSession) -> None:
     script = """
 import sys

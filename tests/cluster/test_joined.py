@@ -26,6 +26,8 @@ from tests.conftest import Shared
 from tests.processes import kill, of_engine, of_head
 from tests.stack.test_devices import assert_close, learned, several
 
+pytestmark = pytest.mark.slow  # a cluster of its own, which is a minute of a quiet machine
+
 CORES = 8
 PARTS = some(1, 2)
 """Trainers, and engines, of the session that shares devices; each takes half a minute to come."""
@@ -144,7 +146,6 @@ def test_a_session_in_a_placement_group_learns_what_one_with_its_own_head_learns
     until_free(cluster, CORES)
 
 
-@pytest.mark.slow
 def test_disaggregated_on_a_cluster_it_outlives_its_kernel_and_nothing_of_it_the_keeper(
     cluster: str, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ def evidence(report: MismatchReport) -> str:
     return "\n".join(report.evidence)
 
 
+@pytest.mark.slow
 def test_a_prefix_cache_of_old_weights_is_found_by_going_around_it() -> None:
     with started({"disable_radix_cache": False}) as session:
         prompts = ["12+34=", "58+67=", "23+49="]

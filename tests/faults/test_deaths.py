@@ -155,8 +155,8 @@ def test_a_checkpoint_can_be_read_into_a_stack_whose_trainer_died(
 @pytest.mark.parametrize(
     ("moment", "process"),
     [
-        ("busy", "raylet"),
-        *slow(("idle", "control service"), ("busy", "first process")),
+        ("idle", "control service"),
+        *slow(("busy", "raylet"), ("busy", "first process")),
     ],
 )
 def test_when_ray_dies_it_is_told_the_notebook_lives_and_a_checkpoint_continues(

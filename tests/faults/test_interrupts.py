@@ -202,6 +202,7 @@ def without_times(session: RLSession) -> list[dict[str, float]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.wider
 def test_an_interrupted_start_leaves_nothing_and_the_next_one_works() -> None:
     """At the head, at Ray, while SGLang is imported and while weights are loaded."""

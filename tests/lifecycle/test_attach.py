@@ -65,6 +65,7 @@ def survived() -> list[Any]:
     return [json.loads(done.stdout.splitlines()[-1]), seen, entry]
 
 
+@pytest.mark.slow
 @pytest.mark.wider
 def test_kernels_killed_at_every_moment_leave_a_session_that_trains_as_if_none_had_died(
     survived: list[Any],

@@ -55,6 +55,7 @@ def notebook(code: str = SESSION) -> Iterator[tuple[subprocess.Popen[str], list[
         process.communicate()
 
 
+@pytest.mark.slow
 def test_two_notebooks_run_the_same_preset_under_names_of_their_own_and_one_is_stopped_by_name(
     session: RLSession,
 ) -> None:

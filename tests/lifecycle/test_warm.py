@@ -65,6 +65,7 @@ def test_a_warm_start_is_bit_for_bit_a_cold_one_whatever_was_trained_in_between(
     assert warm == cold
 
 
+@pytest.mark.slow
 def test_other_engine_settings_start_a_stack_of_their_own() -> None:
     with RLSession.start(TINY) as session:
         entry = session.debug.stack.cluster.entry

@@ -17,7 +17,6 @@ from kit.models import attention, compile
 from kit.models.packing import Packed, pack
 from kit.models.policy import Policy, load
 from kit.tiny import MODEL_DIR
-from tests.cases import slow
 
 CPU = torch.device("cpu")
 
@@ -115,11 +114,14 @@ def results(policy: Policy, packed: Packed) -> list[torch.Tensor]:
     return [logp.detach(), entropy.detach(), *(p.grad.clone() for p in policy.parameters())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "level",
     [
         "alternating",  # some layers whole, of others the feed-forward part
-        *slow("none", "selective", "full"),
+        "none",
+        "selective",
+        "full",
     ],
 )
 def test_compiled_layers_on_the_path_of_a_gpu_give_the_same_numbers_and_are_compiled_once(

@@ -148,6 +148,7 @@ def test_a_whole_run_leaves_a_folder_as_it_is_promised(whole: Path) -> None:
     assert record.process is None
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_again_and_again_ends_as_if_it_had_not_been(
     notebooks: Path, whole: Path
 ) -> None:

@@ -284,6 +284,7 @@ def test_a_sweep_that_runs_cannot_be_resumed_meanwhile(
         resume_sweep(tmp_path, console=quiet())
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_does_and_exits_with_1_where_a_member_failed(
     make_notebook: MakeNotebook, tmp_path: Path
 ) -> None:

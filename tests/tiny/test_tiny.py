@@ -199,6 +199,7 @@ def test_base_fails_on_carries_not_on_sums(
     assert right / len(questions) > 0.9
 
 
+@pytest.mark.slow
 def test_recipe_rebuilds_a_model_that_loads_and_learned(tmp_path: Path) -> None:
     short = recipe.Recipe(steps=60, warmup=20, additions_per_step=64, chains_per_step=8)
     first, second = (

@@ -41,6 +41,7 @@ def test_a_sleeping_trainer_holds_no_tensor_of_its_models_on_the_device(make: Ma
     trainer.wake()
 
 
+@pytest.mark.slow
 def test_warming_up_changes_no_weight_and_leaves_no_gradient(make: Make) -> None:
     trainer, other = make(**SETTINGS), make(**SETTINGS)
     before = weights(trainer)
