@@ -29,7 +29,7 @@ from kit.diagnostics.annotate import Annotated
 from kit.diagnostics.reward_trial import try_reward
 from kit.errors import SessionError, did_you_mean
 from kit.lifecycle import attach, step, train_loop
-from kit.lifecycle.lock import SessionLock, verb
+from kit.lifecycle.lock import verb
 from kit.lifecycle.start import SessionParts, is_running
 from kit.lifecycle.train_loop import Training
 from kit.reports import (
@@ -166,6 +166,7 @@ class RLSession:
         session = cls.start(config, data=data, eval_data=eval_data, reward=reward)
         try:
             checkpoint.restore(session._parts.state, session._parts.stack, folder, row)
+            session._parts.note()  # or a kernel that is killed now leaves what nobody can attach to
         except BaseException:
             session.close()
             raise
@@ -223,18 +224,10 @@ class RLSession:
         """Rollout that was generated, scored or replayed last."""
         return self._parts.state.last_rollout
 
-    @last_rollout.setter
-    def last_rollout(self, rollout: Rollout | None) -> None:
-        self._parts.state.last_rollout = rollout
-
     @property
     def last_batch(self) -> Batch | None:
         """Batch that `update` was given last, even if it was refused."""
         return self._parts.state.last_batch
-
-    @last_batch.setter
-    def last_batch(self, batch: Batch | None) -> None:
-        self._parts.state.last_batch = batch
 
     @property
     def engine_version(self) -> int:
@@ -294,13 +287,6 @@ class RLSession:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         return self._parts.overview()._repr_mimebundle_()
 
-    @property
-    def _lock(self) -> SessionLock:
-        return self._parts.lock
-
-    def _note(self) -> None:
-        self._parts.note()
-
     # ---- one step, verb by verb ----------------------------------------------------------------
 
     @verb
@@ -345,8 +331,9 @@ class RLSession:
         """
         rollout = expect(rollout, Rollout, "score", "pass what `session.generate()` returned.")
         chosen = self._parts.reward if reward is None else reward
-        self.last_rollout = rollout.with_samples(score_samples(rollout.samples, chosen))
-        return self.last_rollout
+        scored = rollout.with_samples(score_samples(rollout.samples, chosen))
+        self._parts.state.last_rollout = scored
+        return scored
 
     def try_reward(
         self, fn: Reward, rollout: Rollout | None = None, against: Reward | None = None
@@ -634,9 +621,9 @@ class RLSession:
             RunError: there is no such run.
             DataError: the step was not kept, or another tokenizer wrote it.
         """
-        self._parts.running()
-        self.last_rollout = replay.replay(run, step, self.tokenizer, self.config.model.name)
-        return self.last_rollout
+        state = self._parts.running().state
+        state.last_rollout = replay.replay(run, step, self.tokenizer, self.config.model.name)
+        return state.last_rollout
 
     def snapshots(self) -> Snapshots:
         """Snapshots that can be restored, the oldest first."""

@@ -69,6 +69,9 @@ def digest(weight: torch.Tensor) -> str:
 def test_a_checkpoint_loads_with_weights_counters_metrics_and_last_rollout(
     loaded: RLSession, tmp_path: Path
 ) -> None:
+    # Noted already, so that the session can be attached if its kernel is killed now.
+    noted = journal.noted(loaded.debug.stack.cluster.directory)["now"]
+    assert noted["step_count"] == EXPECTED["checkpoint"]["step_count"]
     assert state(loaded, tmp_path / "model") == EXPECTED["checkpoint"]
     assert len(loaded.debug.state.buffer) == 2
 

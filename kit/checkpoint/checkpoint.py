@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -75,11 +75,7 @@ def save_step(
     One that cannot be written is a RuntimeWarning: those before are still there, and a night's
     training is worth more than the next one.
 
-    Args:
-        state: what is saved.
-        stack: whose trainers write their weights.
-        recorder: of the batch run that the session belongs to.
-        by_clock: the run asked for it, to be resumed from; of each training the newest stays.
+    With `by_clock` the run asked for it, to be resumed from; of each training the newest stays.
     """
     target = default_path(state, numbered=True).absolute()
     try:
@@ -105,7 +101,9 @@ def _save(
         (folder / TRAINER).mkdir()
         _write(state, stack, folder)
         if recorder and recorder.training:
-            _note_run(recorder, state.step, folder, by_clock)
+            note = {"step": state.step, "by_clock": by_clock, "mark": recorder.mark()}
+            text = json.dumps(asdict(recorder.training) | note)
+            (folder / RUN_NOTE).write_text(text, encoding="utf-8")
         facts = {
             "session": state.config.name,
             "step": state.step,
@@ -173,7 +171,7 @@ def _remove_older(name: str, newest: Path, keep_last: int) -> None:
     numbered = []
     for folder in newest.parent.glob(f"{match[1]}*"):
         number = folder.name.removeprefix(match[1])
-        if number.isdigit() and _is_of(folder, name):
+        if number.isdigit() and manifest.peek(folder).get("session") == name:
             numbered.append((int(number), folder))
     older = [folder for _, folder in sorted(numbered) if folder != newest]
     for folder in older[: max(len(older) - (keep_last - 1), 0)]:
@@ -183,21 +181,6 @@ def _remove_older(name: str, newest: Path, keep_last: int) -> None:
 def _remove(folder: Path) -> None:
     (folder / manifest.MANIFEST).unlink(missing_ok=True)  # it is no checkpoint from here on
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_of(folder: Path, name: str) -> bool:
-    with suppress(OSError, ValueError):
-        row = json.loads((folder / manifest.MANIFEST).read_text(encoding="utf-8"))
-        return isinstance(row, dict) and row.get("session") == name
-    return False
-
-
-def _note_run(recorder: Recorder, step: int, folder: Path, by_clock: bool) -> None:
-    """Write the run's position into a checkpoint, if a training runs."""
-    assert recorder.training is not None
-    key = asdict(recorder.training)
-    note = key | {"step": step, "by_clock": by_clock, "mark": recorder.mark()}
-    (folder / RUN_NOTE).write_text(json.dumps(note), encoding="utf-8")
 
 
 def run_note(folder: Path) -> dict[str, Any] | None:
@@ -254,16 +237,15 @@ def restore(state: TrainState, stack: Stack, folder: Path, row: dict[str, Any]) 
         CheckpointError, DataError: it cannot be read, or belongs to something else; the session is
             as it was.
     """
+    rollout, batch = folder / LAST_ROLLOUT, folder / LAST_BATCH
+    last_rollout = Rollout.load(rollout) if rollout.is_file() else None
+    last_batch = read_batch(batch) if batch.is_file() else None
     move_to(state, stack, row, lambda: stack.load(str(folder.absolute() / TRAINER)))
-    state.last_rollout = state.last_batch = None
-    if (folder / LAST_ROLLOUT).is_file():
-        state.last_rollout = Rollout.load(folder / LAST_ROLLOUT)
-    if (folder / LAST_BATCH).is_file():
-        state.last_batch = read_batch(folder / LAST_BATCH)
+    state.last_rollout, state.last_batch = last_rollout, last_batch
 
 
 def move_to(
-    state: TrainState, stack: Stack, row: dict[str, Any], load_trainers: Callable[[], None]
+    state: TrainState, stack: Stack, row: Mapping[str, Any], load_trainers: Callable[[], None]
 ) -> None:
     """Move a session to a state, all of it or nothing.
 

@@ -36,7 +36,7 @@ def new_folder(target: Path, kind: Kind) -> Iterator[Path]:
     Raises:
         CheckpointError: it cannot be written, or something else is in the way.
     """
-    if target.exists() and kind_of(target) != kind:
+    if target.exists() and peek(target).get("kind") != kind:
         raise CheckpointError(
             f"{target} is there already and is no {kind}.",
             fix="name a directory that does not exist yet.",
@@ -108,13 +108,13 @@ def read(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def kind_of(folder: Path) -> str | None:
-    """Kind that a folder's manifest names; None where there is none. Checks nothing."""
+def peek(folder: Path) -> dict[str, Any]:
+    """Read a folder's manifest without checking anything; empty where there is none."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return str(manifest.get("kind")) if isinstance(manifest, dict) else None
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

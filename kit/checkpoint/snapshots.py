@@ -115,17 +115,8 @@ class SnapshotStore(Mapping[str, Snapshot]):
                 fix=f"session.restore({name!r}) takes the newer one.",
             )
         state = self._state
-        if kept.folder:
-            checkpoint.read(kept.folder)  # is it as it was written?
-
-        def load_trainers() -> None:
-            if kept.folder:
-                stack.load(str(kept.folder / checkpoint.TRAINER))
-            else:
-                stack.restore(name)
-
         with held():
-            checkpoint.move_to(state, stack, dict(kept.state), load_trainers)
+            checkpoint.move_to(state, stack, kept.state, lambda: load_trainers(stack, kept))
             state.last_rollout, state.last_batch = kept.last_rollout, kept.last_batch
             train_with(state, stack, kept.training)
         return kept
@@ -173,6 +164,15 @@ class SnapshotStore(Mapping[str, Snapshot]):
             fix="give one back (`session.forget(name)`), or keep this one on disk: "
             "session.snapshot(name, on_disk=True).",
         )
+
+
+def load_trainers(stack: Stack, snapshot: Snapshot) -> None:
+    """Bring the trainers to a snapshot. Raises CheckpointError for one on disk that is damaged."""
+    if snapshot.folder:
+        checkpoint.read(snapshot.folder)
+        stack.load(str(snapshot.folder / checkpoint.TRAINER))
+    else:
+        stack.restore(snapshot.name)
 
 
 def train_with(state: TrainState, stack: Stack, training: TrainingConfig) -> None:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kit.checkpoint.snapshots import SnapshotStore, train_with
+from kit.checkpoint.snapshots import SnapshotStore, load_trainers, train_with
 from kit.config import SessionConfig, TrainingConfig
 from kit.diagnostics import annotate
 from kit.diagnostics.annotate import BEFORE, NOW
@@ -76,7 +76,8 @@ def what_if(
     trials = []
     with _taken_back(state, stack):
         if base:
-            _go_to(stack, base)
+            stack.configure(base.training)
+            load_trainers(stack, base)
         before = annotate.annotate(stack, batch.rollout, version, token_text)
         stack.snapshot(BASE)
         for variant in variants:
@@ -209,17 +210,6 @@ def _taken_back(state: TrainState, stack: Stack) -> Iterator[None]:
                 stack.forget(name)
 
 
-def _go_to(stack: Stack, base: Snapshot) -> None:
-    from kit.checkpoint import checkpoint
-
-    stack.configure(base.training)
-    if base.folder:
-        checkpoint.read(base.folder)
-        stack.load(str(base.folder / checkpoint.TRAINER))
-    else:
-        stack.restore(base.name)
-
-
 # ---- one trial -------------------------------------------------------------------------------
 
 
@@ -347,23 +337,16 @@ def update_variants(config: SessionConfig, changes: Mapping[str, Any]) -> list[U
     configured = config.training
     variants: list[UpdateVariant] = [(AS_CONFIGURED, {}, configured)]
     for changed in chosen:
-        training = _with(config, changed)
+        tree = config.model_dump(mode="json")
+        tree["training"] |= changed
+        training = SessionConfig(**tree).training
         if training.kl_loss_coef and not configured.has_reference:
             raise ConfigError(
                 "kl_loss_coef needs a reference model, and this session has none.",
                 fix="start a session with training.kl_loss_coef above 0.",
             )
         if training not in (variant[2] for variant in variants):
-            label = ", ".join(f"{name} {_worded(value)}" for name, value in changed.items())
+            words = {n: f"{v:g}" if isinstance(v, float) else str(v) for n, v in changed.items()}
+            label = ", ".join(f"{name} {value}" for name, value in words.items())
             variants.append((label, changed, training))
     return variants
-
-
-def _with(config: SessionConfig, changed: Mapping[str, Any]) -> TrainingConfig:
-    tree = config.model_dump(mode="json")
-    tree["training"] |= changed
-    return SessionConfig(**tree).training
-
-
-def _worded(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -51,6 +51,7 @@ def acquire_stack(stack: Stack, *, fresh: bool = False) -> bool:
             if not fresh and entry.stack in idle and entry.fingerprint == wanted:
                 with suppress(StackError):  # another process was quicker
                     taken = take_cluster(entry)
+                    stack.launch(taken)  # closing the stack ends it from here on
                     break
         rest = [pair for pair in others if taken is None or pair[0].stack != taken.stack]
         group = current_group()
@@ -66,11 +67,11 @@ def acquire_stack(stack: Stack, *, fresh: bool = False) -> bool:
         driven = [pair for pair in rest if pair[0].stack not in idle]
         name = _free_name(stack.config.name, driven)
         stack.config = stack.config.model_copy(update={"name": name})
-        stack.launch(taken)
         about: dict[str, Any] = {"device_gib": stack.config.memory.device_gib, "group": group}
         if taken:
             taken.rename(name, **about)
         else:
+            stack.launch()
             own = taken_cards if stack.device == "cuda" else ""
             stack.cluster.register(name, stack.device, card=own, address=address, **about)
         return taken is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -99,27 +99,29 @@ def attach(
                 why=str(error),
                 fix="start a new one, or load a checkpoint: `RLSession.load(path)`.",
             ) from None
-    try:
+    with ExitStack() as undo:
+        undo.callback(cluster.leave, LEFT_SECONDS, warm=False)
         notes = journal.noted(entry.folder)
         parts = SessionParts(SessionConfig(**journal.settings(entry.folder, notes["now"])))
+        undo.callback(parts.abandon)
         stack = parts.prepare(data, eval_data, reward)
         stack.launch(cluster)
+        undo.callback(stack.watch.close)
         parts.sampler.load_tokenizer()
         rejoined = stack.reattach(start["info"])
         trainers = rejoined.trainers
         finished = _update_was_made(notes, trainers)
         row = notes["then"]["state"] if finished else notes["now"]
         _refuse_other_updates(entry.name, row["step_count"], trainers.updates)
-        held_names = trainers.snapshots
-        journal.restore(entry.folder, row, parts.state, stack, parts.snapshots, held_names)
-        for unknown in set(held_names) - parts.snapshots.keys():
+        kept = trainers.snapshots
+        journal.restore(entry.folder, row, parts.state, stack, parts.snapshots, kept)
+        for unknown in set(kept) - parts.snapshots.keys():
             stack.forget(unknown)
         if rejoined.interrupted_sync:
             stack.sync(stack.trainer_version)
-        parts.run(stack)
-    except BaseException:
-        cluster.leave(LEFT_SECONDS, warm=False)
-        raise
+        with held():
+            parts.run(stack)
+        undo.pop_all()
     parts.start_seconds = time.perf_counter() - begin
     in_step = finished and notes["then"]["in_step"] and parts.state.last_rollout is not None
     return parts, UnfinishedStep(notes["then"], trainers) if in_step else None
@@ -165,22 +167,21 @@ def _chosen(name: str | None) -> Entry:
     """Find the session of this name, or the only one that waits."""
     from kit.cluster import lease, registry
 
-    entries = [entry for entry in registry.living() if entry.ready]
-    states = {entry.stack: lease.state_of(entry.folder) for entry in entries}
-    there = [e for e in entries if (state := states[e.stack]) and not state["warm"]]
-    names = ", ".join(repr(entry.name) for entry in there)
+    living = [(entry, lease.state_of(entry.folder)) for entry in registry.living() if entry.ready]
+    there = [(entry, state) for entry, state in living if state and not state["warm"]]
+    names = [entry.name for entry, _ in there]
     if name is not None:
-        for entry in there:
+        for entry, _ in there:
             if name in (entry.name, entry.stack):
                 return entry
         raise SessionError(
             f"There is no session {name!r} to attach to.",
             why="It has ended, or it never was. Sessions wait `stack.lease` seconds for a kernel.",
-            fix=f"{did_you_mean(name, [e.name for e in there])} `RLSession.sessions()` shows them."
+            fix=f"{did_you_mean(name, names)} `RLSession.sessions()` shows them."
             if there
             else NONE_LEFT,
         )
-    waiting = [e for e in there if (state := states[e.stack]) and state["driver"] is None]
+    waiting = [entry for entry, state in there if state["driver"] is None]
     if len(waiting) == 1:
         return waiting[0]
     if waiting:
@@ -189,10 +190,12 @@ def _chosen(name: str | None) -> Entry:
             fix=f"name the one you mean: `RLSession.attach({waiting[0].name!r})`.",
         )
     if len(there) == 1:
-        _refuse_if_driven(there[0])
+        _refuse_if_driven(there[0][0])
     raise SessionError(
         "There is no session to attach to.",
-        why=f"Those that live are driven by other processes: {names}." if there else "",
+        why=f"Those that live are driven by other processes: {', '.join(map(repr, names))}."
+        if there
+        else "",
         fix=NONE_LEFT,
     )
 

@@ -98,8 +98,10 @@ class Journal:
         try:
             write()
         except (OSError, TypeError, ValueError) as error:
-            # Older notes would let a session be attached at a step that is past.
+            # Older notes would let a session be attached at a step that is past. What was being
+            # written may be half a file, so everything is written anew the next time.
             (self.folder / STATE).unlink(missing_ok=True)
+            self._now, self._kept = {}, {}
             if not self._failed:
                 warnings.warn(
                     f"Where the session stands cannot be noted ({error}). It goes on; but if this "
@@ -265,8 +267,7 @@ def restore(
 ) -> None:
     """Restore a session from its journal. Raises DataError if its prompts differ.
 
-    `held` are the names of those that the trainers have in memory. Raises DataError where the
-    session's prompts are others.
+    `held` are the names of the snapshots that the trainers have in memory.
     """
     folder = directory / FOLDER
     name, rows = row["history"]

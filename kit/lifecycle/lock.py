@@ -23,6 +23,7 @@ from kit.errors import SessionError
 from kit.utils.interrupts import held
 
 if TYPE_CHECKING:
+    from kit.lifecycle.start import SessionParts
     from kit.lifecycle.train_loop import Training
 
 
@@ -74,17 +75,13 @@ class SessionLock:
         )
 
 
-class HasLock(Protocol):
-    """Protocol of a class whose methods are verbs."""
+class HasParts(Protocol):
+    """Protocol of a class whose methods are verbs: `RLSession`."""
 
-    @property
-    def _lock(self) -> SessionLock: ...
-
-    def _note(self) -> None:
-        """Write the journal."""
+    _parts: SessionParts
 
 
-Self_ = TypeVar("Self_", bound=HasLock)
+Self_ = TypeVar("Self_", bound=HasParts)
 
 
 def verb(
@@ -95,7 +92,7 @@ def verb(
     @functools.wraps(method)
     def in_turn(self: Self_, /, *args: P.args, **kwargs: P.kwargs) -> Result:
         __tracebackhide__ = True  # IPython then shows the verb's own lines
-        lock = self._lock
+        parts, lock = self._parts, self._parts.lock
         with lock.take(method.__name__):
             outermost = not lock.in_step
             lock.in_step = not outermost or method.__name__ == "step"
@@ -105,6 +102,6 @@ def verb(
                 if outermost:
                     lock.in_step = False
                     with held():  # or what was done would be neither written down nor returned
-                        self._note()
+                        parts.note()
 
     return in_turn

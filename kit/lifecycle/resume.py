@@ -68,55 +68,45 @@ def begin_training(state: TrainState, stack: Stack, recorder: Recorder, total: i
         CheckpointError: the notebook starts its session with other settings than it did.
     """
     recorder.trainings += 1
-    recorder.training = TrainingKey(recorder.session, recorder.trainings, state.step)
+    recorder.training = key = TrainingKey(recorder.session, recorder.trainings, state.step)
     if recorder.settings.attempt == 1:
         return 0
-    newest = _newest(recorder, recorder.training, total)
-    if newest is not None:
-        _load(state, stack, recorder, *newest)
-    folder = str(newest[0].relative_to(recorder.folder)) if newest else None
-    _note_continued(recorder, recorder.training, state.step, folder)
-    return state.step - recorder.training.begin
+    loaded = None
+    for folder, note in _checkpoints(recorder, key, total):
+        try:
+            config, row = checkpoint.read(folder)
+        except CheckpointError as error:
+            warnings.warn(f"An older checkpoint is taken. {error}", RuntimeWarning, stacklevel=2)
+            continue
+        if config.model_copy(update={"name": state.config.name}) != state.config:
+            raise CheckpointError(
+                f"The session has other settings than it had when {folder} was made.",
+                why="A resumed run would end with other numbers than an uninterrupted one.",
+                fix="start a new run, or continue from the checkpoint by hand: "
+                "RLSession.load(path).",
+            )
+        with held():
+            checkpoint.restore(state, stack, folder, row)
+            recorder.restore(note["mark"])
+        loaded = str(folder.relative_to(recorder.folder))
+        break
+    _note_continued(recorder, key, state.step, loaded)
+    return state.step - key.begin
 
 
-def _newest(recorder: Recorder, key: TrainingKey, total: int) -> tuple[Path, dict[str, Any]] | None:
-    """Find the newest checkpoint of this training, with its note."""
+def _checkpoints(
+    recorder: Recorder, key: TrainingKey, total: int
+) -> list[tuple[Path, dict[str, Any]]]:
+    """Checkpoints of this training with their notes, the newest first."""
     root = recorder.folder / CHECKPOINTS
-    candidates = []
+    found = []
     for folder in root.iterdir() if root.is_dir() else ():
         note = checkpoint.run_note(folder)
         if not note or any(note[name] != value for name, value in asdict(key).items()):
             continue
         if key.begin < note["step"] <= key.begin + total and recorder.holds(note["mark"]):
-            candidates.append((int(note["step"]), folder, note))
-    for _, folder, note in sorted(candidates, key=lambda each: each[0], reverse=True):
-        if _whole(folder):
-            return folder, note
-    return None
-
-
-def _whole(folder: Path) -> bool:
-    try:
-        checkpoint.read(folder)
-    except CheckpointError as error:
-        warnings.warn(f"An older checkpoint is taken. {error}", RuntimeWarning, stacklevel=2)
-        return False
-    return True
-
-
-def _load(
-    state: TrainState, stack: Stack, recorder: Recorder, folder: Path, note: dict[str, Any]
-) -> None:
-    config, row = checkpoint.read(folder)
-    if config.model_copy(update={"name": state.config.name}) != state.config:
-        raise CheckpointError(
-            f"The session has other settings than it had when {folder} was made.",
-            why="A resumed run would end with other numbers than an uninterrupted one.",
-            fix="start a new run, or continue from the checkpoint by hand: RLSession.load(path).",
-        )
-    with held():
-        checkpoint.restore(state, stack, folder, row)
-        recorder.restore(note["mark"])
+            found.append((folder, note))
+    return sorted(found, key=lambda pair: int(pair[1]["step"]), reverse=True)
 
 
 def _note_continued(recorder: Recorder, key: TrainingKey, step: int, folder: str | None) -> None:

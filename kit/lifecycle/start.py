@@ -138,8 +138,7 @@ class SessionParts:
             with held():
                 self.run(stack)
         except BaseException:
-            _running.discard(self)
-            self._stack, self.phase = None, "not started"
+            self.abandon()
             stack.close()
             raise
         self.start_seconds = time.perf_counter() - begin
@@ -201,6 +200,11 @@ class SessionParts:
 
         atexit.register(at_exit)
 
+    def abandon(self) -> None:
+        """Be without a stack again, after a start that failed."""
+        _running.discard(self)
+        self._stack, self.phase = None, "not started"
+
     # ---- while it runs -------------------------------------------------------------------------
 
     def note(self) -> None:
@@ -235,7 +239,8 @@ class SessionParts:
         """End every process, or leave them warm. Safe to call again."""
         seconds = self.state.config.stack.keep_warm or (WARM_SECONDS if keep_warm else 0.0)
         if current_run():
-            seconds = _warm_seconds() if current_group() else 0.0
+            grouped = RunSettings.here().keep_warm * 60 or WARM_SECONDS
+            seconds = grouped if current_group() else 0.0
         with held():  # a stack that is closed by half could not be reached any more
             stack, whole = self._let_go()
             if stack and seconds and whole:
@@ -341,10 +346,6 @@ def refuse_a_second_one() -> None:
             fix="go on with it (`session = RLSession.current()`), or end it first: "
             "`RLSession.current().close()`.",
         )
-
-
-def _warm_seconds() -> float:
-    return RunSettings.here().keep_warm * 60 or WARM_SECONDS
 
 
 def _kernel_restarts() -> bool:

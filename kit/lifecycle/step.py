@@ -87,8 +87,10 @@ def finish(
     try:
         if due(step, state.config.evaluation.interval):
             evaluated = evaluate()
-            done.metrics.update(evaluated.metrics)
-            done = state.last_step = replace(done, evaluation=evaluated)
+            # A new row: the journal may have the old one, and knows rows by identity.
+            state.history[-1] = done.metrics | evaluated.metrics
+            done = replace(done, metrics=state.history[-1], evaluation=evaluated)
+            state.last_step = done
     finally:
         with interrupts.held():  # or half a row would be written
             tracker.step(done, len(state.history))

@@ -120,7 +120,8 @@ class Training:
     def status(self) -> TrainingStatus:
         """State, progress and metrics of this moment."""
         with self.changed:
-            paces = self._paces
+            paces, error = self._paces, self._error
+            kind = "" if isinstance(error, KitError) else f"{type(error).__name__}: "
             return TrainingStatus(
                 state=self._state,
                 total=self.total,
@@ -131,7 +132,7 @@ class Training:
                 last=self._steps[-1] if self._steps else None,
                 step_seconds=sum(paces) / len(paces) if paces else float("nan"),
                 stopped=self._stopped,
-                error=_words(self._error) if self._error else "",
+                error=f"{kind}{error}" if error else "",
             )
 
     def _asked(self) -> Asked:
@@ -356,19 +357,11 @@ class Training:
         show(self)
 
 
-def _words(error: BaseException) -> str:
-    return str(error) if isinstance(error, KitError) else f"{type(error).__name__}: {error}"
-
-
 def train(
     parts: SessionParts, step: Step, steps: int | None, until: Until | None, show: bool
 ) -> TrainReport:
     """Train in the caller's thread, with a progress line."""
-    from kit.viz.live.progress import Progress
-
-    total = _total(parts, steps)
-    with Progress(total, enabled=show) as progress:
-        return Training(parts, step, total, until, progress.update).run()
+    return _in_this_thread(parts, step, _total(parts, steps), until, show).report
 
 
 def train_on_dashboard(
@@ -378,21 +371,26 @@ def train_on_dashboard(
 
     Where nobody is there to press its buttons, all steps are done before this returns.
     """
-    from kit.viz.live.progress import Progress
-
-    where = _where()
+    where, total = _where(), _total(parts, steps)
     if where == "terminal":
-        total = _total(parts, steps)
-        with Progress(total) as progress:
-            training = Training(parts, step, total, until, progress.update)
-            training.run()
-        return training
-    training = _register(parts, Training(parts, step, _total(parts, steps), until))
+        return _in_this_thread(parts, step, total, until, show=True)
+    training = _register(parts, Training(parts, step, total, until))
     if where == "live":
         training.resume()
         show(training)
     else:
         show(training)
+        training.run()
+    return training
+
+
+def _in_this_thread(
+    parts: SessionParts, step: Step, total: int, until: Until | None, show: bool
+) -> Training:
+    from kit.viz.live.progress import Progress
+
+    with Progress(total, enabled=show) as progress:
+        training = Training(parts, step, total, until, progress.update)
         training.run()
     return training
 

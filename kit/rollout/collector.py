@@ -301,7 +301,7 @@ class GroupSelection:
             and not any(map(unfinished, group))
             and not any(any(sample.masked_to(version).mask) for sample in group)
         ):
-            return tuple(sample.unwritten() for sample in group)
+            return tuple(sample.reset_response() for sample in group)
         return group
 
     def _numbered(self, groups: Iterable[Group]) -> list[Group]:

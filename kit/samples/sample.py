@@ -168,7 +168,7 @@ class Sample(Displayed):
         trained = [mask * mine for mask, mine in zip(self.mask, own, strict=True)]
         return replace(self, loss_mask=trained)
 
-    def unwritten(self) -> Sample:
+    def reset_response(self) -> Sample:
         """Copy with the prompt alone, without a response."""
         return replace(
             self,

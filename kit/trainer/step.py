@@ -106,7 +106,8 @@ class TrainStep:
     ) -> dict[str, float]:
         """One optimizer step over these samples: its metrics."""
         networks = self._networks()
-        learning = {n for n, own in networks.items() if self.state.updates >= own.first_update}
+        updates, warms_up = self.state.updates, CRITIC in networks
+        learning = {n for n, own in networks.items() if not warms_up or updates >= own.first_update}
         self.backend.recover()  # what broke off half-way leaves gradients behind
         with out_of_memory(self.settings.max_tokens, self.backend.recover):
             sums = self._backward(scored, part, learning, cancel)

@@ -75,9 +75,9 @@ def test_two_updates_of_one_step_are_never_taken_for_each_other(session: RLSessi
     assert stale.step == session.step_count == 1
     report = session.check_mismatch(stale)
     assert (report.trainer_version, report.rollout_versions) == (2, (1,))
-    session.last_rollout = stale
+    session.debug.state.last_rollout = stale
     assert session.check_mismatch().verdict == "pass"  # it took a fresh one
-    session.last_rollout = stale.with_samples(s.unwritten() for s in stale)
+    session.debug.state.last_rollout = stale.with_samples(s.reset_response() for s in stale)
     assert session.check_mismatch().tokens > 0  # and not one that was stopped before it began
 
 

@@ -112,7 +112,7 @@ def test_samples_without_a_response_or_texts_are_annotated_as_far_as_can_be(
 ) -> None:
     sample = session.generate(["12+34="], n_samples_per_prompt=1)[0]
     bare = replace(sample, metadata={}, rollout_log_probs=None)
-    empty = sample.unwritten()
+    empty = sample.reset_response()
     first, second = session.annotate(Rollout([empty, bare]))
     assert first == empty
     assert second.metadata["token_texts"] == sample.metadata["token_texts"]

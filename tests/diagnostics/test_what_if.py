@@ -173,7 +173,7 @@ def test_a_trial_that_is_refused_says_why_and_cannot_be_kept(session: RLSession)
 def test_what_cannot_be_tried_is_refused_in_words(
     session: RLSession, arguments: dict[str, Any], kind: type[Exception], says: str
 ) -> None:
-    session.last_batch = batch_of_nothing_yet(session)
+    session.debug.state.last_batch = batch_of_nothing_yet(session)
     with pytest.raises(kind, match=says):
         session.what_if(**arguments)
 

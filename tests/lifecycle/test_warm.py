@@ -15,6 +15,8 @@ from rich.console import Console
 
 from kit import RLSession, SessionConfig
 from kit.cluster import lease, registry
+from kit.errors import SessionError
+from kit.lifecycle import acquire
 from kit.runs import run_notebooks
 from tests.cases import some
 from tests.processes import assert_gone
@@ -63,6 +65,21 @@ def test_a_warm_start_is_bit_for_bit_a_cold_one_whatever_was_trained_in_between(
         warm = seen(session)
         session.close(keep_warm=True)  # for the next test
     assert warm == cold
+
+
+def test_a_start_that_is_refused_holds_no_stack_that_was_left_warm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any) -> str:
+        raise SessionError("There is a session 'tiny' already.")
+
+    with RLSession.start(TINY) as session:
+        entry = session.debug.stack.cluster.entry
+        session.close(keep_warm=True)
+    monkeypatch.setattr(acquire, "current_group", refuse)
+    with pytest.raises(SessionError, match="already"):
+        RLSession.start(TINY)
+    assert_gone(entry.head, entry.directory)
 
 
 @pytest.mark.slow

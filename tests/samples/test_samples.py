@@ -93,7 +93,7 @@ def test_what_is_written_behind_a_sample_makes_its_values_unknown() -> None:
         tokens=[4, 5], response_length=1, weight_versions=[0], rollout_log_probs=[-0.1],
         token_values={"entropy": [0.5]}, annotated_versions=[0],
     )  # fmt: skip
-    for other in (sample.continued([6], [-0.2], 1), sample.unwritten()):
+    for other in (sample.continued([6], [-0.2], 1), sample.reset_response()):
         assert (other.token_values, other.annotated_versions) == ({}, [])
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kit.algo.advantages import gae, token_rewards
+from kit.config import TrainingConfig
 from kit.errors import StackError
 from kit.messages import TrainBatch
 from kit.trainer.actor import Trainer
@@ -204,6 +205,16 @@ def test_while_the_critic_warms_up_the_policy_stands_still(make: Make) -> None:
     assert trainer.state.optimizer_steps == 0
     assert any(x for row in trainer.values(batch().tokens, batch().response_lengths) for x in row)
     trainer.update(valued(trainer, batch()), "b")
+    assert not torch.equal(weights(trainer), start)
+
+
+def test_a_policy_does_not_wait_for_a_critic_that_was_not_started(make: Make) -> None:
+    critic = {"learning_rate": 0.1, "warmup_rollouts": 5}
+    trainer = make(learning_rate=1e-3)
+    start = weights(trainer).clone()
+    training = TrainingConfig(**WITH_CRITIC | {"critic": critic})
+    trainer.configure(training)  # as a checkpoint of such a session does that is restored
+    trainer.update(batch(), "a")
     assert not torch.equal(weights(trainer), start)
 
 
