@@ -108,7 +108,7 @@ def arguments(
         output_dir=directory,
         # The same work.
         num_generations=training.n_samples_per_prompt,
-        per_device_train_batch_size=config.rollout_size,
+        per_device_train_batch_size=config.training.rollout_size,
         gradient_accumulation_steps=1,
         steps_per_generation=1,
         num_iterations=1,

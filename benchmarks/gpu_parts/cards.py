@@ -41,7 +41,7 @@ def small_host(work: Workload, report: Report) -> Iterator[RLSession]:
 def small_card(session: RLSession, work: Workload, report: Report) -> None:
     """Steps within `memory.device_gib`: seconds of each, and the device's memory after each."""
     report.put("gib", work.small_card_gib)
-    report.put("samples", session.config.rollout_size)
+    report.put("samples", session.config.training.rollout_size)
     report.put("start_seconds", session.start_seconds)
     report.put("plan", str(session.memory_plan()))
     report.say(f"started in {session.start_seconds:.1f} s")

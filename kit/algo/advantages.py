@@ -20,7 +20,7 @@ def group_normalize(
     Args:
         reward_N: one reward a sample.
         group_N: which prompt each sample answers; any integers.
-        divide_by_std: False only centres.
+        divide_by_std: False only centres (Dr. GRPO, for a loss over a constant length).
     """
     _, group_N = torch.unique(group_N, return_inverse=True)
     groups = int(group_N.max()) + 1 if group_N.numel() else 0
@@ -48,10 +48,6 @@ def leave_one_out(reward_N: torch.Tensor, group_N: torch.Tensor) -> torch.Tensor
 
     Source: Ahmadian et al., "Back to Basics: Revisiting REINFORCE Style Optimization", 2024; Kool
     et al., "Buy 4 REINFORCE Samples, Get a Baseline for Free!", 2019.
-
-    Args:
-        reward_N: one reward a sample.
-        group_N: which prompt each sample answers; any integers.
     """
     _, group_N, count_G = torch.unique(group_N, return_inverse=True, return_counts=True)
     count_N = count_G[group_N].double()
@@ -60,14 +56,6 @@ def leave_one_out(reward_N: torch.Tensor, group_N: torch.Tensor) -> torch.Tensor
     out_N: torch.Tensor = centred_N * count_N / (count_N - 1).clamp(min=1)
     floating = reward_N.is_floating_point()
     return out_N.to(reward_N.dtype if floating else torch.get_default_dtype())
-
-
-def dr_grpo(reward_N: torch.Tensor, group_N: torch.Tensor) -> torch.Tensor:
-    """Dr. GRPO: centred only, reward - mean(group), shape (N); for a loss over a constant length.
-
-    Source: Liu et al., "Understanding R1-Zero-Like Training: A Critical Perspective", 2025.
-    """
-    return group_normalize(reward_N, group_N, divide_by_std=False)
 
 
 def token_rewards(
@@ -109,13 +97,7 @@ def reinforce_plus_plus(
     Source: Hu, "REINFORCE++: A Simple and Efficient Approach for Aligning Large Language Models",
     2025.
 
-    Args:
-        reward_N: one reward a sample.
-        kl_T: KL to the reference by token.
-        sample_T: which sample each token belongs to, in order.
-        mask_T: 1 where a token is trained on.
-        kl_coef: weight of the KL.
-        gamma: discount by trained token, in [0, 1].
+    Args are those of `token_rewards`; `gamma` is the discount by trained token, in [0, 1].
     """
     reward_T = token_rewards(reward_N, kl_T, sample_T, mask_T, kl_coef)
     return _discounted(reward_T, sample_T, mask_T, gamma)
@@ -181,7 +163,7 @@ def gae(
     return advantage_T, return_T
 
 
-def whiten(x_T: torch.Tensor, mask_T: torch.Tensor, shift_mean: bool = True) -> torch.Tensor:
+def whiten(x_T: torch.Tensor, mask_T: torch.Tensor) -> torch.Tensor:
     """Scale to mean 0 and variance 1 over the trained tokens, (T); masked ones are mapped alike.
 
     (x - mean) / sqrt(var + 1e-8), with the masked mean, and the variance with Bessel's correction
@@ -190,15 +172,13 @@ def whiten(x_T: torch.Tensor, mask_T: torch.Tensor, shift_mean: bool = True) -> 
     Args:
         x_T: advantages or rewards.
         mask_T: 1 where a token is trained on.
-        shift_mean: False adds the mean back.
     """
     value = x_T[mask_T != 0].double()
     if not len(value):
         return x_T
     mean = value.mean()
     variance = (value - mean).square().sum() / max(len(value) - 1, 1)
-    out_T = (x_T.double() - mean) * torch.rsqrt(variance + 1e-8)
-    return (out_T if shift_mean else out_T + mean).to(x_T.dtype)
+    return ((x_T.double() - mean) * torch.rsqrt(variance + 1e-8)).to(x_T.dtype)
 
 
 def _last(sample_T: torch.Tensor, active_T: torch.Tensor) -> torch.Tensor:

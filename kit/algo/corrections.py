@@ -73,23 +73,6 @@ def tis(
     return ratio_T.clamp(low, high).to(result_dtype(train_logp_T, rollout_logp_T))
 
 
-def icepop(
-    train_logp_T: torch.Tensor, rollout_logp_T: torch.Tensor, low: float, high: float
-) -> torch.Tensor:
-    """IcePop: exp(train - rollout) where that lies in [low, high], else 0, shape (T).
-
-    Source: Ling team, "Small Leak Can Sink a Great Ship—Boost RL Training on MoE with IcePop!",
-    2025.
-
-    Args, result and errors are those of `tis`.
-    """
-    check_shapes(train_logp_T=train_logp_T, rollout_logp_T=rollout_logp_T)
-    _check_bounds(low, high)
-    ratio_T = token_log_ratio(train_logp_T, rollout_logp_T).exp()
-    inside_T = (ratio_T >= low) & (ratio_T <= high)
-    return torch.where(inside_T, ratio_T, 0.0).to(result_dtype(train_logp_T, rollout_logp_T))
-
-
 def mis(
     train_logp_T: torch.Tensor,
     rollout_logp_T: torch.Tensor,
@@ -295,19 +278,8 @@ def effective_share(total: float, squares: float, count: float) -> float:
     return total**2 / (count * squares) if squares else 1.0
 
 
-def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Entropy of softmax(logits) over the last dimension, in nats: shape (...) from (..., V).
-
-    A token with logit -inf contributes 0, to the value and to the gradient. In float32, or float64
-    where `logits` is. A row of nothing but -inf is no distribution and gives NaN.
-    """
-    logp = torch.log_softmax(logits.to(result_dtype(logits)), dim=-1)
-    # 0 * -inf is NaN. Where this clamp acts, the probability is 0 even in float64.
-    return entropy_of(logp.clamp(min=-1e4))
-
-
 def entropy_of(logp: torch.Tensor) -> torch.Tensor:
-    """Entropy from log-probs, shape (...) from (..., V); all of them must be finite."""
+    """Entropy from log-probs, in nats: shape (...) from (..., V); all of them must be finite."""
     return -(logp.exp() * logp).sum(-1)
 
 
@@ -316,10 +288,7 @@ def _bound(
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """Apply the bounds: (weights, whether a token stays in the mask, metrics)."""
     below_T, above_T = ratio_T < low, ratio_T > high
-    share_below, share_above = (
-        mean_where(below_T, active_T, 0.0),
-        mean_where(above_T, active_T, 0.0),
-    )
+    share_below, share_above = (mean_where(x, active_T, 0.0) for x in (below_T, above_T))
     keep_T = torch.ones_like(active_T)
     if mode == "truncate":
         return ratio_T.clamp(max=high), keep_T, {"truncate_fraction": share_above}

@@ -57,15 +57,8 @@ def gspo(
 
     Source: Zheng et al., "Group Sequence Policy Optimization", 2025.
 
-    Args:
-        logp_T: log-probability of each token under the weights being trained.
-        old_logp_T: the same under the weights the update began with.
-        advantage_T: each token's advantage, the same within a sample.
-        sample_T: which sample each token belongs to.
-        mask_T: 1 where a token is trained on.
-        eps_clip: how far below 1 the ratio counts; sequence ratios move little, the paper has 3e-4.
-        eps_clip_high: how far above 1; None takes `eps_clip`.
-        eps_clip_c: dual clip, as in `ppo_clip`.
+    Args are those of `ppo_clip`, with `sample_T`, the sample of each token, and `mask_T`, 1 where
+    one is trained on. Sequence ratios move little: the paper has an `eps_clip` of 3e-4.
     """
     log_ratio_T = where_active(finite_log_ratio(logp_T, old_logp_T), mask_T)
     samples = int(sample_T.max()) + 1 if sample_T.numel() else 0
@@ -90,12 +83,7 @@ def cispo(
 
     Source: MiniMax, "MiniMax-M1", 2025, section 3.1.
 
-    Args:
-        logp_T: log-probability of each token under the weights being trained.
-        old_logp_T: the same under the weights the update began with.
-        advantage_T: each token's advantage.
-        eps_clip: how far below 1 the weight goes; 1 leaves it open to 0.
-        eps_clip_high: how far above 1; None takes `eps_clip`.
+    Args are those of `ppo_clip`; an `eps_clip` of 1 leaves the weight open to 0.
     """
     ratio_T = finite_log_ratio(logp_T, old_logp_T).detach().exp()
     high = eps_clip if eps_clip_high is None else eps_clip_high
@@ -190,23 +178,6 @@ def weights(
     count_N = torch.zeros(len(sample_T), dtype=torch.float64, device=mask_T.device)
     count_N.index_add_(0, sample_T, active_T)
     return active_T / count_N.clamp(min=1)[sample_T] / total_samples
-
-
-def reduce(
-    loss_T: torch.Tensor,
-    mask_T: torch.Tensor,
-    sample_T: torch.Tensor,
-    how: Reduction,
-    constant_length: int = 1,
-) -> torch.Tensor:
-    """Loss of a batch that fits in one call: a scalar. Values on masked tokens are ignored.
-
-    Args and errors are those of `weights`.
-    """
-    samples = int(sample_T.max()) + 1 if sample_T.numel() else 0
-    tokens = int(mask_T.sum())
-    weight_T = weights(mask_T, sample_T, how, max(samples, 1), tokens, constant_length)
-    return weighted_sum(loss_T, weight_T)
 
 
 def weighted_sum(value_T: torch.Tensor, weight_T: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,4 @@
-"""`SessionConfig`: every setting of a session, in one validated tree that is YAML in and out.
-
-    SessionConfig.load("config.yaml")        a file; what it leaves out takes its default
-    SessionConfig.preset("tiny")             a preset by name
-    config.dump("config.yaml")               the whole tree, defaults included
-    config.replace("training.learning_rate", 3e-4)
-
-Names are Miles' where Miles has one. An unknown key, a wrong type and settings that cannot go
-together raise ConfigError before any process starts.
-"""
+"""`SessionConfig`: the tree, YAML in and out, presets, one key replaced; see `kit.config`."""
 
 from __future__ import annotations
 
@@ -18,25 +9,10 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from kit.config.sections import (
-    UNNAMED,
-    CheckpointConfig,
-    ClusterConfig,
-    DataConfig,
-    EngineConfig,
-    EvaluationConfig,
-    LoggingConfig,
-    MemoryConfig,
-    MismatchConfig,
-    ModelConfig,
-    RewardConfig,
-    RolloutConfig,
-    Section,
-    StackConfig,
-    check_parallel,
-)
+from kit.config import sections
+from kit.config.sections import UNNAMED, Section
 from kit.config.training import TrainingConfig
-from kit.config.validation import check_rollout_policies, explain
+from kit.config.validation import check_parallel, check_rollout_policies, explain
 from kit.errors import ConfigError, did_you_mean
 from kit.utils.display import Displayed
 
@@ -51,39 +27,34 @@ class SessionConfig(Section, Displayed):
     """Seed of the order of prompts, of sampling and of the trainer: the same seed, the same run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is CUDA where there is one."""
-    model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
-    reward: RewardConfig = RewardConfig()
-    rollout: RolloutConfig = RolloutConfig()
+    model: sections.ModelConfig = sections.ModelConfig()
+    data: sections.DataConfig = sections.DataConfig()
+    reward: sections.RewardConfig = sections.RewardConfig()
+    rollout: sections.RolloutConfig = sections.RolloutConfig()
     training: TrainingConfig = TrainingConfig()
-    engine: EngineConfig = EngineConfig()
-    memory: MemoryConfig = MemoryConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    mismatch: MismatchConfig = MismatchConfig()
-    logging: LoggingConfig = LoggingConfig()
-    stack: StackConfig = StackConfig()
-    cluster: ClusterConfig = ClusterConfig()
+    engine: sections.EngineConfig = sections.EngineConfig()
+    memory: sections.MemoryConfig = sections.MemoryConfig()
+    evaluation: sections.EvaluationConfig = sections.EvaluationConfig()
+    checkpoint: sections.CheckpointConfig = sections.CheckpointConfig()
+    mismatch: sections.MismatchConfig = sections.MismatchConfig()
+    logging: sections.LoggingConfig = sections.LoggingConfig()
+    stack: sections.StackConfig = sections.StackConfig()
+    cluster: sections.ClusterConfig = sections.ClusterConfig()
 
     def __init__(self, /, **settings: Any) -> None:
         try:
             super().__init__(**settings)
         except ValidationError as error:
-            raise explain(error, type(self), settings) from None
+            raise explain(error, type(self)) from None
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
         check_rollout_policies(self.rollout, self.training)
         check_parallel(self.engine)
-        mismatch = self.mismatch
-        if (
-            mismatch.warn_above
-            and mismatch.fail_above
-            and mismatch.warn_above > mismatch.fail_above
-        ):
+        warn, fail = self.mismatch.warn_above, self.mismatch.fail_above
+        if warn and fail and warn > fail:
             raise ValueError(
-                f"mismatch.warn_above {mismatch.warn_above} is above fail_above "
-                f"{mismatch.fail_above}. What to do: swap them."
+                f"mismatch.warn_above {warn} is above fail_above {fail}. What to do: swap them."
             )
         if self.reward.name and self.reward.weights:
             raise ValueError(
@@ -150,9 +121,9 @@ class SessionConfig(Section, Displayed):
     def replace(self, key: str, value: Any) -> SessionConfig:
         """Return a changed copy, validated again: `config.replace("training.num_rollout", 5)`."""
         tree: dict[str, Any] = self.model_dump(mode="json")
-        *sections, last = key.split(".")
+        *path, last = key.split(".")
         branch = tree
-        for section in sections:
+        for section in path:
             if not isinstance(branch.get(section), dict):
                 raise ConfigError(
                     f"There is no section {section!r} in {key!r}.", fix=did_you_mean(section, tree)
@@ -160,11 +131,6 @@ class SessionConfig(Section, Displayed):
             branch = branch[section]
         branch[last] = value
         return type(self)(**tree)
-
-    @property
-    def rollout_size(self) -> int:
-        """Samples per step: prompts times samples per prompt."""
-        return self.training.rollout_size
 
     @property
     def samples_at_once(self) -> int:

@@ -37,30 +37,6 @@ class ClusterConfig(Section):
     broadcast (NCCL between GPUs, gloo between CPUs)."""
 
 
-def check_parallel(engine: EngineConfig) -> None:
-    """Raise ValueError for parallel sizes that SGLang cannot run, or cannot sync weights with."""
-    data, tensor = engine.data_parallel, engine.tensor_parallel
-    if data > 1 and tensor == 1:
-        raise ValueError(
-            f"engine.data_parallel is {data} and engine.tensor_parallel 1: SGLang takes new "
-            "weights in several data-parallel copies only where they share the devices of one "
-            f"tensor-parallel engine. What to do: for copies side by side set engine.replicas: "
-            f"{data}; else set engine.tensor_parallel to a multiple of {data}."
-        )
-    if tensor % data:
-        raise ValueError(
-            f"engine.data_parallel {data} does not divide engine.tensor_parallel {tensor}: "
-            "attention is divided among the devices of one engine. What to do: take a divisor of "
-            f"{tensor}."
-        )
-    for key, ours in (("tp_size", "tensor_parallel"), ("dp_size", "data_parallel")):
-        if key in engine.extra:
-            raise ValueError(
-                f"engine.extra has {key}, of which the kit has to know. What to do: set "
-                f"engine.{ours} instead."
-            )
-
-
 class LoggingConfig(Section):
     """Copies of the metrics for TensorBoard, Weights & Biases and trackio, under Miles' names.
 

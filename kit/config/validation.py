@@ -1,12 +1,11 @@
 """Checks of settings that depend on each other, and the error that says what to change.
 
-`check_rollout_policies` runs when a `SessionConfig` is made, before anything starts. `explain`
-turns pydantic's validation errors into one ConfigError.
+`check_rollout_policies` and `check_parallel` run when a `SessionConfig` is made, before anything
+starts. `explain` turns pydantic's validation errors into one ConfigError.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from kit.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from kit.config.sections import RolloutConfig
+    from kit.config.sections import EngineConfig, RolloutConfig
     from kit.config.training import TrainingConfig
 
 
@@ -48,9 +47,31 @@ def check_rollout_policies(rollout: RolloutConfig, training: TrainingConfig) -> 
         )
 
 
-def explain(
-    error: ValidationError, root: type[BaseModel], settings: Mapping[str, Any]
-) -> ConfigError:
+def check_parallel(engine: EngineConfig) -> None:
+    """Raise ValueError for parallel sizes that SGLang cannot run, or cannot sync weights with."""
+    data, tensor = engine.data_parallel, engine.tensor_parallel
+    if data > 1 and tensor == 1:
+        raise ValueError(
+            f"engine.data_parallel is {data} and engine.tensor_parallel 1: SGLang takes new "
+            "weights in several data-parallel copies only where they share the devices of one "
+            f"tensor-parallel engine. What to do: for copies side by side set engine.replicas: "
+            f"{data}; else set engine.tensor_parallel to a multiple of {data}."
+        )
+    if tensor % data:
+        raise ValueError(
+            f"engine.data_parallel {data} does not divide engine.tensor_parallel {tensor}: "
+            "attention is divided among the devices of one engine. What to do: take a divisor of "
+            f"{tensor}."
+        )
+    for key, ours in (("tp_size", "tensor_parallel"), ("dp_size", "data_parallel")):
+        if key in engine.extra:
+            raise ValueError(
+                f"engine.extra has {key}, of which the kit has to know. What to do: set "
+                f"engine.{ours} instead."
+            )
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> ConfigError:
     """Make a ConfigError with a line for each wrong setting: key, value, and what to do."""
     lines = [_line(dict(item), root) for item in error.errors()]
     if len(lines) == 1:
@@ -76,9 +97,9 @@ def _suggest(path: list[str], root: type[BaseModel]) -> str:
     section = root
     for part in path[:-1]:
         section = _child(section, part) or section
-    homes = [name for name in _sections(root) if path[-1] in _keys(root, name)]
-    if homes:
-        return f"Did you mean {homes[0]}.{path[-1]}?"
+    for name in root.model_fields:
+        if (home := _child(root, name)) and path[-1] in home.model_fields:
+            return f"Did you mean {name}.{path[-1]}?"
     return did_you_mean(path[-1], section.model_fields)
 
 
@@ -86,12 +107,3 @@ def _child(section: type[BaseModel], name: str) -> type[BaseModel] | None:
     field = section.model_fields.get(name)
     kind = field.annotation if field else None
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-
-
-def _sections(root: type[BaseModel]) -> list[str]:
-    return [name for name in root.model_fields if _child(root, name)]
-
-
-def _keys(root: type[BaseModel], section: str) -> list[str]:
-    child = _child(root, section)
-    return list(child.model_fields) if child else []

@@ -13,9 +13,7 @@ Importing this package is light; `datasets`, `pyarrow` and `reasoning_gym` load 
 
 from __future__ import annotations
 
-from kit.data.chat_template import check_fits, render
 from kit.data.prompts import PromptRow, PromptSet
 from kit.data.sources import load_prompts
-from kit.data.stream import PromptStream
 
-__all__ = ["PromptRow", "PromptSet", "PromptStream", "check_fits", "load_prompts", "render"]
+__all__ = ["PromptRow", "PromptSet", "load_prompts"]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+from kit.config import DataConfig
 from kit.errors import DataError, did_you_mean
 from kit.samples import Messages
 
@@ -32,15 +33,6 @@ class PromptRow:
     """Whatever else reward functions may want to know."""
     number: int
     """Where the row stands in its source, counted from 1: the line of a JSONL file."""
-
-
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """Which fields of a row hold what; see `kit.config.DataConfig`."""
-
-    prompt: str = "prompt"
-    label: str = "label"
-    metadata: str = "metadata"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,37 +82,36 @@ class PromptSet(Sequence[PromptRow]):
         )
 
 
-def check_row(record: Record, keys: Keys) -> PromptRow:
+def check_row(record: Record, config: DataConfig) -> PromptRow:
     """Turn a record into a row. Raises DataError naming the row and the field that is wrong."""
-    row = _mapping(record)
-    if keys.prompt not in row:
+    row, prompt, label = _mapping(record), config.input_key, config.label_key
+    if prompt not in row:
         raise DataError(
-            f"{record.where}: there is no field {keys.prompt!r}. The row has: "
+            f"{record.where}: there is no field {prompt!r}. The row has: "
             f"{', '.join(map(str, row)) or 'no fields'}.",
             fix=f"set data.input_key to the field that holds the prompt. "
-            f"{did_you_mean(keys.prompt, map(str, row)) if row else ''}".strip(),
+            f"{did_you_mean(prompt, map(str, row)) if row else ''}".strip(),
         )
     return PromptRow(
-        prompt=_prompt(row[keys.prompt], f"{record.where}: field {keys.prompt!r}"),
-        label=_label(row.get(keys.label), f"{record.where}: field {keys.label!r}"),
-        metadata=_metadata(row.get(keys.metadata), f"{record.where}: field {keys.metadata!r}"),
+        prompt=_prompt(row[prompt], f"{record.where}: field {prompt!r}"),
+        label=_label(row.get(label), f"{record.where}: field {label!r}"),
+        metadata=_metadata(
+            row.get(config.metadata_key), f"{record.where}: field {config.metadata_key!r}"
+        ),
         number=record.number,
     )
 
 
-def check_rows(records: Sequence[Record], keys: Keys) -> tuple[PromptRow, ...]:
+def check_rows(records: Sequence[Record], config: DataConfig) -> tuple[PromptRow, ...]:
     """Turn records into rows, checked.
 
     Raises DataError for the first that is malformed, and for a label or metadata field that the
     settings name but no row has.
     """
-    rows = tuple(check_row(record, keys) for record in records)
-    usual = Keys()
-    for setting, key, default in (
-        ("label_key", keys.label, usual.label),
-        ("metadata_key", keys.metadata, usual.metadata),
-    ):
-        if key == default:
+    rows = tuple(check_row(record, config) for record in records)
+    for setting in ("label_key", "metadata_key"):
+        key = getattr(config, setting)
+        if key == DataConfig.model_fields[setting].default:
             continue
         seen = {str(name) for record in records for name in _mapping(record)}
         if key not in seen:

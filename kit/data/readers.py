@@ -66,7 +66,7 @@ def read_rows(rows: Sequence[Any], window: slice) -> list[Record]:
 
 def pick_split(splits: DatasetDict | Mapping[str, Dataset], split: str, origin: str) -> Dataset:
     """The training rows, or the held-out ones, of a dataset with several splits."""
-    wanted = ("train",) if split == "train" else EVAL_SPLITS
+    wanted = _names_of(split)
     for name in wanted:
         if name in splits:
             return splits[name]
@@ -76,6 +76,10 @@ def pick_split(splits: DatasetDict | Mapping[str, Dataset], split: str, origin: 
         f"{origin} has no {split} split. Its splits: {', '.join(map(str, splits))}.",
         fix=f"name one of {', '.join(wanted)}, or point at the folder of a single split.",
     )
+
+
+def _names_of(split: str) -> tuple[str, ...]:
+    return ("train",) if split == "train" else EVAL_SPLITS
 
 
 def read_hub(name: str, split: str, window: slice) -> list[Record]:
@@ -139,12 +143,8 @@ def _read_saved(path: Path, split: str, window: slice) -> list[Record]:
 
 def _files_of_split(files: list[Path], split: str) -> list[Path]:
     """Files whose names begin with the split's; all of them where none does."""
-    words = {"train": ("train",), "eval": EVAL_SPLITS}
-    named = {
-        kind: [f for f in files if f.stem.lower().startswith(beginnings)]
-        for kind, beginnings in words.items()
-    }
-    return named[split] or files
+    names = _names_of(split)
+    return [f for f in files if f.stem.lower().startswith(names)] or files
 
 
 def _read_jsonl(files: Sequence[Path], window: slice) -> list[Record]:

@@ -43,7 +43,8 @@ class GymRows(Sequence[PromptRow]):
         if task not in task_names():
             raise DataError(
                 f"reasoning-gym has no task {task!r}.",
-                fix=f"{did_you_mean(task, task_names())} `kit.data.gym.task_names()` lists all.",
+                fix=f"{did_you_mean(task, task_names())} `kit.data.reasoning_gym.task_names()` "
+                "lists all.",
             )
         self.task, self.split, self.size = task, split, size
         self._wanted = range(size)[window]

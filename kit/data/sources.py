@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from kit.config import TINY, DataConfig
 from kit.data import readers
-from kit.data.prompts import Keys, PromptRow, PromptSet, Record, check_row, check_rows
+from kit.data.prompts import PromptSet, Record, check_rows
 from kit.data.reasoning_gym import GymRows
 from kit.errors import DataError, did_you_mean
 from kit.tiny import tasks
@@ -160,8 +160,9 @@ def _tiny(task: str, window: slice, split: Split, source: str) -> PromptSet:
         raise DataError(f"There is no tiny task {task!r}.", fix=did_you_mean(task, tasks.TASKS))
     raw = tasks.rows(task, "train" if split == "train" else "held_out")
     numbered = list(enumerate(raw, start=1))[window]
-    rows = tuple(check_row(Record(f"{source}, row {n}", n, row), Keys()) for n, row in numbered)
+    records = [Record(f"{source}, row {n}", n, row) for n, row in numbered]
     facts = tasks.TASKS[task]
+    rows = check_rows(records, DataConfig())
     return PromptSet(task, rows, source, facts.reward, facts.max_response_tokens)
 
 
@@ -185,15 +186,10 @@ def _in_memory(rows: Any, split: Split, config: DataConfig) -> PromptSet:
 
 
 def _checked(records: Sequence[Record], config: DataConfig, name: str, source: str) -> PromptSet:
-    keys = Keys(config.input_key, config.label_key, config.metadata_key)
-    rows = check_rows(records, keys)
-    return PromptSet(name, rows, source, _fitting_reward(rows))
-
-
-def _fitting_reward(rows: Sequence[PromptRow]) -> str:
-    """The default reward: `gsm8k` if labels are whole GSM8K solutions, which end in `#### N`."""
+    rows = check_rows(records, config)
+    # Labels of GSM8K are whole solutions, which end in `#### N`.
     solutions = bool(rows) and all(row.label and "####" in row.label for row in rows)
-    return "gsm8k" if solutions else "exact"
+    return PromptSet(name, rows, source, "gsm8k" if solutions else "exact")
 
 
 def _explain_unknown(name: str, task: re.Match[str] | None) -> None:

@@ -18,7 +18,7 @@ from kit.rewards.runner import (
     score_each,
     traceback_text,
 )
-from kit.samples import Rollout, Sample
+from kit.samples import Rollout
 from kit.tracking.metrics import zero_std_groups
 
 _EQUAL = 1e-9
@@ -102,17 +102,11 @@ def _differences(tried: Rollout, other: Rollout) -> tuple[RewardDifference, ...]
 
 def _scored_by_both(tried: Rollout, other: Rollout) -> list[list[tuple[float, float]]]:
     """The rewards (tried, other) of each group's samples that have both."""
-    groups: dict[int, list[tuple[Sample, Sample]]] = {}
+    groups: dict[int, list[tuple[float, float]]] = {}
     for one, two in zip(tried, other, strict=True):
-        groups.setdefault(one.group_index, []).append((one, two))
-    return [
-        [
-            (one.reward, two.reward)
-            for one, two in members
-            if one.reward is not None and two.reward is not None
-        ]
-        for members in groups.values()
-    ]
+        if one.reward is not None and two.reward is not None:
+            groups.setdefault(one.group_index, []).append((one.reward, two.reward))
+    return list(groups.values())
 
 
 def _sign(one: float, two: float) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kit.errors import DataError
 from kit.reports import CheckReport, Invariant, MismatchReport
 from kit.rollout.batch import train_batch
-from kit.samples import Batch, Rollout, Sample
+from kit.samples import Batch, Rollout
 from kit.weight_sync.verify import Checksums
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ def check(
 ) -> CheckReport:
     """Check every invariant."""
     begin = time.perf_counter()
-    rollout = _rollout(state, stack, sampler)
+    rows = state.stream.peek(min(PROMPTS, state.config.training.rollout_batch_size))
+    seed = f"{state.config.seed} check"
+    rollout = sampler.write(stack, rows, RESPONSES, None, seed, state.step).complete()
     samples = [s for s in rollout if s.response_length and s.rollout_log_probs]
     if not samples:
         raise DataError(
@@ -41,7 +43,9 @@ def check(
             fix="look at the chat template, and at session.generate().",
         )
     compared = compare(rollout.with_samples(samples))
-    started = stack.probe("startup", _batch(samples))
+    # A gradient, whatever the rewards would be.
+    signs = tuple((-1.0) ** index for index in range(len(samples)))
+    started = stack.probe("startup", train_batch(Batch(tuple(samples), signs)))
     return CheckReport(
         invariants=(*_of_the_update(started), _of_the_engine(compared), _of_the_sync(stack)),
         mismatch=compared,
@@ -49,26 +53,14 @@ def check(
     )
 
 
-def _rollout(state: TrainState, stack: Stack, sampler: PromptSampler) -> Rollout:
-    """Generate responses to the next prompts without taking them."""
-    rows = state.stream.peek(min(PROMPTS, state.config.training.rollout_batch_size))
-    seed = f"{state.config.seed} check"
-    return sampler.generate(stack, rows, RESPONSES, None, seed, state.step)
-
-
-def _batch(samples: list[Sample]) -> Any:
-    """Batch with a gradient, whatever the rewards are; calls no reward function."""
-    signs = tuple((-1.0) ** index for index in range(len(samples)))
-    return train_batch(Batch(tuple(samples), signs))
-
-
 def _of_the_update(started: Any) -> list[Invariant]:
     gap = started.reference_gap
     return [
-        _bounded(
+        Invariant(
             "ppo_kl at the first step",
             started.ppo_kl,
-            KL_BOUND,
+            f"0 within {KL_BOUND:g}",
+            abs(started.ppo_kl) <= KL_BOUND,
             "the update scores its own tokens as they were scored before; dropout breaks it",
         ),
         Invariant(
@@ -102,10 +94,6 @@ def _of_the_update(started: Any) -> list[Invariant]:
             "compared bit by bit, and put back",
         ),
     ]
-
-
-def _bounded(name: str, value: float, bound: float, note: str) -> Invariant:
-    return Invariant(name, value, f"0 within {bound:g}", abs(value) <= bound, note)
 
 
 def _of_the_engine(compared: MismatchReport) -> Invariant:

@@ -413,28 +413,19 @@ def _together(fits: Callable[[SessionConfig, int], bool], config: SessionConfig,
 
 def _loosened(config: SessionConfig) -> Iterator[tuple[str, SessionConfig]]:
     """Settings that cost memory, one by one, and the configuration without each."""
-    training = config.training
-    if config.memory.sleep == "never":
-        yield "set memory.sleep: auto", _with(config, "memory.sleep", "auto")
-    if training.max_tokens_per_gpu is not None:
-        yield (
-            "leave training.max_tokens_per_gpu open",
-            _with(config, "training.max_tokens_per_gpu", None),
-        )
-    if config.model.gradient_checkpointing not in (None, True):
-        yield (
-            "set model.gradient_checkpointing: true",
-            _with(config, "model.gradient_checkpointing", True),
-        )
-    if training.optimizer_cpu_offload is False:
-        yield (
-            "set training.optimizer_cpu_offload: true",
-            _with(config, "training.optimizer_cpu_offload", True),
-        )
-    for name in ("kl_loss_coef", "kl_coef"):
-        if getattr(training, name):
-            key = f"training.{name}"
-            yield f"set {key}: 0 (no reference model)", _with(config, key, 0.0)
+    training, recompute = config.training, config.model.gradient_checkpointing
+    no_reference = "0 (no reference model)"
+    for costs, key, value, words in (
+        (config.memory.sleep == "never", "memory.sleep", "auto", "auto"),
+        (training.max_tokens_per_gpu is not None, "training.max_tokens_per_gpu", None, ""),
+        (recompute not in (None, True), "model.gradient_checkpointing", True, "true"),
+        (training.optimizer_cpu_offload is False, "training.optimizer_cpu_offload", True, "true"),
+        (training.kl_loss_coef > 0, "training.kl_loss_coef", 0.0, no_reference),
+        (training.kl_coef > 0, "training.kl_coef", 0.0, no_reference),
+    ):
+        if costs:
+            what = f"leave {key} open" if value is None else f"set {key}: {words}"
+            yield what, _with(config, key, value)
 
 
 def _with(config: SessionConfig, key: str, value: Any) -> SessionConfig:

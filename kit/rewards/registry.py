@@ -104,10 +104,6 @@ def grade(
 
 def check(config: RewardConfig) -> None:
     """Raise RewardError or ConfigError for reward settings that cannot work."""
-    if config.name and config.weights:
-        raise ConfigError(
-            "reward.name and reward.weights are both set.", fix="keep one of the two."
-        )
     names = list(config.weights) or ([config.name] if config.name else [])
     for name in names:
         if name not in BUILT_IN:
@@ -136,17 +132,15 @@ def build(config: RewardConfig, default: str) -> BuiltIn:
     Raises RewardError or ConfigError as `check` does.
     """
     check(config)
-    if config.weights:
-        return BuiltIn(tuple(config.weights.items()), config.format_pattern)
-    return of_weights({config.name or default: 1.0}, config.format_pattern)
+    weights = config.weights or {config.name or default: 1.0}
+    return BuiltIn(tuple(weights.items()), config.format_pattern)
 
 
-def of_weights(weights: Mapping[str, float], format_pattern: str = "") -> BuiltIn:
+def of_weights(weights: Mapping[str, float]) -> BuiltIn:
     """Build a weighted sum of built-ins. Raises RewardError as `check` does."""
     if not weights:
         raise RewardError("The mapping of rewards is empty.", fix="write {'exact': 1.0}.")
-    check(RewardConfig(weights=dict(weights), format_pattern=format_pattern))
-    return BuiltIn(tuple(weights.items()), format_pattern)
+    return build(RewardConfig(weights=dict(weights)), default="")
 
 
 def _math(response: str, label: str) -> float:

@@ -103,7 +103,8 @@ class Scoring:
         """What is scored so far, by place."""
         self._function = reward_function(reward)
         self._whole = _takes_batch(self._function)
-        self._async = not self._whole and _is_async(self._function)
+        functions = self._function, code_owner(self._function)
+        self._async = not self._whole and any(map(inspect.iscoroutinefunction, functions))
         self._waiting: dict[int, Sample] = {}
         self._calls: list[Future[None]] = []
         self._gate = asyncio.Semaphore(_AT_ONCE)
@@ -214,12 +215,6 @@ def _type_name(annotation: Any) -> str:
     return str(annotation).partition("[")[0].rpartition(".")[2]
 
 
-def _is_async(function: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        code_owner(function)
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _Call:
     """Outcome of a call: its value or its exception, and its seconds."""
@@ -260,7 +255,9 @@ def _call_batch(function: Callable[..., Any], samples: list[Sample]) -> Sequence
             returned = function(samples)
             if inspect.iscoroutine(returned):
                 returned = _run(returned)
-        values = _values(returned)
+        several = isinstance(returned, Iterable) and getattr(returned, "shape", None) != ()
+        one = not several or isinstance(returned, (str, bytes, Mapping))
+        values = None if one else list(returned)
     except bdb.BdbQuit:
         raise
     except Exception as error:
@@ -274,13 +271,6 @@ def _call_batch(function: Callable[..., Any], samples: list[Sample]) -> Sequence
             "one sample has a parameter called `sample`.",
         )
     return values
-
-
-def _values(returned: Any) -> list[Any] | None:
-    """The values that a batch function returned, as a list; None if it returned something else."""
-    if getattr(returned, "shape", None) == () or isinstance(returned, (str, bytes, Mapping)):
-        return None
-    return list(returned) if isinstance(returned, Iterable) else None
 
 
 def _marked(sample: Sample, call: _Call, function: Callable[..., Any]) -> Scored:
@@ -328,9 +318,15 @@ class _Loop:
         self._thread.join(timeout=_LAST_WORDS_SECONDS)
 
     def _work(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-        _finish(self._loop)
+        loop = self._loop
+        asyncio.set_event_loop(loop)
+        loop.run_forever()
+        unfinished = asyncio.all_tasks(loop)
+        for task in unfinished:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*unfinished, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
 
 
 def _run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -347,16 +343,6 @@ def _result(call: Future[T]) -> T:
         return call.result()
     except _InterruptedError as error:
         raise error.interrupt from None
-
-
-def _finish(loop: asyncio.AbstractEventLoop) -> None:
-    """Cancel the remaining tasks of a loop and close it."""
-    unfinished = asyncio.all_tasks(loop)
-    for task in unfinished:
-        task.cancel()
-    loop.run_until_complete(asyncio.gather(*unfinished, return_exceptions=True))
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.close()
 
 
 _LONGEST_MESSAGE = 300

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from kit.stack.stack import Stack
 
 
+PER_SAMPLE = COMPARES_A_GROUP - {"reinforce_plus_plus_baseline"}
+"""Estimators that give all tokens of a sample the same advantage."""
+
 ByToken = Callable[[Sequence[Sample], str], list[list[float]]]
 """Asks the trainer for a number a response token: (samples, `policy|reference|values`)."""
 
@@ -40,9 +43,6 @@ def with_estimator(training: TrainingConfig, estimator: Estimator | None) -> Tra
 def make_batch(rollout: Rollout, training: TrainingConfig, ask: ByToken) -> Batch:
     """Make a batch: advantages by `training.advantage_estimator`.
 
-    A group with a failed or aborted sample is left out whole: its mean would be of other samples
-    than were drawn.
-
     Args:
         rollout: with rewards.
         training: estimator and coefficients.
@@ -54,15 +54,30 @@ def make_batch(rollout: Rollout, training: TrainingConfig, ask: ByToken) -> Batc
     samples, left_out = trainable(rollout, training)
     if not samples:
         return Batch((), (), rollout.step, left_out)
-    if training.advantage_estimator == "ppo":
-        return _ppo(samples, rollout.step, left_out, training, ask)
-    advantage_T = _advantages(samples, training, ask)
+    lengths = [s.response_length for s in samples]
+    values = ask(samples, "values") if training.advantage_estimator == "ppo" else None
+    advantage_T, return_T = _advantages(samples, training, ask, values)
     if training.whitens:
         from kit.algo.advantages import whiten
 
         advantage_T = whiten(advantage_T, _masks(samples))
-    per_sample = training.advantage_estimator in COMPARES_A_GROUP - {"reinforce_plus_plus_baseline"}
-    return _batch(samples, rollout.step, left_out, advantage_T, alike=per_sample)
+    by_token: list[list[float]] | None = None
+    if training.advantage_estimator in PER_SAMPLE:
+        # One token tells for its sample, and a rollout of a GPU has a hundred thousand.
+        firsts = advantage_T[[0, *accumulate(lengths[:-1])]].tolist()
+        means = [value * any(s.mask) for value, s in zip(firsts, samples, strict=True)]
+    else:
+        by_token = _by_sample(advantage_T, lengths)
+        means = [trained_mean(row, s.mask) for row, s in zip(by_token, samples, strict=True)]
+    return Batch(
+        samples,
+        tuple(means),
+        rollout.step,
+        left_out,
+        token_advantages=_as_tuples(by_token),
+        values=_as_tuples(values),
+        returns=None if return_T is None else _as_tuples(_by_sample(return_T, lengths)),
+    )
 
 
 def trainable(
@@ -85,92 +100,52 @@ def trainable(
     return tuple(samples), tuple(left_out)
 
 
-def _advantages(samples: Sequence[Sample], training: TrainingConfig, ask: ByToken) -> torch.Tensor:
-    """Advantages by response token, (T), before whitening."""
+def _advantages(
+    samples: Sequence[Sample],
+    training: TrainingConfig,
+    ask: ByToken,
+    values: list[list[float]] | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """By response token, (T): advantages before whitening, and returns where there are values."""
     import torch
 
     from kit.algo import advantages
 
-    estimator = training.advantage_estimator
+    estimator, kl_coef = training.advantage_estimator, training.kl_coef
     reward_N = torch.tensor([s.reward for s in samples], dtype=torch.float64)
     group_N = torch.tensor([s.group_index for s in samples], dtype=torch.int64)
     mask_T, sample_T = _masks(samples), _sample_of_token(samples)
     kl_T = _kl(samples, training, ask)
-    if estimator == "reinforce_plus_plus":
-        return advantages.reinforce_plus_plus(
-            reward_N, kl_T, sample_T, mask_T, training.kl_coef, training.gamma
-        )
-    if estimator == "reinforce_plus_plus_baseline":
-        return advantages.reinforce_plus_plus_baseline(
-            reward_N, group_N, kl_T, sample_T, mask_T, training.kl_coef
-        )
-    if training.kl_coef:  # one number a sample: the KL of the whole response
+    if values is not None:
+        value_T = torch.tensor([x for row in values for x in row], dtype=torch.float64)
+        reward_T = advantages.token_rewards(reward_N, kl_T, sample_T, mask_T, kl_coef)
+        return advantages.gae(value_T, reward_T, sample_T, mask_T, training.gamma, training.lambd)
+    if kl_coef and estimator in PER_SAMPLE:
+        # One number a sample: the KL of the whole response.
         total_N = torch.zeros_like(reward_N).index_add_(0, sample_T, kl_T * mask_T)
-        reward_N = reward_N - training.kl_coef * total_N
-    if estimator == "rloo":
-        return advantages.leave_one_out(reward_N, group_N)[sample_T]
-    if estimator == "dr_grpo":
-        return advantages.dr_grpo(reward_N, group_N)[sample_T]
-    divide = training.grpo_std_normalization
-    return advantages.group_normalize(reward_N, group_N, divide)[sample_T]
-
-
-def _ppo(
-    samples: tuple[Sample, ...],
-    step: int,
-    left_out: tuple[str, ...],
-    training: TrainingConfig,
-    ask: ByToken,
-) -> Batch:
-    import torch
-
-    from kit.algo import advantages
-
-    mask_T, sample_T = _masks(samples), _sample_of_token(samples)
-    reward_N = torch.tensor([s.reward for s in samples], dtype=torch.float64)
-    kl_T = _kl(samples, training, ask)
-    reward_T = advantages.token_rewards(reward_N, kl_T, sample_T, mask_T, training.kl_coef)
-    values = ask(samples, "values")
-    value_T = torch.tensor([x for row in values for x in row], dtype=torch.float64)
-    advantage_T, return_T = advantages.gae(
-        value_T, reward_T, sample_T, mask_T, training.gamma, training.lambd
-    )
-    if training.whitens:
-        advantage_T = advantages.whiten(advantage_T, mask_T)
-    return _batch(
-        samples, step, left_out, advantage_T, alike=False, values=values, return_T=return_T
-    )
-
-
-def _batch(
-    samples: tuple[Sample, ...],
-    step: int,
-    left_out: tuple[str, ...],
-    advantage_T: torch.Tensor,
-    *,
-    alike: bool,
-    values: list[list[float]] | None = None,
-    return_T: torch.Tensor | None = None,
-) -> Batch:
-    lengths = [s.response_length for s in samples]
-    by_token: list[list[float]] = []
-    if alike:  # then one token tells, and a rollout of a GPU has a hundred thousand
-        firsts = advantage_T[[0, *accumulate(lengths[:-1])]].tolist()
-        means = [value * any(s.mask) for value, s in zip(firsts, samples, strict=True)]
+        reward_N = reward_N - kl_coef * total_N
+    if estimator == "reinforce_plus_plus":
+        advantage_T = advantages.reinforce_plus_plus(
+            reward_N, kl_T, sample_T, mask_T, kl_coef, training.gamma
+        )
+    elif estimator == "reinforce_plus_plus_baseline":
+        advantage_T = advantages.reinforce_plus_plus_baseline(
+            reward_N, group_N, kl_T, sample_T, mask_T, kl_coef
+        )
+    elif estimator == "rloo":
+        advantage_T = advantages.leave_one_out(reward_N, group_N)[sample_T]
     else:
-        by_token = [part.tolist() for part in advantage_T.split(lengths)]
-        means = [trained_mean(row, s.mask) for row, s in zip(by_token, samples, strict=True)]
-    return Batch(
-        samples,
-        tuple(means),
-        step,
-        left_out,
-        token_advantages=None if alike else tuple(map(tuple, by_token)),
-        values=None if values is None else tuple(map(tuple, values)),
-        returns=None
-        if return_T is None
-        else tuple(tuple(part.tolist()) for part in return_T.split(lengths)),
-    )
+        divide = training.grpo_std_normalization and estimator != "dr_grpo"
+        advantage_T = advantages.group_normalize(reward_N, group_N, divide)[sample_T]
+    return advantage_T, None
+
+
+def _by_sample(value_T: torch.Tensor, lengths: list[int]) -> list[list[float]]:
+    return [part.tolist() for part in value_T.split(lengths)]
+
+
+def _as_tuples(rows: list[list[float]] | None) -> tuple[tuple[float, ...], ...] | None:
+    return None if rows is None else tuple(map(tuple, rows))
 
 
 def _masks(samples: Sequence[Sample]) -> torch.Tensor:

@@ -9,7 +9,6 @@ from kit.config import SessionConfig
 from kit.errors import DataError
 from kit.reports import EvalReport
 from kit.rewards import score_samples
-from kit.samples import Rollout
 from kit.tracking.metrics import pass_at_k
 
 if TYPE_CHECKING:
@@ -30,7 +29,10 @@ def evaluate(
     n_samples_per_prompt: int,
     temperature: float,
 ) -> EvalReport:
-    """Generate and score responses to held-out prompts. Raises DataError without any."""
+    """Generate and score responses to held-out prompts. Raises DataError without any.
+
+    A response is right if its reward is 1 or more.
+    """
     begin, held_out = time.perf_counter(), sampler.held_out
     if held_out is None:
         raise DataError(
@@ -38,33 +40,14 @@ def evaluate(
             fix="set data.eval_source, or pass eval_data= to RLSession.start.",
         )
     rows, seed = held_out.rows[: config.evaluation.max_prompts], f"{config.seed} evaluation"
-    rollout = sampler.generate(stack, rows, n_samples_per_prompt, temperature, seed, step)
+    stream = sampler.write(stack, rows, n_samples_per_prompt, temperature, seed, step)
+    rollout = stream.complete()
     rollout = rollout.with_samples(score_samples(rollout.samples, reward))
-    return summarize(
-        rollout,
-        dataset=held_out.name,
-        n_samples_per_prompt=n_samples_per_prompt,
-        temperature=temperature,
-        step=step,
-        seconds=time.perf_counter() - begin,
-    )
-
-
-def summarize(
-    rollout: Rollout,
-    *,
-    dataset: str,
-    n_samples_per_prompt: int,
-    temperature: float,
-    step: int,
-    seconds: float,
-) -> EvalReport:
-    """Compute accuracy and pass@k. A response is right if its reward is 1 or more."""
     groups = rollout.groups()
     whole = [g for g in groups if all(s.reward is not None for s in g)]
     right = [sum((s.reward or 0.0) >= 1.0 for s in group) for group in whole]
     return EvalReport(
-        dataset=dataset,
+        dataset=held_out.name,
         accuracy=rollout.mean_reward(),
         prompts=len(groups),
         n_samples_per_prompt=n_samples_per_prompt,
@@ -76,6 +59,6 @@ def summarize(
         },
         rollout=rollout,
         step=step,
-        seconds=seconds,
+        seconds=time.perf_counter() - begin,
         left_out=len(rollout.failed()),
     )

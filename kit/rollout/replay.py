@@ -48,18 +48,14 @@ def _rows(folder: Path, step: int | None) -> tuple[list[dict[str, Any]], int]:
         )
     step = max(by_step) if step is None else step
     if step not in by_step:
+        kept = [str(number) for number in sorted(by_step)]
+        listed = kept if len(kept) <= 20 else [*kept[:10], "...", kept[-1]]
         raise DataError(
             f"The run {folder.name} has kept no samples of step {step}.",
-            why=f"It kept those of the steps {_listed(sorted(by_step))}.",
+            why=f"It kept those of the steps {', '.join(listed)}.",
             fix="name one of these; `kit run --samples-every N` says how many are kept.",
         )
     return by_step[step], step
-
-
-def _listed(steps: list[int]) -> str:
-    if len(steps) <= 20:
-        return ", ".join(map(str, steps))
-    return ", ".join(map(str, steps[:10])) + f", ..., {steps[-1]}"
 
 
 def _sample(row: dict[str, Any], folder: Path, step: int) -> Sample:

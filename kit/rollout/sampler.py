@@ -131,22 +131,6 @@ class PromptSampler:
             for row in stream.peek(count):
                 self.tokenize(row)
 
-    def generate(
-        self,
-        stack: Stack,
-        rows: Sequence[PromptRow],
-        n_samples_per_prompt: int,
-        temperature: float | None,
-        seed: str,
-        step: int,
-    ) -> Rollout:
-        """Generate `n_samples_per_prompt` responses to each row."""
-        stream = self.write(stack, rows, n_samples_per_prompt, temperature, seed, step)
-        with stream:
-            for _ in stream:
-                pass
-        return stream.rollout()
-
     def write(
         self,
         stack: Stack,
@@ -319,6 +303,13 @@ class RolloutStream:
             if self.samples[place].status is Status.PENDING:  # else an interrupt came in between
                 self.samples[place] = self._sampler.apply_generation(self.samples[place], answer)
         self._answers.clear()
+
+    def complete(self) -> Rollout:
+        """Wait for every response, and return them all."""
+        with self:
+            for _ in self:
+                pass
+        return self.rollout()
 
     def rest(self) -> None:
         """Wait for what is left, such as the partial responses after an abort."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor
 
-from kit.algo.corrections import effective_sample_size, icepop, mis, tis
+from kit.algo.corrections import effective_sample_size, mis, tis
 from tests.algo.token_batches import (
     INF,
     LEVELS,
@@ -33,7 +33,6 @@ def test_equal_log_probs_weigh_one_and_keep_the_mask(samples: Samples, how: Sett
         assert torch.equal(got, b.mask)
         assert torch.equal(mask, b.mask)
     assert (tis(b.train, b.train, 0.5, 2.0) == 1).all()
-    assert (icepop(b.train, b.train, 0.5, 2.0) == 1).all()
 
 
 @given(batches, settings)
@@ -55,8 +54,6 @@ def test_weights_and_masks_stay_within_their_bounds(samples: Samples, how: Setti
     assert all(0 <= f <= 1 for f in fractions)
     weights = tis(b.train, b.rollout, low, high)
     assert ((weights >= low) & (weights <= high)).all()
-    popped = icepop(b.train, b.rollout, low, high)
-    assert ((popped == 0) | ((popped >= low) & (popped <= high))).all()
 
 
 @given(batches, settings, st.booleans(), st.data())

@@ -13,7 +13,6 @@ from kit.algo.corrections import (
     Mode,
     Rejection,
     effective_sample_size,
-    icepop,
     mis,
     opsm,
     tis,
@@ -33,12 +32,6 @@ def test_truncated_weights_are_those_worked_out_by_hand() -> None:
     train, rollout = double([0.5, 0.9, 0.2, 0.1]).log(), double([0.5, 0.3, 0.25, 0.8]).log()
     assert tis(train, rollout, 0.25, 2.0).tolist() == pytest.approx([1.0, 2.0, 0.8, 0.25])
     assert tis(train, rollout, 0.0, 9.0).tolist() == pytest.approx([1.0, 3.0, 0.8, 0.125])
-
-
-def test_icepop_weights_are_those_worked_out_by_hand() -> None:
-    train, rollout = double([0.5, 0.9, 0.2, 0.1]).log(), double([0.5, 0.3, 0.25, 0.8]).log()
-    assert icepop(train, rollout, 0.25, 2.0).tolist() == pytest.approx([1.0, 0.0, 0.8, 0.0])
-    assert icepop(train, train, 1.0, 1.0).tolist() == [1.0] * 4  # the bounds are inside
 
 
 @pytest.mark.parametrize(
@@ -203,7 +196,6 @@ def test_normalising_counts_the_tokens_that_are_rejected() -> None:
 def test_infinite_and_nan_log_probs_of_trained_tokens_have_bounded_weights() -> None:
     train, rollout = double([0.0, -INF, NAN, -INF, -1.0]), double([-INF, -1.0, -1.0, -INF, NAN])
     assert tis(train, rollout, 0.1, 2.0).tolist() == [2.0, 0.1, 1.0, 1.0, 1.0]
-    assert icepop(train, rollout, 0.1, 2.0).tolist() == [0.0, 0.0, 1.0, 1.0, 1.0]
     b = Tokens(train, rollout, -torch.ones(5), tensor([0, 1, 2, 3, 4]), torch.ones(5))
     for level in LEVELS:
         got, mask, told = b.mis(level=level, mode="mask", veto=1e-4)
@@ -227,7 +219,6 @@ def test_no_gradient_flows_into_the_weights_nor_a_nan_into_the_loss() -> None:
     rollout, sample, mask = double([-1.5, -1.0, -INF]), tensor([0, 0, 0]), tensor([1, 0, 0])
     for weights in (
         tis(train, rollout, 0.0, 2.0),
-        icepop(train, rollout, 0.0, 2.0),
         *(mis(train, rollout, sample, mask, level, "clip")[0] for level in LEVELS),
     ):
         assert not weights.requires_grad
@@ -244,7 +235,6 @@ def test_low_precision_is_computed_in_full(dtype: torch.dtype) -> None:
     sample, mask = tensor([0, 1]), tensor([1, 1])
     for weights in (
         tis(train, rollout, 0.0, 2.0),
-        icepop(train, rollout, 0.0, 2.0),
         *(mis(train, rollout, sample, mask, level, "clip")[0] for level in LEVELS),
     ):
         assert weights.dtype is torch.float32
@@ -289,7 +279,6 @@ def test_a_batch_with_nothing_to_train_on_is_no_trouble() -> None:
         assert set(told.values()) == {0.0}
         assert effective_sample_size(b.train, b.mask) == 1.0
     assert tis(torch.empty(0), torch.empty(0), 0.0, 2.0).shape == (0,)
-    assert icepop(torch.empty(0), torch.empty(0), 0.0, 2.0).shape == (0,)
 
 
 ONE = torch.zeros(1)
@@ -298,11 +287,7 @@ BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: tis(ONE, ONE, NAN, 2.0), "low nan"),
     (lambda: tis(ONE, ONE, -0.1, 2.0), "low -0.1"),
     (lambda: tis(ONE, ONE, 0.0, 0.0), "high 0.0 is not a ratio above 0"),
-    (lambda: icepop(ONE, ONE, 0.0, -1.0), "high -1.0"),
-    (lambda: icepop(ONE, ONE, 0.0, INF), "1e9 for no bound"),
-    (lambda: icepop(ONE, ONE, 2.0, 1.0), "low 2.0"),
     (lambda: tis(ONE, torch.zeros(2), 0.0, 2.0), r"train_logp_T \(1,\), rollout_logp_T \(2,\)"),
-    (lambda: icepop(ONE, torch.zeros(2), 0.0, 2.0), "shapes differ"),
     (lambda: a_mis(level="word"), "level 'word' is none of token, sequence, geometric"),
     (lambda: a_mis(mode="drop"), "mode 'drop' is none of truncate, clip, mask"),
     (lambda: a_mis(low=3.0), "low 3.0"),

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor
 
-from kit.algo.loss import Reduction, ppo_clip, reduce, weighted_sum, weights, where_active
+from kit.algo.loss import Reduction, ppo_clip, weighted_sum, weights, where_active
 
 HOWS: tuple[Reduction, ...] = get_args(Reduction)
 token = st.tuples(
@@ -43,6 +43,19 @@ def packed(samples: Sequence[Sequence[tuple[float, float, float, int]]]) -> Toke
         mask=rows[:, 3],
         sample=torch.repeat_interleave(torch.arange(len(samples)), lengths),
     )
+
+
+def reduce(
+    loss: torch.Tensor,
+    mask: torch.Tensor,
+    sample: torch.Tensor,
+    how: Reduction,
+    constant_length: int = 1,
+) -> torch.Tensor:
+    """The loss of a batch that is one micro-batch."""
+    samples = int(sample.max()) + 1 if len(sample) else 1
+    weight = weights(mask, sample, how, samples, int(mask.sum()), constant_length)
+    return weighted_sum(loss, weight)
 
 
 def totals(samples: Samples) -> tuple[int, int]:

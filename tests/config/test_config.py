@@ -47,7 +47,7 @@ def test_a_short_file_sets_what_it_names_and_defaults_fill_the_rest(write: Any) 
     rest = SessionConfig()
     assert config.rollout == rest.rollout
     assert config.training.n_samples_per_prompt == rest.training.n_samples_per_prompt == 8
-    assert config.rollout_size == 32
+    assert config.training.rollout_size == 32
 
 
 @pytest.mark.parametrize("number", ["1e-6", "1E-6", "1.e-6", "0.1e-5", ".1e-5", "1.0e-06", "+1e-6"])
@@ -213,7 +213,7 @@ def test_what_cannot_be_combined_is_refused_with_the_reason(
 @pytest.mark.parametrize("estimator", ["reinforce_plus_plus", "ppo"])
 def test_estimators_that_need_no_group_take_one_sample_a_prompt(estimator: str) -> None:
     training = {"advantage_estimator": estimator, "n_samples_per_prompt": 1}
-    assert SessionConfig(training=training).rollout_size == 16
+    assert SessionConfig(training=training).training.rollout_size == 16
 
 
 def test_a_warning_threshold_above_the_failing_one_is_refused() -> None:

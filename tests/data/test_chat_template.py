@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from kit.data import check_fits, render
+from kit.data.chat_template import check_fits, render
 from kit.errors import DataError
 from kit.tiny import MODEL_DIR
 

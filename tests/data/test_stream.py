@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.data import PromptRow, PromptSet, PromptStream
+from kit.data import PromptRow, PromptSet
+from kit.data.stream import PromptStream
 from kit.errors import DataError
 
 

@@ -264,7 +264,6 @@ def test_an_unknown_reward_gets_a_suggestion() -> None:
         ({"name": "format", "format_pattern": "(a"}, "no regular expression"),
         ({"name": "exact", "format_pattern": "a"}, "does not look at it"),
         ({"weights": {"exact": 0.0}}, "all are 0"),
-        ({"name": "exact", "weights": {"math": 1.0}}, "both set"),
     ],
 )
 def test_settings_that_cannot_grade_are_refused(settings: dict[str, Any], words: str) -> None:

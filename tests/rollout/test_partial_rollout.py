@@ -159,9 +159,9 @@ def test_tokens_of_older_weights_are_masked_where_it_is_asked_for(
 
 def test_what_the_mask_would_empty_is_written_anew(policies: Callable[..., RLSession]) -> None:
     session = policies(**SURPLUS, mask_offpolicy_in_partial_rollout=True)
-    waiting = session.debug.sampler.generate(
-        session.debug.stack, session.debug.state.stream.next(4), 4, None, "waiting", 0
-    )
+    parts = session.debug
+    rows = parts.state.stream.next(4)
+    waiting = parts.sampler.write(parts.stack, rows, 4, None, "waiting", 0).complete()
     session.debug.state.buffer.put(map(tuple, waiting.groups()))
     session.update(session.advantages(session.score(waiting, reward=luck)))
     session.sync()
@@ -251,9 +251,9 @@ def test_finished_groups_that_wait_are_taken_before_anything_new_is_drawn(
     policies: Callable[..., RLSession],
 ) -> None:
     session = policies(**SURPLUS)
-    waiting = session.debug.sampler.generate(
-        session.debug.stack, session.debug.state.stream.next(4), 4, None, "waiting", 0
-    )
+    parts = session.debug
+    rows = parts.state.stream.next(4)
+    waiting = parts.sampler.write(parts.stack, rows, 4, None, "waiting", 0).complete()
     session.debug.state.buffer.put(map(tuple, waiting.groups()))
     before = session.debug.state.stream.state()
     rollout = session.generate()

@@ -13,6 +13,7 @@ from kit.diagnostics.mismatch.experiments import Experiments, Finding, worst_sam
 from kit.errors import DataError
 from kit.reports import Cause, MismatchReport, TokenDifference, Verdict
 from kit.samples import Rollout, Sample
+from kit.samples.token_values import ratio
 
 if TYPE_CHECKING:
     from kit.rollout.sampler import PromptSampler
@@ -161,7 +162,7 @@ def compare(
     differences = [d for _, d in by_token]
     signed = [d.difference for d in differences]
     gaps = [abs(x) for x in signed]
-    mean, ratios = curves.mean(gaps), curves.ratios(signed)
+    mean, ratios = curves.mean(gaps), [ratio(x) for x in signed]
     warn, fail = thresholds(config, dtype)
     versions = tuple(sorted({v for sample in samples for v in sample.weight_versions}))
     stale = any(version != trainer_version for version in versions)
@@ -238,14 +239,11 @@ def _in_context(
     place = len(sample.tokens) - sample.response_length + difference.position
     before = sample.tokens[max(place - CONTEXT, 0) : place]
     after = sample.tokens[place + 1 : place + 1 + CONTEXT]
-    return TokenDifference(
-        difference.sample_index,
-        difference.position,
-        token_text(sample.tokens[place]),
-        difference.rollout_log_prob,
-        difference.train_log_prob,
-        "".join(map(token_text, before)),
-        "".join(map(token_text, after)),
+    return replace(
+        difference,
+        token=token_text(sample.tokens[place]),
+        before="".join(map(token_text, before)),
+        after="".join(map(token_text, after)),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from kit.reports import CurvePoint, TokenDifference
-from kit.samples.token_values import LARGEST_LOG_RATIO, ratio
+from kit.samples.token_values import LARGEST_LOG_RATIO
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 MOST_POINTS = 32
@@ -89,11 +89,6 @@ def _kl(differences: Sequence[float], kind: Literal["k1", "k3"]) -> float:
 
     trainer_T = torch.tensor(differences, dtype=torch.float64)
     return mean(approx_kl(torch.zeros_like(trainer_T), trainer_T, kind).tolist())
-
-
-def ratios(differences: Iterable[float]) -> list[float]:
-    """Ratio of trainer's to engine's probability, by token."""
-    return [ratio(difference) for difference in differences]
 
 
 def effective_sample_size(differences: Sequence[float]) -> float:
