@@ -34,7 +34,6 @@ WITHOUT = {
     "reward": "Miles waits for rewards as long as they take",
     "rollout": "Miles draws until the batch is full",
     "training.mis": "its example mis.py does this: --use-tis --custom-tis-function-path",
-    "training": "Miles has nothing like it",
     "cluster": "the script starts Ray on one machine, or joins what runs there",
     "engine.replicas": "Miles starts an engine on each GPU of the job",
     "engine.weight_bits": "Miles hands the weights over as they are",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -101,26 +100,22 @@ def _others(given: Given) -> tuple[dict[str, str], dict[str, str], dict[str, Any
         if flag in linked:
             continue
         shown = " ".join([flag, *values]) if flag != "--wandb-key" else flag
+        key = flag.removeprefix(_SGLANG).replace("-", "_")
         if flag in REASONS:
             if REASONS[flag] != SAME and not (REASONS[flag] == OWN_WAY and values == ["1"]):
                 left_out[shown] = REASONS[flag]
-        elif flag.startswith(_SGLANG) and (key := _key(flag)) in _sglang():
-            extra[key] = _value(values)
+        elif flag.startswith(_SGLANG) and key in _sglang():
+            words = [_word(word) for word in values] or [True]
+            extra[key] = words[0] if len(words) == 1 else words
         elif flag.startswith("--eval-sglang-"):
             left_out[shown] = NONE
         else:
-            near = _sglang_flags() if flag.startswith(_SGLANG) else linked | set(REASONS)
-            unknown[flag] = _suggestion(flag, near)
+            near = linked | set(REASONS)
+            if flag.startswith(_SGLANG):
+                near = {f"{_SGLANG}{setting.replace('_', '-')}" for setting in _sglang()}
+            nearest = did_you_mean(flag, near)
+            unknown[flag] = nearest if nearest.startswith("Did") else "It is left out."
     return left_out, unknown, extra
-
-
-def _suggestion(flag: str, near: set[str]) -> str:
-    words = did_you_mean(flag, near)
-    return words if words.startswith("Did") else "It is left out."
-
-
-def _key(flag: str) -> str:
-    return flag.removeprefix(_SGLANG).replace("-", "_")
 
 
 @cache
@@ -130,17 +125,8 @@ def _sglang() -> set[str]:
     return sglang_settings()
 
 
-def _sglang_flags() -> set[str]:
-    return {f"{_SGLANG}{key.replace('_', '-')}" for key in _sglang()}
-
-
-def _value(values: Sequence[str]) -> Any:
-    """Value of a flag: a number where it reads as one; True for a flag without a value."""
-    found = [_word(word) for word in values]
-    return True if not found else found[0] if len(found) == 1 else found
-
-
 def _word(word: str) -> Any:
+    """A number where the word reads as one, else the word."""
     if re.fullmatch(r"-?\d+", word):
         return int(word)
     try:

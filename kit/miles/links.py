@@ -16,7 +16,11 @@ CKPT, ROLLOUT, EVAL, GRPO = "CKPT", "ROLLOUT", "EVAL", "GRPO"
 OPTIMIZER, PERF, SGLANG, LOG = "OPTIMIZER", "PERF", "SGLANG", "LOG"
 GROUPS = (CKPT, ROLLOUT, EVAL, GRPO, OPTIMIZER, PERF, SGLANG, LOG)
 """Arrays of the script, in its order."""
+FSDP, MEGATRON = "fsdp", "megatron"
 
+T = TypeVar("T")
+Flags = dict[str, list[str]]
+"""Each flag with its values, in the order of the script."""
 Words = list[str]
 Write = Callable[[SessionConfig, str], Words]
 """The flags for a configuration and a backend, not quoted for the shell yet."""
@@ -83,6 +87,11 @@ class Variable(str):
     """A word that the shell expands: `$MODEL`."""
 
 
+def words_if(wanted: object, *words: object) -> Words:
+    """The words of a script where something is wanted; none where it is not."""
+    return [word if isinstance(word, str) else str(word) for word in words] if wanted else []
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """How one setting is written as flags and read back; exact unless `note` says otherwise."""
@@ -129,8 +138,7 @@ def value(
         setting: its dotted name.
         flag: the flag of Miles.
         group: the array of the script that the flag goes to.
-        default: Miles' default, whose type is also the value's; with None the value is optional
-            and of the setting's own type.
+        default: Miles' default; None where it has none.
         explicit: write the flag also for the default value.
         absent: the setting's value that means Miles' default, if it is not `default` itself.
         remark: a note for the table.
@@ -153,23 +161,19 @@ def value(
         found = get(config, setting)
         return f"{found} {READ_AS_FLAG}" if is_flag(found) else ""
 
-    return Link(setting, (flag,), group, write, read, note, _shown(default), remark)
+    shown = "none" if default is None else str(default)
+    return Link(setting, (flag,), group, write, read, note, shown, remark)
 
 
-def switch(setting: str, flag: str, group: str, *, off: bool = False, remark: str = "") -> Link:
+def switch(setting: str, flag: str, group: str, *, off: bool = False) -> Link:
     """Link of a boolean setting: true with the flag; with `off`, false with it."""
-
-    def write(config: SessionConfig, backend: str) -> Words:
-        return [flag] if get(config, setting) is not off else []
-
     return Link(
         setting,
         (flag,),
         group,
-        write,
+        lambda config, backend: words_if(get(config, setting) is not off, flag),
         lambda given: given.has(flag) is not off,
         default="on" if off else "off",
-        remark=remark,
     )
 
 
@@ -188,14 +192,3 @@ def _kind_of(setting: str) -> type:
     if "float" in words:
         return float
     return int if "int" in words else str
-
-
-def _shown(default: object) -> str:
-    return "none" if default is None else str(default)
-
-
-Flags = dict[str, list[str]]
-"""Each flag with its values, in the order of the script."""
-T = TypeVar("T")
-
-FSDP, MEGATRON = "fsdp", "megatron"

@@ -18,6 +18,7 @@ from kit.miles.links import (
     is_flag,
     switch,
     value,
+    words_if,
 )
 
 MICRO_BATCH = 16384
@@ -51,12 +52,10 @@ def _write_recompute(config: SessionConfig, backend: str) -> Words:
         if wanted is None:
             return []
         return ["--gradient-checkpointing" if wanted else "--no-gradient-checkpointing"]
-    if not wanted:
-        return []
     if wanted is True:
         full = ["--recompute-granularity", "full", "--recompute-method", "uniform"]
         return [*full, "--recompute-num-layers", "1"]
-    return ["--recompute-granularity", "selective"]
+    return words_if(wanted, "--recompute-granularity", "selective")
 
 
 def _read_recompute(given: Given) -> bool | str | None:
@@ -81,7 +80,7 @@ def _write_offload(config: SessionConfig, backend: str) -> Words:
     wanted = config.training.optimizer_cpu_offload
     if backend == FSDP and wanted is not None:
         return ["--fsdp-cpu-offload" if wanted else "--no-fsdp-cpu-offload"]
-    return ["--optimizer-cpu-offload"] if wanted else []
+    return words_if(wanted, "--optimizer-cpu-offload")
 
 
 def _read_offload(given: Given) -> bool | None:
@@ -109,10 +108,6 @@ def _read_sleep(given: Given) -> str:
     return "never" if kept else "auto"
 
 
-def _read_gpus(given: Given) -> int:
-    return given.whole("--actor-num-nodes", 1) * given.whole("--actor-num-gpus-per-node", 8)
-
-
 def _write_colocate(config: SessionConfig, backend: str) -> Words:
     if config.cluster.colocate:
         return ["--colocate"]
@@ -122,8 +117,21 @@ def _write_colocate(config: SessionConfig, backend: str) -> Words:
 
 def _write_data_parallel(config: SessionConfig, backend: str) -> Words:
     parts = config.engine.data_parallel
-    flags = ["--sglang-data-parallel-size", str(parts), "--sglang-enable-dp-attention"]
-    return flags if parts > 1 else []
+    flags = ("--sglang-data-parallel-size", parts, "--sglang-enable-dp-attention")
+    return words_if(parts > 1, *flags)
+
+
+def _write_group(config: SessionConfig, backend: str) -> Words:
+    group = config.logging.wandb_group or (config.name if config.logging.use_wandb else "")
+    flags = ("--wandb-group", group, "--disable-wandb-random-suffix")
+    return words_if(group and not is_flag(group), *flags)
+
+
+def _group_note(config: SessionConfig, backend: str) -> str:
+    group = config.logging.wandb_group
+    if is_flag(group):
+        return f"{group} {READ_AS_FLAG}"
+    return "left open it is the session's name" if config.logging.use_wandb and not group else ""
 
 
 MACHINE = [
@@ -147,13 +155,12 @@ MACHINE = [
         "training.num_trainers",
         ("--actor-num-gpus-per-node", "--actor-num-nodes"),
         PERF,
-        lambda c, backend: [
-            "--actor-num-nodes",
-            "1",
-            "--actor-num-gpus-per-node",
-            Variable("$NUM_GPUS"),
-        ],
-        _read_gpus,
+        lambda c, backend: (
+            ["--actor-num-nodes", "1", "--actor-num-gpus-per-node", Variable("$NUM_GPUS")]
+        ),
+        lambda given: (
+            given.whole("--actor-num-nodes", 1) * given.whole("--actor-num-gpus-per-node", 8)
+        ),
         default="8, 1",
     ),
     Link(
@@ -247,9 +254,9 @@ LOGGING = [
         "logging.wandb_group",
         ("--wandb-group", "--disable-wandb-random-suffix"),
         LOG,
-        lambda c, backend: _write_group(c),
+        _write_group,
         lambda given: given.text("--wandb-group", ""),
-        lambda c, backend: _group_note(c),
+        _group_note,
         "none",
         "Miles adds random letters unless told not to",
     ),
@@ -260,17 +267,3 @@ LOGGING = [
     value("logging.tb_project_name", "--tb-project-name", LOG, None, absent=""),
     value("logging.tb_experiment_name", "--tb-experiment-name", LOG, None, absent=""),
 ]
-
-
-def _write_group(config: SessionConfig) -> Words:
-    group = config.logging.wandb_group or (config.name if config.logging.use_wandb else "")
-    if not group or is_flag(group):
-        return []
-    return ["--wandb-group", group, "--disable-wandb-random-suffix"]
-
-
-def _group_note(config: SessionConfig) -> str:
-    group = config.logging.wandb_group
-    if is_flag(group):
-        return f"{group} {READ_AS_FLAG}"
-    return "left open it is the session's name" if config.logging.use_wandb and not group else ""

@@ -17,6 +17,7 @@ from kit.miles.links import (
     is_flag,
     switch,
     value,
+    words_if,
 )
 
 KEEPS_DIFFERENT_GROUPS = (
@@ -27,10 +28,9 @@ ANY_LENGTH = 1024
 
 
 def _write_batch(config: SessionConfig, backend: str) -> Words:
-    batch = config.training.global_batch_size
-    return (
-        ["--num-steps-per-rollout", "1"] if batch is None else ["--global-batch-size", str(batch)]
-    )
+    if config.training.global_batch_size is None:
+        return ["--num-steps-per-rollout", "1"]
+    return ["--global-batch-size", str(config.training.global_batch_size)]
 
 
 def _read_batch(given: Given) -> int | None:
@@ -43,7 +43,7 @@ def _read_batch(given: Given) -> int | None:
 
 def _write_stop(config: SessionConfig, backend: str) -> Words:
     words = [word for word in config.rollout.stop if not _reads_as_flag(word)]
-    return ["--rollout-stop", *words] if words else []
+    return words_if(words, "--rollout-stop", *words)
 
 
 def _reads_as_flag(word: str) -> bool:
@@ -53,6 +53,16 @@ def _reads_as_flag(word: str) -> bool:
 def _stop_note(config: SessionConfig, backend: str) -> str:
     odd = [word for word in config.rollout.stop if _reads_as_flag(word)]
     return f"{odd[0]!r} {READ_AS_FLAG}" if odd else ""
+
+
+def _read_filter(given: Given) -> bool:
+    path = given.text("--dynamic-sampling-filter-path", "")
+    if path and path != KEEPS_DIFFERENT_GROUPS:
+        given.remarks.append(
+            f"--dynamic-sampling-filter-path {path} has no counterpart; "
+            "rollout.dynamic_sampling leaves out groups whose rewards are all equal"
+        )
+    return path == KEEPS_DIFFERENT_GROUPS
 
 
 ROLLOUTS = [
@@ -111,33 +121,19 @@ ROLLOUTS = [
         "rollout.dynamic_sampling",
         ("--dynamic-sampling-filter-path",),
         ROLLOUT,
-        lambda c, backend: (
-            ["--dynamic-sampling-filter-path", KEEPS_DIFFERENT_GROUPS]
-            if c.rollout.dynamic_sampling
-            else []
+        lambda c, backend: words_if(
+            c.rollout.dynamic_sampling, "--dynamic-sampling-filter-path", KEEPS_DIFFERENT_GROUPS
         ),
-        lambda given: _read_filter(given),
+        _read_filter,
         default="none",
         remark=f"`{KEEPS_DIFFERENT_GROUPS}`",
     ),
     value("rollout.over_sampling_batch_size", "--over-sampling-batch-size", ROLLOUT, None),
     switch("rollout.partial_rollout", "--partial-rollout", ROLLOUT),
     switch(
-        "rollout.mask_offpolicy_in_partial_rollout",
-        "--mask-offpolicy-in-partial-rollout",
-        ROLLOUT,
+        "rollout.mask_offpolicy_in_partial_rollout", "--mask-offpolicy-in-partial-rollout", ROLLOUT
     ),
 ]
-
-
-def _read_filter(given: Given) -> bool:
-    path = given.text("--dynamic-sampling-filter-path", "")
-    if path and path != KEEPS_DIFFERENT_GROUPS:
-        given.remarks.append(
-            f"--dynamic-sampling-filter-path {path} has no counterpart; "
-            "rollout.dynamic_sampling leaves out groups whose rewards are all equal"
-        )
-    return path == KEEPS_DIFFERENT_GROUPS
 
 
 EVALUATION = [
@@ -145,10 +141,11 @@ EVALUATION = [
         "evaluation.interval",
         ("--eval-interval", "--skip-eval-before-train"),
         EVAL,
-        lambda c, backend: (
-            ["--eval-interval", str(c.evaluation.interval), "--skip-eval-before-train"]
-            if c.evaluation.interval
-            else []
+        lambda c, backend: words_if(
+            c.evaluation.interval,
+            "--eval-interval",
+            c.evaluation.interval,
+            "--skip-eval-before-train",
         ),
         lambda given: given.whole("--eval-interval", 0),
         default="none",
@@ -159,10 +156,10 @@ EVALUATION = [
         "evaluation.temperature",
         ("--eval-temperature",),
         EVAL,
-        lambda c, backend: (
-            ["--eval-temperature", str(c.evaluation.temperature)]
-            if c.evaluation.temperature != c.rollout.temperature
-            else []
+        lambda c, backend: words_if(
+            c.evaluation.temperature != c.rollout.temperature,
+            "--eval-temperature",
+            c.evaluation.temperature,
         ),
         lambda given: given.number(
             "--eval-temperature", given.number("--rollout-temperature", 1.0)
@@ -173,10 +170,12 @@ EVALUATION = [
         "checkpoint.interval",
         ("--save-interval", "--save"),
         CKPT,
-        lambda c, backend: (
-            ["--save", Variable("$SAVE"), "--save-interval", str(c.checkpoint.interval)]
-            if c.checkpoint.interval
-            else []
+        lambda c, backend: words_if(
+            c.checkpoint.interval,
+            "--save",
+            Variable("$SAVE"),
+            "--save-interval",
+            c.checkpoint.interval,
         ),
         lambda given: given.whole("--save-interval", 0),
         default="none",
@@ -266,13 +265,18 @@ def _reward_note(config: SessionConfig, backend: str) -> str:
     return ""
 
 
+def _read_model(given: Given) -> str:
+    name = given.text("--hf-checkpoint", "")
+    return TINY if name.endswith(TINY_DIRECTORY) else name
+
+
 PROMPTS = [
     Link(
         "model.name",
         ("--hf-checkpoint",),
         CKPT,
         lambda config, backend: ["--hf-checkpoint", Variable("$MODEL")],
-        lambda given: _read_model(given),
+        _read_model,
         default="required",
         remark="`tiny` is written as the directory it is in",
     ),
@@ -323,8 +327,3 @@ PROMPTS = [
         "Miles wants a name before the path",
     ),
 ]
-
-
-def _read_model(given: Given) -> str:
-    name = given.text("--hf-checkpoint", "")
-    return TINY if name.endswith(TINY_DIRECTORY) else name

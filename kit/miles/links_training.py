@@ -6,7 +6,7 @@ from typing import Any
 
 from kit.config import CriticConfig, SessionConfig
 from kit.config.training import WHITENED
-from kit.miles.links import GRPO, Given, Link, Words, switch, value
+from kit.miles.links import GRPO, Given, Link, Words, switch, value, words_if
 
 NEAREST = {"dr_grpo": "grpo", "rloo": "grpo", "cispo": "grpo"}
 """Estimators that Miles has not, and the nearest one that it has."""
@@ -16,11 +16,11 @@ def _estimator_note(config: SessionConfig, backend: str) -> str:
     name = config.training.advantage_estimator
     if name not in NEAREST:
         return ""
-    more = {
-        "dr_grpo": "; Miles' example DrGRPO/custom_reducer.py and --disable-grpo-std-normalization "
-        "make it",
-    }.get(name, "")
-    return f"Miles has no {name}; {NEAREST[name]} is the nearest{more}"
+    note = f"Miles has no {name}; {NEAREST[name]} is the nearest"
+    if name == "dr_grpo":
+        note += "; Miles' example DrGRPO/custom_reducer.py and --disable-grpo-std-normalization "
+        note += "make it"
+    return note
 
 
 def _write_estimator(config: SessionConfig, backend: str) -> Words:
@@ -55,14 +55,14 @@ def _read_kl_loss(given: Given) -> float:
     return coef
 
 
-def _critic(setting: str, flag: str, default: str, remark: str = "") -> Link:
+def _critic(setting: str, flag: str, default: str) -> Link:
     """Link of a setting of the critic, which only `ppo` has."""
     usual = getattr(CriticConfig(), setting)
 
     def write(config: SessionConfig, backend: str) -> Words:
         found = getattr(config.training.critic, setting)
         is_ppo = config.training.advantage_estimator == "ppo"
-        return [flag, str(found)] if is_ppo and found is not None else []
+        return words_if(is_ppo and found is not None, flag, found)
 
     def read(given: Given) -> Any:
         if given.text("--advantage-estimator", "grpo") != "ppo":
@@ -74,11 +74,10 @@ def _critic(setting: str, flag: str, default: str, remark: str = "") -> Link:
         return given.number(flag, absent)
 
     def note(config: SessionConfig, backend: str) -> str:
-        return (
-            "Miles always clips values" if getattr(config.training.critic, setting) is None else ""
-        )
+        is_open = getattr(config.training.critic, setting) is None
+        return "Miles always clips values" if is_open else ""
 
-    return Link(f"training.critic.{setting}", (flag,), GRPO, write, read, note, default, remark)
+    return Link(f"training.critic.{setting}", (flag,), GRPO, write, read, note, default)
 
 
 ESTIMATOR = [
@@ -97,7 +96,7 @@ ESTIMATOR = [
         "training.normalize_advantages",
         ("--normalize-advantages",),
         GRPO,
-        lambda c, backend: ["--normalize-advantages"] if c.training.whitens else [],
+        lambda c, backend: words_if(c.training.whitens, "--normalize-advantages"),
         _read_whitens,
         _whitens_note,
         "off",
@@ -115,10 +114,8 @@ ESTIMATOR = [
         "training.kl_loss_coef",
         ("--kl-loss-coef", "--use-kl-loss", "--ref-load"),
         GRPO,
-        lambda c, backend: (
-            ["--use-kl-loss", "--kl-loss-coef", str(c.training.kl_loss_coef)]
-            if c.training.kl_loss_coef
-            else []
+        lambda c, backend: words_if(
+            c.training.kl_loss_coef, "--use-kl-loss", "--kl-loss-coef", c.training.kl_loss_coef
         ),
         _read_kl_loss,
         default="0.0, off",
@@ -126,18 +123,7 @@ ESTIMATOR = [
     ),
     value("training.kl_coef", "--kl-coef", GRPO, 0.0),
     value("training.kl_loss_type", "--kl-loss-type", GRPO, "k1", explicit=True),
-    Link(
-        "training.ref_update_interval",
-        ("--ref-update-interval",),
-        GRPO,
-        lambda c, backend: (
-            ["--ref-update-interval", str(c.training.ref_update_interval)]
-            if c.training.ref_update_interval
-            else []
-        ),
-        lambda given: given.whole("--ref-update-interval", 0),
-        default="none",
-    ),
+    value("training.ref_update_interval", "--ref-update-interval", GRPO, None, absent=0),
     value("training.entropy_coef", "--entropy-coef", GRPO, 0.0, explicit=True),
     switch("training.calculate_per_token_loss", "--calculate-per-token-loss", GRPO),
     switch("training.use_rollout_logprobs", "--use-rollout-logprobs", GRPO),
@@ -148,10 +134,8 @@ ESTIMATOR = [
         "training.opsm_delta",
         ("--opsm-delta", "--use-opsm"),
         GRPO,
-        lambda c, backend: (
-            []
-            if c.training.opsm_delta is None
-            else ["--use-opsm", "--opsm-delta", str(c.training.opsm_delta)]
+        lambda c, backend: words_if(
+            c.training.opsm_delta is not None, "--use-opsm", "--opsm-delta", c.training.opsm_delta
         ),
         lambda given: given.number("--opsm-delta", 1e-4) if given.has("--use-opsm") else None,
         default="1e-4, off",

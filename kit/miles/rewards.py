@@ -17,12 +17,9 @@ RewardFunction = Callable[..., Awaitable[Graded]]
 def _reward(name: str) -> RewardFunction:
     async def reward(args: Any, sample: Any, **_: Any) -> Graded:
         """Grade one sample, or a list of them; Miles calls it with either."""
-        if isinstance(sample, list):
-            return [_graded(one) for one in sample]
-        return _graded(sample)
-
-    def _graded(sample: Any) -> float:
-        return grade(name, sample.response, sample.label, sample.metadata)
+        samples = sample if isinstance(sample, list) else [sample]
+        grades = [grade(name, each.response, each.label, each.metadata) for each in samples]
+        return grades if isinstance(sample, list) else grades[0]
 
     return reward
 
