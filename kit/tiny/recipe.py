@@ -2,26 +2,10 @@
 
     python -m kit.tiny.recipe --out DIR [--steps N] [--seed S]      on a CPU, in minutes
 
-Why the base model is half-able on purpose: reinforcement learning can only strengthen what a model
-already does sometimes. `Corpus` therefore teaches both the right habit and, more often, a careless
-one. The base gets less than half of the additions right when it answers greedily, and no lesson
-needs to pretend otherwise; GRPO makes the right habit the usual one, and the reward curve shows
-it.
-
-Training has two parts. First the teacher's blackboard, where everything is done well: the network
-learns what a carry and a running sum are. Then the pupils' scribbles, which only change how often
-it uses them. Scribbles alone make a base with the same accuracy but a blurred idea of when to
-carry, and GRPO then needs several times as many steps.
-
-The loss is next-token cross-entropy on the response and its `<|end|>`, not on the question. The
-run is deterministic: one thread, one seed, no dropout. Two runs on one machine give the same file,
-bit for bit; another processor may round differently. `recipe.json` beside the weights records
-settings, versions, measured accuracies and the SHA-256 of the weights.
-
-The corpus is a teacher's blackboard and the scribbles of an imagined class. A model that is always
-wrong gives reinforcement learning nothing to reward, and one that is always right leaves nothing to
-learn. So the pupils have seen the teacher do it well (`CAREFUL`), and mostly do not bother
-(`Habits`):
+The base model is half-able on purpose. One that is always wrong gives reinforcement learning
+nothing to reward, and one that is always right leaves nothing to learn. So the corpus is a
+teacher's blackboard, where everything is done well (`CAREFUL`), and the scribbles of an imagined
+class that has seen it and mostly does not bother (`Habits`):
 
 - In `addition`, when the ones digits call for a carry, most scribbles forget it (47+38=75).
   Without a carry they are always right.
@@ -30,10 +14,18 @@ learn. So the pupils have seen the teacher do it well (`CAREFUL`), and mostly do
 
 A model trained on this imitates the shares: its greedy answer is the commonest habit, so it is
 wrong on nearly every carry problem, while sampling at temperature one shows the better habit now
-and then. That is what a policy-gradient method needs: within a group of samples some are right.
-Nothing is broken or cut short; the base model is a faithful model of a careless class.
+and then. Within a group of samples some are right, which is all that a policy-gradient method
+needs: GRPO makes the right habit the usual one.
 
-Held-out questions (`kit.tiny.tasks.is_held_out`) never appear in it.
+The blackboard comes first: from it the network learns what a carry and a running sum are, and the
+scribbles only change how often it uses them. Scribbles alone make a base with the same accuracy but
+a blurred idea of when to carry, and GRPO then needs several times as many steps. Held-out questions
+(`kit.tiny.tasks.is_held_out`) are in neither.
+
+The loss is next-token cross-entropy on the response and its `<|end|>`, not on the question. The
+run is deterministic: one thread, one seed, no dropout. Two runs on one machine give the same file,
+bit for bit; another processor may round differently. `recipe.json` beside the weights records
+settings, versions, measured accuracies and the SHA-256 of the weights.
 
 The tokenizer has one token per printable ASCII character and learns nothing, so a student can read
 token ids, log-probs and masks off a table without knowing what a merge is, and any ASCII text comes
@@ -77,6 +69,25 @@ CONTEXT = 512
 IGNORE = -100
 """Label of tokens that carry no loss: PyTorch's cross-entropy skips it."""
 
+PAD, UNKNOWN, END = "<pad>", "<unk>", "<|end|>"
+ROLES = ("system", "user", "assistant", "tool")
+SPECIAL_TOKENS = (PAD, UNKNOWN, END, *(f"<|{role}|>" for role in ROLES))
+CHARACTERS = ("\n", "\t", *map(chr, range(32, 127)))
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] not in ['system', 'user', 'assistant', 'tool'] -%}"
+    "{{- raise_exception('Unknown role ' + message['role'] + "
+    "': use system, user, assistant or tool.') -}}"
+    "{%- endif -%}"
+    "{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
+
+Scribble = tuple[str, str]
+"""(prompt, response), both plain text."""
+
 
 @dataclass(frozen=True, slots=True)
 class Habits:
@@ -88,6 +99,10 @@ class Habits:
     """By number of terms of a chain: the share that writes the running sums; others guess."""
     slip: float = 0.02
     """Share of written running sums that are one too high or too low."""
+
+
+CAREFUL = Habits(forget_carry=0.0, write_steps={4: 1.0, 5: 1.0, 6: 1.0}, slip=0.0)
+"""The teacher's blackboard: every carry carried, every step written, no slips."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +154,76 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     """The recipe in JSON's types: text keys, lists for tuples."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
     return plain
+
+
+class Corpus:
+    """An endless, seeded supply of scribbles."""
+
+    def __init__(self, habits: Habits, seed: int) -> None:
+        self.habits = habits
+        self.random = Random(seed)
+
+    def additions(self, count: int) -> list[Scribble]:
+        """`count` additions of two numbers, as the pupils wrote them."""
+        return [self._addition() for _ in range(count)]
+
+    def chains(self, count: int, length: int) -> list[Scribble]:
+        """`count` chains of `length` terms, as the pupils wrote them."""
+        return [self._chain(length) for _ in range(count)]
+
+    def _addition(self) -> Scribble:
+        while True:
+            a, b = self.random.choices(tasks.OPERANDS, k=2)
+            if not tasks.is_held_out("addition", (a, b)):
+                break
+        answer = a + b
+        if tasks.needs_carry(a, b) and self.random.random() < self.habits.forget_carry:
+            answer -= 10
+        return tasks.addition_prompt(a, b), str(answer)
+
+    def _chain(self, length: int) -> Scribble:
+        while True:
+            digits = self.random.choices(range(1, 10), k=length)
+            if not tasks.is_held_out("chain", digits):
+                break
+        if self.random.random() >= self.habits.write_steps[length]:
+            return tasks.chain_prompt(digits), f"={self.random.randrange(10)}"
+        return tasks.chain_prompt(digits), tasks.chain_response(self._sums_with_slips(digits))
+
+    def _sums_with_slips(self, digits: list[int]) -> list[int]:
+        sums, total = [], 0
+        for digit in digits:
+            total += digit
+            if self.random.random() < self.habits.slip:
+                total += self.random.choice((-1, 1))
+            total %= 10
+            sums.append(total)
+        return sums
+
+
+def build_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
+    """The tokenizer, ready for `save_pretrained`; `max_length` is the model's context.
+
+    It is a BPE without merges: that splits text into characters, needs no pre-tokenizer that
+    could eat white space, and is a form every Hugging Face consumer knows.
+    """
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *CHARACTERS))}
+    backend = Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN))
+    backend.decoder = Fuse()
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=END,
+        additional_special_tokens=[f"<|{role}|>" for role in ROLES],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=max_length,
+        padding_side="left",
+    )
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
@@ -246,17 +331,18 @@ def measure(
         model, tokenizer, [q["prompt"] for q in questions], tasks.TASKS[task].max_response_tokens
     )
     scores = [
-        _is_right(task, response, question["label"])
+        is_right(task, response, question["label"])
         for question, response in zip(questions, responses, strict=True)
     ]
     return sum(scores) / len(scores)
 
 
-def _is_right(task: str, response: str, label: str) -> bool:
+def is_right(task: str, response: str, label: str) -> bool:
     """Whether the task's reward (`exact` or `number`) would be 1."""
     if task == "addition":
         return response.strip() == label
-    return re.findall(r"\d+", response)[-1:] == [label]
+    numbers = re.findall(r"(?:(?<![\w)\]])-)?[\d./]*\d", response)
+    return numbers[-1:] == [label]
 
 
 @torch.no_grad()
@@ -314,100 +400,6 @@ def main() -> None:
     arguments = parser.parse_args()
     record = build(arguments.out, Recipe(seed=arguments.seed, steps=arguments.steps))
     print(json.dumps(record, indent=2))
-
-
-CAREFUL = Habits(forget_carry=0.0, write_steps={4: 1.0, 5: 1.0, 6: 1.0}, slip=0.0)
-"""The teacher's blackboard: every carry carried, every step written, no slips."""
-
-Scribble = tuple[str, str]
-"""(prompt, response), both plain text."""
-
-
-class Corpus:
-    """An endless, seeded supply of scribbles."""
-
-    def __init__(self, habits: Habits, seed: int) -> None:
-        self.habits = habits
-        self.random = Random(seed)
-
-    def additions(self, count: int) -> list[Scribble]:
-        """`count` additions of two numbers, as the pupils wrote them."""
-        return [self._addition() for _ in range(count)]
-
-    def chains(self, count: int, length: int) -> list[Scribble]:
-        """`count` chains of `length` terms, as the pupils wrote them."""
-        return [self._chain(length) for _ in range(count)]
-
-    def _addition(self) -> Scribble:
-        while True:
-            a, b = self.random.choices(tasks.OPERANDS, k=2)
-            if not tasks.is_held_out("addition", (a, b)):
-                break
-        answer = a + b
-        if tasks.needs_carry(a, b) and self.random.random() < self.habits.forget_carry:
-            answer -= 10
-        return tasks.addition_prompt(a, b), str(answer)
-
-    def _chain(self, length: int) -> Scribble:
-        while True:
-            digits = self.random.choices(range(1, 10), k=length)
-            if not tasks.is_held_out("chain", digits):
-                break
-        if self.random.random() >= self.habits.write_steps[length]:
-            return tasks.chain_prompt(digits), f"={self.random.randrange(10)}"
-        return tasks.chain_prompt(digits), tasks.chain_response(self._sums_with_slips(digits))
-
-    def _sums_with_slips(self, digits: list[int]) -> list[int]:
-        sums, total = [], 0
-        for digit in digits:
-            total += digit
-            if self.random.random() < self.habits.slip:
-                total += self.random.choice((-1, 1))
-            total %= 10
-            sums.append(total)
-        return sums
-
-
-PAD, UNKNOWN, END = "<pad>", "<unk>", "<|end|>"
-ROLES = ("system", "user", "assistant", "tool")
-SPECIAL_TOKENS = (PAD, UNKNOWN, END, *(f"<|{role}|>" for role in ROLES))
-CHARACTERS = ("\n", "\t", *map(chr, range(32, 127)))
-
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- if message['role'] not in ['system', 'user', 'assistant', 'tool'] -%}"
-    "{{- raise_exception('Unknown role ' + message['role'] + "
-    "': use system, user, assistant or tool.') -}}"
-    "{%- endif -%}"
-    "{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
-)
-
-
-def build_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
-    """The tokenizer, ready for `save_pretrained`; `max_length` is the model's context.
-
-    It is a BPE without merges: that splits text into characters, needs no pre-tokenizer that
-    could eat white space, and is a form every Hugging Face consumer knows.
-    """
-    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *CHARACTERS))}
-    backend = Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN))
-    backend.decoder = Fuse()
-    backend.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        eos_token=END,
-        additional_special_tokens=[f"<|{role}|>" for role in ROLES],
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        model_max_length=max_length,
-        padding_side="left",
-    )
 
 
 if __name__ == "__main__":

@@ -189,7 +189,4 @@ def _hash(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-_ROWS: dict[str, Callable[[str], list[Row]]] = {
-    "addition": _addition_rows,
-    "chain": _chain_rows,
-}
+_ROWS: dict[str, Callable[[str], list[Row]]] = {"addition": _addition_rows, "chain": _chain_rows}

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from kit.errors import DataError
+from kit.rewards import grade
 from kit.tiny import MODEL_DIR, SPLITS, TASKS, recipe, rows
 from kit.tiny.recipe import Corpus, Habits
 from kit.tiny.tasks import is_held_out
@@ -188,6 +189,12 @@ def test_base_gets_about_half_of_the_additions_right(
     accuracy = recipe.measure(model, tokenizer, "addition", "held_out")
     assert 0.3 <= accuracy <= 0.6
     assert accuracy == pytest.approx(record["held_out_greedy_accuracy"]["addition"], abs=0.01)
+
+
+@pytest.mark.parametrize("response", ["3>1>6>8=8", "=8", "5-8", "=-8", "=1/8", "=0.8", "18", "x"])
+def test_the_recipe_grades_as_the_reward_does(response: str) -> None:
+    expected = grade(TASKS["chain"].reward, response, "8")
+    assert recipe.is_right("chain", response, "8") == (expected == 1.0)
 
 
 def test_base_fails_on_carries_not_on_sums(
