@@ -92,26 +92,16 @@ _HOMES = {
     "kit.config": ("SessionConfig",),
     "kit.reports.diagnostics": ("Diagnosis",),
     "kit.memory.plan": ("MemoryPlan", "memory_plan"),
-    "kit.reports": (
-        "CheckReport",
-        "EvalReport",
-        "MismatchReport",
-        "RewardTrial",
-        "StepReport",
-        "SyncReport",
-        "TrainReport",
-        "TrainingStatus",
-        "UpdateReport",
-    ),
+    "kit.reports": ("RewardTrial", "TrainingStatus"),
     "kit.samples": ("Batch", "Rollout", "Sample", "Status"),
     "kit.session": ("RLSession",),
     "kit.reports.status": ("Snapshot",),
     "kit.lifecycle.train_loop": ("Training",),
     "kit.reports.what_if": ("WhatIf",),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names} | {
-    name: "kit.errors" for name in __all__ if name.endswith("Error")
-}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_HOME_OF |= {name: "kit.errors" for name in __all__ if name.endswith("Error")}
+_HOME_OF |= {name: "kit.reports" for name in __all__ if name.endswith("Report")}
 
 
 def __getattr__(name: str) -> object:

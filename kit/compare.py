@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -57,28 +57,15 @@ def compare(
         from kit.runs.compare import compare_runs
 
         return compare_runs(results, metrics=metrics, n=n)
-    for kind, draw in _COMPARISONS.items():
-        if len(results) == 2 and all(isinstance(result, kind) for result in results):
-            return draw(results[0], results[1], n)
+    if len(results) == 2 and any(
+        all(isinstance(result, kind) for result in results) for kind in (Rollout, Batch)
+    ):
+        from kit.viz.samples.compare import compare_samples
+
+        before, after = (r.rollout if isinstance(r, Batch) else r for r in results)
+        return compare_samples(before, after, n)
     names = " and a ".join(type(thing).__name__ for thing in results) or "nothing"
-    kinds = ", or two of ".join(kind.__name__ for kind in _COMPARISONS)
     raise DataError(
-        f"A {names} cannot be compared.", fix=f"give two of {kinds}, or the folders of runs."
+        f"A {names} cannot be compared.",
+        fix="give two of Rollout, or two of Batch, or the folders of runs.",
     )
-
-
-def _rollouts(before: Rollout, after: Rollout, n: int) -> Picture:
-    from kit.viz.samples.compare import compare_samples
-
-    return compare_samples(before, after, n)
-
-
-def _batches(before: Batch, after: Batch, n: int) -> Picture:
-    return _rollouts(before.rollout, after.rollout, n)
-
-
-_COMPARISONS: dict[type, Callable[[Any, Any, int], Picture]] = {
-    Rollout: _rollouts,
-    Batch: _batches,
-}
-"""How two of a kind are compared."""

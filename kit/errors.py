@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import partial
 
 
 class KitError(Exception):
@@ -29,11 +30,7 @@ class KitError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the three parts when the error crosses from an actor to the notebook."""
-        return _rebuild, (type(self), self.what, self.why, self.fix)
-
-
-def _rebuild(kind: type[KitError], what: str, why: str, fix: str) -> KitError:
-    return kind(what, why=why, fix=fix)
+        return partial(type(self), self.what, why=self.why, fix=self.fix), ()
 
 
 class ConfigError(KitError):

@@ -42,23 +42,11 @@ app = typer.Typer(
 
 
 app.command(cls=Pairs)(run)
-
-
 app.command()(params)
-
-
 app.command(cls=Pairs)(sweep)
-
-
 app.command()(runs)
-
-
 app.command()(compare)
-
-
 app.add_typer(miles.export, name="export")
-
-
 app.add_typer(miles.take_over, name="import")
 
 
@@ -71,7 +59,6 @@ def doctor(
             metavar="NAME",
             help="End this session of yours, by its name or id; or `leftovers`: what is left of "
             "sessions that were killed.",
-            show_default=False,
         ),
     ] = None,
 ) -> None:

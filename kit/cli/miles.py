@@ -12,10 +12,7 @@ from kit.errors import RunError
 export = typer.Typer(no_args_is_help=True, help="Write settings for other trainers.")
 take_over = typer.Typer(no_args_is_help=True, help="Read settings of other trainers.")
 
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="A file; else it is printed.", show_default=False),
-]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="A file; else it is printed.")]
 
 
 @export.command("miles")
@@ -30,8 +27,7 @@ def export_miles(
         Path | None,
         typer.Option(
             help="Write the prompts into this folder as the JSONL files that Miles reads, and name "
-            "them in the script.",
-            show_default=False,
+            "them in the script."
         ),
     ] = None,
 ) -> None:

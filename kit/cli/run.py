@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -43,8 +42,7 @@ class Pairs(TyperCommand):
 
 
 Notebooks = Annotated[
-    list[Path] | None,
-    typer.Argument(help="An .ipynb file, or several that share one stack.", show_default=False),
+    list[Path] | None, typer.Argument(help="An .ipynb file, or several that share one stack.")
 ]
 
 ParameterOption = Annotated[
@@ -55,7 +53,6 @@ ParameterOption = Annotated[
         metavar="NAME VALUE",
         help="A new value for one of the notebook's parameters; may be given several times. Of "
         "several notebooks, each is given those that it has.",
-        show_default=False,
     ),
 ]
 
@@ -65,16 +62,13 @@ FileOption = Annotated[
         "--file",
         "-f",
         help="A YAML file of parameters by name, such as a run's params.yaml; -p goes first.",
-        show_default=False,
     ),
 ]
 
 SeedOption = Annotated[
     int | None,
     typer.Option(
-        help="The seed: the notebook's parameter of that name, or else that of its sessions.",
-        min=0,
-        show_default=False,
+        help="The seed: the notebook's parameter of that name, or else that of its sessions.", min=0
     ),
 ]
 
@@ -82,8 +76,7 @@ PresetOption = Annotated[
     str | None,
     typer.Option(
         help="tiny, tiny-chain, qwen3-0.6b, ...: the notebook's parameter of that name, or "
-        "else in place of the preset that it starts its session with.",
-        show_default=False,
+        "else in place of the preset that it starts its session with."
     ),
 ]
 
@@ -93,7 +86,6 @@ ResumeOption = Annotated[
         metavar="RUN",
         help="Take a run that was killed, interrupted or failed to its end: its folder, its "
         "name, or `last`.",
-        show_default=False,
     ),
 ]
 
@@ -107,7 +99,6 @@ CheckpointEveryOption = Annotated[
         help="Save after every so many steps, to resume from; 0 never. Without it, about every "
         "five minutes. `checkpoint.interval` in the notebook's settings goes first.",
         min=0,
-        show_default=False,
     ),
 ]
 
@@ -197,9 +188,7 @@ def _results(
         return [resume_notebook(resume, out_root=out, console=console, keep_warm=warm)]
 
 
-def params(
-    notebook: Annotated[Path, typer.Argument(help="An .ipynb file.", show_default=False)],
-) -> None:
+def params(notebook: Annotated[Path, typer.Argument(help="An .ipynb file.")]) -> None:
     """List the parameters that a notebook takes, with their types and values."""
     from kit.runs import read_parameters
 
@@ -212,10 +201,12 @@ def params(
 
 def pairs(words: list[str], value: str = "VALUE") -> list[tuple[str, str]]:
     """Split `name=value` words. Raises RunError for one without a value, called `value` there."""
-    for name, equals, _ in (word.partition("=") for word in words):
+    found = []
+    for name, equals, text in (word.partition("=") for word in words):
         if not equals:
             raise RunError(f"Parameter {name!r} has no value.", fix=f"write `-p {name} {value}`.")
-    return [(name, text) for name, _, text in (word.partition("=") for word in words)]
+        found.append((name, text))
+    return found
 
 
 def _from_file(file: Path | None) -> dict[str, object]:
@@ -237,14 +228,10 @@ def _console(quiet: bool) -> Console:
     from rich.console import Console
 
     if quiet or not sys.stdout.isatty():
-        return Console(force_terminal=False, color_system=None, width=None)
+        return Console(force_terminal=False, color_system=None)
     return Console()
 
 
 def end_on_sigterm() -> None:
     """Treat SIGTERM, which schedulers and CI send, as Ctrl-C: kernel first, files kept."""
-    signal.signal(signal.SIGTERM, _interrupt)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -34,14 +34,13 @@ def runs(
             metavar="NAME=VALUE,...",
             help="Only runs of which all of this is true: status=completed,lr=1e-4. Names are "
             "those of the columns, and of parameters.",
-            show_default=False,
         ),
     ] = "",
     sort: Annotated[
         str,
         typer.Option(
             help="By what: when, reward, accuracy, steps, duration, notebook, status, or a "
-            "parameter. The highest and the newest come first; last with a - before the name.",
+            "parameter. The highest and the newest come first; last with a - before the name."
         ),
     ] = "when",
     as_json: Annotated[
@@ -66,7 +65,6 @@ def compare(
             metavar="RUN...",
             help="Runs, or a sweep: a folder, the unique beginning of a name, the six signs at its "
             "end, `last`, or `last~1` for the one before it.",
-            show_default=False,
         ),
     ],
     out: Annotated[
@@ -74,15 +72,11 @@ def compare(
         typer.Option(
             metavar="PAGE.html",
             help="Write a page that needs no network: curves, differences, samples.",
-            show_default=False,
         ),
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A metric to draw beside the reward; may be given several times.",
-            show_default=False,
-        ),
+        typer.Option(help="A metric to draw beside the reward; may be given several times."),
     ] = None,
     samples: Annotated[int, typer.Option(help="Prompts to show side by side.")] = 8,
     folder: Annotated[Path, typer.Option("--in", help="The folder that runs are kept in.")] = RUNS,

@@ -9,7 +9,7 @@ import typer
 
 from kit.errors import RunError
 
-Notebook = Annotated[Path | None, typer.Argument(help="An .ipynb file.", show_default=False)]
+Notebook = Annotated[Path | None, typer.Argument(help="An .ipynb file.")]
 
 ParameterOption = Annotated[
     list[str] | None,
@@ -20,17 +20,11 @@ ParameterOption = Annotated[
         help="Values for one of the notebook's parameters, separated by commas: `-p lr "
         "1e-5,1e-4`. Commas inside of brackets and quotes do not separate: `-p sizes "
         "'[1, 2],[4]'`, `-p name '\"a, b\",c'`. May be given several times.",
-        show_default=False,
     ),
 ]
 
 SeedsOption = Annotated[
-    str,
-    typer.Option(
-        metavar="N",
-        help="Run each with the seeds 0 to N - 1; or the seeds: 1,5,7.",
-        show_default=False,
-    ),
+    str, typer.Option(metavar="N", help="Run each with the seeds 0 to N - 1; or the seeds: 1,5,7.")
 ]
 
 ParallelOption = Annotated[
@@ -44,9 +38,7 @@ ParallelOption = Annotated[
 StopBelowOption = Annotated[
     str | None,
     typer.Option(
-        metavar="REWARD@STEP",
-        help="End a member whose reward at this step is below: 0.3@20.",
-        show_default=False,
+        metavar="REWARD@STEP", help="End a member whose reward at this step is below: 0.3@20."
     ),
 ]
 
@@ -56,7 +48,6 @@ StopMedianOption = Annotated[
         metavar="STEP",
         help="From this step on, end a member whose mean reward so far is below the median of "
         "the others' at the same step.",
-        show_default=False,
     ),
 ]
 
@@ -66,7 +57,6 @@ ResumeOption = Annotated[
         metavar="FOLDER",
         help="Go on with this sweep: run what is not completed, failed and killed members "
         "included.",
-        show_default=False,
     ),
 ]
 
@@ -91,7 +81,8 @@ def sweep(
     """
     from kit.cli.run import INTERRUPTED, NOTEBOOK_FAILED, end_on_sigterm, pairs
     from kit.cli.runs import table_console
-    from kit.runs.sweep.run import exit_code, resume_sweep, run_sweep
+    from kit.runs.sweep.run import resume_sweep, run_sweep
+    from kit.runs.sweep.state import DONE
 
     if resume and (notebook or parameter or seeds or stop_below or stop_median is not None):
         raise RunError(
@@ -118,7 +109,7 @@ def sweep(
             )
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    if exit_code(record):
+    if any(member.state not in DONE for member in record.members):
         raise typer.Exit(NOTEBOOK_FAILED)
 
 

@@ -33,15 +33,10 @@ LARGE_FILE = 500 << 20
 """Bytes of a file of prompts that are read at the start of a session, but not to look."""
 
 
-def model_bytes(config: ModelConfig) -> int | None:
-    """Bytes of the model's local weight files; None if there are none."""
-    path = _local(config.name)
-    return (size_of(path) or None) if path else None
-
-
 def expected_bytes(config: ModelConfig) -> int | None:
     """Bytes of the model's weights: of local files, or guessed from its name; None if unknown."""
-    return model_bytes(config) or _guessed_bytes(config.name)
+    path = _local(config.name)
+    return (size_of(path) if path else 0) or _guessed_bytes(config.name)
 
 
 def model(config: SessionConfig) -> Iterator[Finding]:
@@ -111,7 +106,8 @@ def _not_here(name: str) -> Finding:
     size = _guessed_bytes(name)
     about = f", about {data_size(size)} to judge by its name" if size else ""
     offline = " (HF_HUB_OFFLINE is set, so no start will fetch it)" * constants.HF_HUB_OFFLINE
-    free = shutil.disk_usage(_existing(cache)).free
+    there = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
     tight = " That is too little; set HF_HOME to a folder on a larger disk." * (free < (size or 0))
     return Finding(
         "model",
@@ -148,12 +144,6 @@ def _guessed_bytes(name: str) -> int | None:
     sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)B(?![\w.])", name)
     # Names count without embeddings that are kept twice; hence a quarter more.
     return int(float(sizes[0]) * 2.5e9) if sizes else None
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 def _has_template(path: Path) -> bool:

@@ -60,20 +60,16 @@ __all__ = [
     "run_sweep",
 ]
 
-_HOME_OF = {
-    "Parameter": "kit.runs.parameters",
-    "Recorder": "kit.tracking.recorder",
-    "RunResult": "kit.runs.execute",
-    "RunSettings": "kit.reports.runs",
-    "compare_runs": "kit.runs.compare",
-    "current_run": "kit.tracking.recorder",
-    "read_parameters": "kit.runs.parameters",
-    "resume_notebook": "kit.runs.resume",
-    "resume_sweep": "kit.runs.sweep.run",
-    "run_notebook": "kit.runs.execute",
-    "run_notebooks": "kit.runs.execute",
-    "run_sweep": "kit.runs.sweep.run",
+_HOMES = {
+    "kit.reports.runs": ("RunSettings",),
+    "kit.runs.compare": ("compare_runs",),
+    "kit.runs.execute": ("RunResult", "run_notebook", "run_notebooks"),
+    "kit.runs.parameters": ("Parameter", "read_parameters"),
+    "kit.runs.resume": ("resume_notebook",),
+    "kit.runs.sweep.run": ("resume_sweep", "run_sweep"),
+    "kit.tracking.recorder": ("Recorder", "current_run"),
 }
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:

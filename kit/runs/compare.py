@@ -2,9 +2,7 @@
 
 curves        the mean over the seeds of a group, and the range between their extremes
 differences   parameters, settings and versions that are not the same in all groups
-samples       what each group wrote to the same prompts
-
-What several runs wrote to the same prompts, read from their `samples.jsonl`.
+samples       what each group wrote to the same prompts, from their `samples.jsonl`
 """
 
 from __future__ import annotations
@@ -14,8 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from kit.errors import DataError, RunError, did_you_mean
 from kit.reports import REWARD
@@ -92,7 +88,7 @@ class _Run:
         for row in run_folder.read_rows(info.folder / EVALUATIONS):
             points = curves.setdefault(f"eval/{row['dataset']}", {})
             points[int(row["step"])] = float(row["accuracy"])
-        return cls(info, _settings(info.folder / CONFIG), curves)
+        return cls(info, dict(_flat(run_folder.read_yaml(info.folder / CONFIG))), curves)
 
     def facts(self) -> dict[tuple[str, str], str]:
         """Everything that can tell it from other runs but its seed, by kind and name."""
@@ -161,9 +157,8 @@ def _labels(groups: Sequence[Sequence[_Run]]) -> list[str]:
     if len(groups) == 1:
         return [groups[0][0].info.notebook]
     rows = _differences(groups)
-    for kinds in (("parameter",), ("parameter", "setting"), ("notebook", "parameter", "setting",
-                                                             "version")):  # fmt: skip
-        told = [row for row in rows if row.kind in kinds]
+    for kinds in ("parameter", "parameter setting", "notebook parameter setting version"):
+        told = [row for row in rows if row.kind in kinds.split()]
         labels = [
             ", ".join(f"{row.name.rpartition('.')[2]} {row.values[i]}" for row in told)
             for i in range(len(groups))
@@ -174,24 +169,22 @@ def _labels(groups: Sequence[Sequence[_Run]]) -> list[str]:
 
 
 def _bands(runs: Sequence[_Run], metrics: Iterable[str]) -> dict[str, Band]:
-    return {name: band for name in metrics if (band := _band([r.curves.get(name) for r in runs]))}
-
-
-def _band(curves: Sequence[Mapping[int, float] | None]) -> Band | None:
-    """Mean and range at each step, over the runs that came so far."""
-    known = [curve for curve in curves if curve]
-    if not known:
-        return None
-    steps = sorted({step for curve in known for step in curve})
-    values = [[curve[step] for curve in known if step in curve] for step in steps]
-    return Band(
-        tuple(steps),
-        tuple(sum(v) / len(v) for v in values),
-        tuple(map(min, values)),
-        tuple(map(max, values)),
-        len(known),
-        all(len(v) == len(known) for v in values),
-    )
+    """Mean and range of each metric at each step, over the runs that came so far."""
+    bands = {}
+    for name in metrics:
+        curves = [run.curves[name] for run in runs if name in run.curves]
+        steps = sorted({step for curve in curves for step in curve})
+        values = [[curve[step] for curve in curves if step in curve] for step in steps]
+        if curves:
+            bands[name] = Band(
+                tuple(steps),
+                tuple(sum(v) / len(v) for v in values),
+                tuple(map(min, values)),
+                tuple(map(max, values)),
+                len(curves),
+                all(len(v) == len(curves) for v in values),
+            )
+    return bands
 
 
 def _metrics(runs: Sequence[_Run], asked: Sequence[str] | None) -> tuple[str, ...]:
@@ -220,14 +213,6 @@ def _uneven(groups: Iterable[Group]) -> list[str]:
     return notes
 
 
-def _settings(file: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return dict(_flat(tree)) if isinstance(tree, dict) else {}
-
-
 def _flat(tree: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
     for name, value in tree.items():
         if isinstance(value, dict) and value:
@@ -242,11 +227,10 @@ def _words(value: Any) -> str:
 
 _Kept = dict[int, dict[str, list[dict[str, Any]]]]
 """Rows of one run that are kept, by step and prompt."""
+_Rows = tuple[tuple[Side | None, ...], ...]
 
 
-def same_prompts(
-    groups: Sequence[Sequence[Path]], n: int
-) -> tuple[tuple[tuple[Side | None, ...], ...], list[str]]:
+def same_prompts(groups: Sequence[Sequence[Path]], n: int) -> tuple[_Rows, list[str]]:
     """The first `n` prompts that all groups answered, as late in training as there are any.
 
     Args:
@@ -256,43 +240,32 @@ def same_prompts(
     Returns:
         A row for each prompt, with None for groups that kept no samples; and what is to know.
     """
-    kept = [next((k for folder in group if (k := _read(folder))), None) for group in groups]
+    kept = [next((k for folder in group if (k := _read(folder))), {}) for group in groups]
     those = [each for each in kept if each]
     if len(those) < min(len(groups), 2):
         return (), []
     notes = [] if all(kept) else ["Some runs kept no samples."]
-    common = set.intersection(*(set(each) for each in those))
-    for step in sorted(common, reverse=True):
+    for step in sorted(set.intersection(*map(set, those)), reverse=True):
         shared = [p for p in those[0][step] if all(p in each[step] for each in those)]
         if shared:
-            at = [dict.fromkeys(shared, step) for _ in kept]
-            return _rows(kept, shared[:n], at), notes
-    latest = [_latest(each) for each in kept]
-    found = [
-        prompt
-        for prompt in (latest[kept.index(those[0])] or ())
-        if all(prompt in places for places, k in zip(latest, kept, strict=True) if k)
-    ]
+            return _rows(kept, shared[:n], [dict.fromkeys(shared, step)] * len(kept)), notes
+    latest = [{prompt: step for step in sorted(each) for prompt in each[step]} for each in kept]
+    found = [p for p in latest[kept.index(those[0])] if all(p in each for each in latest if each)]
     if not found:
         return (), [*notes, "They have no prompt in common among the samples that they kept."]
     return _rows(kept, found[:n], latest), [*notes, "The samples are of different steps."]
 
 
 def _rows(
-    kept: Sequence[_Kept | None], prompts: Sequence[str], at: Sequence[Mapping[str, int]]
-) -> tuple[tuple[Side | None, ...], ...]:
+    kept: Sequence[_Kept], prompts: Sequence[str], steps: Sequence[Mapping[str, int]]
+) -> _Rows:
     return tuple(
         tuple(
-            _side(steps[prompt], each[steps[prompt]][prompt]) if each else None
-            for each, steps in zip(kept, at, strict=True)
+            _side(at[prompt], each[at[prompt]][prompt]) if each else None
+            for each, at in zip(kept, steps, strict=True)
         )
         for prompt in prompts
     )
-
-
-def _latest(kept: _Kept | None) -> dict[str, int]:
-    """The last step of each prompt."""
-    return {prompt: step for step in sorted(kept or {}) for prompt in (kept or {})[step]}
 
 
 def _side(step: int, rows: Sequence[dict[str, Any]]) -> Side:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -21,23 +22,17 @@ from rich.console import Console
 from kit.errors import RunError, did_you_mean
 from kit.reports.runs import Lineage, Process, RunRecord, RunSettings, WhatFailed
 from kit.runs import result as run_result
-from kit.runs.kernel import Failure, execute
+from kit.runs.kernel import execute
 from kit.runs.overrides import for_notebook
 from kit.runs.page import write_page
-from kit.runs.parameters import Parameter, check_parameters, open_notebook, read_parameters
-from kit.runs.progress import RunProgress
+from kit.runs.parameters import check_parameters, open_notebook, read_parameters
+from kit.runs.progress import RunProgress, say
 from kit.tracking.recorder import GROUP_VARIABLE, NAME_VARIABLE, current_group
-from kit.tracking.run_folder import RUNS
+from kit.tracking.run_folder import ATTEMPTS, NOTEBOOK, PARAMETERS, RUNS, new_folder, new_name
 from kit.utils.files import replace_file
 from kit.utils.versions import versions
 
-NOTEBOOK = "notebook.ipynb"
-PARAMETERS = "params.yaml"
-
 Ending = Literal["completed", "failed", "interrupted"]
-
-_STEP_PARAMETERS = ("steps", "num_rollout")
-"""Notebooks that train name the number of steps so; it tells the progress bar where the end is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +45,12 @@ class RunResult:
     """steps, reward_first, reward_last, dataset, accuracy_before, accuracy_after; None for what
     was not measured."""
     seconds: float
-    error: Failure | None = None
+    error: WhatFailed | None = None
 
     @property
     def notebook(self) -> Path:
         """The executed notebook."""
         return self.folder / NOTEBOOK
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A run that can begin: its folder is there, and everything in it is checked."""
-
-    folder: Path
-    source: Path
-    """The notebook that is executed."""
-    known: Mapping[str, Parameter]
-    record: RunRecord
 
 
 def run_notebook(
@@ -98,9 +82,8 @@ def run_notebook(
     known = read_parameters(source)
     given, settings = for_notebook(source, known, parameters or {}, settings or RunSettings())
     values = check_parameters(source, known, given)
-    started = datetime.now().astimezone()
-    name = f"{started:%Y%m%d-%H%M%S}-{source.stem}-{secrets.token_hex(3)}"
-    folder = new_folder(Path(out_root), os.environ.pop(NAME_VARIABLE, "") or name)
+    name = os.environ.pop(NAME_VARIABLE, "") or new_name(source.stem)
+    folder = new_folder(Path(out_root), name)
     record = RunRecord(
         status="running",
         notebook=str(source),
@@ -111,29 +94,35 @@ def run_notebook(
         versions=versions(),
         git_commit=run_result.git_commit(source.resolve().parent),
         machine=run_result.machine(),
-        started=started.isoformat(timespec="seconds"),
+        started=datetime.now().astimezone().isoformat(timespec="seconds"),
         process=Process.me(),
     )
     record.write(folder)
     text = yaml.safe_dump(record.parameters, sort_keys=False, allow_unicode=True)
     replace_file(folder / PARAMETERS, text)
     replace_file(folder / NOTEBOOK, source.read_text(encoding="utf-8"))  # to resume it from
-    console.print(f"Running {source} in {folder}", markup=False, highlight=False, soft_wrap=True)
-    return carry_out(Plan(folder, source.resolve(), known, record), console)
+    say(console, f"Running {source} in {folder}")
+    return carry_out(folder, source.resolve(), record, console)
 
 
-def carry_out(plan: Plan, console: Console) -> RunResult:
-    """Execute a planned run, and record how it ended, whatever happens."""
-    folder, record = plan.folder, plan.record
-    cells = sum(cell.cell_type == "code" for cell in open_notebook(plan.source).cells)
+def carry_out(folder: Path, source: Path, record: RunRecord, console: Console) -> RunResult:
+    """Execute a notebook, and record how it ended, whatever happens.
+
+    Args:
+        folder: the run's, with its record in it.
+        source: the notebook.
+        record: everything in it is checked.
+        console: where progress and summary are shown.
+    """
+    cells = sum(cell.cell_type == "code" for cell in open_notebook(source).cells)
+    cells += bool(record.given)  # they are a cell of their own
     clock = time.monotonic()
     status: Ending = "interrupted"
-    error: Failure | None = None
-    steps = _steps(plan.known, record.given)
+    error: WhatFailed | None = None
     try:
-        with RunProgress(console, folder, cells + bool(record.given), steps) as progress:
+        with RunProgress(console, folder, cells, record.parameters) as progress:
             error = execute(
-                plan.source,
+                source,
                 folder / NOTEBOOK,
                 record.given,
                 progress.cell,
@@ -150,33 +139,6 @@ def carry_out(plan: Plan, console: Console) -> RunResult:
     return result
 
 
-def new_folder(root: Path, name: str) -> Path:
-    """Make `root/name`, with a number behind it where another run has taken that."""
-    number = 1
-    while True:
-        folder = root / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise RunError(
-                f"The run's folder {folder} cannot be made.",
-                why=str(error),
-                fix="choose another place with --out.",
-            ) from None
-        else:
-            return folder.resolve()
-
-
-def _steps(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> int | None:
-    for name in _STEP_PARAMETERS:
-        value = values.get(name, known[name].value if name in known else None)
-        if isinstance(value, int):
-            return value
-    return None
-
-
 def _keep(result: RunResult, record: RunRecord) -> None:
     lineage = Lineage(
         attempts=record.lineage.attempts, continued=run_result.continued(result.folder)
@@ -189,12 +151,12 @@ def _keep(result: RunResult, record: RunRecord) -> None:
             "seconds": round(result.seconds, 2),
             "lineage": lineage,
             "process": None,
-            "error": WhatFailed(**asdict(result.error)) if result.error else None,
+            "error": result.error,
         }
     )
-    RunRecord.model_validate(ended.model_dump()).write(result.folder)
-    if result.status == "completed":
-        run_result.forget_attempts(result.folder)
+    ended.write(result.folder)
+    if result.status == "completed":  # what attempts before this one wrote is in its files
+        shutil.rmtree(result.folder / ATTEMPTS, ignore_errors=True)
 
 
 def _draw(result: RunResult, console: Console) -> None:
@@ -213,27 +175,28 @@ def _draw(result: RunResult, console: Console) -> None:
 
 
 def _summarize(result: RunResult, console: Console) -> None:
-    def say(text: str, style: str = "") -> None:
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
     numbers = result.headline
     before, after = numbers["accuracy_before"], numbers["accuracy_after"]
     if before is not None and after is not None:
-        say(f"Accuracy on {numbers['dataset']}: {before:.1%} before, {after:.1%} after", "bold")
+        say(
+            console,
+            f"Accuracy on {numbers['dataset']}: {before:.1%} before, {after:.1%} after",
+            "bold",
+        )
     curve = run_result.text_curve(result.folder)
     if curve:
-        say(curve)
+        say(console, curve)
     if result.error:
         where = f"Cell {result.error.cell}" if result.error.cell else "The notebook"
-        say(f"{where} failed: {result.error.name}: {result.error.message}", "bold red")
-    say(f"{result.status.capitalize()} after {result.seconds:.0f} s. Everything is in")
-    say(f"  {result.folder}")
+        say(console, f"{where} failed: {result.error.name}: {result.error.message}", "bold red")
+    say(console, f"{result.status.capitalize()} after {result.seconds:.0f} s. Everything is in")
+    say(console, f"  {result.folder}")
     for file in sorted(result.folder.iterdir()):
-        say(f"    {file.name}{'/' if file.is_dir() else ''}")
+        say(console, f"    {file.name}{'/' if file.is_dir() else ''}")
     if (result.folder / "notebook.html").is_file():
-        say("Read it in a browser: notebook.html. Step through it yourself: make lab.")
+        say(console, "Read it in a browser: notebook.html. Step through it yourself: make lab.")
     if result.status != "completed":
-        say(f"Go on from its last checkpoint: kit run --resume {result.folder}")
+        say(console, f"Go on from its last checkpoint: kit run --resume {result.folder}")
 
 
 def run_notebooks(
@@ -316,8 +279,8 @@ def one_stack(keep_warm: float, console: Console, *, alone: bool = True) -> Iter
             if entry.group == group and not leave:
                 registry.terminate(entry)
             elif entry.group == group:
-                text = (
+                say(
+                    console,
                     f"Its stack stays warm for {keep_warm:g} minutes, for the next run; "
-                    f"end it sooner: kit doctor --stop {entry.name}"
+                    f"end it sooner: kit doctor --stop {entry.name}",
                 )
-                console.print(text, markup=False, highlight=False, soft_wrap=True)

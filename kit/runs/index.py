@@ -21,9 +21,11 @@ from rich.text import Text
 from kit.errors import RunError, did_you_mean
 from kit.reports.runs import RESULT, Process, RunInfo
 from kit.runs import result as run_result
-from kit.runs.sweep.state import read_sweep
+from kit.runs.progress import say
+from kit.runs.sweep.state import SIGNS, STYLES, read_sweep
 from kit.tracking.run_folder import (
     NAMED,
+    NOTEBOOK,
     PARAMETERS,
     RUNS,
     SIGNS_AT_END,
@@ -32,6 +34,7 @@ from kit.tracking.run_folder import (
     is_run,
     is_sweep,
     read_object,
+    read_yaml,
     when,
 )
 from kit.utils.formatting import count, duration, number, percent, shorten
@@ -47,30 +50,27 @@ def read_run(folder: str | Path, sweep: str | None = None, state: str = "") -> R
     """
     place = Path(folder).resolve()
     result = read_object(place / RESULT)
-    headline = run_result.headline(place) | _known(result.get("headline"))
+    recorded = result.get("headline") or {}
+    headline = run_result.headline(place)
+    headline |= {name: recorded[name] for name in headline if recorded.get(name) is not None}
     named = NAMED.match(place.name)
     machine = result.get("machine") or {}
     error = result.get("error") or {}
-    executed = any((place / name).is_file() for name in ("notebook.ipynb", PARAMETERS))
+    executed = any((place / name).is_file() for name in (NOTEBOOK, PARAMETERS))
     return RunInfo(
         folder=place,
         notebook=Path(str(result.get("notebook") or (named[2] if named else place.name))).stem,
         status=_status(result, executed, state),
         started=when(result.get("started"), named[1] if named else ""),
         seconds=result.get("seconds"),
-        parameters=_yaml(place / PARAMETERS) or dict(result.get("parameters") or {}),
+        parameters=read_yaml(place / PARAMETERS) or dict(result.get("parameters") or {}),
         seed=run_result.seed(place) if result.get("seed") is None else result["seed"],
         versions=dict(result.get("versions") or {}),
         git_commit=result.get("git_commit"),
         machine=machine if isinstance(machine, dict) else {"machine": machine},
         sweep=sweep,
         error=f"{error.get('name')}: {error.get('message')}" if error else None,
-        steps=headline["steps"],
-        reward_first=headline["reward_first"],
-        reward_last=headline["reward_last"],
-        dataset=headline["dataset"],
-        accuracy_before=headline["accuracy_before"],
-        accuracy_after=headline["accuracy_after"],
+        **headline,
     )
 
 
@@ -128,34 +128,16 @@ def resolve(names: Sequence[str | Path], root: str | Path) -> list[RunInfo]:
     """
     found: dict[Path, RunInfo] = {}
     for name in names:
-        place = find_place(name, root)
+        place = find_place(name, root).resolve()
         if is_sweep(place):
             runs = members(place)
         else:
-            sweep = place.parent
-            runs = (
-                [read_run(place)]
-                if not is_sweep(sweep)
-                else [run for run in members(sweep) if run.folder == place.resolve()]
-                or [read_run(place)]
-            )
+            beside = members(place.parent) if is_sweep(place.parent) else []
+            runs = [run for run in beside if run.folder == place] or [read_run(place)]
         if not runs:
             raise RunError(f"None of the members of {place.name} was started yet.")
         found |= {run.folder: run for run in runs}
     return [*found.values()]
-
-
-def _known(row: object) -> dict[str, Any]:
-    """The items of a row that are not None."""
-    return {k: v for k, v in row.items() if v is not None} if isinstance(row, dict) else {}
-
-
-def _yaml(file: Path) -> dict[str, Any]:
-    try:
-        row = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return row if isinstance(row, dict) else {}
 
 
 def differing(runs: Iterable[RunInfo]) -> list[str]:
@@ -166,17 +148,6 @@ def differing(runs: Iterable[RunInfo]) -> list[str]:
             seen.setdefault((run.notebook, name), set()).add(json.dumps(value, default=str))
     return [*dict.fromkeys(name for (_, name), values in seen.items() if len(values) > 1)]
 
-
-_SIGNS = {
-    "completed": "✓",
-    "failed": "✗",
-    "interrupted": "‖",
-    "stopped": "■",
-    "running": "▶",
-    "killed": "✗",
-    "unfinished": "?",
-}
-_STYLES = {"completed": "green", "failed": "red", "killed": "red", "running": "cyan"}
 
 _FACTS: dict[str, Callable[[RunInfo], Any]] = {
     "when": lambda run: run.started,
@@ -242,7 +213,7 @@ def sort_runs(runs: Sequence[RunInfo], by: str) -> list[RunInfo]:
 def show_runs(runs: Sequence[RunInfo], console: Console, where: str) -> None:
     """Print the table of these runs, which are in the folder `where`."""
     if not runs:
-        console.print(f"No runs in {where}.", markup=False, highlight=False)
+        say(console, f"No runs in {where}.")
         return
     varied = differing(runs)
     table = Table(box=None, pad_edge=False)
@@ -253,17 +224,18 @@ def show_runs(runs: Sequence[RunInfo], console: Console, where: str) -> None:
     table.add_column("parameters that differ", overflow="fold")
     handles = _handles(runs)
     for run in runs:
-        sign = _SIGNS.get(run.status, "")
+        sign = SIGNS.get(run.status, "")
+        given = (name for name in varied if name in run.parameters)
         table.add_row(
             Text(handles[run.name], style="bold"),
             f"{run.started:%d %b %H:%M}" if run.started else "–",
             Text(shorten(run.notebook, 32)),
-            Text(shorten(f"{sign} {run.status}".strip(), 20), style=_STYLES.get(run.status, "")),
+            Text(shorten(f"{sign} {run.status}".strip(), 20), style=STYLES.get(run.status, "")),
             str(run.steps) if run.steps else "–",
             _change(run.reward_first, run.reward_last, lambda value: number(value, 3)),
             _change(run.accuracy_before, run.accuracy_after, percent),
             duration(run.seconds) if run.seconds is not None else "–",
-            Text(_parameters(run, varied)),
+            Text(" ".join(f"{name}={shorten(str(run.parameters[name]), 40)}" for name in given)),
         )
     console.print(table)
     inner = sum(run.sweep is not None for run in runs)
@@ -272,13 +244,7 @@ def show_runs(runs: Sequence[RunInfo], console: Console, where: str) -> None:
     names = f"{handles[runs[0].name]} {handles[runs[-1].name]}"
     names += "" if where == str(RUNS) else f" --in {where}"
     further = f" Side by side: kit compare {names}" if len(runs) > 1 else ""
-    console.print(
-        f"{words}.{further}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-        style="dim",
-    )
+    say(console, f"{words}.{further}", "dim")
 
 
 def _handles(runs: Sequence[RunInfo]) -> dict[str, str]:
@@ -315,11 +281,6 @@ def _equal(value: Any, wanted: str) -> bool:
         except ValueError:
             return False
     return bool(value == meant) or str(value).startswith(wanted)
-
-
-def _parameters(run: RunInfo, varied: Sequence[str]) -> str:
-    given = ((name, run.parameters[name]) for name in varied if name in run.parameters)
-    return " ".join(f"{name}={shorten(str(value), 40)}" for name, value in given)
 
 
 def _change(first: float | None, last: float | None, say: Callable[[float], str]) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from kit.reports.runs import SETTINGS_VARIABLE, RunSettings
+from kit.reports.runs import SETTINGS_VARIABLE, RunSettings, WhatFailed
 from kit.tracking.recorder import RUN_DIR_VARIABLE
 from kit.utils.files import replace_file
 
@@ -23,19 +22,6 @@ SHUTDOWN_SECONDS = 40.0
 it is asked a second time (SIGTERM), so that must be enough to end engine and trainer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a notebook did not run to its end."""
-
-    name: str
-    """The exception's class."""
-    message: str
-    cell: int | None = None
-    """Which code cell raised, counted from 1 in the order of execution; None where none did."""
-    traceback: str = ""
-    """As the notebook shows it, without its colours."""
-
-
 def execute(
     source: Path,
     target: Path,
@@ -43,12 +29,12 @@ def execute(
     on_cell: Callable[[str], None],
     directory: Path,
     settings: RunSettings,
-) -> Failure | None:
+) -> WhatFailed | None:
     """Run `source` from top to bottom and keep `target` up to date while it runs.
 
     The kernel is that of the running interpreter, whatever kernels are installed for the user. It
-    finds the run's folder and settings in its environment. However this ends, the
-    kernel has ended too.
+    finds the run's folder and settings in its environment. However this ends, the kernel has ended
+    too.
 
     Args:
         source: the notebook.
@@ -73,11 +59,16 @@ def execute(
             _run_cells(source, target, parameters, on_cell, directory, manager)
         except PapermillExecutionError as error:
             trace = strip_ansi("\n".join(error.traceback))
-            return Failure(error.ename, str(error.evalue), error.exec_count, trace)
+            return WhatFailed(
+                name=error.ename,
+                message=str(error.evalue),
+                cell=error.exec_count,
+                traceback=trace,
+            )
         except DeadKernelError:
-            return Failure(
-                "DeadKernelError",
-                "The kernel's process ended by itself, as it does when memory runs out. "
+            return WhatFailed(
+                name="DeadKernelError",
+                message="The kernel's process ended by itself, as it does when memory runs out. "
                 f"If it wrote anything last, that is in {KERNEL_LOG}.",
             )
         finally:

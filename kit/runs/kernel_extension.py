@@ -15,10 +15,10 @@ WAIT_SECONDS = 5.0
 
 def load_ipython_extension(shell: Any) -> None:
     """Called by IPython. Handlers of the notebook run earlier, ipykernel's own later."""
-    atexit.register(_let_finish, shell.kernel)
+    kernel = shell.kernel
 
-
-def _let_finish(kernel: Any) -> None:
-    asked_to_shut_down = kernel._shutdown_message is not None
-    if asked_to_shut_down and kernel.control_thread is not None:
-        kernel.control_thread.join(WAIT_SECONDS)
+    @atexit.register
+    def let_finish() -> None:
+        asked_to_shut_down = kernel._shutdown_message is not None
+        if asked_to_shut_down and kernel.control_thread is not None:
+            kernel.control_thread.join(WAIT_SECONDS)

@@ -15,10 +15,7 @@ SEED, PRESET = "seed", "preset"
 
 
 def for_notebook(
-    path: Path,
-    known: Mapping[str, Parameter],
-    given: Mapping[str, object],
-    settings: RunSettings,
+    path: Path, known: Mapping[str, Parameter], given: Mapping[str, object], settings: RunSettings
 ) -> tuple[dict[str, object], RunSettings]:
     """The parameters that a notebook is given, and the settings that its sessions are told.
 
@@ -52,14 +49,13 @@ def for_notebook(
 
 
 def _refuse_without_effect(path: Path, name: str, value: object) -> None:
-    if name == SEED and any(_starts(path)):
+    starts = list(_starts(path))
+    if any(name == SEED or _is_by_preset(call) for call in starts):
         return
-    if name == PRESET and any(_is_by_preset(call) for call in _starts(path)):
-        return
-    what = "starts no session" if not any(_starts(path)) else "starts its session by other settings"
-    example = f"{name}: int = 0  # the same seed gives the same run"
+    what = "starts its session by other settings" if starts else "starts no session"
+    example = "seed: int = 0  # the same seed gives the same run"
     if name == PRESET:
-        example = f'{name}: str = "tiny"  # or another preset'
+        example = 'preset: str = "tiny"  # or another preset'
     raise RunError(
         f"--{name} {value} would have no effect: {path} has no parameter {name!r} and {what}.",
         fix=f"write `{example}` into its parameters cell and use it in the notebook.",

@@ -18,14 +18,17 @@ import ast
 import io
 import json
 import tokenize
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from kit.config import SessionConfig
+from kit.config.presets import PRESETS
 from kit.errors import RunError, did_you_mean
 
 if TYPE_CHECKING:
@@ -34,23 +37,11 @@ if TYPE_CHECKING:
 
 PARAMETERS_TAG = "parameters"
 
-_KINDS: dict[str, type] = {
-    "None": type(None),
-    "bool": bool,
-    "int": int,
-    "float": float,
-    "list": list,
-    "dict": dict,
-    "str": str,
-}
-"""In the order in which a text is tried: `str` takes anything, so it is last."""
-
-_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True} | {
-    "false": False,
-    "no": False,
-    "off": False,
-    "0": False,
-}
+STEPS = ("steps", "num_rollout")
+"""Names that notebooks give to the number of training steps."""
+_OWN = ("seed", "device")
+_SECTIONS = ("training", "rollout", "evaluation")
+"""Settings, and sections of them, whose bounds are those of parameters of the same name too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +95,16 @@ class Parameter:
                 f"Parameter {self.name!r} takes {self.type}, but was given {given!r}.",
                 fix=f"the notebook's own value is {self.default}; give one like it.",
             ) from None
-        refuse(self.name, value, self.value, self.choices)
+        if value is not None and value != self.value and (fix := self._way_out(value)):
+            raise RunError(f"Parameter {self.name!r} cannot be {value!r}.", fix=fix)
         return value
 
     def _from_text(self, text: str) -> Any:
         if not self.kinds:
             return _yaml(text)
-        for kind in (kind for kind in _KINDS if kind in self.kinds):
-            try:
-                return _READERS[kind](text)
-            except ValueError:
-                continue
+        for read in (read for kind, read in _READERS.items() if kind in self.kinds):
+            with suppress(ValueError, KeyError):
+                return read(text)
         raise ValueError(text)
 
     def _checked(self, value: object) -> Any:
@@ -124,6 +114,17 @@ class Parameter:
         if self.kinds and kind not in self.kinds:
             raise ValueError(value)
         return value
+
+    def _way_out(self, value: Any) -> str:
+        """What to give instead of a value that is of the right type; empty if it will do."""
+        if self.choices and value not in self.choices:
+            return did_you_mean(str(value), map(str, self.choices))
+        if self.name in STEPS and isinstance(value, int) and value < 0:
+            return "give 0 or more."
+        is_name = self.name == "preset" and isinstance(value, str) and not Path(value).suffix
+        if is_name and self.value in PRESETS and value not in PRESETS:
+            return did_you_mean(value, PRESETS)
+        return _bound(self.name, value)
 
 
 def read_parameters(path: str | Path) -> dict[str, Parameter]:
@@ -213,18 +214,18 @@ def _parameter(
     return Parameter(
         name=target.id,
         default=ast.get_source_segment(source, statement.value) or "",
-        kinds=_annotated(annotation) if annotation else _of_value(statement.value),
+        kinds=_annotated(annotation) if annotation else _kind(statement.value),
         choices=_choices(annotation) if annotation else (),
         help=_help(statement, comments),
     )
 
 
 def _annotated(annotation: ast.expr) -> tuple[str, ...]:
-    """The types in `float | None`; empty if one of them is not in `_KINDS`."""
+    """The types in `float | None`; empty if one of them is not in `_READERS`."""
     if choices := _choices(annotation):
         return tuple(dict.fromkeys(type(choice).__name__ for choice in choices))
     names = [part.strip().split("[")[0] for part in ast.unparse(annotation).split("|")]
-    return tuple(names) if all(name in _KINDS for name in names) else ()
+    return tuple(names) if all(name in _READERS for name in names) else ()
 
 
 def _choices(annotation: ast.expr) -> tuple[Any, ...]:
@@ -240,12 +241,11 @@ def _choices(annotation: ast.expr) -> tuple[Any, ...]:
     return found if isinstance(found, tuple) else (found,)
 
 
-def _of_value(value: ast.expr) -> tuple[str, ...]:
-    try:
+def _kind(value: ast.expr) -> tuple[str, ...]:
+    with suppress(ValueError):
         kind = type(ast.literal_eval(value)).__name__
-    except ValueError:
-        return ()
-    return (kind,) if kind in _KINDS else ()
+        return (kind,) if kind in _READERS else ()
+    return ()
 
 
 def _comments(source: str) -> dict[int, tuple[str, bool]]:
@@ -270,18 +270,6 @@ def _help(statement: ast.stmt, comments: Mapping[int, tuple[str, bool]]) -> str:
     return " ".join(above)
 
 
-def _none(text: str) -> None:
-    if text.lower() not in ("none", "null", ""):
-        raise ValueError(text)
-
-
-def _bool(text: str) -> bool:
-    try:
-        return _BOOLEANS[text.lower()]
-    except KeyError:
-        raise ValueError(text) from None
-
-
 def _yaml(text: str, kind: type = object) -> Any:
     """Parse text as JSON, or else as YAML, which takes 1e-3 for a string."""
     try:
@@ -297,75 +285,39 @@ def _yaml(text: str, kind: type = object) -> Any:
     return value
 
 
+_NONE = {"none": None, "null": None, "": None}
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True}
+_BOOLEANS |= {"false": False, "no": False, "off": False, "0": False}
 _READERS: dict[str, Callable[[str], Any]] = {
-    "None": _none,
-    "bool": _bool,
+    "None": lambda text: _NONE[text.lower()],
+    "bool": lambda text: _BOOLEANS[text.lower()],
     "int": int,
     "float": float,
     "list": lambda text: _yaml(text, list),
     "dict": lambda text: _yaml(text, dict),
     "str": str,
 }
-
-STEPS = ("steps", "num_rollout")
-_OWN = ("seed", "device")
-_SECTIONS = ("training", "rollout", "evaluation")
+"""Reads each type. In the order in which a text is tried: `str` takes anything, so it is last."""
 
 
-def refuse(name: str, value: Any, default: Any, choices: Sequence[Any] = ()) -> None:
-    """Raise RunError where a parameter of this name cannot take this value.
-
-    Args:
-        name: the parameter's.
-        value: of its type.
-        default: the notebook's own value; what is wrong with that too is no reason to refuse.
-        choices: the only values it takes, where they are known.
-    """
-    if value == default or value is None:
-        return
-    if choices and value not in choices:
-        _raise(name, value, did_you_mean(str(value), map(str, choices)))
-    if name in STEPS and isinstance(value, int) and value < 0:
-        _raise(name, value, "give 0 or more.")
-    if name == "preset" and isinstance(value, str):
-        _refuse_preset(value, default)
-    _refuse_setting(name, value)
-
-
-def _refuse_preset(value: str, default: Any) -> None:
-    from kit.config.presets import PRESETS
-
-    if default in PRESETS and value not in PRESETS and not Path(value).suffix:
-        _raise("preset", value, did_you_mean(value, PRESETS))
-
-
-def _refuse_setting(name: str, value: Any) -> None:
-    """Check a value by the bounds of the setting of the same name, if there is one."""
-    from kit.config import SessionConfig
-
-    config: type[BaseModel] = SessionConfig
-    places: list[tuple[Any, Sequence[str]]] = [(config, _OWN)]
-    for section in (config.model_fields[part].annotation for part in _SECTIONS):
-        places.append((section, tuple(getattr(section, "model_fields", ()))))
-    for section, names in places:
-        if name not in names:
-            continue
-        field = section.model_fields[name]
-        kind: Any = field.annotation
-        for bound in field.metadata:
-            kind = Annotated[kind, bound]
-        try:
-            TypeAdapter(kind).validate_python(value)
-        except ValidationError as error:
-            first = error.errors()[0]
-            known = first.get("ctx", {}).get("expected", "")
-            words = known.replace("'", "").replace(" or ", ", ").split(", ") if known else []
-            fix = did_you_mean(str(value), words) if words else first["msg"] + "."
-            _raise(name, value, fix)
-        except Exception:  # a type that pydantic cannot check by itself
-            return
-        return
-
-
-def _raise(name: str, value: Any, fix: str) -> None:
-    raise RunError(f"Parameter {name!r} cannot be {value!r}.", fix=fix)
+def _bound(name: str, value: Any) -> str:
+    """The bound of the setting of this name that a value breaks; empty if there is none."""
+    settings = SessionConfig.model_fields
+    sections: list[Any] = [settings[part].annotation for part in _SECTIONS]
+    places = [{own: settings[own] for own in _OWN}, *(part.model_fields for part in sections)]
+    field = next((fields[name] for fields in places if name in fields), None)
+    if field is None:
+        return ""
+    kind: Any = field.annotation
+    for bound in field.metadata:
+        kind = Annotated[kind, bound]
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        known = first.get("ctx", {}).get("expected", "")
+        words = known.replace("'", "").replace(" or ", ", ").split(", ") if known else []
+        return did_you_mean(str(value), words) if words else first["msg"] + "."
+    except Exception:  # a type that pydantic cannot check by itself
+        pass
+    return ""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -22,7 +22,8 @@ from rich.progress import (
 from rich.text import Text
 
 from kit.reports import REWARD
-from kit.tracking.run_folder import CONFIG, METRICS, Row, read_rows
+from kit.runs.parameters import STEPS
+from kit.tracking.run_folder import CONFIG, METRICS, Row, read_rows, read_yaml
 from kit.utils.formatting import duration
 
 POLL_SECONDS = 0.5
@@ -52,14 +53,16 @@ class RunProgress:
         console: where to show it.
         folder: the run's folder.
         cells: how many code cells will run.
-        steps: how many training steps are planned, where that is known; otherwise the session's
-            settings say it.
+        parameters: the notebook's; where they do not say how many steps are planned, the session's
+            settings do.
     """
 
-    def __init__(self, console: Console, folder: Path, cells: int, steps: int | None) -> None:
-        self._console, self._folder, self._cells, self._steps = console, folder, cells, steps
-        self._started = 0
-        self._seen = 0
+    def __init__(
+        self, console: Console, folder: Path, cells: int, parameters: Mapping[str, Any]
+    ) -> None:
+        self._console, self._folder, self._cells = console, folder, cells
+        self._parameters = parameters
+        self._started = self._seen = 0
         self._done = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="run-progress", daemon=True)
         self._bars = Progress(
@@ -95,7 +98,7 @@ class RunProgress:
         self._bars.update(self._cell_bar, completed=self._started, note=escape(first))
         self._started += 1
         if not self._console.is_terminal:
-            self._line(f"cell {self._started}/{self._cells}: {first}")
+            say(self._console, f"cell {self._started}/{self._cells}: {first}")
 
     def _follow(self) -> None:
         while not self._done.wait(POLL_SECONDS):
@@ -109,7 +112,7 @@ class RunProgress:
             self._seen = len(rows)
 
     def _show(self, rows: list[Row]) -> None:
-        total = max(self._planned() or 0, len(rows))
+        total = max(planned_steps(self._folder, self._parameters) or 0, len(rows))
         reward = rows[-1].get(REWARD)
         note = "" if reward is None else f"reward {reward:.3f}"
         if self._step_bar is None:
@@ -117,16 +120,21 @@ class RunProgress:
         self._bars.update(self._step_bar, completed=len(rows), total=total, note=note)
         stride = max(1, total // 10)
         if not self._console.is_terminal and len(rows) // stride > self._seen // stride:
-            self._line(f"step {len(rows)}/{total} {note}{_left(rows, total)}")
+            say(self._console, f"step {len(rows)}/{total} {note}{_left(rows, total)}")
 
-    def _planned(self) -> int | None:
-        if self._steps is None and (self._folder / CONFIG).is_file():
-            config: dict[str, Any] = yaml.safe_load((self._folder / CONFIG).read_text("utf-8"))
-            self._steps = int(config["training"]["num_rollout"])
-        return self._steps
 
-    def _line(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print a line as it is, however wide the terminal is."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def planned_steps(folder: Path, parameters: Mapping[str, Any]) -> int | None:
+    """Steps that a run plans, by its parameters or the settings of its session, if it has one."""
+    for name in STEPS:
+        if isinstance(parameters.get(name), int):
+            return int(parameters[name])
+    training = read_yaml(folder / CONFIG).get("training") or {}
+    return training.get("num_rollout")
 
 
 def _left(rows: list[Row], total: int) -> str:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
 from kit.lifecycle.resume import CONTINUED
 from kit.reports.runs import Continued
-from kit.tracking.run_folder import ATTEMPTS, CONFIG, EVALUATIONS, METRICS, read_rows, reward_curve
+from kit.tracking.run_folder import CONFIG, EVALUATIONS, METRICS, read_rows, read_yaml, reward_curve
 from kit.utils.hardware import installed_gpus
 
 FIGURES = "figures"
@@ -45,10 +43,7 @@ def headline(folder: Path) -> dict[str, Any]:
 
 def seed(folder: Path) -> int | None:
     """The session's seed; None where the run started no session."""
-    config = folder / CONFIG
-    if not config.is_file():
-        return None
-    value = yaml.safe_load(config.read_text(encoding="utf-8")).get("seed")
+    value = read_yaml(folder / CONFIG).get("seed")
     return None if value is None else int(value)
 
 
@@ -81,11 +76,6 @@ def machine() -> dict[str, Any]:
 def continued(folder: Path) -> list[Continued]:
     """Trainings that went on from a checkpoint."""
     return [Continued.model_validate(row) for row in read_rows(folder / CONTINUED)]
-
-
-def forget_attempts(folder: Path) -> None:
-    """Remove what earlier attempts wrote: the run is completed, and all of it is in its files."""
-    shutil.rmtree(folder / ATTEMPTS, ignore_errors=True)
 
 
 def draw_reward_curve(folder: Path) -> Path | None:

@@ -17,10 +17,11 @@ from rich.console import Console
 from kit.errors import RunError
 from kit.reports.runs import Attempt, Process, RunRecord, RunSettings, read_record
 from kit.runs import result
-from kit.runs.execute import NOTEBOOK, Plan, RunResult, carry_out
-from kit.runs.parameters import open_notebook, read_parameters
+from kit.runs.execute import RunResult, carry_out
+from kit.runs.parameters import open_notebook
+from kit.runs.progress import say
 from kit.tracking.recorder import LINES, RUN_DIR_VARIABLE
-from kit.tracking.run_folder import ATTEMPTS, CHECKPOINTS, RUNS, find_run
+from kit.tracking.run_folder import ATTEMPTS, CHECKPOINTS, NOTEBOOK, RUNS, find_run
 from kit.utils.files import replace_file
 from kit.utils.versions import versions
 
@@ -55,23 +56,29 @@ def resume_notebook(
     record = read_record(folder)
     _refuse(folder, record)
     source = _source(folder, record)
-    for line in _differences(record):
-        console.print(line, markup=False, highlight=False, soft_wrap=True, style="yellow")
+    now = versions()
+    changed = [
+        f"{name} was {before}, is {now.get(name)}"
+        for name, before in record.versions.items()
+        if now.get(name) != before
+    ]
+    if changed:
+        words = f"Other versions than the run began with ({'; '.join(changed)})"
+        say(console, f"{words}: numbers may differ.", "yellow")
     record = _begin(folder, record, keep_warm)
     saved = folder / CHECKPOINTS
-    steps = any(saved.glob("**/step-*")) if saved.is_dir() else False
-    where = "its trainings go on from" if steps else "it has no checkpoint and begins again:"
-    where += " their newest checkpoints" if steps else " step 0"
-    text = f"Resuming {record.notebook} in {folder}: {where}."
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-    return carry_out(Plan(folder, source, read_parameters(source), record), console)
+    if saved.is_dir() and any(saved.glob("**/step-*")):
+        where = "its trainings go on from their newest checkpoints"
+    else:
+        where = "it has no checkpoint and begins again: step 0"
+    say(console, f"Resuming {record.notebook} in {folder}: {where}.")
+    return carry_out(folder, source, record, console)
 
 
 def _refuse(folder: Path, record: RunRecord) -> None:
     if record.status == "completed":
         raise RunError(
-            f"The run {folder.name} is completed.",
-            fix=f"start it anew: kit run {record.notebook}.",
+            f"The run {folder.name} is completed.", fix=f"start it anew: kit run {record.notebook}."
         )
     if record.status == "running" and record.process and record.process.lives:
         raise RunError(
@@ -141,13 +148,11 @@ def _begin(folder: Path, record: RunRecord, keep_warm: float) -> RunRecord:
     lineage.attempts.append(
         Attempt(started=record.started, status=status, seconds=record.seconds or None)
     )
-    settings = record.settings.model_copy(
-        update={"attempt": before + 1, "folder": str(folder), "keep_warm": keep_warm}
-    )
+    changed = {"attempt": before + 1, "folder": str(folder), "keep_warm": keep_warm}
     begun = record.model_copy(
         update={
             "status": "running",
-            "settings": RunSettings.model_validate(settings.model_dump()),
+            "settings": RunSettings(**record.settings.model_dump() | changed),
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "seconds": 0.0,
             "versions": versions(),
@@ -166,16 +171,3 @@ def _is_record(file: Path) -> bool:
     return file.is_file() and (
         file.name in LINES or (file.name.startswith("config") and file.suffix == ".yaml")
     )
-
-
-def _differences(record: RunRecord) -> list[str]:
-    """Versions that differ from those the run began with; its numbers may differ too."""
-    now = versions()
-    changed = [
-        f"{name} was {before}, is {now.get(name)}"
-        for name, before in record.versions.items()
-        if now.get(name) != before
-    ]
-    if not changed:
-        return []
-    return [f"Other versions than the run began with ({'; '.join(changed)}): numbers may differ."]

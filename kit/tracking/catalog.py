@@ -36,19 +36,13 @@ def _below(limit: float, why: str) -> Callable[[float], str]:
     return lambda value: why if value < limit else ""
 
 
-def _no_gradient(value: float) -> str:
-    return "" if value else "no gradient: nothing was learned; are all advantages 0?"
-
-
 _DISAGREE = "trainer and engine disagree: call session.check_mismatch(rollout)"
 _TRAIN = {
     "loss": Meaning(
         "what the optimizer lowered", "any finite number; near 0 is usual", short="loss"
     ),
     "pg_loss": Meaning(
-        "the policy part of the loss",
-        "near 0 while on-policy; not a score",
-        short="policy loss",
+        "the policy part of the loss", "near 0 while on-policy; not a score", short="policy loss"
     ),
     "entropy_loss": Meaning(
         "entropy: how undecided the model is, in nats a token",
@@ -75,7 +69,7 @@ _TRAIN = {
     "grad_norm": Meaning(
         "length of the gradient before clipping",
         "above 0, without jumps",
-        _no_gradient,
+        lambda value: "" if value else "no gradient: nothing was learned; are all advantages 0?",
         "gradient norm",
     ),
     "ess_ratio": Meaning(

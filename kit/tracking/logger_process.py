@@ -1,7 +1,8 @@
 """The process that logs, `python -m kit.tracking.logger_process`, with lines of JSON on its pipes.
 
 In: first an order (what to log to, settings, folder), then a row a line, `[step key, metrics]`; the
-end of the input is the end of the run. Out: `{"sink": ..., "ready" | "failed" | "finished": ...}`.
+end of the input is the end of the run. Out: `{"sink": ..., "event": ..., "text": ...}`, where the
+event is `ready`, `missing`, `failed` or `finished`.
 
 Each of TensorBoard, Weights & Biases and trackio is called in a thread of its own.
 """
@@ -14,6 +15,7 @@ import queue
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -47,10 +49,11 @@ def main() -> None:
     for line in sys.stdin:
         step_key, row = json.loads(line)
         for rows in queues.values():
-            if not rows.full():
-                rows.put((step_key, row))
+            with suppress(queue.Full):
+                rows.put_nowait((step_key, row))
     for rows in queues.values():
-        rows.put(None) if not rows.full() else None
+        with suppress(queue.Full):
+            rows.put_nowait(None)
     for thread in threads:
         thread.join(LAST_SECONDS / len(threads))
     os._exit(0)  # whatever a library still waits for
@@ -74,12 +77,9 @@ _one_at_a_time = threading.Lock()
 
 
 def _tell(events_out: TextIO, name: str, event: str, text: str) -> None:
-    try:
-        with _one_at_a_time:
-            events_out.write(json.dumps({"sink": name, "event": event, "text": text}) + "\n")
-            events_out.flush()
-    except OSError:
-        pass  # the session's process has ended
+    with suppress(OSError), _one_at_a_time:  # the session's process may have ended
+        events_out.write(json.dumps({"sink": name, "event": event, "text": text}) + "\n")
+        events_out.flush()
 
 
 class Sink(Protocol):

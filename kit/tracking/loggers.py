@@ -34,6 +34,22 @@ CLOSE_SECONDS = 15.0
 WAITING_LINES = 4096
 """More than that are dropped while the other process does not read."""
 GOES_ON = "Training goes on, and the run's own files are whole."
+ROLLOUT_STEP, TRAIN_STEP, EVAL_STEP = "rollout/step", "train/step", "eval/step"
+STEP_KEYS = {
+    "train/*": TRAIN_STEP,
+    "rollout/*": ROLLOUT_STEP,
+    "perf/*": ROLLOUT_STEP,
+    "eval/*": EVAL_STEP,
+}
+"""Which step the metrics of each kind are drawn over."""
+_WAYS_OUT = {
+    "tensorboard": "see that the folder can be written and the disk has room (logging.dir)",
+    "wandb": "`wandb login` once, or logging.wandb_mode: offline and `wandb sync` later",
+    "trackio": "see that the folder can be written and the disk has room (logging.dir)",
+}
+
+Row = tuple[str, Metrics]
+"""The step key that a row is counted by, and its metrics, the step among them."""
 
 
 def start(config: SessionConfig, folder: Path | None) -> Loggers | None:
@@ -75,7 +91,7 @@ class Loggers:
             return
         for job in (self._write, self._read):
             threading.Thread(target=job, name="kit-loggers", daemon=True).start()
-        self.put(_first_message(config, self.folder, name))
+        self.put(_order(config, self.folder, name))
         atexit.register(self.close)
 
     def step(self, metrics: Mapping[str, float], update: UpdateReport, step: int) -> None:
@@ -180,15 +196,8 @@ class Loggers:
         )
 
 
-_WAYS_OUT = {
-    "tensorboard": "see that the folder can be written and the disk has room (logging.dir)",
-    "wandb": "`wandb login` once, or logging.wandb_mode: offline and `wandb sync` later",
-    "trackio": "see that the folder can be written and the disk has room (logging.dir)",
-}
-
-
-def _first_message(config: SessionConfig, folder: Path, name: str) -> dict[str, Any]:
-    """Start-up message to the logging process; includes the settings under Miles' names."""
+def _order(config: SessionConfig, folder: Path, name: str) -> dict[str, Any]:
+    """Order to the logging process: what to log to, by which settings, and into which folder."""
     return {
         "sinks": list(config.logging.used),
         "settings": config.logging.model_dump(mode="json"),
@@ -203,19 +212,6 @@ def _first_message(config: SessionConfig, folder: Path, name: str) -> dict[str, 
 def _open_end(pipe: IO[str] | None) -> IO[str]:
     assert pipe is not None  # both ends were asked for
     return pipe
-
-
-ROLLOUT_STEP, TRAIN_STEP, EVAL_STEP = "rollout/step", "train/step", "eval/step"
-STEP_KEYS = {
-    "train/*": TRAIN_STEP,
-    "rollout/*": ROLLOUT_STEP,
-    "perf/*": ROLLOUT_STEP,
-    "eval/*": EVAL_STEP,
-}
-"""Which step the metrics of each kind are drawn over."""
-
-Row = tuple[str, Metrics]
-"""The step key that a row is counted by, and its metrics, the step among them."""
 
 
 def of_step(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import zlib
 from collections import Counter
@@ -82,6 +83,4 @@ def pass_at_k(right: int, total: int, k: int) -> float:
     1 - C(total - right, k) / C(total, k). Source: Chen et al., "Evaluating Large Language Models
     Trained on Code", 2021.
     """
-    from math import comb
-
-    return 1.0 - comb(total - right, k) / comb(total, k)
+    return 1.0 - math.comb(total - right, k) / math.comb(total, k)

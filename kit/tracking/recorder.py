@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.config import SessionConfig
+from kit.config.presets import PRESETS
 from kit.reports import EvalReport
 from kit.reports.runs import RunSettings
 from kit.samples import Rollout
@@ -40,7 +41,6 @@ RUN_DIR_VARIABLE = "KIT_RUN_DIR"
 """Names the run's folder to the notebook's kernel; `kit run` sets it."""
 GROUP_VARIABLE = "KIT_RUN_GROUP"
 """Names runs that follow each other and share a stack; `kit run` sets it."""
-
 NAME_VARIABLE = "KIT_RUN_NAME"
 """Names the folder of the run that a `kit run` starts; a sweep sets it, to know its members'."""
 
@@ -124,7 +124,7 @@ class Recorder:
         """
         if history is not None:
             self.truncate_to(history - 1)
-            self._rows.append((self._size(METRICS), self._size(SAMPLES)))
+            self._rows.append((_size(self.folder / METRICS), _size(self.folder / SAMPLES)))
         self._append_row(METRICS, {"step": step, **metrics})
         every = self.settings.samples_every
         if rollout is not None and every and step % every == 0:
@@ -133,7 +133,7 @@ class Recorder:
     def _samples(self, rollout: Rollout, step: int) -> None:
         try:
             rows = [_finite({"step": step, **sample.to_dict()}) for sample in rollout]
-            lines = [json.dumps(row, default=_plain, allow_nan=False) + "\n" for row in rows]
+            lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
         except (TypeError, ValueError) as error:
             self._warn(SAMPLES, f"metadata that is not plain data: {error}")
             return
@@ -190,7 +190,7 @@ class Recorder:
         """Current ends of the files, for a checkpoint to remember."""
         return {
             "attempt": self.settings.attempt,
-            "sizes": {name: self._size(name) for name in LINES},
+            "sizes": {name: _size(self.folder / name) for name in LINES},
             "base": self._base or 0,
             "rows": self._rows,
         }
@@ -224,11 +224,8 @@ class Recorder:
 
     # ---- writing -------------------------------------------------------------------------------
 
-    def _size(self, name: str) -> int:
-        return _size(self.folder / name)
-
     def _append_row(self, name: str, row: Mapping[str, Any]) -> None:
-        self._append(name, json.dumps(_finite(row), default=float, allow_nan=False) + "\n")
+        self._append(name, json.dumps(_finite(row), allow_nan=False) + "\n")
 
     def _append(self, name: str, text: str) -> None:
         """Append in one write, so that no reader ever sees half a line."""
@@ -258,20 +255,13 @@ def _size(file: Path) -> int:
         return 0
 
 
-def _plain(value: Any) -> Any:
-    """Convert numbers and arrays of other libraries to plain ones."""
-    return value.tolist() if hasattr(value, "tolist") else float(value)
-
-
 def _finite(value: Any) -> Any:
-    """Replace NaN and infinity by null, at any depth; JSON has neither."""
+    """Convert to JSON's types, at any depth: NaN and infinity to null, arrays to lists."""
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
-    if isinstance(value, (str, bool)) or value is None:
-        return value
-    if isinstance(value, int):
+    if isinstance(value, (str, int)) or value is None:
         return value
     if hasattr(value, "tolist"):
         return _finite(value.tolist())
@@ -281,9 +271,6 @@ def _finite(value: Any) -> Any:
 
 def apply_run_settings(config: SessionConfig | str | Path) -> SessionConfig | str | Path:
     """Configuration of a session that a run's notebook starts with `config`."""
-    from kit.config import SessionConfig
-    from kit.config.presets import PRESETS
-
     settings = RunSettings.here()
     if settings.preset and isinstance(config, str) and config in PRESETS:
         config = settings.preset

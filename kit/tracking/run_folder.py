@@ -1,19 +1,24 @@
-"""A run's folder: the names of its files, how to find it by a name, and how to read its rows."""
+"""A run's folder: its name and those of its files, how to find it, and how to read its rows."""
 
 from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from kit.errors import RunError, did_you_mean
 from kit.reports import REWARD
 from kit.reports.runs import RESULT
 
 RUNS = Path("papermill_runs")
+NOTEBOOK = "notebook.ipynb"
 PARAMETERS = "params.yaml"
 
 CONFIG = "config.yaml"
@@ -28,13 +33,41 @@ ATTEMPTS = "attempts"
 
 SWEEP = "sweep.json"
 
-MARKS = (RESULT, PARAMETERS, METRICS, CONFIG, "notebook.ipynb")
+MARKS = (RESULT, PARAMETERS, METRICS, CONFIG, NOTEBOOK)
 """Files of which a run's folder has one at least."""
 NAMED = re.compile(r"(\d{8}-\d{6})-(.+?)(?:-([0-9a-f]{6}))?$")
 """When, which notebook, and the number that tells runs of the same second apart."""
 SIGNS_AT_END = re.compile(r"-([0-9a-f]{6})$")
 """The shortest name of a run."""
 LAST = re.compile(r"last(?:~(\d+))?$")
+
+
+def new_name(stem: str) -> str:
+    """The name of a new folder, as `NAMED` reads it."""
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{stem}-{secrets.token_hex(3)}"
+
+
+def new_folder(root: Path, name: str, what: str = "run") -> Path:
+    """Make `root/name`, with a number behind it where another run (or sweep) has taken that.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    number = 1
+    while True:
+        folder = root / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise RunError(
+                f"The {what}'s folder {folder} cannot be made.",
+                why=str(error),
+                fix="choose another place with --out.",
+            ) from None
+        else:
+            return folder.resolve()
 
 
 def find_run(name: str | Path, root: str | Path = RUNS) -> Path:
@@ -139,17 +172,11 @@ def begun(folder: Path) -> datetime | None:
 
 def when(text: object, stamp: str) -> datetime | None:
     """Time of a record, or else of a folder's name."""
-    for read, given in ((datetime.fromisoformat, text), (_stamp, stamp)):
-        if isinstance(given, str) and given:
-            try:
-                return read(given).astimezone()
-            except ValueError:
-                continue
+    with suppress(ValueError):
+        return datetime.fromisoformat(str(text)).astimezone()
+    with suppress(ValueError):
+        return datetime.strptime(stamp, "%Y%m%d-%H%M%S").astimezone()
     return None
-
-
-def _stamp(text: str) -> datetime:
-    return datetime.strptime(text, "%Y%m%d-%H%M%S")
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -157,6 +184,15 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         row = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Read a YAML mapping; empty if the file is missing or damaged."""
+    try:
+        row = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
         return {}
     return row if isinstance(row, dict) else {}
 

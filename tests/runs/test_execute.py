@@ -14,8 +14,9 @@ from PIL import Image
 from rich.console import Console
 
 from kit.errors import RunError
-from kit.runs import RunResult, execute, run_notebook
+from kit.runs import RunResult, run_notebook
 from kit.runs.kernel import KERNEL_LOG
+from kit.tracking.run_folder import new_folder
 from tests.cases import slow
 from tests.runs.conftest import MakeNotebook, write_notebook
 
@@ -224,7 +225,7 @@ def test_an_unknown_parameter_stops_the_run_before_it_has_a_folder(
 
 
 def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
-    names = [execute.new_folder(tmp_path, "20260131-142501-lesson").name for _ in range(3)]
+    names = [new_folder(tmp_path, "20260131-142501-lesson").name for _ in range(3)]
     assert names == [
         "20260131-142501-lesson",
         "20260131-142501-lesson-2",

@@ -66,6 +66,8 @@ def test_a_run_is_read_as_far_as_it_came(root: Path, tmp_path: Path) -> None:
         file.write('{"step": 12, "rollout/raw')
     run = read_run(killed)
     assert (run.status, run.steps, run.parameters, run.seed) == ("unfinished", 12, {}, 0)
+    (killed / "config.yaml").write_text("")
+    assert read_run(killed).seed is None
     assert run.started is not None
     assert f"{run.started:%H:%M:%S}" == killed.name[9:15][:2] + ":26:01"
 
@@ -137,10 +139,14 @@ def test_a_run_is_found_by_beginning_signs_at_its_end_or_age(
     assert names(resolve(asked, root)) == found
 
 
-def test_a_folder_is_a_name_too_and_a_member_keeps_its_sweep(root: Path) -> None:
+def test_a_folder_is_a_name_too_and_a_member_keeps_its_sweep(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inner = next((root / "20260131-150000-sweep-lesson-abcdef").glob("*-00000b"))
-    (run,) = resolve([inner], "elsewhere")
-    assert (run.status, run.sweep) == ("stopped", "20260131-150000-sweep-lesson-abcdef")
+    monkeypatch.chdir(inner)
+    for name in (inner, "."):
+        (run,) = resolve([name], "elsewhere")
+        assert (run.status, run.sweep) == ("stopped", "20260131-150000-sweep-lesson-abcdef")
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,9 @@ def test_a_terminal_shows_every_member_with_state_step_and_reward(tmp_path: Path
         member.attempts, member.steps, member.seconds = 1, 12, 83.0
         member.reward_first, member.reward_last = 0.25, 0.75
     members[1].why = "Cell 3 failed: [bold]ValueError[/bold]"
+    members[3].parameters, members[3].folder = {"lr": 0.4}, "now"
+    (tmp_path / "now").mkdir()
+    (tmp_path / "now" / "config.yaml").touch()  # its session is about to write it
     record = SweepRecord(notebook="a.ipynb", grid={"lr": [0.1]}, members=members)
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=140, height=40)
@@ -273,6 +276,7 @@ def test_a_terminal_shows_every_member_with_state_step_and_reward(tmp_path: Path
     assert "1 member to run, 1 at a time, GPU 0 each" in shown
     assert re.search(r"1 +0.1 +✓ completed +12/30 +0.25 → 0.75 +1 min 23 s", shown)
     assert re.search(r"2 +0.2 +✗ failed.*\[bold\]ValueError\[/bold\]", shown)
+    assert re.search(r"4 +0.4 +▶ running +12 +0.25", shown)
     assert re.search(r"5 +0.5 +○ waiting", shown)
 
 

@@ -62,7 +62,7 @@ def test_the_grid_times_the_seeds_with_seeds_changing_fastest(make_notebook: Mak
     path = make_notebook(parameters=SEEDED)
     given = [("lr", "1e-5"), ("estimator", "grpo,rloo"), ("lr", "1e-4"), ("label", "x")]
     plan = plan_sweep(path, given, seeds=2)
-    assert plan.varied == ["lr", "estimator", "seed"]
+    assert list(plan.axes) == ["lr", "estimator", "seed"]
     assert plan.members()[:3] == [
         {"label": "x", "lr": 1e-5, "estimator": "grpo", "seed": 0},
         {"label": "x", "lr": 1e-5, "estimator": "grpo", "seed": 1},
@@ -93,6 +93,7 @@ def test_from_python_a_list_is_several_values(make_notebook: MakeNotebook) -> No
         ({}, 0, "--seeds is 0"),
         ({}, [1, 1], "a seed twice"),
         ({"lr": [float(i) for i in range(40)]}, 40, "1,600 members"),
+        ({name: list(range(500)) for name in ("lr", "anything")}, 400, "100,000,000 members"),
         ({"lr": "nan,1"}, (), "nan"),
     ],
 )

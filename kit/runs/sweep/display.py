@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import yaml
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from kit.runs.sweep.state import SIGNS, Member, SweepRecord
-from kit.tracking.run_folder import CONFIG
+from kit.runs.progress import planned_steps, say
+from kit.runs.sweep.state import SIGNS, STYLES, Member, SweepRecord
 from kit.utils.formatting import count, duration, number, shorten
 
-_STYLES = {"completed": "green", "failed": "red", "killed": "red", "running": "cyan"}
-_STEPS = ("steps", "num_rollout")
 _AROUND = 8
 """Lines of a terminal that are not members' rows."""
 
@@ -29,7 +26,7 @@ class SweepDisplay:
         self, console: Console, folder: Path, record: SweepRecord, room: Sequence[str]
     ) -> None:
         self._console, self._folder, self._record, self._room = console, folder, record, room
-        self._planned: dict[int, int] = {}
+        self._planned: dict[int, int | None] = {}
         # Drawn by hand: a thread would not go together with starting processes.
         self._live = Live(
             console=console, auto_refresh=False, transient=True, vertical_overflow="visible"
@@ -70,7 +67,7 @@ class SweepDisplay:
 
     def say(self, words: str) -> None:
         """Print a line as it is."""
-        self._console.print(words, markup=False, highlight=False, soft_wrap=True)
+        say(self._console, words)
 
     def summary(self) -> None:
         """Print the whole table, and what to do next."""
@@ -105,7 +102,7 @@ class SweepDisplay:
             table.add_row(
                 str(member.number),
                 *(Text(shorten(str(member.parameters[name]), 40)) for name in record.varied),
-                Text(f"{SIGNS[member.state]} {member.state}", style=_STYLES.get(member.state, "")),
+                Text(f"{SIGNS[member.state]} {member.state}", style=STYLES.get(member.state, "")),
                 self._step(member),
                 _change(member.reward_first, member.reward_last),
                 duration(member.seconds) if member.attempts else "",
@@ -125,20 +122,11 @@ class SweepDisplay:
     def _step(self, member: Member) -> str:
         if not member.attempts:
             return ""
-        planned = self._steps(member)
+        planned = self._planned.get(member.number)
+        if planned is None:
+            planned = planned_steps(self._folder / (member.folder or ""), member.parameters)
+            self._planned[member.number] = planned
         return f"{member.steps}/{planned}" if planned else str(member.steps)
-
-    def _steps(self, member: Member) -> int | None:
-        """Number of planned steps, from the parameters or the session's settings."""
-        given = next((member.parameters[n] for n in _STEPS if n in member.parameters), None)
-        if isinstance(given, int):
-            return given
-        if member.number not in self._planned and member.folder:
-            file = self._folder / member.folder / CONFIG
-            if file.is_file():
-                config: dict[str, Any] = yaml.safe_load(file.read_text("utf-8"))
-                self._planned[member.number] = int(config["training"]["num_rollout"])
-        return self._planned.get(member.number)
 
 
 def _change(first: float | None, last: float | None) -> str:

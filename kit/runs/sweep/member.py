@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import secrets
 import shlex
 import signal
 import subprocess
@@ -12,7 +11,6 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from kit.runs.parameters import read_parameters
 from kit.runs.sweep.plan import Place, as_text
 from kit.runs.sweep.state import Member, SweepRecord
 from kit.tracking.recorder import NAME_VARIABLE, RUN_DIR_VARIABLE
+from kit.tracking.run_folder import new_name
 from kit.utils.interrupts import held
 
 LOGS = "logs"
@@ -48,9 +47,7 @@ class MemberProcess:
         """Start a member in this place, or resume the run in its folder; its state becomes
         `running`.
         """
-        stem = Path(sweep.notebook).stem
-        new = f"{datetime.now():%Y%m%d-%H%M%S}-{stem}-{secrets.token_hex(3)}"
-        name = member.folder or new
+        name = member.folder or new_name(Path(sweep.notebook).stem)
         log = folder / LOGS / f"{member.number:02}.log"
         log.parent.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "kit", "run"]

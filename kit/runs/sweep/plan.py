@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -46,16 +47,15 @@ class SweepPlan:
     seeds: list[int] = field(default_factory=list)
     """Empty where the notebook's own seed stays."""
 
-    def members(self) -> list[dict[str, Any]]:
-        """Parameters of each member that differ from the notebook's; seeds vary fastest."""
-        axes = self.grid | ({SEED: self.seeds} if self.seeds else {})
-        combinations = itertools.product(*axes.values())
-        return [self.fixed | dict(zip(axes, values, strict=True)) for values in combinations]
-
     @property
-    def varied(self) -> list[str]:
-        """Names of the parameters in which members differ."""
-        return [*self.grid, *([SEED] if len(self.seeds) > 1 else [])]
+    def axes(self) -> dict[str, list[Any]]:
+        """What is combined: the grid, and the seeds, which vary fastest."""
+        return self.grid | ({SEED: self.seeds} if self.seeds else {})
+
+    def members(self) -> list[dict[str, Any]]:
+        """Parameters of each member that differ from the notebook's."""
+        combinations = itertools.product(*self.axes.values())
+        return [self.fixed | dict(zip(self.axes, values, strict=True)) for values in combinations]
 
 
 def plan_sweep(
@@ -87,14 +87,14 @@ def plan_sweep(
         grid={name: found for name, found in checked.items() if len(found) > 1},
         seeds=_seeds(source, known, seeds, checked),
     )
-    for parameters in (members := plan.members())[:MOST_MEMBERS]:
-        for name in known.keys() & parameters.keys():
-            as_text(known[name], parameters[name])  # said before anything starts
-    if len(members) > MOST_MEMBERS:
+    if (members := math.prod(map(len, plan.axes.values()))) > MOST_MEMBERS:
         raise RunError(
-            f"The sweep would have {len(members):,} members, more than {MOST_MEMBERS:,}.",
+            f"The sweep would have {members:,} members, more than {MOST_MEMBERS:,}.",
             fix="give fewer values, and sweep in several parts.",
         )
+    for name, found in [*checked.items(), (SEED, plan.seeds)]:
+        for value in found if name in known else ():
+            as_text(known[name], value)  # said before anything starts
     return plan
 
 

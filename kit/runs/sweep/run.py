@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +37,7 @@ from kit.runs.overrides import SEED
 from kit.runs.parameters import check_parameters, read_parameters
 from kit.runs.sweep.display import SweepDisplay
 from kit.runs.sweep.member import MemberProcess
-from kit.runs.sweep.plan import Place, SweepPlan, places, plan_sweep
+from kit.runs.sweep.plan import Place, places, plan_sweep
 from kit.runs.sweep.state import (
     DONE,
     Member,
@@ -48,7 +47,7 @@ from kit.runs.sweep.state import (
     SweepRecord,
     read_sweep,
 )
-from kit.tracking.run_folder import METRICS, RUNS, reward_curve
+from kit.tracking.run_folder import METRICS, RUNS, new_folder, new_name, reward_curve
 
 COMPARISON = "comparison.html"
 
@@ -93,7 +92,7 @@ def run_sweep(
     room = places(parallel)
     if stop_below is not None:
         StopBelow.parse(stop_below)
-    folder = _new_folder(Path(out_root), plan)
+    folder = new_folder(Path(out_root), new_name(f"sweep-{plan.notebook.stem}"), "sweep")
     record = SweepRecord(
         notebook=str(plan.notebook),
         fixed=plan.fixed,
@@ -201,33 +200,25 @@ class Sweep:
             elif not running.stopping and (why := self._stop_because(member)):
                 running.stop(why)
 
-    def _follow(self, member: Member) -> None:
+    def _follow(self, member: Member) -> Rewards:
+        """Rewards of a member so far, which its record then shows too."""
         file = self.folder / (member.folder or "") / METRICS
         size = file.stat().st_size if file.is_file() else 0
-        if size == self._sizes.get(member.number, 0):
-            return
-        self._sizes[member.number] = size
-        rewards = self._rewards[member.number] = reward_curve(file.parent)
-        if rewards:
-            member.steps = len(rewards)
-            member.reward_first, member.reward_last = rewards[0][1], rewards[-1][1]
+        if size != self._sizes.get(member.number, 0):
+            self._sizes[member.number] = size
+            rewards = self._rewards[member.number] = reward_curve(file.parent)
+            if rewards:
+                member.steps = len(rewards)
+                member.reward_first, member.reward_last = rewards[0][1], rewards[-1][1]
+        return self._rewards.get(member.number, [])
 
     def _stop_because(self, member: Member) -> str:
-        rewards = self._rewards.get(member.number, [])
+        rewards = self._follow(member)
         why = self._below.why(rewards) if self._below else ""
         if not why and self._median:
-            others = [
-                self._of(other)
-                for other in self.record.in_state("running", "completed")
-                if other is not member
-            ]
-            why = self._median.why(rewards, others)
+            others = [m for m in self.record.in_state("running", "completed") if m is not member]
+            why = self._median.why(rewards, [self._follow(other) for other in others])
         return why
-
-    def _of(self, member: Member) -> Rewards:
-        if member.number not in self._rewards:  # it was completed before the sweep was resumed
-            self._follow(member)
-        return self._rewards.get(member.number, [])
 
     def _compare(self) -> None:
         """Write the page of all members; the sweep stands without it, so a failure is only told."""
@@ -262,20 +253,6 @@ class Sweep:
         for entry in registry.living():
             if entry.group in groups:
                 registry.terminate(entry)
-
-
-def _new_folder(root: Path, plan: SweepPlan) -> Path:
-    name = f"{datetime.now():%Y%m%d-%H%M%S}-sweep-{plan.notebook.stem}-{secrets.token_hex(3)}"
-    folder = root / name
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise RunError(
-            f"The sweep's folder {folder} cannot be made.",
-            why=str(error),
-            fix="choose another place with --out.",
-        ) from None
-    return folder.resolve()
 
 
 def _prepare(folder: Path, member: Member) -> None:
@@ -313,8 +290,3 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
     with suppress(OSError):
         os.unlink(folder / ".lock")
-
-
-def exit_code(record: SweepRecord) -> int:
-    """Exit code of the command: 0 if every member completed or was stopped by a rule, else 1."""
-    return 0 if all(member.state in DONE for member in record.members) else 1

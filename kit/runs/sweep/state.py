@@ -23,7 +23,7 @@ State = Literal["waiting", "running", "completed", "failed", "stopped", "interru
 
 DONE: tuple[State, ...] = ("completed", "stopped")
 """What `kit sweep --resume` leaves as it is."""
-SIGNS: dict[State, str] = {
+SIGNS = {
     "waiting": "○",
     "running": "▶",
     "completed": "✓",
@@ -31,7 +31,10 @@ SIGNS: dict[State, str] = {
     "stopped": "■",
     "interrupted": "‖",
     "killed": "✗",
+    "unfinished": "?",
 }
+"""Of members by their state, and of runs by their status."""
+STYLES = {"completed": "green", "failed": "red", "killed": "red", "running": "cyan"}
 
 
 class _Row(BaseModel):
