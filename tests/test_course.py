@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import nbformat
+import numpy
 import pytest
 
 from kit.config import TrainingConfig
@@ -87,6 +88,7 @@ RIGHT: list[tuple[str, Any, dict[str, Any]]] = [
     ("02.3", 0.2191, {"before": AFTER}),
     ("03.1", 0.8187, {}),
     ("03.3", ess, {}),
+    ("03.3", lambda x: numpy.float32(ess(x)), {}),
     ("04.1", "1>2>3>4>5>6>7>", {}),
     ("04.3", 1, {"rollout": SLIPPED, "reward": steps_pay}),
     ("05.2", (False, True, True, False), {}),

@@ -26,16 +26,16 @@ def groups_without_a_lesson(answer: object, rollout: Rollout) -> str:
     """The groups whose rewards are all equal, whether all 1 or all 0."""
     groups = rollout.groups()
     equal = [group for group in groups if equal_rewards(group)]
+    different = len(groups) - len(equal)
     all_right = sum(bool(group[0].reward) for group in equal)
+    all_wrong = len(equal) - all_right
     return hint(
         answer,
         len(equal),
         {
-            "Those are the groups that do teach something. The others are asked for.": len(groups)
-            - len(equal),
+            "Those are the groups that do teach something. The others are asked for.": different,
             "That counts the groups that are all right. All wrong is as equal.": all_right,
-            "That counts the groups that are all wrong. All right is as equal.": len(equal)
-            - all_right,
+            "That counts the groups that are all wrong. All right is as equal.": all_wrong,
             "That counts samples. Count groups.": sum(map(len, equal)),
         },
     )
@@ -45,10 +45,8 @@ def four_greedy_answers(answer: object) -> str:
     """One prompt, four samples, temperature 0: all the same."""
     if not isinstance(answer, Rollout):
         return "Put the rollout that session.generate(...) returns into `answer`."
-    if len(answer.groups()) != 1:
-        return (
-            f"It asks {len(answer.groups())} questions; one is wanted: generate(['12+34='], ...)."
-        )
+    if (asked := len(answer.groups())) != 1:
+        return f"It asks {asked} questions; one is wanted: generate(['12+34='], ...)."
     if len(answer) != 4:
         return f"It has {len(answer)} samples; pass n_samples_per_prompt=4."
     if len({sample.response for sample in answer}) > 1:

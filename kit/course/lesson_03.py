@@ -22,8 +22,7 @@ def ratio_of_a_token(answer: object) -> str:
             "That is the difference of the log-probs. The exponential of it is the ratio.": -0.2,
             "That is a difference of log-probs. The exponential of trainer minus engine is "
             "the ratio.": 0.2,
-            "That divides log-probs. Probabilities are their exponentials: divide those.": 0.9
-            / 0.7,
+            "That divides log-probs. Probabilities are their exponentials: divide those.": 9 / 7,
         },
         tolerance=0.005,
     )

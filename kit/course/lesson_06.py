@@ -56,12 +56,12 @@ def steps_that_taught_little(answer: object, rows: Sequence[Mapping[str, Any]], 
         for row in rows
     ]
     right = sum(count > groups / 4 for count in equal)
+    others = len(rows) - right
     return hint(
         answer,
         right,
         {
-            "Those are the steps with a quarter or less. The others are asked for.": len(rows)
-            - right,
+            "Those are the steps with a quarter or less. The others are asked for.": others,
             "Those are the steps with any such group. More "
             "than a quarter of the groups is asked for.": sum(bool(count) for count in equal),
             "That counts groups. Count steps.": sum(equal),

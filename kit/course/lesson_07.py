@@ -56,20 +56,17 @@ def largest_rate(answer: object, tried: WhatIf) -> str:
 def kl_of_changes(answer: object) -> str:
     """The mean of exp(change) - 1 - change."""
     given = list(CHANGES)
+    k1, k2 = -mean(given), mean([c * c / 2 for c in given])
+    k3 = mean([math.expm1(c) - c for c in given])
+    turned = mean([math.expm1(-c) + c for c in given])
     return hint(
         call(answer, given),
-        mean([math.expm1(c) - c for c in given]),
+        k3,
         {
-            "That is minus the mean change (k1): right on average, but it can be below 0.": -mean(
-                given
-            ),
-            "That is the mean of half the squares (k2).": mean([c * c / 2 for c in given]),
-            "The sign of the change is turned around: the samples are the old policy's.": mean(
-                [math.expm1(-c) + c for c in given]
-            ),
-            "That is the sum. Divide by the number of tokens.": sum(
-                math.expm1(c) - c for c in given
-            ),
+            "That is minus the mean change (k1): right on average, but it can be below 0.": k1,
+            "That is the mean of half the squares (k2).": k2,
+            "The sign of the change is turned around: the samples are the old policy's.": turned,
+            "That is the sum. Divide by the number of tokens.": k3 * len(given),
         },
         tolerance=0.003,
     )

@@ -86,10 +86,11 @@ def check(exercise: str, answer: object, **known: object) -> Verdict:
 
 def exercises() -> dict[str, Check]:
     """Every exercise by its number; the docstring of its check is the right answer in words."""
+    modules = {lesson: import_module(f"kit.course.lesson_{lesson}") for lesson in LESSONS}
     return {
         f"{lesson}.{number}": function
-        for lesson in LESSONS
-        for number, function in enumerate(_checks(lesson), start=1)
+        for lesson, module in modules.items()
+        for number, function in enumerate(module.EXERCISES, start=1)
     }
 
 
@@ -107,9 +108,9 @@ def call(function: object, *arguments: object) -> Any:
     return value
 
 
-def near(value: object, right: float, tolerance: float = 0.01) -> bool:
-    """Whether a value is a number and equals `right` up to rounding."""
-    return isinstance(value, (int, float)) and abs(float(value) - right) <= tolerance
+def near(value: Any, right: float, tolerance: float = 0.01) -> bool:
+    """Whether a value is a number, of Python's or another library, and nearly equals `right`."""
+    return hasattr(value, "__float__") and abs(float(value) - right) <= tolerance
 
 
 def hint(
@@ -125,12 +126,6 @@ def hint(
         return "That is nan, not a number: was something divided by 0?"
     hints = [words for words, mistaken in mistakes.items() if near(value, mistaken, tolerance)]
     return " Or: ".join(hints) or f"{value:.4g} is too {'large' if value > right else 'small'}."
-
-
-def _checks(lesson: str) -> tuple[Check, ...]:
-    module = import_module(f"kit.course.lesson_{lesson}")
-    checks: tuple[Check, ...] = module.EXERCISES
-    return checks
 
 
 def _unanswered(answer: object) -> bool:

@@ -270,21 +270,26 @@ def shares(count: int, among: int) -> list[slice]:
     return [slice(i * count // among, (i + 1) * count // among) for i in range(among)]
 
 
+CONTAINER = Path("/sys/fs/cgroup")
+
+
 def free_memory() -> int:
-    """Bytes that this process may still take: the machine's, or its container's where less."""
+    """Bytes that this process may still take: the machine's, or its container's where less.
+
+    Files that are only cached count as free: the kernel drops them when memory runs short.
+    """
     free = int(psutil.virtual_memory().available)
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for limit, used, stat, cached in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_inactive_file",
+        ),
     ):
-        numbers = [_number(Path("/sys/fs/cgroup") / name) for name in (limit, used)]
-        if numbers[0] is not None and numbers[1] is not None:
-            free = min(free, max(numbers[0] - numbers[1], 0))
+        with contextlib.suppress(OSError, ValueError):  # not there, or no limit: `max`
+            most, held = (int((CONTAINER / name).read_text()) for name in (limit, used))
+            amounts = dict(line.split() for line in (CONTAINER / stat).read_text().splitlines())
+            free = min(free, max(most - held + int(amounts.get(cached, 0)), 0))
     return free
-
-
-def _number(file: Path) -> int | None:
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):  # not there, or `max`
-        return None
