@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from kit.errors import RunError
 from kit.samples import Sample
@@ -20,6 +20,8 @@ from kit.utils.display import Shown, pictures
 from kit.utils.files import replace_file
 
 RESULT = "result.json"
+SETTINGS_VARIABLE = "KIT_RUN_SETTINGS"
+"""Tells the notebook's kernel the settings of its run, as JSON; `kit run` sets it."""
 Status = Literal["running", "completed", "failed", "interrupted"]
 
 
@@ -43,7 +45,7 @@ class Process(_Part):
 
     pid: int
     started: str
-    """When it started; see `kit.cluster.registry.started`."""
+    """When it started; see `kit.utils.pids.started`."""
     host: str
 
     @classmethod
@@ -169,7 +171,7 @@ def read_record(folder: Path) -> RunRecord:
             why=f"It has no {RESULT}.",
             fix="name a folder that `kit run` made.",
         ) from None
-    except (OSError, ValidationError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(
             f"{file} cannot be read as the record of a run.",
             why=str(error).splitlines()[0],
@@ -307,7 +309,3 @@ class RunComparison(Shown):
         except OSError as error:
             raise RunError(f"{target} cannot be written.", why=str(error)) from None
         return target
-
-
-SETTINGS_VARIABLE = "KIT_RUN_SETTINGS"
-"""Tells the notebook's kernel the settings of its run, as JSON; `kit run` sets it."""

@@ -102,7 +102,7 @@ class Snapshot(Shown):
     training: TrainingConfig = field(default_factory=TrainingConfig, repr=False)
     """The settings that the training had."""
     state: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """Counters, data position, buffer, metrics; see `kit.checkpoint.standing`."""
+    """Counters, data position, buffer, metrics; see `kit.checkpoint.state`."""
     last_rollout: Rollout | None = field(default=None, repr=False, compare=False)
     last_batch: Batch | None = field(default=None, repr=False, compare=False)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import DataError
-from kit.samples.sample import Sample, Status, check_batch
+from kit.samples.sample import Sample, Status
 from kit.utils.display import Displayed, pictures
 from kit.utils.formatting import mean
 
@@ -156,7 +156,19 @@ class Batch(Displayed):
     """An update remembers it: the same batch cannot be applied twice in a row by mistake."""
 
     def __post_init__(self) -> None:
-        check_batch(self)
+        if len(self.samples) != len(self.advantages):
+            raise DataError(
+                f"A batch needs one advantage per sample: got {len(self.samples)} samples and "
+                f"{len(self.advantages)} advantages."
+            )
+        lengths = [s.response_length for s in self.samples]
+        for name in ("token_advantages", "values", "returns"):
+            rows = getattr(self, name)
+            if rows is not None and [len(row) for row in rows] != lengths:
+                raise DataError(
+                    f"{name} needs one number for each response token of each sample: got "
+                    f"{[len(row) for row in rows][:8]}, the responses have {lengths[:8]} tokens."
+                )
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -1,19 +1,15 @@
-"""`Sample`, one response to one prompt, and the checks that samples and batches pass when made."""
+"""`Sample`, one response to one prompt, with the checks that it passes when made."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kit.errors import DataError
 from kit.samples import token_values as by_token
 from kit.utils.display import Displayed, Picture, pictures
-
-if TYPE_CHECKING:
-    from kit.samples.rollout import Batch
-
 
 Messages = list[dict[str, str]]
 
@@ -65,12 +61,36 @@ class Sample(Displayed):
     error: str | None = None
     """Why the reward function failed, in its own words."""
     token_values: dict[str, list[float]] = field(default_factory=dict)
-    """What is known of each response token (`kit.token_values`), as `session.annotate` fills in."""
+    """What `session.annotate` found of each response token; see `kit.samples.token_values`."""
     annotated_versions: list[int] = field(default_factory=list)
     """Weight versions of `trainer_log_prob_before`, where known, and of `trainer_log_prob`."""
 
     def __post_init__(self) -> None:
-        check_sample(self)
+        lengths = self.version_lengths
+        if lengths and (
+            len(lengths) != len(self.weight_versions)
+            or min(lengths) < 1
+            or sum(lengths) != self.response_length
+        ):
+            raise DataError(
+                f"version_lengths {lengths} does not part {self.response_length} response tokens "
+                f"among the weight_versions {self.weight_versions}.",
+                fix="give one length of 1 or more for each version, together response_length; or "
+                "leave version_lengths empty where one version wrote all.",
+            )
+        for name, values in self.token_values.items():
+            if len(values) != self.response_length:
+                raise DataError(
+                    f"token_values[{name!r}] has {len(values)} numbers for {self.response_length} "
+                    "response tokens.",
+                    fix="give one number for each response token.",
+                )
+        if len(self.annotated_versions) > 2:
+            raise DataError(
+                "annotated_versions holds more than two weight versions: "
+                f"{self.annotated_versions}.",
+                fix="give those of trainer_log_prob_before and trainer_log_prob, or fewer.",
+            )
 
     @property
     def spans(self) -> list[tuple[int, int]]:
@@ -113,8 +133,8 @@ class Sample(Displayed):
         """Every response token, coloured by a quantity that is known of it.
 
         Args:
-            quantity: one of `kit.token_values.QUANTITIES`, such as `entropy` or `change`, or a
-                name of your own in `token_values`; None takes the most telling one.
+            quantity: one of `kit.samples.token_values`, such as `entropy` or `change`, or a name of
+                your own in the sample's `token_values`; None takes the most telling one.
             start: the first token drawn, for responses longer than one strip.
 
         Raises:
@@ -214,48 +234,3 @@ class Sample(Displayed):
                 fix=f"Keep only: {', '.join(sorted(known))}.",
             )
         return cls(**dict(row) | {"status": Status(row.get("status", "pending"))})
-
-
-def check_sample(sample: Sample) -> None:
-    """Refuse spans and values that do not fit the response. Raises DataError."""
-    lengths = sample.version_lengths
-    if lengths and (
-        len(lengths) != len(sample.weight_versions)
-        or min(lengths) < 1
-        or sum(lengths) != sample.response_length
-    ):
-        raise DataError(
-            f"version_lengths {lengths} does not part {sample.response_length} response tokens "
-            f"among the weight_versions {sample.weight_versions}.",
-            fix="give one length of 1 or more for each version, together response_length; or "
-            "leave version_lengths empty where one version wrote all.",
-        )
-    for name, values in sample.token_values.items():
-        if len(values) != sample.response_length:
-            raise DataError(
-                f"token_values[{name!r}] has {len(values)} numbers for {sample.response_length} "
-                "response tokens.",
-                fix="give one number for each response token.",
-            )
-    if len(sample.annotated_versions) > 2:
-        raise DataError(
-            f"annotated_versions holds more than two weight versions: {sample.annotated_versions}.",
-            fix="give those of trainer_log_prob_before and trainer_log_prob, or fewer.",
-        )
-
-
-def check_batch(batch: Batch) -> None:
-    """Refuse numbers that are not one a sample, or one a token. Raises DataError."""
-    if len(batch.samples) != len(batch.advantages):
-        raise DataError(
-            f"A batch needs one advantage per sample: got {len(batch.samples)} samples and "
-            f"{len(batch.advantages)} advantages."
-        )
-    for name in ("token_advantages", "values", "returns"):
-        rows = getattr(batch, name)
-        lengths = [s.response_length for s in batch.samples]
-        if rows is not None and [len(row) for row in rows] != lengths:
-            raise DataError(
-                f"{name} needs one number for each response token of each sample: got "
-                f"{[len(row) for row in rows][:8]}, the responses have {lengths[:8]} tokens."
-            )

@@ -8,9 +8,9 @@ hundredths, which is what the journal of a session needs. Nothing is pickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import accumulate, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -162,28 +162,20 @@ def read_arrays(file: Path) -> tuple[list[Sample], dict[str, Any]]:
     try:
         with safe_open(file, "np") as opened:
             names = opened.keys()
-            columns = {name: opened.get_tensor(name).tolist() for name in names}
+            columns = {name: iter(opened.get_tensor(name).tolist()) for name in names}
             text = opened.metadata()
-        rows = json.loads(text["rows"])
-        places = {name: _places(rows, name) for name in columns}
-        samples = [
-            _sample(row, {name: columns[name][slice(*places[name][i])] for name in row["lengths"]})
-            for i, row in enumerate(rows)
-        ]
+        samples = [_next_sample(row, columns) for row in json.loads(text["rows"])]
         return samples, json.loads(text["own"])
     except Exception as error:
         raise DataError(f"{file} is damaged.", why=str(error)) from error
 
 
-def _places(rows: list[dict[str, Any]], name: str) -> list[tuple[int, int]]:
-    return list(pairwise(accumulate((row["lengths"].get(name, 0) for row in rows), initial=0)))
-
-
-def _sample(row: dict[str, Any], lists: dict[str, list[Any]]) -> Sample:
-    own = {name: value for name, value in row.items() if name != "lengths"}
+def _next_sample(row: dict[str, Any], columns: Mapping[str, Iterator[Any]]) -> Sample:
+    """The sample of a row, which takes its own numbers from each column."""
+    lists = {name: list(islice(columns[name], n)) for name, n in row.pop("lengths").items()}
     values = {name.removeprefix(VALUES): x for name, x in lists.items() if name.startswith(VALUES)}
     plain = {name: x for name, x in lists.items() if name in ARRAYS}
-    return Sample.from_dict(own | plain | {"token_values": values})
+    return Sample.from_dict(row | plain | {"token_values": values})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

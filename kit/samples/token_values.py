@@ -50,31 +50,19 @@ class Quantity:
 
 _ALL = (
     Quantity(
-        "change",
-        "log-prob after the update minus before",
-        "nats",
-        "signed",
-        TWICE,
+        "change", "log-prob after the update minus before", "nats", "signed", TWICE,
         worst="moved most",
     ),
     Quantity(
-        "rollout_log_prob",
-        "log-prob that the engine sampled with",
-        "nats",
-        "log_prob",
-        "rollout = session.generate()",
-        worst="least likely",
+        "rollout_log_prob", "log-prob that the engine sampled with", "nats", "log_prob",
+        "rollout = session.generate()", worst="least likely",
     ),
     Quantity(
-        "trainer_log_prob", "log-prob in the trainer", "nats", "log_prob", worst="least likely"
+        "trainer_log_prob", "log-prob in the trainer", "nats", "log_prob", worst="least likely",
     ),
     Quantity(
-        "trainer_log_prob_before",
-        "log-prob in the trainer, at the annotation before",
-        "nats",
-        "log_prob",
-        TWICE,
-        worst="least likely",
+        "trainer_log_prob_before", "log-prob in the trainer, at the annotation before", "nats",
+        "log_prob", TWICE, worst="least likely",
     ),
     Quantity(
         "difference", "log-prob in the trainer minus in the engine", "nats", "signed",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 _NOT_PLAIN = re.compile(r"[^\n\t -~]")
@@ -108,7 +108,8 @@ def number(value: object, digits: int = 4) -> str:
         return f"{value:.2g}" if size < 1e-3 else f"{value:.3g}"
     if value == int(value):
         return f"{int(value):,}"
-    return f"{value:,.0f}" if size >= 1000 else f"{value:.{digits}g}"
+    short = f"{value:.{digits}g}"
+    return f"{value:,.0f}" if size >= 1000 or "e" in short else short
 
 
 def percent(share: float) -> str:
@@ -151,7 +152,13 @@ def count(amount: int, one: str, many: str = "") -> str:
 
 def count_of(amount: float, one: str) -> str:
     """Format a mean with its unit: `15.1 tokens`, `1 token`."""
-    return f"{number(round(amount, 1))} {one if amount == 1 else one + 's'}"
+    shown = number(round(amount, 1))
+    return f"{shown} {one if shown == '1' else one + 's'}"
+
+
+def named(pairs: Iterable[tuple[str, str]]) -> str:
+    """Pairs of name and value on one line, for the terminal."""
+    return "  " + "   ".join(f"{name} {value}" for name, value in pairs)
 
 
 def columns(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:

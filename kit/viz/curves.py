@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kit.reports import REWARD, EvalReport, TrainReport
+from kit.reports import REWARD, TrainReport
 from kit.utils.formatting import mean, number, shorten
 
 Points = list[tuple[float, float]]
@@ -48,15 +48,12 @@ def rows_of(report: TrainReport) -> list[dict[str, Any]]:
 def evaluations_of(report: TrainReport) -> dict[str, Points]:
     """Every evaluation of a run once, by metric name."""
     during = [step.evaluation for step in report.steps if step.evaluation]
-    by_name = {f"eval/{e.dataset}": dict[float, float]() for e in (*report.evaluations, *during)}
+    by_name: dict[str, dict[float, float]] = {}
     for evaluation in (*report.evaluations, *during):
-        _add(by_name, evaluation)
+        points = by_name.setdefault(f"eval/{evaluation.dataset}", {})
+        if math.isfinite(evaluation.accuracy):
+            points[float(evaluation.step)] = evaluation.accuracy
     return {name: sorted(points.items()) for name, points in by_name.items()}
-
-
-def _add(by_name: dict[str, dict[float, float]], evaluation: EvalReport) -> None:
-    if math.isfinite(evaluation.accuracy):
-        by_name[f"eval/{evaluation.dataset}"][float(evaluation.step)] = evaluation.accuracy
 
 
 def curve(rows: Sequence[Row], name: str) -> Curve:
@@ -74,7 +71,7 @@ def curve(rows: Sequence[Row], name: str) -> Curve:
     return Curve(name, points, dropped)
 
 
-def logged_evaluations(rows: Sequence[Row]) -> dict[str, Points]:
+def _logged_evaluations(rows: Sequence[Row]) -> dict[str, Points]:
     """The `eval/...` metrics that are in the rows themselves."""
     names = dict.fromkeys(name for row in rows for name in row if name.startswith("eval/"))
     return {name: points for name in names if (points := curve(rows, name).points)}
@@ -84,13 +81,9 @@ def run_curves(
     rows: Sequence[Row], names: Iterable[str], evaluations: Mapping[str, Points]
 ) -> list[Curve]:
     """The curves to draw. Evaluations go over the reward, which has their unit."""
-    merged = {**logged_evaluations(rows), **evaluations}
-    drawn = []
-    for name in names:
-        one = curve(rows, name)
-        held_out = {k: v for k, v in merged.items() if v} if name == REWARD else {}
-        drawn.append(Curve(name, one.points, one.dropped, held_out))
-    return drawn
+    held_out = {k: v for k, v in {**_logged_evaluations(rows), **evaluations}.items() if v}
+    drawn = [curve(rows, name) for name in names]
+    return [replace(one, evaluations=held_out) if one.name == REWARD else one for one in drawn]
 
 
 def smooth(points: Points, window: int, every: int = 1) -> Points:
@@ -109,7 +102,7 @@ def shifted(curve: Curve, by: int) -> Curve:
         name: [(step + by, value) for step, value in marks]
         for name, marks in curve.evaluations.items()
     }
-    return Curve(curve.name, points, curve.dropped, evaluations)
+    return replace(curve, points=points, evaluations=evaluations)
 
 
 def in_words(curve: Curve) -> str:

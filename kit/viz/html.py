@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from kit.utils.display import Bundle, bundle
 from kit.utils.formatting import count, cut, number, one_line, visible
 from kit.viz.theme import style_sheet
 
@@ -32,10 +31,10 @@ def tag(name: str, *children: Child, **attributes: str | None) -> Markup:
         for key, value in attributes.items()
         if value is not None
     )
-    return Markup(f"<{name}{written}>") + join(children) + Markup(f"</{name}>")
+    return Markup(f"<{name}{written}>") + join(*children) + Markup(f"</{name}>")
 
 
-def join(children: Iterable[Child]) -> Markup:
+def join(*children: Child) -> Markup:
     """Children one after the other, escaped like those of `tag`."""
     parts = (c if isinstance(c, Markup) else escape(visible(c)) for c in children if c is not None)
     return Markup("").join(parts)
@@ -48,11 +47,6 @@ def page(*children: Child) -> str:
     which are plain ASCII.
     """
     return part(style(), *children)
-
-
-def in_page(html: Child, plain: str) -> Bundle:
-    """What a notebook stores of one display: a whole page, and the same in plain text."""
-    return bundle(page(html), plain)
 
 
 def part(*children: Child) -> str:
@@ -70,7 +64,7 @@ def spaced(children: Iterable[Child]) -> Markup:
 
     A page that does not trust an output takes its style sheet away; words should not run together.
     """
-    return Markup(" ").join(join((child,)) for child in children if child is not None)
+    return Markup(" ").join(join(child) for child in children if child is not None)
 
 
 def drawing(svg: Markup, words: str) -> Markup:
@@ -80,10 +74,8 @@ def drawing(svg: Markup, words: str) -> Markup:
     the axes; `hidden` hides those, and the style sheet, where there is one, turns it around.
     """
     return join(
-        (
-            tag("div", svg, role="img", aria_label=words, class_="kv-drawing", hidden="hidden"),
-            tag("div", f"{words} (trust the notebook to see this drawn)", class_="kv-unstyled"),
-        )
+        tag("div", svg, role="img", aria_label=words, class_="kv-drawing", hidden="hidden"),
+        tag("div", f"{words} (trust the notebook to see this drawn)", class_="kv-unstyled"),
     )
 
 
@@ -106,8 +98,8 @@ def with_code(words: str) -> Markup:
     """Words in which `names` of code stand between backticks, as docstrings write them."""
     parts = words.split("`")
     if len(parts) % 2 == 0:  # one backtick is no pair
-        return join((words,))
-    return join(tag("span", w, class_="kv-text") if i % 2 else w for i, w in enumerate(parts))
+        return join(words)
+    return join(*(tag("span", w, class_="kv-text") if i % 2 else w for i, w in enumerate(parts)))
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> Markup:
@@ -126,6 +118,11 @@ class Column:
     name: str
     kind: str = ""
     """`num` right-aligned, `fit` as narrow as its words, `mid` never narrow, empty the rest."""
+
+
+def numeric(*names: str) -> list[Column]:
+    """Columns of numbers."""
+    return [Column(name, "num") for name in names]
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[Child]]) -> Markup:
@@ -160,13 +157,10 @@ def long_text(text: str, limit: int, preview: int = 240) -> Markup:
         return tag("span", shown, class_="kv-text")
     tail = tag("div", _missing(missing), class_="kv-note") if missing else None
     head, _ = cut(text.replace("\n", " "), min(preview // 2, max(limit // 4, 16)))
-    summary = join((tag("span", head.rstrip() + " …", class_="kv-text"), _size(text)))
+    size = quiet(f" ({count(len(text), 'character')})")
+    summary = join(tag("span", head.rstrip() + " …", class_="kv-text"), size)
     # A browser drops the first newline of <pre>: ours goes, the text's own stays.
     return fold(summary, tag("pre", "\n" + shown, class_="kv-text"), tail)
-
-
-def _size(text: str) -> Markup:
-    return quiet(f" ({count(len(text), 'character')})")
 
 
 def _missing(characters: int) -> str:
@@ -202,4 +196,4 @@ def number_bar(value: float | None, scale: float, signed: bool = False) -> Marku
     """A number and its bar."""
     if value is None:
         return quiet("–")
-    return join((tag("span", number(value, 3), class_="kv-value"), bar(value, scale, signed)))
+    return join(tag("span", number(value, 3), class_="kv-value"), bar(value, scale, signed))

@@ -64,8 +64,8 @@ def curves(report: TrainReport, names: Sequence[str] = CURVES) -> Picture:
     drawn = run_curves(rows_of(report), names, evaluations_of(report))
     html = page(title("Curves of the run"), curves_svg(drawn), *_notes(drawn))
     visible = [c for c in drawn if _has_points(c)]
-    image = base64.b64encode(_png(_figure(visible, LIGHT))).decode() if visible else ""
-    return Picture(html, curves_plain(drawn), image)
+    png = _write(_figure(visible, LIGHT), "png", dpi=110) if visible else b""
+    return Picture(html, _curves_plain(drawn), base64.b64encode(png).decode())
 
 
 def curves_svg(drawn: Sequence[Curve]) -> Markup | None:
@@ -99,11 +99,11 @@ def save_curve(
     figure = _figure(drawn, LIGHT, heading)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(_png(figure, dpi))
+    target.write_bytes(_write(figure, "png", dpi=dpi))
     return target
 
 
-def curves_plain(drawn: Sequence[Curve]) -> str:
+def _curves_plain(drawn: Sequence[Curve]) -> str:
     """First and last value of each curve, for a terminal."""
     return "\n".join(["Curves of the run", *(f"  {in_words(curve)}" for curve in drawn)])
 
@@ -210,10 +210,6 @@ def _draw(axes: Axes, curve: Curve, ink: dict[str, str]) -> None:
         legend = axes.legend(fontsize=8, frameon=False, labelcolor=ink["fg"])
         for entry in legend.get_texts():
             entry.set_parse_math(False)
-
-
-def _png(figure: Figure, dpi: int = 110) -> bytes:
-    return _write(figure, "png", dpi=dpi)
 
 
 def _svg(figure: Figure, salt: str) -> str:

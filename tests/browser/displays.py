@@ -69,7 +69,7 @@ def progress() -> Any:
     from kit.utils.display import Picture
     from kit.viz.live.progress import Progress
 
-    line = Progress(40)
+    line = Progress(40, enabled=False)
     for step in range(25):
         line.update(make_step(step))
     line.line = "step 25/40   reward 0.741   length 3.0   2.80 s a step   42 s left"

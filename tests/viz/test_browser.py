@@ -352,7 +352,7 @@ def test_where_nobody_watches_it_shows_what_the_rollout_shows(browser: SampleBro
 
 def displayed(monkeypatch: pytest.MonkeyPatch, how: str, browser: SampleBrowser) -> list[Any]:
     outputs: list[Any] = []
-    monkeypatch.setattr("IPython.display.display", lambda data, raw: outputs.append(data))
+    monkeypatch.setattr("IPython.display.display", lambda data, **_: outputs.append(data))
     monkeypatch.setattr("kit.viz.live.frontend.frontend", lambda: how)
     browser._ipython_display_()
     return outputs

@@ -18,6 +18,7 @@ from kit.viz.reports.evaluation import interval, right_and_wrong, wilson
 from kit.viz.reports.training import phases
 from kit.viz.reports.update import update_concerns
 from kit.viz.theme import DARK, LIGHT
+from tests.viz.comparisons import make_comparison
 from tests.viz.conftest import Show
 from tests.viz.results import (
     make_check,
@@ -300,6 +301,15 @@ def test_settings_show_what_was_changed_and_what_each_does(html: Show, plain: Sh
     assert plain(config) == config.to_yaml()
 
 
+def test_a_comparison_is_shown_though_only_groups_beyond_the_page_kept_samples(html: Show) -> None:
+    three = make_comparison()
+    late = tuple((*[None] * 6, *row) for row in three.samples)
+    page = html(replace(three, groups=three.groups * 3, differences=(), samples=late))
+    assert "Curves" in page
+    assert "The same prompts" in html(three)
+    assert "The same prompts" not in page
+
+
 def test_a_thing_that_is_no_report_is_refused() -> None:
     with pytest.raises(TypeError, match="no display for dict"):
         show_report({})  # type: ignore[arg-type]
@@ -326,6 +336,10 @@ def test_another_package_adds_the_display_of_its_own_kind_of_result() -> None:
 )  # fmt: skip
 def test_numbers_read_well(value: float | None, shown: str) -> None:
     assert number(value) == shown
+
+
+def test_fewer_digits_bring_no_power_of_ten() -> None:
+    assert [number(x, 3) for x in (999.6, 123.4, 0.12345)] == ["1,000", "123", "0.123"]
 
 
 def test_times_and_sizes_read_well() -> None:

@@ -13,11 +13,10 @@ from dataclasses import replace
 from markupsafe import Markup
 
 from kit.reports import REWARD, StepReport, TrainingStatus
-from kit.utils.display import Bundle
 from kit.utils.formatting import both_ends, count, duration, mean, number, shorten
 from kit.viz.curves import Curve, run_curves, shifted
-from kit.viz.html import Child, Column, badge, in_page, join, note, number_bar, table, tag, title
-from kit.viz.render import render
+from kit.viz.html import Child, Column, badge, join, note, number_bar, table, tag, title
+from kit.viz.render import register
 from kit.viz.reports.training import phase_bar, phases, step_concerns
 from kit.viz.reports.update import concern_list
 from kit.viz.samples.rollout import STATUS_SIGNS, reward_scale
@@ -51,40 +50,30 @@ _ASKED = {
 }
 
 
-@render.register(TrainingStatus)
-def show_status(status: TrainingStatus) -> Bundle:
-    """HTML and plain text of a training under way."""
-    return in_page(dashboard_html(status), dashboard_plain(status))
-
-
-def state_words(status: TrainingStatus) -> tuple[str, str]:
+def _state_words(status: TrainingStatus) -> tuple[str, str]:
     """The state in a few words, and the kind of badge that goes with it."""
-    words, kind = _WORDS[status.state]
-    return (_ASKED[status.asked], "warn") if status.asked else (words, kind)
+    return (_ASKED[status.asked], "warn") if status.asked else _WORDS[status.state]
 
 
 def dashboard_html(status: TrainingStatus) -> Markup:
     """All parts, as they are kept in a saved notebook."""
-    return join((head_html(status), curves_html(status), samples_html(status.last)))
+    return join(head_html(status), curves_html(status), samples_html(status.last))
 
 
 def head_html(status: TrainingStatus) -> Markup:
     """State, progress, and what went wrong."""
-    words, kind = state_words(status)
-    reasons = [line for text in (status.stopped, status.error) for line in _lines(text)]
     return join(
-        (
-            title("Training ", badge(words, kind)),
-            _progress(status),
-            tag("div", progress_words(status), class_="kv-muted"),
-            *(tag("div", line) for line in reasons),
-        )
+        title("Training ", badge(*_state_words(status))),
+        _progress(status),
+        tag("div", _progress_words(status), class_="kv-muted"),
+        *(tag("div", line) for line in _reasons(status)),
     )
 
 
-def _lines(text: str) -> list[str]:
-    """The lines of an error or a reason, cut where they are many or long."""
-    return [shorten(line, 400) for line in text.splitlines()[:12] if line.strip()]
+def _reasons(status: TrainingStatus) -> list[str]:
+    """Why it ended, line by line, cut where they are many or long."""
+    lines = [*status.stopped.splitlines()[:12], *status.error.splitlines()[:12]]
+    return [shorten(line, 400) for line in lines if line.strip()]
 
 
 def _progress(status: TrainingStatus) -> Markup:
@@ -101,7 +90,7 @@ def _progress(status: TrainingStatus) -> Markup:
     )
 
 
-def progress_words(status: TrainingStatus) -> str:
+def _progress_words(status: TrainingStatus) -> str:
     """`37 of 100 steps · 0.26 s a step · 16 s left`."""
     parts = [f"{status.done:,} of {count(status.total, 'step')}"]
     if math.isfinite(status.step_seconds):
@@ -124,7 +113,7 @@ def curves_html(status: TrainingStatus) -> Markup:
     """The measures, and where the time of the last steps went."""
     drawn = measures(status)
     off = concern_list(step_concerns(status.last)) if status.last else None
-    return join((panels(drawn), caption(drawn), off, _times(status)))
+    return join(panels(drawn), caption(drawn), off, _times(status))
 
 
 def _times(status: TrainingStatus) -> Markup | None:
@@ -148,13 +137,8 @@ def samples_html(step: StepReport | None) -> Markup | None:
     groups = step.rollout.groups()
     chosen = [group[0] for group in groups[:: max(len(groups) // SHOWN_SAMPLES, 1)]]
     scale = reward_scale([s.reward for s in chosen if s.reward is not None])
-    heads = [
-        Column("reward", "num"),
-        Column("prompt"),
-        Column("response"),
-        Column("answer", "fit"),
-        Column("", "fit"),
-    ]
+    heads = [Column("reward", "num"), Column("prompt"), Column("response")]
+    heads += [Column("answer", "fit"), Column("", "fit")]
     rows: list[list[Child]] = [
         [
             number_bar(sample.reward, *scale),
@@ -175,9 +159,12 @@ def samples_html(step: StepReport | None) -> Markup | None:
 
 
 def dashboard_plain(status: TrainingStatus) -> str:
-    """The display in plain text, for a terminal."""
-    lines = [f"Training: {state_words(status)[0]}", f"  {progress_words(status)}"]
-    lines += [f"  {line}" for text in (status.stopped, status.error) for line in _lines(text)]
+    """State, progress and the newest numbers, for a terminal."""
+    lines = [f"Training: {_state_words(status)[0]}", f"  {_progress_words(status)}"]
+    lines += [f"  {line}" for line in _reasons(status)]
     rows = {c.name: c.points[-1][1] for c in measures(status) if c.points}
     lines += [f"  {name}  {number(value)}" for name, value in rows.items()]
     return "\n".join(lines)
+
+
+register(TrainingStatus, dashboard_html, dashboard_plain)

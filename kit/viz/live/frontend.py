@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import uuid
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from markupsafe import Markup
@@ -72,6 +73,14 @@ NOTHING: Bundle = {"text/html": "", "text/plain": ""}
 """What stands where widgets are unknown, such as in an exported page."""
 
 
+def show_data(data: Mapping[str, Any], display_id: str | None = None, update: bool = False) -> None:
+    """Display what a notebook stores, or redraw all that is displayed under an id."""
+    from IPython.display import display, update_display
+
+    show: Any = update_display if update else display
+    show(data, raw=True, display_id=display_id)
+
+
 def show_lasting(widget: Any, picture: Bundle) -> None:
     """Display a widget where somebody can use it, and the picture that the file keeps.
 
@@ -79,16 +88,13 @@ def show_lasting(widget: Any, picture: Bundle) -> None:
         widget: of ipywidgets; the same may be displayed again.
         picture: what is shown where no widget can be, as `bundle` makes it.
     """
-    from IPython.display import display
-
-    show: Any = display
     if frontend() != "live":
-        show(picture, raw=True)
+        show_data(picture)
         return
     name = new_name()
     widget.add_class(f"kit-live-{name}")
-    show(view(widget), raw=True)
-    show(still(picture, name), raw=True)
+    show_data(view(widget))
+    show_data(still(picture, name))
 
 
 def new_name() -> str:

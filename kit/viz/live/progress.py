@@ -10,35 +10,54 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from html import escape
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from kit.reports import REWARD, StepReport
 from kit.utils.display import Bundle, bundle
 from kit.utils.formatting import duration, one_line
 from kit.viz.html import tag
-from kit.viz.live.frontend import NOTHING, frontend
+from kit.viz.live.frontend import NOTHING, frontend, new_name, show_data
 
 REDRAW_SECONDS = 0.5
 """A faster redraw costs training time and no eye can follow it."""
+
+
+class _Line:
+    """A line that is redrawn where it stands, in a notebook or a terminal."""
+
+    def __init__(self) -> None:
+        self.where = frontend()
+        self._shown_as = ""
+
+    def draw(self, picture: Bundle, end: str = "") -> None:
+        """Redraw it; `end` is written after it in a terminal."""
+        if self.where == "terminal":
+            room = shutil.get_terminal_size().columns - 1
+            line = picture["text/plain"][:room]
+            print(f"\r\033[K{line}", end=end, file=sys.stderr, flush=True)
+        elif self._shown_as:
+            show_data(picture, self._shown_as, update=True)
+        else:
+            name = new_name()
+            show_data(picture, name)
+            self._shown_as = name
 
 
 class Progress:
     """Shows step, reward and time left. In a saved notebook its last state remains."""
 
     def __init__(self, total: int, *, enabled: bool = True) -> None:
-        self.total, self.enabled = total, enabled
+        self.total = total
         self.begin = time.perf_counter()
         self.drawn = -1.0
         self.line = ""
         self.done = 0
-        self.handle: Any = None
+        self._line = _Line()
+        self.enabled = enabled and (self._line.where != "terminal" or sys.stderr.isatty())
 
     def __enter__(self) -> Self:
-        if self.enabled and frontend() != "terminal":
-            from IPython.display import display
-
-            show: Any = display
-            self.handle = show(self._data(), raw=True, display_id=True)
+        if self.enabled and self._line.where != "terminal":
+            self._line.draw(self._data())
         return self
 
     def update(self, report: StepReport) -> None:
@@ -54,19 +73,13 @@ class Progress:
         )
         if self.enabled and seconds - self.drawn >= REDRAW_SECONDS:
             self.drawn = seconds
-            self._draw()
+            self._line.draw(self._data())
 
     def __exit__(self, *_: object) -> None:
         if self.enabled and self.done:
-            self._draw(end="\n")
+            self._line.draw(self._data(), end="\n")
 
-    def _draw(self, end: str = "") -> None:
-        if self.handle is not None:
-            self.handle.update(self._data(), raw=True)
-        elif sys.stderr.isatty():
-            print(f"\r\033[K{self.line}", end=end, file=sys.stderr, flush=True)
-
-    def _data(self) -> dict[str, str]:
+    def _data(self) -> Bundle:
         bar = f'<progress value="{self.done}" max="{self.total}" style="width:16em"></progress>'
         html = f'<div style="font-family:monospace">{bar} {escape(self.line)}</div>'
         return {"text/html": html, "text/plain": self.line}
@@ -110,9 +123,9 @@ class Starting:
         self.begin = time.time()
         self.line = ""
         """What is shown now; empty before the first time."""
-        self._handle: Any = None
-        self._where = frontend()
-        self._watched = self._where == "live" or (self._where == "terminal" and sys.stderr.isatty())
+        self._line = _Line()
+        where = self._line.where
+        self._watched = where == "live" or (where == "terminal" and sys.stderr.isatty())
         self._ended = threading.Event()
         context = contextvars.copy_context()  # what it displays goes to the cell that starts
         self._thread = threading.Thread(
@@ -144,19 +157,7 @@ class Starting:
     def _draw(self, line: str, end: str = "") -> None:
         self.line = line
         with suppress(Exception):  # the start goes on where its line cannot be shown
-            self._show(line, end)
-
-    def _show(self, line: str, end: str) -> None:
-        if self._where == "terminal":
-            room = shutil.get_terminal_size().columns - 1
-            print(f"\r\033[K{line[:room]}", end=end, file=sys.stderr, flush=True)
-        elif self._handle is not None:
-            self._handle.update(shown(line), raw=True)
-        else:
-            from IPython.display import display
-
-            show: Any = display
-            self._handle = show(shown(line), raw=True, display_id=True)
+            self._line.draw(shown(line), end)
 
 
 def under_way(begin: float, stages: Mapping[str, Stage], now: float, *, ray: bool) -> str:

@@ -30,7 +30,15 @@ from kit.viz.live.dashboard import (
     head_html,
     samples_html,
 )
-from kit.viz.live.frontend import NOTHING, cell, let_clicks_through, new_name, still, view
+from kit.viz.live.frontend import (
+    NOTHING,
+    cell,
+    let_clicks_through,
+    new_name,
+    show_data,
+    still,
+    view,
+)
 
 REDRAW_SECONDS = 0.5
 """A faster redraw costs training time and no eye can follow it."""
@@ -40,6 +48,7 @@ PICTURE_SECONDS = 15.0
 """How old the picture in the file may be while training runs."""
 SHARE = 0.02
 """Largest share of time that drawing may take."""
+_making = threading.Lock()
 
 
 class Training(Protocol):
@@ -97,11 +106,11 @@ class Still:
 
     def show(self, status: TrainingStatus) -> None:
         """Display it in this cell too."""
-        _display(self._data(status), f"kit-still-{self.id}")
+        show_data(self._data(status), f"kit-still-{self.id}")
 
     def update(self, status: TrainingStatus) -> None:
         """Redraw it, wherever it is displayed."""
-        _display(self._data(status), f"kit-still-{self.id}", update=True)
+        show_data(self._data(status), f"kit-still-{self.id}", update=True)
 
     def _data(self, status: TrainingStatus) -> Bundle:
         picture = bundle(page(dashboard_html(status)), dashboard_plain(status))
@@ -174,7 +183,7 @@ class Dashboard:
             return
         self._cells.add(here)
         data = NOTHING if self.training.ended else view(self.root)
-        _display(data, f"kit-widgets-{self._still.id}")
+        show_data(data, f"kit-widgets-{self._still.id}")
         self._still.show(self.training.status)
 
     # ---- what the buttons do -------------------------------------------------------------------
@@ -246,16 +255,6 @@ class Dashboard:
     def _leave(self, status: TrainingStatus) -> None:
         """Close the widgets; the picture under them is up to date and stays."""
         self._still.update(status)
-        _display(NOTHING, f"kit-widgets-{self._still.id}", update=True)
+        show_data(NOTHING, f"kit-widgets-{self._still.id}", update=True)
         for widget in (self.root, *self.root.children, self.go, self.step, self.stop):
             widget.close()
-
-
-def _display(data: dict[str, Any], display_id: str, update: bool = False) -> None:
-    from IPython.display import display, update_display
-
-    show: Any = update_display if update else display
-    show(data, raw=True, display_id=display_id)
-
-
-_making = threading.Lock()

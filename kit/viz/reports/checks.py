@@ -11,22 +11,15 @@ from markupsafe import Markup
 
 from kit.reports import CheckReport
 from kit.reports.diagnostics import Diagnosis, Finding
-from kit.utils.display import Bundle
 from kit.utils.formatting import columns, count, duration, number, shorten
-from kit.viz.html import Child, Column, badge, fold, in_page, join, note, table, tag, title
-from kit.viz.render import render
+from kit.viz.html import Child, Column, badge, fold, join, note, table, tag, title
+from kit.viz.render import register
 from kit.viz.reports.mismatch import mismatch_html
 
 MARKS = {True: "✓", False: "✗", None: "–"}
 
 
-@render.register(CheckReport)
-def show_check(report: CheckReport) -> Bundle:
-    """HTML and plain text of the check of a healthy start."""
-    return in_page(check_html(report), check_plain(report))
-
-
-def check_title(report: CheckReport) -> str:
+def _check_title(report: CheckReport) -> str:
     """`Healthy start: 7 of 7 invariants hold`."""
     looked_at = [i for i in report.invariants if i.holds is not None]
     held = sum(bool(i.holds) for i in looked_at)
@@ -34,32 +27,25 @@ def check_title(report: CheckReport) -> str:
     return f"{words}: {held} of {len(looked_at)} invariants hold"
 
 
-def check_html(report: CheckReport) -> Markup:
+def _check_html(report: CheckReport) -> Markup:
     """One row an invariant; the comparison of both sides where it did not pass."""
     kind = ("✓ pass", "good") if report.healthy else ("✗ fail", "bad")
-    heads = [
-        Column("", "fit"),
-        Column("invariant"),
-        Column("value", "num"),
-        Column("has to be", "fit"),
-        Column("", "mid"),
-    ]
-    rows = _rows(report, longest_note=600)
+    heads = [Column("", "fit"), Column("invariant"), Column("value", "num")]
+    heads += [Column("has to be", "fit"), Column("", "mid")]
     agrees = report.mismatch.verdict == "pass"
     return join(
-        (
-            title(f"{check_title(report)} ", badge(*kind)),
-            table(heads, rows),
-            fold("Both sides, token by token", mismatch_html(report.mismatch), is_open=not agrees),
-            note(f"took {duration(report.seconds)}; the session is as it was before"),
-        )
+        title(f"{_check_title(report)} ", badge(*kind)),
+        table(heads, _rows(report, longest_note=600)),
+        fold("Both sides, token by token", mismatch_html(report.mismatch), is_open=not agrees),
+        note(f"took {duration(report.seconds)}; the session is as it was before"),
     )
 
 
-def check_plain(report: CheckReport) -> str:
-    """The display in plain text, for a terminal."""
-    rows = _rows(report, longest_note=90)
-    return "\n".join((check_title(report), columns(rows)))
+def _check_plain(report: CheckReport) -> str:
+    return f"{_check_title(report)}\n{columns(_rows(report, longest_note=90))}"
+
+
+register(CheckReport, _check_html, _check_plain)
 
 
 def _rows(report: CheckReport, longest_note: int) -> list[list[str]]:
@@ -75,23 +61,13 @@ def _rows(report: CheckReport, longest_note: int) -> list[list[str]]:
     ]
 
 
-LEVELS = {
-    "ok": ("✓ ok", "good"),
-    "note": ("! note", "warn"),
-    "problem": ("✗ problem", "bad"),
-}
+LEVELS = {"ok": ("✓ ok", "good"), "note": ("! note", "warn"), "problem": ("✗ problem", "bad")}
 WIDTH = 100
 LONGEST = 1_000
 """Characters of one text; only an error that quotes somebody's data could have more."""
 
 
-@render.register(Diagnosis)
-def show_diagnosis(report: Diagnosis) -> Bundle:
-    """HTML and plain text of what a session lacks on this machine."""
-    return in_page(diagnosis_html(report), diagnosis_plain(report))
-
-
-def diagnosis_title(report: Diagnosis) -> str:
+def _diagnosis_title(report: Diagnosis) -> str:
     """`qwen3-0.6b (Qwen/Qwen3-0.6B) cannot start here yet: 2 problems, 1 note`."""
     notes = sum(finding.level == "note" for finding in report.findings)
     words = [count(len(report.problems), "problem")] if report.problems else []
@@ -103,7 +79,7 @@ def diagnosis_title(report: Diagnosis) -> str:
     return f"{name} {verdict}: {', '.join(words) or 'everything is in order'}"
 
 
-def diagnosis_html(report: Diagnosis) -> Markup:
+def _diagnosis_html(report: Diagnosis) -> Markup:
     """One row a check."""
     heads = [Column("", "fit"), Column("looked at", "fit"), Column("found")]
     rows: list[list[Child]] = [
@@ -112,29 +88,25 @@ def diagnosis_html(report: Diagnosis) -> Markup:
     ]
     kind = ("✓ ready", "good") if report.ready else ("✗ not ready", "bad")
     return join(
-        (
-            title(f"{diagnosis_title(report)} ", badge(*kind)),
-            table(heads, rows),
-            note(f"took {duration(report.seconds)}; nothing was started or changed"),
-        )
+        title(f"{_diagnosis_title(report)} ", badge(*kind)),
+        table(heads, rows),
+        note(f"took {duration(report.seconds)}; nothing was started or changed"),
     )
 
 
 def _found(finding: Finding) -> Markup:
     return join(
-        (
-            tag("div", _text(finding.found)),
-            tag("div", tag("b", "What to do: "), _text(finding.fix)) if finding.fix else None,
-            *(tag("pre", _text(line), class_="kv-text") for line in finding.commands),
-        )
+        tag("div", _text(finding.found)),
+        tag("div", tag("b", "What to do: "), _text(finding.fix)) if finding.fix else None,
+        *(tag("pre", _text(line), class_="kv-text") for line in finding.commands),
     )
 
 
-def diagnosis_plain(report: Diagnosis) -> str:
-    """The display in plain text, for a terminal; commands stand whole on lines of their own."""
+def _diagnosis_plain(report: Diagnosis) -> str:
+    """Text for a terminal; commands stand whole on lines of their own."""
     heads = [(LEVELS[each.level][0], shorten(each.name, 40)) for each in report.findings]
     signs, names = (max(map(len, column), default=0) for column in (*zip(*heads, strict=True),))
-    lines = [diagnosis_title(report), ""]
+    lines = [_diagnosis_title(report), ""]
     for (sign, name), each in zip(heads, report.findings, strict=True):
         head = f"{sign.ljust(signs)}  {name.ljust(names)}  "
         indent = " " * len(head)
@@ -143,6 +115,9 @@ def diagnosis_plain(report: Diagnosis) -> str:
             lines += _wrap(f"What to do: {_text(each.fix)}", indent, indent)
         lines += [f"{indent}  $ {_text(command)}" for command in each.commands]
     return "\n".join(lines)
+
+
+register(Diagnosis, _diagnosis_html, _diagnosis_plain)
 
 
 def _text(words: str) -> str:

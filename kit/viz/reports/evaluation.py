@@ -9,23 +9,9 @@ from markupsafe import Markup
 
 from kit.reports import EvalReport
 from kit.samples import Rollout, Sample
-from kit.utils.display import Bundle
-from kit.utils.formatting import columns, count, duration, number, percent, shorten
-from kit.viz.html import (
-    Child,
-    Column,
-    bar,
-    facts,
-    fold,
-    in_page,
-    join,
-    long_text,
-    note,
-    table,
-    tag,
-    title,
-)
-from kit.viz.render import render
+from kit.utils.formatting import columns, count, duration, named, number, percent, shorten
+from kit.viz.html import Child, Column, bar, facts, fold, join, long_text, note, table, tag, title
+from kit.viz.render import register
 from kit.viz.samples.rollout import prompt_html, response_cell
 from kit.viz.svg import bars, side_by_side
 
@@ -36,12 +22,6 @@ _ALIKE = (
 MOST_BARS = 64
 SHOWN_EACH = 4
 """Prompts shown of those that are right, and of those that are wrong."""
-
-
-@render.register(EvalReport)
-def show_evaluation(report: EvalReport) -> Bundle:
-    """HTML and plain text of an evaluation."""
-    return in_page(eval_html(report), eval_plain(report))
 
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -87,29 +67,24 @@ def _eval_facts(report: EvalReport) -> list[tuple[str, str]]:
     return rows
 
 
-def eval_title(report: EvalReport) -> str:
+def _title(report: EvalReport) -> str:
     """`Evaluation at step 3 on addition`."""
     return f"Evaluation at step {report.step} on {shorten(report.dataset, 60)}"
 
 
 def eval_html(report: EvalReport) -> Markup:
     """Accuracy with its interval, pass@k, and a few prompts that went right and wrong."""
-    several = report.n_samples_per_prompt > 1 and interval(report) is not None
+    right_or_wrong = interval(report) is not None
+    share = bar(report.accuracy, 1.0) if right_or_wrong else None
     return join(
-        (
-            title(eval_title(report)),
-            tag("div", tag("b", eval_headline(report)), _interval_bar(report)),
-            facts(_eval_facts(report)),
-            note(_ALIKE) if several else None,
-            side_by_side(_histogram(report)),
-            _pass_at_k(report),
-            _examples(report.rollout),
-        )
+        title(_title(report)),
+        tag("div", tag("b", eval_headline(report)), share),
+        facts(_eval_facts(report)),
+        note(_ALIKE) if right_or_wrong and report.n_samples_per_prompt > 1 else None,
+        side_by_side(_histogram(report)),
+        _pass_at_k(report),
+        _examples(report.rollout),
     )
-
-
-def _interval_bar(report: EvalReport) -> Child:
-    return bar(report.accuracy, 1.0) if interval(report) else None
 
 
 def _pass_at_k(report: EvalReport) -> Child:
@@ -151,7 +126,7 @@ def _examples(rollout: Rollout) -> Markup | None:
             shown = f", the first {SHOWN_EACH} shown" if len(samples) > SHOWN_EACH else ""
             summary = f"{words}: {count(len(samples), 'prompt')}{shown}"
             parts.append(fold(summary, _example_table(samples[:SHOWN_EACH]), is_open=True))
-    return join(parts)
+    return join(*parts)
 
 
 def _example_table(samples: list[Sample]) -> Markup:
@@ -168,11 +143,10 @@ def _example_table(samples: list[Sample]) -> Markup:
     return table(heads, rows)
 
 
-def eval_plain(report: EvalReport) -> str:
-    """The display in plain text, for a terminal."""
+def _plain(report: EvalReport) -> str:
     lines = [
-        f"{eval_title(report)}: {eval_headline(report)}",
-        "  " + "   ".join(f"{name} {value}" for name, value in _eval_facts(report)),
+        f"{_title(report)}: {eval_headline(report)}",
+        named(_eval_facts(report)),
     ]
     if report.pass_at_k:
         shares = (f"pass@{k} {percent(report.pass_at_k[k])}" for k in sorted(report.pass_at_k))
@@ -189,3 +163,6 @@ def eval_plain(report: EvalReport) -> str:
         for s in group[:3]
     ]
     return "\n".join([*lines, columns(rows)] if rows else lines)
+
+
+register(EvalReport, eval_html, _plain)

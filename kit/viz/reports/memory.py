@@ -7,22 +7,9 @@ from collections.abc import Iterator
 from markupsafe import Markup
 
 from kit.memory.plan import MemoryPlan, Phase
-from kit.utils.display import Bundle
 from kit.utils.formatting import columns, count, in_gib, percent, shorten
-from kit.viz.html import (
-    Child,
-    Column,
-    drawing,
-    facts,
-    in_page,
-    join,
-    note,
-    spaced,
-    table,
-    tag,
-    title,
-)
-from kit.viz.render import render
+from kit.viz.html import Child, Column, drawing, facts, join, note, spaced, table, tag, title
+from kit.viz.render import register
 from kit.viz.svg import Axes, box, stroke, text
 
 WIDTH, MARGINS = 760, (70, 16, 24, 10)
@@ -53,28 +40,19 @@ RECOMPUTED = {
 }
 
 
-@render.register(MemoryPlan)
-def show_memory(plan: MemoryPlan) -> Bundle:
-    """HTML and plain text of a memory plan."""
-    return in_page(memory_html(plan), memory_plain(plan))
-
-
-def memory_html(plan: MemoryPlan) -> Markup:
+def _html(plan: MemoryPlan) -> Markup:
     """Title, headline numbers, a bar for each phase, what was decided, and every part."""
     return join(
-        (
-            title(memory_title(plan)),
-            facts(_facts(plan)),
-            _picture(plan),
-            tag("ul", *(tag("li", words) for words in decisions(plan))),
-            table(*_table(plan)),
-            note(_measured_note(plan)),
-        )
+        title(_title(plan)),
+        facts(_facts(plan)),
+        _picture(plan),
+        tag("ul", *(tag("li", words) for words in decisions(plan))),
+        table(*_table(plan)),
+        note(_measured_note(plan)),
     )
 
 
-def memory_plain(plan: MemoryPlan) -> str:
-    """The display in plain text, for a terminal."""
+def _plain(plan: MemoryPlan) -> str:
     heads, rows = _table(plan)
     scale = _scale(plan)
     bars = [
@@ -84,7 +62,7 @@ def memory_plain(plan: MemoryPlan) -> str:
     limit = "| limit" if scale >= plan.limit else f"the limit is {in_gib(plan.limit)}"
     return "\n".join(
         (
-            memory_title(plan),
+            _title(plan),
             columns(bars),
             f"  █ engine   ▒ trainer   · free   {limit}",
             *(f"  - {words}" for words in decisions(plan)),
@@ -94,7 +72,10 @@ def memory_plain(plan: MemoryPlan) -> str:
     )
 
 
-def memory_title(plan: MemoryPlan) -> str:
+register(MemoryPlan, _html, _plain)
+
+
+def _title(plan: MemoryPlan) -> str:
     """`Memory plan for NVIDIA H100: at most 31.1 GiB of 79.1 GiB`."""
     name = shorten(plan.card.name, 80)
     words = f"Memory plan for {name}: at most {in_gib(_largest(plan))} of {in_gib(plan.limit)}"
@@ -136,10 +117,10 @@ def _sleep(plan: MemoryPlan) -> Iterator[str]:
     together = generate.of("engine") + update.of("trainer")
     asked = "memory.sleep: always asks for it"
     if plan.kv_sleeps:
-        what = "KV cache and weights" if plan.engine_weights_sleep else "KV cache"
+        what = "KV cache and weights sleep" if plan.engine_weights_sleep else "KV cache sleeps"
         why = f"awake, engine and trainer would hold {in_gib(together)} together"
         yield (
-            f"While the trainer works, the engine's {what} sleep{'s' * (what == 'KV cache')}: "
+            f"While the trainer works, the engine's {what}: "
             f"{why if together > plan.usable else asked} (memory.sleep)."
         )
     if plan.trainer_sleeps:
@@ -159,14 +140,13 @@ def _sleep(plan: MemoryPlan) -> Iterator[str]:
 
 def _key_value_cache(plan: MemoryPlan) -> str:
     fit, wanted = plan.samples_at_once, plan.rollout_tokens // plan.sample_tokens
-    held = f"all {wanted:,} samples of a rollout" if fit >= wanted else f"{fit:,} of the {wanted:,}"
-    words = f"The KV cache has room for {count(plan.kv_tokens, 'token')}: {held}"
+    held, rest = f"all {wanted:,}", ""
     if fit < wanted:
-        words += " samples of a rollout"
-    rest = "" if fit >= wanted else "; the others wait for room"
+        held, rest = f"{fit:,} of the {wanted:,}", "; the others wait for room"
     return (
-        f"{words} at once, if each is as long as it may be ({plan.sample_tokens:,} tokens, prompt "
-        f"and response){rest} (engine.max_total_tokens)."
+        f"The KV cache has room for {count(plan.kv_tokens, 'token')}: {held} samples of a rollout "
+        f"at once, if each is as long as it may be ({plan.sample_tokens:,} tokens, prompt and "
+        f"response){rest} (engine.max_total_tokens)."
     )
 
 
@@ -235,11 +215,6 @@ def _always_outside(plan: MemoryPlan, name: str) -> bool:
     return plan.optimizer_cpu_offload and name == "trainer: weights, optimizer"
 
 
-def _measured(phase: Phase) -> str:
-    """`21.5 GiB (plan 7.0% above)`; empty before anything was measured."""
-    return f"{in_gib(phase.measured)} (plan {_off(phase)})" if phase.measured else ""
-
-
 def _off(phase: Phase) -> str:
     """`7.0% above`: how far the plan is from what was measured; empty before."""
     if not phase.measured:
@@ -249,8 +224,11 @@ def _off(phase: Phase) -> str:
 
 
 def _planned_and_measured(phase: Phase) -> str:
-    measured = _measured(phase)
-    return f"{in_gib(phase.total)}{f', measured {measured}' if measured else ''}"
+    """`23.0 GiB, measured 21.5 GiB (plan 7.0% above)`."""
+    planned = in_gib(phase.total)
+    if not phase.measured:
+        return planned
+    return f"{planned}, measured {in_gib(phase.measured)} (plan {_off(phase)})"
 
 
 def _measured_note(plan: MemoryPlan) -> str:

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from kit.reports import CurvePoint, MismatchReport, TokenDifference
-from kit.utils.display import Bundle
 from kit.utils.formatting import count, number, percent, pointed_at, shorten
-from kit.viz.html import Child, Column, badge, fold, in_page, join, note, quiet, table, tag, title
-from kit.viz.render import render
+from kit.viz.html import Child, Column, badge, fold, join, note, numeric, quiet, table, tag, title
+from kit.viz.render import register
 from kit.viz.svg import bars, side_by_side
 
 VERDICTS = {"pass": ("✓ pass", "good"), "warn": ("! warn", "warn"), "fail": ("✗ fail", "bad")}
@@ -27,12 +26,6 @@ EXPECT = {
 SIDE = 24
 """Characters of context on either side of a token."""
 MOST_EVIDENCE = 30
-
-
-@render.register(MismatchReport)
-def show_mismatch(report: MismatchReport) -> Bundle:
-    """HTML and plain text of the comparison of trainer and engine."""
-    return in_page(mismatch_html(report), mismatch_plain(report))
 
 
 def verdict_badge(report: MismatchReport) -> Markup:
@@ -56,23 +49,16 @@ def mismatch_html(report: MismatchReport) -> Markup:
     ]
     for name, value in _numbers(report):
         rows.append(["", name, value, "", "", quiet(EXPECT.get(name, ""))])
-    kind = tag("b", f"{report.cause_kind.replace('_', ' ')}. ")
+    named = report.cause_kind.replace("_", " ")
+    kind = tag("b", f"{named}. ") if named != "none" else None
     return join(
-        (
-            title("Trainer against engine ", verdict_badge(report)),
-            tag(
-                "div",
-                kind if report.cause_kind != "none" else None,
-                shorten(report.cause, 2_000),
-            )
-            if report.cause
-            else None,
-            _evidence(report.evidence),
-            table(heads, rows),
-            note(f"{count(report.tokens, 'token')} compared; {versions(report)}"),
-            _curves(report),
-            _worst(report.worst) if report.worst else None,
-        )
+        title("Trainer against engine ", verdict_badge(report)),
+        tag("div", kind, shorten(report.cause, 2_000)) if report.cause else None,
+        _evidence(report.evidence),
+        table(heads, rows),
+        note(f"{count(report.tokens, 'token')} compared; {versions(report)}"),
+        _curves(report),
+        _worst(report.worst) if report.worst else None,
     )
 
 
@@ -122,23 +108,17 @@ def versions(report: MismatchReport) -> str:
 
 
 def _curves(report: MismatchReport) -> Markup | None:
-    drawn = [
-        bars([(say(p), p.mean_abs_diff) for p in points], f"mean |difference| over the {name}")
-        for name, points, say in (
-            ("place in the response", report.by_position, _place),
-            ("probability the engine gave", report.by_probability, _probability),
-        )
-        if points
-    ]
+    drawn = []
+    for name, words, points in (
+        ("place in the response", "place {low}", report.by_position),
+        ("probability the engine gave", "{low} to {high}", report.by_probability),
+    ):
+        shown = [
+            (words.format(low=number(p.low), high=number(p.high)), p.mean_abs_diff) for p in points
+        ]
+        if shown:
+            drawn.append(bars(shown, f"mean |difference| over the {name}"))
     return side_by_side(drawn)
-
-
-def _place(point: CurvePoint) -> str:
-    return f"place {number(point.low)}"
-
-
-def _probability(point: CurvePoint) -> str:
-    return f"{number(point.low)} to {number(point.high)}"
 
 
 # ---- the worst tokens ----------------------------------------------------------------------------
@@ -149,14 +129,7 @@ def _in_context(worst: TokenDifference) -> tuple[str, str]:
 
 
 def _worst(worst: tuple[TokenDifference, ...]) -> Markup:
-    heads = [
-        Column("token in its context"),
-        Column("sample", "num"),
-        Column("position", "num"),
-        Column("engine", "num"),
-        Column("trainer", "num"),
-        Column("difference", "num"),
-    ]
+    numbers = numeric("sample", "position", "engine", "trainer", "difference")
     rows = [
         [
             tag("pre", "\n" + "\n".join(_in_context(w)), class_="kv-text"),
@@ -169,15 +142,15 @@ def _worst(worst: tuple[TokenDifference, ...]) -> Markup:
         for w in worst[:20]
     ]
     return join(
-        (tag("div", "the tokens that differ most", class_="kv-caption"), table(heads, rows))
+        tag("div", "the tokens that differ most", class_="kv-caption"),
+        table([Column("token in its context"), *numbers], rows),
     )
 
 
 # ---- for a terminal ------------------------------------------------------------------------------
 
 
-def mismatch_plain(report: MismatchReport) -> str:
-    """The display in plain text, for a terminal."""
+def _plain(report: MismatchReport) -> str:
     shares = "   ".join(f"{_share(s)} within {number(v)}" for s, v in report.quantiles.items())
     low, high = report.ratio_range
     lines = [
@@ -201,6 +174,9 @@ def mismatch_plain(report: MismatchReport) -> str:
         lines.append(f"  sample {w.sample_index}, position {w.position}: {w.difference:+.3g}")
         lines += [f"      {text}", f"      {carets}"]
     return "\n".join(line for line in lines if line)
+
+
+register(MismatchReport, mismatch_html, _plain)
 
 
 BLOCKS = "▁▂▃▄▅▆▇█"

@@ -9,23 +9,22 @@ from markupsafe import Markup
 
 from kit.reports import RewardDifference, RewardFailure, RewardTrial, Scoring
 from kit.samples import Sample
-from kit.utils.display import Bundle
 from kit.utils.formatting import columns, count, cut, duration, mean, number, percent, shorten
 from kit.viz.html import (
     Column,
     badge,
     bar,
     fold,
-    in_page,
     join,
     long_text,
     note,
     number_bar,
+    numeric,
     table,
     tag,
     title,
 )
-from kit.viz.render import render
+from kit.viz.render import register
 from kit.viz.samples.rollout import heading
 from kit.viz.samples.sample import sample_body, sample_title, strips
 from kit.viz.svg import bins, histogram
@@ -39,41 +38,32 @@ SHORT_RESPONSE = 64
 _TRACEBACK_BYTES = 4_000
 
 
-@render.register(RewardTrial)
-def show_trial(trial: RewardTrial) -> Bundle:
-    """HTML and plain text of a reward tried beside another."""
-    return in_page(trial_html(trial), trial_plain(trial))
-
-
-def trial_html(trial: RewardTrial) -> Markup:
+def _html(trial: RewardTrial) -> Markup:
     """Verdict, both rewards in numbers, distribution, failures, differences, slowest calls."""
     tried, against = trial.tried, trial.against
     names = (f"tried: {_name(tried)}", f"against: {_name(against)}")
     rewards = tried.rollout.rewards(), against.rollout.rewards()
     counted = bins(*rewards)
     return join(
-        (
-            title(f"Reward {_name(tried)}, tried against {_name(against)}"),
-            tag("div", _verdict(trial)),
-            note(f"{heading(tried.rollout)}. Nothing was trained, and the session is as it was."),
-            table(
-                [Column("", "fit"), Column(names[0], "num"), Column(names[1], "num"), Column("")],
-                ((words, *cells, hint) for words, cells, hint in _measures(trial)),
-            ),
-            histogram(counted, names) if counted else None,
-            _failures(tried, "tried"),
-            _failures(against, "against"),
-            _differences(trial),
-            _slowest(tried),
-        )
+        title(f"Reward {_name(tried)}, tried against {_name(against)}"),
+        tag("div", badge(*_verdict(trial))),
+        note(f"{heading(tried.rollout)}. Nothing was trained, and the session is as it was."),
+        table(
+            [Column("", "fit"), *numeric(*names), Column("")],
+            ((words, *cells, hint) for words, cells, hint in _measures(trial)),
+        ),
+        histogram(counted, names) if counted else None,
+        _failures(tried, "tried"),
+        _failures(against, "against"),
+        _differences(trial),
+        _slowest(tried),
     )
 
 
-def trial_plain(trial: RewardTrial) -> str:
-    """The display in plain text, for a terminal."""
+def _plain(trial: RewardTrial) -> str:
     tried, against = trial.tried, trial.against
     lines = [
-        f"Reward {_name(tried)}, tried against {_name(against)}: {_verdict_words(trial)[1]}",
+        f"Reward {_name(tried)}, tried against {_name(against)}: {_verdict(trial)[0]}",
         columns(
             [["", "tried", "against"], *([words, *cells] for words, cells, _ in _measures(trial))]
         ),
@@ -91,6 +81,9 @@ def trial_plain(trial: RewardTrial) -> str:
     return "\n".join(lines)
 
 
+register(RewardTrial, _html, _plain)
+
+
 # ---- in numbers --------------------------------------------------------------------------------
 
 
@@ -98,30 +91,26 @@ def _name(scoring: Scoring) -> str:
     return shorten(scoring.name, 40)
 
 
-def _verdict(trial: RewardTrial) -> Markup:
-    kind, words = _verdict_words(trial)
-    return badge(words, kind)
-
-
-def _verdict_words(trial: RewardTrial) -> tuple[str, str]:
-    """The most important finding: (good, warn or bad; words)."""
+def _verdict(trial: RewardTrial) -> tuple[str, str]:
+    """The most important finding: (words; good, warn or bad)."""
     samples, failed = len(trial.tried.rollout), len(trial.tried.rollout.failed())
     if not samples:
-        return "warn", "! the rollout has no samples"
+        return "! the rollout has no samples", "warn"
     if failed:
-        return "bad", f"✗ it fails on {failed:,} of {count(samples, 'sample')}"
-    groups = len(trial.tried.rollout.groups())
-    if not trial.tried.groups_to_learn_from:
-        return "bad", f"✗ none of {count(groups, 'group')} would teach anything"
-    if trial.tried.groups_to_learn_from * 2 < groups:
-        return "warn", (
-            f"! only {trial.tried.groups_to_learn_from:,} of {groups:,} groups would teach anything"
-        )
-    return "good", f"✓ it scores all {count(samples, 'sample')}"
+        return f"✗ it fails on {failed:,} of {count(samples, 'sample')}", "bad"
+    groups, useful = len(trial.tried.rollout.groups()), trial.tried.groups_to_learn_from
+    if not useful:
+        return f"✗ none of {count(groups, 'group')} would teach anything", "bad"
+    if useful * 2 < groups:
+        return f"! only {useful:,} of {groups:,} groups would teach anything", "warn"
+    return f"✓ it scores all {count(samples, 'sample')}", "good"
 
 
-def _measures(trial: RewardTrial) -> list[tuple[str, tuple[str, str], str]]:
-    """Rows of the comparison: (name, (tried, against), why it matters)."""
+Row = tuple[str, tuple[str, str], str]
+"""Of the comparison: name, (tried, against), why it matters."""
+
+
+def _measures(trial: RewardTrial) -> list[Row]:
     groups = len(trial.tried.rollout.groups())
 
     def row(words: str, value: Callable[[Scoring], str], hint: str = "") -> Row:
@@ -130,10 +119,7 @@ def _measures(trial: RewardTrial) -> list[tuple[str, tuple[str, str], str]]:
     return [
         row("mean reward", lambda s: number(s.rollout.mean_reward(), 3)),
         row("from, to", _range),
-        row(
-            "samples it failed on",
-            lambda s: f"{len(s.rollout.failed()):,} of {len(s.rollout):,}",
-        ),
+        row("samples it failed on", lambda s: f"{len(s.rollout.failed()):,} of {len(s.rollout):,}"),
         row(
             "groups with zero variance",
             lambda s: f"{s.zero_variance_groups:,} of {groups:,}",
@@ -147,9 +133,6 @@ def _measures(trial: RewardTrial) -> list[tuple[str, tuple[str, str], str]]:
         row("groups to learn from", lambda s: f"{s.groups_to_learn_from:,} of {groups:,}"),
         row("all calls took", lambda s: duration(s.seconds), "so long a training step would wait"),
     ]
-
-
-Row = tuple[str, tuple[str, str], str]
 
 
 def _range(scoring: Scoring) -> str:
@@ -182,20 +165,15 @@ def _failures(scoring: Scoring, which: str) -> Markup | None:
 
 def _failure(failure: RewardFailure) -> Markup:
     trace, missing = cut(failure.traceback, _TRACEBACK_BYTES)
+    shown = tag("pre", "\n" + trace + (" …" if missing else ""), class_="kv-text")
     cases = failure.samples[: SHOWN // 3]
     left = len(failure.samples) - len(cases)
     numbers = ", ".join(str(sample.index) for sample in failure.samples[len(cases) :][:40])
     return join(
-        (
-            tag("div", long_text(failure.message, 600, preview=400)),
-            fold(
-                "traceback", tag("pre", "\n" + trace + (" …" if missing else ""), class_="kv-text")
-            )
-            if trace
-            else None,
-            *(_case(sample) for sample in cases),
-            note(f"… and samples {numbers}{' …' if left > 40 else ''}") if left else None,
-        )
+        tag("div", long_text(failure.message, 600, preview=400)),
+        fold("traceback", shown) if trace else None,
+        *(_case(sample) for sample in cases),
+        note(f"… and samples {numbers}{' …' if left > 40 else ''}") if left else None,
     )
 
 
@@ -230,7 +208,7 @@ def _difference_table(differences: Sequence[RewardDifference]) -> Markup:
     first = {_what_differs(d): d for d in reversed(differences)}
     shown = [(first[key], amount) for key, amount in list(alike.items())[:SHOWN]]
     scale = abs(differences[0].difference)
-    heads = [Column(name, "num") for name in ("difference", "tried", "against", "samples")]
+    heads = numeric("difference", "tried", "against", "samples")
     rows = (
         [
             number_bar(d.difference, scale, signed=True),
@@ -243,10 +221,8 @@ def _difference_table(differences: Sequence[RewardDifference]) -> Markup:
     )
     left = len(differences) - sum(amount for _, amount in shown)
     return join(
-        (
-            table([*heads, Column("prompt → response")], rows),
-            note(f"… {count(left, 'more sample')}: .to_pandas() has all") if left else None,
-        )
+        table([*heads, Column("prompt → response")], rows),
+        note(f"… {count(left, 'more sample')}: .to_pandas() has all") if left else None,
     )
 
 
@@ -263,7 +239,7 @@ def _slowest(scoring: Scoring) -> Markup:
     middle = seconds[len(seconds) // 2]
     words = f"Median {_fine(middle)}, mean {_fine(mean(seconds))}, slowest {_fine(seconds[0])}."
     rows = (
-        [join((_fine(taken), bar(taken, seconds[0]))), _case(sample)]
+        [join(_fine(taken), bar(taken, seconds[0])), _case(sample)]
         for sample, taken in calls[: SHOWN // 2]
     )
     heads = [Column("took", "num"), Column("prompt → response")]
@@ -287,15 +263,10 @@ def _case(sample: Sample) -> Markup:
     """A line about a sample that unfolds to show it."""
     prompt, response = shorten(sample.prompt_text, 50), shorten(sample.response, 50)
     answer = f" (answer: {shorten(sample.label, 30)})" if sample.label is not None else ""
-    drawers = list(strips(sample).values()) if sample.response_length <= SHORT_RESPONSE else []
     body = sample_body(sample, prompt_bytes=600, response_bytes=3_000, preview=400)
+    known = strips(sample) if sample.response_length <= SHORT_RESPONSE else {}
+    drawn = [draw() for draw in list(known.values())[:1]]
     return fold(
         f"{prompt} → {response or 'nothing'}{answer}",
-        tag(
-            "div",
-            note(sample_title(sample)),
-            body,
-            *(draw() for draw in drawers[:1]),
-            class_="kv-prompt",
-        ),
+        tag("div", note(sample_title(sample)), body, *drawn, class_="kv-prompt"),
     )

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from markupsafe import Markup
 
-from kit.reports.runs import Group, RunComparison, Side
-from kit.utils.display import Bundle
+from kit.reports.runs import Group, RunComparison, RunRecord, Side
 from kit.utils.formatting import columns, count, duration, mean, number, percent, shorten
 from kit.viz.html import (
     Child,
@@ -22,24 +21,20 @@ from kit.viz.html import (
     badge,
     facts,
     fold,
-    in_page,
     join,
     note,
     number_bar,
+    numeric,
     page,
     quiet,
     table,
     tag,
     title,
 )
-from kit.viz.render import render
+from kit.viz.render import register
 from kit.viz.samples.rollout import answer_html, prompt_html, response_cell, reward_scale
 from kit.viz.svg import Pen, band_panels
 from kit.viz.theme import DARK, LIGHT
-
-if TYPE_CHECKING:
-    from kit.reports.runs import RunRecord
-
 
 MOST_SIDES = 6
 """Groups whose samples stand beside each other; more do not fit on a page."""
@@ -57,29 +52,21 @@ _SIGNS = {
 }
 
 
-@render.register(RunComparison)
-def show_comparison(compared: RunComparison) -> Bundle:
-    """HTML and plain text of runs side by side."""
-    return in_page(comparison_html(compared), comparison_plain(compared))
-
-
-def comparison_html(compared: RunComparison) -> Markup:
+def _html(compared: RunComparison) -> Markup:
     """Legend, curves, differences, samples."""
     return join(
-        (
-            title(_title(compared)),
-            _legend(compared.groups),
-            *(note(f"! {shorten(words, _NOTE)}") for words in compared.notes),
-            _curves(compared),
-            _differences(compared),
-            _samples(compared),
-            _folders(compared),
-        )
+        title(_title(compared)),
+        _legend(compared.groups),
+        *(note(f"! {shorten(words, _NOTE)}") for words in compared.notes),
+        _curves(compared),
+        _differences(compared),
+        _samples(compared),
+        _folders(compared),
     )
 
 
-def comparison_plain(compared: RunComparison) -> str:
-    """The display in plain text, for a terminal: the legend, and what differs."""
+def _plain(compared: RunComparison) -> str:
+    """The legend, and what differs."""
     groups = compared.groups
     heads = ["", "", "seeds", "steps", "reward", "accuracy", "ended"]
     rows = [[str(i), shorten(g.label, 60), *_numbers(g)] for i, g in enumerate(groups, start=1)]
@@ -92,11 +79,11 @@ def comparison_plain(compared: RunComparison) -> str:
         ]
         lines += ["", columns(names)]
     if compared.alike:
-        alike = ", ".join(
-            f"{shorten(name, 40)} {shorten(v, 24)}" for name, v in compared.alike.items()
-        )
-        lines.append(f"  The same in all: {alike}")
+        lines.append(f"  The same in all: {_alike(compared, 24)}")
     return "\n".join(lines)
+
+
+register(RunComparison, _html, _plain)
 
 
 def _title(compared: RunComparison) -> str:
@@ -108,28 +95,26 @@ def _title(compared: RunComparison) -> str:
     return f"{count(runs, 'run')}{of} in {count(groups, 'curve')}, each over its seeds"
 
 
+def _alike(compared: RunComparison, width: int) -> str:
+    """Names and values of the parameters that are the same in all; values of at most `width`."""
+    return ", ".join(f"{shorten(k, 40)} {shorten(v, width)}" for k, v in compared.alike.items())
+
+
 def _heading(words: str) -> Markup:
     return tag("div", words, class_="kv-title kv-section")
 
 
 def _legend(groups: Sequence[Group]) -> Markup:
     several = any(len(group.runs) > 1 for group in groups)
-    heads = [
-        Column("", "fit"),
-        Column("", "fit"),
-        Column("", "mid"),
-        Column("seeds" if several else "seed", "num"),
-        Column("steps", "num"),
-        Column("reward", "num"),
-        Column("accuracy", "num"),
-        Column("ended"),
-    ]
+    heads = [Column("", "fit"), Column("", "fit"), Column("", "mid")]
+    heads += numeric("seeds" if several else "seed", "steps", "reward", "accuracy")
+    heads.append(Column("ended"))
     rows: list[list[Child]] = [
         [tag("b", str(i + 1)), Pen(i).sample(), shorten(group.label, 100), *_numbers(group)]
         for i, group in enumerate(groups)
     ]
     over = "Numbers are means over the runs of a curve. " if several else ""
-    return join((table(heads, rows), note(f"{over}Reward is that of the first and the last step.")))
+    return join(table(heads, rows), note(f"{over}Reward is that of the first and the last step."))
 
 
 def _numbers(group: Group) -> list[str]:
@@ -169,56 +154,46 @@ def _curves(compared: RunComparison) -> Markup | None:
     several = any(band.runs > 1 for g in compared.groups for band in g.bands.values())
     words = "Lines are means over seeds; the shade reaches from the lowest run to the highest. "
     return join(
-        (
-            _heading("Curves"),
-            note((words if several else "") + "A curve's number stands at its end."),
-            drawn,
-        )
+        _heading("Curves"),
+        note((words if several else "") + "A curve's number stands at its end."),
+        drawn,
     )
 
 
 def _differences(compared: RunComparison) -> Markup:
     groups = compared.groups
-    alike = ", ".join(
-        f"{shorten(name, 40)} {shorten(v, _VALUE)}" for name, v in compared.alike.items()
-    )
-    same = note(f"The same in all: {alike}.") if alike else None
+    same = note(f"The same in all: {_alike(compared, _VALUE)}.") if compared.alike else None
     if len(groups) == 1:
         words = "The runs differ in nothing but their seed." if len(compared.runs) > 1 else None
-        return join((_heading("Differences"), note(words) if words else None, same))
+        return join(_heading("Differences"), note(words) if words else None, same)
     heads = [Column("", "fit"), Column("", "fit")]
     heads += [Column(f"{i + 1}") for i in range(len(groups))]
     rows: list[list[Child]] = [
-        [
-            quiet(d.kind),
-            shorten(d.name, 60),
-            *(shorten(value, _VALUE) for value in d.values),
-        ]
+        [quiet(d.kind), shorten(d.name, 60), *(shorten(value, _VALUE) for value in d.values)]
         for d in compared.differences
     ]
     shown = table(heads, rows) if rows else note("Nothing that they recorded differs.")
-    return join((_heading("Differences"), shown, same))
+    return join(_heading("Differences"), shown, same)
 
 
 def _samples(compared: RunComparison) -> Markup | None:
-    if not compared.samples:
-        return None
     groups = compared.groups[:MOST_SIDES]
-    rows = [row[:MOST_SIDES] for row in compared.samples]
+    rows = [row[:MOST_SIDES] for row in compared.samples if any(row[:MOST_SIDES])]
+    if not rows:
+        return None
     sides = [side for row in rows for side in row if side]
-    rewards = [s.reward for s in sides if s.reward is not None]
-    scale = reward_scale(rewards)
+    scale = reward_scale([side.reward for side in sides if side.reward is not None])
     limit = min(max(150_000 // max(len(rows) * len(groups), 1), 200), 2_000)
 
     def cell(side: Side | None) -> Child:
         if side is None:
             return quiet("kept none")
         bar = tag("div", number_bar(side.reward, *scale))
-        return join((response_cell(side.sample, limit), bar))
+        return join(response_cell(side.sample, limit), bar)
 
     def asked(row: Sequence[Side | None]) -> Child:
         first = next(side for side in row if side).sample
-        return join((prompt_html(first, limit), answer_html(first)))
+        return join(prompt_html(first, limit), answer_html(first))
 
     heads = [Column("prompt", "mid")]
     heads += [Column(f"{i + 1} {shorten(g.label, 40)}", "side") for i, g in enumerate(groups)]
@@ -226,15 +201,13 @@ def _samples(compared: RunComparison) -> Markup | None:
     when = f"at step {steps[0]}" if len(steps) == 1 else f"at steps {steps[0]} to {steps[-1]}"
     more = len(compared.groups) - len(groups)
     return join(
-        (
-            _heading("Samples"),
-            note(
-                f"The same prompts {when}; of each curve its first run that kept samples, and of "
-                "that the first response. The reward is the mean over all responses to the prompt."
-            ),
-            table(heads, [[asked(row), *map(cell, row)] for row in rows]),
-            note(f"… and {count(more, 'more curve')}") if more > 0 else None,
-        )
+        _heading("Samples"),
+        note(
+            f"The same prompts {when}; of each curve its first run that kept samples, and of "
+            "that the first response. The reward is the mean over all responses to the prompt."
+        ),
+        table(heads, [[asked(row), *map(cell, row)] for row in rows]),
+        note(f"… and {count(more, 'more curve')}") if more > 0 else None,
     )
 
 
@@ -281,7 +254,7 @@ def comparison_page(compared: RunComparison) -> str:
         tag("title", f"{runs} side by side: {names}"),
         Markup(f"<style>{around}</style>"),
     )
-    body = tag("body", tag("main", Markup(page(comparison_html(compared)))))
+    body = tag("body", tag("main", Markup(page(_html(compared)))))
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
 
 

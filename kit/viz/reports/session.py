@@ -9,10 +9,9 @@ from markupsafe import Markup
 
 from kit.reports import SessionState
 from kit.reports.status import LivingSession, Sessions, Snapshot, Snapshots
-from kit.utils.display import Bundle
-from kit.utils.formatting import columns, count, data_size, duration, number, shorten
-from kit.viz.html import Child, Column, badge, facts, in_page, join, note, quiet, table, tag, title
-from kit.viz.render import render
+from kit.utils.formatting import columns, count, data_size, duration, named, number, shorten
+from kit.viz.html import Child, Column, badge, facts, join, note, numeric, quiet, table, tag, title
+from kit.viz.render import register
 from kit.viz.svg import bars
 
 STATES = {"running": ("✓ running", "good"), "closed": ("■ closed", "warn")}
@@ -20,37 +19,31 @@ MOST_STEPS = 60
 """Steps whose rewards are drawn, the last ones."""
 
 
-@render.register(SessionState)
-def show_session(state: SessionState) -> Bundle:
-    """HTML and plain text of a session as it stands."""
-    return in_page(session_html(state), session_plain(state))
-
-
-def session_html(state: SessionState) -> Markup:
+def _session_html(state: SessionState) -> Markup:
     """Name and state, headline numbers, the rewards so far, and the calls that make sense now."""
     heads = [Column("what to call next", "fit"), Column("")]
     rows = [[tag("span", call, class_="kv-text"), quiet(words)] for call, words in state.next_calls]
     return join(
-        (
-            title(f"Session {shorten(state.name, 60)} ", badge(*_state(state))),
-            facts(_facts(state)),
-            note(_behind(state)) if _behind(state) else None,
-            _rewards(state),
-            table(heads, rows) if rows else None,
-        )
+        title(f"Session {shorten(state.name, 60)} ", badge(*_state(state))),
+        facts(_facts(state)),
+        note(_behind(state)) if _behind(state) else None,
+        _rewards(state),
+        table(heads, rows) if rows else None,
     )
 
 
-def session_plain(state: SessionState) -> str:
-    """The display in plain text, for a terminal."""
+def _session_plain(state: SessionState) -> str:
     lines = [
         f"Session {shorten(state.name, 60)}: {_state(state)[0]}",
-        "  " + "   ".join(f"{name} {value}" for name, value in _facts(state)),
+        named(_facts(state)),
     ]
     if _behind(state):
         lines.append(f"  {_behind(state)}")
     lines += ["  what to call next", columns(state.next_calls, indent="    ")]
     return "\n".join(lines)
+
+
+register(SessionState, _session_html, _session_plain)
 
 
 def _state(state: SessionState) -> tuple[str, str]:
@@ -104,31 +97,18 @@ LONGEST = 60
 NO_SESSIONS = "No session lives here: `session = RLSession.start(...)` starts one."
 
 
-@render.register(Sessions)
-def show_sessions(report: Sessions) -> Bundle:
-    """HTML and plain text of all living sessions."""
-    return in_page(sessions_html(report), sessions_plain(report))
-
-
-def sessions_title(report: Sessions) -> str:
+def _sessions_title(report: Sessions) -> str:
     """`2 sessions live here`."""
     verb = "lives" if len(report) == 1 else "live"
     return f"{count(len(report), 'session')} {verb} here"
 
 
-def sessions_html(report: Sessions) -> Markup:
+def _sessions_html(report: Sessions) -> Markup:
     """One row a session, and below the table the calls that attach to those that wait."""
     if not len(report):
         return note(NO_SESSIONS)
-    heads = [
-        Column("", "fit"),
-        Column("session", "fit"),
-        Column("step", "num"),
-        Column("device", "fit"),
-        Column("driven by"),
-        Column("age", "num"),
-        Column("memory", "num"),
-    ]
+    heads = [Column("", "fit"), Column("session", "fit"), Column("step", "num")]
+    heads += [Column("device", "fit"), Column("driven by"), *numeric("age", "memory")]
     rows: list[list[Child]] = [
         [
             badge(*_living_state(each)),
@@ -142,11 +122,10 @@ def sessions_html(report: Sessions) -> Markup:
         for each in report.sessions
     ]
     calls = [tag("div", call, class_="kv-text") for call in _calls(report)]
-    return join((title(sessions_title(report)), table(heads, rows), *calls))
+    return join(title(_sessions_title(report)), table(heads, rows), *calls)
 
 
-def sessions_plain(report: Sessions) -> str:
-    """The display in plain text, for a terminal."""
+def _sessions_plain(report: Sessions) -> str:
     if not len(report):
         return NO_SESSIONS
     rows = [
@@ -157,8 +136,11 @@ def sessions_plain(report: Sessions) -> str:
         )
         for each in report.sessions
     ]
-    lines = [sessions_title(report), columns(rows, indent="  ")]
-    return "\n".join([*lines, *(f"  {call}" for call in _calls(report))])
+    calls = (f"  {call}" for call in _calls(report))
+    return "\n".join([_sessions_title(report), columns(rows), *calls])
+
+
+register(Sessions, _sessions_html, _sessions_plain)
 
 
 def driver(session: LivingSession) -> str:
@@ -188,41 +170,23 @@ def _calls(report: Sessions) -> list[str]:
 NO_SNAPSHOTS = "No snapshots yet: session.snapshot('before') keeps this moment."
 
 
-@render.register(Snapshot)
-def show_snapshot(snapshot: Snapshot) -> Bundle:
-    """HTML and plain text of one snapshot."""
-    return in_page(tag("div", f"✓ {snapshot_line(snapshot)}"), snapshot_line(snapshot))
-
-
-def snapshot_line(snapshot: Snapshot) -> str:
+def _snapshot_line(snapshot: Snapshot) -> str:
     """`Snapshot 'before' of step 4: 8.1 MB in host memory; session.restore('before') ...`."""
     return (
         f"Snapshot {snapshot.name!r} of step {snapshot.step:,}: {data_size(snapshot.bytes)} "
-        f"{_where(snapshot)}; "
-        f"session.restore({snapshot.name!r}) comes back to it"
+        f"{_where(snapshot)}; session.restore({snapshot.name!r}) comes back to it"
     )
 
 
-@render.register(Snapshots)
-def show_snapshots(snapshots: Snapshots) -> Bundle:
-    """HTML and plain text of all snapshots of a session."""
-    return in_page(snapshots_html(snapshots), snapshots_plain(snapshots))
+register(Snapshot, lambda snapshot: tag("div", f"✓ {_snapshot_line(snapshot)}"), _snapshot_line)
 
 
-def snapshots_html(snapshots: Snapshots) -> Markup:
+def _snapshots_html(snapshots: Snapshots) -> Markup:
     """One row a snapshot, and what they hold together."""
     if not snapshots:
         return note(NO_SNAPSHOTS)
-    heads = [
-        Column("name", "fit"),
-        Column("step", "num"),
-        Column("weights", "num"),
-        Column("reward", "num"),
-        Column("taken", "fit"),
-        Column("holds", "num"),
-        Column("where"),
-        Column("", "fit"),
-    ]
+    heads = [Column("name", "fit"), *numeric("step", "weights", "reward"), Column("taken", "fit")]
+    heads += [Column("holds", "num"), Column("where"), Column("", "fit")]
     rows: list[list[Child]] = [
         [
             tag("b", snapshot.name),
@@ -237,11 +201,10 @@ def snapshots_html(snapshots: Snapshots) -> Markup:
         for snapshot in snapshots
     ]
     words = f"{count(len(snapshots), 'snapshot')}, the oldest first"
-    return join((title(words), table(heads, rows), note(_together(snapshots))))
+    return join(title(words), table(heads, rows), note(_together(snapshots)))
 
 
-def snapshots_plain(snapshots: Snapshots) -> str:
-    """The display in plain text, for a terminal."""
+def _snapshots_plain(snapshots: Snapshots) -> str:
     if not snapshots:
         return NO_SNAPSHOTS
     rows = [
@@ -258,6 +221,9 @@ def snapshots_plain(snapshots: Snapshots) -> str:
         for snapshot in snapshots
     ]
     return f"{columns(rows)}\n  {_together(snapshots)}"
+
+
+register(Snapshots, _snapshots_html, _snapshots_plain)
 
 
 def _together(snapshots: Snapshots) -> str:

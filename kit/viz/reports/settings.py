@@ -52,7 +52,7 @@ def _section(name: str, section: BaseModel) -> Child:
 def _summary(name: str, section: BaseModel, names: list[str]) -> Child:
     changed = len([one for one in changes(section) if one in names])
     words = f" {changed} of {len(names)} changed" if changed else " all defaults"
-    return join((tag("b", name), quiet(words)))
+    return join(tag("b", name), quiet(words))
 
 
 def _settings(section: BaseModel, names: list[str]) -> Child:
@@ -68,7 +68,7 @@ def _row(section: BaseModel, name: str, before: str | None = None) -> list[Child
     words = type(section).model_fields[name].description or ""
     mark = "● changed; " if before is None else ""  # a list of what was changed need not say so
     was = note(f"{mark}default {shorten(_written(_default(section, name)), 80)}")
-    shown = join((tag("b", value), was)) if name in changes(section) else value
+    shown = join(tag("b", value), was) if name in changes(section) else value
     return [
         tag("span", (before or "") + name, class_="kv-text"),
         tag("div", shown, class_="kv-text"),

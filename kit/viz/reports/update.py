@@ -9,10 +9,9 @@ from markupsafe import Markup
 
 from kit.reports import Metrics, SyncReport, UpdateReport
 from kit.tracking.catalog import concerns, meaning, short_name, what_is_off
-from kit.utils.display import Bundle
-from kit.utils.formatting import columns, count, data_size, duration, number, shorten
-from kit.viz.html import Column, facts, fold, in_page, join, note, quiet, table, tag, title
-from kit.viz.render import render
+from kit.utils.formatting import columns, count, data_size, duration, named, number, shorten
+from kit.viz.html import Column, badge, facts, fold, join, note, numeric, quiet, table, tag, title
+from kit.viz.render import register
 from kit.viz.samples.batch import left_out
 from kit.viz.svg import bars, side_by_side
 
@@ -22,13 +21,7 @@ DRAWN = ("train/loss", "train/ppo_kl", "train/pg_clipfrac", "train/grad_norm")
 """What is drawn of an update with several optimizer steps."""
 
 
-@render.register(UpdateReport)
-def show_update(report: UpdateReport) -> Bundle:
-    """HTML and plain text of what one update did."""
-    return in_page(update_html(report), update_plain(report))
-
-
-def update_title(report: UpdateReport) -> str:
+def _title(report: UpdateReport) -> str:
     """`Update of step 3: 128 samples`, and whether it was a repeated call."""
     words = f"Update of step {report.step}: {count(report.samples, 'sample')}"
     if not report.samples:
@@ -39,22 +32,19 @@ def update_title(report: UpdateReport) -> str:
 def update_html(report: UpdateReport) -> Markup:
     """Title, headline numbers, the table of metrics, and the optimizer steps one by one."""
     return join(
-        (
-            title(update_title(report)),
-            facts(_facts(report)),
-            concern_list(update_concerns(report)),
-            metric_table(report.metrics, update_concerns(report)),
-            _curves(report.per_step),
-            _steps(report.per_step) if len(report.per_step) > 1 else None,
-            left_out(report.left_out),
-        )
+        title(_title(report)),
+        facts(_facts(report)),
+        concern_list(update_concerns(report)),
+        _metric_table(report.metrics, update_concerns(report)),
+        _curves(report.per_step),
+        _steps(report.per_step) if len(report.per_step) > 1 else None,
+        left_out(report.left_out),
     )
 
 
-def update_plain(report: UpdateReport) -> str:
-    """The display in plain text, for a terminal."""
+def _plain(report: UpdateReport) -> str:
     off = update_concerns(report)
-    lines = [update_title(report), "  " + "   ".join(f"{k} {v}" for k, v in _facts(report))]
+    lines = [_title(report), named(_facts(report))]
     rows = [
         [mark(name, off), shorten(name, 60), number(value), meaning(name).expect]
         for name, value in list(report.metrics.items())[:MOST_METRICS]
@@ -63,6 +53,9 @@ def update_plain(report: UpdateReport) -> str:
     lines += [f"  ! {shorten(name, 60)}: {why}" for name, why in off.items()]
     lines += [f"  left out: {shorten(reason, 100)}" for reason in report.left_out[:5]]
     return "\n".join(line for line in lines if line)
+
+
+register(UpdateReport, update_html, _plain)
 
 
 def update_concerns(report: UpdateReport) -> dict[str, str]:
@@ -100,18 +93,13 @@ def concern_list(off: Mapping[str, str]) -> Markup | None:
         tag("li", tag("b", shorten(name, 60)), f": {why}") for name, why in list(off.items())[:20]
     ]
     words = f"! {count(len(off), 'metric')} to look at"
-    return tag("div", tag("span", words, class_="kv-badge kv-warn"), tag("ul", *items))
+    return tag("div", badge(words, "warn"), tag("ul", *items))
 
 
-def metric_table(metrics: Metrics, off: Mapping[str, str]) -> Markup:
+def _metric_table(metrics: Metrics, off: Mapping[str, str]) -> Markup:
     """All metrics: the value, a mark, what it measures and what it should be."""
-    heads = [
-        Column("", "fit"),
-        Column("metric", "fit"),
-        Column("value", "num"),
-        Column("what it is"),
-        Column("what it should be"),
-    ]
+    heads = [Column("", "fit"), Column("metric", "fit"), Column("value", "num")]
+    heads += [Column("what it is"), Column("what it should be")]
     rows = [
         [
             mark(name, off),
@@ -123,7 +111,7 @@ def metric_table(metrics: Metrics, off: Mapping[str, str]) -> Markup:
         for name, value in list(metrics.items())[:MOST_METRICS]
     ]
     more = len(metrics) - len(rows)
-    return join((table(heads, rows), note(count(more, "more metric")) if more > 0 else None))
+    return join(table(heads, rows), note(count(more, "more metric")) if more > 0 else None)
 
 
 def _curves(per_step: Sequence[Metrics]) -> Markup | None:
@@ -146,10 +134,7 @@ def _curves(per_step: Sequence[Metrics]) -> Markup | None:
 def _steps(per_step: Sequence[Metrics]) -> Markup:
     """One row an optimizer step, one column a metric."""
     names = list(dict.fromkeys(name for step in per_step for name in step))[:12]
-    heads = [
-        Column("step", "num"),
-        *(Column(shorten(name.removeprefix("train/"), 40), "num") for name in names),
-    ]
+    heads = numeric("step", *(shorten(name.removeprefix("train/"), 40) for name in names))
 
     def cell(step: Metrics, name: str) -> str:
         off = what_is_off(name, step.get(name))
@@ -167,12 +152,6 @@ def _steps(per_step: Sequence[Metrics]) -> Markup:
     )
 
 
-@render.register(SyncReport)
-def show_sync(report: SyncReport) -> Bundle:
-    """HTML and plain text of a weight sync."""
-    return in_page(tag("div", f"✓ {sync_line(report)}"), sync_line(report))
-
-
 def sync_line(report: SyncReport) -> str:
     """`Weights version 4 handed to the engine: 310 tensors, 1.2 GB in 55 ms (21.7 GB/s)`."""
     rate = f" ({data_size(report.bytes / report.seconds)}/s)" if report.seconds > 0 else ""
@@ -183,3 +162,6 @@ def sync_line(report: SyncReport) -> str:
         f"{count(report.tensors, 'tensor')}, {data_size(report.bytes)} "
         f"in {duration(report.seconds)}{rate}"
     )
+
+
+register(SyncReport, lambda report: tag("div", f"✓ {sync_line(report)}"), sync_line)

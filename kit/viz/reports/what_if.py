@@ -10,10 +10,9 @@ from markupsafe import Markup
 
 from kit.reports.what_if import Movement, Trial, WhatIf
 from kit.tracking.catalog import meaning
-from kit.utils.display import Bundle
-from kit.utils.formatting import columns, count, duration, number, percent, shorten
-from kit.viz.html import Child, Column, bar, facts, fold, in_page, join, note, table, tag, title
-from kit.viz.render import render
+from kit.utils.formatting import columns, count, duration, named, number, percent, shorten
+from kit.viz.html import Child, Column, bar, facts, fold, join, note, numeric, table, tag, title
+from kit.viz.render import register
 from kit.viz.reports.update import mark, update_concerns
 from kit.viz.samples.compare import moved_html, moved_plain, moves
 
@@ -53,22 +52,11 @@ NEXT = (
 )
 
 
-@render.register(WhatIf)
-def show_what_if(report: WhatIf) -> Bundle:
-    """HTML and plain text of one update tried in several ways."""
-    return in_page(what_if_html(report), what_if_plain(report))
-
-
-def what_if_html(report: WhatIf) -> Markup:
+def _html(report: WhatIf) -> Markup:
     """Where the trials began, a table of them, and for each the tokens that moved most."""
     names = _differing(report)
-    heads = [
-        Column("", "fit"),
-        Column("tried with"),
-        *(Column(_short(name), "num") for name in names),
-        *(Column(moved.name, "num") for moved in MOVED),
-        Column("as meant", "num"),
-    ]
+    heads = [Column("", "fit"), Column("tried with")]
+    heads += numeric(*map(_short, names), *(moved.name for moved in MOVED), "as meant")
     rows: list[list[Child]] = [
         [
             tag("b", str(index)),
@@ -79,23 +67,22 @@ def what_if_html(report: WhatIf) -> Markup:
         ]
         for index, trial in enumerate(report)
     ]
+    refused = [(i, trial.refused) for i, trial in enumerate(report) if trial.refused]
+    moved = [(_head(i, t), moves(report.before, t.after)) for i, t in enumerate(report) if t.after]
     return join(
-        (
-            title(_title(report)),
-            facts(_facts(report)),
-            *(note(f"! {words}") for words in report.notes),
-            table(heads, rows),
-            note(_alike(report)) if _alike(report) else None,
-            *(_refusal(i, t) for i, t in enumerate(report) if t.refused),
-            fold("what the columns are", _glossary(names)),
-            *(_tokens(report, i, t) for i, t in enumerate(report) if t.after is not None),
-            note(NEXT),
-        )
+        title(_title(report)),
+        facts(_facts(report)),
+        *(note(f"! {words}") for words in report.notes),
+        table(heads, rows),
+        note(_alike(report)) if _alike(report) else None,
+        *(note(f"{i} was refused: {shorten(words, 300)}") for i, words in refused),
+        fold("what the columns are", _glossary(names)),
+        *(fold(f"tokens that moved most: {head}", moved_html(of)) for head, of in moved),
+        note(NEXT),
     )
 
 
-def what_if_plain(report: WhatIf) -> str:
-    """The display in plain text, for a terminal."""
+def _plain(report: WhatIf) -> str:
     names = _differing(report)
     rows = [["", "tried with", *map(_short, names), *(m.name for m in MOVED), "as meant"]]
     rows += [
@@ -108,7 +95,7 @@ def what_if_plain(report: WhatIf) -> str:
         ]
         for index, trial in enumerate(report)
     ]
-    lines = [_title(report), "  " + "   ".join(f"{k} {v}" for k, v in _facts(report))]
+    lines = [_title(report), named(_facts(report))]
     lines += [f"  ! {words}" for words in report.notes]
     lines += [columns(rows), *([f"  {_alike(report)}"] if _alike(report) else [])]
     for index, trial in enumerate(report):
@@ -117,6 +104,9 @@ def what_if_plain(report: WhatIf) -> str:
         elif trial.after is not None:
             lines += [f"  {_head(index, trial)}", moved_plain(moves(report.before, trial.after))]
     return "\n".join([*lines, f"  {NEXT}"])
+
+
+register(WhatIf, _html, _plain)
 
 
 def _title(report: WhatIf) -> str:
@@ -162,7 +152,7 @@ def _glossary(names: list[str]) -> Markup:
     rows: list[list[Child]] = [[_short(name), meaning(name).words] for name in names]
     rows += [[moved.name, moved.words] for moved in MOVED]
     rows.append(["as meant", AS_MEANT])
-    return join((table([Column("column", "fit"), Column("what it is")], rows), note(IN_NATS)))
+    return join(table([Column("column", "fit"), Column("what it is")], rows), note(IN_NATS))
 
 
 def _metric(trial: Trial, name: str) -> str:
@@ -177,7 +167,7 @@ def _bar(report: WhatIf, trial: Trial, moved: Moved) -> Markup:
     scale = max((abs(v) for v in every if math.isfinite(v)), default=0.0)
     value = moved.value(trial.movement) if trial.movement else math.nan
     drawn = bar(value, scale, signed=moved.signed)
-    return join((tag("div", _nats(trial, moved)), drawn))
+    return join(tag("div", _nats(trial, moved)), drawn)
 
 
 def _nats(trial: Trial, moved: Moved) -> str:
@@ -191,13 +181,3 @@ def _nats(trial: Trial, moved: Moved) -> str:
 
 def _as_meant(trial: Trial) -> str:
     return percent(trial.movement.as_meant) if trial.movement else "–"
-
-
-def _refusal(index: int, trial: Trial) -> Markup:
-    return note(f"{index} was refused: {shorten(trial.refused, 300)}")
-
-
-def _tokens(report: WhatIf, index: int, trial: Trial) -> Markup:
-    assert trial.after is not None
-    moved = moves(report.before, trial.after)
-    return fold(f"tokens that moved most: {_head(index, trial)}", moved_html(moved))

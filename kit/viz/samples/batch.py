@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from markupsafe import Markup
 
 from kit.samples import Batch, Sample
 from kit.utils.display import Bundle, bundle
-from kit.utils.formatting import columns, count, number, shorten
-from kit.viz.html import Column, facts, fold, note, number_bar, page, table, tag, title
+from kit.utils.formatting import columns, count, named, number, shorten
+from kit.viz.html import Column, facts, fold, note, number_bar, numeric, page, table, tag, title
 from kit.viz.render import render
 from kit.viz.samples.rollout import (
     MOST_SAMPLES,
@@ -35,13 +36,12 @@ def show_batch(batch: Batch) -> Bundle:
     rewards = reward_scale([s.reward for s in batch.samples if s.reward is not None])
     limit = TEXT_BYTES // min(max(len(batch), 75), MOST_SAMPLES)
     prompt_limit = prompt_bytes(len(groups))
-    parts, left = draw_groups(
-        groups, lambda group: _group(group, rewards, scale, limit, prompt_limit)
-    )
+    draw = partial(_group, rewards=rewards, scale=scale, limit=limit, prompt_limit=prompt_limit)
+    parts, left = draw_groups(groups, draw)
     rest = parts[OPEN_GROUPS:]
     html = page(
         title(_heading(batch)),
-        facts(batch_facts(batch)),
+        facts(_facts(batch)),
         left_out(batch.left_out),
         *parts[:OPEN_GROUPS],
         fold(count(len(rest), "more group"), *rest) if rest else None,
@@ -64,7 +64,7 @@ def _heading(batch: Batch) -> str:
     return f"Batch of step {batch.step}: {count(len(batch), 'sample')} to train on"
 
 
-def batch_facts(batch: Batch) -> list[tuple[str, str]]:
+def _facts(batch: Batch) -> list[tuple[str, str]]:
     """The headline numbers of a batch, as (name, value)."""
     advantages = batch.advantages
     groups = _groups(batch)
@@ -93,12 +93,7 @@ def _groups(batch: Batch) -> list[list[Pair]]:
 def _group(
     group: Sequence[Pair], rewards: tuple[float, bool], scale: float, limit: int, prompt_limit: int
 ) -> Markup:
-    heads = [
-        Column("reward", "num"),
-        Column("advantage", "num"),
-        Column("response"),
-        Column("tokens", "num"),
-    ]
+    heads = [*numeric("reward", "advantage"), Column("response"), Column("tokens", "num")]
     rows = [
         [
             number_bar(sample.reward, *rewards),
@@ -113,8 +108,7 @@ def _group(
 
 
 def _plain(batch: Batch, groups: list[list[Pair]]) -> str:
-    numbers = "   ".join(f"{name} {value}" for name, value in batch_facts(batch))
-    lines = [_heading(batch), f"  {numbers}"]
+    lines = [_heading(batch), named(_facts(batch))]
     lines += [f"  left out: {shorten(reason, 100)}" for reason in batch.left_out[:5]]
     for group in groups[:3]:
         lines.append(f"  prompt {group[0][0].group_index}: {shorten(group[0][0].prompt_text, 70)}")

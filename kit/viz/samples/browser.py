@@ -194,12 +194,12 @@ class SampleBrowser:
     def _connect(self) -> None:
         controls = self.controls
         for widget in controls.filters:
-            widget.observe(self._unlessquiet(self._list), names="value")
-        controls.order.observe(self._unlessquiet(self._list), names="value")
-        controls.list.observe(self._unlessquiet(self._show), names="index")
-        controls.strip.observe(self._unlessquiet(self._draw), names="value")
-        controls.line.observe(self._unlessquiet(self._go_to_line), names="value")
-        controls.note.observe(self._unlessquiet(self._noted), names="value")
+            widget.observe(self._unless_quiet(self._list), names="value")
+        controls.order.observe(self._unless_quiet(self._list), names="value")
+        controls.list.observe(self._unless_quiet(self._show), names="index")
+        controls.strip.observe(self._unless_quiet(self._draw), names="value")
+        controls.line.observe(self._unless_quiet(self._go_to_line), names="value")
+        controls.note.observe(self._unless_quiet(self._noted), names="value")
         for label, button in controls.labels.items():
             button.on_click(lambda _, label=label: self._labelled(label))
         controls.reset.on_click(lambda _: self.reset())
@@ -208,7 +208,7 @@ class SampleBrowser:
         for button, by in ((controls.previous_group, -1), (controls.next_group, 1)):
             button.on_click(lambda _, by=by: self.move_group(by))
 
-    def _unlessquiet(self, react: Callable[[], None]) -> Callable[[Any], None]:
+    def _unless_quiet(self, react: Callable[[], None]) -> Callable[[Any], None]:
         """A reaction to what a person did, not to what the browser itself writes into a widget."""
 
         def changed(_: Any) -> None:
@@ -331,14 +331,11 @@ class SampleBrowser:
         wrong = [badge(f"✗ {message}", "bad") for message in self._wrong]
         self.controls.status.value = page(tag("div", words, role="status"), *wrong)
 
-    def _picture(self) -> Bundle:
-        return show_rollout(self.rollout)
-
     def _repr_mimebundle_(self, **_: Any) -> Bundle:
         """The rollout's own display, for front-ends that show no widgets."""
-        return self._picture()
+        return show_rollout(self.rollout)
 
     def _ipython_display_(self) -> None:
         from kit.viz.live.frontend import show_lasting
 
-        show_lasting(self.controls.root, self._picture())
+        show_lasting(self.controls.root, show_rollout(self.rollout))

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from kit.samples import Rollout, Sample, token_values
 from kit.utils.display import Picture
-from kit.utils.formatting import columns, count, letters, mean, number, percent, shorten
+from kit.utils.formatting import columns, count, letters, mean, named, number, percent, shorten
 from kit.viz.html import (
     Child,
     Column,
@@ -24,6 +24,7 @@ from kit.viz.html import (
     join,
     note,
     number_bar,
+    numeric,
     page,
     quiet,
     table,
@@ -50,7 +51,7 @@ class _Pair:
     @property
     def change(self) -> str:
         first, second = _reward(self.before), _reward(self.after)
-        if first != first or second != second:
+        if math.isnan(first) or math.isnan(second):
             return "– not scored"
         return "▲ better" if second > first else "▼ worse" if second < first else "= same"
 
@@ -76,7 +77,7 @@ def compare_samples(before: Rollout, after: Rollout, n: int = 8) -> Picture:
     more = note(f"… {count(len(pairs) - n, 'more prompt')}") if len(pairs) > n else None
     shown = _table(pairs[:n]) if pairs else None
     striped = any(_changed(s) for p in pairs[:n] for s in (p.before[0], p.after[0]))
-    more = join((more, note(_COLOURS))) if striped else more
+    more = join(more, note(_COLOURS)) if striped else more
     html = page(title(words), facts(tallies), left, shown, more, moved_html(moved))
     return Picture(html, "\n".join((_plain(words, tallies, pairs[:n]), moved_plain(moved))))
 
@@ -103,19 +104,18 @@ def _table(pairs: Sequence[_Pair]) -> Child:
     samples = [s for pair in pairs for s in (*pair.before, *pair.after)]
     scale = reward_scale([s.reward for s in samples if s.reward is not None])
     heads = [Column("prompt"), Column("before"), Column("after"), Column("change", "fit")]
-    limit = max(200_000 // max(len(pairs), 1) // 3, 200)
-    limit = min(limit, 3_000)
+    limit = min(max(200_000 // max(len(pairs), 1) // 3, 200), 3_000)
 
     def cell(group: list[Sample]) -> Child:
         reward = _reward(group)
-        shown = number_bar(None if reward != reward else reward, *scale)
+        shown = number_bar(None if math.isnan(reward) else reward, *scale)
         several = quiet(f" mean of {len(group)}")
         bar = tag("div", shown, several if len(group) > 1 else None)
-        return join((_response(group[0], limit), bar))
+        return join(_response(group[0], limit), bar)
 
     rows = [
         [
-            join((prompt_html(p.before[0], limit), answer_html(p.before[0]))),
+            join(prompt_html(p.before[0], limit), answer_html(p.before[0])),
             cell(p.before),
             cell(p.after),
             p.change,
@@ -150,7 +150,7 @@ def _plain(words: str, tallies: Sequence[tuple[str, str]], pairs: Sequence[_Pair
         for pair in pairs
     ]
     several = any(len(p.before) > 1 or len(p.after) > 1 for p in pairs)
-    lines = [words, "  " + "   ".join(f"{name} {value}" for name, value in tallies)]
+    lines = [words, named(tallies)]
     if several:
         lines.append(f"  {_FIRST}")
     return "\n".join([*lines, columns(rows)] if rows else lines)
@@ -284,12 +284,10 @@ def moved_html(moved: Moves) -> Markup:
         ("▼ lost", f"{moved.lost:,}"),
         ("mean change, nats a token", f"{moved.total / moved.tokens:+.3g}"),
     ]
-    top = (
-        max(abs(move.change) for move in (*moved.up, *moved.down)) if moved.up or moved.down else 1
-    )
+    top = max((abs(move.change) for move in (*moved.up, *moved.down)), default=1.0)
     return tag(
         "div",
-        tag("div", "Probability of the same tokens, before and after", class_="kv-title"),
+        title("Probability of the same tokens, before and after"),
         facts(numbers),
         _listed("▲ gained most", moved.up, top),
         _listed("▼ lost most", moved.down, top),
@@ -301,30 +299,19 @@ def moved_html(moved: Moves) -> Markup:
 def _listed(heading: str, listed: Sequence[Move], top: float) -> Markup | None:
     if not listed:
         return None
-    heads = [
-        Column(heading),
-        Column("sample", "num"),
-        Column("position", "num"),
-        Column("before", "num"),
-        Column("after", "num"),
-        Column("change, nats", "num"),
-    ]
+    numbers = numeric("sample", "position", "before", "after", "change, nats")
     rows: list[list[Child]] = [
         [
-            tag("pre", "\n" + "\n".join(_context(move)), class_="kv-text"),
+            tag("pre", "\n" + "\n".join(in_context(move.sample, move.position)), class_="kv-text"),
             str(move.sample.index),
             str(move.position),
             _chance(move.old),
             _chance(move.new),
-            join((f"{move.change:+.3g}", bar(move.change, top, signed=True))),
+            join(f"{move.change:+.3g}", bar(move.change, top, signed=True)),
         ]
         for move in listed
     ]
-    return table(heads, rows)
-
-
-def _context(move: Move) -> tuple[str, str]:
-    return in_context(move.sample, move.position)
+    return table([Column(heading), *numbers], rows)
 
 
 def _chance(log_prob: float) -> str:
@@ -332,7 +319,7 @@ def _chance(log_prob: float) -> str:
 
 
 def _by_kind(kinds: Iterable[tuple[str, int, float]]) -> Markup:
-    heads = [Column("token"), Column("written", "num"), Column("mean change, nats", "num")]
+    heads = [Column("token"), *numeric("written", "mean change, nats")]
     rows: list[list[Child]] = [
         [tag("span", letters(text, 40), class_="kv-text"), count(times, "time"), f"{change:+.3g}"]
         for text, times, change in kinds
@@ -341,7 +328,7 @@ def _by_kind(kinds: Iterable[tuple[str, int, float]]) -> Markup:
 
 
 def moved_plain(moved: Moves) -> str:
-    """The display in plain text, for a terminal."""
+    """The tokens that moved most, for a terminal."""
     if not moved:
         return f"  {HOW}"
     lines = [

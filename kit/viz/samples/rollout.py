@@ -76,17 +76,15 @@ def browse(rollout: Rollout, *arguments: Any, **options: Any) -> SampleBrowser:
     return SampleBrowser(rollout, *arguments, **options)
 
 
-def summary_facts(rollout: Rollout) -> list[tuple[str, str]]:
+def _facts(rollout: Rollout) -> list[tuple[str, str]]:
     """The headline numbers of a rollout, as (name, value)."""
     lengths = [s.response_length for s in rollout]
-    truncated = [s.status is Status.TRUNCATED for s in rollout]
     scored = len(rollout.rewards())
-    reward = number(rollout.mean_reward(), 3) if scored else "not scored"
     rows = [
-        ("mean reward", reward),
+        ("mean reward", number(rollout.mean_reward(), 3) if scored else "not scored"),
         ("mean length", count_of(mean(lengths), "token")),
         ("longest", count(max(lengths, default=0), "token")),
-        ("truncated", percent(mean(truncated))),
+        ("truncated", percent(mean([s.status is Status.TRUNCATED for s in rollout]))),
     ]
     if rollout.seconds > 0:
         rows.append(("generated", f"{rollout.new_tokens / rollout.seconds:,.0f} tokens/s"))
@@ -109,7 +107,7 @@ def heading(rollout: Rollout) -> str:
 
 def rollout_summary(rollout: Rollout) -> Markup:
     """Title and headline numbers."""
-    return join((title(heading(rollout)), facts(summary_facts(rollout)), *map(note, rollout.notes)))
+    return join(title(heading(rollout)), facts(_facts(rollout)), *map(note, rollout.notes))
 
 
 def rollout_groups(rollout: Rollout, open_groups: int = OPEN_GROUPS) -> Markup:
@@ -124,14 +122,10 @@ def rollout_groups(rollout: Rollout, open_groups: int = OPEN_GROUPS) -> Markup:
     rest = parts[open_groups:]
     folded = fold(f"{count(len(rest), 'more group')} of this rollout", *rest) if rest else None
     missing = (
-        note(
-            f"{count(left, 'more sample')} not shown here: rollout[{len(rollout) - left}:] shows "
-            "them, rollout.to_pandas() has all."
-        )
-        if left
-        else None
+        f"{count(left, 'more sample')} not shown here: rollout[{len(rollout) - left}:] shows them, "
+        "rollout.to_pandas() has all."
     )
-    return join((*parts[:open_groups], folded, missing))
+    return join(*parts[:open_groups], folded, note(missing) if left else None)
 
 
 def prompt_bytes(groups: int) -> int:
@@ -158,7 +152,7 @@ def draw_groups(
 
 def reward_scale(rewards: Sequence[float]) -> tuple[float, bool]:
     """What a full bar stands for, and whether bars grow to both sides."""
-    finite = [abs(r) for r in rewards if abs(r) < float("inf")]
+    finite = [abs(r) for r in rewards if math.isfinite(r)]
     return max([1.0, *finite]), any(r < 0 for r in rewards)
 
 
@@ -176,7 +170,7 @@ def group_marks(group: Sequence[Sample]) -> list[str]:
     return ["= all equal: nothing to learn"] if all_equal(group) else []
 
 
-def shared_label(group: Sequence[Sample]) -> str | None:
+def _shared_label(group: Sequence[Sample]) -> str | None:
     """The right answer of the group, where all its samples have the same one."""
     labels = {sample.label for sample in group}
     return labels.pop() if len(labels) == 1 else None
@@ -199,32 +193,25 @@ def prompt_html(sample: Sample, limit: int) -> Markup:
     ]
     if len(sample.prompt) > len(messages):
         parts.append(note(count(len(sample.prompt) - len(messages), "more message")))
-    return join(parts)
+    return join(*parts)
 
 
 def answer_html(sample: Sample) -> Child:
     """The right answer; None where none is known."""
-    if sample.label is None:
-        return None
-    return quiet(f"answer: {shorten(sample.label, 40)}")
+    return None if sample.label is None else quiet(f"answer: {shorten(sample.label, 40)}")
 
 
 def group_head(group: Sequence[Sample], limit: int) -> Markup:
     """What stands over a group's rows: number, answer, mean reward, marks, the prompt once."""
     rewards = [s.reward for s in group if s.reward is not None]
-    answer = shared_label(group)
+    answer = _shared_label(group)
     head = [
         tag("b", f"Prompt {group[0].group_index}"),
         quiet(f"mean reward {number(mean(rewards), 3)}") if rewards else None,
         quiet(f"answer: {shorten(answer, 60)}") if answer is not None else None,
         *(label(mark) for mark in group_marks(group)),
     ]
-    return join(
-        (
-            tag("div", spaced(head), class_="kv-head"),
-            prompt_html(group[0], limit),
-        )
-    )
+    return join(tag("div", spaced(head), class_="kv-head"), prompt_html(group[0], limit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +230,7 @@ class _Scales:
 
 
 def _group(group: Sequence[Sample], limit: int, prompt_limit: int, scales: _Scales) -> Markup:
-    labelled = shared_label(group) is None and any(s.label is not None for s in group)
+    labelled = _shared_label(group) is None and any(s.label is not None for s in group)
     heads = [Column("reward", "num")]
     if scales.advantage is not None:
         heads.append(Column("advantage", "num"))
@@ -274,7 +261,7 @@ def response_cell(sample: Sample, limit: int) -> Markup:
     if sample.error:
         words, missing = cut(sample.error, 200)
         error = note(f"✗ {words}{' …' if missing else ''}")
-    return join((long_text(sample.response, limit), error))
+    return join(long_text(sample.response, limit), error)
 
 
 def _signed(advantage: float | None) -> str:
@@ -282,11 +269,11 @@ def _signed(advantage: float | None) -> str:
 
 
 def _plain(rollout: Rollout) -> str:
-    facts_line = "   ".join(f"{name} {value}" for name, value in summary_facts(rollout))
-    lines = [heading(rollout), f"  {facts_line}", *(f"  {words}" for words in rollout.notes)]
+    numbers = "   ".join(f"{name} {value}" for name, value in _facts(rollout))
+    lines = [heading(rollout), f"  {numbers}", *(f"  {words}" for words in rollout.notes)]
     advantages = any("advantage" in s.token_values for s in rollout)
     for group in rollout.groups()[:3]:
-        answer = shared_label(group)
+        answer = _shared_label(group)
         lines.append(f"  prompt {group[0].group_index}: {shorten(group[0].prompt_text, 70)}")
         if answer is not None:
             lines[-1] += f"   (answer: {shorten(answer, 20)})"

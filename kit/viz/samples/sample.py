@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from kit.samples import Sample, token_values
 from kit.utils.display import Bundle, bundle
-from kit.utils.formatting import count, mean, number, shorten
+from kit.utils.formatting import count, mean, named, number, shorten
 from kit.viz.html import Child, facts, fold, join, long_text, note, page, quiet, tag, title
 from kit.viz.render import render
 from kit.viz.samples.rollout import STATUS_SIGNS, prompt_html
@@ -43,13 +43,11 @@ def _strips(sample: Sample) -> Markup | None:
         if used > OTHERS_BYTES:
             left.append(f'sample.strip("{shorten(name, 40)}")')
             continue
-        part = fold(
-            f"by {shorten(quantities[name].words, 80)}",
-            strip(sample, quantities[name], drawn[name]),
-        )
+        words = f"by {shorten(quantities[name].words, 80)}"
+        part = fold(words, strip(sample, quantities[name], drawn[name]))
         used += len(part.encode())
         parts.insert(-1, part)
-    return join((*parts, note(f"Also known: {', '.join(left[:12])}") if left else None))
+    return join(*parts, note(f"Also known: {', '.join(left[:12])}") if left else None)
 
 
 def sample_body(
@@ -57,14 +55,12 @@ def sample_body(
 ) -> Markup:
     """Everything about a sample but its tokens; `preview` characters of its response unfolded."""
     return join(
-        (
-            facts(sample_facts(sample)),
-            note(f"✗ the reward failed: {shorten(sample.error, 400)}") if sample.error else None,
-            quiet("prompt"),
-            prompt_html(sample, prompt_bytes),
-            quiet("response"),
-            tag("div", long_text(sample.response, response_bytes, preview), class_="kv-prompt"),
-        )
+        facts(sample_facts(sample)),
+        note(f"✗ the reward failed: {shorten(sample.error, 400)}") if sample.error else None,
+        quiet("prompt"),
+        prompt_html(sample, prompt_bytes),
+        quiet("response"),
+        tag("div", long_text(sample.response, response_bytes, preview), class_="kv-prompt"),
     )
 
 
@@ -96,10 +92,9 @@ def sample_facts(sample: Sample) -> list[tuple[str, str]]:
 
 
 def _plain(sample: Sample) -> str:
-    numbers = "   ".join(f"{name} {value}" for name, value in sample_facts(sample))
     lines = [
         sample_title(sample),
-        f"  {numbers}",
+        named(sample_facts(sample)),
         f"  prompt    {shorten(sample.prompt_text, 400)}",
         f"  response  {shorten(sample.response, 400)}",
     ]

@@ -26,7 +26,7 @@ from kit.utils.formatting import (
     pointed_at,
     shorten,
 )
-from kit.viz.html import Child, Column, fold, join, note, page, spaced, table, tag, title
+from kit.viz.html import Child, Column, fold, join, note, numeric, page, spaced, table, tag, title
 from kit.viz.samples.scales import UNKNOWN, Scale, scale_of
 
 MOST_CHIPS = 4_000
@@ -77,20 +77,17 @@ def strip(
     texts = token_values.texts(sample)
     call = f'sample.strip("{shorten(quantity.name, 40)}", start={end})'
     return join(
-        (
-            tag("div", _heading(sample, quantity, values), class_="kv-muted"),
-            legend(scale, values, untrained=0 in sample.mask),
-            tag("div", _worst_line(texts, quantity, values, worst)) if worst is not None else None,
-            tag("div", chips(sample, quantity, values, start, end), class_="kv-strip"),
-            note(f"… {count(left, 'more token')} not shown here: {call}") if left > 0 else None,
-        )
+        tag("div", _heading(sample, quantity, values), class_="kv-muted"),
+        legend(scale, values, untrained=0 in sample.mask),
+        tag("div", _worst_line(texts, quantity, values, worst)) if worst is not None else None,
+        tag("div", chips(sample, quantity, values, start, end), class_="kv-strip"),
+        note(f"… {count(left, 'more token')} not shown here: {call}") if left > 0 else None,
     )
 
 
 def _heading(sample: Sample, quantity: Quantity, values: Sequence[float]) -> str:
     finite = [v for v in values if math.isfinite(v)]
-    unit = f", {quantity.unit}" if quantity.unit else ""
-    words = f"{quantity.words}{unit}"
+    words = quantity.words + (f", {quantity.unit}" if quantity.unit else "")
     if finite:
         ends = ((text, _say(quantity, v)) for text, v in _ends(quantity, finite))
         words += ": " + ", ".join(f"{text} {value}" for text, value in ends)
@@ -120,12 +117,10 @@ def _worst_line(
     texts: Sequence[str], quantity: Quantity, values: Sequence[float], worst: int
 ) -> Markup:
     return join(
-        (
-            tag("b", "^", aria_hidden="true"),
-            f" {quantity.worst}: token {worst}, ",
-            tag("span", letters(texts[worst], 40), class_="kv-chip"),
-            f", at {_say(quantity, values[worst])}{_chance(quantity, values[worst])}",
-        )
+        tag("b", "^", aria_hidden="true"),
+        f" {quantity.worst}: token {worst}, ",
+        tag("span", letters(texts[worst], 40), class_="kv-text"),
+        f", at {_say(quantity, values[worst])}{_chance(quantity, values[worst])}",
     )
 
 
@@ -245,25 +240,20 @@ def token_table(
     still, a line that says how to have them.
     """
     if len(values) <= DETAILED:
-        return fold("all tokens as a table", _wide(_table_of_all(sample)))
+        return fold("all tokens as a table", _table_of_all(sample))
     start, end = max(start, 0), min(max(start, 0) + MOST_CHIPS, len(values))
     texts = _short(token_values.texts(sample)[start:end])
     for shown in (texts, [""] * len(texts)):
         drawn = _table_of_one(shown, quantity, values, start, end)
         if len(drawn.encode()) <= room:
-            return fold(f"all tokens as a table: {_title(quantity)}", _wide(drawn))
+            return fold(f"all tokens as a table: {_title(quantity)}", drawn)
     return note("As a table: sample.to_pandas()")
-
-
-def _wide(drawn: Markup) -> Markup:
-    """Scrolls by itself where the page is narrower."""
-    return tag("div", drawn, class_="kv-wide")
 
 
 def _table_of_all(sample: Sample) -> Markup:
     known = _all_known(sample)
-    heads = [Column("token", "num"), Column("text", "fit"), Column("id", "num")]
-    heads += [Column(_title(quantity), "num") for quantity, _ in known.values()]
+    heads = [Column("token", "num"), Column("text", "fit")]
+    heads += numeric("id", *(_title(quantity) for quantity, _ in known.values()))
     tokens, mask = sample.response_tokens, sample.mask
     if 0 in mask:
         heads.append(Column("", "fit"))
@@ -290,7 +280,8 @@ def _table_of_one(
         )
         rows.append(f"<tr><th>{first}</th>{cells}</tr>")
     head = f'<thead><tr><th scope="col">token</th>{heads}</tr></thead>'
-    return Markup(f'<table class="kv-grid">{head}<tbody>{"".join(rows)}</tbody></table>')
+    drawn = Markup(f'<table class="kv-grid">{head}<tbody>{"".join(rows)}</tbody></table>')
+    return tag("div", drawn, class_="kv-wide")
 
 
 # ---- for a terminal ------------------------------------------------------------------------------
