@@ -268,7 +268,7 @@ def test_an_interrupt_between_buffer_and_engine_loses_no_group(
 ) -> None:
     session = policies(**SURPLUS)
     prompting, rows = session.debug.sampler, session.debug.state.stream.next(4)
-    waiting = prompting.generate(session.debug.stack, rows, 4, None, "waiting", 0)
+    waiting = prompting.write(session.debug.stack, rows, 4, None, "waiting", 0).complete()
     session.debug.state.buffer.put(map(tuple, waiting.groups()))
     reset, pressed = GroupSelection.reset_if_masked, list[int]()
 
