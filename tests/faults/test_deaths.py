@@ -95,9 +95,9 @@ def test_a_generate_whose_engine_dies_is_finished_with_the_same_responses(
     monkeypatch.setattr(prompting, "config", prompting.config.replace("rollout.temperature", 50.0))
     rows = session.debug.state.stream.next(16)
     ask: Any = (session.debug.stack, rows, 2, 50.0, "a seed", 0)
-    expected = prompting.generate(*ask)
+    expected = prompting.write(*ask).complete()
     timer = later(of_engine(session, 0, PARTS[part]))
-    found = prompting.generate(*ask)
+    found = prompting.write(*ask).complete()
     timer.join()
     assert [s.response_tokens for s in found] == [s.response_tokens for s in expected]
     monkeypatch.undo()
