@@ -134,7 +134,8 @@ def test_a_kernel_that_jupyter_restarts_keeps_its_session_and_one_that_it_shuts_
         assert (again.id, again.driver) == (before.id, manager.provisioner.pid)
         (entry,) = registry.living()
         # A kernel that takes long to end is killed by Jupyter.
-        say(manager, "import time; RLSession.current()._let_go = lambda: time.sleep(600)")
+        slow = "import time; RLSession.current().debug.stack.close = lambda: time.sleep(600)"
+        say(manager, slow)
         manager.shutdown_wait_time = 10.0
     finally:
         manager.shutdown_kernel()
