@@ -144,13 +144,20 @@ what the second column sets. Seconds are those of a shared machine, and say noth
 """
 TITLES = {"estimators": "Every estimator", "tis": "A disturbed engine, with and without TIS"}
 ABOUT = {
+    "estimators": """
+With one optimizer step an update, as in that preset, the probability ratio stays 1: nothing is
+clipped, and `grpo`, `gspo` and `cispo` have one and the same gradient. They differ from the second
+optimizer step on, which is why the table sets `global_batch_size` for two of them
+(`epochs_per_rollout` does it too). `kit sweep` says so before it runs, `kit compare` and
+`session.what_if` where it happened.
+""",
     "tis": """
 The noisy engine writes its samples with other weights than those that are trained: normal noise as
 large as the weights themselves is added to every matrix, and drawn anew at each sync. The update
 then learns from what another policy wrote. Truncated importance sampling (TIS) weights each token
 by how likely the trained policy finds it against the one that wrote it, up to `tis_clip`. Accuracy
 is that of the trained weights, without the noise.
-"""
+""",
 }
 
 

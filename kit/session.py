@@ -16,19 +16,21 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from kit.checkpoint import checkpoint
 from kit.checkpoint.export import Dtype, export_hf
+from kit.checkpoint.inputs import Inputs
 from kit.config import SessionConfig
+from kit.config.changes import with_changes
 from kit.config.training import Estimator
 from kit.diagnostics import annotate, mismatch, startup, what_if
 from kit.diagnostics.annotate import Annotated
 from kit.diagnostics.reward_trial import try_reward
-from kit.errors import SessionError, did_you_mean
-from kit.lifecycle import attach, step, train_loop
+from kit.errors import CheckpointError, SessionError, did_you_mean
+from kit.lifecycle import attach, configure, step, train_loop
 from kit.lifecycle.lock import verb
 from kit.lifecycle.start import SessionParts, is_running
 from kit.lifecycle.train_loop import Training
@@ -43,12 +45,13 @@ from kit.reports import (
     TrainReport,
     UpdateReport,
 )
-from kit.reports.status import Sessions, Snapshot, Snapshots
+from kit.reports.status import Sessions, SettingsChange, Snapshot, Snapshots
 from kit.reports.training import Until
 from kit.reports.what_if import WhatIf
 from kit.rewards import score_samples
 from kit.rollout import batch as rollout_batch
 from kit.rollout import evaluate, replay
+from kit.rollout.batch import Advantage
 from kit.rollout.sampler import as_rows
 from kit.samples import Batch, Messages, Rollout, Sample
 from kit.tracking.recorder import apply_run_settings
@@ -78,6 +81,8 @@ class RLSession:
         data: Any = None,
         eval_data: Any = None,
         reward: Reward | None = None,
+        advantage: Advantage | None = None,
+        loss: Callable[..., Any] | None = None,
     ) -> Self:
         """Check everything that can be checked, start the stack, and return a running session.
 
@@ -88,13 +93,20 @@ class RLSession:
             eval_data: held-out prompts in the same forms.
             reward: a function `f(sample) -> float` or `f(samples) -> list[float]`, or a built-in's
                 name, instead of `reward` in the configuration.
+            advantage: a function `f(rollout)` that returns a number for each sample, or a list of
+                numbers for each, one a response token; instead of `advantage_estimator`.
+            loss: a function `f(logp_T, old_logp_T, advantage_T)` of tensors over response tokens
+                that returns the loss of each, (T), or also a mapping of metrics, (T); instead of
+                the estimator's. `kit.trainer.own_loss` names what else it can be given.
 
         Raises:
             ConfigError, DataError, ModelError, RewardError: what the message names is wrong.
             StackError: a process could not start. In every case none is left behind.
         """
         session = cls(apply_run_settings(config))
-        session._parts.start(data, eval_data, reward)
+        session._parts.start(
+            data=data, eval_data=eval_data, reward=reward, advantage=advantage, loss=loss
+        )
         return session
 
     @classmethod
@@ -105,6 +117,8 @@ class RLSession:
         data: Any = None,
         eval_data: Any = None,
         reward: Reward | None = None,
+        advantage: Advantage | None = None,
+        loss: Callable[..., Any] | None = None,
     ) -> Self:
         """Continue a session whose kernel was restarted or killed.
 
@@ -119,12 +133,16 @@ class RLSession:
                 and have to be passed again.
             eval_data: as in `start`.
             reward: as in `start`.
+            advantage: as in `start`.
+            loss: as in `start`; what the trainers were given stays.
 
         Raises:
             SessionError: there is no such session, a living process drives it, or something has to
                 be passed again.
         """
-        parts, unfinished = attach.attach(name, data, eval_data, reward)
+        passed = {"data": data, "eval_data": eval_data, "reward": reward}
+        passed |= {"advantage": advantage, "loss": loss}
+        parts, unfinished = attach.attach(name, passed)
         session = cls(parts.state.config)
         session._parts = parts
         if unfinished:
@@ -139,6 +157,9 @@ class RLSession:
         data: Any = None,
         eval_data: Any = None,
         reward: Reward | None = None,
+        advantage: Advantage | None = None,
+        loss: Callable[..., Any] | None = None,
+        changes: Mapping[str, Any] | None = None,
         num_trainers: int | None = None,
         trust_remote_code: bool = False,
     ) -> Self:
@@ -147,26 +168,43 @@ class RLSession:
         Args:
             path: a directory that `save` wrote.
             data: as in `start`; rows and functions that were passed there are not in the
-                checkpoint.
+                checkpoint, and have to be passed again.
             eval_data: as in `start`.
             reward: as in `start`.
+            advantage: as in `start`.
+            loss: as in `start`.
+            changes: settings that are to be others than the checkpoint's, by their full names:
+                `{"training.learning_rate": 1e-5}`. Any can be given here.
             num_trainers: another number than the checkpoint was written by; None takes the same.
             trust_remote_code: run Python code that the model brings along, if the checkpoint's
                 settings ask for it.
 
         Raises:
-            CheckpointError: it cannot be read. Never continues from other weights in silence.
+            CheckpointError: it cannot be read, or something has to be passed again. Never continues
+                from other weights or with another reward in silence.
         """
         folder = Path(path)
         config, row = checkpoint.read(folder)
         if not trust_remote_code:
             checkpoint.refuse_code(config, folder)
+        saved = config
+        for name, value in (changes or {}).items():
+            config = config.replace(name, value)
         if num_trainers is not None:
             config = config.replace("training.num_trainers", num_trainers)
-        session = cls.start(config, data=data, eval_data=eval_data, reward=reward)
+        passed = {"data": data, "eval_data": eval_data, "reward": reward}
+        given = Inputs.of_state(row).again(
+            passed | {"advantage": advantage, "loss": loss},
+            CheckpointError,
+            f"The session of the checkpoint {folder}",
+            f"RLSession.load({str(path)!r}, ...)",
+        )
+        session = cls.start(config, **given)
         try:
-            checkpoint.restore(session._parts.state, session._parts.stack, folder, row)
-            session._parts.note()  # or a kernel that is killed now leaves what nobody can attach to
+            parts = session._parts
+            checkpoint.restore(parts.state, parts.stack, folder, row)
+            configure.log(parts.state, parts.tracker.recorder, saved)
+            parts.note()  # or a kernel that is killed now leaves what nobody can attach to
         except BaseException:
             session.close()
             raise
@@ -207,7 +245,14 @@ class RLSession:
 
     @config.setter
     def config(self, config: SessionConfig) -> None:
-        self._parts.state.config = config
+        raise SessionError(
+            "session.config cannot be replaced.",
+            why="Its processes, prompts and memory plan were made from it; most of a new one would "
+            "have no effect.",
+            fix="session.configure(learning_rate=1e-5) changes what may change while it runs. For "
+            "other settings start a session, or continue a saved one with them: "
+            "RLSession.load(path, changes={...}).",
+        )
 
     @property
     def step_count(self) -> int:
@@ -216,7 +261,7 @@ class RLSession:
 
     @property
     def history(self) -> list[Metrics]:
-        """Metrics of all steps, one row each."""
+        """Metrics of all steps, one row each; `step` is the step's number."""
         return self._parts.state.history
 
     @property
@@ -264,6 +309,30 @@ class RLSession:
         `kit.lifecycle.start`.
         """
         return self._parts
+
+    @verb
+    def configure(
+        self, /, settings: Mapping[str, Any] | None = None, **training: Any
+    ) -> SettingsChange:
+        """Change settings while the session runs: learning rate, sampling, sizes, intervals.
+
+            session.configure(learning_rate=1e-5, n_samples_per_prompt=16)
+            session.configure({"rollout.temperature": 0.8, "evaluation.interval": 5})
+
+        They hold from the next verb on, are part of checkpoints, and are written into the run's
+        `changes.jsonl`. An undo takes those of `training` and `rollout` back.
+
+        Args:
+            settings: by their full names.
+            training: those of `training`, by name; or any other whose name is in no other section.
+
+        Raises:
+            ConfigError: a setting that cannot change while a session runs, or a value that cannot
+                be. In every case nothing has changed.
+        """
+        parts = self._parts.running()
+        changes = dict(settings or {}) | training
+        return configure.configure(parts.state, parts.use, parts.tracker.recorder, changes)
 
     def memory_plan(self) -> MemoryPlan:
         """Memory plan of the session, beside what was measured so far."""
@@ -367,7 +436,9 @@ class RLSession:
         return parts.collector.collect(parts.reward if reward is None else reward)
 
     @verb
-    def advantages(self, rollout: Rollout, advantage_estimator: Estimator | None = None) -> Batch:
+    def advantages(
+        self, rollout: Rollout, advantage_estimator: Estimator | Advantage | None = None
+    ) -> Batch:
         """Make a batch: rewards turned into advantages by the configured estimator.
 
         A group with a failed or aborted sample is left out whole: its mean would be of other
@@ -375,16 +446,20 @@ class RLSession:
 
         Args:
             rollout: what `score` returned.
-            advantage_estimator: another one than the configured, to compare. The update still
-                takes the configured one's loss.
+            advantage_estimator: another one than the configured, to compare, or a function as
+                `start` takes it. The update still takes the configured one's loss.
 
         Raises:
-            SessionError: the rollout has no rewards yet.
+            SessionError: the rollout has no rewards yet, or a function returned something else.
         """
         fix = "pass what `session.score(...)` returned."
         rollout = expect(rollout, Rollout, "advantages", fix)
-        training = rollout_batch.with_estimator(self.config.training, advantage_estimator)
-        return rollout_batch.make_batch(rollout, training, self.log_probs)
+        training, own = self.config.training, self._parts.advantage
+        if callable(advantage_estimator):
+            own = advantage_estimator
+        elif advantage_estimator is not None:
+            own, training = None, rollout_batch.with_estimator(training, advantage_estimator)
+        return rollout_batch.make_batch(rollout, training, self.log_probs, own)
 
     @verb
     def log_probs(self, samples: Sequence[Sample], of: str = "policy") -> list[list[float]]:
@@ -420,6 +495,8 @@ class RLSession:
     def update(self, batch: Batch) -> UpdateReport:
         """Train on a batch. Calling it again with the same batch changes nothing.
 
+        It is a step: its metrics go into the history and to wherever those of a run go.
+
         Raises:
             StackError: loss or gradient is not finite; the weights are as before.
         """
@@ -433,11 +510,17 @@ class RLSession:
             report = rollout_batch.update(stack, batch, state.step)
             state.step += report.applied
             interrupted.said = f"The update was made before it could stop: step {state.step}."
+            if report.applied and not parts.lock.in_step:
+                rollout = batch.source(state.last_rollout)
+                step.record(state, parts.tracker, rollout, report)
         return report
 
     @verb
     def sync(self, *, exact: bool = False, verify: bool = False) -> SyncReport:
         """Sync the trainer's weights to the engine, which drops its cache of old ones.
+
+        After an update by hand it then evaluates and saves where the settings ask for it, as at the
+        end of `step`.
 
         Args:
             exact: without what `engine.weight_bits` and `engine.weight_noise` do to them, until
@@ -447,7 +530,10 @@ class RLSession:
         Raises:
             StackError: with `verify`, a parameter did not arrive.
         """
-        return self._parts.stack.sync(self.weight_version, exact=exact, verify=verify)
+        parts = self._parts
+        report = parts.stack.sync(self.weight_version, exact=exact, verify=verify)
+        step.conclude(parts.state, parts.stack, parts.tracker, self.evaluate)
+        return report
 
     @verb
     def check_mismatch(
@@ -532,6 +618,24 @@ class RLSession:
             return train_loop.train_on_dashboard(self._parts, self.step, steps, until)
         return train_loop.train(self._parts, self.step, steps, until, show)
 
+    def steps(self, steps: int | None = None) -> Iterator[int]:
+        """Count the steps of a loop that is written by hand; yields the number of the next one.
+
+            for number in session.steps(20):
+                rollout = session.score(session.generate())
+                session.update(session.advantages(rollout))
+                session.sync()
+
+        The loop ends when so many updates were made. In a batch run that is resumed, it goes on
+        from the newest checkpoint of this very loop, as `train` does.
+
+        Args:
+            steps: None takes the configured `num_rollout`.
+        """
+        planned = self.config.training.num_rollout
+        total = planned if steps is None else at_least_one(steps, "steps")
+        return train_loop.counted(self._parts, total)
+
     def dashboard(self, steps: int | None = None) -> Training:
         """Show the running training, or the history with buttons to start one."""
         return train_loop.dashboard(self._parts, self.step, steps)
@@ -540,7 +644,9 @@ class RLSession:
     def evaluate(
         self, *, n_samples_per_prompt: int | None = None, temperature: float | None = None
     ) -> EvalReport:
-        """Measure accuracy on held-out prompts, with the engine's present weights.
+        """Measure mean reward and pass@k on held-out prompts, with the engine's present weights.
+
+        Where all rewards are 0 or 1, the mean is the accuracy.
 
         Args:
             n_samples_per_prompt: None takes `evaluation.n_samples_per_prompt`.
@@ -586,20 +692,31 @@ class RLSession:
         return parts.snapshots.take(parts.stack, name, on_disk, parts.tracker.recorder)
 
     @verb
-    def restore(self, what: str | Path | Snapshot) -> Snapshot:
+    def restore(
+        self, what: str | Path | Snapshot, *, changes: Mapping[str, Any] | None = None
+    ) -> Snapshot:
         """Undo everything since a snapshot, bit by bit, engine included.
+
+        The settings of `training` and those of sampling are the snapshot's afterwards; all others,
+        the data and the reward stay this session's.
 
         Args:
             what: a snapshot or its name; or the `Path` of a checkpoint of the same model and data.
+            changes: settings that are to be others from here on, as `configure` takes them.
 
         Raises:
             SessionError: there is none of this name; the message lists those that exist.
             CheckpointError: it cannot be read. In every case the session is as it was.
         """
         parts = self._parts
+        state, recorder = parts.state, parts.tracker.recorder
+        if changes:
+            with_changes(state.config, changes)  # refuses before anything is undone
         snapshot = parts.snapshots.restore(parts.stack, what)
-        if parts.tracker.recorder:
-            parts.tracker.recorder.truncate_to(len(self.history))
+        if recorder:
+            recorder.truncate_to(len(self.history))
+        if changes:
+            configure.configure(state, parts.use, recorder, changes)
         return snapshot
 
     @verb
@@ -693,8 +810,15 @@ class RLSession:
             SessionError: the session has trained since, or there is no such trial.
         """
         tried = expect(tried, WhatIf, "keep", "pass what `session.what_if(...)` returned.")
-        parts = self._parts
-        return what_if.keep(parts.state, parts.stack, parts.snapshots, tried, index)
+        parts, state = self._parts, self._parts.state
+        with interrupts.held():  # or the weights would have a step that the history lacks
+            before = state.config
+            report = what_if.keep(state, parts.stack, parts.snapshots, parts.use, tried, index)
+            configure.log(state, parts.tracker.recorder, before)
+            if report.applied:
+                step.record(state, parts.tracker, tried.batch.source(state.last_rollout), report)
+        step.conclude(state, parts.stack, parts.tracker, self.evaluate)
+        return report
 
     # ---- on disk -------------------------------------------------------------------------------
 

@@ -170,5 +170,5 @@ def reset(session: RLSession, first: Path, seed: int = 0) -> None:
     state, prompts = session.debug.state, session.debug.sampler.train
     state.stream = PromptStream(prompts, seed)  # a test may have put another
     session.restore(FIRST)
-    session.config = SessionConfig.load(first / checkpoint.CONFIG).replace("seed", seed)
+    session.debug.use(SessionConfig.load(first / checkpoint.CONFIG).replace("seed", seed))
     state.stream = PromptStream(prompts, seed)

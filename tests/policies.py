@@ -20,7 +20,7 @@ def set_policies(session: RLSession, **settings: Any) -> None:
     tree["rollout"] |= settings
     if settings.get("partial_rollout"):
         tree["training"] |= FEW
-    session.config = SessionConfig(**tree)
+    session.debug.state.config = SessionConfig(**tree)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from kit import RLSession, SessionConfig
+from kit.checkpoint.inputs import Inputs
 from kit.checkpoint.snapshots import SnapshotStore
 from kit.checkpoint.state import TrainState
 from kit.data.stream import PromptStream
@@ -55,7 +56,7 @@ def state(session: RLSession, folder: Path) -> dict[str, Any]:
     return {
         "step_count": session.step_count,
         "weight_version": session.weight_version,
-        "history": session.history,
+        "history": [{k: v for k, v in row.items() if k != "step"} for row in session.history],
         "responses": [sample.response for sample in session.last_rollout],
         "weights": {name: digest(weights[name]) for name in sorted(weights)},
     }
@@ -91,11 +92,12 @@ def test_the_notes_of_a_session_are_read(loaded: RLSession) -> None:
     now = journal.noted(folder)["now"]
     config = SessionConfig(**journal.settings(folder, now))
     assert config == SessionConfig.load(WRITTEN / "checkpoint" / "config.yaml")
-    assert journal.started_with(folder)["passed"]["reward"] is True
+    assert Inputs.of_state(journal.started_with(folder)).described == {"reward": {"object": ""}}
     state, versions = TrainState(config), SimpleNamespace(trainer_version=0, newest_version=0)
     state.stream = PromptStream(loaded.debug.sampler.train, config.seed)
-    journal.restore(folder, now, state, versions, SnapshotStore(state), [])
+    journal.restore(folder, now, state, versions, SnapshotStore(state, print), [])
     assert (state.step, versions.trainer_version, len(state.buffer)) == (3, 3, 2)
+    assert [row.pop("step") for row in state.history] == [0, 1, 2]
     assert state.history == EXPECTED["checkpoint"]["history"]
     assert state.last_rollout is not None
     assert [s.response for s in state.last_rollout] == EXPECTED["checkpoint"]["responses"]

@@ -134,7 +134,7 @@ def test_train_trains_with_the_file_at_the_root_and_leaves_outputs_by_kind(tmp_p
     cells = nbformat.read(run / "notebook.ipynb", as_version=4).cells
     shown = "".join(o.get("text", "") for c in cells for o in c.get("outputs", []))
     assert "There is no GPU here, so the tiny model learns to add" in shown
-    assert re.search(r"addition: \d+\.\d% before, \d+\.\d% after", shown)
+    assert re.search(r"addition: mean reward 0\.\d+ before, \d\.\d+ after", shown)
 
 
 @pytest.mark.slow

@@ -11,14 +11,16 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kit.checkpoint import checkpoint
+from kit.checkpoint.inputs import Inputs
 from kit.checkpoint.state import TrainState
-from kit.config import TrainingConfig
-from kit.errors import SessionError
+from kit.config import SessionConfig, TrainingConfig
+from kit.config.changes import SHAPES_SAMPLES, values
+from kit.errors import CheckpointError, SessionError
 from kit.reports.status import Snapshot, find
 from kit.tracking.recorder import Recorder
 from kit.utils.formatting import data_size
@@ -37,8 +39,8 @@ SPARE = 0.1
 class SnapshotStore(Mapping[str, Snapshot]):
     """Snapshots of a session by name, oldest first; the trainers hold the tensors."""
 
-    def __init__(self, state: TrainState) -> None:
-        self._state = state
+    def __init__(self, state: TrainState, use: Callable[[SessionConfig], None]) -> None:
+        self._state, self._use = state, use
         self._kept: dict[str, Snapshot] = {}
 
     def __getitem__(self, name: str) -> Snapshot:
@@ -81,7 +83,14 @@ class SnapshotStore(Mapping[str, Snapshot]):
             self.put(taken)
         return taken
 
-    def _snapshot(self, stack: Stack, name: str, size: int, folder: Path | None) -> Snapshot:
+    def _snapshot(
+        self,
+        stack: Stack,
+        name: str,
+        size: int,
+        folder: Path | None,
+        config: SessionConfig | None = None,
+    ) -> Snapshot:
         state, rewards = self._state, self._state.rewards
         return Snapshot(
             name=name,
@@ -91,7 +100,8 @@ class SnapshotStore(Mapping[str, Snapshot]):
             bytes=size,
             made=time.time(),
             folder=folder,
-            training=state.config.training,
+            training=(config or state.config).training,
+            rollout=values(config or state.config, SHAPES_SAMPLES),
             state=state.to_json(stack),
             last_rollout=state.last_rollout,
             last_batch=state.last_batch,
@@ -118,15 +128,24 @@ class SnapshotStore(Mapping[str, Snapshot]):
         with held():
             checkpoint.move_to(state, stack, kept.state, lambda: load_trainers(stack, kept))
             state.last_rollout, state.last_batch = kept.last_rollout, kept.last_batch
-            train_with(state, stack, kept.training)
+            self._use(restored_settings(state.config, kept.training, kept.rollout))
         return kept
 
     def _restore_checkpoint(self, stack: Stack, folder: Path) -> Snapshot:
         config, row = checkpoint.read(folder)
+        if missing := Inputs.of_state(row).missing_in(self._state.inputs):
+            raise CheckpointError(
+                f"The session of the checkpoint {folder} was started with {missing} of its own, "
+                "and this one was not.",
+                why="It would go on with what the configuration of this session says instead.",
+                fix="pass the same to `RLSession.start`, and restore again; or close this session "
+                "and pass it to `RLSession.load`.",
+            )
         with held():
             checkpoint.restore(self._state, stack, folder, row)
-            train_with(self._state, stack, config.training)
-            return self._snapshot(stack, folder.name, _size(folder), folder)
+            sampling = values(config, SHAPES_SAMPLES)
+            self._use(restored_settings(self._state.config, config.training, sampling))
+            return self._snapshot(stack, folder.name, _size(folder), folder, config)
 
     def forget(self, stack: Stack, name: str) -> None:
         """Release a snapshot. Raises SessionError for an unknown name."""
@@ -175,13 +194,24 @@ def load_trainers(stack: Stack, snapshot: Snapshot) -> None:
         stack.restore(snapshot.name)
 
 
-def train_with(state: TrainState, stack: Stack, training: TrainingConfig) -> None:
-    """Continue training with other training settings."""
-    running = state.config.training.num_trainers
-    training = training.model_copy(update={"num_trainers": running})
-    if training != state.config.training:
-        stack.configure(training)
-        state.config = state.config.model_copy(update={"training": training})
+def restored_settings(
+    config: SessionConfig, training: TrainingConfig, sampling: Mapping[str, Any]
+) -> SessionConfig:
+    """Settings of a session with those that an undo takes back.
+
+    Args:
+        config: the session's.
+        training: of the moment that is restored; the number of trainers stays.
+        sampling: settings of `rollout` by their full names.
+    """
+    fixed = {"num_trainers": config.training.num_trainers}
+    chosen = {name.removeprefix("rollout."): value for name, value in sampling.items()}
+    return config.model_copy(
+        update={
+            "training": training.model_copy(update=fixed),
+            "rollout": config.rollout.model_copy(update=chosen),
+        }
+    )
 
 
 def _checked(name: str) -> str:

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from kit.checkpoint.inputs import Inputs
 from kit.config import SessionConfig
 from kit.data.buffer import RolloutBuffer
 from kit.data.stream import PromptStream
-from kit.reports import REWARD, Metrics, StepReport
+from kit.reports import REWARD, STEP, Metrics, StepReport
 from kit.samples import Batch, Rollout
 
 
@@ -39,7 +40,9 @@ class TrainState:
     rollouts_drawn: int = 0
     """Draws of responses so far; each takes its randomness from the seed and its number."""
     history: list[Metrics] = field(default_factory=list)
-    """One row of metrics a step."""
+    """One row of metrics a step, with its number under `step`."""
+    unsynced: int | None = None
+    """The step that was made by itself, while the engine does not have its weights yet."""
     buffer: RolloutBuffer = field(default_factory=RolloutBuffer)
     """Unfinished groups that wait to be continued."""
     last_rollout: Rollout | None = None
@@ -47,6 +50,10 @@ class TrainState:
     """What `update` was last given, also where it was refused."""
     last_step: StepReport | None = None
     """The last one whose update was made and handed over, even if interrupted after that."""
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """Settings that were changed while it ran: `step`, `setting`, `from`, `to`."""
+    inputs: Inputs = field(default_factory=Inputs)
+    """What was passed to `start` beside the configuration; not part of what is loaded."""
     stream: PromptStream = field(init=False)
     """The order of the training prompts, and the place in it; there once the data is read."""
 
@@ -63,6 +70,8 @@ class TrainState:
             "newest_version": versions.newest_version,
             "generations": self.rollouts_drawn,
             "stream": self.stream.state(),
+            "inputs": dict(self.inputs.described),
+            "changes": list(self.changes),
         }
 
     def to_json(self, versions: WeightVersions) -> dict[str, Any]:
@@ -79,7 +88,8 @@ class TrainState:
         """
         step, drawn = int(row["step_count"]), int(row["generations"])
         weights = int(row["weight_version"]), int(row["newest_version"])
-        history = [dict(metrics) for metrics in row["history"]]
+        first = step - len(row["history"])  # version 0.1 wrote no numbers
+        history = [{STEP: first + i, **metrics} for i, metrics in enumerate(row["history"])]
         place = self.stream.state()
         self.stream.load_state(row["stream"])
         try:
@@ -88,4 +98,5 @@ class TrainState:
             self.stream.load_state(place)
             raise
         self.step, self.rollouts_drawn, self.history = step, drawn, history
+        self.unsynced, self.changes = None, list(row.get("changes", []))
         versions.trainer_version, versions.newest_version = weights

@@ -89,6 +89,17 @@ ResumeOption = Annotated[
     ),
 ]
 
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="With --resume: a setting to continue with, such as training.learning_rate=1e-5; may "
+        "be given several times.",
+        show_default=False,
+    ),
+]
+
 SamplesEveryOption = Annotated[
     int, typer.Option(help="Keep the rollout of every so many steps; 0 keeps none.", min=0)
 ]
@@ -128,6 +139,7 @@ def run(
     seed: SeedOption = None,
     preset: PresetOption = None,
     resume: ResumeOption = None,
+    changes: SetOption = None,
     samples_every: SamplesEveryOption = 10,
     checkpoint_every: CheckpointEveryOption = None,
     keep_warm: KeepWarmOption = KEEP_WARM_MINUTES,
@@ -160,6 +172,12 @@ def run(
         raise RunError(
             "There is nothing to run.", fix="name a notebook, or a run to --resume; see --help."
         )
+    if changes and not resume:
+        raise RunError(
+            "--set goes with --resume.",
+            fix="give a new run its values by -p, for the parameters of its notebook.",
+        )
+    settings = settings.model_copy(update={"changes": _settings(changes or [])})
     try:
         results = _results(notebooks or [], given, resume, settings, out, _console(quiet))
     except KeyboardInterrupt:
@@ -184,8 +202,11 @@ def _results(
     from kit.runs.resume import resume_notebook
 
     with one_stack(settings.keep_warm, console):
-        warm = settings.keep_warm
-        return [resume_notebook(resume, out_root=out, console=console, keep_warm=warm)]
+        warm, changes = settings.keep_warm, settings.changes
+        done = resume_notebook(
+            resume, out_root=out, console=console, keep_warm=warm, changes=changes
+        )
+        return [done]
 
 
 def params(notebook: Annotated[Path, typer.Argument(help="An .ipynb file.")]) -> None:
@@ -207,6 +228,17 @@ def pairs(words: list[str], value: str = "VALUE") -> list[tuple[str, str]]:
             raise RunError(f"Parameter {name!r} has no value.", fix=f"write `-p {name} {value}`.")
         found.append((name, text))
     return found
+
+
+def _settings(words: list[str]) -> dict[str, Any]:
+    """Settings as `--set` has them, their values read as in a YAML file."""
+    from kit.config.schema import from_yaml
+
+    for word in words:
+        if "=" not in word:
+            raise RunError(f"--set {word} has no value.", fix=f"write `--set {word}=VALUE`.")
+    split = (word.partition("=") for word in words)
+    return {name: from_yaml(text) for name, _, text in split}
 
 
 def _from_file(file: Path | None) -> dict[str, object]:

@@ -39,8 +39,8 @@ def runs(
     sort: Annotated[
         str,
         typer.Option(
-            help="By what: when, reward, accuracy, steps, duration, notebook, status, or a "
-            "parameter. The highest and the newest come first; last with a - before the name."
+            help="By what: when, reward, held_out, accuracy, steps, duration, notebook, status, or "
+            "a parameter. The highest and the newest come first; last with a - before the name."
         ),
     ] = "when",
     as_json: Annotated[

@@ -82,7 +82,7 @@ class SessionConfig(Section, Displayed):
                 fix="check the path; SessionConfig.preset('tiny').dump('config.yaml') writes one.",
             )
         try:
-            tree = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+            tree = from_yaml(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file} is not valid YAML.", why=str(error)) from None
         if tree is None:
@@ -156,6 +156,11 @@ for _end in (_Loader, _Dumper):
         re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
         list("-+0123456789."),
     )
+
+
+def from_yaml(text: str) -> Any:
+    """Read YAML as settings are read: `1e-6` is a number. Raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)
 
 
 def as_yaml(tree: dict[str, Any]) -> str:

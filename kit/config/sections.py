@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from kit.errors import ConfigError
+
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -22,6 +24,14 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse. Raises ConfigError."""
+        raise ConfigError(
+            f"Settings are not changed in place: {name} stays {getattr(self, name, None)!r}.",
+            fix='make others, `config = config.replace("training.learning_rate", 1e-5)`; in a '
+            "running session call `session.configure(learning_rate=1e-5)`.",
+        )
 
 
 class ClusterConfig(Section):
@@ -259,7 +269,7 @@ class CheckpointConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Held-out accuracy."""
+    """Held-out mean reward, accuracy and pass@k."""
 
     interval: int = Field(default=0, ge=0)
     """Evaluate every so many steps of `train`; 0 only when asked."""

@@ -23,6 +23,15 @@ COMPARES_A_GROUP = {"grpo", "dr_grpo", "rloo", "gspo", "cispo", "reinforce_plus_
 WHITENED = {"reinforce_plus_plus", "reinforce_plus_plus_baseline", "ppo"}
 """Estimators whose advantages are normalised over the batch where the setting is left open."""
 
+EQUAL_AT_RATIO_1 = ("grpo", "gspo", "cispo")
+"""Estimators whose gradients are equal while the probability ratio is 1: they clip differently."""
+CLIP_SETTINGS = ("eps_clip", "eps_clip_high", "eps_clip_c")
+RATIO_STAYS_1 = (
+    "an update makes one optimizer step, so the probability ratio stays 1 and nothing is clipped. "
+    "To see them differ, set training.global_batch_size below the samples of a rollout, or "
+    "training.epochs_per_rollout above 1"
+)
+
 
 class CriticConfig(Section):
     """The value model of `advantage_estimator: ppo`. Other estimators have none."""
@@ -176,6 +185,21 @@ class TrainingConfig(Section):
         """Optimizer steps per update, if no group is dropped."""
         batch = self.global_batch_size or self.rollout_size
         return self.rollout_size // batch * self.epochs_per_rollout
+
+    def as_felt(self) -> TrainingConfig:
+        """Settings that compute the same update: what it does not feel has its usual value.
+
+        With one optimizer step the probability ratio stays 1: clip ranges have no effect, and grpo,
+        gspo and cispo have one gradient.
+        """
+        if self.steps_per_rollout > 1 or self.use_rollout_logprobs:
+            return self
+        usual = {name: type(self).model_fields[name].default for name in CLIP_SETTINGS}
+        estimator = self.advantage_estimator
+        weighs_tokens = self.use_tis or self.mis is not None
+        if estimator == "cispo" or (estimator == "gspo" and not weighs_tokens):
+            usual["advantage_estimator"] = "grpo"
+        return self.model_copy(update=usual)
 
     @property
     def has_reference(self) -> bool:

@@ -40,7 +40,7 @@ def newly_right(answer: object, before: EvalReport, after: EvalReport) -> str:
 
 def standard_error(answer: object, before: EvalReport) -> str:
     """sqrt(p (1 - p) / n), with p the accuracy and n the number of questions."""
-    share, n = before.accuracy, before.prompts
+    share, n = before.mean_reward, before.prompts
     right = math.sqrt(share * (1 - share) / n)
     return hint(
         answer,

@@ -14,13 +14,14 @@ import itertools
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kit.checkpoint.snapshots import SnapshotStore, load_trainers, train_with
+from kit.checkpoint.snapshots import SnapshotStore, load_trainers
 from kit.config import SessionConfig, TrainingConfig
+from kit.config.training import RATIO_STAYS_1
 from kit.diagnostics import annotate
 from kit.diagnostics.annotate import BEFORE, NOW
 from kit.errors import ConfigError, DataError, SessionError, StackError, did_you_mean
@@ -76,7 +77,7 @@ def what_if(
     trials = []
     with _taken_back(state, stack):
         if base:
-            stack.configure(base.training)
+            stack.configure(base.training, base.rollout.get("rollout.temperature"))
             load_trainers(stack, base)
         before = annotate.annotate(stack, batch.rollout, version, token_text)
         stack.snapshot(BASE)
@@ -91,12 +92,17 @@ def what_if(
         version,
         base.name if base else "",
         time.perf_counter() - begin,
-        _notes(batch, step, version),
+        (*_notes(batch, step, version), *_not_felt(variants)),
     )
 
 
 def keep(
-    state: TrainState, stack: Stack, snapshots: SnapshotStore, report: WhatIf, index: int
+    state: TrainState,
+    stack: Stack,
+    snapshots: SnapshotStore,
+    use: Callable[[SessionConfig], None],
+    report: WhatIf,
+    index: int,
 ) -> UpdateReport:
     """Make one of the tried updates for good, and continue with its settings.
 
@@ -123,13 +129,13 @@ def keep(
     with held():
         if report.snapshot:
             snapshots.restore(stack, report.snapshot)
-        configured = state.config.training
-        train_with(state, stack, trial.training)
+        configured = state.config
+        use(configured.model_copy(update={"training": trial.training}))
         state.last_batch = report.batch
         try:
             update = rollout_batch.update(stack, _once_more(report.batch), state.step)
         except BaseException:
-            train_with(state, stack, configured)
+            use(configured)
             raise
         state.step += update.applied
         stack.sync(stack.trainer_version)
@@ -190,6 +196,13 @@ def _notes(batch: Batch, step: int, version: int) -> tuple[str, ...]:
     )
 
 
+def _not_felt(variants: Sequence[UpdateVariant]) -> tuple[str, ...]:
+    """Note on variants that compute the configured update, because its ratio stays 1."""
+    (_, _, configured), *others = variants
+    equal = [label for label, _, each in others if each.as_felt() == configured.as_felt()]
+    return (f"{'; '.join(equal)}: no effect, because {RATIO_STAYS_1}.",) if equal else ()
+
+
 @contextmanager
 def _taken_back(state: TrainState, stack: Stack) -> Iterator[None]:
     """Undo trainers, settings and weight versions, whatever happens inside."""
@@ -203,7 +216,7 @@ def _taken_back(state: TrainState, stack: Stack) -> Iterator[None]:
     finally:
         with held():
             if taken:
-                stack.configure(state.config.training)
+                stack.configure(state.config.training, state.config.rollout.temperature)
                 stack.restore(PRESENT)
                 stack.trainer_version, stack.newest_version = versions
             for name in (BASE, PRESENT):

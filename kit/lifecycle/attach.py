@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kit.checkpoint.inputs import Inputs
 from kit.errors import SessionError, StackError, did_you_mean
 from kit.lifecycle import journal, step
 from kit.lifecycle.start import SessionParts, refuse_a_second_one
@@ -19,7 +20,6 @@ from kit.utils.interrupts import held
 if TYPE_CHECKING:
     from kit.cluster.registry import Entry
     from kit.messages import TrainerStatus
-    from kit.rewards.runner import Reward
 
 
 LEFT_SECONDS = 300.0
@@ -72,7 +72,7 @@ def sessions() -> Sessions:
 
 
 def attach(
-    name: str | None, data: Any, eval_data: Any, reward: Reward | None
+    name: str | None, passed: Mapping[str, Any]
 ) -> tuple[SessionParts, UnfinishedStep | None]:
     """Attach to a session; returns its parts and the step to `complete`, if there is one.
 
@@ -88,7 +88,12 @@ def attach(
     begin = time.perf_counter()
     entry = _chosen(name)
     start = journal.started_with(entry.folder)
-    reward = _passed_again(entry.name, start["passed"], data, eval_data, reward)
+    given = Inputs.of_state(start).again(
+        passed,
+        SessionError,
+        f"The session {entry.name!r}",
+        f"RLSession.attach({entry.name!r}, ...)",
+    )
     with registry.locked():
         _refuse_if_driven(entry)
         try:
@@ -104,7 +109,7 @@ def attach(
         notes = journal.noted(entry.folder)
         parts = SessionParts(SessionConfig(**journal.settings(entry.folder, notes["now"])))
         undo.callback(parts.abandon)
-        stack = parts.prepare(data, eval_data, reward)
+        stack = parts.prepare(**given)
         stack.launch(cluster)
         undo.callback(stack.watch.close)
         parts.sampler.load_tokenizer()
@@ -123,8 +128,8 @@ def attach(
             parts.run(stack)
         undo.pop_all()
     parts.start_seconds = time.perf_counter() - begin
-    in_step = finished and notes["then"]["in_step"] and parts.state.last_rollout is not None
-    return parts, UnfinishedStep(notes["then"], trainers) if in_step else None
+    recorded = finished and parts.state.last_rollout is not None
+    return parts, UnfinishedStep(notes["then"], trainers) if recorded else None
 
 
 def complete(
@@ -133,7 +138,10 @@ def complete(
     sync: Callable[[], SyncReport],
     evaluate: Callable[[], EvalReport],
 ) -> None:
-    """Finish a step whose update was made before the kernel ended."""
+    """Finish a step whose update was made before the kernel ended.
+
+    One that was made by hand is written down; its sync is left to whoever goes on.
+    """
     note, trainers, rollout = unfinished.note, unfinished.trainers, parts.state.last_rollout
     if rollout is None or not trainers.last_update:
         return
@@ -147,6 +155,10 @@ def complete(
         seconds=trainers.update_seconds,
         left_out=tuple(note["left_out"]),
     )
+    if not note["in_step"]:
+        step.record(parts.state, parts.tracker, rollout, report)
+        parts.note()
+        return
     begin = time.perf_counter() - rollout.seconds - trainers.update_seconds
     with held():
         done = step.hand_over(parts.state, sync, rollout, report, None, begin)
@@ -211,30 +223,6 @@ def _refuse_if_driven(entry: Entry) -> None:
             fix="go on there; or close it there (`session.close()`, or shut its kernel down), or "
             f"end it with `kit doctor --stop {entry.name}`.",
         )
-
-
-def _passed_again(
-    name: str, passed: dict[str, Any], data: Any, eval_data: Any, reward: Reward | None
-) -> Reward | None:
-    """Reward to continue with. Raises SessionError if something has to be passed again."""
-    passed_now = {"data": data, "eval_data": eval_data, "reward": reward}
-    missing = [key for key, was in passed.items() if was is True and passed_now[key] is None]
-    if missing:
-        words = {
-            "data": "training prompts",
-            "eval_data": "held-out prompts",
-            "reward": "a reward function",
-        }
-        call = ", ".join([repr(name), *(f"{key}=..." for key in missing)])
-        raise SessionError(
-            f"The session {name!r} was started with {' and '.join(words[key] for key in missing)} "
-            "of its own.",
-            why="They were objects of the kernel that is gone, and went with it.",
-            fix=f"make them again and pass them: `RLSession.attach({call})`.",
-        )
-    if reward is None and isinstance(passed["reward"], str):
-        return str(passed["reward"])
-    return reward
 
 
 def _update_was_made(notes: dict[str, Any], trainers: TrainerStatus) -> bool:

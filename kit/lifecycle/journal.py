@@ -206,6 +206,7 @@ def _write_snapshot(file: Path, kept: Snapshot) -> None:
         "snapshot": {name: getattr(kept, name) for name in KEPT_AS_IT_IS},
         "folder": str(kept.folder) if kept.folder else None,
         "training": kept.training.model_dump(mode="json"),
+        "sampling": dict(kept.rollout),
         "state": dict(kept.state),
         "rollout": rollout and _of_rollout(rollout),
     }
@@ -224,6 +225,7 @@ def _read_snapshot(file: Path) -> Snapshot:
         **own["snapshot"],
         folder=Path(own["folder"]) if own["folder"] else None,
         training=TrainingConfig(**own["training"]),
+        rollout=own.get("sampling", {}),
         state=own["state"],
         last_rollout=Rollout(samples, **own["rollout"]) if own["rollout"] else None,
     )

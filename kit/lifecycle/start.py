@@ -15,15 +15,18 @@ from __future__ import annotations
 import atexit
 import sys
 import time
+import warnings
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 from kit import tracking
+from kit.checkpoint.inputs import Inputs
 from kit.checkpoint.snapshots import SnapshotStore
 from kit.checkpoint.state import TrainState
-from kit.config import SessionConfig
+from kit.config import SessionConfig, TrainingConfig
 from kit.data.stream import PromptStream
-from kit.errors import SessionError, StackError
+from kit.errors import ConfigError, SessionError, StackError
 from kit.lifecycle import resume
 from kit.lifecycle.journal import Journal
 from kit.lifecycle.lock import SessionLock
@@ -32,6 +35,7 @@ from kit.reports import SessionState
 from kit.reports.runs import RunSettings
 from kit.rewards import build
 from kit.rewards.timeouts import LIMIT
+from kit.rollout.batch import Advantage
 from kit.rollout.collector import RolloutCollector
 from kit.rollout.sampler import PromptSampler
 from kit.tracking.recorder import current_group, current_run
@@ -58,12 +62,14 @@ class SessionParts:
     sampler: PromptSampler
     reward: Reward
     """What `score` takes where it is given none."""
+    advantage: Advantage | None = None
+    """What makes advantages in place of the configured estimator."""
     collector: RolloutCollector
     journal: Journal
 
     def __init__(self, config: SessionConfig) -> None:
         self.state = TrainState(config)
-        self.snapshots = SnapshotStore(self.state)
+        self.snapshots = SnapshotStore(self.state, self.use)
         self.lock = SessionLock()
         self.tracker = Tracker()
         self.phase = "not started"
@@ -72,8 +78,6 @@ class SessionParts:
         self._stack: Stack | None = None
         self._last_versions = 0, 0
         """Weight versions of engine and trainer when the session was closed."""
-        self._passed: dict[str, Any] = {}
-        """What was passed to `start` as objects, which go with the kernel."""
 
     @property
     def stack(self) -> Stack:
@@ -109,7 +113,7 @@ class SessionParts:
 
     # ---- start ---------------------------------------------------------------------------------
 
-    def start(self, data: Any, eval_data: Any, reward: Reward | None) -> None:
+    def start(self, **inputs: Any) -> None:
         """Check everything, start the stack, and run. Nothing is left where it fails."""
         from kit.cluster import progress
         from kit.lifecycle.acquire import acquire_stack
@@ -117,7 +121,7 @@ class SessionParts:
 
         begin = time.perf_counter()
         refuse_a_second_one()
-        stack = self.prepare(data, eval_data, reward)
+        stack = self.prepare(**inputs)
         try:
             with held():
                 warm = acquire_stack(stack)
@@ -143,11 +147,19 @@ class SessionParts:
             raise
         self.start_seconds = time.perf_counter() - begin
 
-    def prepare(self, data: Any, eval_data: Any, reward: Reward | None) -> Stack:
+    def prepare(
+        self,
+        data: Any = None,
+        eval_data: Any = None,
+        reward: Reward | None = None,
+        advantage: Advantage | None = None,
+        loss: Callable[..., Any] | None = None,
+    ) -> Stack:
         """Check all that can be checked before a process runs; returns the stack to start."""
         from kit.cluster.placement import check_devices
         from kit.engine.server_args import check_extra
         from kit.memory.plan import plan_for
+        from kit.models import dropout
         from kit.models.source import find
         from kit.rewards.runner import check_reward
         from kit.stack.stack import Stack
@@ -156,6 +168,7 @@ class SessionParts:
         config = self.state.config
         device = pick_device(config.device, joins=config.cluster.address is not None)
         model = find(config.model)
+        _warn_of_dropout(config.model.name, dropout.configured(model.path))
         self.sampler = sampler = PromptSampler.load(config, model, data, eval_data)
         self.reward = (
             build(config.reward, sampler.train.default_reward) if reward is None else reward
@@ -166,12 +179,12 @@ class SessionParts:
         check_devices(config, model, device)
         plan = plan_for(config, model, device, sampler.max_response_len)
         self.state.stream = PromptStream(sampler.train, config.seed, config.data.shuffle)
-        self._passed = {
-            "data": data is not None,
-            "eval_data": eval_data is not None,
-            "reward": reward if isinstance(reward, str) else reward is not None,
-        }
-        stack = Stack(config, model, device, sampler.max_response_len, plan)
+        self.advantage = advantage
+        check_functions(config.training, advantage, loss)
+        self.state.inputs = Inputs.of(
+            data=data, eval_data=eval_data, reward=reward, advantage=advantage, loss=loss
+        )
+        stack = Stack(config, model, device, sampler.max_response_len, plan, loss)
         self.collector = RolloutCollector(self.state, sampler, stack)
         return stack
 
@@ -182,11 +195,11 @@ class SessionParts:
         self._stack, self.phase = stack, "running"
         config, recorder = self.state.config, current_run()
         if recorder:
-            recorder.start(config)
+            recorder.start(config, self.state.inputs.described)
         loggers = tracking.start(config, recorder.folder if recorder else None)
         self.tracker = Tracker(recorder, loggers)
         self.journal = Journal(stack.cluster.directory, self.state, stack, self.snapshots)
-        self.journal.start({"passed": self._passed, "info": stack.description})
+        self.journal.start({"inputs": dict(self.state.inputs.described), "info": stack.description})
         self.note()
         # A batch run's kernel never comes back to attach.
         lease = 0.0 if recorder else config.stack.lease
@@ -213,13 +226,22 @@ class SessionParts:
             _ = self.stack  # counts an update that nobody waited for
             self.journal.note()
 
+    def use(self, config: SessionConfig) -> None:
+        """Continue with other settings, as far as they may change while the session runs."""
+        before, stack = self.state.config, self.stack
+        now = config.training, config.rollout.temperature
+        if now != (before.training, before.rollout.temperature):
+            stack.configure(*now)
+        self.state.config = self.sampler.config = config
+        LIMIT.seconds = config.reward.timeout
+
     def begin_training(self, total: int) -> int:
         """Begin a training of so many steps; returns how many a checkpoint held."""
         recorder = self.tracker.recorder
         if recorder is None:
             return 0
-        held_already = resume.begin_training(self.state, self.stack, recorder, total)
-        if held_already:
+        held_already = resume.begin_training(self.state, self.stack, recorder, self.use, total)
+        if recorder.settings.attempt > 1:
             self.note()
         return held_already
 
@@ -345,6 +367,37 @@ def refuse_a_second_one() -> None:
             why="A process drives one stack at a time.",
             fix="go on with it (`session = RLSession.current()`), or end it first: "
             "`RLSession.current().close()`.",
+        )
+
+
+def check_functions(
+    training: TrainingConfig, advantage: Advantage | None, loss: Callable[..., Any] | None
+) -> None:
+    """Raise ConfigError for own functions that could not be called, or that ppo cannot take."""
+    if advantage is not None and not callable(advantage):
+        raise ConfigError(
+            f"advantage is {advantage!r}, and not a function.",
+            fix="pass a function of a rollout; a built-in one is training.advantage_estimator.",
+        )
+    if advantage is not None and training.advantage_estimator == "ppo":
+        raise ConfigError(
+            "advantage= and advantage_estimator: ppo exclude each other.",
+            why="The critic of ppo learns the returns that its own advantages are made of.",
+            fix="choose another advantage_estimator, or leave advantage= out.",
+        )
+    if loss is not None:
+        from kit.trainer.own_loss import check_loss
+
+        check_loss(loss)
+
+
+def _warn_of_dropout(name: str, settings: list[str]) -> None:
+    if settings:
+        warnings.warn(
+            f"The model {name!r} is configured with {', '.join(settings)}. It is switched off "
+            "for training: the engine drops nothing, and with it the policy that is trained would "
+            "not be the one that wrote the samples. Exports keep the setting.",
+            stacklevel=5,
         )
 
 

@@ -1,7 +1,14 @@
 """The end of a step: what follows its update.
 
+`session.step()`:
+
 update ──► sync ──► metrics into the history ──► evaluate ──► metrics.jsonl, loggers ──► save
            └────────── hand_over ──────────┘    └───────────────── finish ─────────────────┘
+
+Verb by verb:
+
+update ──► metrics into the history, metrics.jsonl, loggers ──► sync ──► evaluate ──► save
+           └─────────────────── record ───────────────────┘            └─── conclude ────┘
 """
 
 from __future__ import annotations
@@ -13,11 +20,20 @@ from typing import TYPE_CHECKING
 
 from kit.checkpoint import checkpoint
 from kit.lifecycle.resume import CheckpointClock
-from kit.reports import EvalReport, MismatchReport, StepReport, SyncReport, UpdateReport
+from kit.reports import (
+    STEP,
+    EvalReport,
+    Metrics,
+    MismatchReport,
+    StepReport,
+    SyncReport,
+    UpdateReport,
+)
 from kit.samples import Rollout
 from kit.tracking.loggers import Loggers
 from kit.tracking.metrics import step_metrics
 from kit.tracking.recorder import Recorder
+from kit.tracking.trends import trends
 from kit.utils import interrupts
 
 if TYPE_CHECKING:
@@ -36,12 +52,12 @@ class Tracker:
     clock: CheckpointClock = field(default_factory=CheckpointClock)
     """When a batch run saves so that it can be resumed."""
 
-    def step(self, done: StepReport, rows: int) -> None:
+    def step(self, metrics: Metrics, update: UpdateReport, rollout: Rollout, rows: int) -> None:
         """Write a step's metrics; `rows` is the length of the history."""
         if self.recorder:
-            self.recorder.step(done.metrics, done.step, done.rollout, rows)
+            self.recorder.step(metrics, update.step, rollout, rows)
         if self.loggers:
-            self.loggers.step(done.metrics, done.update, done.step)
+            self.loggers.step(metrics, update, update.step)
 
     def evaluation(self, report: EvalReport) -> None:
         """Write the metrics of an evaluation."""
@@ -66,8 +82,10 @@ def hand_over(
     """
     synced = sync()
     metrics = step_metrics(rollout, update, synced, time.perf_counter() - begin)
-    state.history.append(metrics)
-    state.last_step = StepReport(update.step, metrics, rollout, update, synced, checked)
+    state.history.append({STEP: update.step, **metrics})
+    state.last_step = StepReport(
+        update.step, metrics, rollout, update, synced, checked, trends=trends(state.history)
+    )
     return state.last_step
 
 
@@ -88,14 +106,37 @@ def finish(
         if due(step, state.config.evaluation.interval):
             evaluated = evaluate()
             # A new row: the journal may have the old one, and knows rows by identity.
-            state.history[-1] = done.metrics | evaluated.metrics
-            done = replace(done, metrics=state.history[-1], evaluation=evaluated)
-            state.last_step = done
+            state.history[-1] = state.history[-1] | evaluated.metrics
+            metrics = done.metrics | evaluated.metrics
+            done = state.last_step = replace(done, metrics=metrics, evaluation=evaluated)
     finally:
         with interrupts.held():  # or half a row would be written
-            tracker.step(done, len(state.history))
+            tracker.step(done.metrics, done.update, done.rollout, len(state.history))
     save_where_due(state, stack, tracker, step)
     return done
+
+
+def record(state: TrainState, tracker: Tracker, rollout: Rollout, update: UpdateReport) -> None:
+    """Write down an update that was made by itself: it is a step, whose sync is still to come.
+
+    Its row has no time of a sync and none of the whole step, which a person's pauses are part of.
+    """
+    metrics = step_metrics(rollout, update)
+    state.history.append({STEP: update.step, **metrics})
+    state.unsynced = update.step
+    tracker.step(metrics, update, rollout, len(state.history))
+
+
+def conclude(
+    state: TrainState, stack: Stack, tracker: Tracker, evaluate: Callable[[], EvalReport]
+) -> None:
+    """Evaluate and save if due, where the engine got the weights of a step that was recorded."""
+    if state.unsynced is None:
+        return
+    step, state.unsynced = state.unsynced + 1, None
+    if due(step, state.config.evaluation.interval):
+        state.history[-1] = state.history[-1] | evaluate().metrics
+    save_where_due(state, stack, tracker, step)
 
 
 def save_where_due(state: TrainState, stack: Stack, tracker: Tracker, step: int) -> None:

@@ -21,7 +21,7 @@ import contextvars
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from kit.errors import KitError, SessionError
@@ -362,6 +362,18 @@ def train(
 ) -> TrainReport:
     """Train in the caller's thread, with a progress line."""
     return _in_this_thread(parts, step, _total(parts, steps), until, show).report
+
+
+def counted(parts: SessionParts, total: int) -> Iterator[int]:
+    """Numbers of the steps of a loop that somebody else makes; a resumed one goes on."""
+    end = parts.running().state.step + total
+    with parts.lock.take("steps"):
+        parts.begin_training(total)
+    try:
+        while parts.state.step < end:
+            yield parts.state.step
+    finally:
+        parts.end_training()
 
 
 def train_on_dashboard(

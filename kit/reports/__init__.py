@@ -25,6 +25,7 @@ from kit.reports.diagnostics import (
 from kit.reports.status import SessionState, TrainingState, TrainingStatus
 from kit.reports.training import (
     REWARD,
+    STEP,
     EvalReport,
     Metrics,
     StepReport,
@@ -35,6 +36,7 @@ from kit.reports.training import (
 
 __all__ = [
     "REWARD",
+    "STEP",
     "Cause",
     "CheckReport",
     "CurvePoint",

@@ -18,6 +18,7 @@ from kit.samples import Sample
 from kit.utils import pids
 from kit.utils.display import Shown, pictures
 from kit.utils.files import replace_file
+from kit.utils.formatting import number, percent
 
 RESULT = "result.json"
 SETTINGS_VARIABLE = "KIT_RUN_SETTINGS"
@@ -113,6 +114,8 @@ class RunSettings(BaseModel):
     """1, and one more each time that the run is resumed."""
     folder: str = ""
     """The run's."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """Settings that a resumed run continues with instead of its own, by their full names."""
 
     @classmethod
     def here(cls) -> RunSettings:
@@ -135,7 +138,8 @@ class RunRecord(_Part):
     """Parameters that differ from the notebook's own."""
     settings: RunSettings = RunSettings()
     headline: dict[str, Any] = Field(default_factory=dict)
-    """steps, reward_first, reward_last, dataset, accuracy_before, accuracy_after."""
+    """steps, reward_first, reward_last, dataset, mean_reward_before, mean_reward_after, and
+    accuracy_before, accuracy_after where all rewards were 0 or 1."""
     seed: int | None = None
     """The seed of the first session; None where none was started."""
     versions: dict[str, str | None] = Field(default_factory=dict)
@@ -193,6 +197,31 @@ class Band:
     """Whether all of them logged every one of these steps."""
 
 
+def held_out(
+    accuracies: tuple[float | None, float | None], rewards: tuple[float | None, float | None]
+) -> tuple[str, str]:
+    """(what it is, `42.0% → 97.8%`): accuracies before and after, else mean rewards.
+
+    The second is empty where nothing was evaluated.
+    """
+    graded = accuracies == (None, None)
+    name, say = ("mean reward", number) if graded else ("accuracy", percent)
+    ends = rewards if graded else accuracies
+    words = ["–" if value is None else say(value) for value in ends]
+    return name, "" if ends == (None, None) else " → ".join(words)
+
+
+def known_headline(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Headline of a record, without what it does not know.
+
+    Version 0.1 called every mean reward an accuracy.
+    """
+    known = {name: value for name, value in row.items() if value is not None}
+    if not any(name.startswith("mean_reward") for name in row):
+        known = {name.replace("accuracy", "mean_reward"): v for name, v in known.items()}
+    return known
+
+
 @dataclass(frozen=True, slots=True)
 class RunInfo:
     """What is known of a run without looking at its single steps."""
@@ -209,7 +238,12 @@ class RunInfo:
     reward_first: float | None = None
     reward_last: float | None = None
     dataset: str | None = None
+    mean_reward_before: float | None = None
+    """Held out: of the first evaluation, before any step."""
+    mean_reward_after: float | None = None
+    """Of the last evaluation."""
     accuracy_before: float | None = None
+    """The same where all rewards were 0 or 1; else None."""
     accuracy_after: float | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None

@@ -101,10 +101,22 @@ class Snapshot(Shown):
     """Where it is on disk; None in host memory."""
     training: TrainingConfig = field(default_factory=TrainingConfig, repr=False)
     """The settings that the training had."""
+    rollout: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """Those of `rollout` that can change while a session runs, by their full names."""
     state: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """Counters, data position, buffer, metrics; see `kit.checkpoint.state`."""
     last_rollout: Rollout | None = field(default=None, repr=False, compare=False)
     last_batch: Batch | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsChange(Shown):
+    """Settings that a running session continues with from now on."""
+
+    step: int
+    """Updates applied by then."""
+    changes: tuple[tuple[str, Any, Any], ...]
+    """(full name, value before, value now); empty where all of them were so already."""
 
 
 @dataclass(frozen=True, slots=True)

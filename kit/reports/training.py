@@ -6,7 +6,7 @@ picture of each result is drawn by `kit.viz` when somebody looks at it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from kit.reports.diagnostics import MismatchReport
@@ -15,6 +15,8 @@ from kit.utils.display import Shown
 
 REWARD = "rollout/raw_reward"
 """The metric that everything is about."""
+STEP = "step"
+"""Number of a row's step in the history, from 0."""
 Metrics = dict[str, float]
 
 
@@ -51,16 +53,16 @@ class SyncReport(Shown):
 
 @dataclass(frozen=True, slots=True)
 class EvalReport(Shown):
-    """Accuracy on held-out prompts."""
+    """Mean reward, accuracy and pass@k on held-out prompts."""
 
     dataset: str
-    accuracy: float
-    """Mean reward over all responses; with 0/1 rewards, the share that is right."""
+    mean_reward: float
+    """Over all responses that have a reward."""
     prompts: int
     n_samples_per_prompt: int
     temperature: float
     pass_at_k: dict[int, float]
-    """Unbiased estimate that at least one of k responses has reward 1, by k."""
+    """Unbiased estimate that at least one of k responses has a reward of 1 or more, by k."""
     rollout: Rollout
     step: int
     seconds: float
@@ -68,9 +70,15 @@ class EvalReport(Shown):
     """Responses whose reward failed; they count in no average."""
 
     @property
+    def accuracy(self) -> float | None:
+        """Share of responses that are right; None where a reward is neither 0 nor 1."""
+        rewards = self.rollout.rewards()
+        return self.mean_reward if rewards and {*rewards} <= {0.0, 1.0} else None
+
+    @property
     def metrics(self) -> Metrics:
-        """The accuracy under its metric name."""
-        return {f"eval/{self.dataset}": self.accuracy}
+        """The mean reward under its metric name."""
+        return {f"eval/{self.dataset}": self.mean_reward}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,8 @@ class StepReport(Shown):
     sync: SyncReport
     mismatch: MismatchReport | None = None
     evaluation: EvalReport | None = None
+    trends: Mapping[str, str] = field(default_factory=dict)
+    """Metrics whose course up to this step deserves a second look, and why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,6 @@
 sampler.py     prompts rendered, requests made, responses written into samples
 collector.py   generate and score at once, filters, groups carried over to the next step
 batch.py       advantages, and the batch as the trainers take it
-evaluate.py    held-out accuracy and pass@k
+evaluate.py    held-out mean reward, accuracy and pass@k
 replay.py      saved samples in place of generation
 """

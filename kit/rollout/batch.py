@@ -26,6 +26,8 @@ PER_SAMPLE = COMPARES_A_GROUP - {"reinforce_plus_plus_baseline"}
 
 ByToken = Callable[[Sequence[Sample], str], list[list[float]]]
 """Asks the trainer for a number a response token: (samples, `policy|reference|values`)."""
+Advantage = Callable[[Rollout], Any]
+"""Advantages of the samples of a rollout: N numbers, or N rows with a number a response token."""
 
 
 def with_estimator(training: TrainingConfig, estimator: Estimator | None) -> TrainingConfig:
@@ -40,29 +42,38 @@ def with_estimator(training: TrainingConfig, estimator: Estimator | None) -> Tra
     return training.model_copy(update={"advantage_estimator": estimator})
 
 
-def make_batch(rollout: Rollout, training: TrainingConfig, ask: ByToken) -> Batch:
-    """Make a batch: advantages by `training.advantage_estimator`.
+def make_batch(
+    rollout: Rollout, training: TrainingConfig, ask: ByToken, own: Advantage | None = None
+) -> Batch:
+    """Make a batch: advantages by `training.advantage_estimator`, or by a function.
 
     Args:
         rollout: with rewards.
         training: estimator and coefficients.
         ask: for log-probs and values, where the estimator needs them.
+        own: makes the advantages instead.
 
     Raises:
-        SessionError: a sample has no reward yet.
+        SessionError: a sample has no reward yet, or the function returned something else.
     """
     samples, left_out = trainable(rollout, training)
     if not samples:
         return Batch((), (), rollout.step, left_out)
     lengths = [s.response_length for s in samples]
-    values = ask(samples, "values") if training.advantage_estimator == "ppo" else None
-    advantage_T, return_T = _advantages(samples, training, ask, values)
-    if training.whitens:
+    per_sample, whitens = training.advantage_estimator in PER_SAMPLE, training.whitens
+    if own is None:
+        values = ask(samples, "values") if training.advantage_estimator == "ppo" else None
+        advantage_T, return_T = _advantages(samples, training, ask, values)
+    else:
+        values = return_T = None
+        advantage_T, per_sample = _by_function(own, rollout.with_samples(samples))
+        whitens = bool(training.normalize_advantages)
+    if whitens:
         from kit.algo.advantages import whiten
 
         advantage_T = whiten(advantage_T, _masks(samples))
     by_token: list[list[float]] | None = None
-    if training.advantage_estimator in PER_SAMPLE:
+    if per_sample:
         # One token tells for its sample, and a rollout of a GPU has a hundred thousand.
         firsts = advantage_T[[0, *accumulate(lengths[:-1])]].tolist()
         means = [value * any(s.mask) for value, s in zip(firsts, samples, strict=True)]
@@ -138,6 +149,38 @@ def _advantages(
         divide = training.grpo_std_normalization and estimator != "dr_grpo"
         advantage_T = advantages.group_normalize(reward_N, group_N, divide)[sample_T]
     return advantage_T, None
+
+
+def _by_function(own: Advantage, rollout: Rollout) -> tuple[torch.Tensor, bool]:
+    """(advantages by response token, (T); whether those of a sample are alike) of a function.
+
+    Raises:
+        SessionError: it returned other than a number, or a number for each token, for each sample.
+    """
+    import torch
+
+    given = own(rollout)
+    rows = given.tolist() if hasattr(given, "tolist") else list(given)
+    rows = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
+    by_token = bool(rows) and isinstance(rows[0], (list, tuple))
+    wanted = [s.response_length if by_token else 1 for s in rollout]
+    found = [len(row) if isinstance(row, (list, tuple)) else 1 for row in rows]
+    if found != wanted:
+        what = "rows, one a sample," if by_token else "numbers"
+        raise SessionError(
+            f"The advantage function returned {len(rows)} {what} for {len(rollout)} samples"
+            + (", and rows of other lengths than the responses." if by_token else "."),
+            fix="return one number a sample, or one list a sample with a number for each token of "
+            "its response (`sample.response_length`).",
+        )
+    flat = [x for row in rows for x in row] if by_token else rows
+    value_T = torch.tensor(flat, dtype=torch.float64)
+    if not value_T.isfinite().all():
+        raise SessionError(
+            "The advantage function returned a number that is not finite.",
+            fix="return 0 for samples that are not to train.",
+        )
+    return (value_T if by_token else value_T[_sample_of_token(rollout)]), not by_token
 
 
 def _by_sample(value_T: torch.Tensor, lengths: list[int]) -> list[list[float]]:

@@ -1,4 +1,4 @@
-"""`session.evaluate`: accuracy and pass@k on held-out prompts."""
+"""`session.evaluate`: mean reward, accuracy and pass@k on held-out prompts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def evaluate(
     right = [sum((s.reward or 0.0) >= 1.0 for s in group) for group in whole]
     return EvalReport(
         dataset=held_out.name,
-        accuracy=rollout.mean_reward(),
+        mean_reward=rollout.mean_reward(),
         prompts=len(groups),
         n_samples_per_prompt=n_samples_per_prompt,
         temperature=temperature,

@@ -7,13 +7,16 @@ samples       what each group wrote to the same prompts, from their `samples.jso
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit.errors import DataError, RunError, did_you_mean
+from kit.config import SessionConfig
+from kit.config.training import RATIO_STAYS_1
+from kit.errors import ConfigError, DataError, RunError, did_you_mean
 from kit.reports import REWARD
 from kit.reports.runs import Band, Difference, Group, RunComparison, RunInfo, Side
 from kit.runs.index import resolve
@@ -64,7 +67,7 @@ def compare_runs(
         _differences(together),
         _alike(together),
         rows,
-        tuple([*_uneven(groups), *sampled]),
+        tuple([*_uneven(groups), *_same_updates(together, labels), *sampled]),
     )
 
 
@@ -77,6 +80,8 @@ class _Run:
     """Settings of its session, by dotted name."""
     curves: Mapping[str, Mapping[int, float]]
     """By metric: step and value."""
+    felt: SessionConfig | None = None
+    """Its settings, without name, seed, and what an update does not feel."""
 
     @classmethod
     def read(cls, info: RunInfo) -> _Run:
@@ -86,9 +91,10 @@ class _Run:
                 if isinstance(value, (int, float)) and name != "step" and name[:5] != "eval/":
                     curves.setdefault(name, {})[int(row["step"])] = float(value)
         for row in run_folder.read_rows(info.folder / EVALUATIONS):
-            points = curves.setdefault(f"eval/{row['dataset']}", {})
-            points[int(row["step"])] = float(row["accuracy"])
-        return cls(info, dict(_flat(run_folder.read_yaml(info.folder / CONFIG))), curves)
+            if (value := run_folder.mean_reward(row)) is not None:
+                curves.setdefault(f"eval/{row['dataset']}", {})[int(row["step"])] = value
+        file = info.folder / CONFIG
+        return cls(info, dict(_flat(run_folder.read_yaml(file))), curves, _felt(file))
 
     def facts(self) -> dict[tuple[str, str], str]:
         """Everything that can tell it from other runs but its seed, by kind and name."""
@@ -211,6 +217,39 @@ def _uneven(groups: Iterable[Group]) -> list[str]:
                 "curve is the mean of the others."
             )
     return notes
+
+
+def _same_updates(groups: Sequence[Sequence[_Run]], labels: Sequence[str]) -> list[str]:
+    """Groups that differ only in settings which an update does not feel."""
+    named = [(label, group[0]) for label, group in zip(labels, groups, strict=True)]
+    return [
+        f"{label} and {other} compute the same: {RATIO_STAYS_1}."
+        for (label, run), (other, another) in itertools.combinations(named, 2)
+        if _feel_the_same(run, another)
+    ]
+
+
+def _feel_the_same(run: _Run, other: _Run) -> bool:
+    if run.felt is None or run.felt != other.felt:
+        return False
+    mine, theirs = run.facts(), other.facts()
+    differing = [key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)]
+    # A parameter that is not one of those settings may change what no setting says.
+    said = {(mine.get(key), theirs.get(key)) for key in differing if key[0] == "setting"}
+    return all(
+        kind == "setting" or (mine.get((kind, name)), theirs.get((kind, name))) in said
+        for kind, name in differing
+    )
+
+
+def _felt(file: Path) -> SessionConfig | None:
+    """Settings of a run as its updates feel them; None where they cannot be read."""
+    try:
+        config = SessionConfig.load(file)
+    except ConfigError:
+        return None
+    training = config.training.as_felt()
+    return config.model_copy(update={"training": training, "name": "", "seed": 0})
 
 
 def _flat(tree: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:

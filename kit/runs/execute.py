@@ -20,7 +20,7 @@ import yaml
 from rich.console import Console
 
 from kit.errors import RunError, did_you_mean
-from kit.reports.runs import Lineage, Process, RunRecord, RunSettings, WhatFailed
+from kit.reports.runs import Lineage, Process, RunRecord, RunSettings, WhatFailed, held_out
 from kit.runs import result as run_result
 from kit.runs.kernel import execute
 from kit.runs.overrides import for_notebook
@@ -42,8 +42,7 @@ class RunResult:
     folder: Path
     status: Ending
     headline: dict[str, Any]
-    """steps, reward_first, reward_last, dataset, accuracy_before, accuracy_after; None for what
-    was not measured."""
+    """As `RunRecord.headline`; None for what was not measured."""
     seconds: float
     error: WhatFailed | None = None
 
@@ -176,13 +175,13 @@ def _draw(result: RunResult, console: Console) -> None:
 
 def _summarize(result: RunResult, console: Console) -> None:
     numbers = result.headline
-    before, after = numbers["accuracy_before"], numbers["accuracy_after"]
-    if before is not None and after is not None:
-        say(
-            console,
-            f"Accuracy on {numbers['dataset']}: {before:.1%} before, {after:.1%} after",
-            "bold",
-        )
+    name, moved = held_out(
+        (numbers["accuracy_before"], numbers["accuracy_after"]),
+        (numbers["mean_reward_before"], numbers["mean_reward_after"]),
+    )
+    if moved:
+        words = f"{name.capitalize()} on {numbers['dataset']}, before and after: {moved}"
+        say(console, words, "bold")
     curve = run_result.text_curve(result.folder)
     if curve:
         say(console, curve)

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kit.errors import RunError, did_you_mean
-from kit.reports.runs import RESULT, Process, RunInfo
+from kit.reports.runs import RESULT, Process, RunInfo, held_out, known_headline
 from kit.runs import result as run_result
 from kit.runs.progress import say
 from kit.runs.sweep.state import SIGNS, STYLES, read_sweep
@@ -37,7 +37,7 @@ from kit.tracking.run_folder import (
     read_yaml,
     when,
 )
-from kit.utils.formatting import count, duration, number, percent, shorten
+from kit.utils.formatting import count, duration, number, shorten
 
 
 def read_run(folder: str | Path, sweep: str | None = None, state: str = "") -> RunInfo:
@@ -50,9 +50,9 @@ def read_run(folder: str | Path, sweep: str | None = None, state: str = "") -> R
     """
     place = Path(folder).resolve()
     result = read_object(place / RESULT)
-    recorded = result.get("headline") or {}
+    recorded = known_headline(result.get("headline") or {})
     headline = run_result.headline(place)
-    headline |= {name: recorded[name] for name in headline if recorded.get(name) is not None}
+    headline |= {name: recorded[name] for name in headline if name in recorded}
     named = NAMED.match(place.name)
     machine = result.get("machine") or {}
     error = result.get("error") or {}
@@ -155,6 +155,7 @@ _FACTS: dict[str, Callable[[RunInfo], Any]] = {
     "status": lambda run: run.status,
     "steps": lambda run: run.steps,
     "reward": lambda run: run.reward_last,
+    "held_out": lambda run: run.mean_reward_after,
     "accuracy": lambda run: run.accuracy_after,
     "duration": lambda run: run.seconds,
     "seed": lambda run: run.seed,
@@ -219,7 +220,7 @@ def show_runs(runs: Sequence[RunInfo], console: Console, where: str) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("run", "when", "notebook", "status"):
         table.add_column(name, no_wrap=True)
-    for name in ("steps", "reward", "accuracy", "time"):
+    for name in ("steps", "reward", "held out", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("parameters that differ", overflow="fold")
     handles = _handles(runs)
@@ -233,7 +234,7 @@ def show_runs(runs: Sequence[RunInfo], console: Console, where: str) -> None:
             Text(shorten(f"{sign} {run.status}".strip(), 20), style=STYLES.get(run.status, "")),
             str(run.steps) if run.steps else "–",
             _change(run.reward_first, run.reward_last, lambda value: number(value, 3)),
-            _change(run.accuracy_before, run.accuracy_after, percent),
+            _held_out(run),
             duration(run.seconds) if run.seconds is not None else "–",
             Text(" ".join(f"{name}={shorten(str(run.parameters[name]), 40)}" for name in given)),
         )
@@ -281,6 +282,16 @@ def _equal(value: Any, wanted: str) -> bool:
         except ValueError:
             return False
     return bool(value == meant) or str(value).startswith(wanted)
+
+
+def _held_out(run: RunInfo) -> str:
+    return (
+        held_out(
+            (run.accuracy_before, run.accuracy_after),
+            (run.mean_reward_before, run.mean_reward_after),
+        )[1]
+        or "–"
+    )
 
 
 def _change(first: float | None, last: float | None, say: Callable[[float], str]) -> str:

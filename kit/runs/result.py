@@ -12,7 +12,15 @@ import psutil
 
 from kit.lifecycle.resume import CONTINUED
 from kit.reports.runs import Continued
-from kit.tracking.run_folder import CONFIG, EVALUATIONS, METRICS, read_rows, read_yaml, reward_curve
+from kit.tracking.run_folder import (
+    CONFIG,
+    EVALUATIONS,
+    METRICS,
+    mean_reward,
+    read_rows,
+    read_yaml,
+    reward_curve,
+)
 from kit.utils.hardware import installed_gpus
 
 FIGURES = "figures"
@@ -22,23 +30,32 @@ CURVE = "reward_curve.png"
 def headline(folder: Path) -> dict[str, Any]:
     """The numbers that say whether training worked; None for what the run did not measure.
 
-    Accuracies are those of the dataset that was evaluated first: `accuracy_before` is its first
-    evaluation, if that was made before any step, and `accuracy_after` its last one after a step.
+    Evaluations are those of the dataset that was evaluated first: `..._before` is its first one, if
+    that was made before any step, and `..._after` its last one after a step. There are accuracies
+    only where all rewards were 0 or 1.
     """
     rewards = [reward for _, reward in reward_curve(folder)]
     evaluations = read_rows(folder / EVALUATIONS)
     dataset = evaluations[0]["dataset"] if evaluations else None
     same = [row for row in evaluations if row["dataset"] == dataset]
-    before = [row["accuracy"] for row in same if row["step"] == 0]
-    after = [row["accuracy"] for row in same if row["step"] > 0]
+    before = next((row for row in same if row["step"] == 0), None)
+    after = next((row for row in reversed(same) if row["step"] > 0), None)
+    ends = {"before": before, "after": after}
     return {
         "steps": len(read_rows(folder / METRICS)),
         "reward_first": rewards[0] if rewards else None,
         "reward_last": rewards[-1] if rewards else None,
         "dataset": dataset,
-        "accuracy_before": before[0] if before else None,
-        "accuracy_after": after[-1] if after else None,
+        **{f"mean_reward_{when}": row and mean_reward(row) for when, row in ends.items()},
+        **{f"accuracy_{when}": _accuracy(row) for when, row in ends.items()},
     }
+
+
+def _accuracy(evaluation: dict[str, Any] | None) -> float | None:
+    """Accuracy of an evaluation; None where its rewards were graded, or nobody knows."""
+    if evaluation is None or "mean_reward" not in evaluation:
+        return None
+    return evaluation.get("accuracy")
 
 
 def seed(folder: Path) -> int | None:
@@ -79,7 +96,7 @@ def continued(folder: Path) -> list[Continued]:
 
 
 def draw_reward_curve(folder: Path) -> Path | None:
-    """Draw `figures/reward_curve.png`: reward of every step, accuracy of every evaluation.
+    """Draw `figures/reward_curve.png`: mean reward of every step and evaluation.
 
     Returns None, and draws nothing, where the run trained no step.
     """
@@ -91,7 +108,7 @@ def draw_reward_curve(folder: Path) -> Path | None:
     # Training logs its evaluations too, but not those before it and after it.
     steps = [{k: v for k, v in row.items() if not k.startswith("eval/")} for row in rows]
     marks = [
-        {"step": row["step"], f"eval/{row['dataset']}": row["accuracy"]}
+        {"step": row["step"], f"eval/{row['dataset']}": mean_reward(row)}
         for row in read_rows(folder / EVALUATIONS)
     ]
     (folder / FIGURES).mkdir(exist_ok=True)

@@ -7,13 +7,16 @@ kernel does then is in `kit.lifecycle.resume`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import psutil
 from rich.console import Console
 
+from kit.config.changes import full_names
 from kit.errors import RunError
 from kit.reports.runs import Attempt, Process, RunRecord, RunSettings, read_record
 from kit.runs import result
@@ -38,6 +41,7 @@ def resume_notebook(
     out_root: str | Path = RUNS,
     console: Console | None = None,
     keep_warm: float = 0.0,
+    changes: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Take a run to its end, from the last checkpoint of the training that it was at.
 
@@ -46,9 +50,12 @@ def resume_notebook(
         out_root: the folder that runs are kept in.
         console: where progress and summary are shown; None takes standard output.
         keep_warm: minutes that the stack waits for the next run.
+        changes: settings to continue with, by their full names: `{"training.learning_rate": 1e-5}`.
+            They change where the first training continues, and stay for later attempts.
 
     Raises:
         RunError: there is no such run, it is still running, or it is completed.
+        ConfigError: a setting that cannot change while a session runs.
         KeyboardInterrupt: the run was stopped; it can be resumed again.
     """
     console = console or Console()
@@ -65,7 +72,7 @@ def resume_notebook(
     if changed:
         words = f"Other versions than the run began with ({'; '.join(changed)})"
         say(console, f"{words}: numbers may differ.", "yellow")
-    record = _begin(folder, record, keep_warm)
+    record = _begin(folder, record, keep_warm, full_names(changes or {}))
     saved = folder / CHECKPOINTS
     if saved.is_dir() and any(saved.glob("**/step-*")):
         where = "its trainings go on from their newest checkpoints"
@@ -133,7 +140,9 @@ def _source(folder: Path, record: RunRecord) -> Path:
     return replace_file(kept, nbformat.writes(notebook))
 
 
-def _begin(folder: Path, record: RunRecord, keep_warm: float) -> RunRecord:
+def _begin(
+    folder: Path, record: RunRecord, keep_warm: float, changes: Mapping[str, Any]
+) -> RunRecord:
     """Move what earlier attempts wrote aside, and record a new attempt."""
     before = record.settings.attempt
     aside = folder / ATTEMPTS / str(before)
@@ -148,7 +157,12 @@ def _begin(folder: Path, record: RunRecord, keep_warm: float) -> RunRecord:
     lineage.attempts.append(
         Attempt(started=record.started, status=status, seconds=record.seconds or None)
     )
-    changed = {"attempt": before + 1, "folder": str(folder), "keep_warm": keep_warm}
+    changed = {
+        "attempt": before + 1,
+        "folder": str(folder),
+        "keep_warm": keep_warm,
+        "changes": record.settings.changes | dict(changes),
+    }
     begun = record.model_copy(
         update={
             "status": "running",

@@ -185,3 +185,17 @@ class Batch(Displayed):
             ),
             self.step,
         )
+
+    def source(self, last: Rollout | None) -> Rollout:
+        """Rollout that it was made from: the last one, if all of that is in here or left out.
+
+        Else its own samples as a rollout, of which no times are known.
+        """
+        if last is not None and last.step == self.step:
+            mine = {(s.group_index, s.index) for s in self.samples}
+            groups = {s.group_index for s in self.samples}
+            there = [s for s in last if s.group_index in groups and s.response_length]
+            whole = len(groups) + len(self.left_out) == len(last.groups())
+            if whole and mine == {(s.group_index, s.index) for s in there}:
+                return last
+        return Rollout(self.samples, self.step)

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ class StackSettings:
     max_response_len: int
     plan: MemoryPlan
     layout: Layout
+    loss: Callable[..., Any] | None = None
+    """A loss function of the user's own."""
 
     @property
     def replicas(self) -> int:
@@ -163,6 +166,7 @@ def trainer_settings(
         feeds=stack.layout.feeds(rank),
         shares_memory=stack.layout.colocate,
         max_response_len=stack.max_response_len,
+        loss=stack.loss,
         disturbance=Disturbance(config.engine.weight_bits, config.engine.weight_noise, config.seed),
         trust_remote_code=config.model.trust_remote_code,
         recompute=stack.plan.recompute,

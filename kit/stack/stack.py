@@ -15,7 +15,7 @@ The parts do not know it.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,7 @@ class Stack:
         device: str,
         max_response_len: int,
         plan: MemoryPlan,
+        loss: Callable[..., Any] | None = None,
     ) -> None:
         """Start nothing; see `launch`."""
         self.model, self.device, self.plan = model, device, plan
@@ -77,7 +78,7 @@ class Stack:
         """Which device each trainer and each engine has."""
         self.replicas = self.layout.replicas
         self.settings = StackSettings(
-            config, model, device, self.dtype, max_response_len, plan, self.layout
+            config, model, device, self.dtype, max_response_len, plan, self.layout, loss
         )
         self.info: dict[str, Any] = {}
         self._stream: RequestStream[Any] | None = None
@@ -410,11 +411,14 @@ class Stack:
         """Bytes of host memory that a snapshot takes now."""
         return sum(self._train("state_bytes"))
 
-    def configure(self, training: TrainingConfig) -> None:
-        """Have the trainers use other settings."""
-        self.trainers.ask("configure", training)
+    def configure(self, training: TrainingConfig, temperature: float | None = None) -> None:
+        """Have the trainers use other settings; None leaves the temperature of the policy."""
+        rollout = self.config.rollout
+        if temperature is not None:
+            rollout = rollout.model_copy(update={"temperature": temperature})
+        self.trainers.ask("configure", training, rollout.temperature)
         # For those that may have to be started again.
-        self.config = self.config.model_copy(update={"training": training})
+        self.config = self.config.model_copy(update={"training": training, "rollout": rollout})
 
     def export_hf(self, directory: str, dtype: str) -> None:
         """Write the policy as models are published."""

@@ -56,10 +56,18 @@ _TRAIN = {
         "clipped share",
     ),
     "ppo_kl": Meaning(
-        "distance of the new policy from the one the update began with, in nats a token",
-        "0 at the first optimizer step, then small",
+        "distance of the new policy from the one the update began with, in nats a token, while it "
+        "trains",
+        "0 at the first optimizer step, so always 0 where there is only one; then small",
         lambda value: "far from the rollout's policy" if abs(value) > 0.1 else "",
         "KL to the rollout policy",
+    ),
+    "update_kl": Meaning(
+        "how far the whole update moved the policy: KL from old to new, in nats a token, on a few "
+        "samples",
+        "0.0001 to 0.01",
+        _above(0.05, "the update moved the policy far: lower learning_rate"),
+        "KL old to new",
     ),
     "kl_loss": Meaning(
         "distance from the reference model, in nats a token",
@@ -75,7 +83,7 @@ _TRAIN = {
     "ess_ratio": Meaning(
         "effective share of tokens: how evenly the probability ratios weigh them",
         "1 on-policy",
-        _below(0.5, "a few tokens carry the update"),
+        _below(0.8, "some tokens count far more than others: the samples are off-policy"),
     ),
     "train_rollout_logprob_abs_diff": Meaning(
         "mean |trainer - engine| log-prob of the same tokens",
@@ -119,6 +127,7 @@ _TRAIN = {
     "critic_grad_norm": Meaning(
         "length of the critic's gradient before clipping", "above 0, without jumps"
     ),
+    "own/*": Meaning("a metric of the session's own loss function, mean over its tokens"),
     "lr": Meaning("learning rate", "as configured"),
     "step": Meaning("optimizer steps so far, over which train/... is logged"),
 }
@@ -161,6 +170,16 @@ _ROLLOUT = {
         "mean reward of all groups that were drawn, the dropped ones included", "rises over a run"
     ),
     "zero_std/count_*": Meaning("groups whose rewards are all equal: nothing to learn", "few"),
+    "zero_std_ratio": Meaning(
+        "share of groups whose rewards are all equal: nothing to learn from them",
+        "below a half; grows as prompts get too easy",
+        _above(
+            0.75,
+            "most groups teach nothing: choose prompts that are solved sometimes, or set "
+            "rollout.dynamic_sampling",
+        ),
+        "groups without signal",
+    ),
     "repetition_frac": Meaning("share of responses that repeat themselves", "near 0"),
     "step": Meaning("rollouts so far, over which rollout/... and perf/... are logged"),
 }

@@ -233,7 +233,7 @@ def of_step(
 
 
 def of_evaluation(config: SessionConfig, report: EvalReport) -> Iterator[Row]:
-    """The row of one evaluation: accuracy, and pass@k where there are several responses."""
+    """The row of one evaluation: mean reward, and pass@k where there are several responses."""
     row = report.metrics | {EVAL_STEP: float(_counted(config, report.step))}
     if report.n_samples_per_prompt > 1:
         row |= {f"eval/{report.dataset}-pass@{k}": share for k, share in report.pass_at_k.items()}

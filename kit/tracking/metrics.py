@@ -16,22 +16,30 @@ REPETITIVE = 10.0
 
 
 def step_metrics(
-    rollout: Rollout, update: UpdateReport, sync: SyncReport, seconds: float
+    rollout: Rollout,
+    update: UpdateReport,
+    sync: SyncReport | None = None,
+    seconds: float | None = None,
 ) -> dict[str, float]:
     """All metrics of one step that took so many seconds.
 
     `perf/rollout_time` is the engine's. Scoring that goes on after the last response is written is
-    only in `perf/step_time`.
+    only in `perf/step_time`. Times that are not known are left out: a step made verb by verb has
+    none as a whole, a rollout made by hand has none at all.
     """
-    return {
+    metrics = {
         **rollout_metrics(rollout),
         **update.metrics,
-        "perf/rollout_time": rollout.seconds,
         "perf/actor_train_time": update.seconds,
-        "perf/update_weights_time": sync.seconds,
-        "perf/step_time": seconds,
-        "perf/tokens_per_gpu_per_sec": rollout.new_tokens / rollout.seconds,
     }
+    if rollout.seconds:
+        metrics["perf/rollout_time"] = rollout.seconds
+        metrics["perf/tokens_per_gpu_per_sec"] = rollout.new_tokens / rollout.seconds
+    if sync:
+        metrics["perf/update_weights_time"] = sync.seconds
+    if seconds is not None:
+        metrics["perf/step_time"] = seconds
+    return metrics
 
 
 def rollout_metrics(rollout: Rollout) -> Metrics:
@@ -48,7 +56,9 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
     }
     if rollout.rewards():
         metrics = {REWARD: rollout.mean_reward()} | metrics
-        for reward, groups in sorted(zero_std_groups(rollout).items()):
+        alike = zero_std_groups(rollout)
+        metrics["rollout/zero_std_ratio"] = alike.total() / len(rollout.groups())
+        for reward, groups in sorted(alike.items()):
             metrics[f"rollout/zero_std/count_{reward:g}"] = float(groups)
     return metrics | rollout.metrics
 

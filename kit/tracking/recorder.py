@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +27,12 @@ from kit.reports.runs import RunSettings
 from kit.samples import Rollout
 from kit.tracking.run_folder import (
     ATTEMPTS,
+    CHANGES,
     CHECKPOINTS,
     CONFIG,
     EVALUATIONS,
     FINAL,
+    INPUTS,
     METRICS,
     SAMPLES,
     UNDONE,
@@ -44,7 +46,7 @@ GROUP_VARIABLE = "KIT_RUN_GROUP"
 NAME_VARIABLE = "KIT_RUN_NAME"
 """Names the folder of the run that a `kit run` starts; a sweep sets it, to know its members'."""
 
-LINES = (METRICS, EVALUATIONS, SAMPLES, UNDONE)
+LINES = (METRICS, EVALUATIONS, SAMPLES, UNDONE, CHANGES, INPUTS)
 
 _sessions = itertools.count(1)
 
@@ -97,14 +99,21 @@ class Recorder:
         """For each step: where its line begins in `metrics.jsonl`, and in `samples.jsonl`."""
         self._unwritable: set[str] = set()
 
-    def start(self, config: SessionConfig) -> None:
-        """Write the session's settings; a second session of a run writes `config-2.yaml`."""
+    def start(self, config: SessionConfig, inputs: Mapping[str, Any] | None = None) -> None:
+        """Write the session's settings; a second session of a run writes `config-2.yaml`.
+
+        Args:
+            config: the settings.
+            inputs: functions and data that it was started with, by argument; see `Inputs`.
+        """
         self.session = next(_sessions)
         target, number = self.folder / CONFIG, 1
         while target.exists():
             number += 1
             target = self.folder / f"config-{number}.yaml"
         self._append(target.name, config.to_yaml())
+        for name, told in (inputs or {}).items():
+            self._append_row(INPUTS, {"session": self.session, "argument": name, "value": told})
 
     def step(
         self,
@@ -170,6 +179,7 @@ class Recorder:
             {
                 "dataset": report.dataset,
                 "step": report.step,
+                "mean_reward": report.mean_reward,
                 "accuracy": report.accuracy,
                 "prompts": report.prompts,
                 "n_samples_per_prompt": report.n_samples_per_prompt,
@@ -179,6 +189,11 @@ class Recorder:
                 "seconds": report.seconds,
             },
         )
+
+    def changes(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append settings that were changed while the session ran."""
+        for row in rows:
+            self._append_row(CHANGES, row)
 
     def checkpoint_dir(self, step: int | None = None) -> Path:
         """The folder of a checkpoint: the run's final one, or that of one step."""

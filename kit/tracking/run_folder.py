@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +26,8 @@ METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 SAMPLES = "samples.jsonl"
 UNDONE = "undone.jsonl"
+CHANGES = "changes.jsonl"
+INPUTS = "inputs.jsonl"
 CHECKPOINTS = "checkpoints"
 FINAL = "final"
 ATTEMPTS = "attempts"
@@ -214,6 +216,12 @@ def read_rows(path: Path) -> list[Row]:
         except ValueError:
             continue
     return rows
+
+
+def mean_reward(evaluation: Mapping[str, Any]) -> float | None:
+    """Mean reward of a row of `evaluations.jsonl`, which version 0.1 called accuracy; or None."""
+    value = evaluation.get("mean_reward", evaluation.get("accuracy"))
+    return None if value is None else float(value)
 
 
 def reward_curve(folder: Path) -> list[tuple[int, float]]:

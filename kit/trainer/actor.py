@@ -257,10 +257,10 @@ class Trainer:
         self.update_seconds = time.perf_counter() - begin
         return metrics, True
 
-    def configure(self, training: TrainingConfig) -> None:
+    def configure(self, training: TrainingConfig, temperature: float) -> None:
         """Train with other settings from now on; models and processes stay those of the start."""
         self.backend.configure(training)
-        self.use(replace(self.settings, training=training))
+        self.use(replace(self.settings, training=training, temperature=temperature))
 
     def probe(self, name: str, *arguments: Any) -> Any:
         """Run an experiment of `Probes`; all ranks call."""

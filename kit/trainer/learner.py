@@ -14,6 +14,7 @@ from torch import nn
 from kit.algo.schedule import learning_rate
 from kit.config import TrainingConfig
 from kit.models.compile import Recompute, compile_layers, recompute
+from kit.models.dropout import switch_off
 from kit.models.policy import Policy, ValueModel, load
 from kit.models.sharding import recover, reshard, shard, whole
 
@@ -150,6 +151,7 @@ class ModelFactory:
     def load(self) -> Policy:
         """Load the model into host memory, float32."""
         policy = load(self.model_path, trust_remote_code=self.trust_remote_code)
+        switch_off(policy.model)
         inner: Any = policy.model
         recompute(inner, inner.model.layers, self.recompute)
         if self.compile:

@@ -19,6 +19,7 @@ from kit.errors import StackError
 from kit.messages import TrainBatch
 from kit.models.packing import to_device
 from kit.trainer.batch import flat, flat_advantages
+from kit.trainer.own_loss import LossFunction, token_loss
 
 ESS = ("ess/weights", "ess/squares", "ess/tokens")
 """Sums over the tokens of an optimizer step, of which `finish` makes train/ess_ratio."""
@@ -33,6 +34,8 @@ class LossSettings:
     total_tokens: int
     constant_length: int = 1
     """What dr_grpo divides by: the longest that a response can be."""
+    own: LossFunction | None = None
+    """In place of the estimator's loss."""
 
     def weights(self, mask_R: torch.Tensor, sample_R: torch.Tensor) -> torch.Tensor:
         """Weight of each token in the loss."""
@@ -149,8 +152,15 @@ def token_terms(
     kept_R = weight_R
     if inputs.keep_R is not None:
         kept_R = weight_R * losses.where_active(inputs.keep_R, mask_R)
-    pg_R, clipped_R = _surrogate(logp_R, old_R, inputs.advantage_R, sample_R, mask_R, training)
     values: dict[str, torch.Tensor] = {}
+    if settings.own is None:
+        pg_R, clipped_R = _surrogate(logp_R, old_R, inputs.advantage_R, sample_R, mask_R, training)
+        values["train/pg_clipfrac"] = losses.weighted_sum(clipped_R, kept_R)
+    else:
+        given = _own_inputs(logp_R, old_R, entropy_R, sample_R, inputs)
+        pg_R, own = token_loss(settings.own, given)
+        for name, value_R in own.items():
+            values[f"train/own/{name}"] = losses.weighted_sum(value_R, weight_R)
     if training.use_tis and inputs.rollout_logp_R is not None:
         low, high = training.tis_clip_low, training.tis_clip
         tis_R = tis(trainer_R, inputs.rollout_logp_R, low, high)
@@ -160,7 +170,6 @@ def token_terms(
         values["train/tis_clipfrac"] = losses.weighted_sum(at_bound_R, weight_R)
     if inputs.weight_R is not None:
         pg_R = pg_R * inputs.weight_R
-    values["train/pg_clipfrac"] = losses.weighted_sum(clipped_R, kept_R)
     values["train/ppo_kl"] = losses.weighted_sum(old_R - logp_R, kept_R)
     kl_R = None
     if inputs.ref_logp_R is not None:
@@ -178,6 +187,30 @@ def token_terms(
     values |= dict(zip(ESS, (ratio_R.sum(), ratio_R.square().sum(), mask_R.sum()), strict=True))
     terms = Terms(losses.weighted(pg_R, kept_R), losses.weighted(entropy_R, weight_R), kl_R)
     return terms, values
+
+
+def _own_inputs(
+    logp_R: torch.Tensor,
+    old_R: torch.Tensor,
+    entropy_R: torch.Tensor,
+    sample_R: torch.Tensor,
+    inputs: TokenInputs,
+) -> dict[str, torch.Tensor | None]:
+    """Inputs of an own loss function, by the names of its parameters; nothing on masked tokens."""
+
+    def active(value_R: torch.Tensor | None) -> torch.Tensor | None:
+        return None if value_R is None else losses.where_active(value_R, inputs.mask_R)
+
+    return {
+        "logp_T": logp_R,
+        "old_logp_T": active(old_R),
+        "advantage_T": active(inputs.advantage_R),
+        "entropy_T": entropy_R,
+        "mask_T": inputs.mask_R,
+        "sample_T": sample_R,
+        "rollout_logp_T": active(inputs.rollout_logp_R),
+        "ref_logp_T": active(inputs.ref_logp_R),
+    }
 
 
 def _surrogate(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from kit.config import TrainingConfig
 from kit.models.compile import Recompute
 from kit.trainer.batch import MAX_TOKENS
+from kit.trainer.own_loss import LossFunction
 from kit.weight_sync.transform import EXACT, Disturbance
 
 
@@ -44,6 +45,8 @@ class TrainerSettings:
     """Whether it sends weights to an engine; all ranks help to gather them."""
     shares_memory: bool = True
     """Whether engines read weights from its memory; otherwise they are broadcast."""
+    loss: LossFunction | None = None
+    """A function of the user's own in place of the estimator's loss."""
     memory_limit: int | None = None
     """Bytes that the process may take of a GPU; None all there is."""
 

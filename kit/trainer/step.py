@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
+from itertools import accumulate, product
 from typing import Any
 
 import torch
@@ -82,7 +82,18 @@ class TrainStep:
         )
         corrections = Corrections.of(batch, old, training)
         scored = ScoredBatch(batch, old, reference, corrections)
-        return [self._step(scored, part, cancel) | corrections.metrics for part in steps]
+        before = self._few_log_probs(batch)
+        rows = [self._step(scored, part, cancel) | corrections.metrics for part in steps]
+        moved = {"train/update_kl": kl_of_update(before, self._few_log_probs(batch))}
+        return [row | moved for row in rows]
+
+    def _few_log_probs(self, batch: TrainBatch) -> torch.Tensor:
+        """Log-probs of the trained tokens of a few samples, under the present weights."""
+        few = spread(batch.tokens)
+        lengths = [batch.response_lengths[i] for i in few]
+        (scores,) = self.scorer.score([batch.tokens[i] for i in few], lengths)
+        mask_R = torch.tensor([m for i in few for m in batch.loss_masks[i]])
+        return torch.cat(scores.log_probs).cpu()[mask_R != 0]
 
     def steps_of(self, batch: TrainBatch) -> list[list[int]]:
         """Which samples each optimizer step of the next update takes."""
@@ -93,7 +104,11 @@ class TrainStep:
         """What the loss of an optimizer step over these samples needs to know of all of them."""
         tokens = sum(sum(batch.loss_masks[i]) for i in part)
         return LossSettings(
-            self.settings.training, len(part), tokens, self.settings.max_response_len
+            self.settings.training,
+            len(part),
+            tokens,
+            self.settings.max_response_len,
+            self.settings.loss,
         )
 
     def _networks(self) -> dict[str, LearnerSettings]:
@@ -209,6 +224,28 @@ class TrainStep:
                         f"is {float(value_R[row])}"
                     )
         return ""
+
+
+FEW_SAMPLES, FEW_TOKENS = 32, 4096
+"""Most samples and tokens that `train/update_kl` is measured on."""
+
+
+def spread(tokens: Sequence[Sequence[int]]) -> list[int]:
+    """Indices of a few samples, spread over the batch; at least one."""
+    few = list(range(0, len(tokens), max(1, math.ceil(len(tokens) / FEW_SAMPLES))))
+    sums = accumulate(len(tokens[i]) for i in few)
+    return [i for i, total in zip(few, sums, strict=True) if total <= FEW_TOKENS] or few[:1]
+
+
+def kl_of_update(before_T: torch.Tensor, after_T: torch.Tensor) -> float:
+    """KL of the policy before an update to the one after it, in nats a token.
+
+    Of tokens that the former has drawn; the estimator k3 of http://joschu.net/blog/kl-approx.html.
+    """
+    if not len(before_T):
+        return 0.0
+    change_T = (after_T - before_T).double().clamp(-20.0, 20.0)
+    return float((change_T.expm1() - change_T).mean())
 
 
 def _muted(loss: LossFn) -> LossFn:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kit.reports import REWARD, TrainReport
+from kit.reports import REWARD, STEP, TrainReport
 from kit.utils.formatting import mean, number, shorten
 
 Points = list[tuple[float, float]]
@@ -39,10 +39,17 @@ def rows_of(report: TrainReport) -> list[dict[str, Any]]:
     Rows are numbered back from the last step of `steps`, because the history reaches back to the
     session's first step and `steps` holds only those of one call.
     """
-    history: Sequence[Row] = report.history or [step.metrics for step in report.steps]
+    history: Sequence[Row] = report.history or [
+        {STEP: step.step, **step.metrics} for step in report.steps
+    ]
     last = report.steps[-1].step if report.steps else len(history) - 1
+    return numbered(history, last)
+
+
+def numbered(history: Sequence[Row], last: int) -> list[dict[str, Any]]:
+    """Rows with their steps; those without a number are counted back from the last one."""
     start = last - len(history) + 1
-    return [{"step": start + index, **row} for index, row in enumerate(history)]
+    return [{STEP: start + index, **row} for index, row in enumerate(history)]
 
 
 def evaluations_of(report: TrainReport) -> dict[str, Points]:
@@ -51,8 +58,8 @@ def evaluations_of(report: TrainReport) -> dict[str, Points]:
     by_name: dict[str, dict[float, float]] = {}
     for evaluation in (*report.evaluations, *during):
         points = by_name.setdefault(f"eval/{evaluation.dataset}", {})
-        if math.isfinite(evaluation.accuracy):
-            points[float(evaluation.step)] = evaluation.accuracy
+        if math.isfinite(evaluation.mean_reward):
+            points[float(evaluation.step)] = evaluation.mean_reward
     return {name: sorted(points.items()) for name, points in by_name.items()}
 
 
@@ -91,18 +98,6 @@ def smooth(points: Points, window: int, every: int = 1) -> Points:
     values = [value for _, value in points]
     places = range((len(points) - 1) % every, len(points), every)
     return [(points[i][0], mean(values[max(0, i - window + 1) : i + 1])) for i in places]
-
-
-def shifted(curve: Curve, by: int) -> Curve:
-    """Copy of a curve with its steps counted from another start."""
-    if not by:
-        return curve
-    points = [(step + by, value) for step, value in curve.points]
-    evaluations = {
-        name: [(step + by, value) for step, value in marks]
-        for name, marks in curve.evaluations.items()
-    }
-    return replace(curve, points=points, evaluations=evaluations)
 
 
 def in_words(curve: Curve) -> str:

@@ -160,8 +160,7 @@ def test_of_numbered_checkpoints_the_newest_stay(
     session: RLSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = {"interval": 1, "keep_last": 2}
-    session.config = session.config.replace("checkpoint", settings)
+    session.configure({"checkpoint.interval": 1, "checkpoint.keep_last": 2})
     other = Path("checkpoints") / f"{session.config.name}-step-000000"
     other.mkdir(parents=True)
     (other / "thesis.txt").write_text("not ours")
@@ -181,7 +180,7 @@ def test_training_goes_on_where_a_checkpoint_on_its_way_cannot_be_written_and_sa
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoints").write_text("in the way")
-    session.config = session.config.replace("checkpoint.interval", 2)
+    session.configure({"checkpoint.interval": 2})
     with pytest.warns(
         RuntimeWarning, match=r"goes on without a checkpoint(.|\n)*cannot be written"
     ):

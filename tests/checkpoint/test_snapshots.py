@@ -121,25 +121,23 @@ def test_a_name_that_is_none_is_refused(session: RLSession, name: Any) -> None:
 
 def test_a_snapshot_for_which_there_is_no_room_names_what_holds_it(session: RLSession) -> None:
     session.snapshot("one")
-    session.config = session.config.replace("memory.snapshots_gib", 0.005)
+    session.configure({"memory.snapshots_gib": 0.005})
     with pytest.raises(SessionError, match=r"no room.*one \(") as caught:
         session.snapshot("two")
     assert "memory.snapshots_gib" in str(caught.value)
     assert "session.forget" in str(caught.value)
-    session.config = session.config.replace("memory.snapshots_gib", None)
+    session.configure({"memory.snapshots_gib": None})
     session.snapshot("two")
 
 
 def test_settings_of_the_training_come_back_with_a_snapshot(session: RLSession) -> None:
-    from kit.checkpoint.snapshots import train_with
-
     session.snapshot("before")
-    rate = session.config.training.learning_rate
-    training = session.config.training.model_copy(update={"learning_rate": 10 * rate})
-    train_with(session.debug.state, session.debug.stack, training)
+    before, rate = session.config, session.config.training.learning_rate
+    session.configure({"rollout.temperature": 0.5}, learning_rate=10 * rate)
     assert session.step().metrics["train/lr"] == 10 * rate
     session.restore("before")
-    assert session.config.training.learning_rate == rate
+    assert session.config == before
+    assert session.debug.sampler.sampling().temperature == before.rollout.temperature
     assert session.step().metrics["train/lr"] == rate
 
 

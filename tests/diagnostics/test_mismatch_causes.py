@@ -154,7 +154,7 @@ def _written_by_transformers(session: RLSession, top_k: int) -> Rollout:
 def test_a_threshold_below_what_the_dtype_can_do_is_blamed_on_precision(
     session: RLSession,
 ) -> None:
-    session.config = session.config.replace("mismatch.warn_above", 1e-9)
+    session.configure({"mismatch.warn_above": 1e-9})
     report = session.check_mismatch()
     assert (report.verdict, report.cause_kind) == ("warn", "precision")
     assert "rounding to float32" in report.cause

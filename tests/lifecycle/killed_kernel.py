@@ -56,6 +56,8 @@ def arm(session: RLSession) -> None:
         stack.update = dying_update  # type: ignore[method-assign]
     if moment == "sync":
         step.finish = die
+    if moment == "by hand":
+        step.record = die
     if moment == "generate":
         threading.Timer(0.05, die).start()
     if moment == "engine":  # both of them, a whole engine and a scheduler
@@ -123,6 +125,8 @@ if __name__ == "__main__":
             session.step()
             session.restore("before")
         arm(session)
+        while moment == "by hand":
+            session.update(session.advantages(session.score(session.generate())))
         session.train(show=False)
     session.step()
     print(json.dumps([told(session), undone(session)]))

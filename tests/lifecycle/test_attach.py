@@ -23,7 +23,7 @@ from tests.processes import assert_gone
 ROOT = Path(__file__).parents[2]
 MOMENTS = some(
     ("score", "update", "restart"),
-    ("score", "update", "sync", "engine", "restart", "generate"),
+    ("score", "update", "sync", "engine", "restart", "by hand", "generate"),
 )
 
 
@@ -71,9 +71,9 @@ def test_kernels_killed_at_every_moment_leave_a_session_that_trains_as_if_none_h
     survived: list[Any],
 ) -> None:
     """In a reward function, during an update, between update and sync, with both engines dead,
-    while they are started again, while responses are written: metrics, weights, data and last
-    rollout are those of one unbroken kernel. So are they after going back to a snapshot that the
-    first of the kernels took.
+    while they are started again, after an update by hand, while responses are written: metrics,
+    weights, data and last rollout are those of one unbroken kernel. So are they after going back to
+    a snapshot that the first of the kernels took.
     """
     after, undone = survived[0]
     with RLSession.start(killed_kernel.configuration(), reward=dying_reward) as session:

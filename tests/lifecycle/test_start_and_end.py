@@ -18,7 +18,15 @@ import pytest
 
 from kit import RLSession, SessionConfig
 from kit.checkpoint import checkpoint
-from kit.errors import ConfigError, DataError, KitError, ModelError, RewardError, SessionError
+from kit.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    KitError,
+    ModelError,
+    RewardError,
+    SessionError,
+)
 from tests.cases import slow
 from tests.processes import assert_gone
 from tests.steps import responses_and_metrics
@@ -168,13 +176,16 @@ def test_a_session_of_many_parts_trains_and_ends(tmp_path: Path) -> None:
     with pytest.raises(SessionError, match="closed"):
         session.generate()
     session.close()  # again, without harm
-    _load_with_one_trainer(saved, rows)
+    _load_with_one_trainer(saved, rows, reward)
 
 
-def _load_with_one_trainer(saved: Path, rows: list[dict[str, Any]]) -> None:
+def _load_with_one_trainer(saved: Path, rows: list[dict[str, Any]], reward: Any) -> None:
     config, _ = checkpoint.read(saved)
     assert config.training.num_trainers == 2
-    with RLSession.load(saved, data=rows, eval_data=rows[:4], num_trainers=1) as session:
+    own: dict[str, Any] = {"data": rows, "eval_data": rows[:4]}
+    with pytest.raises(CheckpointError, match=r"own.*(?s:.*)reward=\.\.\.\)"):
+        RLSession.load(saved, num_trainers=1, **own)
+    with RLSession.load(saved, num_trainers=1, **own, reward=reward) as session:
         assert session.step_count == 4
         assert session.check_mismatch(session.generate()).verdict == "pass"
 

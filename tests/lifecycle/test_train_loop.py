@@ -321,9 +321,7 @@ def test_a_training_that_is_half_done_is_not_replaced_in_silence(
 def test_closing_a_session_in_the_middle_of_a_step_ends_its_training(session: RLSession) -> None:
     """Last in this file: the next test that needs a session starts another one."""
     session.debug.sampler.max_response_len = 480
-    session.config = session.config.replace("rollout.temperature", 50.0).replace(
-        "training.n_samples_per_prompt", 128
-    )
+    session.configure({"rollout.temperature": 50.0}, n_samples_per_prompt=128)
     training = Training(session.debug, session.step, 100)
     session.debug.lock.training = training
     training.resume()

@@ -290,7 +290,7 @@ def test_all_policies_together_train(
 ) -> None:
     session = policies(**SURPLUS, dynamic_sampling=True, mask_offpolicy_in_partial_rollout=True)
     monkeypatch.setattr(session.debug, "reward", luck)
-    session.config = session.config.replace("mismatch.interval", 1)
+    session.debug.state.config = session.config.replace("mismatch.interval", 1)
     for step in session.train(3, show=False):
         assert len(step.rollout.groups()) == 4
         assert all(len(rewards) > 1 for rewards in rewards_by_group(step.rollout))

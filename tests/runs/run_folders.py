@@ -47,7 +47,10 @@ def make_run(
     evaluations = [(0, 0.4), (steps, 0.4 + rewards[-1] / 2)] if steps else []
     _lines(
         folder / "evaluations.jsonl",
-        [{"dataset": "tiny:addition", "step": s, "accuracy": a} for s, a in evaluations],
+        [
+            {"dataset": "tiny:addition", "step": s, "mean_reward": a, "accuracy": a}
+            for s, a in evaluations
+        ],
     )
     record = {
         "status": status,

@@ -8,8 +8,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 import kit as package
+from kit import SessionConfig
 from kit.errors import DataError, RunError
 from kit.reports import REWARD
 from kit.reports.runs import RunComparison
@@ -193,3 +195,27 @@ def test_what_cannot_be_compared_is_refused(folders: list[Path]) -> None:
         package.compare(folders[0], Rollout([Sample(prompt="a")]))  # type: ignore[call-overload]
     with pytest.raises(DataError, match="nothing"):
         package.compare()
+
+
+def test_runs_that_differ_only_in_what_no_update_feels_are_said_to_compute_the_same(
+    tmp_path: Path,
+) -> None:
+    def run(number: int, estimator: str, **settings: object) -> Path:
+        folder = make_run(tmp_path, number)
+        config = SessionConfig.load(folder / "config.yaml")
+        for name, value in {"advantage_estimator": estimator, **settings}.items():
+            config = config.replace(f"training.{name}", value)
+        config.dump(folder / "config.yaml")
+        parameters = {"estimator": estimator, "steps": 12, "seed": 0}
+        (folder / "params.yaml").write_text(yaml.safe_dump(parameters))
+        return folder
+
+    same = [run(1, "grpo"), run(2, "cispo"), run(3, "rloo"), run(4, "gspo", eps_clip=0.1)]
+    (first, second, third) = (n for n in compare_runs(same).notes if "compute the same" in n)
+    assert "estimator grpo" in first
+    assert "estimator cispo" in first
+    assert "rloo" not in first + second + third
+    assert "training.global_batch_size" in first
+    steps = {"global_batch_size": 64}
+    two = [run(5, "grpo", **steps), run(6, "cispo", **steps)]
+    assert not any("compute the same" in note for note in compare_runs(two).notes)

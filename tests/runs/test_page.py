@@ -39,6 +39,8 @@ def record(**changed: Any) -> RunRecord:
             "reward_first": 0.3515625,
             "reward_last": 0.9453125,
             "dataset": "addition",
+            "mean_reward_before": 0.42,
+            "mean_reward_after": 0.9776,
             "accuracy_before": 0.42,
             "accuracy_after": 0.9776,
         },

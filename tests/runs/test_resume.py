@@ -57,7 +57,11 @@ TRAINS = """\
 after = lambda report: trap("after", report.step)
 session.train(steps, until=after, show=False)
 session.evaluate()
-session.train(4, until=after, show=False)
+for number in session.steps(4):
+    rollout = session.score(session.generate())
+    session.update(session.advantages(rollout))
+    session.sync()
+    trap("after", number)
 """
 ENDS = """\
 session.save()
@@ -134,7 +138,8 @@ def test_the_same_seed_gives_the_same_metrics_to_the_byte_but_for_times(
 def test_a_whole_run_leaves_a_folder_as_it_is_promised(whole: Path) -> None:
     assert files(whole) == {
         *("notebook.ipynb", "notebook.html", "params.yaml", "config.yaml", "result.json"),
-        *("metrics.jsonl", "evaluations.jsonl", "samples.jsonl", "checkpoints", "figures"),
+        *("metrics.jsonl", "evaluations.jsonl", "samples.jsonl", "inputs.jsonl"),
+        *("checkpoints", "figures"),
     }
     assert (whole / "figures" / "reward_curve.png").is_file()
     saved = {folder.name for folder in (whole / "checkpoints").iterdir()}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kit.cluster.processes import cores
 from kit.errors import RunError
 from kit.runs.parameters import Parameter, read_parameters
-from kit.runs.sweep.plan import as_text, places, plan_sweep, split_values
+from kit.runs.sweep.plan import as_text, notes, places, plan_sweep, split_values
 from kit.runs.sweep.state import StopBelow, StopMedian
 from kit.utils import hardware
 from tests.runs.conftest import MakeNotebook
@@ -180,3 +180,25 @@ def test_a_member_ends_below_the_median_of_the_others_at_the_same_step() -> None
     assert rule.why([], others) == ""
     assert rule.why(bad, others[:2]) == ""
     assert rule.why(bad, [*others[:2], others[2][:2]]) == "", "one of the others is not there yet"
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"estimator": "grpo,cispo"}, "grpo, cispo"),
+        ({"estimator": "rloo,gspo,ppo,cispo"}, "gspo, cispo"),
+        ({"eps_clip": "0.1,0.2"}, "0.1, 0.2"),
+        ({"estimator": "grpo,rloo"}, ""),
+        ({"estimator": "grpo", "lr": "1e-4,1e-3"}, ""),
+    ],
+)
+def test_members_that_would_compute_the_same_are_named_before_they_run(
+    make_notebook: MakeNotebook, given: dict[str, str], named: str
+) -> None:
+    parameters = SEEDED + "eps_clip: float = 0.2\n"
+    found = notes(plan_sweep(make_notebook(parameters=parameters), given))
+    assert len(found) == bool(named)
+    assert named in "".join(found)
+    source = "config.replace('training.global_batch_size', 8)"
+    handled = make_notebook(source, parameters=parameters)
+    assert notes(plan_sweep(handled, given)) == []

@@ -72,7 +72,7 @@ def test_a_session_logs_to_three_libraries_what_its_own_history_says(
     loggers = start(config, tmp_path)
     monkeypatch.setattr(session.debug.tracker, "loggers", loggers)
     session.train(2, show=False)
-    accuracy = session.evaluate().accuracy
+    accuracy = session.evaluate().mean_reward
     assert loggers is not None
     loggers.close()
     rewards = [row["rollout/raw_reward"] for row in session.history]

@@ -9,21 +9,27 @@ import pytest
 
 from kit.config import SessionConfig
 from kit.reports import EvalReport
+from kit.reports.runs import known_headline
 from kit.runs import result
-from kit.samples import Rollout
+from kit.samples import Rollout, Sample
 from kit.tracking import run_folder
 from kit.tracking.recorder import RUN_DIR_VARIABLE, Recorder, current_run
 
 
-def evaluation(accuracy: float, step: int, dataset: str = "tiny:addition") -> EvalReport:
+def evaluation(
+    right: float, step: int, dataset: str = "tiny:addition", graded: float = 0.0
+) -> EvalReport:
+    """Twenty responses, so many of which are right; the reward of the others is `graded`."""
+    rewards = [1.0] * round(20 * right) + [graded] * round(20 * (1 - right))
+    rollout = Rollout([Sample(reward=reward) for reward in rewards])
     return EvalReport(
         dataset=dataset,
-        accuracy=accuracy,
+        mean_reward=rollout.mean_reward(),
         prompts=4,
         n_samples_per_prompt=1,
         temperature=0.0,
-        pass_at_k={1: accuracy},
-        rollout=Rollout([]),
+        pass_at_k={1: right},
+        rollout=rollout,
         step=step,
         seconds=0.5,
     )
@@ -106,8 +112,34 @@ def test_the_headline_compares_the_first_dataset_before_and_after(tmp_path: Path
         "reward_first": 0.4,
         "reward_last": 0.9,
         "dataset": "tiny:addition",
+        "mean_reward_before": 0.5,
+        "mean_reward_after": 0.95,
         "accuracy_before": 0.5,
         "accuracy_after": 0.95,
+    }
+
+
+def test_a_mean_of_graded_rewards_is_not_called_accuracy(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
+    recorder.evaluation(evaluation(0.25, step=0, graded=0.4))
+    recorder.evaluation(evaluation(0.5, step=3, graded=0.4))
+    rows = run_folder.read_rows(tmp_path / "evaluations.jsonl")
+    assert [row["mean_reward"] for row in rows] == pytest.approx([0.55, 0.7])
+    assert [row["accuracy"] for row in rows] == [None, None]
+    headline = result.headline(tmp_path)
+    ends = [headline[f"mean_reward_{when}"] for when in ("before", "after")]
+    assert ends == pytest.approx([0.55, 0.7])
+    assert (headline["accuracy_before"], headline["accuracy_after"]) == (None, None)
+
+
+def test_what_version_0_1_called_accuracy_is_read_as_a_mean_reward(tmp_path: Path) -> None:
+    row = {"dataset": "a", "step": 2, "accuracy": 0.9065}
+    (tmp_path / "evaluations.jsonl").write_text(json.dumps(row) + "\n")
+    headline = result.headline(tmp_path)
+    assert (headline["mean_reward_after"], headline["accuracy_after"]) == (0.9065, None)
+    assert known_headline({"steps": 3, "accuracy_after": 0.9}) == {
+        "steps": 3,
+        "mean_reward_after": 0.9,
     }
 
 

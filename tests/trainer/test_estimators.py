@@ -262,3 +262,32 @@ def test_a_batch_without_values_is_refused_by_a_trainer_with_a_critic(make: Make
     with pytest.raises(StackError, match=r"session\.advantages"):
         trainer.update(batch(), "a")
     assert torch.equal(weights(trainer), before)
+
+
+def test_with_one_optimizer_step_grpo_gspo_and_cispo_train_alike_and_no_clip_range_is_felt(
+    make: Make,
+) -> None:
+    def trained(**settings: Any) -> torch.Tensor:
+        trainer = make(**PLAIN | settings)
+        trainer.update(batch(), "a")
+        return weights(trainer)
+
+    usual = trained()
+    for settings in (
+        {"advantage_estimator": "gspo"},
+        {"advantage_estimator": "cispo", "eps_clip": 0.01},
+        {"eps_clip": 0.01, "eps_clip_high": 0.01, "eps_clip_c": 1.5},
+    ):
+        assert TrainingConfig(**settings).as_felt() == TrainingConfig().as_felt()
+        torch.testing.assert_close(trained(**settings), usual, rtol=0, atol=1e-6)
+        several = TrainingConfig(**settings, global_batch_size=64)
+        assert several.as_felt() == several
+    apart = [trained(global_batch_size=4, **s) for s in ({}, {"eps_clip": 1e-4})]
+    assert (apart[0] - apart[1]).abs().max() > 1e-4
+
+
+def test_gspo_is_told_from_grpo_where_tokens_have_weights_of_their_own() -> None:
+    weighed = TrainingConfig(advantage_estimator="gspo", use_tis=True)
+    assert weighed.as_felt() != TrainingConfig(use_tis=True).as_felt()
+    rollout = TrainingConfig(eps_clip=0.1, use_rollout_logprobs=True)
+    assert rollout.as_felt() == rollout

@@ -17,7 +17,7 @@ from kit.tiny import MODEL_DIR
 from kit.trainer.actor import Trainer
 from kit.trainer.probes import Samples, SamplingTransform
 from kit.weight_sync.transport import POLICY
-from tests.trainer.trainers import Make, backend
+from tests.trainer.trainers import Make, backend, weights
 from tests.trainer.trainers import make as start
 
 __all__ = ["start"]  # a fixture
@@ -33,7 +33,7 @@ def make(start: Make, tmp_path: Path) -> Make:
 
     def make(**changes: Any) -> Trainer:
         folder = tmp_path / "model"
-        shutil.copytree(MODEL_DIR, folder)
+        shutil.copytree(MODEL_DIR, folder, dirs_exist_ok=True)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | changes))
         return start(folder, learning_rate=1e-3)
@@ -88,9 +88,31 @@ def test_cuts_are_those_of_a_sampler(make: Make) -> None:
     assert (flat(half)[kept] >= flat(raw)[kept] - 1e-6).all()
 
 
+def dropping(trainer: Trainer) -> Trainer:
+    """As a model does whose own code drops something, whatever its configuration says."""
+    for module in trainer.backend.module().modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.3
+    return trainer
+
+
+def test_dropout_of_the_configuration_changes_no_update_whoever_looked_before(make: Make) -> None:
+    """After a look the model was in training mode, and the next update with dropout."""
+    expected, metrics = list[torch.Tensor](), list[Any]()
+    for dropout, looks in ((0.0, False), (0.3, False), (0.3, True)):
+        trainer = make(attention_dropout=dropout)
+        assert trainer.probes.dropouts() == []
+        if looks:
+            trainer.log_probs(SAMPLES.tokens, SAMPLES.response_lengths)
+        metrics.append(trainer.update(batch(), "first"))
+        expected.append(weights(trainer))
+    assert metrics[0] == metrics[1] == metrics[2]
+    assert torch.equal(expected[0], expected[1])
+    assert torch.equal(expected[1], expected[2])
+
+
 def test_dropout_shows_in_training_mode_only_and_takes_no_randomness(make: Make) -> None:
-    trainer = make(attention_dropout=0.3)
-    assert trainer.probes.dropouts() == ["attention_dropout: 0.3"]
+    trainer = dropping(make())
     before = torch.random.get_rng_state()
     first, second = (flat(trainer.probes.recompute(SAMPLES, 0.8, seed=s)) for s in (1, 2))
     training = flat(trainer.probes.recompute(SAMPLES, 0.8, training_mode=True))
@@ -100,7 +122,7 @@ def test_dropout_shows_in_training_mode_only_and_takes_no_randomness(make: Make)
 
 
 def test_dropout_breaks_the_first_step(make: Make) -> None:
-    seen = make(attention_dropout=0.3).probes.startup(batch())
+    seen = dropping(make()).probes.startup(batch())
     assert abs(seen.ppo_kl) > 1e-6
     assert seen.changed_values == 0
 

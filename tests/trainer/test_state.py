@@ -70,7 +70,7 @@ def test_other_settings_are_those_of_a_trainer_that_was_started_with_them(make: 
     fresh.update(batch(), "a")
     expected = everything(fresh)
     trainer = make(learning_rate=1e-3)
-    trainer.configure(fresh.settings.training)
+    trainer.configure(fresh.settings.training, fresh.settings.temperature)
     trainer.update(batch(), "a")
     assert everything(trainer) == expected
 

@@ -44,6 +44,8 @@ def _group(rate: str, speed: float, text: str) -> Group:
             steps=20,
             reward_first=0.3,
             reward_last=last,
+            mean_reward_before=0.4,
+            mean_reward_after=last * 0.9,
             accuracy_before=0.4,
             accuracy_after=last * 0.9,
             seed=seed,

@@ -203,7 +203,7 @@ def make_evaluation(step: int = 3, right: float = 0.6, size: int = 1) -> EvalRep
     rollout = make_rollout(groups=64, size=size, seed=7, step=step, right=right)
     return EvalReport(
         dataset="addition",
-        accuracy=rollout.mean_reward(),
+        mean_reward=rollout.mean_reward(),
         prompts=64,
         n_samples_per_prompt=size,
         temperature=0.0 if size == 1 else 1.0,

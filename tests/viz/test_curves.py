@@ -81,7 +81,7 @@ def test_an_evaluation_that_is_reported_twice_is_drawn_once() -> None:
     evaluation = make_evaluation(step=3)
     report = TrainReport(steps=(replace(make_step(), evaluation=evaluation),),
                          evaluations=(evaluation,))  # fmt: skip
-    assert evaluations_of(report) == {"eval/addition": [(3.0, evaluation.accuracy)]}
+    assert evaluations_of(report) == {"eval/addition": [(3.0, evaluation.mean_reward)]}
 
 
 def test_a_running_mean_uses_only_what_came_before() -> None:

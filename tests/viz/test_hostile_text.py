@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kit.config import SessionConfig
 from kit.doctor import Diagnosis, Finding
 from kit.reports import Invariant, SyncReport, TokenDifference, TrainReport
-from kit.reports.status import Snapshot, Snapshots
+from kit.reports.status import SettingsChange, Snapshot, Snapshots
 from kit.samples import Batch, Rollout, Sample, Status
 from kit.utils.formatting import cut, visible
 from kit.viz import compare_samples, curves
@@ -114,7 +114,7 @@ def poisoned(text: str) -> list[object]:
     worst = TokenDifference(0, 0, text, -1.0, -2.0, before=text, after=text)
     mismatch = make_mismatch(cause=text, evidence=(text, text), worst=(worst,))
     checked = make_check(mismatch=mismatch, invariants=(Invariant(text, 1.0, "0", False, text),))
-    evaluation = replace(make_evaluation(), dataset=text, rollout=rollout, accuracy=1.0)
+    evaluation = replace(make_evaluation(), dataset=text, rollout=rollout, mean_reward=1.0)
     step = replace(
         make_step(), rollout=rollout, update=update, mismatch=mismatch, evaluation=evaluation,
         metrics=metrics,
@@ -130,7 +130,7 @@ def poisoned(text: str) -> list[object]:
         compare_samples(rollout, rollout), sample.strip(quantity=text), sample.strip("change"),
         status, diagnosis, make_memory_plan(name=text), make_sessions(text, text),
         Snapshots((kept,), 1), kept, make_what_if(label=text, refused=text),
-        make_comparison(text, sample),
+        make_comparison(text, sample), SettingsChange(1, ((text, text, None),)),
     ]  # fmt: skip
 
 

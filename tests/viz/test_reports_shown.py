@@ -207,15 +207,15 @@ def test_the_wilson_interval_agrees_with_published_values() -> None:
 
 def test_an_evaluation_shows_accuracy_with_its_interval(html: Show, plain: Show) -> None:
     report = make_evaluation(right=0.6)
-    low, high = wilson(report.accuracy, 64)
-    words = f"{report.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"
+    low, high = wilson(report.mean_reward, 64)
+    words = f"{report.mean_reward:.1%} (95% interval {low:.1%} to {high:.1%})"
     assert words in html(report)
     assert words in plain(report)
 
 
 def test_graded_rewards_have_no_interval_of_a_proportion(plain: Show) -> None:
     rollout = Rollout([s.with_reward(0.3) for s in make_rollout(2)])
-    report = replace(make_evaluation(), rollout=rollout, accuracy=0.3)
+    report = replace(make_evaluation(), rollout=rollout, mean_reward=0.3)
     assert interval(report) is None
     assert "mean reward 0.3" in plain(report)
 
@@ -232,7 +232,7 @@ def test_an_evaluation_lists_pass_at_k_and_both_kinds_of_prompts(html: Show, pla
 
 
 def test_an_evaluation_of_nothing_shows(html: Show, plain: Show) -> None:
-    report = replace(make_evaluation(), rollout=Rollout([]), accuracy=math.nan, prompts=0)
+    report = replace(make_evaluation(), rollout=Rollout([]), mean_reward=math.nan, prompts=0)
     assert "mean reward NaN" in plain(report)
     assert "<details" not in html(report)
 

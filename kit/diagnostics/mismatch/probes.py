@@ -161,7 +161,8 @@ def _dropout_words(lab: Experiments, what: str, apart: float) -> str:
     where = f" The model has {', '.join(settings[:3])}." if settings else ""
     return (
         f"Dropout or training mode: {what} gives other log-probs (mean difference {amount(apart)})."
-        f"{where} The engine never drops anything: set the model's dropout to 0 in its config.json."
+        f"{where} The engine never drops anything, and what config.json says is switched off: this "
+        "is in the model's own code."
     )
 
 

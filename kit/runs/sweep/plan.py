@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from kit.cluster.processes import CORES_VARIABLE, cores
+from kit.config.training import CLIP_SETTINGS, EQUAL_AT_RATIO_1, RATIO_STAYS_1
 from kit.errors import RunError
 from kit.reports.runs import RunSettings
 from kit.runs.overrides import SEED, for_notebook
-from kit.runs.parameters import Parameter, check_parameters, read_parameters
+from kit.runs.parameters import Parameter, check_parameters, open_notebook, read_parameters
 from kit.tracking.recorder import GROUP_VARIABLE, RUN_DIR_VARIABLE
 from kit.utils.formatting import count
 from kit.utils.hardware import VISIBLE, visible_gpus
@@ -96,6 +98,22 @@ def plan_sweep(
         for value in found if name in known else ():
             as_text(known[name], value)  # said before anything starts
     return plan
+
+
+def notes(plan: SweepPlan) -> list[str]:
+    """What is to know of a plan before it runs: members that would compute the same."""
+    setting = re.compile("global_batch_size|epochs_per_rollout|use_rollout_logprobs")
+    if any(setting.search(cell.source) for cell in open_notebook(plan.notebook).cells):
+        return []  # the notebook knows of them
+    found = []
+    for name, values in plan.grid.items():
+        alike = [value for value in values if value in EQUAL_AT_RATIO_1]
+        if name.removeprefix("training.") in CLIP_SETTINGS:
+            alike = values
+        if len(alike) > 1:
+            same = f"{name} {', '.join(map(str, alike))}"
+            found.append(f"! {same}: equal curves where, as by default, {RATIO_STAYS_1}.")
+    return found
 
 
 def split_values(text: str) -> list[str]:

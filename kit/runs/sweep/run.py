@@ -37,7 +37,7 @@ from kit.runs.overrides import SEED
 from kit.runs.parameters import check_parameters, read_parameters
 from kit.runs.sweep.display import SweepDisplay
 from kit.runs.sweep.member import MemberProcess
-from kit.runs.sweep.plan import Place, places, plan_sweep
+from kit.runs.sweep.plan import Place, notes, places, plan_sweep
 from kit.runs.sweep.state import (
     DONE,
     Member,
@@ -104,9 +104,12 @@ def run_sweep(
         started=datetime.now().astimezone().isoformat(timespec="seconds"),
         members=[Member(number=i, parameters=p) for i, p in enumerate(plan.members(), start=1)],
     )
+    console = console or Console()
+    for note in notes(plan):
+        console.print(note, markup=False, highlight=False, soft_wrap=True, style="yellow")
     with exclusive(folder):
         record.save(folder)
-        Sweep(folder, record, room, console or Console()).run()
+        Sweep(folder, record, room, console).run()
     return folder, record
 
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from kit.reports import REWARD, StepReport, TrainingStatus
 from kit.utils.formatting import both_ends, count, duration, mean, number, shorten
-from kit.viz.curves import Curve, run_curves, shifted
+from kit.viz.curves import Curve, numbered, run_curves
 from kit.viz.html import Child, Column, badge, join, note, number_bar, table, tag, title
 from kit.viz.render import register
 from kit.viz.reports.training import phase_bar, phases, step_concerns
@@ -26,11 +26,11 @@ MEASURES = (
     REWARD,
     "rollout/response_len/mean",
     "train/entropy_loss",
-    "train/ppo_kl",
+    "train/update_kl",
     "train/train_rollout_logprob_abs_diff",
     "train/grad_norm",
 )
-WITH_REFERENCE = tuple("train/kl_loss" if m == "train/ppo_kl" else m for m in MEASURES)
+WITH_REFERENCE = tuple("train/kl_loss" if m == "train/update_kl" else m for m in MEASURES)
 """Where there is a reference model, the distance from it says more."""
 SHOWN_SAMPLES = 6
 RECENT = 20
@@ -106,7 +106,7 @@ def measures(status: TrainingStatus) -> list[Curve]:
     """The curves of the session so far."""
     rows = status.history
     names = WITH_REFERENCE if rows and "train/kl_loss" in rows[-1] else MEASURES
-    return [shifted(curve, status.step - len(rows)) for curve in run_curves(rows, names, {})]
+    return run_curves(numbered(rows, status.step - 1), names, {})
 
 
 def curves_html(status: TrainingStatus) -> Markup:

@@ -13,6 +13,7 @@ from html import escape
 from typing import Protocol, Self
 
 from kit.reports import REWARD, StepReport
+from kit.tracking.catalog import short_name
 from kit.utils.display import Bundle, bundle
 from kit.utils.formatting import duration, one_line
 from kit.viz.html import tag
@@ -71,6 +72,8 @@ class Progress:
             f"step {self.done}/{self.total}   reward {reward:.3f}   length {length:.1f}   "
             f"{seconds / self.done:.2f} s a step   {left:.0f} s left"
         )
+        if report.trends:
+            self.line += f"   ! look at {', '.join(short_name(name) for name in report.trends)}"
         if self.enabled and seconds - self.drawn >= REDRAW_SECONDS:
             self.drawn = seconds
             self._line.draw(self._data())

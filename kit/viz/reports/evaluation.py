@@ -1,4 +1,4 @@
-"""`EvalReport`: accuracy on held-out prompts, with its interval and examples."""
+"""`EvalReport`: mean reward on held-out prompts, or accuracy with its interval, and examples."""
 
 from __future__ import annotations
 
@@ -38,20 +38,23 @@ def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
 
 def interval(report: EvalReport) -> tuple[float, float] | None:
     """The 95% interval of an accuracy, or None where rewards are not all 0 or 1."""
-    rewards = report.rollout.rewards()
-    if not rewards or not set(rewards) <= {0.0, 1.0} or not 0 <= report.accuracy <= 1:
-        return None
-    return wilson(report.accuracy, len(rewards))
+    share = report.accuracy
+    return None if share is None else wilson(share, len(report.rollout.rewards()))
+
+
+def eval_number(report: EvalReport) -> str:
+    """Accuracy in percent, or the mean of graded rewards as a number."""
+    share = report.accuracy
+    return f"mean reward {number(report.mean_reward)}" if share is None else percent(share)
 
 
 def eval_headline(report: EvalReport) -> str:
     """`62.5% (95% interval 48.4% to 74.8%)`, or the plain mean of graded rewards."""
     between = interval(report)
     if between is None:
-        return f"mean reward {number(report.accuracy)}"
-    return (
-        f"{percent(report.accuracy)} (95% interval {percent(between[0])} to {percent(between[1])})"
-    )
+        return eval_number(report)
+    low, high = map(percent, between)
+    return f"{eval_number(report)} (95% interval {low} to {high})"
 
 
 def _eval_facts(report: EvalReport) -> list[tuple[str, str]]:
@@ -74,8 +77,8 @@ def _title(report: EvalReport) -> str:
 
 def eval_html(report: EvalReport) -> Markup:
     """Accuracy with its interval, pass@k, and a few prompts that went right and wrong."""
-    right_or_wrong = interval(report) is not None
-    share = bar(report.accuracy, 1.0) if right_or_wrong else None
+    right_or_wrong = report.accuracy is not None
+    share = bar(report.mean_reward, 1.0) if right_or_wrong else None
     return join(
         title(_title(report)),
         tag("div", tag("b", eval_headline(report)), share),

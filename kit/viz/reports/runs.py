@@ -13,8 +13,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from kit.reports.runs import Group, RunComparison, RunRecord, Side
-from kit.utils.formatting import columns, count, duration, mean, number, percent, shorten
+from kit.reports.runs import Group, RunComparison, RunRecord, Side, held_out, known_headline
+from kit.utils.formatting import columns, count, duration, mean, number, shorten
 from kit.viz.html import (
     Child,
     Column,
@@ -41,6 +41,9 @@ MOST_SIDES = 6
 _VALUE = 60
 """Signs of a value in the table of differences."""
 _NOTE = 300
+_HELD_OUT = (
+    "Held out is an accuracy in percent where all rewards were 0 or 1, else the mean reward."
+)
 _SIGNS = {
     "completed": "✓ completed",
     "failed": "✗ failed",
@@ -68,7 +71,7 @@ def _html(compared: RunComparison) -> Markup:
 def _plain(compared: RunComparison) -> str:
     """The legend, and what differs."""
     groups = compared.groups
-    heads = ["", "", "seeds", "steps", "reward", "accuracy", "ended"]
+    heads = ["", "", "seeds", "steps", "reward", "held out", "ended"]
     rows = [[str(i), shorten(g.label, 60), *_numbers(g)] for i, g in enumerate(groups, start=1)]
     lines = [_title(compared), columns([heads, *rows])]
     lines += [f"  ! {shorten(words, _NOTE)}" for words in compared.notes]
@@ -107,14 +110,15 @@ def _heading(words: str) -> Markup:
 def _legend(groups: Sequence[Group]) -> Markup:
     several = any(len(group.runs) > 1 for group in groups)
     heads = [Column("", "fit"), Column("", "fit"), Column("", "mid")]
-    heads += numeric("seeds" if several else "seed", "steps", "reward", "accuracy")
+    heads += numeric("seeds" if several else "seed", "steps", "reward", "held out")
     heads.append(Column("ended"))
     rows: list[list[Child]] = [
         [tag("b", str(i + 1)), Pen(i).sample(), shorten(group.label, 100), *_numbers(group)]
         for i, group in enumerate(groups)
     ]
     over = "Numbers are means over the runs of a curve. " if several else ""
-    return join(table(heads, rows), note(f"{over}Reward is that of the first and the last step."))
+    over += f"Reward is that of the first and the last step. {_HELD_OUT}"
+    return join(table(heads, rows), note(over))
 
 
 def _numbers(group: Group) -> list[str]:
@@ -131,7 +135,7 @@ def _numbers(group: Group) -> list[str]:
         seeds,
         "–".join(str(s) for s in (steps[:1] + steps[-1:] if len(steps) > 1 else steps)),
         _change(group, "reward", "first", "last", lambda value: number(value, 3)),
-        _change(group, "accuracy", "before", "after", percent),
+        _held_out(group),
         ", ".join(ended),
     ]
 
@@ -145,6 +149,14 @@ def _change(group: Group, what: str, begin: str, end: str, say: Callable[[float]
     if not first and not last:
         return "–"
     return " → ".join(say(mean(values)) if values else "–" for values in (first, last))
+
+
+def _held_out(group: Group) -> str:
+    def of(name: str) -> float | None:
+        return mean(values) if (values := group.values(name)) else None
+
+    accuracies = of("accuracy_before"), of("accuracy_after")
+    return held_out(accuracies, (of("mean_reward_before"), of("mean_reward_after")))[1] or "–"
 
 
 def _curves(compared: RunComparison) -> Markup | None:
@@ -279,16 +291,18 @@ def run_title(record: RunRecord) -> str:
 
 
 def _figures(record: RunRecord) -> list[tuple[str, str]]:
-    head, figures = record.headline, list[tuple[str, str]]()
+    head, figures = known_headline(record.headline), list[tuple[str, str]]()
     if head.get("steps"):
         figures.append(("steps", f"{head['steps']:,}"))
     if head.get("reward_first") is not None:
         ends = [number(head[name], 3) for name in ("reward_first", "reward_last")]
         figures.append(("reward, first and last step", " → ".join(ends)))
-    before, after = (head.get(f"accuracy_{when}") for when in ("before", "after"))
-    if before is not None:
-        moved = percent(before) if after is None else f"{percent(before)} → {percent(after)}"
-        figures.append((f"right on {shorten(str(head.get('dataset')), 40)}, held out", moved))
+    name, moved = held_out(
+        (head.get("accuracy_before"), head.get("accuracy_after")),
+        (head.get("mean_reward_before"), head.get("mean_reward_after")),
+    )
+    if moved:
+        figures.append((f"{name} on {shorten(str(head.get('dataset')), 40)}, held out", moved))
     figures.append(("took", duration(record.seconds)))
     if record.seed is not None:
         figures.append(("seed", str(record.seed)))

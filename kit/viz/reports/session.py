@@ -8,7 +8,7 @@ import time
 from markupsafe import Markup
 
 from kit.reports import SessionState
-from kit.reports.status import LivingSession, Sessions, Snapshot, Snapshots
+from kit.reports.status import LivingSession, Sessions, SettingsChange, Snapshot, Snapshots
 from kit.utils.formatting import columns, count, data_size, duration, named, number, shorten
 from kit.viz.html import Child, Column, badge, facts, join, note, numeric, quiet, table, tag, title
 from kit.viz.render import register
@@ -168,6 +168,31 @@ def _calls(report: Sessions) -> list[str]:
 
 
 NO_SNAPSHOTS = "No snapshots yet: session.snapshot('before') keeps this moment."
+
+
+def _change_html(change: SettingsChange) -> Markup:
+    heads = [Column("setting", "fit"), Column("before"), Column("now")]
+    rows: list[list[Child]] = [
+        [name, _setting(old), _setting(new)] for name, old, new in change.changes
+    ]
+    if not rows:
+        return join(note("Nothing changed: the settings were so already."))
+    return join(title(f"Settings changed at step {change.step:,}"), table(heads, rows))
+
+
+def _change_plain(change: SettingsChange) -> str:
+    """What was changed, a setting a line."""
+    if not change.changes:
+        return "Nothing changed: the settings were so already."
+    lines = [f"  {n}: {_setting(old)} -> {_setting(new)}" for n, old, new in change.changes]
+    return "\n".join([f"Settings changed at step {change.step:,}", *lines])
+
+
+def _setting(value: object) -> str:
+    return shorten("none" if value is None else str(value), 80)
+
+
+register(SettingsChange, _change_html, _change_plain)
 
 
 def _snapshot_line(snapshot: Snapshot) -> str:

@@ -9,12 +9,13 @@ from markupsafe import Markup
 
 from kit.reports import StepReport, TrainReport
 from kit.tracking.catalog import concerns, short_name
+from kit.tracking.trends import trends
 from kit.utils.formatting import columns, count, duration, mean, named, number, percent, shorten
 from kit.viz.curves import curve, evaluations_of, rows_of, run_curves
 from kit.viz.html import Column, badge, facts, fold, join, note, numeric, spaced, table, tag, title
 from kit.viz.plots import CURVES, curves_svg
 from kit.viz.render import register
-from kit.viz.reports.evaluation import eval_headline, eval_html
+from kit.viz.reports.evaluation import eval_headline, eval_html, eval_number
 from kit.viz.reports.mismatch import VERDICTS, mismatch_html, verdict_badge
 from kit.viz.reports.update import concern_list, sync_line, update_concerns, update_html
 from kit.viz.samples.rollout import rollout_groups, rollout_summary
@@ -27,6 +28,7 @@ HEADLINES = (
     "train/pg_loss",
     "train/grad_norm",
     "train/pg_clipfrac",
+    "train/update_kl",
 )
 MORE = ("train/entropy_loss", "train/train_rollout_logprob_abs_diff", "perf/step_time")
 """Of a run, also these."""
@@ -38,7 +40,7 @@ def _step_facts(report: StepReport) -> list[tuple[str, str]]:
     rows = [(short_name(name), number(report.metrics[name], 3)) for name in logged]
     if report.evaluation:
         words = f"{shorten(report.evaluation.dataset, 40)} (evaluation)"
-        rows.append((words, percent(report.evaluation.accuracy)))
+        rows.append((words, eval_number(report.evaluation)))
     return rows
 
 
@@ -57,7 +59,7 @@ def phases(report: StepReport) -> list[tuple[str, float]]:
 
 def step_concerns(report: StepReport) -> dict[str, str]:
     """Every metric of the step that deserves a second look, and why."""
-    return concerns(report.metrics) | update_concerns(report.update)
+    return concerns(report.metrics) | update_concerns(report.update) | dict(report.trends)
 
 
 def _step_html(report: StepReport) -> Markup:
@@ -149,11 +151,22 @@ def _train_html(report: TrainReport) -> Markup:
     return join(
         title(_train_title(report)),
         tag("div", badge(stopped, "warn")) if stopped else None,
-        concern_list(spoiled),
+        concern_list(spoiled | run_concerns(report)),
         curves_svg(drawn),
         table([Column("metric"), *numeric(*ends)], lines) if lines else None,
         *(fold(f"Last evaluation: {eval_headline(e)}", eval_html(e)) for e in last),
     )
+
+
+def run_concerns(report: TrainReport) -> dict[str, str]:
+    """What deserves a second look: the course of a run, and what was off in its steps."""
+    seen: dict[str, list[str]] = {}
+    for step in report.steps:
+        for name, why in (concerns(step.metrics) | update_concerns(step.update)).items():
+            seen.setdefault(name, []).append(why)
+    steps = count(len(report), "step")
+    off = {name: f"in {len(whys)} of {steps}: {whys[-1]}" for name, whys in seen.items()}
+    return off | trends(rows_of(report))
 
 
 def _train_plain(report: TrainReport) -> str:
@@ -161,6 +174,7 @@ def _train_plain(report: TrainReport) -> str:
     words = [_train_title(report)]
     if report.stopped:
         words.append(f"  ! stopped early: {shorten(report.stopped, 300)}")
+    words += [f"  ! {shorten(name, 60)}: {why}" for name, why in run_concerns(report).items()]
     if lines:
         words.append(columns([["", *ends], *([shorten(r[0], 50), *r[1:]] for r in lines)]))
     return "\n".join(words)
