@@ -33,7 +33,7 @@ from kit.errors import CheckpointError, SessionError, did_you_mean
 from kit.lifecycle import attach, configure, step, train_loop
 from kit.lifecycle.lock import verb
 from kit.lifecycle.start import SessionParts, is_running
-from kit.lifecycle.train_loop import Training
+from kit.lifecycle.train_loop import Callback, Hooks, Training
 from kit.reports import (
     CheckReport,
     EvalReport,
@@ -56,7 +56,7 @@ from kit.rollout.sampler import as_rows
 from kit.samples import Batch, Messages, Rollout, Sample
 from kit.tracking.recorder import apply_run_settings
 from kit.utils import interrupts
-from kit.utils.arguments import at_least_one, expect
+from kit.utils.arguments import at_least_one, expect, share
 from kit.utils.arguments import temperature as checked_temperature
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ class RLSession:
         """Check everything that can be checked, start the stack, and return a running session.
 
         Args:
-            config: a SessionConfig, a preset's name, or the path of a YAML file.
+            config: a SessionConfig, a preset's name, the path of a YAML file, or a model: its
+                directory (`./model`) or its name on the hub (`Qwen/Qwen3-0.6B`).
             data: training prompts instead of `data.source`: another source, a list of rows, or a
                 `datasets.Dataset`.
             eval_data: held-out prompts in the same forms.
@@ -97,7 +98,7 @@ class RLSession:
                 numbers for each, one a response token; instead of `advantage_estimator`.
             loss: a function `f(logp_T, old_logp_T, advantage_T)` of tensors over response tokens
                 that returns the loss of each, (T), or also a mapping of metrics, (T); instead of
-                the estimator's. `kit.trainer.own_loss` names what else it can be given.
+                the estimator's. `kit.algo.own_loss` names what else it can be given.
 
         Raises:
             ConfigError, DataError, ModelError, RewardError: what the message names is wrong.
@@ -365,6 +366,8 @@ class RLSession:
         *,
         n_samples_per_prompt: int | None = None,
         temperature: float | None = None,
+        max_tokens: int | None = None,
+        top_p: float | None = None,
     ) -> Rollout:
         """Generate responses to the next training prompts, or to given ones.
 
@@ -375,17 +378,25 @@ class RLSession:
             prompts: prompts of your own, instead of the next `rollout_batch_size` of the data.
             n_samples_per_prompt: responses to each; None takes the configured number.
             temperature: 0 is greedy; None takes the configured one.
+            max_tokens: longest response, in tokens; None takes `rollout.max_response_len`, which is
+                also the most.
+            top_p: only the likeliest tokens up to this share; None takes the configured one.
         """
         collector, training = self._parts.running().collector, self.config.training
         if n_samples_per_prompt is not None:
             n_samples_per_prompt = at_least_one(n_samples_per_prompt, "n_samples_per_prompt")
+        if max_tokens is not None:
+            max_tokens = at_least_one(max_tokens, "max_tokens")
         if temperature is not None:
             temperature = checked_temperature(temperature)
-        plain = prompts is None and n_samples_per_prompt is None and temperature is None
-        if plain and self.config.rollout.over_sampling_batch_size:
+        if top_p is not None:
+            top_p = share(top_p, "top_p")
+        given = (prompts, n_samples_per_prompt, temperature, max_tokens, top_p)
+        if all(value is None for value in given) and self.config.rollout.over_sampling_batch_size:
             return collector.over_sample()
         count = n_samples_per_prompt or training.n_samples_per_prompt
-        return collector.generate(as_rows(prompts), count, temperature)
+        sampling = self._parts.sampler.sampling(temperature, max_tokens, top_p)
+        return collector.generate(as_rows(prompts), count, sampling)
 
     @verb
     def score(self, rollout: Rollout, reward: Reward | None = None) -> Rollout:
@@ -591,17 +602,31 @@ class RLSession:
 
     @overload
     def train(
-        self, steps: int | None = ..., *, until: Until | None = ..., show: bool = ...
+        self,
+        steps: int | None = ...,
+        *,
+        reward: Reward | None = ...,
+        until: Until | None = ...,
+        callbacks: Callback | Sequence[Callback] = ...,
+        show: bool = ...,
     ) -> TrainReport: ...
     @overload
     def train(
-        self, steps: int | None = ..., *, until: Until | None = ..., dashboard: Literal[True]
+        self,
+        steps: int | None = ...,
+        *,
+        reward: Reward | None = ...,
+        until: Until | None = ...,
+        callbacks: Callback | Sequence[Callback] = ...,
+        dashboard: Literal[True],
     ) -> Training: ...
     def train(
         self,
         steps: int | None = None,
         *,
+        reward: Reward | None = None,
         until: Until | None = None,
+        callbacks: Callback | Sequence[Callback] = (),
         show: bool = True,
         dashboard: bool = False,
     ) -> TrainReport | Training:
@@ -609,14 +634,28 @@ class RLSession:
 
         Args:
             steps: None takes the configured `num_rollout`.
-            until: called after each step; True ends training.
+            reward: a function or a built-in's name; it is the session's own from here on.
+            until: called after each step with its `StepReport`; True ends training.
+            callbacks: called after each step too; one that raises is a warning, and training goes
+                on. They may call verbs: evaluate, save, configure.
             show: draw the progress while training.
             dashboard: train in the background, under curves, samples and buttons, and return a
                 `Training` at once; its `wait()` gives the report. A batch run returns it finished.
+
+        Raises:
+            RewardError: the reward could not be called.
         """
+        parts = self._parts.running()
+        if reward is not None:
+            with parts.lock.take("train"):
+                parts.take_reward(reward)
+        hooks = self._hooks((callbacks,) if callable(callbacks) else tuple(callbacks))
         if dashboard:
-            return train_loop.train_on_dashboard(self._parts, self.step, steps, until)
-        return train_loop.train(self._parts, self.step, steps, until, show)
+            return train_loop.train_on_dashboard(parts, self.step, steps, until, hooks)
+        return train_loop.train(parts, self.step, steps, until, show, hooks)
+
+    def _hooks(self, callbacks: Sequence[Callback] = ()) -> Hooks:
+        return Hooks(callbacks, self.evaluate)
 
     def steps(self, steps: int | None = None) -> Iterator[int]:
         """Count the steps of a loop that is written by hand; yields the number of the next one.
@@ -638,7 +677,7 @@ class RLSession:
 
     def dashboard(self, steps: int | None = None) -> Training:
         """Show the running training, or the history with buttons to start one."""
-        return train_loop.dashboard(self._parts, self.step, steps)
+        return train_loop.dashboard(self._parts, self.step, steps, self._hooks())
 
     @verb
     def evaluate(
@@ -670,6 +709,7 @@ class RLSession:
             count,
             checked_temperature(temperature),
         )
+        parts.state.evaluated = parts.engine_version
         parts.tracker.evaluation(report)
         return report
 

@@ -50,6 +50,8 @@ class TrainState:
     """What `update` was last given, also where it was refused."""
     last_step: StepReport | None = None
     """The last one whose update was made and handed over, even if interrupted after that."""
+    evaluated: int | None = None
+    """Version of the weights that were evaluated last."""
     changes: list[dict[str, Any]] = field(default_factory=list)
     """Settings that were changed while it ran: `step`, `setting`, `from`, `to`."""
     inputs: Inputs = field(default_factory=Inputs)
@@ -72,6 +74,7 @@ class TrainState:
             "stream": self.stream.state(),
             "inputs": dict(self.inputs.described),
             "changes": list(self.changes),
+            "evaluated": self.evaluated,
         }
 
     def to_json(self, versions: WeightVersions) -> dict[str, Any]:
@@ -98,5 +101,6 @@ class TrainState:
             self.stream.load_state(place)
             raise
         self.step, self.rollouts_drawn, self.history = step, drawn, history
+        self.evaluated = row.get("evaluated")
         self.unsynced, self.changes = None, list(row.get("changes", []))
         versions.trainer_version, versions.newest_version = weights

@@ -12,6 +12,7 @@ together raise ConfigError before any process starts.
     sections.py     model, data, reward, rollout, engine, memory, evaluation, cluster, logging, ...
     training.py     what an update does: estimator, loss, corrections, optimizer, critic
     validation.py   what cannot go together, and errors that name the line and the nearest key
+    changes.py      which settings may change while a session runs
     presets.py      the presets by name
 """
 

@@ -42,6 +42,8 @@ class SessionConfig(Section, Displayed):
     cluster: sections.ClusterConfig = sections.ClusterConfig()
 
     def __init__(self, /, **settings: Any) -> None:
+        if isinstance(settings.get("model"), (str, Path)):  # its name, or its directory
+            settings["model"] = {"name": str(settings["model"])}
         try:
             super().__init__(**settings)
         except ValidationError as error:
@@ -96,17 +98,26 @@ class SessionConfig(Section, Displayed):
 
     @classmethod
     def of(cls, config: SessionConfig | str | Path) -> SessionConfig:
-        """Resolve what `RLSession.start` takes: a configuration, a preset name or a YAML file."""
+        """Resolve what `RLSession.start` takes.
+
+        A configuration, a preset's name, a YAML file, a model's directory, or its name on the hub.
+        """
         if isinstance(config, SessionConfig):
             return config
         if not isinstance(config, (str, Path)):
             raise ConfigError(
                 f"A configuration was expected, not {config!r} ({type(config).__name__}).",
-                fix="give a preset's name ('tiny'), the path of a YAML file, or a SessionConfig.",
+                fix="give a preset's name ('tiny'), the path of a YAML file or of a model, or a "
+                "SessionConfig.",
             )
-        if isinstance(config, Path) or config.endswith((".yaml", ".yml")):
-            return cls.load(config)
-        return cls.preset(config)
+        text, path = str(config), Path(config).expanduser()
+        starts_as_path = text.startswith((".", "/", "~"))
+        is_path = isinstance(config, Path) or starts_as_path or path.suffix in (".yaml", ".yml")
+        if not is_path and "/" not in text:
+            return cls.preset(text)
+        if path.is_dir():
+            return cls(model=path)
+        return cls.load(path) if is_path else cls(model=text)
 
     def to_yaml(self) -> str:
         """The whole tree as YAML, defaults included."""

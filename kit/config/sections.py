@@ -272,7 +272,10 @@ class EvaluationConfig(Section):
     """Held-out mean reward, accuracy and pass@k."""
 
     interval: int = Field(default=0, ge=0)
-    """Evaluate every so many steps of `train`; 0 only when asked."""
+    """Evaluate every so many steps of `train`, and before its first one; 0 only when asked."""
+    skip_eval_before_train: bool = False
+    """Leave out the evaluation before the first step, which `interval` otherwise asks for. Weights
+    that were evaluated already are not evaluated again."""
     n_samples_per_prompt: Positive = 1
     """Responses to each held-out prompt; several give pass@k."""
     temperature: NonNegative = 0.0

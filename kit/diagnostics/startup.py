@@ -35,7 +35,7 @@ def check(
     begin = time.perf_counter()
     rows = state.stream.peek(min(PROMPTS, state.config.training.rollout_batch_size))
     seed = f"{state.config.seed} check"
-    rollout = sampler.write(stack, rows, RESPONSES, None, seed, state.step).complete()
+    rollout = sampler.write(stack, rows, RESPONSES, sampler.sampling(), seed, state.step).complete()
     samples = [s for s in rollout if s.response_length and s.rollout_log_probs]
     if not samples:
         raise DataError(

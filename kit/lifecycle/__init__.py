@@ -6,6 +6,7 @@ attach.py      an existing session whose kernel is gone; the list of sessions
 journal.py     what a session is, noted at each step, so that it can be attached
 lock.py        one verb at a time
 step.py        the end of a step: sync, metrics, evaluation, checkpoint
+configure.py   changes of settings while a session runs
 train_loop.py  `train`: the loop, live or in a thread
 resume.py      a batch run that was killed, continued
 """

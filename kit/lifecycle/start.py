@@ -226,6 +226,16 @@ class SessionParts:
             _ = self.stack  # counts an update that nobody waited for
             self.journal.note()
 
+    def take_reward(self, reward: Reward) -> None:
+        """Make a reward the session's own. Raises RewardError for one that cannot be called."""
+        from kit.rewards.runner import check_reward
+
+        check_reward(reward)
+        self.reward = reward
+        described = {**self.state.inputs.described, **Inputs.of(reward=reward).described}
+        self.state.inputs = Inputs(described)
+        self.journal.start({"inputs": described, "info": self.stack.description})
+
     def use(self, config: SessionConfig) -> None:
         """Continue with other settings, as far as they may change while the session runs."""
         before, stack = self.state.config, self.stack
@@ -386,7 +396,7 @@ def check_functions(
             fix="choose another advantage_estimator, or leave advantage= out.",
         )
     if loss is not None:
-        from kit.trainer.own_loss import check_loss
+        from kit.algo.own_loss import check_loss
 
         check_loss(loss)
 

@@ -20,12 +20,14 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from kit.errors import KitError, SessionError
-from kit.reports import StepReport, TrainingState, TrainingStatus, TrainReport
+from kit.reports import EvalReport, StepReport, TrainingState, TrainingStatus, TrainReport
 from kit.reports.training import Until
 from kit.tracking.recorder import current_run
 from kit.utils import interrupts
@@ -39,6 +41,19 @@ if TYPE_CHECKING:
 Asked = Literal["", "run", "pause", "stop"]
 
 Step = Callable[[], StepReport]
+
+Callback = Callable[[StepReport], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a training calls beside its steps."""
+
+    callbacks: Sequence[Callback] = ()
+    """Called after each step; one that raises is a warning."""
+    evaluate: Callable[[], EvalReport] | None = None
+    """Measures held-out prompts, before the first step too if that is due."""
+
 
 PACE = 20
 """Steps that the time left is reckoned from."""
@@ -54,6 +69,7 @@ class Training:
         total: how many steps.
         until: called after each step; True ends training.
         on_step: called after each step, in the loop's thread.
+        hooks: what else is called.
     """
 
     def __init__(
@@ -63,8 +79,12 @@ class Training:
         total: int,
         until: Until | None = None,
         on_step: Callable[[StepReport], None] | None = None,
+        hooks: Hooks | None = None,
     ) -> None:
         self.total = total
+        self._hooks = hooks or Hooks()
+        self._first: EvalReport | None = None
+        """The evaluation before the first step."""
         self._parts, self._step, self._until, self._on_step = parts, step, until, on_step
         self.changed = threading.Condition()
         self._state: TrainingState = "ready"
@@ -150,7 +170,7 @@ class Training:
         steps = tuple(self._steps)
         return TrainReport(
             steps=steps,
-            evaluations=tuple(s.evaluation for s in steps if s.evaluation),
+            evaluations=tuple(e for e in (self._first, *(s.evaluation for s in steps)) if e),
             seconds=self._seconds,
             stopped=self._stopped,
             history=tuple(self._parts.state.history),
@@ -281,16 +301,41 @@ class Training:
     def _do_step(self) -> None:
         begin, self._at = time.perf_counter(), self._parts.state.step
         self._before = self._parts.state.last_step
+        if not self.done:
+            self._evaluate_first()
         with interrupts.collected():
             report = self._step()
             self._steps.append(report)
         if self._on_step:
             self._on_step(report)
+        for callback in self._hooks.callbacks:
+            self._call(callback, report)
         if self._until and self._until(report):
             self.stop("the condition given as `until` was met")
         self._paces.append(time.perf_counter() - begin)
         self._seconds += self._paces[-1]
         self._tell()
+
+    def _evaluate_first(self) -> None:
+        """Evaluate before the first step, if that is due and these weights were not yet."""
+        state, settings = self._parts.state, self._parts.state.config.evaluation
+        evaluate = self._hooks.evaluate
+        if evaluate is None or not settings.interval or settings.skip_eval_before_train:
+            return
+        if self._parts.sampler.held_out and state.evaluated != self._parts.weight_version:
+            self._first = evaluate()
+
+    def _call(self, callback: Callback, report: StepReport) -> None:
+        try:
+            callback(report)
+        except Exception as error:  # a night's training is worth more than a plot
+            name = getattr(callback, "__name__", type(callback).__name__)
+            warnings.warn(
+                f"The callback {name} failed after step {report.step}: {type(error).__name__}: "
+                f"{error}. Training goes on.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def _keep_the_last(self) -> None:
         """Count a step that was finished when an interrupt or an error came."""
@@ -358,10 +403,15 @@ class Training:
 
 
 def train(
-    parts: SessionParts, step: Step, steps: int | None, until: Until | None, show: bool
+    parts: SessionParts,
+    step: Step,
+    steps: int | None,
+    until: Until | None,
+    show: bool,
+    hooks: Hooks,
 ) -> TrainReport:
     """Train in the caller's thread, with a progress line."""
-    return _in_this_thread(parts, step, _total(parts, steps), until, show).report
+    return _in_this_thread(parts, step, _total(parts, steps), until, show, hooks).report
 
 
 def counted(parts: SessionParts, total: int) -> Iterator[int]:
@@ -377,7 +427,7 @@ def counted(parts: SessionParts, total: int) -> Iterator[int]:
 
 
 def train_on_dashboard(
-    parts: SessionParts, step: Step, steps: int | None, until: Until | None
+    parts: SessionParts, step: Step, steps: int | None, until: Until | None, hooks: Hooks
 ) -> Training:
     """Train in a thread of its own, with a dashboard that controls it.
 
@@ -385,8 +435,8 @@ def train_on_dashboard(
     """
     where, total = _where(), _total(parts, steps)
     if where == "terminal":
-        return _in_this_thread(parts, step, total, until, show=True)
-    training = _register(parts, Training(parts, step, total, until))
+        return _in_this_thread(parts, step, total, until, True, hooks)
+    training = _register(parts, Training(parts, step, total, until, hooks=hooks))
     if where == "live":
         training.resume()
         show(training)
@@ -397,22 +447,24 @@ def train_on_dashboard(
 
 
 def _in_this_thread(
-    parts: SessionParts, step: Step, total: int, until: Until | None, show: bool
+    parts: SessionParts, step: Step, total: int, until: Until | None, show: bool, hooks: Hooks
 ) -> Training:
     from kit.viz.live.progress import Progress
 
     with Progress(total, enabled=show) as progress:
-        training = Training(parts, step, total, until, progress.update)
+        training = Training(parts, step, total, until, progress.update, hooks)
         training.run()
     return training
 
 
-def dashboard(parts: SessionParts, step: Step, steps: int | None) -> Training:
+def dashboard(
+    parts: SessionParts, step: Step, steps: int | None, hooks: Hooks | None = None
+) -> Training:
     """Show the running training, or the history with a training that can be started."""
     _ = parts.stack  # refuses where the session is not running
     training = parts.lock.training
     if training is None or training.ended:
-        training = _register(parts, Training(parts, step, _total(parts, steps)))
+        training = _register(parts, Training(parts, step, _total(parts, steps), hooks=hooks))
     show(training)
     return training
 

@@ -40,7 +40,7 @@ _AS_THE_KIT = """
     attn-implementation use-dynamic-batch-size megatron-to-hf-mode balance-data balance-by-flops
     micro-batch-size load ref-load save variable-seq-lengths no-rope-fusion loss-type
     use-flash-attn transformer-impl override-opt-param-scheduler override-opt_param-scheduler
-    skip-eval-before-train disable-wandb-random-suffix use-rollout-entropy
+    disable-wandb-random-suffix use-rollout-entropy
 """
 _SECRET = "wandb-key"
 _OTHER = """

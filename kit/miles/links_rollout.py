@@ -139,18 +139,15 @@ ROLLOUTS = [
 EVALUATION = [
     Link(
         "evaluation.interval",
-        ("--eval-interval", "--skip-eval-before-train"),
+        ("--eval-interval",),
         EVAL,
         lambda c, backend: words_if(
-            c.evaluation.interval,
-            "--eval-interval",
-            c.evaluation.interval,
-            "--skip-eval-before-train",
+            c.evaluation.interval, "--eval-interval", c.evaluation.interval
         ),
         lambda given: given.whole("--eval-interval", 0),
         default="none",
-        remark="`train` evaluates after steps, not before the first one",
     ),
+    switch("evaluation.skip_eval_before_train", "--skip-eval-before-train", EVAL),
     value("evaluation.n_samples_per_prompt", "--n-samples-per-eval-prompt", EVAL, 1),
     Link(
         "evaluation.temperature",

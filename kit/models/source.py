@@ -50,7 +50,10 @@ def find(config: ModelConfig) -> ModelSource:
     except FileNotFoundError:
         raise ModelError(
             f"{path} has no config.json, so it is no Hugging Face model directory.",
-            fix="point model.name at the directory that holds config.json and the safetensors.",
+            why="It is a checkpoint of a session." if (path / "manifest.json").is_file() else "",
+            fix="load it: RLSession.load(path)."
+            if (path / "manifest.json").is_file()
+            else "point model.name at the directory that holds config.json and the safetensors.",
         ) from None
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise ModelError(

@@ -34,6 +34,7 @@ from kit.utils.interrupts import held
 
 if TYPE_CHECKING:
     from kit.data.prompts import PromptRow
+    from kit.messages import SamplingSettings
     from kit.rewards.runner import Reward
     from kit.stack.engines import RequestStream, Response
     from kit.stack.stack import Stack
@@ -85,12 +86,12 @@ class RolloutCollector:
             raise
 
     def generate(
-        self, rows: Sequence[PromptRow], per_prompt: int, temperature: float | None
+        self, rows: Sequence[PromptRow], per_prompt: int, sampling: SamplingSettings
     ) -> Rollout:
         """Generate `per_prompt` responses to each row, or to the next rows of the data."""
         with self.undo_draw_on_interrupt():
             rows = rows or self.state.stream.next(self.state.config.training.rollout_batch_size)
-            return self._write(rows, per_prompt, temperature)
+            return self._write(rows, per_prompt, sampling)
 
     def over_sample(self) -> Rollout:
         """Over-sample: return the first `rollout_batch_size` groups that finish."""
@@ -132,18 +133,19 @@ class RolloutCollector:
         per_prompt = self.state.config.training.n_samples_per_prompt
         scoring = Scoring(reward)
         rows = self.state.stream.next(count)
-        return self._write(rows, per_prompt, None, scoring, first_group)
+        sampling = self.sampler.sampling()
+        return self._write(rows, per_prompt, sampling, scoring, first_group)
 
     def _write(
         self,
         rows: Sequence[PromptRow],
         per_prompt: int,
-        temperature: float | None,
+        sampling: SamplingSettings,
         scoring: Scoring | None = None,
         first_group: int = 0,
     ) -> Rollout:
         state, seed = self.state, self.next_seed()
-        stream = self.sampler.write(self.stack, rows, per_prompt, temperature, seed, state.step)
+        stream = self.sampler.write(self.stack, rows, per_prompt, sampling, seed, state.step)
         try:
             with scoring or nullcontext(), stream:
                 if scoring:

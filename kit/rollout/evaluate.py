@@ -40,7 +40,9 @@ def evaluate(
             fix="set data.eval_source, or pass eval_data= to RLSession.start.",
         )
     rows, seed = held_out.rows[: config.evaluation.max_prompts], f"{config.seed} evaluation"
-    stream = sampler.write(stack, rows, n_samples_per_prompt, temperature, seed, step)
+    stream = sampler.write(
+        stack, rows, n_samples_per_prompt, sampler.sampling(temperature), seed, step
+    )
     rollout = stream.complete()
     rollout = rollout.with_samples(score_samples(rollout.samples, reward))
     groups = rollout.groups()

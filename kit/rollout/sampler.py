@@ -27,7 +27,7 @@ from kit.data.buffer import Group
 from kit.data.chat_template import check_fits, render
 from kit.data.prompts import PromptRow, PromptSet
 from kit.data.stream import PromptStream
-from kit.errors import DataError, ModelError, StackError
+from kit.errors import DataError, ModelError, SessionError, StackError
 from kit.memory.sizes import response_limit
 from kit.models.source import ModelSource
 from kit.samples import Messages, Rollout, Sample, Status
@@ -136,7 +136,7 @@ class PromptSampler:
         stack: Stack,
         rows: Sequence[PromptRow],
         n_samples_per_prompt: int,
-        temperature: float | None,
+        sampling: SamplingSettings,
         seed: str,
         step: int,
     ) -> RolloutStream:
@@ -152,21 +152,36 @@ class PromptSampler:
         short = self.last_stream is not None and self.last_stream.seconds < SHORT
         self.last_stream = stack.generate(
             [s.tokens for s in samples],
-            self.sampling(temperature),
+            sampling,
             seeds,
             at_once=short or len(samples) > MANY,
         )
         return RolloutStream(self, samples, self.last_stream, step)
 
-    def sampling(self, temperature: float | None = None) -> SamplingSettings:
-        """Sampling settings; a temperature of None is the configured one."""
+    def sampling(
+        self,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        top_p: float | None = None,
+    ) -> SamplingSettings:
+        """Sampling settings; None takes the configured value.
+
+        Raises:
+            SessionError: `max_tokens` is more than the session has room for.
+        """
         from kit.messages import SamplingSettings
 
-        settings = self.config.rollout
+        settings, longest = self.config.rollout, self.max_response_len
+        if max_tokens is not None and max_tokens > longest:
+            raise SessionError(
+                f"max_tokens is {max_tokens}, and a response of this session has {longest} tokens "
+                "at most: memory and context are planned for that.",
+                fix=f"give {longest} or less, or start with a larger rollout.max_response_len.",
+            )
         return SamplingSettings(
             temperature=settings.temperature if temperature is None else temperature,
-            max_new_tokens=self.max_response_len,
-            top_p=settings.top_p,
+            max_new_tokens=longest if max_tokens is None else max_tokens,
+            top_p=settings.top_p if top_p is None else top_p,
             top_k=settings.top_k,
             stop=settings.stop,
         )

@@ -8,6 +8,7 @@
 
     catalog.py         what each metric means, and which values are healthy
     metrics.py         the metrics of a training step
+    trends.py          what the course of a run shows, and no single step does
     recorder.py        what a session writes into the folder of its run
     run_folder.py      the files of a run's folder, and how to find it by a name
     loggers.py         the session's side of the pipe: what is logged at which step

@@ -14,12 +14,12 @@ import torch
 from kit.algo import loss as losses
 from kit.algo.corrections import Rejection, effective_share, mis, opsm, tis
 from kit.algo.kl import approx_kl
+from kit.algo.own_loss import LossFunction, token_loss
 from kit.config import MisConfig, TrainingConfig
 from kit.errors import StackError
 from kit.messages import TrainBatch
 from kit.models.packing import to_device
 from kit.trainer.batch import flat, flat_advantages
-from kit.trainer.own_loss import LossFunction, token_loss
 
 ESS = ("ess/weights", "ess/squares", "ess/tokens")
 """Sums over the tokens of an optimizer step, of which `finish` makes train/ess_ratio."""

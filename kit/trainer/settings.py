@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kit.algo.own_loss import LossFunction
 from kit.config import TrainingConfig
 from kit.models.compile import Recompute
 from kit.trainer.batch import MAX_TOKENS
-from kit.trainer.own_loss import LossFunction
 from kit.weight_sync.transform import EXACT, Disturbance
 
 

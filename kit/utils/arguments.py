@@ -26,6 +26,13 @@ def at_least_one(value: Any, name: str) -> int:
     raise SessionError(f"{name} is {value!r}.", fix=f"give {name} a whole number of 1 or more.")
 
 
+def share(value: Any, name: str) -> float:
+    """Check for a number above 0, up to 1. Raises SessionError otherwise."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1:
+        return float(value)
+    raise SessionError(f"{name} is {value!r}.", fix=f"give {name} a number above 0, up to 1.")
+
+
 def temperature(value: Any) -> float:
     """Check for a number of 0 or more. Raises SessionError otherwise."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e6:

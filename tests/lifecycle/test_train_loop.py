@@ -266,14 +266,16 @@ def test_an_interrupt_after_the_update_keeps_the_step_it_belongs_to(
     before, rows = session.step_count, len(session.history)
     with monkeypatch.context() as patch:
         if moment == "evaluate":
-            patch.setattr(session, "config", session.config.replace("evaluation.interval", 1))
+            config = session.config.replace("evaluation.interval", 1)
+            config = config.replace("evaluation.skip_eval_before_train", True)
+            patch.setattr(session.debug.state, "config", config)
             patch.setattr(type(session), "evaluate", press)
         else:
             patch.setattr(step, "save_where_due", press)
         report = session.train(3, show=False)
     assert [step.step for step in report] == [before]
     assert (session.step_count, len(session.history)) == (before + 1, rows + 1)
-    assert report.steps[0].metrics is session.history[-1]
+    assert session.history[-1] == {"step": before, **report.steps[0].metrics}
     assert report.stopped == f"interrupted after step {before}"
     assert [step.step for step in session.train(1, show=False)] == [before + 1]
 

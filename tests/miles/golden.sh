@@ -51,7 +51,6 @@ Question:'
 EVAL_ARGS=(
    --eval-prompt-data test "$EVAL_DATA"
    --eval-interval 10
-   --skip-eval-before-train
    --eval-temperature 0.0
 )
 

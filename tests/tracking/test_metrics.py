@@ -30,7 +30,8 @@ def test_rewards_lengths_and_shares_are_those_worked_out_by_hand() -> None:
     assert metrics["rollout/truncated_ratio"] == 0.25
     assert metrics["rollout/failed_ratio"] == 0.25
     assert metrics["rollout/repetition_frac"] == 0.0
-    assert not [name for name in metrics if "zero_std" in name]
+    assert not [name for name in metrics if "zero_std/count" in name]
+    assert metrics["rollout/zero_std_ratio"] == 0.0
 
 
 def test_before_scoring_there_are_lengths_but_no_rewards() -> None:
@@ -45,6 +46,7 @@ def test_groups_without_a_difference_are_counted_by_their_reward() -> None:
     assert zero_std_groups(rollout) == {1.0: 1, 0.0: 2, 0.1: 1}
     metrics = rollout_metrics(rollout)
     assert metrics["rollout/zero_std/count_0"] == 2.0
+    assert metrics["rollout/zero_std_ratio"] == 0.8
     assert metrics["rollout/zero_std/count_1"] == 1.0
     assert metrics["rollout/zero_std/count_0.1"] == 1.0
 

@@ -83,6 +83,7 @@ def make_metrics(step: int, steps: int = 60) -> dict[str, float]:
         "train/entropy_loss": 1.1 * math.exp(-2 * done) + 0.1,
         "train/pg_clipfrac": 0.0,
         "train/ppo_kl": 0.0,
+        "train/update_kl": 0.004,
         "train/grad_norm": 0.6 + 0.4 * math.exp(-3 * done) + chance.gauss(0, 0.05),
         "train/train_rollout_logprob_abs_diff": 2.1e-6,
         "perf/rollout_time": 1.6,

@@ -173,7 +173,7 @@ NO_SNAPSHOTS = "No snapshots yet: session.snapshot('before') keeps this moment."
 def _change_html(change: SettingsChange) -> Markup:
     heads = [Column("setting", "fit"), Column("before"), Column("now")]
     rows: list[list[Child]] = [
-        [name, _setting(old), _setting(new)] for name, old, new in change.changes
+        [shorten(name, 60), _setting(old), _setting(new)] for name, old, new in change.changes
     ]
     if not rows:
         return join(note("Nothing changed: the settings were so already."))
@@ -184,7 +184,10 @@ def _change_plain(change: SettingsChange) -> str:
     """What was changed, a setting a line."""
     if not change.changes:
         return "Nothing changed: the settings were so already."
-    lines = [f"  {n}: {_setting(old)} -> {_setting(new)}" for n, old, new in change.changes]
+    lines = [
+        f"  {shorten(name, 60)}: {_setting(old)} -> {_setting(new)}"
+        for name, old, new in change.changes
+    ]
     return "\n".join([f"Settings changed at step {change.step:,}", *lines])
 
 
