@@ -62,7 +62,7 @@ from kit.utils.arguments import temperature as checked_temperature
 if TYPE_CHECKING:
     from kit.doctor import Diagnosis
     from kit.memory import MemoryPlan
-    from kit.rewards.runner import Reward
+    from kit.rewards.signature import Reward
 
 
 class RLSession:

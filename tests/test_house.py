@@ -37,6 +37,7 @@ LIBRARIES = {
     "kit/lifecycle/start.py": {"_shutdown_message"},
     "kit/models/attention.py": {"_varlen_attn", "_varlen_attn_backward"},
     "kit/models/compile.py": {"_dynamo"},
+    "kit/rewards/timeouts.py": {"_current_frames"},
     "kit/runs/kernel_extension.py": {"_shutdown_message"},
     "kit/models/sharding.py": {
         "_fsdp_param_group",

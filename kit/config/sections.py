@@ -170,7 +170,8 @@ class RewardConfig(Section):
     """The regular expression that `format` looks for in a response."""
     timeout: Above0 | None = 60.0
     """Seconds that a reward may take of one sample, which is then marked as failed; a function of
-    all samples has so many for each. None waits for ever. Nothing is ended under a debugger."""
+    all samples has so many for each. What does not end in place runs in a process of its own from
+    then on, with a warning. None waits for ever. Nothing is ended under a debugger."""
 
 
 class RolloutConfig(Section):

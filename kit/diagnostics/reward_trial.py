@@ -9,15 +9,10 @@ from itertools import combinations
 from typing import Any
 
 from kit.reports import RewardDifference, RewardFailure, RewardTrial, Scoring
+from kit.rewards.outcomes import function_name, traceback_text
 from kit.rewards.registry import BuiltIn
-from kit.rewards.runner import (
-    Reward,
-    Scored,
-    code_owner,
-    reward_function,
-    score_each,
-    traceback_text,
-)
+from kit.rewards.runner import Scored, score_each
+from kit.rewards.signature import Reward, reward_function
 from kit.samples import Rollout
 from kit.tracking.metrics import zero_std_groups
 
@@ -66,12 +61,7 @@ def scoring(rollout: Rollout, reward: Reward) -> Scoring:
 def reward_name(reward: Reward) -> str:
     """Name of a reward: `exact`, `0.9*math + 0.1*format`, a function's or class's name."""
     function: Any = reward_function(reward) if isinstance(reward, (str, Mapping)) else reward
-    if isinstance(function, BuiltIn):
-        return function.name
-    name = getattr(function, "__name__", None) or getattr(code_owner(function), "__name__", "")
-    if not name or name == "__call__":
-        return type(function).__name__
-    return "a lambda" if name == "<lambda>" else str(name)
+    return function.name if isinstance(function, BuiltIn) else function_name(function)
 
 
 def _failures(scored: Iterable[Scored], function: Callable[..., Any]) -> tuple[RewardFailure, ...]:

@@ -42,7 +42,7 @@ from kit.tracking.recorder import current_group, current_run
 from kit.utils.interrupts import held
 
 if TYPE_CHECKING:
-    from kit.rewards.runner import Reward
+    from kit.rewards.signature import Reward
     from kit.stack.stack import Stack
 
 

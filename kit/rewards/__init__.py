@@ -2,11 +2,17 @@
 
     registry.py         the built-in rewards by name: grade, check, build
     verifiers.py        graders that look at the text alone: exact, number, gsm8k, format
+    signature.py        how a reward is called: with one sample or with all, awaited or not
     runner.py           score_samples: any reward over any samples, one failure at a time; Scoring:
                         scores samples while others are still being generated
+    outcomes.py         what counts as a reward, and how a failure is worded
     timeouts.py         the time limit of a reward function
-    grader_process.py   a helper process for graders that compute with what a model wrote
-    grader_worker.py    what runs in that process
+    event_loop.py       the loop and the time limit of async ones
+    function_process.py, function_worker.py
+                        a process for functions that cannot be limited in the notebook's own
+    grader_process.py, grader_worker.py
+                        a process for graders that compute with what a model wrote
+    helper_process.py   what both are: requests in, lines of JSON out, killed if need be
 
 A reward is a built-in's name, a mapping of weights, or plain Python run in the caller's process:
 
@@ -23,7 +29,8 @@ Importing this package is light; math-verify and reasoning-gym load when they fi
 from __future__ import annotations
 
 from kit.rewards.registry import BUILT_IN, BuiltIn, build, check, grade
-from kit.rewards.runner import Reward, failure_summary, score_samples
+from kit.rewards.runner import failure_summary, score_samples
+from kit.rewards.signature import Reward
 
 __all__ = [
     "BUILT_IN",

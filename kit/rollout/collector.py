@@ -35,7 +35,7 @@ from kit.utils.interrupts import held
 if TYPE_CHECKING:
     from kit.data.prompts import PromptRow
     from kit.messages import SamplingSettings
-    from kit.rewards.runner import Reward
+    from kit.rewards.signature import Reward
     from kit.stack.engines import RequestStream, Response
     from kit.stack.stack import Stack
 

@@ -12,7 +12,7 @@ from kit.rewards import score_samples
 from kit.tracking.metrics import pass_at_k
 
 if TYPE_CHECKING:
-    from kit.rewards.runner import Reward
+    from kit.rewards.signature import Reward
     from kit.rollout.sampler import PromptSampler
     from kit.stack.stack import Stack
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from kit import RLSession, Sample
 from kit.errors import StackError
 from kit.rewards import score_samples
-from kit.rewards.timeouts import LIMIT, limited
+from kit.rewards.timeouts import LIMIT
 from kit.samples import Status
 from kit.tracking.recorder import Recorder
 from tests.faults.interrupts import digests
@@ -54,21 +53,6 @@ def runs_out(sample: Sample) -> float:
     if sample.index == 1:
         raise MemoryError
     return 1.0
-
-
-def test_an_interrupt_as_the_limit_is_set_leaves_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, set_timer = signal.getsignal(signal.SIGALRM), signal.setitimer
-
-    def interrupted(which: int, seconds: float) -> None:
-        set_timer(which, seconds)
-        if seconds:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(signal, "setitimer", interrupted)
-    with pytest.raises(KeyboardInterrupt), limited():
-        pass
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
-    assert signal.getsignal(signal.SIGALRM) == before
 
 
 @pytest.mark.usefixtures("short_limit")
