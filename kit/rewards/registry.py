@@ -147,7 +147,9 @@ def _math(response: str, label: str) -> float:
     # math-verify compares expressions; equal words ("north", \text{north}) are for us to see.
     if verifiers.answer_words(response) == verifiers.answer_words(label) != "":
         return 1.0
-    return helper.grade("math", response=response, label=label)
+    return helper.grade(
+        "math", response=verifiers.mathematics(response), label=verifiers.mathematics(label)
+    )
 
 
 def _reasoning_gym(response: str, label: str | None, metadata: Mapping[str, Any]) -> float:

@@ -1,11 +1,14 @@
 """Verifiers that look at the text alone. Each returns 1.0 or 0.0.
 
-Numbers are compared as fractions, exactly: 0.5, 1/2 and .50 are one number, 0.1 + 0.2 is 0.3.
+Numbers are compared as fractions, exactly: 0.5, 1/2, ½ and .50 are one number, 0.1 + 0.2 is 0.3.
+Texts are compared as they are read: an é is one, whether composed or not.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
@@ -15,20 +18,65 @@ _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
 
 
 # A minus after a digit, letter or bracket is a subtraction: "5-3" ends in 3. Four digits of
-# exponent or more would make a fraction that fills the memory.
+# exponent or more would make a fraction that fills the memory. "2 1/2" is a mixed number where the
+# fraction is below 1.
 _NUMBER = re.compile(
-    rf"(?P<sign>(?<![\w)\]])[-+])?[$€£]?(?P<top>{_DIGITS})(?:[eE](?P<exponent>[-+]?\d{{1,3}})"
-    rf"(?!\d)|\s?/\s?(?P<bottom>{_DIGITS}))?"
+    rf"(?P<sign>(?<![\w)\]])[-+])?[$€£]?(?:(?P<whole>\d+) (?=\d+/\d+(?![\d/])))?(?P<top>{_DIGITS})"
+    rf"(?:[eE](?P<exponent>[-+]?\d{{1,3}})(?!\d)|\s?/\s?(?P<bottom>{_DIGITS}))?(?P<percent>\s?%)?"
 )
-_LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}")
+_LATEX_FRACTION = re.compile(
+    r"(?P<whole>(?<![\d.,/])\d+\s*)?\\[dt]?frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}"
+)
+_SHORT_FRACTION = re.compile(r"\\[dt]?frac\s*(\d)\s*(\d)(?!\d)")
 _LATEX_WORDS = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}")
 _LATEX_SPACE = re.compile(r"\\[,!;: ]|\{,\}")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _LONGEST_NUMBER = 400
+_PLAIN = str.maketrans(
+    {
+        "\N{MINUS SIGN}": "-",
+        "\N{SMALL HYPHEN-MINUS}": "-",
+        "\N{FULLWIDTH HYPHEN-MINUS}": "-",
+        "\N{FULLWIDTH FULL STOP}": ".",
+        "\N{FULLWIDTH COMMA}": ",",
+        "\N{FULLWIDTH SOLIDUS}": "/",
+        "\N{DIVISION SLASH}": "/",
+        "\N{FULLWIDTH PERCENT SIGN}": "%",
+        "\N{FULLWIDTH DOLLAR SIGN}": "$",
+    }
+)
+"""Signs that are typed or typeset for those on a keyboard."""
+_DASH = re.compile(r"(?<![\w)\]])[‐-–](?=\s?[$€£]?[\d.])")
+"""A dash in the place of a minus; between two numbers it is none."""
+_GROUPED = re.compile(
+    "(?<![\\d.,])\\d{1,3}(?:[\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}\N{NO-BREAK SPACE}"
+    "\N{SIX-PER-EM SPACE}\N{HAIR SPACE}]\\d{3})+(?!\\d)"
+)
+"""Thousands apart by a space that does not break the number: 1 234 567."""
+_VULGAR = re.compile(r"(\d+\s?)?([¼½¾⅐-⅞])")
+_FRACTION_SLASH = "\N{FRACTION SLASH}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A number as it was read, and whether a percent sign follows it."""
+
+    value: Fraction
+    percent: bool = False
+
+    def equals(self, other: _Read) -> bool:
+        """Whether both are one number; 72% is 0.72, and where one side says percent, also 72."""
+        if self.value == other.value:
+            return True
+        if self.percent == other.percent:
+            return False
+        share, plain = (self, other) if self.percent else (other, self)
+        return share.value / 100 == plain.value
 
 
 def exact(response: str, label: str) -> float:
     """1 if response and label are equal, apart from white space around them."""
-    return float(response.strip() == label.strip())
+    return float(_composed(response) == _composed(label))
 
 
 def number(response: str, label: str) -> float:
@@ -36,7 +84,7 @@ def number(response: str, label: str) -> float:
 
     Raises RewardError for a label without a number.
     """
-    return float(last_number(response) == _label_number(label))
+    return _equal(_last(response), _label_number(label))
 
 
 def gsm8k(response: str, label: str) -> float:
@@ -48,11 +96,9 @@ def gsm8k(response: str, label: str) -> float:
     """
     marked = response.rpartition("####")
     boxed = last_boxed(response)
-    if marked[1]:
-        answer = _first_number(marked[2])
-    else:
-        answer = last_number(response if boxed is None else boxed)
-    return float(answer == _label_number(label.rpartition("####")[2]))
+    unmarked = response if boxed is None else boxed
+    answer = _first_number(marked[2]) if marked[1] else _last(unmarked)
+    return _equal(answer, _label_number(label.rpartition("####")[2]))
 
 
 def has_format(response: str, pattern: str) -> float:
@@ -78,19 +124,24 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 def last_number(text: str) -> Fraction | None:
     r"""The last number in a text; None if there is none.
 
-    Reads signs, thousands commas, decimals, exponents, fractions (3/4, \frac{3}{4}) and currency
-    signs; a percent sign is ignored.
+    Reads signs, thousands with commas or thin spaces, decimals, exponents, fractions (3/4, ¾,
+    1 3/4, \frac{3}{4}) and currency signs. The value is that before a percent sign.
     """
-    matches = list(_NUMBER.finditer(_plain(text)))
+    found = _last(text)
+    return found.value if found else None
+
+
+def _last(text: str) -> _Read | None:
+    matches = list(_NUMBER.finditer(plain(text)))
     return _value(matches[-1]) if matches else None
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{...}`, inner braces included; None if there is none."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
+    r"""Content of the last `\boxed{...}` or `\fbox{...}`, inner braces included, or None."""
+    boxes = list(_BOX.finditer(text))
+    if not boxes:
         return None
-    start += len("\\boxed{")
+    start = boxes[-1].end()
     depth = 1
     for position in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[position], 0)
@@ -102,11 +153,20 @@ def last_boxed(text: str) -> str | None:
 def answer_words(text: str) -> str:
     r"""Content of the last box, or the whole text, without \text{} around words."""
     boxed = last_boxed(text)
-    return _LATEX_WORDS.sub(r"\1", text if boxed is None else boxed).strip()
+    return _composed(_LATEX_WORDS.sub(r"\1", text if boxed is None else boxed))
 
 
-def _label_number(label: str) -> Fraction:
-    value = last_number(label)
+def _composed(text: str) -> str:
+    """Text without white space around it, its accents composed with their letters."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def _equal(answer: _Read | None, label: _Read) -> float:
+    return float(answer is not None and answer.equals(label))
+
+
+def _label_number(label: str) -> _Read:
+    value = _last(label)
     if value is None:
         raise RewardError(
             f"The label {label[:60]!r} holds no number to compare with.",
@@ -115,17 +175,49 @@ def _label_number(label: str) -> Fraction:
     return value
 
 
-def _first_number(text: str) -> Fraction | None:
-    match = _NUMBER.search(_plain(text))
+def _first_number(text: str) -> _Read | None:
+    match = _NUMBER.search(plain(text))
     return _value(match) if match else None
 
 
-def _plain(text: str) -> str:
-    text = text.replace("\N{MINUS SIGN}", "-").replace("\\$", "$")
-    return _LATEX_FRACTION.sub(r"\1/\2", _LATEX_SPACE.sub("", text))
+def plain(text: str) -> str:
+    r"""Text with its numbers as they are typed: `−5`, `1 234`, `2½`, `1\,234`, `\frac{1}{2}`."""
+    text = _VULGAR.sub(_as_mixed, _typed(text)).replace(_FRACTION_SLASH, "/")
+    text = _LATEX_SPACE.sub("", text).replace("\\$", "$").replace("\\%", "%")
+    return _LATEX_FRACTION.sub(_mixed, _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text))
 
 
-def _value(match: re.Match[str]) -> Fraction | None:
+def mathematics(text: str) -> str:
+    r"""Text as math-verify reads it: `−5` as `-5`, `2½` as `(2+1/2)`, `\fbox` as `\boxed`."""
+    text = _VULGAR.sub(_as_sum, _typed(text)).replace(_FRACTION_SLASH, "/")
+    return text.replace("\\fbox{", "\\boxed{")
+
+
+def _typed(text: str) -> str:
+    """Text with the signs of a keyboard, and no spaces within its numbers."""
+    text = _DASH.sub("-", text.translate(_PLAIN))
+    return _GROUPED.sub(lambda match: re.sub(r"\s", "", match[0]), text)
+
+
+def _as_mixed(match: re.Match[str]) -> str:
+    """`2½` as `2 1/2`."""
+    whole = f"{match[1].strip()} " if match[1] else ""
+    return whole + unicodedata.normalize("NFKC", match[2])
+
+
+def _as_sum(match: re.Match[str]) -> str:
+    """`2½` as `(2+1/2)`."""
+    whole = f"{match[1].strip()}+" if match[1] else ""
+    return f"({whole}{unicodedata.normalize('NFKC', match[2])})"
+
+
+def _mixed(match: re.Match[str]) -> str:
+    r"""`2\frac{1}{2}` as `2 1/2`."""
+    whole = f"{match['whole'].strip()} " if match["whole"] else ""
+    return f"{whole}{match[2]}/{match[3]}"
+
+
+def _value(match: re.Match[str]) -> _Read | None:
     if len(match[0]) > _LONGEST_NUMBER:
         return None
     value = _fraction(match["top"])
@@ -136,7 +228,9 @@ def _value(match: re.Match[str]) -> Fraction | None:
         if not bottom:
             return None
         value /= bottom
-    return -value if match["sign"] == "-" else value
+    if match["whole"] and value < 1:
+        value += int(match["whole"])
+    return _Read(-value if match["sign"] == "-" else value, bool(match["percent"]))
 
 
 def _fraction(digits: str) -> Fraction:

@@ -28,6 +28,10 @@ def test_exact_forgives_only_white_space_around() -> None:
     assert grade("exact", "8 2", "82") == 0.0
     assert grade("exact", "The answer is 82", "82") == 0.0
     assert grade("exact", "", "82") == 0.0
+    assert grade(
+        "exact", "cafe\N{COMBINING ACUTE ACCENT}", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+    )
+    assert grade("exact", "cafe", "caf\N{LATIN SMALL LETTER E WITH ACUTE}") == 0.0
 
 
 @pytest.mark.parametrize(
@@ -53,6 +57,21 @@ def test_exact_forgives_only_white_space_around() -> None:
         ("2e3", 2000),
         ("1.5E-2", Fraction("0.015")),
         ("1{,}000", 1000),
+        ("1\N{THIN SPACE}234\N{THIN SPACE}567", 1234567),
+        ("1\N{NARROW NO-BREAK SPACE}000,50 and 1\N{NO-BREAK SPACE}000.5", Fraction("1000.5")),
+        ("12\N{NO-BREAK SPACE}34", 34),
+        ("½", Fraction(1, 2)),
+        ("2½", Fraction(5, 2)),
+        ("-2 ¾ m", Fraction(-11, 4)),
+        ("1\N{FRACTION SLASH}3", Fraction(1, 3)),
+        ("1 1/2", Fraction(3, 2)),
+        ("7 5/4", Fraction(5, 4)),
+        (r"1\frac{1}{2}", Fraction(3, 2)),
+        (r"\frac12", Fraction(1, 2)),
+        ("it is \N{EN DASH}5", -5),
+        ("pages 3\N{EN DASH}5", 5),
+        ("\N{FULLWIDTH DIGIT FOUR}\N{FULLWIDTH DIGIT TWO}", 42),
+        (r"50\%", 50),
         ("1\\,000", 1000),
         ("3>1>6>8=8", 8),
         ("no number", None),
@@ -88,6 +107,9 @@ def test_number_compares_values_and_not_spellings() -> None:
     assert grade("number", "half, that is 1/2", "0.5") == 1.0
     assert grade("number", "first 42, then 43", "42") == 0.0
     assert grade("number", "none", "42") == 0.0
+    assert grade("number", "72%", "72") == grade("number", "72", "72 %") == 1.0
+    assert grade("number", "72%", "0.72") == grade("number", "0.72", "72%") == 1.0
+    assert grade("number", "72%", "0.72%") == grade("number", "7200", "72%") == 0.0
     with pytest.raises(RewardError, match="'north' holds no number"):
         grade("number", "42", "north")
 
@@ -128,6 +150,11 @@ def test_a_box_is_read_with_its_inner_braces() -> None:
         ("", "42", 0),
         (r"\boxed{", "42", 0),
         (r"\boxed{}", "42", 0),
+        ("\N{MINUS SIGN}5", "-5", 1),
+        (r"\fbox{42}", "42", 1),
+        (r"\boxed{½}", "0.5", 1),
+        ("2½", "2.5", 1),
+        (r"\boxed{café}", "cafe\N{COMBINING ACUTE ACCENT}", 1),
     ],
 )
 def test_math_compares_expressions(response: str, label: str, reward: float) -> None:
