@@ -15,6 +15,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from kit.utils.shadowing import explain_failed_import
 from kit.utils.versions import installed_version
 
 if TYPE_CHECKING:
@@ -107,7 +108,12 @@ _HOME_OF |= {name: "kit.reports" for name in __all__ if name.endswith("Report")}
 def __getattr__(name: str) -> object:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'kit' has no attribute {name!r}")
-    value = getattr(import_module(_HOME_OF[name]), name)
+    try:
+        value = getattr(import_module(_HOME_OF[name]), name)
+    except (ImportError, AttributeError) as error:
+        if explained := explain_failed_import(error):  # it was the user's `pydantic.py`
+            raise explained from error
+        raise
     globals()[name] = value
     return value
 

@@ -246,8 +246,10 @@ def _from_file(file: Path | None) -> dict[str, object]:
         return {}
     import yaml
 
+    from kit.config import from_yaml
+
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found = from_yaml(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RunError(f"{file} cannot be read as YAML.", why=str(error)) from None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):

@@ -3,6 +3,7 @@
 head.py          the head process: starts Ray, holds the lease, ends everything
 client.py        the session's side: starts a head, connects to it
 joined.py        an existing Ray cluster in place of an own head
+folder.py        where the folders of stacks are made
 placement.py     which devices engines and trainers take, and where they run
 lease.py         the control socket: who drives a stack, and when it ends
 registry.py      which stacks live on this machine; their end

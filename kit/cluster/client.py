@@ -34,14 +34,17 @@ from typing import Any, Self
 import psutil
 
 from kit.cluster import fork_server, lease, processes, progress, registry
+from kit.cluster.folder import stacks_root
 from kit.cluster.lease import Connection
 from kit.cluster.placement import Layout, Placement
 from kit.cluster.processes import Elsewhere
 from kit.cluster.registry import Entry
 from kit.errors import KitError, SessionError, StackError
 from kit.utils import pids
+from kit.utils.files import working_folder
 from kit.utils.imports import import_ray
 from kit.utils.interrupts import held
+from kit.utils.shadowing import hidden
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 CPU_OPERATORS = PACKAGE_ROOT / "kit" / "engine" / "cpu" / "site"
@@ -76,16 +79,25 @@ class Cluster:
     def __init__(self, device: str, gpus: int = 0) -> None:
         """Start the head in the background; `connect` waits for it."""
         self.stack = secrets.token_hex(8)
-        self.directory = Path(tempfile.mkdtemp(prefix="kit-"))  # only its owner may read it
-        (self.directory / "tmp").mkdir()
+        works_in = working_folder()
+        # Only its owner may read it.
+        self.directory = Path(tempfile.mkdtemp(prefix="kit-", dir=stacks_root()))
         self._token = secrets.token_hex(32)
         self._before: dict[str, str | None] = {}
         self._connected = self._was_connected = False
+        try:
+            self._start_head(device, gpus, works_in)
+        except BaseException:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            raise
+
+    def _start_head(self, device: str, gpus: int, works_in: str) -> None:
+        (self.directory / "tmp").mkdir()
         log = (self.directory / "head.log").open("wb")
         with lease.listen(self.directory) as listener:
             # Said before the head can hear it, so that it ends if we do before that.
             self._control = Connection(self.directory)
-            self._control.tell("own", folder=os.getcwd())
+            self._control.tell("own", folder=works_in)
             command = ["kit.cluster.head", str(self.directory), str(listener.fileno())]
             self._head: psutil.Process = psutil.Popen(
                 [sys.executable, "-m", *command, *self._arguments(device, gpus)],
@@ -159,6 +171,7 @@ class Cluster:
         env = os.environ | CLIENT_SETTINGS
         # Compiled modules kept from the last start save a third of this one.
         env.pop("PYTHONDONTWRITEBYTECODE", None)
+        env.pop("PYTHONOPTIMIZE", None)  # Ray's and SGLang's code needs its docstrings
         if device == "cpu":
             env[fork_server.SOCKET_ENV] = str(self.directory / "zygote")
         return env | {
@@ -199,7 +212,8 @@ class Cluster:
                 raise self._refused() or StackError(
                     "Ray's head ended while starting.",
                     why=self.log_tail(),
-                    fix="free memory and /tmp space, and start again.",
+                    fix=_hint()
+                    or f"free memory and space in {self.directory.parent}, and start again.",
                 )
             if time.monotonic() > deadline:
                 raise StackError(
@@ -300,6 +314,13 @@ class Cluster:
             self._connected = False
             with contextlib.suppress(Exception):
                 ray.shutdown()
+
+
+def _hint() -> str:
+    """What to do about files that hide modules of Python, where there are any."""
+    found = hidden(standard_library=True)
+    names = ", ".join(str(path) for path in found.values())
+    return f"rename what hides modules of Python or packages: {names}." if names else ""
 
 
 def actors_environment(device: str, stack: str, directory: Path) -> dict[str, str]:

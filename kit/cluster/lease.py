@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import StackError
+from kit.utils.files import working_folder
 
 SOCKET = "control"
 FIRST_SECONDS = 60.0
@@ -214,7 +215,7 @@ def own(directory: Path) -> Connection:
     """
     try:
         connection = Connection(directory)
-        answer = connection.ask("own", folder=os.getcwd())
+        answer = connection.ask("own", folder=working_folder())
     except (OSError, ValueError) as error:
         raise StackError("The stack has ended.", why=str(error)) from None
     if not answer["ok"]:

@@ -18,7 +18,7 @@ together raise ConfigError before any process starts.
 
 from __future__ import annotations
 
-from kit.config.schema import SessionConfig, as_yaml
+from kit.config.schema import SessionConfig, as_yaml, from_yaml
 from kit.config.sections import (
     TINY,
     UNNAMED,
@@ -57,4 +57,5 @@ __all__ = [
     "StackConfig",
     "TrainingConfig",
     "as_yaml",
+    "from_yaml",
 ]

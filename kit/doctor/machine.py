@@ -16,9 +16,12 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from kit.cluster.folder import stacks_root, unsuitable
+from kit.errors import StackError
 from kit.reports.diagnostics import Finding
 from kit.utils.formatting import data_size
 from kit.utils.hardware import free_memory
+from kit.utils.shadowing import hidden, hiding_error
 from kit.utils.versions import installed_version
 
 STACK = ("sglang", "torch", "transformers", "ray")
@@ -32,10 +35,6 @@ TEMPORARY = 2 << 30
 """Bytes of logs and sockets, generously."""
 FULLEST = 0.95
 """Ray writes nothing to a disk that is fuller."""
-LONGEST_SOCKET = 107
-"""Characters of a socket's path that Linux takes."""
-SOCKET = "/kit-xxxxxxxx/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-"""The longest path below the temporary folder that a stack needs."""
 
 HOST_MEMORY = {"cpu": 3 << 30, "cuda": 10 << 30}
 """Bytes that the processes of a stack take for themselves, before the model."""
@@ -73,6 +72,8 @@ def python() -> Finding:
 
 def packages() -> Finding:
     """The stack, installed and at the versions that the kit names."""
+    if hides := hidden(standard_library=False):
+        return Finding.of_error("packages", hiding_error(hides))
     installed = {name: installed_version(name) for name in STACK}
     return compare_versions(installed, pins())
 
@@ -133,9 +134,7 @@ def room(device: str, model_bytes: int | None) -> Iterator[Finding]:
         # On a CPU the trainer hands its weights over through shared memory, as float32.
         handed = 2 * weights if device == "cpu" else 0
         yield shared_memory(shutil.disk_usage(SHARED_MEMORY).free, OBJECT_STORE, handed)
-    folder = tempfile.gettempdir()
-    usage = shutil.disk_usage(folder)
-    yield temporary(folder, usage.free, usage.used / usage.total)
+    yield temporary_files()
     if weights:
         target = Path(os.environ.get("KIT_RUN_DIR") or ".").resolve()  # as `session.save()` has it
         yield checkpoints(str(target), shutil.disk_usage(target).free, SAVED * weights)
@@ -165,20 +164,29 @@ def shared_memory(free: int, store: int, handed: int) -> Finding:
     return Finding("/dev/shm", "note", f"{found}: Ray takes the disk instead, slower.", fix)
 
 
-def temporary(folder: str, free: int, full: float) -> Finding:
-    """The folder for logs and sockets: its path, free bytes, and share of its disk in use."""
+def temporary_files() -> Finding:
+    """The folder for logs and sockets, and whether it is the temporary one."""
+    try:
+        folder = stacks_root()
+    except StackError as error:
+        return Finding.of_error("temporary files", error)
+    usage = shutil.disk_usage(folder)
+    return temporary(str(folder), usage.free, usage.used / usage.total, tempfile.gettempdir())
+
+
+def temporary(folder: str, free: int, full: float, wanted: str = "") -> Finding:
+    """The folder for logs and sockets: its path, free bytes, and share of its disk in use.
+
+    Args:
+        folder: where they go.
+        free: bytes.
+        full: between 0 and 1.
+        wanted: the temporary folder, if that is another one.
+    """
     found = f"{folder}: {data_size(free)} free"
+    if wanted not in ("", folder):
+        found += f" (not {wanted}: {unsuitable(wanted) or 'it cannot be written to'})"
     another = "Name another folder, on another disk, with the variable TMPDIR."
-    if len(folder) + len(SOCKET) > LONGEST_SOCKET:
-        longest = LONGEST_SOCKET - len(SOCKET)
-        return Finding(
-            "temporary files",
-            "problem",
-            f"{found}, but its path has {len(folder)} characters: Ray's sockets below it would "
-            f"get names longer than Linux takes.",
-            f"Set TMPDIR to a path of {longest} characters or less.",
-            ("export TMPDIR=/tmp",),
-        )
     if free < TEMPORARY // 4:
         return Finding("temporary files", "problem", f"{found}: too little.", another)
     if free < TEMPORARY or full > FULLEST:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from kit.cluster import lease, processes, registry
+from kit.cluster.folder import stacks_root
 from kit.doctor.machine import program
 from kit.errors import SessionError, did_you_mean
 from kit.reports.diagnostics import Finding
@@ -101,7 +101,7 @@ def findings(alive: list[LivingStack]) -> Iterator[Finding]:
     """One finding per living stack and one for all abandoned ones, or one that there is nothing."""
     for stack in alive:
         yield _living(stack)
-    left = abandoned(alive, Path(tempfile.gettempdir()))
+    left = abandoned(alive, stacks_root())
     if left:
         orphans = sum(len(registry.find_orphans(folder)) for folder in left)
         names = ", ".join(path.name for path in left[:5]) + (", ..." if len(left) > 5 else "")
@@ -166,7 +166,7 @@ def stop(what: str) -> str:
     """
     if what == LEFTOVERS:
         with registry.locked():  # a folder whose head is being started is no leftover
-            folders = abandoned(living(), Path(tempfile.gettempdir()))
+            folders = abandoned(living(), stacks_root())
             ended = sum(map(registry.remove, folders))
         return (
             f"Removed {count(len(folders), 'folder')} of stacks that had ended, and "

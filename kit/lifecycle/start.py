@@ -39,7 +39,9 @@ from kit.rollout.batch import Advantage
 from kit.rollout.collector import RolloutCollector
 from kit.rollout.sampler import PromptSampler
 from kit.tracking.recorder import current_group, current_run
+from kit.utils.files import working_folder
 from kit.utils.interrupts import held
+from kit.utils.shadowing import check_hidden_packages
 
 if TYPE_CHECKING:
     from kit.rewards.signature import Reward
@@ -165,6 +167,8 @@ class SessionParts:
         from kit.stack.stack import Stack
         from kit.utils.hardware import pick_device
 
+        working_folder()
+        check_hidden_packages()
         config = self.state.config
         device = pick_device(config.device, joins=config.cluster.address is not None)
         model = find(config.model)

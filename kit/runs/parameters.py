@@ -271,12 +271,14 @@ def _help(statement: ast.stmt, comments: Mapping[int, tuple[str, bool]]) -> str:
 
 
 def _yaml(text: str, kind: type = object) -> Any:
-    """Parse text as JSON, or else as YAML, which takes 1e-3 for a string."""
+    """Parse text as JSON, or else as YAML, in which 1e-5 is a number as it is in settings."""
+    from kit.config import from_yaml
+
     try:
         value = json.loads(text)
     except ValueError:
         try:
-            value = yaml.safe_load(text)
+            value = from_yaml(text)
             json.dumps(value)
         except (yaml.YAMLError, TypeError) as error:
             raise ValueError(text) from error

@@ -11,10 +11,24 @@ from pathlib import Path
 
 import psutil
 
+from kit.errors import StackError
 from kit.utils.interrupts import held
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """Arguments of Linux's renameat2: relative to the working directory; swap the two names."""
+
+
+def working_folder() -> str:
+    """The working directory. Raises StackError where it was deleted."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise StackError(
+            "The working directory of this process was deleted.",
+            why="Files would be written below it, and processes started in it.",
+            fix="change to a folder that is there, such as os.chdir(os.path.expanduser('~')); in a "
+            "terminal, `cd` into it again.",
+        ) from None
 
 
 @contextmanager

@@ -105,6 +105,16 @@ def test_values_from_python_pass_as_they_are() -> None:
     assert Parameter("any", "f()").convert({"a": 1}) == {"a": 1}
 
 
+def test_numbers_inside_of_a_list_or_mapping_are_read_as_settings_read_them() -> None:
+    options = Parameter("options", "{}", ("dict",))
+    assert options.convert("{a: 1e-5, b: [2E3, x], c: '1e-5'}") == {
+        "a": 1e-5,
+        "b": [2e3, "x"],
+        "c": "1e-5",
+    }
+    assert Parameter("rates", "[]", ("list",)).convert("[1e-5, -.5e+1]") == [1e-5, -5.0]
+
+
 @given(st.floats(allow_nan=False))
 def test_every_float_that_python_prints_is_read_back(number: float) -> None:
     assert Parameter("rate", "0.1", ("float",)).convert(repr(number)) == number
