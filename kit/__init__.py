@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from kit.utils.shadowing import explain_failed_import
+from kit.utils.tracebacks import install
 from kit.utils.versions import installed_version
 
 if TYPE_CHECKING:
@@ -119,4 +120,7 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
+
+install()

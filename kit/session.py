@@ -37,7 +37,6 @@ from kit.lifecycle.train_loop import Callback, Hooks, Training
 from kit.reports import (
     CheckReport,
     EvalReport,
-    Metrics,
     MismatchReport,
     RewardTrial,
     StepReport,
@@ -46,7 +45,7 @@ from kit.reports import (
     UpdateReport,
 )
 from kit.reports.status import Sessions, SettingsChange, Snapshot, Snapshots
-from kit.reports.training import Until
+from kit.reports.training import History, Until
 from kit.reports.what_if import WhatIf
 from kit.rewards import score_samples
 from kit.rollout import batch as rollout_batch
@@ -261,9 +260,11 @@ class RLSession:
         return self._parts.state.step
 
     @property
-    def history(self) -> list[Metrics]:
-        """Metrics of all steps, one row each; `step` is the step's number."""
-        return self._parts.state.history
+    def history(self) -> History:
+        """Metrics of all steps, one row each; `step` is the step's number. A list with
+        `to_pandas()`.
+        """
+        return History(self._parts.state.history)
 
     @property
     def last_rollout(self) -> Rollout | None:

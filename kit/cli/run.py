@@ -212,12 +212,14 @@ def _results(
 def params(notebook: Annotated[Path, typer.Argument(help="An .ipynb file.")]) -> None:
     """List the parameters that a notebook takes, with their types and values."""
     from kit.runs import read_parameters
+    from kit.runs.parameters import HOW_TO_TAG
 
     found = read_parameters(notebook)
     for parameter in found.values():
         typer.echo(str(parameter))
     if not found:
         typer.echo(f"{notebook} takes no parameters: none of its cells is tagged `parameters`.")
+        typer.echo(f"To give a cell of assignments its tag: {HOW_TO_TAG}.")
 
 
 def pairs(words: list[str], value: str = "VALUE") -> list[tuple[str, str]]:

@@ -64,7 +64,7 @@ def compare(
         typer.Argument(
             metavar="RUN...",
             help="Runs, or a sweep: a folder, the unique beginning of a name, the six signs at its "
-            "end, `last`, or `last~1` for the one before it.",
+            "end, `last`, or `last~1` for the one before it. `last` alone may be a sweep.",
         ),
     ],
     out: Annotated[

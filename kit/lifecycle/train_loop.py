@@ -27,11 +27,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from kit.errors import KitError, SessionError
-from kit.reports import EvalReport, StepReport, TrainingState, TrainingStatus, TrainReport
+from kit.reports import STEP, EvalReport, StepReport, TrainingState, TrainingStatus, TrainReport
 from kit.reports.training import Until
 from kit.tracking.recorder import current_run
 from kit.utils import interrupts
 from kit.utils.arguments import at_least_one
+from kit.utils.tracebacks import WaitingEndedError
 from kit.viz.live.frontend import Frontend, frontend
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ class Training:
         self._singles = 0
         """Steps that `step_once` asked for and that have not begun."""
         self._steps: list[StepReport] = []
+        self._begin = parts.state.step
+        """The session's step when it began."""
         self._loaded = 0
         """Steps before those that a checkpoint held, where a batch run is resumed."""
         self._paces: deque[float] = deque(maxlen=PACE)
@@ -167,13 +170,13 @@ class Training:
     @property
     def report(self) -> TrainReport:
         """Report on the finished steps."""
-        steps = tuple(self._steps)
+        steps, rows = tuple(self._steps), self._parts.state.history
         return TrainReport(
             steps=steps,
             evaluations=tuple(e for e in (self._first, *(s.evaluation for s in steps)) if e),
             seconds=self._seconds,
             stopped=self._stopped,
-            history=tuple(self._parts.state.history),
+            history=tuple(row for row in rows if row.get(STEP, self._begin) >= self._begin),
         )
 
     def watch(self, changed: Callable[[], None]) -> None:
@@ -231,8 +234,14 @@ class Training:
                 )
             # In short waits: one without end would not see an interrupt that the system handed to
             # another thread.
-            while not self.changed.wait_for(lambda: self.ended, timeout=1.0):
-                pass
+            try:
+                while not self.changed.wait_for(lambda: self.ended, timeout=1.0):
+                    pass
+            except KeyboardInterrupt:
+                raise WaitingEndedError(
+                    f"The waiting has ended, the training has not: {self.done} of {self.total} "
+                    "steps are done. wait() waits again, stop() ends it."
+                ) from None
         if self._error:
             raise self._error
         return self.report
@@ -287,6 +296,7 @@ class Training:
 
     def _loop(self) -> None:
         parts = self._parts
+        self._begin = parts.state.step
         if parts.tracker.recorder:
             with parts.lock.take("train"):
                 self._loaded = parts.begin_training(self.total)

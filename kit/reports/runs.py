@@ -138,8 +138,8 @@ class RunRecord(_Part):
     """Parameters that differ from the notebook's own."""
     settings: RunSettings = RunSettings()
     headline: dict[str, Any] = Field(default_factory=dict)
-    """steps, reward_first, reward_last, dataset, mean_reward_before, mean_reward_after, and
-    accuracy_before, accuracy_after where all rewards were 0 or 1."""
+    """steps, reward_first, reward_last, tokens_per_second, dataset, mean_reward_before,
+    mean_reward_after, and accuracy_before, accuracy_after where all rewards were 0 or 1."""
     seed: int | None = None
     """The seed of the first session; None where none was started."""
     versions: dict[str, str | None] = Field(default_factory=dict)
@@ -237,6 +237,8 @@ class RunInfo:
     steps: int = 0
     reward_first: float | None = None
     reward_last: float | None = None
+    tokens_per_second: float | None = None
+    """Response tokens generated a second on a device, mean over the steps."""
     dataset: str | None = None
     mean_reward_before: float | None = None
     """Held out: of the first evaluation, before any step."""

@@ -6,8 +6,9 @@ picture of each result is drawn by `kit.viz` when somebody looks at it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from kit.reports.diagnostics import MismatchReport
 from kit.samples import Rollout
@@ -18,6 +19,22 @@ REWARD = "rollout/raw_reward"
 STEP = "step"
 """Number of a row's step in the history, from 0."""
 Metrics = dict[str, float]
+
+
+class History(list[Metrics]):
+    """Metrics of all steps, one row each."""
+
+    def to_pandas(self) -> Any:
+        """A table with a row a step, `step` as its index."""
+        return _table(self)
+
+
+def _table(rows: Iterable[Metrics]) -> Any:
+    """Rows as a table, with their steps as its index."""
+    from pandas import DataFrame
+
+    table = DataFrame(list(rows))
+    return table.set_index(STEP) if STEP in table else table
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +54,10 @@ class UpdateReport(Shown):
     """Groups that did not train, and why."""
     applied: bool = True
     """False where this step had been applied before and nothing was done again."""
+
+    def to_pandas(self) -> Any:
+        """A table with a row for each optimizer step."""
+        return _table(self.per_step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +101,10 @@ class EvalReport(Shown):
         """The mean reward under its metric name."""
         return {f"eval/{self.dataset}": self.mean_reward}
 
+    def to_pandas(self) -> Any:
+        """A table with a row for each response, as `Rollout.to_pandas` has it."""
+        return self.rollout.to_pandas()
+
 
 @dataclass(frozen=True, slots=True)
 class StepReport(Shown):
@@ -106,7 +131,7 @@ class TrainReport(Shown):
     stopped: str = ""
     """Why training ended early; empty where it ran to its end."""
     history: tuple[Metrics, ...] = field(default=())
-    """One row of metrics a step, from the session's first step on."""
+    """One row of metrics for each of its steps; those that a resumed run did not repeat too."""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -115,8 +140,16 @@ class TrainReport(Shown):
         return iter(self.steps)
 
     def curve(self, name: str) -> list[float]:
-        """One metric over the session's steps. Steps that did not log it are left out."""
+        """One metric over the training's steps. Steps that did not log it are left out."""
         return [row[name] for row in self.history if name in row]
+
+    def to_pandas(self) -> Any:
+        """A table with a row a step, `step` as its index; evaluations are in `eval/...`.
+
+        An evaluation tells of the weights before the step of its number, a step's row of those
+        after it; so one is in the row of the step before. One before the first step is in none.
+        """
+        return _table(self.history)
 
 
 Until = Callable[[StepReport], bool]

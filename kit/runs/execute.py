@@ -28,7 +28,15 @@ from kit.runs.page import write_page
 from kit.runs.parameters import check_parameters, open_notebook, read_parameters
 from kit.runs.progress import RunProgress, say
 from kit.tracking.recorder import GROUP_VARIABLE, NAME_VARIABLE, current_group
-from kit.tracking.run_folder import ATTEMPTS, NOTEBOOK, PARAMETERS, RUNS, new_folder, new_name
+from kit.tracking.run_folder import (
+    ATTEMPTS,
+    CHECKPOINTS,
+    NOTEBOOK,
+    PARAMETERS,
+    RUNS,
+    new_folder,
+    new_name,
+)
 from kit.utils.files import replace_file
 from kit.utils.versions import versions
 
@@ -195,7 +203,9 @@ def _summarize(result: RunResult, console: Console) -> None:
     if (result.folder / "notebook.html").is_file():
         say(console, "Read it in a browser: notebook.html. Step through it yourself: make lab.")
     if result.status != "completed":
-        say(console, f"Go on from its last checkpoint: kit run --resume {result.folder}")
+        saved = any((result.folder / CHECKPOINTS).glob("**/step-*"))
+        words = "Go on from its last checkpoint" if saved else "It has no checkpoint; run it anew"
+        say(console, f"{words}: kit run --resume {result.folder}")
 
 
 def run_notebooks(

@@ -24,6 +24,7 @@ from kit.runs import result as run_result
 from kit.runs.progress import say
 from kit.runs.sweep.state import SIGNS, STYLES, read_sweep
 from kit.tracking.run_folder import (
+    LAST,
     NAMED,
     NOTEBOOK,
     PARAMETERS,
@@ -119,6 +120,9 @@ def members(sweep: Path) -> list[RunInfo]:
 def resolve(names: Sequence[str | Path], root: str | Path) -> list[RunInfo]:
     """The runs that are meant, in the order of their names; a sweep stands for all its members.
 
+    `last` alone may be a sweep; beside other names, `last` and `last~1` count runs, those of sweeps
+    too.
+
     Args:
         names: folders; or in `root` names, as `run_folder.find_place` takes them.
         root: the folder that runs are kept in.
@@ -127,8 +131,13 @@ def resolve(names: Sequence[str | Path], root: str | Path) -> list[RunInfo]:
         RunError: nothing has that name, or several have; the message lists them.
     """
     found: dict[Path, RunInfo] = {}
+    newest = find_runs(root) if len(names) > 1 and any(map(LAST.match, map(str, names))) else []
     for name in names:
-        place = find_place(name, root).resolve()
+        if newest and (last := LAST.match(str(name))):
+            back = int(last[1] or 0)
+            place = newest[back].folder if back < len(newest) else find_place(name, root)
+        else:
+            place = find_place(name, root).resolve()
         if is_sweep(place):
             runs = members(place)
         else:
@@ -157,6 +166,7 @@ _FACTS: dict[str, Callable[[RunInfo], Any]] = {
     "reward": lambda run: run.reward_last,
     "held_out": lambda run: run.mean_reward_after,
     "accuracy": lambda run: run.accuracy_after,
+    "tokens_per_second": lambda run: run.tokens_per_second,
     "duration": lambda run: run.seconds,
     "seed": lambda run: run.seed,
     "sweep": lambda run: run.sweep,
@@ -220,7 +230,7 @@ def show_runs(runs: Sequence[RunInfo], console: Console, where: str) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("run", "when", "notebook", "status"):
         table.add_column(name, no_wrap=True)
-    for name in ("steps", "reward", "held out", "time"):
+    for name in ("steps", "reward", "held out", "tokens/s", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("parameters that differ", overflow="fold")
     handles = _handles(runs)
@@ -235,6 +245,7 @@ def show_runs(runs: Sequence[RunInfo], console: Console, where: str) -> None:
             str(run.steps) if run.steps else "–",
             _change(run.reward_first, run.reward_last, lambda value: number(value, 3)),
             _held_out(run),
+            f"{run.tokens_per_second:,.0f}" if run.tokens_per_second else "–",
             duration(run.seconds) if run.seconds is not None else "–",
             Text(" ".join(f"{name}={shorten(str(run.parameters[name]), 40)}" for name in given)),
         )

@@ -17,6 +17,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import re
 import tokenize
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -189,12 +190,31 @@ def check_parameters(
     for name in given:
         if name not in known:
             listing = "\n".join(f"  {parameter}" for parameter in known.values())
+            if not known:
+                raise RunError(f"{path} has no parameter {name!r}.", **_untagged(path, name))
             raise RunError(
                 f"{path} has no parameter {name!r}.",
-                why=f"Its parameters are:\n{listing}" if known else "It takes no parameters.",
-                fix=did_you_mean(name, known) if known else f"leave {name!r} out.",
+                why=f"Its parameters are:\n{listing}",
+                fix=did_you_mean(name, known),
             )
     return {name: known[name].convert(value) for name, value in given.items()}
+
+
+HOW_TO_TAG = (
+    f"tag it `{PARAMETERS_TAG}`: in JupyterLab, select it, open the property inspector (the gears "
+    "at the top right), and add the tag under Cell Tags"
+)
+
+
+def _untagged(path: str | Path, name: str) -> dict[str, str]:
+    """Why a notebook without a parameters cell has no such parameter, and what to do."""
+    why = f"It takes no parameters: none of its cells is tagged `{PARAMETERS_TAG}`."
+    cells = [cell for cell in open_notebook(path).cells if cell.cell_type == "code"]
+    for number, cell in enumerate(cells, start=1):
+        if re.search(rf"(?m)^{re.escape(name)}\b\s*[:=]", cell.source):
+            return {"why": f"{why} Code cell {number} sets it.", "fix": f"{HOW_TO_TAG}."}
+    fix = f"write `{name} = ...` into a cell of its own at the top, and {HOW_TO_TAG}."
+    return {"why": why, "fix": fix}
 
 
 def _parameter(

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import psutil
@@ -23,6 +24,7 @@ from kit.tracking.run_folder import (
 )
 from kit.utils.hardware import installed_gpus
 
+SPEED = "perf/tokens_per_gpu_per_sec"
 FIGURES = "figures"
 CURVE = "reward_curve.png"
 
@@ -35,6 +37,8 @@ def headline(folder: Path) -> dict[str, Any]:
     only where all rewards were 0 or 1.
     """
     rewards = [reward for _, reward in reward_curve(folder)]
+    rows = read_rows(folder / METRICS)
+    speeds = [row[SPEED] for row in rows if row.get(SPEED) is not None]
     evaluations = read_rows(folder / EVALUATIONS)
     dataset = evaluations[0]["dataset"] if evaluations else None
     same = [row for row in evaluations if row["dataset"] == dataset]
@@ -42,9 +46,10 @@ def headline(folder: Path) -> dict[str, Any]:
     after = next((row for row in reversed(same) if row["step"] > 0), None)
     ends = {"before": before, "after": after}
     return {
-        "steps": len(read_rows(folder / METRICS)),
+        "steps": len(rows),
         "reward_first": rewards[0] if rewards else None,
         "reward_last": rewards[-1] if rewards else None,
+        "tokens_per_second": fmean(speeds) if speeds else None,
         "dataset": dataset,
         **{f"mean_reward_{when}": row and mean_reward(row) for when, row in ends.items()},
         **{f"accuracy_{when}": _accuracy(row) for when, row in ends.items()},

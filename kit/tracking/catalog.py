@@ -188,7 +188,7 @@ _PERF = {
     "actor_train_time": Meaning("seconds to train"),
     "update_weights_time": Meaning("seconds to hand over weights"),
     "step_time": Meaning("seconds of the whole step", short="seconds a step"),
-    "tokens_per_gpu_per_sec": Meaning("response tokens generated a second"),
+    "tokens_per_gpu_per_sec": Meaning("response tokens generated a second", short="tokens/s"),
 }
 _EVAL = {
     "step": Meaning("rollouts before the evaluation, over which eval/... is logged"),

@@ -127,7 +127,7 @@ def test_the_command_lists_as_a_table_and_as_json(root: Path) -> None:
         (["20260131-142601"], [1]),
         (["last"], [10, 11]),
         (["last~1"], [3]),
-        (["last~3", "last~2"], [1, 2]),
+        (["last~3", "last~2"], [2, 3]),
         (["00000b"], [11]),
         (["abcdef"], [10, 11]),
         (["00000b", "abcdef"], [11, 10]),
@@ -178,3 +178,12 @@ def test_a_folder_that_is_no_run_is_refused(root: Path) -> None:
         resolve([root / "notes"], root)
     with pytest.raises(RunError, match="`kit run` makes one"):
         resolve(["x"], root / "notes")
+
+
+def test_last_beside_another_name_counts_runs_those_of_a_sweep_too(root: Path) -> None:
+    """After a sweep, `kit compare last last~1` compares its last two members."""
+    assert names(resolve(["last", "last~1"], root)) == [11, 10]
+    assert names(resolve(["last~2", "last"], root)) == [3, 11]
+    assert set(names(resolve(["last"], root))) == {10, 11}
+    with pytest.raises(RunError, match="last~9"):
+        resolve(["last", "last~9"], root)

@@ -189,3 +189,11 @@ def test_a_model_or_a_source_of_data_is_no_setting_of_that_name(
     known = read_parameters(make_notebook(parameters='model: str = "tiny"\ndata: str = "a"'))
     assert known["model"].convert("other") == "other"
     assert known["data"].convert("file.jsonl") == "file.jsonl"
+
+
+def test_a_parameters_cell_without_its_tag_is_told_to_get_it(make_notebook: MakeNotebook) -> None:
+    path = make_notebook("import kit", "lr: float = 1e-4\nsteps = 3", parameters="")
+    with pytest.raises(RunError, match=r"(?s)Code cell 2 sets it.*tag it `parameters`: in Jupyter"):
+        check_parameters(path, {}, {"lr": "1e-5"})
+    with pytest.raises(RunError, match=r"(?s)write `seed = \.\.\.` into a cell.*Cell Tags"):
+        check_parameters(path, {}, {"seed": "1"})

@@ -103,7 +103,8 @@ def test_the_headline_compares_the_first_dataset_before_and_after(tmp_path: Path
     recorder = Recorder(tmp_path)
     recorder.evaluation(evaluation(0.5, step=0))
     for step, reward in enumerate([0.4, 0.6, 0.9], start=1):
-        recorder.step({"rollout/raw_reward": reward}, step)
+        speed = {"perf/tokens_per_gpu_per_sec": 100.0 * step}
+        recorder.step({"rollout/raw_reward": reward} | speed, step)
     recorder.evaluation(evaluation(0.7, step=2))
     recorder.evaluation(evaluation(0.1, step=3, dataset="other"))
     recorder.evaluation(evaluation(0.95, step=3))
@@ -111,6 +112,7 @@ def test_the_headline_compares_the_first_dataset_before_and_after(tmp_path: Path
         "steps": 3,
         "reward_first": 0.4,
         "reward_last": 0.9,
+        "tokens_per_second": 200.0,
         "dataset": "tiny:addition",
         "mean_reward_before": 0.5,
         "mean_reward_after": 0.95,

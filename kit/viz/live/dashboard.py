@@ -32,6 +32,7 @@ MEASURES = (
 )
 WITH_REFERENCE = tuple("train/kl_loss" if m == "train/update_kl" else m for m in MEASURES)
 """Where there is a reference model, the distance from it says more."""
+SPEED = "perf/tokens_per_gpu_per_sec"
 SHOWN_SAMPLES = 6
 RECENT = 20
 """Steps whose times are averaged: those of a single one jump."""
@@ -97,6 +98,9 @@ def _progress_words(status: TrainingStatus) -> str:
         parts.append(f"{duration(status.step_seconds)} a step")
         if not status.ended:
             parts.append(f"about {duration(status.seconds_left)} left")
+    recent = [row[SPEED] for row in status.history[-RECENT:] if SPEED in row]
+    if recent:
+        parts.append(f"{mean(recent):,.0f} tokens/s")
     if status.step > status.done:
         parts.append(f"{count(status.step, 'step')} since the session began")
     return " · ".join(parts)

@@ -72,6 +72,8 @@ class Progress:
             f"step {self.done}/{self.total}   reward {reward:.3f}   length {length:.1f}   "
             f"{seconds / self.done:.2f} s a step   {left:.0f} s left"
         )
+        if speed := report.metrics.get("perf/tokens_per_gpu_per_sec"):
+            self.line += f"   {speed:,.0f} tokens/s"
         if report.trends:
             self.line += f"   ! look at {', '.join(short_name(name) for name in report.trends)}"
         if self.enabled and seconds - self.drawn >= REDRAW_SECONDS:
