@@ -234,13 +234,14 @@ def pairs(words: list[str], value: str = "VALUE") -> list[tuple[str, str]]:
 
 def _settings(words: list[str]) -> dict[str, Any]:
     """Settings as `--set` has them, their values read as in a YAML file."""
+    from kit.config.changes import full_names
     from kit.config.schema import from_yaml
 
     for word in words:
         if "=" not in word:
             raise RunError(f"--set {word} has no value.", fix=f"write `--set {word}=VALUE`.")
     split = (word.partition("=") for word in words)
-    return {name: from_yaml(text) for name, _, text in split}
+    return full_names({name: from_yaml(text) for name, _, text in split})
 
 
 def _from_file(file: Path | None) -> dict[str, object]:

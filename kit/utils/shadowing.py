@@ -102,6 +102,8 @@ def _first_folders() -> list[Path]:
             folder = Path(entry or os.curdir).resolve()
             if folder in packages:
                 break
+            if any(folder.is_relative_to(place) for place in packages):
+                continue  # what a package brings along for itself, as Ray does psutil
             if folder not in library and folder.parent not in library and folder.is_dir():
                 folders.append(folder)
     return [folder for folder in dict.fromkeys(folders) if folder != ours]

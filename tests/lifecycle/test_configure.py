@@ -11,7 +11,9 @@ from kit import RLSession
 from kit.checkpoint import checkpoint
 from kit.errors import CheckpointError, ConfigError, SessionError
 from kit.lifecycle import resume
+from kit.reports.runs import RunSettings
 from kit.tracking.recorder import Recorder
+from kit.tracking.run_folder import read_rows
 
 
 def test_a_configuration_in_place_of_the_sessions_is_refused(session: RLSession) -> None:
@@ -96,3 +98,19 @@ def test_a_run_is_resumed_with_what_was_changed_while_it_ran_and_with_no_other_c
         ["n_samples_per_prompt"],
     )
     assert session.config.training.n_samples_per_prompt == 4
+
+
+def test_settings_given_to_a_resumed_run_change_once_where_its_first_training_continues(
+    session: RLSession, tmp_path: Path
+) -> None:
+    parts, recorder = session.debug, Recorder(tmp_path)
+    changes = {"training.learning_rate": 5e-5}
+    recorder.settings = RunSettings(attempt=2, folder=str(tmp_path), changes=changes)
+    (tmp_path / "attempts").mkdir()
+    assert resume.begin_training(parts.state, parts.stack, recorder, parts.use, 4) == 0
+    assert session.config.training.learning_rate == 5e-5
+    session.configure(learning_rate=2e-4)  # by the notebook, before its second training
+    resume.begin_training(parts.state, parts.stack, recorder, parts.use, 4)
+    assert session.config.training.learning_rate == 2e-4
+    (row,) = read_rows(tmp_path / "changes.jsonl")
+    assert (row["setting"], row["to"]) == ("training.learning_rate", 5e-5)

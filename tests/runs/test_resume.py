@@ -225,6 +225,12 @@ def test_resuming_takes_nothing_that_would_make_it_another_run(tmp_path: Path) -
     code, said = kit("run", "--resume", "last", "-p", "steps", 3)
     assert code == 2
     assert "goes on with a run as it was begun" in said
+    code, said = kit("run", "lesson.ipynb", "--set", "training.learning_rate=1e-5")
+    assert code == 2
+    assert "--set goes with --resume" in said
+    code, said = kit("run", "--resume", "last", "--set", "engine.replicas=2")
+    assert code == 2
+    assert "cannot change while the session runs" in said
     code, said = kit("run", "--resume", tmp_path)
     assert code == 2
     assert "neither a run nor a sweep" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,15 @@ def test_files_that_hide_nothing_that_is_needed_are_no_reason_to_refuse(
     monkeypatch.chdir(tmp_path)
     check_hidden_packages()
     assert set(hidden(standard_library=True)) == {"types"}
+
+
+def test_what_a_package_brings_along_for_itself_hides_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Importing Ray puts a folder with a psutil of its own at the front of the path."""
+    packages = Path(sysconfig.get_path("purelib"))
+    monkeypatch.syspath_prepend(packages / "ray" / "thirdparty_files")
+    check_hidden_packages()
 
 
 def test_a_file_beside_a_script_is_named_though_the_script_runs_elsewhere(tmp_path: Path) -> None:
