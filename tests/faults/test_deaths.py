@@ -94,7 +94,7 @@ def test_a_generate_whose_engine_dies_is_finished_with_the_same_responses(
     monkeypatch.setattr(prompting, "max_response_len", 400)
     monkeypatch.setattr(prompting, "config", prompting.config.replace("rollout.temperature", 50.0))
     rows = session.debug.state.stream.next(16)
-    ask: Any = (session.debug.stack, rows, 2, 50.0, "a seed", 0)
+    ask: Any = (session.debug.stack, rows, 2, prompting.sampling(), "a seed", 0)
     expected = prompting.write(*ask).complete()
     timer = later(of_engine(session, 0, PARTS[part]))
     found = prompting.write(*ask).complete()

@@ -13,7 +13,9 @@ import pytest
 from kit import RLSession, Rollout, Sample, Status
 from kit.checkpoint import checkpoint
 from kit.data.buffer import Group, unfinished
+from kit.data.prompts import PromptRow
 from kit.errors import CheckpointError, RewardError
+from kit.lifecycle.start import SessionParts
 from kit.rollout.collector import GroupSelection
 from tests.faults.interrupts import interrupted
 from tests.policies import (
@@ -157,11 +159,17 @@ def test_tokens_of_older_weights_are_masked_where_it_is_asked_for(
     assert session.update(session.advantages(rollout)).applied
 
 
+def written(parts: SessionParts, rows: list[PromptRow]) -> Rollout:
+    """Four whole responses to each row."""
+    settings = parts.sampler.sampling()
+    return parts.sampler.write(parts.stack, rows, 4, settings, "waiting", 0).complete()
+
+
 def test_what_the_mask_would_empty_is_written_anew(policies: Callable[..., RLSession]) -> None:
     session = policies(**SURPLUS, mask_offpolicy_in_partial_rollout=True)
     parts = session.debug
     rows = parts.state.stream.next(4)
-    waiting = parts.sampler.write(parts.stack, rows, 4, None, "waiting", 0).complete()
+    waiting = written(parts, rows)
     session.debug.state.buffer.put(map(tuple, waiting.groups()))
     session.update(session.advantages(session.score(waiting, reward=luck)))
     session.sync()
@@ -253,7 +261,7 @@ def test_finished_groups_that_wait_are_taken_before_anything_new_is_drawn(
     session = policies(**SURPLUS)
     parts = session.debug
     rows = parts.state.stream.next(4)
-    waiting = parts.sampler.write(parts.stack, rows, 4, None, "waiting", 0).complete()
+    waiting = written(parts, rows)
     session.debug.state.buffer.put(map(tuple, waiting.groups()))
     before = session.debug.state.stream.state()
     rollout = session.generate()
@@ -267,8 +275,8 @@ def test_an_interrupt_between_buffer_and_engine_loses_no_group(
     policies: Callable[..., RLSession], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = policies(**SURPLUS)
-    prompting, rows = session.debug.sampler, session.debug.state.stream.next(4)
-    waiting = prompting.write(session.debug.stack, rows, 4, None, "waiting", 0).complete()
+    rows = session.debug.state.stream.next(4)
+    waiting = written(session.debug, rows)
     session.debug.state.buffer.put(map(tuple, waiting.groups()))
     reset, pressed = GroupSelection.reset_if_masked, list[int]()
 

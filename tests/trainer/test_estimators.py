@@ -213,7 +213,7 @@ def test_a_policy_does_not_wait_for_a_critic_that_was_not_started(make: Make) ->
     trainer = make(learning_rate=1e-3)
     start = weights(trainer).clone()
     training = TrainingConfig(**WITH_CRITIC | {"critic": critic})
-    trainer.configure(training)  # as a checkpoint of such a session does that is restored
+    trainer.configure(training, 0.8)  # as a checkpoint of such a session does that is restored
     trainer.update(batch(), "a")
     assert not torch.equal(weights(trainer), start)
 
