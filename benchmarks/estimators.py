@@ -109,9 +109,9 @@ def run(contender: Contender, seed: int, steps: int) -> Curve:
 def _accuracy(session: RLSession) -> float:
     """Of the weights that are trained, whatever is done to those that the engine has otherwise."""
     if not session.config.engine.disturbed:
-        return session.evaluate().accuracy
+        return session.evaluate().mean_reward
     session.sync(exact=True)
-    accuracy = session.evaluate().accuracy
+    accuracy = session.evaluate().mean_reward
     session.sync()
     return accuracy
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from kit import RLSession, Rollout, Sample, SessionConfig
+from kit.rollout.sampler import PromptSampler
 
 SURPLUS = {"over_sampling_batch_size": 24, "partial_rollout": True}
 LONGEST = 120
@@ -34,15 +35,23 @@ def policies(session: RLSession) -> Callable[..., RLSession]:
     return with_settings
 
 
+def rambles(
+    session: RLSession, monkeypatch: pytest.MonkeyPatch, temperature: float, longest: int
+) -> None:
+    """Have the engine sample at this temperature, whatever the session's settings say."""
+    plain = PromptSampler.sampling
+
+    def sampling(self: PromptSampler, asked: float | None = None, *rest: Any) -> Any:
+        return plain(self, temperature if asked is None else asked, *rest)
+
+    monkeypatch.setattr(PromptSampler, "sampling", sampling)
+    monkeypatch.setattr(session.debug.sampler, "max_response_len", longest)
+
+
 @pytest.fixture
-def rambling(session: RLSession) -> Iterator[None]:
+def rambling(session: RLSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """Responses of very different lengths: noise that ends when it happens to."""
-    prompting = session.debug.sampler
-    before = prompting.config, prompting.max_response_len
-    prompting.config = prompting.config.replace("rollout.temperature", 6.0)
-    prompting.max_response_len = LONGEST
-    yield
-    prompting.config, prompting.max_response_len = before
+    rambles(session, monkeypatch, 6.0, LONGEST)
 
 
 def luck(sample: Sample) -> float:
