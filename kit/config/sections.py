@@ -294,6 +294,9 @@ class MismatchConfig(Section):
     """Mean |trainer - rollout| log-prob; None: 1e-5 in float32, 0.02 in bfloat16."""
     fail_above: Above0 | None = None
     """None: 1e-3 in float32, 0.1 in bfloat16."""
+    on_start: Literal["refuse", "warn", "skip"] = "refuse"
+    """What happens at the start if trainer or engine computes the model otherwise than Transformers
+    does, or a weight would not reach the engine. `skip` does not look."""
 
 
 class StackConfig(Section):

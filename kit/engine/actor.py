@@ -191,7 +191,15 @@ class Engine:
 
     async def checksums(self) -> dict[str, str]:
         """A checksum of each parameter, under SGLang's names."""
-        return await verify.engine_checksums(self._sglang.tokenizer_manager)
+        return (await verify.engine_checksums(self._sglang.tokenizer_manager))[0]
+
+    async def digests(self) -> list[dict[str, str]]:
+        """A cheap checksum of each parameter and buffer, for each of its devices."""
+        return await verify.engine_checksums(self._sglang.tokenizer_manager, "digest")
+
+    async def erase(self) -> None:
+        """Overwrite all parameters with NaN, so that the next sync shows what it writes."""
+        await verify.engine_checksums(self._sglang.tokenizer_manager, "erase")
 
     # ---- weights from trainers -----------------------------------------------------------------
 

@@ -14,6 +14,10 @@ circles, which it does ever more seldom: 1.3 MiB more of the card's memory a ste
     relies on   mem_cache/radix_cache.py: RadixCache.reset, root_node; TreeNode.children, parent,
                 value
 
+Two more checks of the weights it holds, beside SGLang's checksums, which take a GPU many seconds to
+compile: see `register_weight_checks`.
+    relies on   utils/weight_checker.py: WeightChecker.handle, _get_model, _hash_tensor
+
 The import of the one model that is served, and not of all two hundred, which take a core two
 seconds and more in each scheduler of each start.
     relies on   models/registry.py: EntryClass, and the two environment variables below, which are
@@ -58,6 +62,7 @@ def run_on_cpu(threads: int, *args: Any, **kwargs: Any) -> None:
     for part in (attention, operators, sampling):
         part.register()
     register_prefix_cache()
+    register_weight_checks()
     run_scheduler_process(*args, **kwargs)
 
 
@@ -66,6 +71,7 @@ def run_on_gpu(*args: Any, **kwargs: Any) -> None:
     from sglang.srt.managers.scheduler import run_scheduler_process
 
     register_prefix_cache()
+    register_weight_checks()
     run_scheduler_process(*args, **kwargs)
 
 
@@ -94,6 +100,41 @@ def take_apart(root: Any) -> None:
         nodes += node.children.values()
         node.children.clear()
         node.parent = node.value = None
+
+
+def register_weight_checks() -> None:
+    """Teach SGLang's weight checker the actions `digest` and `erase`; see `verify.py`.
+
+    `digest` are checksums of a few plain operations, and tell of numbers that are none. `erase`
+    overwrites every parameter with NaN: what a sync does not write is then easily found.
+    """
+    import torch
+    from sglang.srt.utils import weight_checker
+
+    from kit.weight_sync.verify import digest
+
+    kind: Any = weight_checker.WeightChecker
+    if getattr(kind.handle, "digests", False):
+        return
+    handle, hash_tensor = kind.handle, weight_checker._hash_tensor
+
+    def handle_more(checker: Any, action: str, *args: Any, **kwargs: Any) -> Any:
+        if action == "erase":
+            with torch.no_grad():
+                for value in checker._get_model().parameters():
+                    if value.is_floating_point():
+                        value.fill_(torch.nan)
+            return None
+        if action != "digest":
+            return handle(checker, action, *args, **kwargs)
+        weight_checker._hash_tensor = digest
+        try:
+            return handle(checker, "checksum", *args, **kwargs)
+        finally:
+            weight_checker._hash_tensor = hash_tensor
+
+    handle_more.digests = True  # type: ignore[attr-defined]
+    kind.handle = handle_more
 
 
 DISABLED = "SGLANG_DISABLED_MODEL_ARCHS"

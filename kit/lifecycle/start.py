@@ -26,6 +26,7 @@ from kit.checkpoint.snapshots import SnapshotStore
 from kit.checkpoint.state import TrainState
 from kit.config import SessionConfig, TrainingConfig
 from kit.data.stream import PromptStream
+from kit.diagnostics.agreement import check_agreement
 from kit.errors import ConfigError, SessionError, StackError
 from kit.lifecycle import resume
 from kit.lifecycle.journal import Journal
@@ -141,6 +142,7 @@ class SessionParts:
                         stack.start()
                 else:
                     stack.start()
+                check_agreement(self.state.config, stack, self.sampler)
             with held():
                 self.run(stack)
         except BaseException:

@@ -19,6 +19,7 @@ import torch
 from torch.nn.attention import varlen as _varlen
 from torch.nn.functional import scaled_dot_product_attention
 
+from kit.errors import ModelError
 from kit.models.packing import Packed, put_rows, repeat_rows, sums_of, take_rows, to_device
 
 NAME = "kit_packed"
@@ -112,15 +113,27 @@ def attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     packed: Layout | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend from each token to the earlier ones of its sample. Returns ((1, T, heads, D), None).
 
+    With a sliding window of w, these are the token itself and the w - 1 before it.
+
     Raises:
         ValueError: called without the layout of the packed samples.
+        ModelError: the model caps its scores or has attention sinks.
     """
     if packed is None:
         raise ValueError("kit_packed attention needs packed=layout(samples, device)")
+    if softcap is not None or s_aux is not None:
+        raise ModelError(
+            f"The model's attention has {'sinks' if softcap is None else 'a soft cap'}, which the "
+            "trainer cannot compute.",
+            fix="train another model.",
+        )
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
     if packed.seen_rows is not None:
         # One gather of both: what each sequence sees, the shared beginnings repeated.
@@ -128,7 +141,7 @@ def attend(
         both = repeat_rows(both, packed.seen_rows, packed.order, packed.order_ends)
         k, v = both.split([k.shape[1], v.shape[1]], dim=1)
     attended = attend_on_gpu if q.is_cuda else attend_on_cpu
-    return attended(q, k, v, scaling, dropout, packed)[None], None
+    return attended(q, k, v, scaling, dropout, packed, sliding_window or 0)[None], None
 
 
 def attend_on_gpu(
@@ -138,12 +151,14 @@ def attend_on_gpu(
     scaling: float | None,
     dropout: float,
     packed: Layout,
+    window: int = 0,
 ) -> torch.Tensor:
     """Attention of packed sequences in one kernel, (T, heads, D)."""
     if dropout:
         raise ValueError("kit_packed attention has no dropout on a GPU")
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-    return packed_attention(q, k, v, packed.own.ends, packed.seen.ends, packed.limits, scale)
+    ends = packed.own.ends, packed.seen.ends
+    return packed_attention(q, k, v, *ends, packed.limits, scale, window)
 
 
 def attend_on_cpu(
@@ -153,6 +168,7 @@ def attend_on_cpu(
     scaling: float | None,
     dropout: float,
     packed: Layout,
+    window: int = 0,
 ) -> torch.Tensor:
     """Attention of packed sequences, padded to a rectangle, (T, heads, D)."""
 
@@ -162,17 +178,30 @@ def attend_on_cpu(
         whole = x if len(x) == size else put_rows(x, lengths.places, size)
         return whole.view(packed.sequences, lengths.longest, *x.shape[1:]).transpose(1, 2)
 
+    visible = packed.visible
+    if 0 < window < packed.seen.longest:
+        visible = _within_window(packed, window)
     out: torch.Tensor = scaled_dot_product_attention(
         padded(q, packed.own),
         padded(k, packed.seen),
         padded(v, packed.seen),
-        attn_mask=packed.visible,
-        is_causal=packed.visible is None,  # then padding is where no token looks
+        attn_mask=visible,
+        is_causal=visible is None,  # then padding is where no token looks
         scale=scaling,
         dropout_p=dropout,
         enable_gqa=True,
     )
     return take_rows(out.transpose(1, 2).flatten(0, 1), packed.own.places)
+
+
+def _within_window(packed: Layout, window: int) -> torch.Tensor:
+    """Which token each token sees through a window, (sequences or 1, 1, own, seen)."""
+    device = packed.own.ends.device
+    own, seen = (x.ends.diff()[:, None] for x in (packed.own, packed.seen))
+    place = torch.arange(packed.own.longest, device=device) + (seen - own)
+    distance = place[:, :, None] - torch.arange(packed.seen.longest, device=device)
+    # Padding sees its own place at least: rows without any are not numbers.
+    return ((distance >= 0) & (distance < window))[:, None]
 
 
 def register() -> None:
@@ -187,8 +216,12 @@ def register() -> None:
 assert _varlen
 
 
-CAUSAL = [-1, 0]
-"""Counted from the end: a sequence's last token sees all of it."""
+def _window(tokens: int) -> list[int]:
+    """How many tokens before and after itself a token sees, as the kernel takes it; -1 is all.
+
+    Counted from the end: a sequence's last token is at the end of what it sees.
+    """
+    return [tokens - 1 if tokens else -1, 0]
 
 
 def packed_attention(
@@ -199,6 +232,7 @@ def packed_attention(
     seen_ends: torch.Tensor,
     limits: torch.Tensor,
     scale: float,
+    window: int = 0,
 ) -> torch.Tensor:
     """Causal attention within each sequence, (T, heads, D).
 
@@ -210,8 +244,9 @@ def packed_attention(
         seen_ends: cumulative lengths of the sequences in k and v.
         limits: longest sequence in q and in k, on the host.
         scale: multiplies the products of queries and keys.
+        window: a token sees so many, itself included; 0 is all before it.
     """
-    out: torch.Tensor = forward_op(q, k, v, own_ends, seen_ends, limits, scale)[0]
+    out: torch.Tensor = forward_op(q, k, v, own_ends, seen_ends, limits, scale, window)[0]
     return out
 
 
@@ -224,11 +259,12 @@ def forward_op(
     seen_ends: torch.Tensor,
     limits: torch.Tensor,
     scale: float,
+    window: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Forward pass as a custom operator: output, and log-sum-exp of the scores."""
     own, seen = limits.tolist()
     out, total, _ = torch.ops.torch_attn._varlen_attn(
-        q, k, v, own_ends, seen_ends, own, seen, True, scale, CAUSAL
+        q, k, v, own_ends, seen_ends, own, seen, True, scale, _window(window)
     )
     return out, total
 
@@ -242,6 +278,7 @@ def _(
     seen_ends: torch.Tensor,
     limits: torch.Tensor,
     scale: float,
+    window: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
 
@@ -258,6 +295,7 @@ def backward_op(
     seen_ends: torch.Tensor,
     limits: torch.Tensor,
     scale: float,
+    window: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Backward pass as a custom operator: gradients of q, k and v."""
     own, seen = limits.tolist()
@@ -276,7 +314,7 @@ def backward_op(
         True,
         draws,
         scale,
-        CAUSAL,
+        _window(window),
     )
     return dq, dk, dv
 
@@ -293,19 +331,20 @@ def _(
     seen_ends: torch.Tensor,
     limits: torch.Tensor,
     scale: float,
+    window: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    *tensors, ctx.scale = inputs
+    *tensors, ctx.scale, ctx.window = inputs
     ctx.save_for_backward(*tensors, *output)
 
 
 def _gradients(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:
     q, k, v, own_ends, seen_ends, limits, out, total = ctx.saved_tensors
-    gradients = backward_op(gradient, q, k, v, out, total, own_ends, seen_ends, limits, ctx.scale)
-    return (*gradients, None, None, None, None)
+    inputs = gradient, q, k, v, out, total, own_ends, seen_ends, limits, ctx.scale, ctx.window
+    return (*backward_op(*inputs), None, None, None, None, None)
 
 
 forward_op.register_autograd(_gradients, setup_context=_keep)

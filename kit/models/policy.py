@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ class Policy(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.logit_scale = logit_scale(model.config)
 
     def forward(self, packed: Packed, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-prob and entropy of each response token: (logp_R, entropy_R), in nats, float32.
@@ -38,8 +40,15 @@ class Policy(nn.Module):
             (take_rows if packed.seen_rows is None else repeat_rows)(hidden, packed.predictor_R),
             self.model.lm_head.weight,  # type: ignore[union-attr, arg-type]
             packed.target_R,
-            temperature,
+            temperature / self.logit_scale,
         )
+
+
+def logit_scale(config: Any) -> float:
+    """Factor that a model puts on its logits: Cohere multiplies by one, Granite divides."""
+    return float(getattr(config, "logit_scale", None) or 1) / float(
+        getattr(config, "logits_scaling", None) or 1
+    )
 
 
 def load(path: str, *, trust_remote_code: bool = False) -> Policy:
@@ -69,13 +78,24 @@ def load(path: str, *, trust_remote_code: bool = False) -> Policy:
             why=str(error),
             fix="give a directory with config.json and safetensors of a causal language model.",
         ) from error
+    _check_parts(model)
+    return Policy(model)
+
+
+def _check_parts(model: Any) -> None:
+    """Raise ModelError for a model whose log-probs need more than `Policy` computes."""
+    kind, problem = type(model).__name__, ""
     for name in ("model", "lm_head"):
         if not hasattr(model, name):
-            raise ModelError(
-                f"{type(model).__name__} has no part named {name!r}.",
-                fix="use a decoder-only model of the Llama, Qwen or Mistral kind.",
-            )
-    return Policy(model)
+            problem = f"{kind} has no part named {name!r}."
+    if not problem and getattr(model.lm_head, "bias", None) is not None:
+        problem = f"{kind} has a bias in its output layer, which the engine leaves out."
+    if not problem and getattr(model.config, "final_logit_softcapping", None):
+        problem = f"{kind} caps its logits (final_logit_softcapping), which the trainer does not."
+    if problem:
+        raise ModelError(
+            problem, fix="use a decoder-only model of the Llama, Qwen or Mistral kind."
+        )
 
 
 class ValueModel(nn.Module):

@@ -1,4 +1,9 @@
-"""Maps parameters to the names that checkpoints, and SGLang, use."""
+"""A Transformers model's weights under the names of its checkpoint, which SGLang loads.
+
+Transformers may hold a weight in another form than the checkpoint that it comes from, such as all
+experts of a layer in one tensor, and knows the way back: the conversions of `from_pretrained`,
+reverted. SGLang silently ignores names that it does not know.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +14,30 @@ import torch
 
 
 def named_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters of a Transformers model by name; a tied output embedding is part of it once."""
-    tied = model.config.tie_word_embeddings
-    for name, value in model.named_parameters():
-        if not (tied and name == "lm_head.weight"):
-            yield name, value
+    """Parameters and persistent buffers by name; a tensor that has two names comes once."""
+    yield from model.named_parameters()
+    yield from saved_buffers(model)
 
 
-def as_saved(name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield a parameter under its checkpoint names, which are those that SGLang loads.
+def saved_buffers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Buffers that are part of a checkpoint, such as a router's correction bias."""
+    for prefix, module in model.named_modules():
+        for name, value in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set and value.is_floating_point():
+                yield f"{prefix}.{name}" if prefix else name, value
 
-    Transformers holds the experts of a layer in one tensor; checkpoints store them one by one, and
-    SGLang silently ignores names that it does not know.
+
+def as_saved(model: Any, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield a weight under its checkpoint names.
+
+    Args:
+        model: the Transformers model it belongs to.
+        name: its name in the model.
+        value: the whole weight; on the meta device, names and shapes are what it is good for.
     """
-    place, _, part = name.rpartition(".experts.")
-    if part == "down_proj" and value.ndim == 3:
-        for expert, down in enumerate(value):
-            yield f"{place}.experts.{expert}.down_proj.weight", down
-    elif part == "gate_up_proj" and value.ndim == 3:
-        for expert, both in enumerate(value):
-            gate, up = both.chunk(2)
-            yield f"{place}.experts.{expert}.gate_proj.weight", gate
-            yield f"{place}.experts.{expert}.up_proj.weight", up
-    else:
+    from transformers.core_model_loading import revert_weight_conversion
+
+    if getattr(model, "_weight_conversions", None) == []:  # loaded, and nothing was converted
         yield name, value
+    else:
+        yield from revert_weight_conversion(model, {name: value}).items()

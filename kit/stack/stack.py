@@ -365,6 +365,25 @@ class Stack:
         verified = self.verify_weights() if verify else None
         return SyncReport(version, seconds, tensors, size, verified)
 
+    def lost_weights(self) -> list[str]:
+        """Erase every engine's parameters and sync; those that are not what they were before.
+
+        Names are SGLang's. The engines have to hold the trainers' weights. Afterwards they do, as
+        far as a sync can give them.
+        """
+        self.prepare_engines()
+        before = self._ask_living("digests")
+        self.weights.interrupted = True  # until the sync: nobody generates with what is erased
+        self._ask_living("erase")
+        self.sync(self.trainer_version, exact=True)
+        after = self._ask_living("digests")
+        pairs = [
+            (old, new)
+            for engine in zip(before, after, strict=True)
+            for old, new in zip(*engine, strict=True)
+        ]
+        return sorted({name for old, new in pairs for name in old if old[name] != new.get(name)})
+
     def verify_weights(self) -> int:
         """Compare all parameters on both sides, and count them. Raises StackError if any differ."""
         sums = Checksums.of(self.probe("checksums"), self.checksums(), self.dtype)

@@ -18,6 +18,7 @@ from kit.cluster import progress
 from kit.cluster.processes import cores
 from kit.config import TrainingConfig
 from kit.messages import TrainBatch, TrainerStatus
+from kit.models.state_dict import saved_buffers
 from kit.trainer import hf_export
 from kit.trainer.backend import TrainerBackend
 from kit.trainer.fsdp import FsdpBackend
@@ -123,11 +124,17 @@ class Trainer:
             warm_up(self.backend, settings)
         self.memory.release_cache()
         dtype = getattr(torch, settings.dtype)
+        exact = {
+            saved: value.dtype
+            for name, value in saved_buffers(self.backend.module())
+            for saved, _ in self.backend.as_saved(name, value)
+        }
         buckets = self.weights.register(
             POLICY,
             self.backend.named_weights,
-            lambda _: dtype,
+            lambda name: exact.get(name, dtype),
             bucket_bytes=settings.bucket_bytes,
+            as_saved=self.backend.as_saved,
             disturbance=settings.disturbance,
         )
         self.ready = True

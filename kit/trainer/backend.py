@@ -102,7 +102,10 @@ class TrainerBackend(Protocol):
     # ---- reading out ---------------------------------------------------------------------------
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The policy's parameters by Transformers' names, each as this rank holds it."""
+        """The policy's parameters and saved buffers by name, each as this rank holds it."""
+
+    def as_saved(self, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """A whole weight of the policy as its checkpoint has it, by the names there."""
 
     def gather(self, value: torch.Tensor) -> torch.Tensor:
         """A parameter whole, on every rank."""

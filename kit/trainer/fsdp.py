@@ -136,7 +136,8 @@ class FsdpBackend:
             finally:
                 hook.remove()
             hidden_R = kept[0][packed.predictor_R]
-            return hidden_R @ whole(inner.lm_head.weight).to(hidden_R.dtype).T
+            logits_R = hidden_R @ whole(inner.lm_head.weight).to(hidden_R.dtype).T
+            return logits_R * self.policy.logit_scale
 
     @contextmanager
     def with_reference(self) -> Iterator[None]:
@@ -192,6 +193,9 @@ class FsdpBackend:
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         return state_dict.named_weights(self.policy.model)
+
+    def as_saved(self, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        return state_dict.as_saved(self.policy.model, name, value)
 
     def gather(self, value: torch.Tensor) -> torch.Tensor:
         return whole(value)

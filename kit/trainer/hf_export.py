@@ -12,7 +12,7 @@ import torch
 
 from kit.errors import CheckpointError
 from kit.models.source import INDEX
-from kit.models.state_dict import as_saved
+from kit.models.state_dict import saved_buffers
 from kit.trainer.backend import TrainerBackend, whole_weights
 
 FILE_BYTES = 4 << 30
@@ -31,7 +31,7 @@ def export(
     Args:
         backend: whose policy.
         directory: where to; it is there.
-        dtype: of the files.
+        dtype: of the parameters; buffers keep their own.
         rank: this process's.
         file_bytes: the most that a file holds, but for a tensor that is larger.
 
@@ -67,15 +67,17 @@ def _parts(
     """All weights, whole and on the host, as many at a time as a file takes."""
     part: dict[str, torch.Tensor] = {}
     room = limit
+    exact = {name for name, _ in saved_buffers(backend.module())}
     for name, value in whole_weights(backend):
-        for saved, tensor in as_saved(name, value):
-            size = tensor.numel() * dtype.itemsize
+        kept = value.dtype if name in exact else dtype
+        for saved, tensor in backend.as_saved(name, value):
+            size = tensor.numel() * kept.itemsize
             if part and size > room:
                 yield part
                 part, room = {}, limit
             if not rank:
                 # A copy: experts share a tensor, which safetensors would refuse.
-                part[saved] = tensor.to("cpu", dtype, copy=True).contiguous()
+                part[saved] = tensor.to("cpu", kept, copy=True).contiguous()
             room -= size
     yield part
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from kit.errors import StackError
 from kit.messages import TrainBatch
 from kit.models.log_probs import KEPT_LOGITS
 from kit.models.moe import Experts, Routed, observe_routers, routers
@@ -88,23 +89,46 @@ class Probes:
             )
         return as_rows(scores.log_probs)
 
-    def plainly(self, samples: Samples, dtypes: Sequence[str], temperature: float) -> list[Rows]:
-        """Log-probs from Transformers alone, in each dtype: no packing, no FSDP, no own kernels."""
+    def plainly(
+        self,
+        samples: Samples,
+        dtypes: Sequence[str],
+        temperature: float,
+        from_files: bool = False,
+    ) -> list[Rows]:
+        """Log-probs from Transformers alone, in each dtype: no packing, no FSDP, no own kernels.
+
+        Args:
+            samples: the tokens.
+            dtypes: of weights and computation.
+            temperature: divides the logits.
+            from_files: with the weights that the model's files hold, not with the present ones.
+        """
+        weights = {} if from_files else dict(whole_weights(self.backend))
+        return [self._plainly(samples, dtype, temperature, weights) for dtype in dtypes]
+
+    def _plainly(
+        self, samples: Samples, dtype: str, temperature: float, weights: dict[str, torch.Tensor]
+    ) -> Rows:
         from transformers import AutoModelForCausalLM
 
-        weights = dict(whole_weights(self.backend))
-        rows = []
-        for dtype in dtypes:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                self.settings.model_path,
-                dtype=getattr(torch, dtype),
-                attn_implementation="eager",
-                trust_remote_code=self.settings.trust_remote_code,
-            )
-            model.to(self.backend.device).eval()
-            model.load_state_dict(weights, strict=False)
-            rows.append(_alone(model, samples, temperature, self.backend.device))
-        return rows
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            self.settings.model_path,
+            dtype=getattr(torch, dtype),
+            attn_implementation="eager",
+            experts_implementation="eager",  # the others do not compute in float64
+            trust_remote_code=self.settings.trust_remote_code,
+        )
+        if unknown := model.eval().load_state_dict(weights, strict=False).unexpected_keys:
+            raise StackError(f"Transformers' model has no weights named {', '.join(unknown[:3])}.")
+        device, precision = self.backend.device, torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            return _alone(model.to(device), samples, temperature, device)
+        except torch.OutOfMemoryError:  # the engine may have taken the rest of the card
+            return _alone(model.to("cpu"), samples, temperature, torch.device("cpu"))
+        finally:
+            torch.set_float32_matmul_precision(precision)
 
     def sampled(self, samples: Samples, ways: Sequence[SamplingTransform]) -> list[Rows]:
         """Log-probs of the response tokens in several ways, from one pass over each sample."""

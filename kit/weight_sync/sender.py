@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from kit.models.state_dict import as_saved
 from kit.weight_sync import verify
 from kit.weight_sync.transform import EXACT, Disturbance, WeightTransform
 from kit.weight_sync.transport import (
@@ -34,6 +33,8 @@ from kit.weight_sync.transport import (
 store: Any = dist  # it names its stores in no way that a type checker can read
 NamedWeights = Callable[[], Iterable[tuple[str, torch.Tensor]]]
 """A model's parameters by name as they are now, each as this rank holds it."""
+AsSaved = Callable[[str, torch.Tensor], Iterable[tuple[str, torch.Tensor]]]
+"""Turns a whole parameter into the tensors of its checkpoint, by name."""
 
 
 @dataclass(slots=True)
@@ -41,6 +42,7 @@ class _Model:
     """A model whose weights engines get."""
 
     named_weights: NamedWeights
+    as_saved: AsSaved
     disturbance: Disturbance
     parameters: list[set[str]]
     """Names of the parameters in each bucket."""
@@ -86,6 +88,7 @@ class WeightSender:
         dtype_of: DtypeOf,
         *,
         bucket_bytes: int,
+        as_saved: AsSaved = lambda name, value: ((name, value),),
         disturbance: Disturbance = EXACT,
     ) -> int:
         """Send this model's weights too, or from another source than before; how many buckets.
@@ -95,6 +98,7 @@ class WeightSender:
             named_weights: gives its parameters; called at each sync.
             dtype_of: the engine's dtype of each tensor, by its name in a checkpoint.
             bucket_bytes: the most that a bucket holds, but for a parameter that is larger.
+            as_saved: gives a parameter the form and the names that engines load.
             disturbance: what is done to the weights on their way.
         """
         tensors = {
@@ -112,7 +116,7 @@ class WeightSender:
         ]
         sent = self._models[model].transform if model in self._models else WeightTransform(EXACT, 0)
         parameters = [set(names) for names in buckets]
-        self._models[model] = _Model(named_weights, disturbance, parameters, specs, sent)
+        self._models[model] = _Model(named_weights, as_saved, disturbance, parameters, specs, sent)
         self._buffers.setdefault(model, SendBuffer(self._device, self._shares_memory))
         return len(buckets)
 
@@ -133,7 +137,7 @@ class WeightSender:
             source.transform = WeightTransform(EXACT if exact else source.disturbance, updates)
         with torch.no_grad():
             tensors = self._gathered(source, source.parameters[bucket])
-            named = (part for name, value in tensors for part in as_saved(name, value))
+            named = (part for name, value in tensors for part in source.as_saved(name, value))
             if self._feeds:
                 with self._allocation():
                     return self._buffers[model].fill(source.specs[bucket], named, bucket)

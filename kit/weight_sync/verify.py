@@ -70,8 +70,8 @@ def _by_dtype(value: torch.Tensor) -> dict[str, list[str]]:
     for dtype in ("float32", "bfloat16"):
         tensor = value.to(getattr(torch, dtype))
         sums = [checksum(tensor)]
-        missing = -len(value) % VOCABULARY_STEP
-        if value.ndim == 2 and missing:
+        missing = -len(value) % VOCABULARY_STEP if value.ndim == 2 else 0
+        if missing:
             sums.append(checksum(torch.nn.functional.pad(tensor, (0, 0, 0, missing))))
         forms[dtype] = sums
     return forms
@@ -91,28 +91,44 @@ def checksum(tensor: torch.Tensor) -> str:
     return f"{int.from_bytes(digest[:8], 'big'):016x}"
 
 
-async def engine_checksums(manager: Any) -> dict[str, str]:
-    """A checksum of each parameter the engine holds, under SGLang's own names.
+def digest(tensor: torch.Tensor) -> str:
+    """Cheap checksum of a tensor's bits; ends in `!` where one of its numbers is NaN.
+
+    Unlike SGLang's it needs no kernel that has to be compiled.
+    """
+    import torch
+
+    flat = tensor.detach().contiguous().view(-1)
+    total = 0
+    for piece in flat.view(torch.uint8).split(1 << 26):
+        padded = torch.nn.functional.pad(piece, (0, -len(piece) % 8)).view(torch.int64)
+        places = torch.arange(1, 2 * len(padded), 2, device=flat.device)
+        total = total * 31 + int((padded * places).sum())
+    broken = tensor.is_floating_point() and bool(flat.isnan().any())
+    return f"{total % (1 << 64):016x}{'!' if broken else ''}"
+
+
+async def engine_checksums(manager: Any, action: str = "checksum") -> list[dict[str, str]]:
+    """A checksum of each parameter the engine holds, by SGLang's names, for each of its devices.
 
     Args:
         manager: the `tokenizer_manager` of a running `sglang.Engine`.
+        action: `checksum` for SGLang's own; `digest` for those of `digest`, buffers included;
+            `erase` overwrites all parameters with NaN, and gives none.
 
     Raises:
         StackError: this SGLang cannot compute them.
     """
     from sglang.srt.managers.io_struct import CheckWeightsReqInput
 
-    success, message, ranks, _ = await manager.check_weights(
-        CheckWeightsReqInput(action="checksum")
-    )
-    if not success or not ranks:
+    success, message, ranks, _ = await manager.check_weights(CheckWeightsReqInput(action=action))
+    if not success or not (ranks or action == "erase"):
         raise StackError(
             "The engine gave no checksums of its weights.",
             why=str(message),
             fix="install the SGLang version that requirements.lock names.",
         )
-    sums: dict[str, str] = ranks[0]["checksums"]
-    return sums
+    return [rank["checksums"] for rank in ranks or ()]
 
 
 @dataclass(frozen=True, slots=True)

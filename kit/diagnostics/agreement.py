@@ -1,0 +1,296 @@
+"""Whether trainer and engine compute the model that its files describe, seen before training.
+
+Transformers' own forward pass (float32, eager attention, one sequence after the other) is the
+measure. A few sequences, longer than any sliding window that matters, are scored by the trainer as
+it trains, by the engine as it reads them and as it writes them, and by Transformers. Then the
+engine's weights are erased and synced: each has to be what it was. What was seen to agree is noted
+beside the kernels in the user's cache, by the model's files, versions and settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kit.config import SessionConfig
+from kit.diagnostics.mismatch import curves
+from kit.errors import ModelError, StackError
+from kit.models.source import stored_parameters
+from kit.utils.files import replace_file
+from kit.utils.versions import versions
+
+if TYPE_CHECKING:
+    from kit.rollout.sampler import PromptSampler
+    from kit.stack.stack import Stack
+
+Rows = Sequence[Sequence[float]]
+
+SEQUENCES, WRITTEN = 4, 16
+"""So many sequences are scored; the engine writes so many tokens at the end of each."""
+SHORTEST = 64
+"""Tokens of a sequence, where nothing asks for more."""
+BOUNDS = {"float32": 1e-4, "tf32": 5e-3, "bfloat16": 0.02}
+"""Mean |difference| of log-probs from Transformers' that rounding may cause, in nats a token."""
+ROUNDINGS = 4.0
+"""In bfloat16, differences up to so many times what rounding does to Transformers itself agree."""
+WINDOWS = ("sliding_window", "attention_chunk_size", "original_max_position_embeddings")
+"""Numbers of tokens in a model's configuration beyond which it computes in another way."""
+FEATURES = (
+    "logits_scaling",
+    "logit_scale",
+    "lm_head_multiplier",
+    "final_logit_softcapping",
+    "attn_logit_softcapping",
+    "rope_scaling",
+    "sliding_window",
+    "attention_chunk_size",
+    "attention_multiplier",
+    "residual_multiplier",
+    "embedding_multiplier",
+)
+"""Settings of a model's configuration that are easily left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Mean |difference| of log-probs from Transformers', in nats a token."""
+
+    trainer: float
+    prefill: float
+    """Of the engine where it reads a sequence in one go."""
+    decode: float
+    """Of the engine where it writes token by token."""
+    bound: float
+    """What rounding may cause."""
+    longest: int
+    """Tokens of the longest sequence."""
+    lost: tuple[str, ...]
+    """Parameters of the engine that a sync does not give it, by SGLang's names."""
+    onset: str = ""
+    """Where the difference begins, if that is at a number of the model's configuration."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all computations are the same and every weight arrives."""
+        gaps = (self.trainer, self.prefill, self.decode)
+        return not self.lost and all(gap <= self.bound for gap in gaps)
+
+    def problem(self, name: str, hints: Sequence[str]) -> ModelError:
+        """Describe what does not agree.
+
+        Args:
+            name: the model's.
+            hints: what its configuration has that may be the cause.
+        """
+        sides = {
+            "the trainer": self.trainer,
+            "the engine, reading,": self.prefill,
+            "the engine, writing,": self.decode,
+        }
+        off = [f"{side} is {gap:.2g} off" for side, gap in sides.items() if not gap <= self.bound]
+        what, why = [], []
+        if off:
+            what.append(f"{name} is computed otherwise than Transformers does: {', '.join(off)}")
+            why.append(
+                f"Mean difference of log-probs in nats a token, over {SEQUENCES} sequences of up "
+                f"to {self.longest} tokens; rounding may cause {self.bound:.2g}."
+            )
+            if self.onset:
+                why.append(f"It begins after {self.onset} tokens.")
+            elif hints:
+                why.append(f"Its config.json has {', '.join(hints)}.")
+        if self.lost:
+            shown = ", ".join(self.lost[:3]) + (" ..." if len(self.lost) > 3 else "")
+            what.append(
+                f"{len(self.lost)} weights of {name} would not reach the engine after an update "
+                f"({shown})"
+            )
+        return ModelError(
+            f"{'; '.join(what)}.",
+            why=" ".join(why),
+            fix="train another model, or keep prompt and response within the window if that is the "
+            "cause. mismatch.on_start: warn starts all the same, and trains something else than "
+            "the model.",
+        )
+
+
+def check_agreement(config: SessionConfig, stack: Stack, sampler: PromptSampler) -> None:
+    """Check that the model is computed and synced rightly, unless that was seen before.
+
+    Raises:
+        ModelError: it is not, and `mismatch.on_start` says `refuse`.
+    """
+    how = config.mismatch.on_start
+    longest = sequence_length(Path(stack.model.path), stack.model.context_length, _used(sampler))
+    record = _record(stack, longest)
+    if how == "skip" or record.is_file():
+        return
+    try:
+        agreement = measure(stack, sampler, longest)
+    except StackError as error:
+        raise ModelError(
+            f"{config.model.name} cannot be computed by trainer and engine.",
+            why=str(error),
+            fix="train another model; mismatch.on_start: skip does not try it at the start.",
+        ) from error
+    if config.engine.disturbed:
+        stack.sync(stack.trainer_version)
+    if agreement.agrees:
+        with suppress(OSError):  # then it is looked at again
+            record.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(record, json.dumps(asdict(agreement)) + "\n")
+        return
+    problem = agreement.problem(config.model.name, features(Path(stack.model.path)))
+    if how == "refuse":
+        raise problem
+    warnings.warn(str(problem), RuntimeWarning, stacklevel=2)
+
+
+def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
+    """Score sequences with trainer, engine and Transformers, and try a sync.
+
+    Args:
+        stack: where trainer and engine hold the weights of the model's files.
+        sampler: whose prompts begin the sequences.
+        longest: tokens of the longest sequence.
+    """
+    from kit.messages import SamplingSettings
+    from kit.trainer.probes import Samples
+
+    config = stack.config
+    if config.engine.disturbed:
+        stack.sync(stack.trainer_version, exact=True)
+    prompts = _prompts(sampler, longest)
+    written: dict[int, Any] = {}
+    settings = SamplingSettings(temperature=1.0, max_new_tokens=WRITTEN)
+    for part in stack.generate(prompts, settings, list(range(len(prompts))), at_once=True):
+        written.update(part)
+    answers = [written[place] for place in range(len(prompts))]
+    tokens = [[*p, *answer.tokens] for p, answer in zip(prompts, answers, strict=True)]
+    samples = Samples(tokens, [len(row) - 1 for row in tokens])
+    coarse = "bfloat16" in (stack.dtype, str(config.engine.extra.get("dtype")))
+    dtypes = ["float32", "bfloat16"] if coarse else ["float32"]
+    exact, *rounded = stack.probe("plainly", samples, dtypes, 1.0, True)
+    trained = stack.probe("recompute", samples, 1.0)
+    read = stack.rescore(samples.tokens, samples.response_lengths, cached=False)[0]
+    exactness = "tf32" if stack.device == "cuda" else "float32"
+    bound = BOUNDS["bfloat16" if coarse else exactness]
+    if rounded:
+        bound = max(bound, ROUNDINGS * _gap(rounded[0], exact))
+    prefill: Rows = [row.log_probs for row in read]
+    tails = [row[len(row) - len(a.tokens) :] for row, a in zip(exact, answers, strict=True)]
+    gaps = {
+        "trainer": _gap(trained, exact),
+        "prefill": _gap(prefill, exact),
+        "decode": _gap([answer.log_probs for answer in answers], tails),
+    }
+    worst = max((trained, prefill), key=lambda rows: curves.badness(_gap(rows, exact)))
+    onset = _onset(Path(stack.model.path), worst, exact, bound)
+    return Agreement(
+        **gaps,
+        bound=bound,
+        longest=max(map(len, tokens)),
+        lost=tuple(stack.lost_weights()),
+        onset=onset,
+    )
+
+
+def sequence_length(model: Path, context: int, used: int) -> int:
+    """Tokens that a sequence needs to be longer than every window the session can meet.
+
+    Args:
+        model: the model's directory.
+        context: the most tokens it may have.
+        used: the most tokens of a prompt with its response.
+    """
+    beyond = [tokens + 2 * WRITTEN for tokens in windows(model).values() if tokens < used]
+    return min(max(SHORTEST, *beyond) if beyond else SHORTEST, context)
+
+
+def windows(model: Path) -> dict[str, int]:
+    """Numbers of tokens in a model's configuration beyond which it computes in another way."""
+    config = _config(model)
+    nested = [config, config.get("rope_scaling"), config.get("rope_parameters")]
+    found = {
+        f"{key} {value}": value
+        for settings in nested
+        if isinstance(settings, dict)
+        for key, value in settings.items()
+        if key in WINDOWS and isinstance(value, int) and value > 0
+    }
+    if config.get("use_sliding_window") is False:
+        found = {key: value for key, value in found.items() if "sliding" not in key}
+    return found
+
+
+def features(model: Path) -> list[str]:
+    """What a model's configuration has that an implementation easily leaves out."""
+    config = _config(model)
+    named = [f"{key} {config[key]}" for key in FEATURES if config.get(key) not in (None, 1, 1.0)]
+    stored = {name for file in model.glob("*.safetensors") for name in stored_parameters(file)}
+    if "lm_head.bias" in stored:
+        named.append("a bias of the output layer")
+    if config.get("tie_word_embeddings") and "lm_head.weight" in stored:
+        named.append("tie_word_embeddings true, and an lm_head.weight in its files all the same")
+    return named
+
+
+def _config(model: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    return settings
+
+
+def _used(sampler: PromptSampler) -> int:
+    longest = max((len(tokens) for tokens in sampler.rendered.values()), default=SHORTEST)
+    return longest + sampler.max_response_len
+
+
+def _prompts(sampler: PromptSampler, longest: int) -> list[list[int]]:
+    """Beginnings of the sequences: the session's prompts, repeated; each a little shorter."""
+    rows = list(islice(sampler.train.rows, SEQUENCES))
+    texts = [sampler.tokenize(row) for row in rows]
+    prompts = []
+    for number in range(SEQUENCES):
+        # Shorter ones tell packing apart; all of them stay beyond the windows.
+        length = max(longest - WRITTEN - 3 * number, 1)
+        endless = cycle(token for text in texts[number % len(texts) :] + texts for token in text)
+        prompts.append(list(islice(endless, length)))
+    return prompts
+
+
+def _gap(one: Rows, other: Rows) -> float:
+    rows = zip(one, other, strict=True)
+    return curves.mean([abs(a - b) for pair in rows for a, b in zip(*pair, strict=True)])
+
+
+def _onset(model: Path, rows: Rows, exact: Rows, bound: float) -> str:
+    """The setting at whose number of tokens the difference begins; "" if there is none such."""
+    for name, tokens in windows(model).items():
+        before = _gap([row[: tokens - 1] for row in rows], [row[: tokens - 1] for row in exact])
+        after = _gap([row[tokens - 1 :] for row in rows], [row[tokens - 1 :] for row in exact])
+        if before <= bound < after:
+            return name
+    return ""
+
+
+def _record(stack: Stack, longest: int) -> Path:
+    """Where it is noted that this model agrees, computed in this way."""
+    model, config = Path(stack.model.path), stack.config
+    files = [model / "config.json", *sorted(model.glob("*.safetensors*"))]
+    about = [
+        [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+        versions(),
+        (stack.device, stack.dtype, longest, stack.model.context_length),
+        (config.engine.model_dump(mode="json"), config.training.num_trainers),
+    ]
+    key = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "kit" / "agreement" / f"{key[:32]}.json"
