@@ -74,6 +74,8 @@ class Agreement:
     """Tokens of the longest sequence."""
     lost: tuple[str, ...]
     """Parameters of the engine that a sync does not give it, by SGLang's names."""
+    reshaped: tuple[str, ...] = ()
+    """Parameters that arrive, and that the engine keeps in a form of its own."""
     onset: str = ""
     """Where the difference begins, if that is at a number of the model's configuration."""
 
@@ -131,8 +133,13 @@ def check_agreement(config: SessionConfig, stack: Stack, sampler: PromptSampler)
     how = config.mismatch.on_start
     longest = sequence_length(Path(stack.model.path), stack.model.context_length, _used(sampler))
     record = _record(stack, longest)
-    if how == "skip" or record.is_file():
+    if how == "skip":
         return
+    if record.is_file():
+        with suppress(ValueError, TypeError):  # not whole: it is looked at again
+            seen = Agreement(**json.loads(record.read_text(encoding="utf-8")))
+            stack.description["reshaped"] = list(seen.reshaped)
+            return
     try:
         agreement = measure(stack, sampler, longest)
     except StackError as error:
@@ -147,6 +154,8 @@ def check_agreement(config: SessionConfig, stack: Stack, sampler: PromptSampler)
         with suppress(OSError):  # then it is looked at again
             record.parent.mkdir(parents=True, exist_ok=True)
             replace_file(record, json.dumps(asdict(agreement)) + "\n")
+    stack.description["reshaped"] = list(agreement.reshaped)
+    if agreement.agrees:
         return
     problem = agreement.problem(config.model.name, features(Path(stack.model.path)))
     if how == "refuse":
@@ -194,11 +203,14 @@ def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
     }
     worst = max((trained, prefill), key=lambda rows: curves.badness(_gap(rows, exact)))
     onset = _onset(Path(stack.model.path), worst, exact, bound)
+    lost = tuple(stack.lost_weights())
+    alone = config.engine.tensor_parallel == 1  # else each device has a part of every weight
     return Agreement(
         **gaps,
         bound=bound,
         longest=max(map(len, tokens)),
-        lost=tuple(stack.lost_weights()),
+        lost=lost,
+        reshaped=tuple(stack.compare_weights().different) if alone and not lost else (),
         onset=onset,
     )
 

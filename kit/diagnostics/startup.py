@@ -11,7 +11,6 @@ from kit.errors import DataError
 from kit.reports import CheckReport, Invariant, MismatchReport
 from kit.rollout.batch import train_batch
 from kit.samples import Batch, Rollout
-from kit.weight_sync.verify import Checksums
 
 if TYPE_CHECKING:
     from kit.checkpoint.state import TrainState
@@ -115,8 +114,7 @@ def _of_the_sync(stack: Stack) -> Invariant:
             f"{stack.trainer_version}; call session.sync() first"
         )
         return Invariant(name, None, bound, None, note)
-    ours, before = stack.probe("checksums"), stack.checksums()
-    sums = Checksums.of(ours, before, stack.dtype)
+    before, sums = stack.checksums(), stack.compare_weights()
     if sums.different:
         note = f"not synced: the engine's {', '.join(sums.different[:3])} differ from the trainer's"
         return Invariant(name, float(len(sums.different)), bound, False, note)

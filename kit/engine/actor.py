@@ -189,13 +189,9 @@ class Engine:
             self._sglang, tokens, response_lengths, cached=cached, experts=experts
         )
 
-    async def checksums(self) -> dict[str, str]:
-        """A checksum of each parameter, under SGLang's names."""
-        return (await verify.engine_checksums(self._sglang.tokenizer_manager))[0]
-
-    async def digests(self) -> list[dict[str, str]]:
-        """A cheap checksum of each parameter and buffer, for each of its devices."""
-        return await verify.engine_checksums(self._sglang.tokenizer_manager, "digest")
+    async def checksums(self) -> list[dict[str, str]]:
+        """A checksum of each weight by SGLang's names, for each of its devices."""
+        return await verify.engine_checksums(self._sglang.tokenizer_manager)
 
     async def erase(self) -> None:
         """Overwrite all parameters with NaN, so that the next sync shows what it writes."""

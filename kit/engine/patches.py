@@ -14,8 +14,8 @@ circles, which it does ever more seldom: 1.3 MiB more of the card's memory a ste
     relies on   mem_cache/radix_cache.py: RadixCache.reset, root_node; TreeNode.children, parent,
                 value
 
-Two more checks of the weights it holds, beside SGLang's checksums, which take a GPU many seconds to
-compile: see `register_weight_checks`.
+Checksums that a GPU does not have to compile first, and weights that can be erased, to see what a
+sync writes.
     relies on   utils/weight_checker.py: WeightChecker.handle, _get_model, _hash_tensor
 
 The import of the one model that is served, and not of all two hundred, which take a core two
@@ -103,38 +103,31 @@ def take_apart(root: Any) -> None:
 
 
 def register_weight_checks() -> None:
-    """Teach SGLang's weight checker the actions `digest` and `erase`; see `verify.py`.
+    """Give SGLang's weight checker the kit's checksum, and an action `erase`.
 
-    `digest` are checksums of a few plain operations, and tell of numbers that are none. `erase`
-    overwrites every parameter with NaN: what a sync does not write is then easily found.
+    `erase` overwrites every parameter with NaN: what a sync does not write is then easily found.
     """
     import torch
     from sglang.srt.utils import weight_checker
 
-    from kit.weight_sync.verify import digest
+    from kit.weight_sync.verify import checksum
 
     kind: Any = weight_checker.WeightChecker
-    if getattr(kind.handle, "digests", False):
+    if weight_checker._hash_tensor is checksum:
         return
-    handle, hash_tensor = kind.handle, weight_checker._hash_tensor
+    weight_checker._hash_tensor = checksum
+    handle = kind.handle
 
-    def handle_more(checker: Any, action: str, *args: Any, **kwargs: Any) -> Any:
-        if action == "erase":
-            with torch.no_grad():
-                for value in checker._get_model().parameters():
-                    if value.is_floating_point():
-                        value.fill_(torch.nan)
-            return None
-        if action != "digest":
+    def handle_erase(checker: Any, action: str, *args: Any, **kwargs: Any) -> Any:
+        if action != "erase":
             return handle(checker, action, *args, **kwargs)
-        weight_checker._hash_tensor = digest
-        try:
-            return handle(checker, "checksum", *args, **kwargs)
-        finally:
-            weight_checker._hash_tensor = hash_tensor
+        with torch.no_grad():
+            for value in checker._get_model().parameters():
+                if value.is_floating_point():
+                    value.fill_(torch.nan)
+        return None
 
-    handle_more.digests = True  # type: ignore[attr-defined]
-    kind.handle = handle_more
+    kind.handle = handle_erase
 
 
 DISABLED = "SGLANG_DISABLED_MODEL_ARCHS"

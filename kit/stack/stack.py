@@ -38,7 +38,7 @@ from kit.stack.trainers import TrainerGroup
 from kit.utils.hardware import gpu_count
 from kit.utils.interrupts import held
 from kit.weight_sync.coordinator import WeightSync
-from kit.weight_sync.verify import Checksums
+from kit.weight_sync.verify import BROKEN, Checksums, not_arrived
 
 if TYPE_CHECKING:
     from kit.messages import SamplingSettings, TrainBatch
@@ -294,6 +294,10 @@ class Stack:
                 why="Each of its devices has a part of every weight, the trainer has whole ones.",
                 fix="call session.check_mismatch(), which compares what they compute.",
             )
+        return [devices[0] for devices in self._checksums()]
+
+    def _checksums(self) -> list[list[dict[str, str]]]:
+        """Checksums of each device of each replica."""
         self._wake_weights()
         return self._ask_living("checksums")
 
@@ -341,7 +345,7 @@ class Stack:
             version: their number.
             exact: without the disturbance.
             flush_cache: False keeps the engines' prefixes, which no longer fit the weights.
-            verify: compare checksums of what has arrived.
+            verify: erase the engines' weights first, and compare checksums of what has arrived.
 
         Raises:
             StackError: they did not arrive, or differ.
@@ -352,13 +356,13 @@ class Stack:
         self.prepare_trainers()
         with held():
             try:
-                tensors, size = self._send_weights(version, exact, flush_cache)
+                tensors, size = self._send_weights(version, exact, flush_cache, erase=verify)
             except (LateError, TrainerDiedError):
                 raise
             except StackError:
                 if not recovery.start_dead_engines(self.engines, self.offload):
                     raise
-                tensors, size = self._send_weights(version, exact, flush_cache)
+                tensors, size = self._send_weights(version, exact, flush_cache, erase=verify)
             self.trainer_version = version
             self.trainers.measure("sync")
         seconds = time.perf_counter() - begin
@@ -371,27 +375,42 @@ class Stack:
         Names are SGLang's. The engines have to hold the trainers' weights. Afterwards they do, as
         far as a sync can give them.
         """
-        self.prepare_engines()
-        before = self._ask_living("digests")
-        self.weights.interrupted = True  # until the sync: nobody generates with what is erased
-        self._ask_living("erase")
-        self.sync(self.trainer_version, exact=True)
-        after = self._ask_living("digests")
+        before = self._checksums()
+        with held():
+            self._send_weights(self.trainer_version, True, True, erase=True)
         pairs = [
             (old, new)
-            for engine in zip(before, after, strict=True)
+            for engine in zip(before, self._checksums(), strict=True)
             for old, new in zip(*engine, strict=True)
         ]
         return sorted({name for old, new in pairs for name in old if old[name] != new.get(name)})
 
-    def verify_weights(self) -> int:
-        """Compare all parameters on both sides, and count them. Raises StackError if any differ."""
-        sums = Checksums.of(self.probe("checksums"), self.checksums(), self.dtype)
-        return sums.require_equal()
+    def compare_weights(self) -> Checksums:
+        """Trainers' and engines' parameters side by side."""
+        reshaped = self.description.get("reshaped", ())
+        return Checksums.of(self.probe("checksums"), self.checksums(), self.dtype, reshaped)
 
-    def _send_weights(self, version: int, exact: bool, flush_cache: bool) -> tuple[int, int]:
-        self.weights.interrupted = True
+    def verify_weights(self) -> int:
+        """Count the parameters of an engine that were erased before the last sync.
+
+        Raises:
+            StackError: one was not written by it, or is not the trainer's.
+        """
+        engines = self._checksums()
+        broken = {n for each in engines for device in each for n in device if BROKEN in device[n]}
+        if broken:
+            raise not_arrived(broken, len(engines[0][0]), "The sync did not write them.")
+        if self.config.engine.tensor_parallel == 1:  # else each device has a part of every weight
+            self.compare_weights().require_equal()
+        return len(engines[0][0])
+
+    def _send_weights(
+        self, version: int, exact: bool, flush_cache: bool, *, erase: bool
+    ) -> tuple[int, int]:
+        self.weights.interrupted = True  # until all is sent, nobody generates
         self.offload.make_room_for_sync()
+        if erase:
+            self.engines.ask("erase")
         return self.weights.send(version, exact=exact, flush_cache=flush_cache)
 
     # ---- trainers ------------------------------------------------------------------------------

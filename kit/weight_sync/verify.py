@@ -7,8 +7,7 @@ compares, and has no torch loaded: functions that need it import it.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -29,6 +28,10 @@ FUSED = {
 RENAMED = {"experts.gate_up_proj": "experts.w13_weight", "experts.down_proj": "experts.w2_weight"}
 VOCABULARY_STEP = 64
 """SGLang pads embeddings with zeros to a multiple of it."""
+BROKEN = "!"
+"""Ends the checksum of a tensor that is not all numbers."""
+PIECE = 1 << 26
+"""Bytes of which a checksum is taken at a time."""
 
 
 def trainer_checksums(
@@ -38,9 +41,6 @@ def trainer_checksums(
 
     Args:
         named: whole parameters as the engine was given them, under the trainer's names.
-
-    Raises:
-        StackError: this SGLang has no checksum for a GPU's tensors.
     """
     import torch
 
@@ -78,43 +78,30 @@ def _by_dtype(value: torch.Tensor) -> dict[str, list[str]]:
 
 
 def checksum(tensor: torch.Tensor) -> str:
-    """Checksum of a tensor, as SGLang's weight checker computes it."""
-    import torch
+    """Checksum of a tensor's bits; ends in `!` where one of its numbers is NaN.
 
-    tensor = tensor.detach().contiguous()
-    if tensor.is_cuda:
-        from sglang.srt.managers.mm_utils import tensor_hash
-
-        return f"{tensor_hash(tensor):016x}"
-    # The same, without SGLang's imports, which take a CPU many seconds.
-    digest = hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).digest()
-    return f"{int.from_bytes(digest[:8], 'big'):016x}"
-
-
-def digest(tensor: torch.Tensor) -> str:
-    """Cheap checksum of a tensor's bits; ends in `!` where one of its numbers is NaN.
-
-    Unlike SGLang's it needs no kernel that has to be compiled.
+    Unlike SGLang's own it needs no kernel that a GPU would have to compile first.
     """
     import torch
 
     flat = tensor.detach().contiguous().view(-1)
     total = 0
-    for piece in flat.view(torch.uint8).split(1 << 26):
-        padded = torch.nn.functional.pad(piece, (0, -len(piece) % 8)).view(torch.int64)
-        places = torch.arange(1, 2 * len(padded), 2, device=flat.device)
-        total = total * 31 + int((padded * places).sum())
+    for piece in flat.view(torch.uint8).split(PIECE):
+        whole = torch.zeros(-(-len(piece) // 8), dtype=torch.int64, device=flat.device)
+        whole.view(torch.uint8)[: len(piece)] = piece
+        # Odd factors: no single change cancels out, and a change of places is one.
+        factors = torch.arange(1, 2 * len(whole), 2, device=flat.device)
+        total = total * 31 + int((whole * factors).sum())
     broken = tensor.is_floating_point() and bool(flat.isnan().any())
-    return f"{total % (1 << 64):016x}{'!' if broken else ''}"
+    return f"{total % (1 << 64):016x}{BROKEN if broken else ''}"
 
 
 async def engine_checksums(manager: Any, action: str = "checksum") -> list[dict[str, str]]:
-    """A checksum of each parameter the engine holds, by SGLang's names, for each of its devices.
+    """A checksum of each weight the engine holds, by SGLang's names, for each of its devices.
 
     Args:
         manager: the `tokenizer_manager` of a running `sglang.Engine`.
-        action: `checksum` for SGLang's own; `digest` for those of `digest`, buffers included;
-            `erase` overwrites all parameters with NaN, and gives none.
+        action: `checksum`; or `erase`, which overwrites all parameters with NaN and gives none.
 
     Raises:
         StackError: this SGLang cannot compute them.
@@ -145,12 +132,23 @@ class Checksums:
 
     @classmethod
     def of(
-        cls, trainer: dict[str, dict[str, list[str]]], engines: list[dict[str, str]], dtype: str
+        cls,
+        trainer: dict[str, dict[str, list[str]]],
+        engines: list[dict[str, str]],
+        dtype: str,
+        reshaped: Collection[str] = (),
     ) -> Self:
-        """Sort the parameters of all replicas."""
+        """Sort the parameters of all replicas.
+
+        Args:
+            trainer: as `trainer_checksums` gives them.
+            engines: those of each replica.
+            dtype: the trainer's.
+            reshaped: parameters that the engine keeps in a form of its own: they are not compared.
+        """
         different: set[str] = set()
         rounded: dict[str, str] = {}
-        names = {name for engine in engines for name in engine}
+        names = {name for engine in engines for name in engine} - set(reshaped)
         for name in names & set(trainer):
             for engine in engines:
                 fits = [d for d, sums in trainer[name].items() if engine.get(name) in sums]
@@ -163,7 +161,7 @@ class Checksums:
             sorted(different),
             sorted(rounded),
             next(iter(rounded.values()), ""),
-            sorted(names ^ set(trainer)),
+            sorted(names ^ (set(trainer) - set(reshaped))),
         )
 
     def lines(self) -> list[str]:
@@ -180,11 +178,23 @@ class Checksums:
     def require_equal(self) -> int:
         """Return the number of compared parameters. Raises StackError if some differ."""
         if self.different:
-            raise StackError(
-                f"{len(self.different)} of {self.compared} parameters did not reach the engine: "
-                f"{', '.join(self.different[:3])}{' ...' if len(self.different) > 3 else ''}.",
-                why="After the hand-over their checksums differ between trainer and engine.",
-                fix="call session.sync(verify=True) again; if they differ still, "
-                "session.check_mismatch(deep=True) looks for the cause.",
-            )
+            why = "After the sync their checksums differ between trainer and engine."
+            raise not_arrived(self.different, self.compared, why)
         return self.compared
+
+
+def not_arrived(names: Collection[str], compared: int, why: str) -> StackError:
+    """Error of a sync after which the engine lacks weights.
+
+    Args:
+        names: of them, as SGLang has them.
+        compared: how many were looked at.
+        why: what shows it.
+    """
+    shown = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")
+    return StackError(
+        f"{len(names)} of {compared} parameters did not reach the engine: {shown}.",
+        why=why,
+        fix="call session.sync(verify=True) again; if they differ still, "
+        "session.check_mismatch(deep=True) looks for the cause.",
+    )

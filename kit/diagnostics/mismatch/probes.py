@@ -58,7 +58,7 @@ def compare_checksums(lab: Experiments) -> Checksums:
     """
     if lab.stack.config.engine.tensor_parallel > 1:
         return Checksums(0, [], [], "", [])
-    return Checksums.of(lab.stack.probe("checksums"), lab.stack.checksums(), lab.stack.dtype)
+    return lab.stack.compare_weights()
 
 
 def tokens(lab: Experiments) -> Finding:
