@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+CacheUse = Literal["present", "none", "refilled"]
+"""Prefixes that the engine takes from its cache as it is; none; or what the present weights have
+just put there."""
 
 NEVER_HANDED = -1
 """The weight version of an engine that was started again, until it has the trainer's weights."""

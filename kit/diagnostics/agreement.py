@@ -189,7 +189,7 @@ def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
     dtypes = ["float32", "bfloat16"] if coarse else ["float32"]
     exact, *rounded = stack.probe("plainly", samples, dtypes, 1.0, True)
     trained = stack.probe("recompute", samples, 1.0)
-    read = stack.rescore(samples.tokens, samples.response_lengths, cached=False)[0]
+    read = stack.rescore(samples.tokens, samples.response_lengths, cache="none")[0]
     exactness = "tf32" if stack.device == "cuda" else "float32"
     bound = BOUNDS["bfloat16" if coarse else exactness]
     if rounded:

@@ -13,7 +13,7 @@ from kit.cluster import processes, progress
 from kit.engine import patches, scoring
 from kit.engine.server_args import EngineSettings, generation_request, server_arguments
 from kit.errors import StackError
-from kit.messages import EngineStatus, Generation, Rescored, SamplingSettings
+from kit.messages import CacheUse, EngineStatus, Generation, Rescored, SamplingSettings
 from kit.weight_sync import verify
 from kit.weight_sync.receiver import PATIENCE, WeightReceiver
 from kit.weight_sync.transport import BucketSpec, Handle
@@ -180,13 +180,13 @@ class Engine:
         tokens: list[list[int]],
         response_lengths: list[int],
         *,
-        cached: bool,
+        cache: CacheUse,
         experts: bool = False,
     ) -> list[Rescored]:
         """Log-probs of given responses, at temperature 1; see `kit.engine.scoring`."""
         await self.weights.wait()
         return await scoring.rescore(
-            self._sglang, tokens, response_lengths, cached=cached, experts=experts
+            self._sglang, tokens, response_lengths, cache=cache, experts=experts
         )
 
     async def checksums(self) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from kit.messages import Rescored
+from kit.messages import CacheUse, Rescored
 
 
 async def rescore(
@@ -15,7 +15,7 @@ async def rescore(
     tokens: Sequence[Sequence[int]],
     response_lengths: Sequence[int],
     *,
-    cached: bool,
+    cache: CacheUse,
     experts: bool = False,
 ) -> list[Rescored]:
     """Read samples in one go, as prompts, and return what the engine makes of each response token.
@@ -24,7 +24,7 @@ async def rescore(
         sglang: the running `sglang.Engine`.
         tokens: prompt and response of each sample.
         response_lengths: how many of them are the response.
-        cached: take the prompt from the prefix cache where it is there; else compute everything.
+        cache: what is taken from the prefix cache.
         experts: also ask which experts each token went to.
     """
     from sglang.srt.managers.io_struct import GenerateReqInput
@@ -32,17 +32,19 @@ async def rescore(
     if not tokens:
         return []
     starts = [max(len(row) - n - 1, 0) for row, n in zip(tokens, response_lengths, strict=True)]
-    request = GenerateReqInput(
-        input_ids=[list(row) for row in tokens],
-        sampling_params={"max_new_tokens": 0, "temperature": 0.0},
-        return_logprob=True,
-        logprob_start_len=starts,
-        return_routed_experts=experts,
-        # A prefix is found under its key only, and nobody has used this one.
-        extra_key=None if cached else uuid.uuid4().hex,
-    )
     manager = sglang.tokenizer_manager
-    outputs = await manager.generate_request(request, None).__anext__()
+    # A prefix is found under its key only, and nobody has used this one.
+    key = None if cache == "present" else uuid.uuid4().hex
+    for _ in range(2 if cache == "refilled" else 1):
+        request = GenerateReqInput(
+            input_ids=[list(row) for row in tokens],
+            sampling_params={"max_new_tokens": 0, "temperature": 0.0},
+            return_logprob=True,
+            logprob_start_len=starts,
+            return_routed_experts=experts,
+            extra_key=key,
+        )
+        outputs = await manager.generate_request(request, None).__anext__()
     config = manager.model_config.hf_text_config
     per_layer = getattr(config, "num_experts_per_tok", None) or 1
     shape = (-1, config.num_hidden_layers, per_layer)

@@ -41,7 +41,7 @@ from kit.weight_sync.coordinator import WeightSync
 from kit.weight_sync.verify import BROKEN, Checksums, not_arrived
 
 if TYPE_CHECKING:
-    from kit.messages import SamplingSettings, TrainBatch
+    from kit.messages import CacheUse, SamplingSettings, TrainBatch
 
 
 class Stack:
@@ -279,12 +279,12 @@ class Stack:
         tokens: list[list[int]],
         response_lengths: list[int],
         *,
-        cached: bool,
+        cache: CacheUse,
         experts: bool = False,
     ) -> list[list[Any]]:
         """Score samples in every engine now: a `Rescored` a sample, replica by replica."""
         self.prepare_engines()
-        return self._ask_living("rescore", tokens, response_lengths, cached=cached, experts=experts)
+        return self._ask_living("rescore", tokens, response_lengths, cache=cache, experts=experts)
 
     def checksums(self) -> list[dict[str, str]]:
         """A checksum of each parameter under SGLang's names, replica by replica."""

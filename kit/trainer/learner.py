@@ -165,8 +165,11 @@ class ModelFactory:
         return policy
 
     def load_frozen(self, mesh: Any) -> Policy:
-        """Load and shard the model that the session starts from, without gradients."""
-        return self.shard(self.load(), mesh).requires_grad_(False)
+        """Load and shard the model that the session starts from.
+
+        Its parameters could have gradients, so that it computes with the policy's kernels.
+        """
+        return self.shard(self.load(), mesh)
 
     def load_value_model(self, mesh: Any) -> ValueModel:
         """Load and shard a value model with the policy's layers."""

@@ -191,7 +191,7 @@ class Probes:
 
     def startup(self, batch: TrainBatch) -> Startup:
         """See `startup_check.startup`."""
-        return startup(self.backend, self.scorer, self.train_step, self.state, batch)
+        return startup(self.backend, self.train_step, self.state, batch)
 
     # ---- numbers of each token -----------------------------------------------------------------
 
@@ -223,7 +223,7 @@ class Probes:
     def _loss(self, batch: TrainBatch, scores: TokenScores) -> Rows:
         training, device = self.settings.training, self.backend.device
         old = scores.log_probs if Corrections.need_old(training) else None
-        _, reference = self.scorer.log_probs_before(batch)
+        _, reference = self.train_step.log_probs_before(batch)
         scored = ScoredBatch(batch, old, reference, Corrections.of(batch, old, training))
         rows: Rows = [[] for _ in batch.tokens]
         for part in self.train_step.steps_of(batch):

@@ -9,11 +9,10 @@ from itertools import accumulate, pairwise
 import torch
 
 from kit.errors import StackError
-from kit.messages import TrainBatch
 from kit.models.packing import Packed, micro_batches, pack
 from kit.trainer.backend import TrainerBackend
 from kit.trainer.batch import worth_sharing
-from kit.trainer.learner import CRITIC, POLICY, REFERENCE
+from kit.trainer.learner import CRITIC, POLICY
 from kit.trainer.offload import out_of_memory
 from kit.trainer.process_group import NEVER, CancelToken
 from kit.trainer.settings import TrainerSettings
@@ -49,6 +48,7 @@ class LogProbScorer:
         parts: Parts | None = None,
         temperature: float | None = None,
         dropout: bool = False,
+        gradient: bool = False,
         cancel: CancelToken = NEVER,
     ) -> list[TokenScores]:
         """Score all samples with each of these models.
@@ -60,6 +60,7 @@ class LogProbScorer:
             parts: how the samples are packed; None takes the largest micro-batches.
             temperature: divides the logits; None takes that of sampling.
             dropout: in training mode, as in an update.
+            gradient: with the operations of an update's forward pass.
             cancel: stops between two micro-batches.
 
         Raises:
@@ -77,7 +78,9 @@ class LogProbScorer:
                 cancel.check()
                 lengths = [response_lengths[i] for i in members]
                 for name, score in zip(models, scores, strict=True):
-                    output = self.backend.log_probs(packed, temperature, name, dropout=dropout)
+                    output = self.backend.log_probs(
+                        packed, temperature, name, dropout=dropout, gradient=gradient
+                    )
                     logp, entropy = (x.split(lengths) for x in output)
                     for place, index in enumerate(members):
                         score.log_probs[index] = logp[place]
@@ -107,19 +110,6 @@ class LogProbScorer:
             for index, part in zip(members, parts, strict=True):
                 rows[index] = part
         return as_rows(rows)
-
-    def log_probs_before(
-        self, batch: TrainBatch, *, old: bool = False, cancel: CancelToken = NEVER
-    ) -> tuple[list[torch.Tensor] | None, list[torch.Tensor] | None]:
-        """(of the policy, if asked for; of the reference, where the loss has a KL), by sample."""
-        models = [POLICY] if old else []
-        if self.settings.training.kl_loss_coef and self.backend.has(REFERENCE):
-            models.append(REFERENCE)
-        if not models:
-            return None, None
-        scores = self.score(batch.tokens, batch.response_lengths, models, cancel=cancel)
-        by_model = {name: s.log_probs for name, s in zip(models, scores, strict=True)}
-        return by_model.get(POLICY), by_model.get(REFERENCE)
 
     def parts(
         self,

@@ -13,7 +13,6 @@ from kit.models.sharding import local
 from kit.trainer.backend import TrainerBackend
 from kit.trainer.learner import POLICY, REFERENCE
 from kit.trainer.process_group import NEVER
-from kit.trainer.scoring import LogProbScorer
 from kit.trainer.state import TrainerState, forked_random
 from kit.trainer.step import TrainStep
 
@@ -30,57 +29,52 @@ class Startup:
     reference_gap: float | None
     """Largest |actor - reference| log-prob; None once the actor has been trained."""
     changed_values: int
-    """Weights of which an update at learning rate 0 changed a bit."""
+    """Weights that an update at learning rate 0 changed; a zero may change its sign."""
     values: int
     """Weights there are."""
 
 
 def startup(
     backend: TrainerBackend,
-    scorer: LogProbScorer,
     train_step: TrainStep,
     state: TrainerState,
     batch: TrainBatch,
 ) -> Startup:
     """Look at a first update without making one. Everything is as before afterwards."""
     with forked_random(backend.device):
-        kl, clipped, entropy = _first_step(backend, scorer, batch)
-        gap = None if state.optimizer_steps else _reference_gap(backend, scorer, batch)
+        kl, clipped, entropy = _first_step(train_step, batch)
+        gap = None if state.optimizer_steps else _reference_gap(backend, train_step, batch)
         changed, values = _update_at_rate_zero(backend, train_step, state, batch)
     return Startup(kl, clipped, entropy, gap, changed, values)
 
 
-def _first_step(
-    backend: TrainerBackend, scorer: LogProbScorer, batch: TrainBatch
-) -> tuple[float, float, float]:
-    """(ppo_kl, clip fraction, entropy): old log-probs as they are scored, new ones as trained."""
-    training, temperature = scorer.settings.training, scorer.settings.temperature
+def _first_step(train_step: TrainStep, batch: TrainBatch) -> tuple[float, float, float]:
+    """(ppo_kl, clip fraction, entropy): old log-probs, and those of the update's first pass."""
+    training = train_step.settings.training
     low = 1 - training.eps_clip
     high = 1 + (training.eps_clip_high or training.eps_clip)
-    differences, entropies = [], []
-    for members, packed in scorer.parts(batch.tokens, batch.response_lengths):
-        old_R, _ = backend.log_probs(packed, temperature)
-        new_R, entropy_R = backend.log_probs(packed, temperature, dropout=True, gradient=True)
-        active_R = torch.tensor([m for i in members for m in batch.loss_masks[i]]).bool()
-        differences.append((old_R - new_R).cpu()[active_R].double())
-        entropies.append(entropy_R.cpu()[active_R].double())
-    difference_R, entropy_R = torch.cat(differences), torch.cat(entropies)
-    ratio_R = (-difference_R).exp()
+    (old, _), (new,) = (
+        train_step.log_probs_before(batch, [POLICY]),
+        train_step.score_as_updated(batch, [POLICY]),
+    )
+    assert old is not None
+    active_R = torch.tensor([m for mask in batch.loss_masks for m in mask]).bool()
+    old_R, new_R, entropy_R = (
+        torch.cat(rows).cpu()[active_R].double() for rows in (old, new.log_probs, new.entropies)
+    )
+    ratio_R = (new_R - old_R).exp()
     healthy = bool(entropy_R.isfinite().all()) and bool((entropy_R >= -1e-6).all())
     return (
-        float(difference_R.mean()),
+        float((old_R - new_R).mean()),
         float(((ratio_R < low) | (ratio_R > high)).double().mean()),
         float(entropy_R.mean()) if healthy else math.nan,
     )
 
 
-def _reference_gap(backend: TrainerBackend, scorer: LogProbScorer, batch: TrainBatch) -> float:
+def _reference_gap(backend: TrainerBackend, train_step: TrainStep, batch: TrainBatch) -> float:
     """Largest difference of a log-prob between the policy and the model of the start."""
-    parts = scorer.parts(batch.tokens, batch.response_lengths)
     with backend.with_reference():
-        policy, reference = scorer.score(
-            batch.tokens, batch.response_lengths, [POLICY, REFERENCE], parts=parts
-        )
+        policy, reference = train_step.score_as_updated(batch, [POLICY, REFERENCE])
     gap_T = (torch.cat(policy.log_probs) - torch.cat(reference.log_probs)).abs()
     return float(gap_T.max()) if bool(gap_T.isfinite().all()) else math.nan
 
@@ -101,10 +95,7 @@ def _update_at_rate_zero(
     weights = {name: local(value).clone() for name, value in backend.named_weights()}
     try:
         replace(train_step, settings=replace(settings, training=training)).update(batch, NEVER)
-        changed = [
-            (local(value).view(torch.int32) != weights[name].view(torch.int32)).sum()
-            for name, value in backend.named_weights()
-        ]
+        changed = [(local(value) != weights[name]).sum() for name, value in backend.named_weights()]
     finally:
         backend.recover()
         state.put_back(before)

@@ -20,7 +20,7 @@ from kit.messages import TrainBatch
 from kit.models.packing import Packed, pack, to_device
 from kit.trainer.backend import LossFn, TrainerBackend
 from kit.trainer.batch import flat, optimizer_steps, rank_share, worth_sharing
-from kit.trainer.learner import CRITIC, POLICY, LearnerSettings, learner_settings
+from kit.trainer.learner import CRITIC, POLICY, REFERENCE, LearnerSettings, learner_settings
 from kit.trainer.loss import (
     Corrections,
     LossSettings,
@@ -32,8 +32,8 @@ from kit.trainer.loss import (
     value_loss,
 )
 from kit.trainer.offload import out_of_memory
-from kit.trainer.process_group import CancelToken
-from kit.trainer.scoring import LogProbScorer
+from kit.trainer.process_group import NEVER, CancelToken
+from kit.trainer.scoring import LogProbScorer, TokenScores
 from kit.trainer.settings import TrainerSettings
 from kit.trainer.state import TrainerState
 
@@ -77,11 +77,10 @@ class TrainStep:
         training, steps = self.settings.training, self.steps_of(batch)
         # With one optimizer step the old weights are the present ones: nothing to compute.
         moves = len(steps) > 1 and not training.use_rollout_logprobs
-        old, reference = self.scorer.log_probs_before(
-            batch, old=moves or Corrections.need_old(training), cancel=cancel
-        )
+        models = [POLICY] if moves or Corrections.need_old(training) else []
+        old, reference = self.log_probs_before(batch, models, cancel=cancel)
         corrections = Corrections.of(batch, old, training)
-        scored = ScoredBatch(batch, old, reference, corrections)
+        scored = ScoredBatch(batch, old if moves else None, reference, corrections)
         before = self._few_log_probs(batch)
         rows = [self._step(scored, part, cancel) | corrections.metrics for part in steps]
         moved = {"train/update_kl": kl_of_update(before, self._few_log_probs(batch))}
@@ -94,6 +93,58 @@ class TrainStep:
         (scores,) = self.scorer.score([batch.tokens[i] for i in few], lengths)
         mask_R = torch.tensor([m for i in few for m in batch.loss_masks[i]])
         return torch.cat(scores.log_probs).cpu()[mask_R != 0]
+
+    def log_probs_before(
+        self, batch: TrainBatch, models: Sequence[str] = (), *, cancel: CancelToken = NEVER
+    ) -> tuple[list[torch.Tensor] | None, list[torch.Tensor] | None]:
+        """(of the policy, if it is named; of the reference, where the loss has a KL), by sample.
+
+        In the micro-batches of the update and with its operations: other shapes, or the kernels of
+        a pass without gradients, round otherwise, and no ratio would begin at 1.
+        """
+        names = {*models, REFERENCE} if self.settings.training.kl_loss_coef else set(models)
+        known = [name for name in (POLICY, REFERENCE) if name in names and self.backend.has(name)]
+        if not known:
+            return None, None
+        scores = self.score_as_updated(batch, known, cancel)
+        by_model = {name: s.log_probs for name, s in zip(known, scores, strict=True)}
+        return by_model.get(POLICY), by_model.get(REFERENCE)
+
+    def score_as_updated(
+        self, batch: TrainBatch, models: Sequence[str], cancel: CancelToken = NEVER
+    ) -> list[TokenScores]:
+        """Scores of a batch's samples as the forward passes of the next update would give them."""
+        try:
+            return self.scorer.score(
+                batch.tokens,
+                batch.response_lengths,
+                models,
+                parts=self._parts(batch),
+                dropout=True,
+                gradient=True,
+                cancel=cancel,
+            )
+        finally:
+            self.backend.recover()  # the gradients that these passes were ready for do not come
+
+    def _parts(self, batch: TrainBatch) -> Iterator[tuple[list[int], Packed]]:
+        """All samples in the micro-batches of the next update, of all ranks."""
+        world, limit = self._division()
+        share = worth_sharing(batch.tokens, batch.response_lengths, self.backend.device)
+        done: set[int] = set()
+        for part, rank in product(self.steps_of(batch), range(world)):
+            for members in rank_share(batch, part, world, limit, rank, share=share):
+                if not done.issuperset(members):
+                    yield members, self._packed(batch, members, share=share)
+                    done.update(members)
+
+    def _division(self) -> tuple[int, int]:
+        """(ranks, tokens of a micro-batch)."""
+        return self.settings.training.num_trainers, self.settings.max_tokens
+
+    def _packed(self, batch: TrainBatch, members: Sequence[int], *, share: bool) -> Packed:
+        rows = [batch.tokens[i] for i in members], [batch.response_lengths[i] for i in members]
+        return pack(*rows, share=share).to(self.backend.device)
 
     def steps_of(self, batch: TrainBatch) -> list[list[int]]:
         """Which samples each optimizer step of the next update takes."""
@@ -141,19 +192,15 @@ class TrainStep:
         self, scored: ScoredBatch, part: Sequence[int], learning: set[str], cancel: CancelToken
     ) -> MetricAccumulator:
         """Add up the gradients of an optimizer step, micro-batch by micro-batch."""
-        batch, training = scored.batch, self.settings.training
-        device, limit, rank = self.backend.device, self.settings.max_tokens, self.settings.rank
+        batch = scored.batch
+        device, rank = self.backend.device, self.settings.rank
         settings, sums = self.loss_settings(batch, part), MetricAccumulator(device)
         share = worth_sharing(batch.tokens, batch.response_lengths, device)
-        parts = rank_share(batch, part, training.num_trainers, limit, rank, share=share)
+        parts = rank_share(batch, part, *self._division(), rank, share=share)
         for number, members in enumerate(parts):
             cancel.check()
             indices = members or [part[0]]
-            packed = pack(
-                [batch.tokens[i] for i in indices],
-                [batch.response_lengths[i] for i in indices],
-                share=share,
-            ).to(device)
+            packed = self._packed(batch, indices, share=share)
             inputs = scored.inputs(indices, device, counts=bool(members))
             losses = self._losses(batch, indices, packed, inputs, settings)
             losses = {n: loss if n in learning else _muted(loss) for n, loss in losses.items()}

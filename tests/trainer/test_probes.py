@@ -12,7 +12,6 @@ import torch
 
 from kit.messages import TrainBatch
 from kit.models.sharding import whole
-from kit.models.state_dict import as_saved
 from kit.tiny import MODEL_DIR
 from kit.trainer.actor import Trainer
 from kit.trainer.probes import Samples, SamplingTransform
@@ -176,16 +175,3 @@ def test_checksums_fuse_what_sglang_fuses_and_know_both_dtypes(make: Make) -> No
     assert not [name for name in found if "q_proj" in name or "lm_head" in name]
     for sums in found.values():
         assert set(sums["float32"]).isdisjoint(sums["bfloat16"])
-
-
-def test_experts_are_handed_over_one_by_one() -> None:
-    both, down = torch.arange(24.0).view(2, 6, 2), torch.arange(12.0).view(2, 2, 3)
-    place = "model.layers.0.mlp.experts"
-    parts = dict(as_saved(f"{place}.gate_up_proj", both)) | dict(
-        as_saved(f"{place}.down_proj", down)
-    )
-    assert len(parts) == 6
-    assert torch.equal(parts[f"{place}.1.gate_proj.weight"], both[1, :3])
-    assert torch.equal(parts[f"{place}.1.up_proj.weight"], both[1, 3:])
-    assert torch.equal(parts[f"{place}.0.down_proj.weight"], down[0])
-    assert [name for name, _ in as_saved("model.norm.weight", down[0])] == ["model.norm.weight"]

@@ -14,6 +14,7 @@ from kit.reports import Cause, MismatchReport
 from kit.samples import Sample
 
 if TYPE_CHECKING:
+    from kit.messages import CacheUse
     from kit.rollout.sampler import PromptSampler
     from kit.stack.stack import Stack
 
@@ -62,6 +63,14 @@ class Experiments:
         """Mean |trainer - rollout| over these samples, to be explained."""
         return self.gap(self.trained, self.recorded)
 
+    @cached_property
+    def rounding(self) -> float:
+        """What rounding to the trainer's dtype does to the log-probs of plain Transformers."""
+        if self.stack.dtype == "float32":
+            return 0.0
+        rows = self.plainly([self.stack.dtype, "float32"])
+        return self.gap(rows[self.stack.dtype], rows["float32"])
+
     def gap(self, one: Rows, other: Rows) -> float:
         """Mean |difference| over trained tokens that both sides have."""
         return curves.mean(
@@ -100,11 +109,11 @@ class Experiments:
         rows = self.stack.probe("plainly", self._tokens(), list(dtypes), self.temperature)
         return dict(zip(dtypes, rows, strict=True))
 
-    def rescore(self, *, cached: bool, experts: bool = False) -> list[list[Any]]:
+    def rescore(self, *, cache: CacheUse, experts: bool = False) -> list[list[Any]]:
         """Log-probs that each engine computes for the samples, at temperature 1."""
         tokens = self._tokens()
         return self.stack.rescore(
-            tokens.tokens, tokens.response_lengths, cached=cached, experts=experts
+            tokens.tokens, tokens.response_lengths, cache=cache, experts=experts
         )
 
     def routing(self, forced: Any = None) -> Any:

@@ -151,7 +151,7 @@ def training_mode(lab: Experiments) -> Finding:
     still, moving = (lab.recompute(training_mode=mode) for mode in (False, True))
     apart = lab.gap(still, moving)
     lines = (f"the trainer in training mode against evaluation: mean difference {amount(apart)}",)
-    if not apart > lab.report.warn_above:
+    if not apart > max(lab.report.warn_above, 4 * lab.rounding):
         return Finding(lines)
     return Finding(lines, "dropout", _dropout_words(lab, "a pass as an update makes it", apart))
 
@@ -167,18 +167,24 @@ def _dropout_words(lab: Experiments, what: str, apart: float) -> str:
 
 
 def prefix_cache(lab: Experiments) -> Finding:
-    """Compare the engine's log-probs with and without its prefix cache."""
-    cached, fresh = (lab.rescore(cached=mode) for mode in (True, False))
-    apart = max(lab.gap(_scores(a), _scores(b)) for a, b in zip(cached, fresh, strict=True))
+    """Compare the engine's log-probs with its prefix cache and with one that was just filled.
+
+    A sequence that is computed in two parts is rounded otherwise than in one: where numbers are
+    coarse that alone looks like other weights, so it is measured.
+    """
+    present, refilled, fresh = (lab.rescore(cache=c) for c in ("present", "refilled", "none"))
+    apart = _apart(lab, present, refilled)
+    itself = _apart(lab, refilled, fresh)
     raw = lab.sampled([(1.0, 1.0, -1)])[0]
     against = max(lab.gap(raw, _scores(rows)) for rows in fresh)
     lines = (
-        f"the engine's log-probs with its prefix cache and without: mean difference "
+        f"the engine's log-probs with its prefix cache, and with one filled anew: mean difference "
         f"{amount(apart)}",
+        f"the engine against itself, its cache filled anew and without one: {amount(itself)}",
         f"the engine computing these tokens anew against the trainer, temperature 1: "
         f"{amount(against)}",
     )
-    if not apart > lab.report.warn_above:
+    if not apart > max(lab.report.warn_above, 3 * itself):
         return Finding(lines)
     words = (
         "Stale prefix cache: the engine goes on from prompts that it computed with other weights; "
@@ -186,6 +192,11 @@ def prefix_cache(lab: Experiments) -> Finding:
         "generate again; whatever else hands over weights must flush it too."
     )
     return Finding(lines, "stale_prefix_cache", words)
+
+
+def _apart(lab: Experiments, one: list[list[object]], other: list[list[object]]) -> float:
+    """Largest mean difference of an engine's log-probs, over all engines."""
+    return max(lab.gap(_scores(a), _scores(b)) for a, b in zip(one, other, strict=True))
 
 
 def _scores(rescored: list[object]) -> Rows:
@@ -290,7 +301,7 @@ def routing(lab: Experiments) -> Finding:
     own = lab.routing()
     if own is None:
         return Finding(("the model has no experts to route to",))
-    theirs = [row.experts for row in lab.rescore(cached=False, experts=True)[0]]
+    theirs = [row.experts for row in lab.rescore(cache="none", experts=True)[0]]
     if any(row is None for row in theirs):
         hint = "set engine.extra {enable_return_routed_experts: true} to have them compared"
         return Finding((f"the engine does not say where it routed tokens: {hint}",))
