@@ -291,7 +291,8 @@ class MismatchConfig(Section):
     interval: int = Field(default=0, ge=0)
     """Check trainer against engine every so many steps of `train`; 0 only when asked."""
     warn_above: Above0 | None = None
-    """Mean |trainer - rollout| log-prob; None: 1e-5 in float32, 0.02 in bfloat16."""
+    """Mean |trainer - rollout| log-prob; None: 1e-5 in float32; in bfloat16 0.02, or twice what
+    rounding does to this model, as measured at the start, if that is more."""
     fail_above: Above0 | None = None
     """None: 1e-3 in float32, 0.1 in bfloat16."""
     on_start: Literal["refuse", "warn", "skip"] = "refuse"

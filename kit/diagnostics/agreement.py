@@ -74,6 +74,8 @@ class Agreement:
     """Tokens of the longest sequence."""
     lost: tuple[str, ...]
     """Parameters of the engine that a sync does not give it, by SGLang's names."""
+    rounding: float = 0.0
+    """What computing in bfloat16 does to Transformers itself; 0 in float32."""
     reshaped: tuple[str, ...] = ()
     """Parameters that arrive, and that the engine keeps in a form of its own."""
     onset: str = ""
@@ -138,7 +140,7 @@ def check_agreement(config: SessionConfig, stack: Stack, sampler: PromptSampler)
     if record.is_file():
         with suppress(ValueError, TypeError):  # not whole: it is looked at again
             seen = Agreement(**json.loads(record.read_text(encoding="utf-8")))
-            stack.description["reshaped"] = list(seen.reshaped)
+            _keep(stack, seen)
             return
     try:
         agreement = measure(stack, sampler, longest)
@@ -154,13 +156,18 @@ def check_agreement(config: SessionConfig, stack: Stack, sampler: PromptSampler)
         with suppress(OSError):  # then it is looked at again
             record.parent.mkdir(parents=True, exist_ok=True)
             replace_file(record, json.dumps(asdict(agreement)) + "\n")
-    stack.description["reshaped"] = list(agreement.reshaped)
+    _keep(stack, agreement)
     if agreement.agrees:
         return
     problem = agreement.problem(config.model.name, features(Path(stack.model.path)))
     if how == "refuse":
         raise problem
     warnings.warn(str(problem), RuntimeWarning, stacklevel=2)
+
+
+def _keep(stack: Stack, agreement: Agreement) -> None:
+    """Keep with the stack what later comparisons of its two sides need to know."""
+    stack.description |= {"reshaped": agreement.reshaped, "rounding": agreement.rounding}
 
 
 def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
@@ -192,8 +199,8 @@ def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
     read = stack.rescore(samples.tokens, samples.response_lengths, cache="none")[0]
     exactness = "tf32" if stack.device == "cuda" else "float32"
     bound = BOUNDS["bfloat16" if coarse else exactness]
-    if rounded:
-        bound = max(bound, ROUNDINGS * _gap(rounded[0], exact))
+    rounding = _gap(rounded[0], exact) if rounded else 0.0
+    bound = max(bound, ROUNDINGS * rounding)
     prefill: Rows = [row.log_probs for row in read]
     tails = [row[len(row) - len(a.tokens) :] for row, a in zip(exact, answers, strict=True)]
     gaps = {
@@ -208,6 +215,7 @@ def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
     return Agreement(
         **gaps,
         bound=bound,
+        rounding=rounding,
         longest=max(map(len, tokens)),
         lost=lost,
         reshaped=tuple(stack.compare_weights().different) if alone and not lost else (),

@@ -29,6 +29,7 @@ def started(
         "data": {"source": "tiny:addition"},
         "training": {"rollout_batch_size": 8, "learning_rate": 1e-3},
         "engine": {"replicas": 1, "weight_noise": weight_noise, "extra": engine or {}},
+        "mismatch": {"on_start": "skip"},  # what a start would refuse is to be found afterwards
     }
     with RLSession.start(SessionConfig(**config | settings)) as session:
         yield session

@@ -67,6 +67,7 @@ def check(
         trained,
         config=config.mismatch,
         dtype=stack.dtype,
+        rounding=stack.description.get("rounding", 0.0),
         trainer_version=stack.trainer_version,
         token_text=sampler.token_text,
     )
@@ -142,6 +143,7 @@ def compare(
     *,
     config: MismatchConfig,
     dtype: str,
+    rounding: float = 0.0,
     trainer_version: int,
     token_text: Callable[[int], str],
 ) -> MismatchReport:
@@ -155,6 +157,7 @@ def compare(
         train_log_probs: the trainer's, by sample and response token.
         config: thresholds, where set.
         dtype: of the computation; gives the thresholds that are not set.
+        rounding: what rounding to it does to the model's log-probs, where that is known.
         trainer_version: weight version the trainer holds now.
         token_text: a token id as text, for the list of the worst tokens.
     """
@@ -163,7 +166,7 @@ def compare(
     signed = [d.difference for d in differences]
     gaps = [abs(x) for x in signed]
     mean, ratios = curves.mean(gaps), [ratio(x) for x in signed]
-    warn, fail = thresholds(config, dtype)
+    warn, fail = thresholds(config, dtype, rounding)
     versions = tuple(sorted({v for sample in samples for v in sample.weight_versions}))
     stale = any(version != trainer_version for version in versions)
     verdict = "fail" if unaligned(samples) else _verdict(mean, warn, fail, stale)
@@ -204,9 +207,13 @@ def _token_differences(
     ]
 
 
-def thresholds(config: MismatchConfig, dtype: str) -> tuple[float, float]:
-    """Mean |difference| above which to warn, and to fail."""
+def thresholds(config: MismatchConfig, dtype: str, rounding: float = 0.0) -> tuple[float, float]:
+    """Mean |difference| above which to warn, and to fail.
+
+    Both sides round, each in its own way, so twice the rounding of one is no mismatch.
+    """
     warn_default, fail_default = THRESHOLDS[dtype]
+    warn_default = max(warn_default, 2 * rounding)
     # A default gives way to a threshold that is set on its other side.
     warn = config.warn_above or min(warn_default, config.fail_above or math.inf)
     return warn, config.fail_above or max(fail_default, warn)

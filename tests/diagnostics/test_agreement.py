@@ -1,0 +1,128 @@
+"""A session starts only with a model that trainer, engine and Transformers compute alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit import RLSession, SessionConfig
+from kit.diagnostics import agreement
+from kit.errors import ModelError, StackError
+from tests.cases import slow
+from tests.families import FAMILIES, WINDOW, make_model
+
+ROWS = [{"prompt": f"{a}+{a + 1}=", "label": str(2 * a + 1)} for a in range(12, 20)]
+
+REFUSED = {
+    "Apertus": "the engine",
+    "Cohere": "(?s)the engine.*logit_scale 0.25",
+    "Cohere2": f"begins after sliding_window {WINDOW} tokens",
+    "Gemma": "the engine",
+    "Gemma2": "soft cap|final_logit_softcapping",
+    "Mistral, window": f"(?s)the engine.*begins after sliding_window {WINDOW} tokens",
+    "NanoChat": "final_logit_softcapping",
+    "Phi": "bias in its output layer",
+    "StableLm": "cannot be computed",
+}
+"""What a start says of families that engine or trainer computes otherwise than Transformers."""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own, so that nothing counts as seen."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "kit" / "agreement"
+
+
+@contextmanager
+def started(model: str | Path, **settings: Any) -> Iterator[RLSession]:
+    if other := RLSession.current():
+        other.close()
+    config = {
+        "model": {"name": str(model)},
+        "device": "cpu",
+        "rollout": {"max_response_len": 24},
+        "engine": {"replicas": 1},
+        "training": {
+            "rollout_batch_size": 2,
+            "n_samples_per_prompt": 2,
+            "learning_rate": 1e-2,
+        },
+    }
+    with RLSession.start(SessionConfig(**config | settings), data=ROWS) as session:
+        yield session
+
+
+def trained_and_synced(session: RLSession) -> None:
+    """One update that moves all weights; afterwards both sides agree and everything arrived."""
+    rollout = session.score(session.generate(), reward=lambda sample: float(sample.index % 2))
+    session.update(session.advantages(rollout))
+    report = session.sync(verify=True)
+    assert report.verified == len(session.debug.stack.checksums()[0])
+    assert session.check_mismatch(session.generate()).verdict == "pass"
+
+
+def test_what_agrees_is_noted_and_not_looked_at_again(cache: Path) -> None:
+    with started("tiny") as session:
+        trained_and_synced(session)
+    (record,) = cache.iterdir()
+    seen = json.loads(record.read_text())
+    assert max(seen["trainer"], seen["prefill"], seen["decode"]) < 1e-5
+    assert seen["longest"] > 40
+    assert not seen["lost"]
+    record.write_text(json.dumps(seen | {"reshaped": ["a.weight"]}))
+    with started("tiny") as session:
+        assert session.debug.stack.description["reshaped"] == ["a.weight"]
+
+
+def test_a_window_that_the_engine_ignores_is_refused_with_numbers_and_place(
+    tmp_path: Path, cache: Path
+) -> None:
+    folder = make_model(tmp_path / "model", "Mistral, window")
+    with pytest.raises(ModelError, match=REFUSED["Mistral, window"]) as caught, started(folder):
+        pass
+    assert "the trainer is" not in str(caught.value)  # which attends through windows
+    assert RLSession.current() is None
+    assert not cache.exists()
+    warned = pytest.warns(RuntimeWarning, match="otherwise than Transformers")
+    with warned, started(folder, mismatch={"on_start": "warn"}) as session:
+        assert session.generate()
+
+
+def test_sequences_are_longer_than_the_windows_that_a_response_can_reach(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"sliding_window": 100}))
+    assert agreement.sequence_length(tmp_path, 512, 100) == agreement.SHORTEST
+    assert agreement.sequence_length(tmp_path, 512, 101) > 100 + agreement.WRITTEN
+    assert agreement.sequence_length(tmp_path, 110, 110) == 110
+    off = {"sliding_window": 100, "use_sliding_window": False}
+    (tmp_path / "config.json").write_text(json.dumps(off))
+    assert agreement.sequence_length(tmp_path, 512, 400) == agreement.SHORTEST
+
+
+def test_experts_of_mixtral_reach_the_engine(tmp_path: Path) -> None:
+    with started(make_model(tmp_path / "model", "Mixtral")) as session:
+        trained_and_synced(session)
+
+
+def test_bfloat16_agrees_within_its_rounding_and_nothing_is_named_as_a_cause() -> None:
+    with started("tiny", model={"name": "tiny", "dtype": "bfloat16"}) as session:
+        assert session.debug.stack.description["rounding"] > 0
+        report = session.check_mismatch(session.generate(), deep=True)
+        assert (report.verdict, report.cause_kind) == ("pass", "none")
+
+
+@pytest.mark.parametrize("family", slow(*FAMILIES))
+def test_each_family_is_accepted_or_refused_rightly(tmp_path: Path, family: str) -> None:
+    folder = make_model(tmp_path / "model", family)
+    if family in REFUSED:
+        refused = pytest.raises((ModelError, StackError), match=REFUSED[family])
+        with refused, started(folder):
+            pass
+    else:
+        with started(folder) as session:
+            trained_and_synced(session)
