@@ -193,10 +193,6 @@ class Engine:
         """A checksum of each weight by SGLang's names, for each of its devices."""
         return await verify.engine_checksums(self._sglang.tokenizer_manager)
 
-    async def erase(self) -> None:
-        """Overwrite all parameters with NaN, so that the next sync shows what it writes."""
-        await verify.engine_checksums(self._sglang.tokenizer_manager, "erase")
-
     # ---- weights from trainers -----------------------------------------------------------------
 
     async def receive_weights(
@@ -205,6 +201,7 @@ class Engine:
         *handles: Handle,
         last: bool = True,
         flush_cache: bool = True,
+        erase: bool = False,
         after: Any = None,
     ) -> tuple[int, int]:
         """Take new weights and forget the cached prefixes of the old ones: (tensors, bytes).
@@ -216,12 +213,14 @@ class Engine:
             handles: where the weights are, for each of the engine's devices.
             last: whether no other bucket follows.
             flush_cache: False keeps the prefixes, which no longer fit the weights.
+            erase: overwrite all weights first, to see what arrives.
             after: the answer for the bucket before, which Ray has to have first.
 
         Raises:
             StackError: the model is unknown, or SGLang refused the weights.
         """
-        await self.weights.receive(handles, version, last=last, flush_cache=flush_cache)
+        how = {"last": last, "flush_cache": flush_cache, "erase": erase}
+        await self.weights.receive(handles, version, **how)
         return len(handles[0].entries), handles[0].size
 
     async def receive_broadcast(
@@ -231,13 +230,15 @@ class Engine:
         *,
         last: bool = True,
         flush_cache: bool = True,
+        erase: bool = False,
         after: Any = None,
     ) -> tuple[int, int]:
         """Take weights that rank 0 sends to all engines; `spec` is what will come.
 
         Other arguments, the result and errors are those of `receive_weights`.
         """
-        await self.weights.receive_broadcast(spec, version, last=last, flush_cache=flush_cache)
+        how = {"last": last, "flush_cache": flush_cache, "erase": erase}
+        await self.weights.receive_broadcast(spec, version, **how)
         return len(spec.entries), spec.size
 
     async def meet_trainer(

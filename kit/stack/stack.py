@@ -409,9 +409,7 @@ class Stack:
     ) -> tuple[int, int]:
         self.weights.interrupted = True  # until all is sent, nobody generates
         self.offload.make_room_for_sync()
-        if erase:
-            self.engines.ask("erase")
-        return self.weights.send(version, exact=exact, flush_cache=flush_cache)
+        return self.weights.send(version, exact=exact, flush_cache=flush_cache, erase=erase)
 
     # ---- trainers ------------------------------------------------------------------------------
 

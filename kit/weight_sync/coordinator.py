@@ -91,7 +91,13 @@ class WeightSync:
         self._group: BroadcastGroup | None = None
 
     def send(
-        self, version: int, *, exact: bool, flush_cache: bool, model: str = POLICY
+        self,
+        version: int,
+        *,
+        exact: bool,
+        flush_cache: bool,
+        erase: bool = False,
+        model: str = POLICY,
     ) -> tuple[int, int]:
         """Give all engines the trainers' weights as `version`: (tensors, bytes).
 
@@ -99,6 +105,7 @@ class WeightSync:
             version: their number.
             exact: without the disturbance.
             flush_cache: False keeps the engines' prefixes, which no longer fit the weights.
+            erase: overwrite all weights of the engines first, to see what arrives.
             model: whose weights.
 
         Raises:
@@ -109,7 +116,8 @@ class WeightSync:
         self.interrupted = True
         group = None if self._layout.colocate else self._open()
         try:
-            answer = self._in_buckets(group, model, version, exact, flush_cache)
+            how = {"flush_cache": flush_cache, "erase": erase}
+            answer = self._in_buckets(group, model, version, exact, how)
         except BaseException:
             for actor in self._engines.actors:  # else it would stay paused
                 actor.go_on.remote()
@@ -122,7 +130,12 @@ class WeightSync:
         return answer
 
     def _in_buckets(
-        self, group: BroadcastGroup | None, model: str, version: int, exact: bool, flush_cache: bool
+        self,
+        group: BroadcastGroup | None,
+        model: str,
+        version: int,
+        exact: bool,
+        how: dict[str, bool],
     ) -> tuple[int, int]:
         """Send and receive bucket by bucket, and wait for all of it."""
         count = self.buckets[model]
@@ -133,8 +146,7 @@ class WeightSync:
             free = received[bucket - SLOTS] if bucket >= SLOTS else []
             sent.append(self._ask_trainers(group, model, version, exact, bucket, free))
             before = received[-1] if received else [None] * len(self._engines.actors)
-            last = bucket == count - 1
-            how = {"last": last, "flush_cache": flush_cache}
+            how = {**how, "last": bucket == count - 1, "erase": how["erase"] and not bucket}
             received.append(self._ask_engines(group, model, version, bucket, sent[-1], before, how))
         # Engines first: of one that has died, the trainer's own error would only be a consequence.
         answers = self._wait([call for calls in (*received, *sent) for call in calls], "sync")

@@ -22,6 +22,7 @@ from kit.weight_sync.transport import (
     serialize,
     unknown_model,
 )
+from kit.weight_sync.verify import engine_checksums
 
 PATIENCE = 600.0
 """Seconds that new weights wait for responses that are being written."""
@@ -118,7 +119,7 @@ class WeightReceiver:
         Args:
             handles: where it is, for each of the engine's devices.
             version: the number of the sync.
-            how: `last` and `flush_cache`, as `_load` takes them.
+            how: `last`, `flush_cache` and `erase`, as `_load` takes them.
 
         Raises:
             StackError: the model is unknown, or SGLang refused the weights.
@@ -161,6 +162,7 @@ class WeightReceiver:
         *,
         last: bool = True,
         flush_cache: bool = True,
+        erase: bool = False,
     ) -> None:
         """Load a bucket, and go on generating after the last one.
 
@@ -170,7 +172,10 @@ class WeightReceiver:
             version: the number of the sync.
             last: whether no other bucket follows.
             flush_cache: False keeps the cached prefixes, which no longer fit the weights.
+            erase: overwrite all weights first.
         """
+        if erase:
+            await engine_checksums(self._manager(), "erase")
         success, message = await load(
             load_format="flattened_bucket",
             flush_cache=flush_cache and last,
