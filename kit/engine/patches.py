@@ -118,11 +118,11 @@ def register_weight_checks() -> None:
     weight_checker._hash_tensor = checksum
     handle = kind.handle
 
-    def handle_erase(checker: Any, action: str, *args: Any, **kwargs: Any) -> Any:
+    def handle_erase(self: Any, action: str, *args: Any, **kwargs: Any) -> Any:
         if action != "erase":
-            return handle(checker, action, *args, **kwargs)
+            return handle(self, action, *args, **kwargs)
         with torch.no_grad():
-            for value in checker._get_model().parameters():
+            for value in self._get_model().parameters():
                 if value.is_floating_point():
                     value.fill_(torch.nan)
         return None
