@@ -34,9 +34,11 @@ LIBRARIES = {
         "_hash_tensor",
         "_is_non_persistent_buffer_name",
     },
+    "kit/engine/patches.py": {"_hash_tensor"},
     "kit/lifecycle/start.py": {"_shutdown_message"},
     "kit/models/attention.py": {"_varlen_attn", "_varlen_attn_backward"},
     "kit/models/compile.py": {"_dynamo"},
+    "kit/models/state_dict.py": {"_non_persistent_buffers_set", "_weight_conversions"},
     "kit/rewards/timeouts.py": {"_current_frames"},
     "kit/runs/kernel_extension.py": {"_shutdown_message"},
     "kit/models/sharding.py": {

@@ -104,6 +104,8 @@ def _first_folders() -> list[Path]:
                 break
             if any(folder.is_relative_to(place) for place in packages):
                 continue  # what a package brings along for itself, as Ray does psutil
+            if any(folder.glob("*.dist-info")):
+                continue  # packages that were installed there, as by pip's --target
             if folder not in library and folder.parent not in library and folder.is_dir():
                 folders.append(folder)
     return [folder for folder in dict.fromkeys(folders) if folder != ours]

@@ -49,6 +49,17 @@ def test_what_a_package_brings_along_for_itself_hides_nothing(
     check_hidden_packages()
 
 
+def test_packages_in_a_folder_of_their_own_hide_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `pip install --target` leaves them, for PYTHONPATH."""
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "__init__.py").write_text("")
+    (tmp_path / "ray-9.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    check_hidden_packages()
+
+
 def test_a_file_beside_a_script_is_named_though_the_script_runs_elsewhere(tmp_path: Path) -> None:
     beside = tmp_path / "scripts"
     beside.mkdir()
