@@ -40,11 +40,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @contextmanager
-def started(model: str | Path, **settings: Any) -> Iterator[RLSession]:
+def started(directory: str | Path, **settings: Any) -> Iterator[RLSession]:
     if other := RLSession.current():
         other.close()
     config = {
-        "model": {"name": str(model)},
+        "model": {"name": str(directory)},
         "device": "cpu",
         "rollout": {"max_response_len": 24},
         "engine": {"replicas": 1},
