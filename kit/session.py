@@ -91,8 +91,9 @@ class RLSession:
             data: training prompts instead of `data.source`: another source, a list of rows, or a
                 `datasets.Dataset`.
             eval_data: held-out prompts in the same forms.
-            reward: a function `f(sample) -> float` or `f(samples) -> list[float]`, or a built-in's
-                name, instead of `reward` in the configuration.
+            reward: a function `f(sample) -> float` or `f(samples) -> list[float]`, a built-in's
+                name, or several with weights, `{"math": 0.9, "short": (function, 0.1)}`, instead of
+                `reward` in the configuration; docs/rewards.md has all forms.
             advantage: a function `f(rollout)` that returns a number for each sample, or a list of
                 numbers for each, one a response token; instead of `advantage_estimator`.
             loss: a function `f(logp_T, old_logp_T, advantage_T)` of tensors over response tokens

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from itertools import combinations
-from typing import Any
 
 from kit.reports import RewardDifference, RewardFailure, RewardTrial, Scoring
-from kit.rewards.outcomes import function_name, traceback_text
-from kit.rewards.registry import BuiltIn
+from kit.rewards.outcomes import traceback_text
 from kit.rewards.runner import Scored, score_each
-from kit.rewards.signature import Reward, reward_function
+from kit.rewards.signature import Reward, reward_name
 from kit.samples import Rollout
 from kit.tracking.metrics import zero_std_groups
 
@@ -52,19 +50,13 @@ def scoring(rollout: Rollout, reward: Reward) -> Scoring:
         rollout=result,
         seconds=seconds,
         call_seconds=tuple(one.seconds for one in scored),
-        failures=_failures(scored, reward_function(reward)),
+        failures=_failures(scored),
         zero_variance_groups=zero_std_groups(result).total(),
         left_out_groups=sum(any(s.reward is None for s in group) for group in result.groups()),
     )
 
 
-def reward_name(reward: Reward) -> str:
-    """Name of a reward: `exact`, `0.9*math + 0.1*format`, a function's or class's name."""
-    function: Any = reward_function(reward) if isinstance(reward, (str, Mapping)) else reward
-    return function.name if isinstance(function, BuiltIn) else function_name(function)
-
-
-def _failures(scored: Iterable[Scored], function: Callable[..., Any]) -> tuple[RewardFailure, ...]:
+def _failures(scored: Iterable[Scored]) -> tuple[RewardFailure, ...]:
     by_message: dict[str, list[Scored]] = {}
     for one in scored:
         if one.exception is not None:
@@ -72,7 +64,7 @@ def _failures(scored: Iterable[Scored], function: Callable[..., Any]) -> tuple[R
     failures = [
         RewardFailure(
             message,
-            traceback_text(members[0].exception, function) if members[0].exception else "",
+            traceback_text(members[0].exception, members[0].function),
             tuple(one.sample for one in members),
         )
         for message, members in by_message.items()

@@ -165,7 +165,7 @@ class SessionParts:
         from kit.memory.plan import plan_for
         from kit.models import dropout
         from kit.models.source import find
-        from kit.rewards.runner import check_reward
+        from kit.rewards.signature import check_reward
         from kit.stack.stack import Stack
         from kit.utils.hardware import pick_device
 
@@ -234,7 +234,7 @@ class SessionParts:
 
     def take_reward(self, reward: Reward) -> None:
         """Make a reward the session's own. Raises RewardError for one that cannot be called."""
-        from kit.rewards.runner import check_reward
+        from kit.rewards.signature import check_reward
 
         check_reward(reward)
         self.reward = reward

@@ -14,7 +14,8 @@
                         a process for graders that compute with what a model wrote
     helper_process.py   what both are: requests in, lines of JSON out, killed if need be
 
-A reward is a built-in's name, a mapping of weights, or plain Python run in the caller's process:
+A reward is a built-in's name, plain Python run in the caller's process, or several of these with
+weights, `{"math": 0.9, "short": (short, 0.1)}`; docs/rewards.md has all forms.
 
     def short_and_right(sample):            # one Sample, one number
         return float(sample.response.strip() == sample.label) - 0.01 * sample.response_length

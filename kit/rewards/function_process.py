@@ -20,7 +20,7 @@ import cloudpickle
 
 from kit.errors import RewardError
 from kit.rewards.helper_process import HelperProcess
-from kit.rewards.outcomes import RemoteFailureError, function_name
+from kit.rewards.outcomes import RemoteFailureError, Value, function_name
 from kit.rewards.timeouts import GRACE_SECONDS, LIMIT, Outcome, RewardTimeoutError
 from kit.samples import Sample
 
@@ -103,7 +103,7 @@ def _outcome(row: dict[str, Any], limit: float | None) -> Outcome:
         error = RewardTimeoutError(limit or 0.0)
     elif row["error"] is not None:
         error = RemoteFailureError(row["error"], row["traceback"])
-    return Outcome(row["reward"], error, row["seconds"])
+    return Outcome(Value(row["reward"] or 0.0, row["parts"]), error, row["seconds"])
 
 
 @dataclass(frozen=True, slots=True)

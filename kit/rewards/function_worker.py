@@ -62,10 +62,11 @@ def scored(function: Callable[..., Any], samples: Any, seconds: float | None) ->
             reply["scored"] = [
                 {
                     "reward": one.sample.reward,
+                    "parts": one.sample.reward_parts,
                     "error": one.sample.error,
                     "seconds": one.seconds,
                     "late": isinstance(one.exception, RewardTimeoutError),
-                    "traceback": traceback_text(one.exception, function) if one.exception else "",
+                    "traceback": traceback_text(one.exception, function),
                 }
                 for one in score_each(samples, function, movable=False)
             ]

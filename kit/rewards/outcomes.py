@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
 from inspect import unwrap
@@ -30,6 +31,53 @@ class RemoteFailureError(Exception):
     def __init__(self, message: str, traceback: str = "") -> None:
         super().__init__(message)
         self.traceback = traceback
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A reward, and its parts by name where it has some."""
+
+    reward: float
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+_TOTALS = ("score", "reward")
+"""Keys of a mapping under which the reward itself is."""
+
+
+def to_value(value: Any) -> Value:
+    """Convert to a reward, with the parts of one that is a mapping.
+
+    The reward of a mapping is its `score` or `reward`; its other numbers are the parts. Without
+    either it is the sum of the parts. Raises NotARewardError for everything else.
+    """
+    if isinstance(value, Value):
+        return value
+    if not isinstance(value, Mapping):
+        return Value(to_reward(value))
+    total = next((name for name in _TOTALS if name in value), None)
+    parts = {}
+    for name, part in value.items():
+        if name == total or (total is not None and not _is_number(part)):
+            continue  # verl's functions also return what they read, as text
+        if not isinstance(name, str):
+            raise NotARewardError(
+                f"the reward function returned {describe(value)} whose key {name!r} is no name"
+            )
+        try:
+            parts[name] = to_reward(part)
+        except NotARewardError as error:
+            raise NotARewardError(f"in {name!r}: {error}") from None
+    if total is not None:
+        return Value(to_reward(value[total]), parts)
+    if not parts:
+        raise NotARewardError("the reward function returned an empty mapping")
+    return Value(sum(parts.values()), parts)
+
+
+def _is_number(value: Any) -> bool:
+    scalar = getattr(value, "shape", None) == () and hasattr(value, "item")
+    return scalar or isinstance(value, (Real, Decimal))
 
 
 def to_reward(value: Any) -> float:
@@ -85,16 +133,16 @@ def failure_message(error: BaseException, function: Callable[..., Any]) -> str:
     return f"{message} (line {line} of reward function)" if line else message
 
 
-def traceback_text(error: BaseException, function: Callable[..., Any]) -> str:
+def traceback_text(error: BaseException | None, function: Callable[..., Any] | None) -> str:
     """Traceback of an exception, from the reward function's own frame on.
 
     Empty where the function returned a value that is no number, and raised nothing.
     """
-    if isinstance(error, NotARewardError):
+    if error is None or isinstance(error, NotARewardError):
         return ""
     if isinstance(error, RemoteFailureError):
         return error.traceback
-    code = getattr(code_owner(function), "__code__", None)
+    code = getattr(code_owner(function), "__code__", None) if function else None
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code is not code:
         trace = trace.tb_next

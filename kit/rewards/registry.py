@@ -108,14 +108,7 @@ def check(config: RewardConfig) -> None:
     for name in names:
         if name not in BUILT_IN:
             raise _unknown(name)
-    for name, weight in config.weights.items():
-        if not math.isfinite(weight):
-            raise RewardError(f"reward.weights: {name} is {weight}.", fix="give it a number.")
-    if config.weights and not any(config.weights.values()):
-        raise RewardError(
-            "reward.weights: all are 0, so every reward would be 0.",
-            fix="give at least one a weight, such as {math: 0.9, format: 0.1}.",
-        )
+    check_weights(config.weights)
     if "format" in names:
         verifiers.compile_pattern(_pattern(config.format_pattern))
     elif config.format_pattern:
@@ -123,6 +116,18 @@ def check(config: RewardConfig) -> None:
             f"reward.format_pattern is set to {config.format_pattern!r}, but the reward does not "
             "look at it.",
             fix="set reward.name: format, or give format a weight: {exact: 0.9, format: 0.1}.",
+        )
+
+
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Raise RewardError for weights that are no numbers, or all 0."""
+    for name, weight in weights.items():
+        if not math.isfinite(weight):
+            raise RewardError(f"The weight of the reward {name} is {weight}.", fix="give a number.")
+    if weights and not any(weights.values()):
+        raise RewardError(
+            "The weights of the rewards are all 0, so every reward would be 0.",
+            fix="give at least one a weight, such as {math: 0.9, format: 0.1}.",
         )
 
 
@@ -220,5 +225,5 @@ def _unknown(name: str) -> RewardError:
     return RewardError(
         f"There is no built-in reward {name!r}.",
         fix=f"{did_you_mean(name, BUILT_IN)} A function of your own goes to "
-        "session.score(rollout, reward=my_function).",
+        "RLSession.start(config, reward=my_function), or to score and train.",
     )

@@ -14,7 +14,7 @@ import asyncio
 import inspect
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence, Set
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -28,8 +28,8 @@ from kit.rewards.event_loop import (
     result,
     run_in_time,
 )
-from kit.rewards.outcomes import NotARewardError, describe, failure_message, to_reward
-from kit.rewards.signature import Reward, is_async, reward_function, takes_batch
+from kit.rewards.outcomes import NotARewardError, describe, failure_message, to_value
+from kit.rewards.signature import Form, Part, Reward, reward_parts
 from kit.rewards.timeouts import (
     GRACE_SECONDS,
     LIMIT,
@@ -56,6 +56,8 @@ class Scored:
     """How long its own call took; None where one call scored all samples, or none was made."""
     exception: BaseException | None = None
     """What was raised instead of a reward, with its traceback."""
+    function: Callable[..., Any] | None = None
+    """What raised it."""
 
 
 def score_samples(samples: Sequence[Sample], reward: Reward) -> list[Sample]:
@@ -63,10 +65,13 @@ def score_samples(samples: Sequence[Sample], reward: Reward) -> list[Sample]:
 
     Args:
         samples: those that were aborted keep no reward and are not shown to the function.
-        reward: a built-in's name, weights by name, or a function. A function gets one sample and
-            returns one number; where its parameter is called `samples` (or `rollout`, `batch`)
-            or annotated as a list or sequence, it gets all of them and returns one number each.
-            It may be async: calls for single samples then wait together.
+        reward: a built-in's name or a function; or several of them, with weights: by name,
+            `{"math": 0.9, "short": (my_function, 0.1)}`, or as a list. A function gets one sample
+            and returns one number; where its parameter is called `samples` (or `rollout`,
+            `batch`) or annotated as a list or sequence, it gets all of them and returns one number
+            each. `signature.py` lists the forms of other libraries. A mapping in place of a number
+            holds the parts of the reward. A function may be async: calls for single samples then
+            wait together.
 
     A sample whose reward fails is marked `Status.FAILED` with the reason in `error`; a batch
     function that raises marks all. Scoring again gives a marked sample its status back.
@@ -105,22 +110,83 @@ class Scoring:
 
     def __init__(self, reward: Reward, *, movable: bool = True) -> None:
         """Raise RewardError for a reward that cannot be called."""
-        self.scored: dict[int, Scored] = {}
-        """What is scored so far, by place."""
-        self._function = reward_function(reward)
-        self._whole = takes_batch(self._function)
-        self._movable = movable
-        self._moved = function_process.moved(self._function) if movable else None
-        self._async = is_async(self._function)
-        self._waiting: dict[int, Sample] = {}
-        self._calls: _AsyncCalls | None = None
+        self._parts = reward_parts(reward)
+        self._scorings = [FunctionScoring(part.function, movable) for part in self._parts]
 
     def __enter__(self) -> Self:
-        if self._async and self._movable and not self._whole and not self._process:
-            self._calls = _AsyncCalls(self._function)
+        for scoring in self._scorings:
+            scoring.begin()
         return self
 
     def __exit__(self, *_: object) -> None:
+        for scoring in self._scorings:
+            scoring.close()
+
+    def add(self, place: int, sample: Sample) -> None:
+        """Score one more sample; `place` is its index in the rollout."""
+        for scoring in self._scorings:
+            scoring.add(place, sample)
+
+    def finish(self) -> None:
+        """Score what is left. Raises RewardError for the wrong number of rewards."""
+        for scoring in self._scorings:
+            scoring.finish()
+
+    @property
+    def scored(self) -> dict[int, Scored]:
+        """What is scored so far, by place."""
+        first, *others = [scoring.scored for scoring in self._scorings]
+        if not others and self._parts[0].weight == 1.0:
+            return first
+        return {
+            place: _sum(self._parts, [one, *(other[place] for other in others)])
+            for place, one in first.items()
+            if all(place in other for other in others)
+        }
+
+
+def _sum(parts: Sequence[Part], scored: Sequence[Scored]) -> Scored:
+    """One sample, scored by all parts: the weighted sum, or the first failure."""
+    values: dict[str, float] = {}
+    total = 0.0
+    for part, one in zip(parts, scored, strict=True):
+        if one.sample.reward is not None:
+            total += part.weight * one.sample.reward
+            values[part.name] = one.sample.reward
+            for name, value in one.sample.reward_parts.items():
+                values[f"{part.name}/{name}"] = value
+    took = [one.seconds for one in scored if one.seconds is not None]
+    seconds = sum(took) if took else None
+    for part, one in zip(parts, scored, strict=True):
+        if one.sample.reward is None:
+            error = f"{part.name}: {one.sample.error}" if one.sample.error else None
+            sample = replace(one.sample, error=error, reward_parts=values)
+            return Scored(sample, seconds, one.exception, one.function)
+    return Scored(scored[0].sample.with_reward(total, values), seconds)
+
+
+class FunctionScoring:
+    """Scores samples with one function; the part of `Scoring` for it."""
+
+    def __init__(self, function: Callable[..., Any], movable: bool = True) -> None:
+        """Raise RewardError for a function that cannot be called."""
+        self.scored: dict[int, Scored] = {}
+        self._function = function
+        self._form = Form.of(function)
+        self._bound = self._form.bind(function)
+        self._whole = self._form.whole
+        self._movable = movable
+        self._moved = function_process.moved(self._function) if movable else None
+        self._waiting: dict[int, Sample] = {}
+        self._calls: _AsyncCalls | None = None
+
+    def begin(self) -> None:
+        """Start the event loop of an async function."""
+        if self._form.awaits and self._movable and not self._whole and not self._process:
+            self._calls = _AsyncCalls(self._bound)
+
+    def close(self) -> None:
+        """End the event loop of an async function."""
         if self._calls:
             self._calls.close()
 
@@ -158,9 +224,9 @@ class Scoring:
     @property
     def _callable(self) -> Callable[..., Any]:
         """The function; awaited in the caller's thread where it must not leave that."""
-        if self._movable or not self._async:
-            return self._function
-        return lambda argument: asyncio.run(self._function(argument))
+        if self._movable or not self._form.awaits:
+            return self._bound
+        return lambda argument: asyncio.run(self._bound(argument))
 
     def _settle(
         self, samples: Mapping[int, Sample], outcomes: Sequence[Outcome], misfit: Misfit = ""
@@ -200,7 +266,7 @@ class Scoring:
             self._settle(samples, self._in_main_thread(list(samples.values())))
         else:
             calls.close()
-            self._calls = _AsyncCalls(self._function)
+            self._calls = _AsyncCalls(self._bound)
             for place, sample in samples.items():
                 self._calls.add(place, sample)
             self._finish_async(self._calls, samples)
@@ -276,11 +342,6 @@ class _AsyncCalls:
         return await self._function(sample)
 
 
-def check_reward(reward: Reward) -> None:
-    """Raise RewardError for a reward that `score_samples` could not call."""
-    takes_batch(reward_function(reward))
-
-
 def failure_summary(samples: Iterable[Sample]) -> list[str]:
     """Why samples failed, most frequent reason first: `3 of 8 samples: KeyError: 'x'`."""
     every = list(samples)
@@ -305,7 +366,13 @@ def _call_batch(
         outcome = run_in_time(outcome.value, limit)
     if outcome.exception is not None or outcome.misfit == "thread":
         return [Outcome(exception=outcome.exception)] * len(samples), outcome.misfit
-    values = _values(outcome.value)
+    if isinstance(outcome.value, Set):
+        raise RewardError(
+            f"The reward function returned {describe(outcome.value)}, which has no order.",
+            why="Nothing says which of its values belongs to which sample, and equal ones are one.",
+            fix="return a list with one number per sample, in the samples' order.",
+        )
+    values = _values(outcome.value, len(samples))
     if values is None or len(values) != len(samples):
         count = "a single value" if values is None else f"{len(values)} rewards"
         raise RewardError(
@@ -317,9 +384,18 @@ def _call_batch(
     return [Outcome(value) for value in values], outcome.misfit
 
 
-def _values(returned: Any) -> list[Any] | None:
-    """The values that a batch function returned, as a list; None if it returned something else."""
-    if getattr(returned, "shape", None) == () or isinstance(returned, (str, bytes, Mapping)):
+def _values(returned: Any, count: int) -> list[Any] | None:
+    """The values that a batch function returned, as a list; None if it returned something else.
+
+    A mapping of lists, one for each part, becomes a mapping for each sample.
+    """
+    if isinstance(returned, Mapping):
+        columns = [_values(column, count) for column in returned.values()]
+        if not columns or any(column is None or len(column) != count for column in columns):
+            return None
+        rows = zip(*(column for column in columns if column is not None), strict=True)
+        return [dict(zip(returned, row, strict=True)) for row in rows]
+    if getattr(returned, "shape", None) == () or isinstance(returned, (str, bytes)):
         return None
     return list(returned) if isinstance(returned, Iterable) else None
 
@@ -333,12 +409,13 @@ def _marked(sample: Sample, outcome: Outcome, function: Callable[..., Any]) -> S
         )
     if error is None:
         try:
-            return Scored(sample.with_reward(to_reward(outcome.value)), outcome.seconds)
+            value = to_value(outcome.value)
+            return Scored(sample.with_reward(value.reward, value.parts), outcome.seconds)
         except Exception as failure:
             error = failure
     failed = sample.with_failure(failure_message(error, function))
     metadata = {**sample.metadata, _STATUS_BEFORE: sample.status.value}
-    return Scored(replace(failed, metadata=metadata), outcome.seconds, error)
+    return Scored(replace(failed, metadata=metadata), outcome.seconds, error, function)
 
 
 def _unmarked(sample: Sample) -> Sample:
@@ -348,4 +425,6 @@ def _unmarked(sample: Sample) -> Sample:
     status = sample.status
     if status is Status.FAILED:
         status = Status(before) if before else Status.COMPLETED
-    return replace(sample, reward=None, error=None, status=status, metadata=metadata)
+    return replace(
+        sample, reward=None, reward_parts={}, error=None, status=status, metadata=metadata
+    )

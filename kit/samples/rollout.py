@@ -80,6 +80,17 @@ class Rollout(Displayed, Sequence[Sample]):
         """Mean over the samples that have a reward; NaN before `score`."""
         return mean(self.rewards())
 
+    def part_names(self) -> list[str]:
+        """Names of the rewards' parts, in the order in which samples have them."""
+        return list(dict.fromkeys(name for s in self.samples for name in s.reward_parts))
+
+    def mean_parts(self) -> dict[str, float]:
+        """Mean of each part of the rewards, over the samples that have it."""
+        return {
+            name: mean([s.reward_parts[name] for s in self.samples if name in s.reward_parts])
+            for name in self.part_names()
+        }
+
     def best(self) -> Sample:
         """The sample with the highest reward. Raises DataError before `score`."""
         return max(self._scored(), key=lambda s: s.reward or 0.0)

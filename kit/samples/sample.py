@@ -47,6 +47,8 @@ class Sample(Displayed):
     label: str | None = None
     """The right answer, where the data has one."""
     reward: float | None = None
+    reward_parts: dict[str, float] = field(default_factory=dict)
+    """The parts of the reward by name, before weighing; empty where it has none."""
     loss_mask: list[int] | None = None
     """One 0 or 1 per response token; None means that all are trained on."""
     status: Status = Status.PENDING
@@ -196,6 +198,7 @@ class Sample(Displayed):
             response="",
             response_length=0,
             reward=None,
+            reward_parts={},
             loss_mask=None,
             status=Status.PENDING,
             rollout_log_probs=None,
@@ -211,13 +214,13 @@ class Sample(Displayed):
         new = {name: list(row) for name, row in values.items()}
         return replace(self, token_values=self.token_values | new)
 
-    def with_reward(self, reward: float) -> Sample:
-        """Copy with a reward."""
-        return replace(self, reward=reward, error=None)
+    def with_reward(self, reward: float, parts: Mapping[str, float] | None = None) -> Sample:
+        """Copy with a reward, and its parts by name where it has some."""
+        return replace(self, reward=reward, reward_parts=dict(parts or {}), error=None)
 
     def with_failure(self, error: str) -> Sample:
         """Copy marked as failed: its reward could not be computed."""
-        return replace(self, reward=None, status=Status.FAILED, error=error)
+        return replace(self, reward=None, reward_parts={}, status=Status.FAILED, error=error)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to JSON's types, as `save` writes them."""

@@ -91,6 +91,7 @@ def sample_table(rollout: Rollout) -> Any:
     """A data frame with one row a sample and the columns that a person sorts by."""
     import pandas as pd
 
+    parts = rollout.part_names()
     return pd.DataFrame(
         [
             {
@@ -100,6 +101,7 @@ def sample_table(rollout: Rollout) -> Any:
                 "response": s.response,
                 "label": s.label,
                 "reward": s.reward,
+                **{f"reward/{name}": s.reward_parts.get(name) for name in parts},
                 "advantage": s.advantage,
                 "length": s.response_length,
                 "log_prob": mean(s.rollout_log_probs) if s.rollout_log_probs else None,

@@ -133,6 +133,7 @@ _TRAIN = {
 }
 _ROLLOUT = {
     "raw_reward": Meaning("mean reward of the rollout", "rises over a run", short="reward"),
+    "reward/*": Meaning("mean of one part of the reward, before weighing", "as the part has it"),
     "response_len/mean": Meaning(
         "mean response length in tokens", "no sudden growth", short="response length, tokens"
     ),

@@ -55,7 +55,8 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
         "rollout/repetition_frac": statistics.fmean(map(_repeats, rollout)),
     }
     if rollout.rewards():
-        metrics = {REWARD: rollout.mean_reward()} | metrics
+        parts = {f"rollout/reward/{name}": mean for name, mean in rollout.mean_parts().items()}
+        metrics = {REWARD: rollout.mean_reward(), **parts, **metrics}
         alike = zero_std_groups(rollout)
         metrics["rollout/zero_std_ratio"] = alike.total() / len(rollout.groups())
         for reward, groups in sorted(alike.items()):

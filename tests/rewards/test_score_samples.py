@@ -114,7 +114,9 @@ def test_every_kind_of_single_number_is_a_reward(value: Any) -> None:
         (np.ones(1), "shape (1,)"),
         (torch.ones(2), "shape (2,)"),
         (torch.tensor(torch.nan), "nan"),
-        ({"reward": 1}, "a dict of 1 values"),
+        ({"reward": "yes"}, "'yes' (str)"),
+        ({"right": 1, "read": "72"}, "in 'read': the reward function returned '72' (str)"),
+        ({}, "an empty mapping"),
         (1j, "complex"),
         (10**400, "out of range"),
     ],
@@ -171,6 +173,8 @@ def test_one_bad_value_of_a_batch_marks_only_its_sample() -> None:
         (None, "a single value for 4 samples"),
         ("1234", "a single value for 4 samples"),
         ({0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0}, "a single value for 4 samples"),
+        ({1.0, 2.0, 3.0, 4.0}, "a set of 4 values, which has no order"),
+        ({"right": [1.0] * 4, "short": [1.0] * 3}, "a single value for 4 samples"),
     ],
 )
 def test_a_batch_function_that_returns_the_wrong_number_is_told_both_numbers(
@@ -300,16 +304,31 @@ def test_an_interrupt_ends_async_rewards_that_wait_for_ever() -> None:
     assert cancelled.is_set()
 
 
-@pytest.mark.parametrize(
-    "function", [lambda: 1.0, lambda response, label: 1.0, lambda *, sample: 1.0]
-)
+@pytest.mark.parametrize("function", [lambda: 1.0, lambda a, b: 1.0, lambda *, a: 1.0])
 def test_a_function_of_the_wrong_form_is_an_error(function: Callable[..., Any]) -> None:
-    with pytest.raises(RewardError, match="called with one argument"):
+    with pytest.raises(RewardError, match="nothing says what it wants"):
         score_samples(samples(), function)
 
 
+def test_a_class_in_place_of_an_object_is_an_error() -> None:
+    with pytest.raises(RewardError, match=r"Judge is a class.*\n.*Judge\(\.\.\.\)"):
+        score_samples(samples(), Judge)
+
+
 def test_what_is_no_reward_at_all_is_an_error() -> None:
-    for reward, words in ((3, "cannot be 3"), ({}, "empty"), ("exakt", "Did you mean 'exact'")):
+    wrong = (
+        (3, "cannot be 3"),
+        ({}, "empty"),
+        ([], "empty"),
+        ("exakt", "Did you mean 'exact'"),
+        ({"exakt": 0.5}, "Did you mean 'exact'"),
+        ({"short": 0.5}, r"\{'short': \(my_function, 0.5\)\}"),
+        ({"exact": 0.0, "number": 0}, "all 0"),
+        ({"exact": float("nan")}, "weight of the reward exact is nan"),
+        (["exact", "exact"], "Two rewards of the list are called 'exact'"),
+        ([3], "cannot be 3"),
+    )
+    for reward, words in wrong:
         with pytest.raises(RewardError, match=words):
             score_samples(samples(), reward)
 

@@ -290,7 +290,7 @@ def test_an_unknown_reward_gets_a_suggestion() -> None:
         ({"weights": {"exact": 1.0, "format": 0.1}}, "no pattern"),
         ({"name": "format", "format_pattern": "(a"}, "no regular expression"),
         ({"name": "exact", "format_pattern": "a"}, "does not look at it"),
-        ({"weights": {"exact": 0.0}}, "all are 0"),
+        ({"weights": {"exact": 0.0}}, "all 0"),
     ],
 )
 def test_settings_that_cannot_grade_are_refused(settings: dict[str, Any], words: str) -> None:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 OPEN_GROUPS = 8
 """Groups that are written out; the rest waits behind a line to click on."""
+MOST_PARTS = 6
+"""Parts of a reward with a column of their own."""
 MOST_SAMPLES = 512
 """Samples that are written at all. A notebook keeps every output it shows."""
 MOST_BYTES = 850_000
@@ -82,6 +84,7 @@ def _facts(rollout: Rollout) -> list[tuple[str, str]]:
     scored = len(rollout.rewards())
     rows = [
         ("mean reward", number(rollout.mean_reward(), 3) if scored else "not scored"),
+        *((shorten(name, 24), number(part, 3)) for name, part in _parts(rollout).items()),
         ("mean length", count_of(mean(lengths), "token")),
         ("longest", count(max(lengths, default=0), "token")),
         ("truncated", percent(mean([s.status is Status.TRUNCATED for s in rollout]))),
@@ -94,6 +97,11 @@ def _facts(rollout: Rollout) -> list[tuple[str, str]]:
         equal = sum(all_equal(group) for group in rollout.groups())
         rows.append(("all equal", f"{equal} of {count(len(rollout.groups()), 'group')}"))
     return rows
+
+
+def _parts(rollout: Rollout) -> dict[str, float]:
+    """The parts of the rewards that have a column of their own, and their means."""
+    return dict([*rollout.mean_parts().items()][:MOST_PARTS])
 
 
 def heading(rollout: Rollout) -> str:
@@ -221,17 +229,22 @@ class _Scales:
     reward: tuple[float, bool]
     advantage: float | None
     """None where no sample knows its advantage."""
+    parts: tuple[str, ...]
+    """Names of the rewards' parts."""
 
     @classmethod
     def of(cls, rollout: Rollout) -> _Scales:
         known = [s.advantage for s in rollout if s.advantage is not None]
         largest = max([1e-9, *(abs(a) for a in known if math.isfinite(a))])
-        return cls(reward_scale(rollout.rewards()), largest if known else None)
+        return cls(
+            reward_scale(rollout.rewards()), largest if known else None, tuple(_parts(rollout))
+        )
 
 
 def _group(group: Sequence[Sample], limit: int, prompt_limit: int, scales: _Scales) -> Markup:
     labelled = _shared_label(group) is None and any(s.label is not None for s in group)
     heads = [Column("reward", "num")]
+    heads += [Column(shorten(name, 24), "num") for name in scales.parts]
     if scales.advantage is not None:
         heads.append(Column("advantage", "num"))
     heads += [Column("response"), Column("tokens", "num"), Column("status", "fit")]
@@ -243,6 +256,7 @@ def _group(group: Sequence[Sample], limit: int, prompt_limit: int, scales: _Scal
 
 def _row(sample: Sample, limit: int, scales: _Scales, labelled: bool) -> list[Child]:
     cells: list[Child] = [number_bar(sample.reward, *scales.reward)]
+    cells += [number(sample.reward_parts.get(name), 3) for name in scales.parts]
     if scales.advantage is not None:
         cells.append(number_bar(sample.advantage, scales.advantage, signed=True))
     cells += [

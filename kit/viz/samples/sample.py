@@ -73,6 +73,9 @@ def sample_facts(sample: Sample) -> list[tuple[str, str]]:
     """The headline numbers of a sample, as (name, value)."""
     reward = "not scored" if sample.reward is None else number(sample.reward)
     rows = [("reward", reward)]
+    rows += [
+        (shorten(name, 24), number(part)) for name, part in [*sample.reward_parts.items()][:12]
+    ]
     if sample.label is not None:
         rows.append(("right answer", shorten(sample.label, 60)))
     rows.append(("status", STATUS_SIGNS[sample.status]))
