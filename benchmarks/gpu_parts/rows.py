@@ -355,7 +355,7 @@ class _Table:
         if get("learning", "differences") is None:
             return
         count = len(get("learning", "differences"))
-        section = "Learning, in notebooks/10_qwen3_gsm8k.ipynb"
+        section = "Learning: the tiny model on sums, in the notebook for GSM8K"
         yield row(
             section, f"held-out accuracy after {count} steps", 100 * get("learning", "after"), "%",
             reference=100 * get("learning", "before"), against="before", least=90,

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import psutil
 
@@ -74,12 +76,19 @@ def of_stack(stack: str, head: int) -> list[psutil.Process]:
 
 
 def own_memory(processes: list[psutil.Process]) -> int:
-    """Bytes of private memory of processes; files and shared pages do not count."""
+    """Bytes of memory of processes, without files and shared memory.
+
+    A page that forks share counts once: each has its part of it.
+    """
     total = 0
     for process in processes:
-        with contextlib.suppress(psutil.Error):
-            memory = process.memory_info()
-            total += max(memory.rss - memory.shared, 0)
+        try:
+            rows = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="utf-8")
+            total += 1024 * int(re.findall(r"^Pss_Anon: +(\d+) kB", rows, re.MULTILINE)[0])
+        except (OSError, IndexError):  # it has ended, or the kernel is older than Linux 5.4
+            with contextlib.suppress(psutil.Error):
+                memory = process.memory_info()
+                total += max(memory.rss - memory.shared, 0)
     return total
 
 
