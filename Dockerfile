@@ -44,4 +44,6 @@ COPY --chown=kit:kit . .
 RUN uv pip install --no-cache --no-deps --editable .
 
 EXPOSE 8888
-CMD ["python", "-m", "jupyterlab", "--ip=127.0.0.1", "--no-browser", "--ServerApp.root_dir=notebooks"]
+ENV JUPYTER_CONFIG_PATH=/home/kit/work/notebooks/.jupyter
+CMD ["python", "-m", "jupyterlab", "--ip=127.0.0.1", "--no-browser", \
+     "--ServerApp.root_dir=notebooks", "--LabApp.default_url=/lab/tree/START.md"]

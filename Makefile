@@ -23,8 +23,12 @@ help:  ## List what can be made
 demo: .venv/.kit  ## Train the tiny model from start to solved, as a notebook run
 	@$(PY) -m kit run $(NOTEBOOK) --keep-warm 0
 
-lab: .venv/.kit  ## Open the notebooks in JupyterLab, on this machine only, behind a token
-	@$(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir=notebooks $(AS_ROOT)
+# Its settings in notebooks/.jupyter ask no questions about news; a browser of your own stays as it is.
+lab: .venv/.kit  ## Open the lessons in JupyterLab, on this machine only (PORT=8890 BROWSER=none)
+	@JUPYTER_CONFIG_PATH="$(CURDIR)/notebooks/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
+		$(PY) -m jupyterlab --ip=127.0.0.1 $(if $(PORT),--port=$(PORT)) \
+		$(if $(filter none,$(BROWSER)),--no-browser) --ServerApp.root_dir=notebooks \
+		--LabApp.default_url=/lab/tree/START.md $(AS_ROOT)
 
 docs: .venv/.kit  ## Run all lessons and write their pages into docs/course (about ten minutes)
 	@$(PY) docs/make_course.py
