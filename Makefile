@@ -15,7 +15,7 @@ UV := uv==0.13.9
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 NOTEBOOK := notebooks/02_train_to_solve.ipynb
 
-.PHONY: help demo lab docs test test-all test-rest soak lint typecheck format lock clean clean-all
+.PHONY: help demo lab docs reference test test-all test-rest soak lint typecheck format lock clean clean-all
 
 help:  ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ lab: .venv/.kit  ## Open the lessons in JupyterLab, on this machine only (PORT=8
 
 docs: .venv/.kit  ## Run all lessons and write their pages into docs/course (about ten minutes)
 	@$(PY) docs/make_course.py
+
+reference: .venv/.kit  ## Write docs/settings.md and docs/api.md anew from descriptions and docstrings
+	@$(PY) docs/make_reference.py
 
 # Three at a time: sessions often wait. With one core each, their threads do not wait for each other.
 PYTEST := KIT_CORES=1 $(PY) -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder

@@ -1,9 +1,10 @@
-"""The pages in `docs/course` are whole, small, and show the lessons as they are."""
+"""Pages made of code and lessons show them as they are; those of the course are whole and small."""
 
 from __future__ import annotations
 
 import html
 import re
+import runpy
 from pathlib import Path
 
 import nbformat
@@ -68,3 +69,11 @@ def test_the_index_has_every_lesson_with_its_times() -> None:
     index = page("index")
     assert all(f'href="{lesson}.html"' in index for lesson in LESSONS)
     assert len(re.findall(r"\d+ minutes to read, \d+ to do", index)) == len(LESSONS)
+
+
+@pytest.mark.parametrize("name", ["settings.md", "api.md"])
+def test_the_reference_is_made_of_the_present_settings_and_docstrings(name: str) -> None:
+    made = runpy.run_path(str(COURSE.parent / "make_reference.py"))
+    pages = {path.name: make for path, make in made["PAGES"].items()}
+    current = (COURSE.parent / name).read_text("utf-8")
+    assert current == pages[name](), "run `make reference`"

@@ -11,6 +11,7 @@ together raise ConfigError before any process starts.
     schema.py       SessionConfig: the tree, YAML, presets, one key replaced
     sections.py     model, data, reward, rollout, engine, memory, evaluation, cluster, logging, ...
     training.py     what an update does: estimator, loss, corrections, optimizer, critic
+    counterparts.py what settings of TRL, verl and Miles are called here
     validation.py   what cannot go together, and errors that name the line and the nearest key
     changes.py      which settings may change while a session runs
     presets.py      the presets by name

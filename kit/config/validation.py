@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
+from kit.config.counterparts import counterpart
 from kit.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -93,14 +94,16 @@ def _line(item: dict[str, Any], root: type[BaseModel]) -> str:
 
 
 def _suggest(path: list[str], root: type[BaseModel]) -> str:
-    """Suggest the nearest key of the same section, or the section that has a key of this name."""
+    """Suggest the section that has a key of this name, another library's counterpart, or the
+    nearest key of the same section.
+    """
     section = root
     for part in path[:-1]:
         section = _child(section, part) or section
     for name in root.model_fields:
         if (home := _child(root, name)) and path[-1] in home.model_fields:
             return f"Did you mean {name}.{path[-1]}?"
-    return did_you_mean(path[-1], section.model_fields)
+    return counterpart(path) or did_you_mean(path[-1], section.model_fields)
 
 
 def _child(section: type[BaseModel], name: str) -> type[BaseModel] | None:
