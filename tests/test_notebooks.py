@@ -237,6 +237,23 @@ def test_the_real_thing_shows_its_checks_and_each_steps_difference_under_its_bou
     assert len(pictures) >= 2
 
 
+@pytest.mark.slow
+def test_a_model_data_and_rewards_of_ones_own_train_with_a_column_for_each_reward(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("runs")
+    result = run_quietly(NOTEBOOKS / "12_your_own.ipynb", {"steps": 2}, folder)
+    config = SessionConfig.load(result.folder / "config.yaml")
+    assert Path(config.model.name).name == "my-model"
+    metrics = [json.loads(row) for row in (result.folder / "metrics.jsonl").open()]
+    assert len(metrics) == 2
+    for row in metrics:
+        total = row["rollout/reward/right"] + 0.1 * row["rollout/reward/length"]
+        assert row["rollout/raw_reward"] == pytest.approx(total)
+        assert row["rollout/reward/number"] >= row["rollout/reward/right"]
+    assert "reward/right" in texts(result)
+
+
 SLOW = slow("mismatches", "rewards", "estimators", "patients", "trials")
 ALL = ["one_step", "training", *SLOW]
 
