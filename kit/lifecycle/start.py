@@ -160,6 +160,8 @@ class SessionParts:
         loss: Callable[..., Any] | None = None,
     ) -> Stack:
         """Check all that can be checked before a process runs; returns the stack to start."""
+        working_folder()  # without one, importing torch ends the process
+        check_hidden_packages()
         from kit.cluster.placement import check_devices
         from kit.engine.server_args import check_extra
         from kit.memory.plan import plan_for
@@ -169,8 +171,6 @@ class SessionParts:
         from kit.stack.stack import Stack
         from kit.utils.hardware import pick_device
 
-        working_folder()
-        check_hidden_packages()
         config = self.state.config
         device = pick_device(config.device, joins=config.cluster.address is not None)
         model = find(config.model)
