@@ -1,10 +1,11 @@
 """A helper process for the graders that compute with what a model wrote.
 
 math-verify and reasoning-gym hand parts of a response to sympy, which a few characters
-(`9^{9^{9^9}}`) can keep busy for hours. A timer could stop it, but timers only reach the main
-thread of a process, and not inside every library. So these graders run in a process of their own,
-which any thread may ask and which has a few seconds of CPU time and a bound on memory for each
-answer. A response that exceeds them is graded 0.
+(`9^{9^{9^9}}`) can keep busy for hours, and as easily a regular expression. A timer could stop it,
+but timers only reach the main thread of a process, and not inside every library; and in any other
+thread a search holds Python's lock. So these graders run in a process of their own, which any
+thread may ask and which has a few seconds of CPU time and a bound on memory for each answer. A
+response that exceeds them is graded 0.
 
 Loading a library takes a second or two, a grade about a millisecond.
 """

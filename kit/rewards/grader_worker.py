@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import sys
@@ -69,7 +70,16 @@ def load_reasoning_gym() -> Callable[..., float]:
     return grade
 
 
-LOADERS = {"math": load_math, "reasoning_gym": load_reasoning_gym}
+def load_format() -> Callable[..., float]:
+    """Load the grader of `format`: 1 if the regular expression is found; `.` matches newlines."""
+
+    def grade(response: str, pattern: str) -> float:
+        return float(re.search(pattern, response, re.DOTALL) is not None)
+
+    return grade
+
+
+LOADERS = {"format": load_format, "math": load_math, "reasoning_gym": load_reasoning_gym}
 
 
 @contextlib.contextmanager

@@ -86,9 +86,10 @@ def grade(
     """
     metadata = metadata or {}
     if name == "format":
-        return verifiers.has_format(
-            response, _pattern(pattern or metadata.get("format_pattern", ""))
+        looked_for = verifiers.compile_pattern(
+            _pattern(pattern or metadata.get("format_pattern", ""))
         )
+        return helper.grade("format", response=response, pattern=looked_for.pattern)
     if name == "reasoning_gym":
         return _reasoning_gym(response, label, metadata)
     if name not in _BY_LABEL:

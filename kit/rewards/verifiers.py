@@ -101,14 +101,6 @@ def gsm8k(response: str, label: str) -> float:
     return _equal(answer, _label_number(label.rpartition("####")[2]))
 
 
-def has_format(response: str, pattern: str) -> float:
-    """1 if the regular expression is found in the response; `.` matches newlines too.
-
-    Raises RewardError for a pattern that is no regular expression.
-    """
-    return float(compile_pattern(pattern).search(response) is not None)
-
-
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """Compile the pattern of `format`. Raises RewardError if it is no regular expression."""
     try:

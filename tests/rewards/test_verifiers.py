@@ -181,6 +181,7 @@ def test_an_answer_that_cannot_be_computed_is_wrong_and_the_next_is_graded() -> 
             response = f"\\boxed{{{endless}}}"
             assert apart.grade("math", response=response, label="2") == 0.0
         assert countdown(apart, "9**9**9") == 0.0
+        assert apart.grade("format", response="a" * 60 + "b", pattern="(a+)+$") == 0.0
         assert countdown(apart, "1 + 2") == 1.0
         assert apart.grade("math", response="2", label="2") == 1.0
     finally:
