@@ -152,12 +152,15 @@ class _Timer:
 
     def begin(self, call: _Call) -> None:
         self._calls.append(call)
-        self._set(call.due)
+        self._set_first()
 
     def end(self, call: _Call) -> None:
         if call in self._calls:  # or it was interrupted before it began
             self._calls.remove(call)
-        self._set(min((outer.due for outer in self._calls), default=math.inf))
+        self._set_first()
+
+    def _set_first(self) -> None:
+        self._set(min((call.due for call in self._calls), default=math.inf))
 
     def _set(self, due: float) -> None:
         if due == math.inf and not self._owner:

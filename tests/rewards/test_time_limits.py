@@ -272,6 +272,16 @@ def test_a_moved_function_prints_fails_and_dies_as_in_the_notebook(
     assert "sample 3" in capsys.readouterr().out
 
 
+def test_a_call_within_a_call_leaves_the_outer_one_its_time() -> None:
+    def outer(_: None) -> float:
+        call_in_time(lambda _: wait(), None, 30.0)
+        wait()
+        return 1.0
+
+    outcome = call_in_time(outer, None, 0.3)
+    assert "within 0.3 s" in str(outcome.exception)
+
+
 def test_an_import_is_not_ended_in_its_middle(tmp_path: Path) -> None:
     (tmp_path / "a_large_library.py").write_text(
         "import time\nuntil = time.monotonic() + 1.5\nwhile time.monotonic() < until:\n    pass\n"
