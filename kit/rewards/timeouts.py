@@ -211,8 +211,8 @@ TIMER = _Timer()
 
 
 def _call_in_place(function: Callable[..., Any], argument: Any, seconds: float | None) -> Outcome:
-    begin = time.monotonic()
-    due = begin + seconds if seconds else math.inf
+    begin = time.perf_counter()
+    due = time.monotonic() + seconds if seconds else math.inf
     call = _Call(seconds or 0.0, due, inspect.currentframe())
     value, exception = None, None
     try:
@@ -230,13 +230,12 @@ def _call_in_place(function: Callable[..., Any], argument: Any, seconds: float |
     finally:
         call.done = True
         TIMER.end(call)
-    now = time.monotonic()
-    due = call.due
-    if now < due or call.excused:
-        return Outcome(value, exception, now - begin)
+    passed, late = time.perf_counter() - begin, time.monotonic() - call.due
+    if late < 0 or call.excused:
+        return Outcome(value, exception, passed)
     if not isinstance(exception, RewardTimeoutError):
         exception = RewardTimeoutError(call.seconds)
-    return Outcome(None, exception, now - begin, "stuck" if now > due + GRACE_SECONDS else "")
+    return Outcome(None, exception, passed, "stuck" if late > GRACE_SECONDS else "")
 
 
 def _raise_in_next_line(frame: FrameType | None, last: FrameType | None, depth: int) -> None:
@@ -388,7 +387,7 @@ def end_in_thread(thread: threading.Thread, ended: Callable[[float], bool]) -> b
 
 
 def _call_beside(function: Callable[..., Any], argument: Any, seconds: float | None) -> Outcome:
-    begin = time.monotonic()
+    begin = time.perf_counter()
     helper: _Helper = getattr(_thread, "helper", None) or _Helper()
     _thread.helper = None
     job = _Job(function=function, argument=argument)
@@ -405,7 +404,7 @@ def _call_beside(function: Callable[..., Any], argument: Any, seconds: float | N
         late = False
         job.finished.wait()
         _thread.helper = helper
-    passed = time.monotonic() - begin
+    passed = time.perf_counter() - begin
     if late:
         stuck: Misfit = "" if job.finished.is_set() else "stuck"
         return Outcome(None, RewardTimeoutError(seconds or 0.0), passed, stuck)

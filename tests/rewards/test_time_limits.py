@@ -20,6 +20,7 @@ from kit.rewards import score_samples
 from kit.rewards.runner import score_each
 from kit.rewards.timeouts import LIMIT, call_in_time
 from kit.samples import Sample, Status
+from tests.cases import slow
 
 LIBC = ctypes.CDLL(None)
 
@@ -138,12 +139,10 @@ def locks_twice(sample: Sample) -> float:
     "function",
     [
         swallows,
-        swallows_all,
-        tries_again,
         tries_for_ever,
-        sets_an_alarm,
         backtracks,
         verifies_and_waits,
+        *slow(swallows_all, tries_again, sets_an_alarm),
     ],
 )
 def test_a_function_is_ended_in_the_main_thread_and_fails_by_its_time(
@@ -158,7 +157,7 @@ def test_a_function_is_ended_in_the_main_thread_and_fails_by_its_time(
     assert not [w for w in recwarn if "process of its own" in str(w.message)]
 
 
-@pytest.mark.parametrize("function", [swallows, swallows_all])
+@pytest.mark.parametrize("function", [swallows, *slow(swallows_all)])
 def test_a_function_is_ended_under_a_dashboard_and_fails_by_its_time(
     function: Callable[..., Any],
 ) -> None:
@@ -173,8 +172,8 @@ def test_a_function_is_ended_under_a_dashboard_and_fails_by_its_time(
 
 def test_code_that_no_exception_reaches_moves_to_a_process_and_is_ended_there() -> None:
     with pytest.warns(RuntimeWarning, match=r"locks_twice did not end .* process of its own"):
-        scored = in_a_thread(lambda: score_samples(samples(4), locks_twice))
-    assert [s.reward for s in scored] == [1.0, None, None, None]
+        scored = in_a_thread(lambda: score_samples(samples(3), locks_twice))
+    assert [s.reward for s in scored] == [1.0, None, None]
     assert all("reward.timeout" in str(s.error) for s in scored[1:])
     assert [s.reward for s in score_samples(samples(1), locks_twice)] == [1.0]
 
