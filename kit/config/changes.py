@@ -31,6 +31,13 @@ CHANGEABLE = frozenset(
 )
 """Settings that may change while a session runs, by their full names."""
 
+EVERY = frozenset(
+    f"{section}.{name}"
+    for section, field in SessionConfig.model_fields.items()
+    for name in getattr(field.annotation, "model_fields", ())
+)
+"""All settings of sections, by their full names."""
+
 SHAPES_SAMPLES = frozenset(name for name in CHANGEABLE if name.startswith("rollout."))
 """Those of them that decide, beside `training`, what a step computes; an undo takes them back."""
 

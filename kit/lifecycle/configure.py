@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kit.config import SessionConfig
-from kit.config.changes import CHANGEABLE, values, with_changes
+from kit.config.changes import EVERY, values, with_changes
 from kit.errors import ConfigError
 from kit.reports.status import SettingsChange
 from kit.utils.interrupts import held
@@ -45,10 +45,10 @@ def configure(
 
 def log(state: TrainState, recorder: Recorder | None, before: SessionConfig) -> SettingsChange:
     """Write down how the settings differ from those of before."""
-    old, new = values(before, CHANGEABLE), values(state.config, CHANGEABLE)
+    old, new = values(before, EVERY), values(state.config, EVERY)
     rows = [
         {"step": state.step, "setting": name, "from": old[name], "to": new[name]}
-        for name in sorted(CHANGEABLE)
+        for name in sorted(EVERY)
         if old[name] != new[name]
     ]
     state.changes += rows

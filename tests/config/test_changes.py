@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kit import SessionConfig
-from kit.config.changes import CHANGEABLE, full_names, values, with_changes
+from kit.config.changes import CHANGEABLE, EVERY, full_names, values, with_changes
 from kit.errors import ConfigError
 
 CONFIG = SessionConfig.preset("tiny")
@@ -15,6 +15,7 @@ CONFIG = SessionConfig.preset("tiny")
 
 def test_every_changeable_setting_exists_and_can_be_set_to_what_it_is() -> None:
     assert with_changes(CONFIG, values(CONFIG, CHANGEABLE)) == CONFIG
+    assert CHANGEABLE < EVERY
 
 
 def test_a_name_without_a_section_is_one_of_training_or_the_only_one_there_is() -> None:

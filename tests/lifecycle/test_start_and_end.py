@@ -184,9 +184,13 @@ def _load_with_one_trainer(saved: Path, rows: list[dict[str, Any]], reward: Any)
     assert config.training.num_trainers == 2
     own: dict[str, Any] = {"data": rows, "eval_data": rows[:4]}
     with pytest.raises(CheckpointError, match=r"own.*(?s:.*)reward=\.\.\.\)"):
-        RLSession.load(saved, num_trainers=1, **own)
-    with RLSession.load(saved, num_trainers=1, **own, reward=reward) as session:
+        RLSession.load(saved, **own)
+    changes = {"training.learning_rate": 5e-5, "training.lr_schedule": "constant"}
+    own |= {"num_trainers": 1, "reward": reward, "changes": changes}
+    with RLSession.load(saved, **own) as session:
         assert session.step_count == 4
+        assert [each["to"] for each in session.debug.state.changes] == [5e-5, "constant", 1]
+        assert session.step().metrics["train/lr"] == 5e-5
         assert session.check_mismatch(session.generate()).verdict == "pass"
 
 
