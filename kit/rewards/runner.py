@@ -189,6 +189,10 @@ class FunctionScoring:
         """End the event loop of an async function."""
         if self._calls:
             self._calls.close()
+            outcomes = self._calls.outcomes  # after an interrupt nobody has taken them yet
+            done = {place: self._waiting[place] for place in outcomes if place not in self.scored}
+            if not self._calls.needs_main:
+                self._settle(done, [outcomes[place] for place in done])
 
     def add(self, place: int, sample: Sample) -> None:
         """Score one more sample; `place` is its index in the rollout."""
@@ -285,6 +289,11 @@ class _AsyncCalls:
         self._begun: dict[int, float] = {}
         self._blocked = False
 
+    @property
+    def needs_main(self) -> bool:
+        """Whether a call set signals, which were refused: what it returned says nothing."""
+        return self._loop.use.needs_main
+
     def add(self, place: int, sample: Sample) -> None:
         self._calls.append(self._loop.begin(self._score(place, sample)))
 
@@ -298,7 +307,7 @@ class _AsyncCalls:
             if pending and self._look():
                 return "stuck"
         errors = [outcome.exception for outcome in self.outcomes.values()]
-        return "thread" if self._loop.use.needs_main or any(map(names_threads, errors)) else ""
+        return "thread" if self.needs_main or any(map(names_threads, errors)) else ""
 
     def close(self) -> None:
         if self._blocked:

@@ -310,6 +310,26 @@ def test_a_function_of_the_wrong_form_is_an_error(function: Callable[..., Any]) 
         score_samples(samples(), function)
 
 
+def test_an_interrupt_keeps_the_rewards_of_async_calls_that_were_done() -> None:
+    async def judge(sample: Sample) -> float:
+        if sample.index == 3:
+            await asyncio.sleep(0)  # after the others
+            raise KeyboardInterrupt
+        return 1.0
+
+    def score(scoring: Scoring) -> None:
+        with scoring:
+            for place, sample in enumerate(samples()):
+                scoring.add(place, sample)
+            scoring.finish()
+
+    scoring = Scoring({"judge": judge, "exact": 0.5})
+    with pytest.raises(KeyboardInterrupt):
+        score(scoring)
+    assert [scoring.scored[place].sample.reward for place in range(3)] == [1.0, 1.5, 1.0]
+    assert 3 not in scoring.scored
+
+
 def test_a_class_in_place_of_an_object_is_an_error() -> None:
     with pytest.raises(RewardError, match=r"Judge is a class.*\n.*Judge\(\.\.\.\)"):
         score_samples(samples(), Judge)
