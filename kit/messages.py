@@ -58,6 +58,8 @@ class SamplingSettings:
     top_p: float = 1.0
     top_k: int = -1
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end a response, besides those that the model's files name."""
 
 
 @dataclass(frozen=True, slots=True)

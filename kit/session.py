@@ -88,8 +88,8 @@ class RLSession:
         Args:
             config: a SessionConfig, a preset's name, the path of a YAML file, or a model: its
                 directory (`./model`) or its name on the hub (`Qwen/Qwen3-0.6B`).
-            data: training prompts instead of `data.source`: another source, a list of rows, or a
-                `datasets.Dataset`.
+            data: training prompts instead of `data.source`: another source, a list of rows, a table
+                of pandas, Polars or Arrow, or a `datasets.Dataset`.
             eval_data: held-out prompts in the same forms.
             reward: a function `f(sample) -> float` or `f(samples) -> list[float]`, a built-in's
                 name, or several with weights, `{"math": 0.9, "short": (function, 0.1)}`, instead of
@@ -512,6 +512,8 @@ class RLSession:
 
         Raises:
             StackError: loss or gradient is not finite; the weights are as before.
+            SessionError: its samples were drawn at another temperature than the trainer's, or with
+                top_p or top_k.
         """
         fix = "pass a batch: `session.update(session.advantages(rollout))`."
         batch = expect(batch, Batch, "update", fix)
@@ -587,6 +589,7 @@ class RLSession:
     def step(self) -> StepReport:
         """Take one step: collect (generate and score), advantages, update, sync."""
         begin, index, parts = time.perf_counter(), self.step_count, self._parts.running()
+        rollout_batch.refuse_cut(self.config.rollout)
         if self.engine_version != self.weight_version:
             self.sync()  # after an update by hand: train only on what the present weights write
         with parts.collector.undo_draw_on_interrupt():
@@ -781,7 +784,8 @@ class RLSession:
             DataError: the step was not kept, or another tokenizer wrote it.
         """
         state = self._parts.running().state
-        state.last_rollout = replay.replay(run, step, self.tokenizer, self.config.model.name)
+        reader, model = self._parts.sampler.reader, self.config.model.name
+        state.last_rollout = replay.replay(run, step, reader, model)
         return state.last_rollout
 
     def snapshots(self) -> Snapshots:

@@ -38,7 +38,10 @@ def policies(session: RLSession) -> Callable[..., RLSession]:
 def rambles(
     session: RLSession, monkeypatch: pytest.MonkeyPatch, temperature: float, longest: int
 ) -> None:
-    """Have the engine sample at this temperature, whatever the session's settings say."""
+    """Have the engine sample at this temperature, whatever the session's settings say.
+
+    The stack is told that its trainer computes at it too: an update would refuse such samples.
+    """
     plain = PromptSampler.sampling
 
     def sampling(self: PromptSampler, asked: float | None = None, *rest: Any) -> Any:
@@ -46,6 +49,8 @@ def rambles(
 
     monkeypatch.setattr(PromptSampler, "sampling", sampling)
     monkeypatch.setattr(session.debug.sampler, "max_response_len", longest)
+    stack = session.debug.stack
+    monkeypatch.setattr(stack, "config", stack.config.replace("rollout.temperature", temperature))
 
 
 @pytest.fixture

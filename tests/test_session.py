@@ -239,7 +239,7 @@ def test_a_prompt_longer_than_the_context_is_refused(session: RLSession) -> None
         (lambda s: s.train(0), "steps is 0"),
         (lambda s: s.train("3"), "steps is '3'"),
         (lambda s: s.generate([{"role": "user", "content": "1+1="}]), "one chat message"),
-        (lambda s: s.generate([12]), "Prompt 1 is 12"),
+        (lambda s: s.generate([12]), "Prompt 1 must be a string"),
     ],
 )
 def test_a_wrong_argument_names_itself(

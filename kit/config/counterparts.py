@@ -63,6 +63,14 @@ COUNTERPARTS = (
     Counterpart("data.source", ("dataset_name",), ("data.train_files",), ("prompt_data",)),
     Counterpart("data.eval_source", ("eval_dataset",), ("data.val_files",), ("eval_prompt_data",)),
     Counterpart("data.input_key", (), ("data.prompt_key",)),
+    Counterpart(
+        "data.chat_template_kwargs",
+        ("enable_thinking",),
+        ("data.apply_chat_template_kwargs",),
+        ("apply_chat_template_kwargs",),
+        "such as {enable_thinking: false}",
+    ),
+    Counterpart("data.filter_overlong_prompts", (), ("data.filter_overlong_prompts",)),
     Counterpart("data.shuffle", ("shuffle_dataset",), (), ("rollout_shuffle",)),
     Counterpart(
         "reward.name",
@@ -84,6 +92,8 @@ COUNTERPARTS = (
         ("rollout_max_response_len",),
     ),
     Counterpart("rollout.stop", (), (), ("rollout_stop",)),
+    Counterpart("rollout.stop_token_ids", (), (), ("rollout_stop_token_ids",)),
+    Counterpart("rollout.skip_special_tokens", (), (), ("rollout_skip_special_tokens",)),
     Counterpart(
         "rollout.dynamic_sampling",
         (),

@@ -12,7 +12,13 @@ from pydantic import Field, ValidationError, model_validator
 from kit.config import sections
 from kit.config.sections import UNNAMED, Section
 from kit.config.training import TrainingConfig
-from kit.config.validation import check_parallel, check_rollout_policies, explain
+from kit.config.validation import (
+    check_parallel,
+    check_rollout_policies,
+    check_stop,
+    check_template_kwargs,
+    explain,
+)
 from kit.errors import ConfigError, did_you_mean
 from kit.utils.display import Displayed
 
@@ -52,6 +58,8 @@ class SessionConfig(Section, Displayed):
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
         check_rollout_policies(self.rollout, self.training)
+        check_stop(self.rollout, self.reward)
+        check_template_kwargs(self.data)
         check_parallel(self.engine)
         warn, fail = self.mismatch.warn_above, self.mismatch.fail_above
         if warn and fail and warn > fail:

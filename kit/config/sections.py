@@ -133,23 +133,34 @@ class DataConfig(Section):
     """Sources of prompts, and how rows become tokens."""
 
     source: str = ""
-    """Where training prompts come from: a JSONL, JSON, CSV or Parquet file, a directory saved by
-    `datasets`, `tiny:TASK`, or `reasoning_gym:TASK`. A slice may follow: `train.jsonl@[0:1000]`.
+    """Where training prompts come from: a JSONL, JSON, CSV, TSV or Parquet file (`.jsonl.gz`, too),
+    a directory saved by `datasets`, `tiny:TASK`, or `reasoning_gym:TASK`. A slice may follow:
+    `train.jsonl@[0:1000]`.
     Empty takes the model's first task: tiny:addition, otherwise reasoning_gym:gsm_symbolic."""
     eval_source: str = ""
     """Held-out prompts in the same notation. Empty: the task's own held-out split where the
     source is a task, and no evaluation otherwise."""
     input_key: str = "prompt"
-    """The field that holds the prompt: a string, or a list of chat messages."""
+    """The field that holds the prompt: a string, or a list of chat messages. A field inside another
+    is named with a dot, here and below: `reward_model.ground_truth`."""
     label_key: str = "label"
-    """The field that holds the right answer; rows may lack it."""
+    """The field that holds the right answer; rows may lack it. Text or a number for built-in
+    rewards; a list or a mapping is kept for a reward function of your own."""
     metadata_key: str = "metadata"
     """The field that holds a mapping which reward functions can read; rows may lack it."""
     apply_chat_template: bool = True
     """Render prompts through the model's chat template; a plain string counts as one user
     message."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Variables for the chat template, such as {enable_thinking: false} for Qwen3."""
+    add_bos_token: bool | None = None
+    """Whether a plain prompt (`apply_chat_template: false`) begins with the BOS token of the model;
+    None does as the tokenizer does. A text that begins with it already never gets a second."""
     system_prompt: str = ""
     """Put in front of plain string prompts as a system message, where not empty."""
+    filter_overlong_prompts: bool = False
+    """Leave out rows whose prompt and longest response do not fit into the context, and say how
+    many they are. False refuses such data at the start."""
     shuffle: bool = True
     """A new order each epoch, from the seed."""
     size: Positive = 10_000
@@ -186,7 +197,15 @@ class RolloutConfig(Section):
     max_response_len: Positive | None = None
     """In tokens. None: what the tiny task needs, otherwise 1024."""
     stop: tuple[str, ...] = ()
-    """Strings that end a response, besides the model's own end-of-sequence token."""
+    """Strings that end a response, besides the model's own end-of-sequence tokens."""
+    stop_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Tokens that end a response, besides those that the model's files and its tokenizer name."""
+    skip_special_tokens: bool = False
+    """Leave all special tokens out of a response's text. False leaves out only the token that ended
+    it, so that rewards see `<think>` and `<answer>` where these are tokens of their own."""
+    include_stop_str_in_output: bool = False
+    """Keep the string of `stop` that ended a response in its text, such as `</answer>` for a reward
+    that looks for it. The tokens are trained on in any case."""
     dynamic_sampling: bool = False
     """Leave out groups whose rewards are all equal, which teach nothing, and draw further prompts
     until `rollout_batch_size` groups are left (DAPO)."""

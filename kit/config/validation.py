@@ -1,7 +1,7 @@
 """Checks of settings that depend on each other, and the error that says what to change.
 
-`check_rollout_policies` and `check_parallel` run when a `SessionConfig` is made, before anything
-starts. `explain` turns pydantic's validation errors into one ConfigError.
+`check_...` runs when a `SessionConfig` is made, before anything starts. `explain` turns pydantic's
+validation errors into one ConfigError.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kit.config.counterparts import counterpart
 from kit.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from kit.config.sections import EngineConfig, RolloutConfig
+    from kit.config.sections import DataConfig, EngineConfig, RewardConfig, RolloutConfig
     from kit.config.training import TrainingConfig
 
 
@@ -70,6 +70,40 @@ def check_parallel(engine: EngineConfig) -> None:
                 f"engine.extra has {key}, of which the kit has to know. What to do: set "
                 f"engine.{ours} instead."
             )
+
+
+_OF_THE_KIT = (
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "padding",
+    "return_dict", "return_tensors", "tokenize", "truncation", "max_length",
+)  # fmt: skip
+"""Arguments of Transformers' `apply_chat_template` that are no variables of the template."""
+
+
+def check_template_kwargs(data: DataConfig) -> None:
+    """Raise ValueError for variables of a chat template that nobody would read."""
+    if data.chat_template_kwargs and not data.apply_chat_template:
+        raise ValueError(
+            "data.chat_template_kwargs is set, but data.apply_chat_template is false. What to do: "
+            "set apply_chat_template: true, or leave them out."
+        )
+    for key in data.chat_template_kwargs:
+        if key in _OF_THE_KIT:
+            raise ValueError(
+                f"data.chat_template_kwargs has {key!r}, which is no variable of a template; the "
+                "kit decides it. What to do: leave it out. An assistant's message at the end of "
+                "a prompt is continued by itself."
+            )
+
+
+def check_stop(rollout: RolloutConfig, reward: RewardConfig) -> None:
+    """Raise ValueError if the format reward looks for a stop string that the text will lack."""
+    lost = [stop for stop in rollout.stop if stop and stop in reward.format_pattern]
+    if lost and not rollout.include_stop_str_in_output:
+        raise ValueError(
+            f"reward.format_pattern looks for {lost[0]!r}, which rollout.stop cuts off the text of "
+            "a response, so no response would ever have the format. What to do: set "
+            "rollout.include_stop_str_in_output: true, or leave it out of the pattern."
+        )
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> ConfigError:

@@ -2,9 +2,12 @@
 
     sources.py         load_prompts: every notation of `data.source`, down to one validated set
     prompts.py         PromptRow and PromptSet: what a prompt is, and what makes a row malformed
+    conversations.py   a prompt as people write it, down to text or chat messages
+    plain.py           values of NumPy, torch, pandas and Arrow as Python's own
     readers.py         files and directories: JSONL, JSON, CSV, Parquet, `datasets` on disk or hub
     reasoning_gym.py   rows that reasoning-gym generates when they are read
     chat_template.py   the model's chat template, and whether a prompt fits the context
+    prompt_check.py    the first prompt as tokens, and what is odd about it
     stream.py          the order in which training sees the rows, resumable
     buffer.py          groups of samples that wait to be continued
 

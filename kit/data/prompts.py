@@ -11,14 +11,20 @@ import hashlib
 import json
 import math
 import numbers
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
 from kit.config import DataConfig
+from kit.data.conversations import check_prompt, short
+from kit.data.plain import plain
 from kit.errors import DataError, did_you_mean
 from kit.samples import Messages
+
+_WRITTEN_OUT = 30
+"""Digits before or after the point up to which a number has no exponent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +33,9 @@ class PromptRow:
 
     prompt: str | Messages
     """A string, or chat messages with `role` and `content`."""
-    label: str | None
-    """The right answer as text; None where the data has none."""
+    label: Any
+    """The right answer as text; a list, mapping or truth value as it is; None where the data has
+    none."""
     metadata: dict[str, Any]
     """Whatever else reward functions may want to know."""
     number: int
@@ -84,22 +91,38 @@ class PromptSet(Sequence[PromptRow]):
 
 def check_row(record: Record, config: DataConfig) -> PromptRow:
     """Turn a record into a row. Raises DataError naming the row and the field that is wrong."""
-    row, prompt, label = _mapping(record), config.input_key, config.label_key
-    if prompt not in row:
+    row, key, label = _mapping(record), config.input_key, config.label_key
+    prompt = field_of(row, key)
+    if prompt is None and key not in row:
         raise DataError(
-            f"{record.where}: there is no field {prompt!r}. The row has: "
+            f"{record.where}: there is no field {key!r}. The row has: "
             f"{', '.join(map(str, row)) or 'no fields'}.",
             fix=f"set data.input_key to the field that holds the prompt. "
-            f"{did_you_mean(prompt, map(str, row)) if row else ''}".strip(),
+            f"{did_you_mean(key, map(str, row)) if row else ''}".strip(),
         )
     return PromptRow(
-        prompt=_prompt(row[prompt], f"{record.where}: field {prompt!r}"),
-        label=_label(row.get(label), f"{record.where}: field {label!r}"),
+        prompt=check_prompt(prompt, f"{record.where}: field {key!r}"),
+        label=_label(field_of(row, label), f"{record.where}: field {label!r}"),
         metadata=_metadata(
-            row.get(config.metadata_key), f"{record.where}: field {config.metadata_key!r}"
+            field_of(row, config.metadata_key), f"{record.where}: field {config.metadata_key!r}"
         ),
         number=record.number,
     )
+
+
+def field_of(row: Mapping[str, Any], key: str) -> Any:
+    """Value of a field; of one inside another, `reward_model.ground_truth`; None without it.
+
+    A field that holds JSON text of a mapping is read as one where a key inside it is named.
+    """
+    if key in row or "." not in key:
+        return row.get(key)
+    first, _, rest = key.partition(".")
+    inner = row.get(first)
+    if isinstance(inner, str) and inner.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError):
+            inner = json.loads(inner)
+    return field_of(inner, rest) if isinstance(inner, Mapping) else None
 
 
 def check_rows(records: Sequence[Record], config: DataConfig) -> tuple[PromptRow, ...]:
@@ -108,18 +131,34 @@ def check_rows(records: Sequence[Record], config: DataConfig) -> tuple[PromptRow
     Raises DataError for the first that is malformed, and for a label or metadata field that the
     settings name but no row has.
     """
-    rows = tuple(check_row(record, config) for record in records)
+    rows = _without_float_labels(tuple(check_row(record, config) for record in records))
     for setting in ("label_key", "metadata_key"):
         key = getattr(config, setting)
         if key == DataConfig.model_fields[setting].default:
             continue
-        seen = {str(name) for record in records for name in _mapping(record)}
-        if key not in seen:
+        every = [_mapping(record) for record in records]
+        if all(field_of(row, key) is None and key not in row for row in every):
+            seen = {str(name) for row in every for name in row}
             raise DataError(
                 f"data.{setting} is {key!r}, but none of the {len(rows)} rows has that field.",
                 fix=f"set data.{setting} to a field of the rows. {did_you_mean(key, seen)}",
             )
     return rows
+
+
+_FLOAT_OF_WHOLE = re.compile(r"-?\d+\.0")
+
+
+def _without_float_labels(rows: tuple[PromptRow, ...]) -> tuple[PromptRow, ...]:
+    """The rows; whole numbers that a table with a gap made floats of, "72.0", are whole again."""
+    texts = [row.label for row in rows if row.label is not None]
+    floats = [isinstance(text, str) and _FLOAT_OF_WHOLE.fullmatch(text) for text in texts]
+    if len(texts) == len(rows) or not texts or not all(floats):
+        return rows
+    return tuple(
+        row if row.label is None else replace(row, label=row.label.removesuffix(".0"))
+        for row in rows
+    )
 
 
 def _mapping(record: Record) -> Mapping[str, Any]:
@@ -130,62 +169,51 @@ def _mapping(record: Record) -> Mapping[str, Any]:
         except ValueError as error:
             raise DataError(
                 f"{record.where}: not JSON: {error}.",
-                why=f"The line reads: {_short(record.raw)}",
+                why=f"The line reads: {short(record.raw)}",
                 fix="write one JSON object a line, or name the file .csv or .parquet if it is one.",
             ) from None
     if not isinstance(row, Mapping):
         raise DataError(
-            f"{record.where}: a {type(row).__name__}, not a mapping of fields: {_short(row)}",
+            f"{record.where}: a {type(row).__name__}, not a mapping of fields: {short(row)}",
             fix='write each row as an object such as {"prompt": "1+1=", "label": "2"}.',
         )
     return row
 
 
-def _prompt(value: Any, where: str) -> str | Messages:
-    if isinstance(value, str):
-        if value:
-            return value
-        raise DataError(f"{where} is empty.", fix="give the row a prompt, or leave it out.")
-    if not isinstance(value, Sequence) or not value:
-        raise DataError(
-            f"{where} must be a string or a list of chat messages, not {_short(value)} "
-            f"({type(value).__name__}).",
-            fix='write text, or [{"role": "user", "content": "..."}].',
-        )
-    return [_message(message, f"{where}, message {n}") for n, message in enumerate(value, start=1)]
-
-
-def _message(value: Any, where: str) -> dict[str, str]:
-    if not isinstance(value, Mapping):
-        raise DataError(
-            f"{where} is {_short(value)} ({type(value).__name__}), not a mapping.",
-            fix='write each message as {"role": "user", "content": "..."}.',
-        )
-    for key in ("role", "content"):
-        if not isinstance(value.get(key), str):
-            has = ", ".join(map(str, value)) or "nothing"
-            raise DataError(
-                f"{where}: {key!r} must be text, not {_short(value.get(key))}. The message "
-                f"has: {has}.",
-                fix='write each message as {"role": "user", "content": "..."}.',
-            )
-    # Columnar files give every message the union of all keys, filled with None.
-    return {str(key): item for key, item in value.items() if item is not None}
-
-
-def _label(value: Any, where: str) -> str | None:
-    if value is None or isinstance(value, str):
+def _label(value: Any, where: str) -> Any:
+    value = plain(value)
+    if value is None or isinstance(value, (str, bool)):
         return value
-    if not isinstance(value, bool) and isinstance(value, (numbers.Real, Decimal)):
+    if isinstance(value, (numbers.Real, Decimal)):
         if math.isfinite(value):
-            return str(value)
+            return number_text(value)
         raise DataError(
             f"{where} is {value}.", fix="write the answer, or leave the field out where unknown."
         )
+    if isinstance(value, (list, dict)):
+        return value
     raise DataError(
-        f"{where} must be text or a number, not {_short(value)} ({type(value).__name__}).",
+        f"{where} must be text, a number, a list or a mapping, not {short(value)} "
+        f"({type(value).__name__}).",
         fix="write the answer as text; what has more parts belongs into the metadata.",
     )
+
+
+def number_text(value: float | Decimal | numbers.Real) -> str:
+    """A number as a person writes it, for graders that compare text: 72.0 is `72`.
+
+    A column of whole numbers with a gap comes as floats. Floats keep 15 digits, which is all that
+    one holds of a decimal number: 0.1 + 0.2 is `0.3`, and 1e22 a one with 22 zeros.
+    """
+    if isinstance(value, numbers.Integral):
+        return str(int(value))
+    exact = value if isinstance(value, Decimal) else Decimal(f"{float(value):.15g}")
+    if not -_WRITTEN_OUT <= exact.adjusted() <= _WRITTEN_OUT:
+        return str(value)
+    if not exact:
+        return "0"
+    whole = exact.to_integral_value()
+    return f"{whole if whole == exact else exact:f}"
 
 
 def _metadata(value: Any, where: str) -> dict[str, Any]:
@@ -194,21 +222,17 @@ def _metadata(value: Any, where: str) -> dict[str, Any]:
     if isinstance(value, str) and value.lstrip().startswith("{"):
         with contextlib.suppress(ValueError):
             value = json.loads(value)  # the only way in which a CSV cell can hold a mapping
-    if isinstance(value, Mapping):
-        return dict(value)
+    value = plain(value)
+    if isinstance(value, dict):
+        return value
     raise DataError(
-        f"{where} must be a mapping, not {_short(value)} ({type(value).__name__}).",
+        f"{where} must be a mapping, not {short(value)} ({type(value).__name__}).",
         fix='write it as an object such as {"level": 3}, or set data.metadata_key.',
     )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _fingerprint(rows: Sequence[PromptRow]) -> str:
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps([row.prompt, row.label]).encode())
+        digest.update(json.dumps([row.prompt, row.label], default=str).encode())
     return digest.hexdigest()[:16]

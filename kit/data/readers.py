@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import csv
 import difflib
+import gzip
 import io
 import json
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kit.data.plain import without_gaps
 from kit.data.prompts import Record
 from kit.errors import DataError
 
@@ -33,7 +36,7 @@ def looks_like_hub_name(source: str) -> bool:
     """Whether `owner/name` or `owner/name:config` could be meant, and no local file."""
     return (
         _HUB_NAME.fullmatch(source) is not None
-        and Path(source).suffix not in _READERS
+        and not kind_of(Path(source))
         and not Path(source).parent.is_dir()
     )
 
@@ -48,12 +51,32 @@ def read_path(path: Path, split: str, window: slice) -> list[Record]:
 
 
 def read_dataset(dataset: Dataset, origin: str, window: slice) -> list[Record]:
-    """The records of a `datasets.Dataset`; rows outside the window are not touched."""
+    """The records of a `datasets.Dataset`; rows outside the window are not touched.
+
+    Its format (NumPy, torch) is left aside: rows are Python's own values.
+    """
     wanted = range(len(dataset))[window]
+    rows = dataset.with_format(None).select(wanted)
     return [
         Record(f"{origin}, row {number}", number, row)
-        for number, row in zip((n + 1 for n in wanted), dataset.select(wanted), strict=True)
+        for number, row in zip((n + 1 for n in wanted), rows, strict=True)
     ]
+
+
+def table_rows(table: Any) -> list[dict[str, Any]] | None:
+    """Rows of a table in memory: of pandas, Polars or Arrow; None for anything else.
+
+    Empty cells are left out: pandas fills them with NaN.
+    """
+    if hasattr(table, "to_pylist"):  # Arrow
+        rows = table.to_pylist(maps_as_pydicts="lossy")
+    elif hasattr(table, "to_dicts"):  # Polars
+        rows = table.to_dicts()
+    elif hasattr(table, "to_dict") and hasattr(table, "columns"):  # pandas
+        rows = table.to_dict("records")
+    else:
+        return None
+    return [without_gaps(row) for row in rows]
 
 
 def read_rows(rows: Sequence[Any], window: slice) -> list[Record]:
@@ -106,9 +129,9 @@ def read_hub(name: str, split: str, window: slice) -> list[Record]:
 def _read_directory(path: Path, split: str, window: slice) -> list[Record]:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return _read_saved(path, split, window)
-    files = sorted(f for f in path.rglob("*") if f.suffix in _READERS and f.is_file())
+    files = sorted(f for f in path.rglob("*") if kind_of(f) and f.is_file())
     # JSON beside another kind is a description, not data.
-    files = [f for f in files if f.suffix != ".json"] or files
+    files = [f for f in files if kind_of(f) != ".json"] or files
     if not files:
         raise DataError(
             f"The directory {str(path.resolve())!r} holds no dataset.",
@@ -116,7 +139,7 @@ def _read_directory(path: Path, split: str, window: slice) -> list[Record]:
             fix="point data.source at the directory that has them, or at one file.",
         )
     files = _files_of_split(files, split)
-    kinds = sorted({f.suffix for f in files})
+    kinds = sorted({kind_of(f) for f in files})
     if len(kinds) > 1:
         raise DataError(
             f"The directory {str(path.resolve())!r} mixes {' and '.join(kinds)} files.",
@@ -159,13 +182,20 @@ def _read_jsonl(files: Sequence[Path], window: slice) -> list[Record]:
 def _read_json(files: Sequence[Path], window: slice) -> list[Record]:
     records: list[Record] = []
     for file in files:
+        text = _text(file)
         try:
-            rows = json.loads(_text(file))
+            rows = json.loads(text)
         except ValueError as error:
+            if text.lstrip().startswith("{") and "Extra data" in str(error):
+                records += _read_jsonl([file], slice(None))  # one object a line
+                continue
             raise DataError(
                 f"{file} is not JSON: {error}.",
-                fix="a file with one object a line is named .jsonl.",
+                fix="write a list of objects, or one object a line.",
             ) from None
+        inside = list(rows.values()) if isinstance(rows, dict) else []
+        if len(inside) == 1 and isinstance(inside[0], list):
+            rows = inside[0]  # {"data": [...]}
         if not isinstance(rows, list):
             raise DataError(
                 f"{file} holds a {type(rows).__name__}, not a list of rows.",
@@ -179,10 +209,13 @@ def _read_json(files: Sequence[Path], window: slice) -> list[Record]:
 
 
 def _read_csv(files: Sequence[Path], window: slice) -> list[Record]:
+    csv.field_size_limit(_LONGEST_CELL)
     records: list[Record] = []
     for file in files:
-        reader = csv.DictReader(io.StringIO(_text(file), newline=""))
+        mark = "\t" if kind_of(file) == ".tsv" else ","
+        reader = csv.DictReader(io.StringIO(_text(file), newline=""), delimiter=mark)
         try:
+            _check_header(file, reader.fieldnames or ())
             for number, row in enumerate(reader, start=1):
                 cells = {key: cell for key, cell in row.items() if key is not None and cell}
                 records.append(Record(f"{file}, row {number}", number, cells))
@@ -191,10 +224,27 @@ def _read_csv(files: Sequence[Path], window: slice) -> list[Record]:
     return records[window]
 
 
+_LONGEST_CELL = 1 << 30
+"""Characters; Python's own limit is 131,072, fewer than a long prompt has."""
+
+
+def _check_header(file: Path, names: Sequence[str]) -> None:
+    """Raise DataError for a header that names a field twice, or is separated by something else."""
+    if len(names) == 1 and (mark := next((m for m in ";\t|" if m in names[0]), "")):
+        raise DataError(
+            f"{file}: the fields of its header are separated by {mark!r}: {names[0]!r}.",
+            fix="separate them by commas, or by tabs in a file that ends in .tsv.",
+        )
+    if twice := [name for name in dict.fromkeys(names) if list(names).count(name) > 1]:
+        raise DataError(
+            f"{file}: its header has the field {twice[0]!r} more than once.",
+            fix="give each column a name of its own.",
+        )
+
+
 def _read_parquet(files: Sequence[Path], window: slice) -> list[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from datasets import Dataset
 
     tables = []
     for file in files:
@@ -208,20 +258,36 @@ def _read_parquet(files: Sequence[Path], window: slice) -> list[Record]:
             ) from error
     origin = str(files[0] if len(files) == 1 else files[0].parent)
     table = pa.concat_tables(tables, promote_options="permissive")
-    return read_dataset(Dataset(table), origin, window)
+    wanted = range(len(table))[window]
+    rows = table.take(list(wanted)).to_pylist(maps_as_pydicts="lossy")
+    return [
+        Record(f"{origin}, row {number + 1}", number + 1, row)
+        for number, row in zip(wanted, rows, strict=True)
+    ]
 
 
 _READERS: dict[str, Callable[[Sequence[Path], slice], list[Record]]] = {
     ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
+    ".tsv": _read_csv,
     ".parquet": _read_parquet,
 }
+_PACKED = ".gz"
+
+
+def kind_of(path: Path) -> str:
+    """Ending of a file that says how to read it, in small letters, without `.gz`; "" if none."""
+    names = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if names and names[-1] == _PACKED:
+        names.pop()
+    return names[-1] if names and names[-1] in _READERS else ""
 
 
 def _reader(path: Path) -> Callable[[Sequence[Path], slice], list[Record]]:
-    if path.suffix in _READERS:
-        return _READERS[path.suffix]
+    if kind := kind_of(path):
+        return _READERS[kind]
     raise DataError(
         f"{str(path.resolve())!r} is of a kind that cannot be read: "
         f"{path.suffix or 'no extension'}.",
@@ -230,7 +296,7 @@ def _reader(path: Path) -> Callable[[Sequence[Path], slice], list[Record]]:
 
 
 def _supported() -> str:
-    return ", ".join(_READERS)
+    return f"{', '.join(_READERS)} (packed, too: {_PACKED})"
 
 
 def _missing(path: Path) -> DataError:
@@ -239,7 +305,7 @@ def _missing(path: Path) -> DataError:
         fix = f"the folder {str(folder)!r} does not exist either: check the path."
     else:
         items = sorted(folder.iterdir())
-        data = [item.name for item in items if item.suffix in _READERS]
+        data = [item.name for item in items if kind_of(item)]
         folders = [item.name for item in items if item.is_dir()]
         near = difflib.get_close_matches(path.name, data + folders, n=3, cutoff=0.6)
         if near:
@@ -253,12 +319,18 @@ def _missing(path: Path) -> DataError:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
+        packed = file.suffix.lower() == _PACKED
+        data = gzip.decompress(file.read_bytes()) if packed else file.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file} cannot be read.", why=str(error)) from None
+    try:
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{file} is not UTF-8 text: byte {error.start} is {file.read_bytes()[error.start]:#x}.",
+            f"{file} is not UTF-8 text: byte {error.start} is {data[error.start]:#x}.",
             fix="save it as UTF-8.",
         ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _not_text(row: Any) -> Any:

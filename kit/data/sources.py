@@ -1,6 +1,6 @@
 """`load_prompts`: every notation of `data.source`, down to one validated set.
 
-    prompts.jsonl, .json, .csv, .parquet     a file
+    prompts.jsonl, .json, .csv, .parquet     a file; also .ndjson, .tsv, and packed: .jsonl.gz
     some/directory                           saved by `datasets`, or a folder of such files
     tiny:addition                            a task of the model that ships with the kit
     reasoning_gym:gsm_symbolic               a task that reasoning-gym generates
@@ -76,7 +76,7 @@ def load_prompts(
             any other reasoning_gym:gsm_symbolic.
         seed: of the rows that reasoning-gym generates for training.
         override: takes the place of the configured source: another source in the same notation,
-            a list of rows, or a `datasets.Dataset`.
+            a list of rows, a table of pandas, Polars or Arrow, or a `datasets.Dataset`.
 
     Raises DataError for a source that is not there, and for the first row that is malformed.
     """
@@ -167,28 +167,46 @@ def _tiny(task: str, window: slice, split: Split, source: str) -> PromptSet:
 
 
 def _in_memory(rows: Any, split: Split, config: DataConfig) -> PromptSet:
-    """Prompts from a list of mappings, a `datasets.Dataset`, or a `DatasetDict` with splits."""
-    if isinstance(rows, Mapping):
+    """Prompts from a list of mappings, a table, a `datasets.Dataset`, or a `DatasetDict`."""
+    if isinstance(rows, Mapping) and config.input_key in rows:
+        rows = _rows_of_columns(rows)
+    elif isinstance(rows, Mapping):
         rows = readers.pick_split(rows, split, "The dataset")
-    if hasattr(rows, "select"):
+    if (table := readers.table_rows(rows)) is not None:
+        records = readers.read_rows(table, slice(None))
+    elif hasattr(rows, "with_format") and hasattr(rows, "select") and hasattr(rows, "__len__"):
         records = readers.read_dataset(rows, "the dataset", slice(None))
-    elif isinstance(rows, Sequence):
-        records = readers.read_rows(rows, slice(None))
+    elif hasattr(rows, "__len__") and hasattr(rows, "__getitem__"):
+        records = readers.read_rows([rows[i] for i in range(len(rows))], slice(None))
     else:
         raise DataError(
             f"Prompts cannot be read from a {type(rows).__name__}.",
-            fix="give a list of mappings, a datasets.Dataset, or a source such as "
-            "'prompts.jsonl'; for a pandas table: table.to_dict('records').",
+            fix="give a list of mappings, a table of pandas, Polars or Arrow, a datasets.Dataset, "
+            "or a source such as 'prompts.jsonl'; of what has no end, take the first: "
+            "list(itertools.islice(rows, 1000)).",
         )
     if not records:
         raise DataError("The list of prompts is empty.", fix="give at least one row.")
     return _checked(records, config, "in_memory", "")
 
 
+def _rows_of_columns(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Rows of a mapping from each field to all its values, as `table.to_dict("list")` gives it."""
+    lengths = {str(name): len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(
+            f"The columns of the data have different lengths: {lengths}.",
+            fix="give each field one value a row.",
+        )
+    return [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
+
+
 def _checked(records: Sequence[Record], config: DataConfig, name: str, source: str) -> PromptSet:
     rows = check_rows(records, config)
     # Labels of GSM8K are whole solutions, which end in `#### N`.
-    solutions = bool(rows) and all(row.label and "####" in row.label for row in rows)
+    solutions = bool(rows) and all("####" in str(row.label) for row in rows)
     return PromptSet(name, rows, source, "gsm8k" if solutions else "exact")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kit.data.prompts import PromptRow, PromptSet
@@ -17,10 +17,17 @@ class PromptStream:
     numbers and a continued stream gives the rows that an unbroken one would have given.
     """
 
-    def __init__(self, prompts: PromptSet, seed: int = 0, shuffle: bool = True) -> None:
+    def __init__(
+        self,
+        prompts: PromptSet,
+        seed: int = 0,
+        shuffle: bool = True,
+        keep: Callable[[PromptRow], bool] | None = None,
+    ) -> None:
+        """Begin at the first row; rows for which `keep` is false are passed over."""
         if not len(prompts):
             raise DataError("A stream needs at least one prompt.", fix="check data.source.")
-        self._prompts, self._seed, self._shuffle = prompts, seed, shuffle
+        self._prompts, self._seed, self._shuffle, self._keep = prompts, seed, shuffle, keep
         self._epoch = self._position = 0
         self._order = self._order_of(0)
 
@@ -34,11 +41,21 @@ class PromptStream:
         if n < 0:
             raise DataError(f"A stream cannot give {n} rows.", fix="ask for 0 or more.")
         rows: list[PromptRow] = []
-        for _ in range(n):
-            rows.append(self._prompts.rows[self._order[self._position]])
+        passed_over = 0
+        while len(rows) < n:
+            row = self._prompts.rows[self._order[self._position]]
             self._position += 1
             if self._position == len(self._order):
                 self._start(self._epoch + 1, 0)
+            if self._keep is None or self._keep(row):
+                rows.append(row)
+                passed_over = 0
+            elif (passed_over := passed_over + 1) >= len(self._order):
+                raise DataError(
+                    f"None of the {len(self._order)} rows can be used: all are left out.",
+                    fix="raise model.context_length, lower rollout.max_response_len, or give other "
+                    "prompts.",
+                )
         return rows
 
     def peek(self, n: int) -> list[PromptRow]:

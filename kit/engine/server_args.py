@@ -69,6 +69,8 @@ def generation_request(
         # Where it streams, it is to tell of whole responses, not of every token.
         "stream_interval": max(limits, default=0) + 2,
     }
+    if sampling.stop_token_ids:
+        common["stop_token_ids"] = list(sampling.stop_token_ids)
     if sampling.stop:
         common |= {"stop": list(sampling.stop), "no_stop_trim": True}
     return {

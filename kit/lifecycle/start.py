@@ -184,7 +184,8 @@ class SessionParts:
         check_extra(dict(config.engine.extra))
         check_devices(config, model, device)
         plan = plan_for(config, model, device, sampler.max_response_len)
-        self.state.stream = PromptStream(sampler.train, config.seed, config.data.shuffle)
+        keep = sampler.fits if config.data.filter_overlong_prompts else None
+        self.state.stream = PromptStream(sampler.train, config.seed, config.data.shuffle, keep)
         self.advantage = advantage
         check_functions(config.training, advantage, loss)
         self.state.inputs = Inputs.of(
@@ -335,6 +336,7 @@ class SessionParts:
             waiting=len(state.buffer),
             host_memory=stack.cluster.host_memory() if stack else None,
             next_calls=self._next_calls(),
+            first_prompt=self.sampler.first_prompt if stack else None,
         )
 
     def _next_calls(self) -> tuple[tuple[str, str], ...]:

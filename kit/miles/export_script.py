@@ -28,10 +28,13 @@ WITHOUT = {
     "device": "Miles runs on GPUs, and cpu is none",
     "model": "Miles takes what its trainer does",
     "data.system_prompt": "it belongs into the rows; `--data FOLDER` puts it there",
+    "data.filter_overlong_prompts": "--rollout-max-prompt-len leaves out longer prompts",
+    "data.add_bos_token": "write it into the rows, or into tokenizer_config.json",
     "data": "Miles reads files only; `--data FOLDER` writes them",
     "reward.weights": "write a function of your own for --custom-rm-path",
     "reward.format_pattern": "put it into each row's metadata, as format_pattern",
     "reward": "Miles waits for rewards as long as they take",
+    "rollout.include_stop_str_in_output": "Miles keeps the string in any case",
     "rollout": "Miles draws until the batch is full",
     "training.mis": "its example mis.py does this: --use-tis --custom-tis-function-path",
     "cluster": "the script starts Ray on one machine, or joins what runs there",
@@ -295,6 +298,7 @@ def write_rows(config: SessionConfig, folder: Path) -> SessionConfig:
         "source": sources["train"],
         "eval_source": sources.get("eval", ""),
         "apply_chat_template": data.apply_chat_template,
+        "chat_template_kwargs": data.chat_template_kwargs,
         "shuffle": data.shuffle,
     }
     tree["evaluation"]["max_prompts"] = None

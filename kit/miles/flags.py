@@ -52,7 +52,7 @@ _OTHER = """
     rematerialize-param-from-master-weight check-rematerialize-param-from-master-weight
     dsa-attention-backend recompute-loss-function log-probs-chunk-size low-memory-resume
     mfu-peak-tflops rollout-function-path fully-async namespaced-radix-cache rollout-max-prompt-len
-    rollout-skip-special-tokens rollout-stop-token-ids object-store-backend
+    object-store-backend
     mooncake-store-init-kwargs mooncake-replica-num rollout-submission-granularity
     max-weight-staleness async-max-concurrent-samples async-data-buffer-capacity-factor
     async-unused-samples-handler custom-async-data-buffer-path custom-generate-function-path
@@ -65,7 +65,7 @@ _OTHER = """
     use-fault-tolerance ft-components rollout-health-check-interval rollout-health-check-timeout
     rollout-health-check-first-wait api-server-host api-server-port mini-ft-controller-enable
     mini-ft-controller-poll-interval mini-ft-controller-resume-delay debug-exit-after-rollout
-    num-epoch disable-rollout-global-dataset data-source-path apply-chat-template-kwargs
+    num-epoch disable-rollout-global-dataset data-source-path
     chat-template-path multimodal-keys tool-key start-rollout-id allow-partial-train-step
     log-probs-max-tokens-per-gpu eval-function-path eval-config eval-input-key eval-label-key
     eval-tool-key eval-top-p eval-top-k eval-max-response-len eval-max-prompt-len

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import PurePosixPath
+from typing import Any
 
 from kit.config import TINY, SessionConfig
+from kit.errors import ConfigError
 from kit.miles.links import (
     CKPT,
     EVAL,
@@ -53,6 +56,25 @@ def _reads_as_flag(word: str) -> bool:
 def _stop_note(config: SessionConfig, backend: str) -> str:
     odd = [word for word in config.rollout.stop if _reads_as_flag(word)]
     return f"{odd[0]!r} {READ_AS_FLAG}" if odd else ""
+
+
+def _read_stop(given: Given) -> tuple[str, ...]:
+    stops = tuple(given.all("--rollout-stop"))
+    if stops:
+        given.remarks.append(
+            "--rollout-stop: Miles keeps the string in the text of a response; set "
+            "rollout.include_stop_str_in_output: true for rewards that look for it"
+        )
+    return stops
+
+
+def _read_stop_tokens(given: Given) -> tuple[int, ...]:
+    words = given.all("--rollout-stop-token-ids")
+    if odd := [word for word in words if not word.isdecimal()]:
+        raise ConfigError(
+            f"--rollout-stop-token-ids has {odd[0]!r}.", fix="give it token ids, whole numbers."
+        )
+    return tuple(map(int, words))
 
 
 def _read_filter(given: Given) -> bool:
@@ -113,10 +135,22 @@ ROLLOUTS = [
         ("--rollout-stop",),
         ROLLOUT,
         _write_stop,
-        lambda given: tuple(given.all("--rollout-stop")),
+        _read_stop,
         _stop_note,
         "none",
+        "Miles keeps the string in the text, as `rollout.include_stop_str_in_output: true` does",
     ),
+    Link(
+        "rollout.stop_token_ids",
+        ("--rollout-stop-token-ids",),
+        ROLLOUT,
+        lambda c, backend: words_if(
+            c.rollout.stop_token_ids, "--rollout-stop-token-ids", *c.rollout.stop_token_ids
+        ),
+        _read_stop_tokens,
+        default="none",
+    ),
+    switch("rollout.skip_special_tokens", "--rollout-skip-special-tokens", ROLLOUT),
     Link(
         "rollout.dynamic_sampling",
         ("--dynamic-sampling-filter-path",),
@@ -262,6 +296,19 @@ def _reward_note(config: SessionConfig, backend: str) -> str:
     return ""
 
 
+def _read_template_kwargs(given: Given) -> dict[str, Any]:
+    text = given.text("--apply-chat-template-kwargs", "{}")
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"--apply-chat-template-kwargs is {text!r}.", fix="give it an object in JSON."
+        )
+    return found
+
+
 def _read_model(given: Given) -> str:
     name = given.text("--hf-checkpoint", "")
     return TINY if name.endswith(TINY_DIRECTORY) else name
@@ -292,6 +339,19 @@ PROMPTS = [
     value("data.label_key", "--label-key", ROLLOUT, None, explicit=True, absent="label"),
     value("data.metadata_key", "--metadata-key", ROLLOUT, "metadata"),
     switch("data.apply_chat_template", "--apply-chat-template", ROLLOUT),
+    Link(
+        "data.chat_template_kwargs",
+        ("--apply-chat-template-kwargs",),
+        ROLLOUT,
+        lambda c, backend: words_if(
+            c.data.chat_template_kwargs,
+            "--apply-chat-template-kwargs",
+            json.dumps(c.data.chat_template_kwargs),
+        ),
+        _read_template_kwargs,
+        default="{}",
+        remark="as JSON",
+    ),
     switch("data.shuffle", "--rollout-shuffle", ROLLOUT),
     Link(
         "seed",

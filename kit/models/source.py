@@ -32,6 +32,10 @@ class ModelSource:
     architecture: str
     bytes: int
     """Size of its weight files."""
+    eos_token_ids: frozenset[int] = frozenset()
+    """Tokens that config.json and generation_config.json name as ends of a response."""
+    vocabulary: int = 0
+    """Rows of its embedding; 0 where config.json does not say."""
 
 
 def find(config: ModelConfig) -> ModelSource:
@@ -70,7 +74,27 @@ def find(config: ModelConfig) -> ModelSource:
             f"The weights in {path} are not whole: {'; '.join(broken[:4])}.",
             fix="download or copy the model again; `kit doctor` says how.",
         )
-    return ModelSource(str(path), config.context_length or limit, architecture, size_of(path))
+    return ModelSource(
+        str(path),
+        config.context_length or limit,
+        architecture,
+        size_of(path),
+        _eos_token_ids(settings) | _eos_token_ids(_generation_config(path)),
+        int(settings.get("vocab_size") or 0),
+    )
+
+
+def _generation_config(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads((path / "generation_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # models need not have one
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _eos_token_ids(settings: dict[str, Any]) -> frozenset[int]:
+    ids = settings.get("eos_token_id")
+    return frozenset(i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int))
 
 
 def size_of(path: Path) -> int:

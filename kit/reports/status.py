@@ -16,6 +16,19 @@ from kit.utils.display import Shown
 
 
 @dataclass(frozen=True, slots=True)
+class FirstPrompt:
+    """The first prompt of the data as the model gets it, and what is odd about it."""
+
+    tokens: tuple[int, ...]
+    texts: tuple[str, ...]
+    """One a token."""
+    warnings: tuple[str, ...] = ()
+    """What is likely wrong with it, and so with all others."""
+    notes: tuple[str, ...] = ()
+    """What is right and good to know."""
+
+
+@dataclass(frozen=True, slots=True)
 class SessionState(Shown):
     """Where a session stands; a session shows itself with it."""
 
@@ -43,6 +56,8 @@ class SessionState(Shown):
     """Bytes that the stack's processes hold for themselves; None where there are none."""
     next_calls: tuple[tuple[str, str], ...] = ()
     """(call, what it does), the most likely one first."""
+    first_prompt: FirstPrompt | None = None
+    """Shown until the first step is done; its warnings are shown as long as there are some."""
 
 
 TrainingState = Literal["ready", "running", "paused", "stopped", "finished", "failed"]

@@ -24,6 +24,9 @@ weights, `{"math": 0.9, "short": (short, 0.1)}`; docs/rewards.md has all forms.
         longest = max(len(s.response) for s in samples) or 1
         return [1 - len(s.response) / longest for s in samples]
 
+Where the prompt ended in a tag such as `<think>`, a function finds it in front of
+`sample.response`, and built-in rewards take it into account, too (`Sample.with_opening`).
+
 Importing this package is light; math-verify and reasoning-gym load when they first grade.
 """
 

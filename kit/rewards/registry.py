@@ -51,10 +51,18 @@ class BuiltIn:
         return " + ".join(f"{weight:g}*{name}" for name, weight in self.weights)
 
     def parts(self, sample: Sample) -> dict[str, float]:
-        """Each reward by itself, before weighing. Raises RewardError as `grade` does."""
+        """Each reward by itself, before weighing. Raises RewardError as `grade` does.
+
+        All but `exact` read the response after the prompt's opening: see `Sample.with_opening`.
+        """
+        opened = sample.with_opening().response
         return {
             name: grade(
-                name, sample.response, sample.label, sample.metadata, pattern=self.format_pattern
+                name,
+                sample.response.removeprefix(sample.opening) if name == "exact" else opened,
+                sample.label,
+                sample.metadata,
+                pattern=self.format_pattern,
             )
             for name, _ in self.weights
         }
@@ -68,7 +76,7 @@ class BuiltIn:
 def grade(
     name: str,
     response: str,
-    label: str | None,
+    label: Any,
     metadata: Mapping[str, Any] | None = None,
     *,
     pattern: str = "",
@@ -99,6 +107,14 @@ def grade(
             f"The reward {name!r} compares with a label, and this row has none.",
             fix="set data.label_key to the field that holds the right answer, or choose a reward "
             "that needs none (format, a function of your own).",
+        )
+    if isinstance(label, (list, dict, bool)):
+        raise RewardError(
+            f"The reward {name!r} compares with an answer as text, and the label is a "
+            f"{type(label).__name__}: {str(label)[:60]}.",
+            fix="set data.label_key to the field that holds the answer, such as "
+            "`reward_model.ground_truth`, or give a reward function of your own, which gets the "
+            "label as it is.",
         )
     return _BY_LABEL[name](response, str(label))
 
@@ -158,7 +174,7 @@ def _math(response: str, label: str) -> float:
     )
 
 
-def _reasoning_gym(response: str, label: str | None, metadata: Mapping[str, Any]) -> float:
+def _reasoning_gym(response: str, label: Any, metadata: Mapping[str, Any]) -> float:
     dataset, entry = _entry(label, metadata)
     return helper.grade(
         "reasoning_gym",
@@ -168,7 +184,7 @@ def _reasoning_gym(response: str, label: str | None, metadata: Mapping[str, Any]
     )
 
 
-def _entry(label: str | None, metadata: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _entry(label: Any, metadata: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Find task name and generated row in the metadata.
 
     They are there as `load_prompts` keeps them, or as reasoning-gym itself gives them: a whole row,

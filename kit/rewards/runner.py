@@ -71,7 +71,8 @@ def score_samples(samples: Sequence[Sample], reward: Reward) -> list[Sample]:
             `batch`) or annotated as a list or sequence, it gets all of them and returns one number
             each. `signature.py` lists the forms of other libraries. A mapping in place of a number
             holds the parts of the reward. A function may be async: calls for single samples then
-            wait together.
+            wait together. Where the prompt ended in a tag such as `<think>`, `sample.response`
+            begins with it (`Sample.with_opening`).
 
     A sample whose reward fails is marked `Status.FAILED` with the reason in `error`; a batch
     function that raises marks all. Scoring again gives a marked sample its status back.
@@ -177,6 +178,8 @@ class FunctionScoring:
         self._whole = self._form.whole
         self._movable = movable
         self._moved = function_process.moved(self._function) if movable else None
+        self._unopened: dict[int, Sample] = {}
+        """The samples without what the function gets in front of their responses."""
         self._waiting: dict[int, Sample] = {}
         self._calls: _AsyncCalls | None = None
 
@@ -196,9 +199,10 @@ class FunctionScoring:
 
     def add(self, place: int, sample: Sample) -> None:
         """Score one more sample; `place` is its index in the rollout."""
-        sample = _unmarked(sample)
+        sample = self._unopened[place] = _unmarked(sample)
+        sample = sample.with_opening()
         if sample.status is Status.ABORTED:
-            self.scored[place] = Scored(sample)
+            self.scored[place] = Scored(self._unopened[place])
         elif self._whole:
             self._waiting[place] = sample
         elif self._process:
@@ -240,8 +244,8 @@ class FunctionScoring:
             self._moved = function_process.move(self._function, misfit)
             if misfit == "thread":  # what it returned, if anything, is not what it would have
                 outcomes = self._in_main_thread(list(samples.values()))
-        for (place, sample), outcome in zip(samples.items(), outcomes, strict=True):
-            self.scored[place] = _marked(sample, outcome, self._function)
+        for place, outcome in zip(samples, outcomes, strict=True):
+            self.scored[place] = _marked(self._unopened[place], outcome, self._function)
 
     def _in_main_thread(self, samples: list[Sample]) -> list[Outcome]:
         assert self._moved is not None

@@ -1,6 +1,7 @@
 """Prompts to scored samples to the batch of an update.
 
 sampler.py     prompts rendered, requests made, responses written into samples
+response.py    response tokens to the text that rewards see
 collector.py   generate and score at once, filters, groups carried over to the next step
 batch.py       advantages, and the batch as the trainers take it
 evaluate.py    held-out mean reward, accuracy and pass@k

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, get_args
 
-from kit.config import TrainingConfig
+from kit.config import RolloutConfig, TrainingConfig
 from kit.config.training import COMPARES_A_GROUP, Estimator
 from kit.errors import ConfigError, SessionError, did_you_mean
 from kit.reports import Metrics, UpdateReport
@@ -219,8 +219,71 @@ def _kl(samples: Sequence[Sample], training: TrainingConfig, ask: ByToken) -> to
     return approx_kl(policy_T, reference_T, training.kl_loss_type)
 
 
+def check_sampling(
+    samples: Sequence[Sample], rollout: RolloutConfig, training: TrainingConfig
+) -> None:
+    """Refuse samples of another distribution than the one that the trainer computes.
+
+    Those of another temperature are weighed where a correction compares both sides' log-probs.
+    After top_p or top_k, the engine reports log-probs of the whole vocabulary, which nothing can
+    correct for.
+
+    Raises:
+        SessionError: with how many they are, and what to do.
+    """
+    cut = [s for s in samples if is_cut(s.top_p, s.top_k)]
+    if cut:
+        raise _cut_error(f"{len(cut)} of {len(samples)} samples were drawn", cut[0])
+    weighed = training.use_tis or training.mis or training.use_rollout_logprobs
+    other = [
+        s.temperature
+        for s in samples
+        if s.temperature not in (None, rollout.temperature) and not (weighed and s.temperature)
+    ]
+    if other:
+        raise SessionError(
+            f"{len(other)} of {len(samples)} samples were drawn at temperature {other[0]:g}, but "
+            f"the trainer computes at {rollout.temperature:g}.",
+            why="The importance ratios would compare two different distributions.",
+            fix="generate without temperature= for what is trained on; or start a session with "
+            f"rollout.temperature: {other[0]:g}"
+            + (
+                ", or with training.use_tis: true, which weighs by the difference."
+                if other[0]
+                else " or above; greedy responses are no sample of the policy."
+            ),
+        )
+
+
+def is_cut(top_p: float, top_k: int) -> bool:
+    """Whether only a part of the vocabulary is sampled from."""
+    return top_p < 1 or top_k > 0
+
+
+def refuse_cut(rollout: RolloutConfig) -> None:
+    """Raise SessionError, before anything is generated, if training is impossible after a cut."""
+    if is_cut(rollout.top_p, rollout.top_k):
+        raise _cut_error("Responses are drawn", rollout)
+
+
+def _cut_error(what: str, cut: Sample | RolloutConfig) -> SessionError:
+    how = f"rollout.top_k {cut.top_k}" if cut.top_k > 0 else f"rollout.top_p {cut.top_p:g}"
+    return SessionError(
+        f"{what} with {how}, and cannot be trained on.",
+        why="They come from a part of the vocabulary, while the log-probs of engine and trainer "
+        "are of the whole: every importance ratio would be biased.",
+        fix="set rollout.top_p: 1.0 and rollout.top_k: -1 for training. Generating and evaluating "
+        "work with any.",
+    )
+
+
 def update(stack: Stack, batch: Batch, step: int) -> UpdateReport:
-    """Train on a batch; a batch without samples is left alone."""
+    """Train on a batch; a batch without samples is left alone.
+
+    Raises:
+        SessionError: samples are of another distribution than the trainer's.
+    """
+    check_sampling(batch.samples, stack.config.rollout, stack.config.training)
     begin = time.perf_counter()
     if not batch.samples:
         return UpdateReport(step, {}, (), 0, 0, 0.0, batch.left_out, applied=False)

@@ -282,7 +282,7 @@ class GroupSelection:
             return
         with held():
             rows = state.stream.next(most - len(groups))
-            groups += self._numbered(sampler.pending(rows, self.per_prompt))
+            groups += self._numbered(sampler.pending(rows, self.per_prompt, sampler.sampling()))
         for group in groups:
             number, requests = group[0].group_index, []
             for place, sample in enumerate(group):
@@ -376,6 +376,7 @@ class GroupSelection:
                 if self.settings.mask_offpolicy_in_partial_rollout:
                     sample = sample.masked_to(version)
                 samples.append(replace(sample, group_index=place, index=len(samples)))
+        notes += self.sampler.reader.notes(samples)
         return Rollout(
             samples, self.state.step, self.seconds, self._metrics(samples, version), notes
         )

@@ -6,7 +6,6 @@ import time
 from typing import TYPE_CHECKING
 
 from kit.config import SessionConfig
-from kit.errors import DataError
 from kit.reports import EvalReport
 from kit.rewards import score_samples
 from kit.tracking.metrics import pass_at_k
@@ -33,13 +32,9 @@ def evaluate(
 
     A response is right if its reward is 1 or more.
     """
-    begin, held_out = time.perf_counter(), sampler.held_out
-    if held_out is None:
-        raise DataError(
-            "There are no held-out prompts.",
-            fix="set data.eval_source, or pass eval_data= to RLSession.start.",
-        )
-    rows, seed = held_out.rows[: config.evaluation.max_prompts], f"{config.seed} evaluation"
+    begin = time.perf_counter()
+    name, rows = sampler.held_out_rows(config.evaluation.max_prompts)
+    seed = f"{config.seed} evaluation"
     stream = sampler.write(
         stack, rows, n_samples_per_prompt, sampler.sampling(temperature), seed, step
     )
@@ -49,7 +44,7 @@ def evaluate(
     whole = [g for g in groups if all(s.reward is not None for s in g)]
     right = [sum((s.reward or 0.0) >= 1.0 for s in group) for group in whole]
     return EvalReport(
-        dataset=held_out.name,
+        dataset=name,
         mean_reward=rollout.mean_reward(),
         prompts=len(groups),
         n_samples_per_prompt=n_samples_per_prompt,

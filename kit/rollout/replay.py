@@ -10,11 +10,12 @@ from typing import Any
 import yaml
 
 from kit.errors import DataError
+from kit.rollout.response import ResponseReader
 from kit.samples import Rollout, Sample
 from kit.tracking.run_folder import CONFIG, SAMPLES, find_run
 
 
-def replay(run: str | Path, step: int | None, tokenizer: Any, model_name: str) -> Rollout:
+def replay(run: str | Path, step: int | None, reader: ResponseReader, model_name: str) -> Rollout:
     """Load the rollout of a recorded step, with its rewards.
 
     Raises:
@@ -24,7 +25,7 @@ def replay(run: str | Path, step: int | None, tokenizer: Any, model_name: str) -
     folder = find_run(run)
     rows, step = _rows(folder, step)
     samples = [_sample(row, folder, step) for row in rows]
-    _check_tokens(samples, folder, tokenizer, model_name)
+    _check_tokens(samples, folder, reader, model_name)
     # Versions count the updates of one session; to this one they would mean other weights.
     samples = [replace(s, weight_versions=[], version_lengths=[]) for s in samples]
     return Rollout(samples, step, notes=(f"recorded in step {step} of the run {folder.name}",))
@@ -68,17 +69,19 @@ def _sample(row: dict[str, Any], folder: Path, step: int) -> Sample:
         ) from error
 
 
-def _check_tokens(samples: list[Sample], folder: Path, tokenizer: Any, model_name: str) -> None:
+def _check_tokens(
+    samples: list[Sample], folder: Path, reader: ResponseReader, model_name: str
+) -> None:
     """Raise DataError if the samples were generated with another tokenizer."""
-    size = len(tokenizer)
+    size = reader.vocabulary
     strange = next((token for s in samples for token in s.tokens if not 0 <= token < size), None)
     why = ""
     if strange is not None:
-        why = f"It holds token {strange}; this session's tokenizer has {size} tokens."
+        why = f"It holds token {strange}; this session's model has {size} tokens."
     else:
         for sample in samples:
-            text = tokenizer.decode(sample.response_tokens, skip_special_tokens=True)
-            if text.strip() != sample.response.strip():
+            if not reader.could_read(sample.response_tokens, sample.response):
+                text = reader.tokenizer.decode(sample.response_tokens)
                 why = f"It reads {text[:40]!r} where {sample.response[:40]!r} was written."
                 break
     if not why:

@@ -11,25 +11,37 @@ the thread that waits for them anyway.
 
 from __future__ import annotations
 
+import json
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from kit.config import SessionConfig
 from kit.data import load_prompts
 from kit.data.buffer import Group
-from kit.data.chat_template import check_fits, render
+from kit.data.chat_template import (
+    check_fits,
+    check_tokens,
+    check_variables,
+    opening,
+    prefill,
+    render,
+)
+from kit.data.conversations import check_prompt
+from kit.data.prompt_check import look_at
 from kit.data.prompts import PromptRow, PromptSet
 from kit.data.stream import PromptStream
 from kit.errors import DataError, ModelError, SessionError, StackError
 from kit.memory.sizes import response_limit
 from kit.models.source import ModelSource
+from kit.reports.status import FirstPrompt
+from kit.rollout.response import ResponseReader, stop_over_seam
 from kit.samples import Messages, Rollout, Sample, Status
 from kit.utils.imports import without_garbage_collection
 from kit.utils.interrupts import held
@@ -40,9 +52,8 @@ if TYPE_CHECKING:
     from kit.stack.stack import Stack
 
 
-LONGEST = 32
-"""So many of the prompts with the most characters are measured in tokens before training."""
-
+MARGIN = 8
+"""Tokens beyond what the text and the chat template's own words can have."""
 RENDERED = 4096
 """So many prompts are kept as tokens; those to evaluate on, and of small data all, come again."""
 SHORT = 0.5
@@ -63,10 +74,14 @@ class PromptSampler:
     held_out: PromptSet | None
     max_response_len: int
     tokenizer: Any = field(default=None)
+    reader: ResponseReader = field(init=False)
+    """Turns response tokens into text; there once the tokenizer is loaded."""
     token_text: Callable[[int], str] = field(init=False)
     """One token as text; each is decoded once, as a rollout has a hundred thousand of them."""
     rendered: dict[str, list[int]] = field(default_factory=dict)
     """Token ids by prompt, the last `RENDERED` of them."""
+    first_prompt: FirstPrompt | None = None
+    """The first row of the data as tokens; there once the tokenizer is loaded."""
     last_stream: RequestStream[int] | None = None
     """What the engine wrote last, for how long that took."""
 
@@ -100,27 +115,122 @@ class PromptSampler:
             raise ModelError(
                 f"The tokenizer of {self.config.model.name!r} cannot be loaded.", why=str(error)
             ) from error
-        for prompts in (self.train, self.held_out):
-            # Rows that are generated one by one, as they are asked for, are measured then.
-            known = prompts.rows if prompts and isinstance(prompts.rows, tuple) else ()
-            rows = sorted(known, key=lambda row: -len(str(row.prompt)))
-            for row in rows[:LONGEST]:
-                self.tokenize(row)
+        self.reader = ResponseReader.of(self.tokenizer, self.model, self.config.rollout)
+        check_variables(self.tokenizer, self.config.data.chat_template_kwargs)
+        left_out = self._measure(self.train, "training")
+        if self.held_out is not None:
+            left_out += self._measure(self.held_out, "held-out")
+        first = next(row for row in self.train if self._wanted(row))
+        seen = look_at(
+            first,
+            self.tokenize(first),
+            self.tokenizer,
+            self.config.data,
+            self.reader.end_tokens,
+            self.token_text,
+        )
+        self.first_prompt = replace(seen, warnings=(*left_out, *seen.warnings))
+        for words in self.first_prompt.warnings:
+            warnings.warn(words, RuntimeWarning, stacklevel=2)
 
-    def tokenize(self, row: PromptRow) -> list[int]:
-        """Tokenize a prompt. Raises DataError if a response would not fit after it."""
-        tokens = self.rendered.get(key := repr(row.prompt))
+    def _measure(self, prompts: PromptSet, which: str) -> list[str]:
+        """Say which rows are left out; raise DataError for what would fail when its turn comes.
+
+        Tokenized are rows that may be too long, and one of each sequence of roles. Rows that are
+        generated as they are asked for, are measured then.
+        """
+        known = prompts.rows if isinstance(prompts.rows, tuple) else ()
+        room = self.model.context_length - self.max_response_len
+        around = len(self._tokens("a")) + MARGIN if known else 0
+        shapes: set[tuple[str, ...]] = set()
+        long: list[PromptRow] = []
+        for row in known:
+            text = row.prompt if isinstance(row.prompt, str) else json.dumps(row.prompt)
+            # A token is a byte or more.
+            may_be_long = around + len(text.encode()) > room
+            shape = () if isinstance(row.prompt, str) else tuple(m["role"] for m in row.prompt)
+            if shape in shapes and not may_be_long:
+                continue
+            shapes.add(shape)
+            check_tokens(
+                self._tokens(row.prompt), self.tokenizer, self.model.vocabulary, row.number
+            )
+            if not self.fits(row):
+                long.append(row)
+        if not long:
+            return []
+        if not self.config.data.filter_overlong_prompts or len(long) == len(known):
+            self._refuse(long, len(known), which)
+        lengths = ", ".join(f"row {r.number}: {len(self._tokens(r.prompt))}" for r in long[:3])
+        return [
+            f"{len(long):,} of {len(known):,} {which} prompts are left out, as prompt and response "
+            f"do not fit into {self.model.context_length:,} tokens ({lengths} tokens"
+            f"{', ...' if len(long) > 3 else ''}; responses up to {self.max_response_len:,})."
+        ]
+
+    def _refuse(self, long: list[PromptRow], count: int, which: str) -> None:
+        try:
+            self.tokenize(long[0])
+        except DataError as error:
+            if len(long) == 1:
+                fix = f"{error.fix} Or let it be left out: data.filter_overlong_prompts: true."
+                raise DataError(error.what, fix=fix) from None
+            raise DataError(
+                error.what,
+                why=f"{len(long):,} of {count:,} {which} prompts do not fit.",
+                fix=f"{error.fix} Or let such rows be left out: data.filter_overlong_prompts: true."
+                if len(long) < count
+                else error.fix,
+            ) from None
+
+    def render(self, prompt: str | Messages) -> list[int]:
+        """Token ids of a prompt, as the settings say. Raises DataError where it cannot be."""
+        data = self.config.data
+        return render(
+            prompt,
+            self.tokenizer,
+            apply_chat_template=data.apply_chat_template,
+            system_prompt=data.system_prompt,
+            add_bos_token=data.add_bos_token,
+            chat_template_kwargs=data.chat_template_kwargs,
+        )
+
+    def _tokens(self, prompt: str | Messages) -> list[int]:
+        """What `render` returns, remembered for a while."""
+        tokens = self.rendered.get(key := repr(prompt))
         if tokens is None:
             if len(self.rendered) >= RENDERED:
                 del self.rendered[next(iter(self.rendered))]
-            tokens = self.rendered[key] = render(
-                row.prompt,
-                self.tokenizer,
-                apply_chat_template=self.config.data.apply_chat_template,
-                system_prompt=self.config.data.system_prompt,
-            )
+            tokens = self.rendered[key] = self.render(prompt)
+        return tokens
+
+    def fits(self, row: PromptRow) -> bool:
+        """Whether prompt and longest response fit into the context."""
+        length = len(self._tokens(row.prompt)) + self.max_response_len
+        return length <= self.model.context_length
+
+    def tokenize(self, row: PromptRow) -> list[int]:
+        """Tokenize a prompt. Raises DataError if a response would not fit after it."""
+        tokens = self._tokens(row.prompt)
+        check_tokens(tokens, self.tokenizer, self.model.vocabulary, row.number)
         check_fits(tokens, self.model.context_length, self.max_response_len, row.number)
         return list(tokens)
+
+    def _wanted(self, row: PromptRow) -> bool:
+        return not self.config.data.filter_overlong_prompts or self.fits(row)
+
+    def held_out_rows(self, most: int | None) -> tuple[str, list[PromptRow]]:
+        """Name of the held-out set and its first rows, without those that are left out.
+
+        Raises:
+            DataError: there is none.
+        """
+        if self.held_out is None:
+            raise DataError(
+                "There are no held-out prompts.",
+                fix="set data.eval_source, or pass eval_data= to RLSession.start.",
+            )
+        return self.held_out.name, list(islice(filter(self._wanted, self.held_out), most))
 
     def prepare(self, stream: PromptStream, count: int) -> None:
         """Tokenize the next rows, while the engine works.
@@ -145,7 +255,7 @@ class PromptSampler:
         They are handed over all at once where the last ones took less than `SHORT` seconds, as the
         messages would cost more than there is to gain, and where they are more than `MANY`.
         """
-        groups = self.pending(rows, n_samples_per_prompt)
+        groups = self.pending(rows, n_samples_per_prompt, sampling)
         samples = [sample for group in groups for sample in group]
         draw = random.Random(seed)
         seeds = [draw.getrandbits(31) for _ in samples]
@@ -184,9 +294,12 @@ class PromptSampler:
             top_p=settings.top_p if top_p is None else top_p,
             top_k=settings.top_k,
             stop=settings.stop,
+            stop_token_ids=tuple(sorted(self.reader.end_tokens)),
         )
 
-    def pending(self, rows: Sequence[PromptRow], n_samples_per_prompt: int) -> list[Group]:
+    def pending(
+        self, rows: Sequence[PromptRow], n_samples_per_prompt: int, sampling: SamplingSettings
+    ) -> list[Group]:
         """Samples without responses, a group for each row.
 
         Raises:
@@ -195,6 +308,7 @@ class PromptSampler:
         groups = []
         for number, row in enumerate(rows):
             tokens = self.tokenize(row)
+            opened = opening(tokens, self.tokenizer, prefill(row.prompt))
             first = number * n_samples_per_prompt
             groups.append(
                 tuple(
@@ -203,8 +317,12 @@ class PromptSampler:
                         index=index,
                         prompt=row.prompt,
                         tokens=tokens,
+                        opening=opened,
                         label=row.label,
                         metadata=row.metadata,
+                        temperature=sampling.temperature,
+                        top_p=sampling.top_p,
+                        top_k=sampling.top_k,
                     )
                     for index in range(first, first + n_samples_per_prompt)
                 )
@@ -221,37 +339,18 @@ class PromptSampler:
         longer = sample.continued(
             generation.tokens[:kept], generation.log_probs[:kept], generation.weight_version
         )
+        response, ended = self.reader.read(longer.response_tokens)
+        if status is Status.TRUNCATED and ended:  # by the last token that it was allowed
+            status = Status.COMPLETED
         if status is Status.ABORTED and longer.response_length >= self.max_response_len:
             status = Status.TRUNCATED
         return replace(
             longer,
-            # An array: each number of a list would be looked at, one by one, in Python.
-            response=self.tokenizer.decode(
-                np.asarray(longer.response_tokens, dtype=np.int64), skip_special_tokens=True
-            ),
+            response=response,
             status=status,
             # Ids alone cannot be shown, and a sample has no tokenizer.
             metadata={**sample.metadata, "token_texts": [*before, *texts[:kept]]},
         )
-
-
-def stop_over_seam(before: Sequence[str], after: Sequence[str], stops: Sequence[str]) -> int:
-    """Number of tokens of a continuation to keep if a stop string began before it; else 0.
-
-    The engine looks for stop strings in what it writes now, so it cannot see such a one.
-    """
-    if not stops:
-        return 0
-    longest = max(map(len, stops))
-    text = "".join(before)[-longest:]
-    seam = len(text)
-    for count, token in enumerate(after, start=1):
-        text += token
-        if any(0 <= text.find(stop) < seam for stop in stops):
-            return count
-        if len(text) > seam + longest:
-            break
-    return 0
 
 
 def as_rows(prompts: Sequence[str | Messages] | None) -> list[PromptRow]:
@@ -263,7 +362,7 @@ def as_rows(prompts: Sequence[str | Messages] | None) -> list[PromptRow]:
             f"generate needs a list of prompts, got {prompts!r}.",
             fix="write session.generate(['12+34=']).",
         )
-    unchecked: Sequence[Any] = prompts
+    rows, unchecked = [], cast("Sequence[object]", prompts)
     for number, prompt in enumerate(unchecked, start=1):
         if isinstance(prompt, dict):
             raise DataError(
@@ -271,15 +370,9 @@ def as_rows(prompts: Sequence[str | Messages] | None) -> list[PromptRow]:
                 fix="a conversation is a list of messages, and generate takes a list of prompts: "
                 'write session.generate([[{"role": "user", "content": "..."}]]).',
             )
-        if not isinstance(prompt, (str, list)):
-            raise DataError(
-                f"Prompt {number} is {prompt!r} ({type(prompt).__name__}).",
-                fix="a prompt is a string, or a list of chat messages.",
-            )
-    return [
-        PromptRow(prompt=prompt, label=None, metadata={}, number=number)
-        for number, prompt in enumerate(prompts, start=1)
-    ]
+        checked = check_prompt(prompt, f"Prompt {number}")
+        rows.append(PromptRow(prompt=checked, label=None, metadata={}, number=number))
+    return rows
 
 
 class RolloutStream:
@@ -337,7 +430,8 @@ class RolloutStream:
     def rollout(self) -> Rollout:
         """Rollout of all finished samples: every one, unless interrupted."""
         written = (s for s in self.samples if s.status is not Status.PENDING)
-        return Rollout(written, self._step, self._parts.seconds)
+        rollout = Rollout(written, self._step, self._parts.seconds)
+        return replace(rollout, notes=self._sampler.reader.notes(rollout))
 
     def __enter__(self) -> Self:
         return self

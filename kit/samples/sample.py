@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
@@ -11,7 +12,8 @@ from kit.errors import DataError
 from kit.samples import token_values as by_token
 from kit.utils.display import Displayed, Picture, pictures
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
+"""Chat messages: `role` and `content` are text; a turn may call tools."""
 
 
 class Status(StrEnum):
@@ -42,10 +44,16 @@ class Sample(Displayed):
     tokens: list[int] = field(default_factory=list)
     """Prompt and response token ids, in one list."""
     response: str = ""
+    """What the model wrote, without the token or the string that ended it; see
+    `kit.rollout.response`."""
     response_length: int = 0
     """Response tokens; the last so many of `tokens`."""
-    label: str | None = None
-    """The right answer, where the data has one."""
+    opening: str = ""
+    """The tag at the prompt's end that the response goes on from, such as `<think>`. Reward
+    functions get it in front of `response`; see `with_opening`."""
+    label: Any = None
+    """The right answer, where the data has one: text, or a list or mapping for a reward function
+    of your own."""
     reward: float | None = None
     reward_parts: dict[str, float] = field(default_factory=dict)
     """The parts of the reward by name, before weighing; empty where it has none."""
@@ -55,6 +63,12 @@ class Sample(Displayed):
     metadata: dict[str, Any] = field(default_factory=dict)
     rollout_log_probs: list[float] | None = None
     """The engine's log-probability of each response token, at the sampling temperature."""
+    temperature: float | None = None
+    """The temperature that its tokens were drawn at; None where that is unknown."""
+    top_p: float = 1.0
+    """The share of the probability that its tokens were drawn from."""
+    top_k: int = -1
+    """The number of likeliest tokens that its tokens were drawn from; -1 for all."""
     rollout_routed_experts: Any = None
     weight_versions: list[int] = field(default_factory=list)
     """Which trainer weights wrote it, one entry per span of response tokens."""
@@ -119,6 +133,13 @@ class Sample(Displayed):
         if isinstance(self.prompt, str):
             return self.prompt
         return "\n".join(str(message.get("content", "")) for message in self.prompt)
+
+    @property
+    def label_text(self) -> str | None:
+        """The label as a person reads it; None without one."""
+        if self.label is None or isinstance(self.label, str):
+            return self.label
+        return json.dumps(self.label, default=str)
 
     @property
     def mask(self) -> list[int]:
@@ -208,6 +229,12 @@ class Sample(Displayed):
             token_values={},
             annotated_versions=[],
         )
+
+    def with_opening(self) -> Sample:
+        """Copy whose response begins with the prompt's `opening`, as reward functions get it."""
+        if self.response.startswith(self.opening):
+            return self
+        return replace(self, response=self.opening + self.response)
 
     def with_values(self, **values: Sequence[float]) -> Sample:
         """Copy with these `token_values` added."""

@@ -26,6 +26,7 @@ from kit.miles.table import LINKS
         ({"actor_rollout_ref": {"rollout": {"n": 4}}}, "is a section of verl's"),
         ({"training": {"lr": 1e-6}}, "training.learning_rate"),
         ({"--rollout-max-response-len": 64}, "rollout.max_response_len"),
+        ({"data": {"enable_thinking": False}}, "data.chat_template_kwargs"),
         ({"use_vllm": True}, "the engine is always SGLang"),
         ({"temperature": 1.0}, "Did you mean rollout.temperature?"),
         ({"training": {"learning_rat": 1}}, "Did you mean 'learning_rate'?"),

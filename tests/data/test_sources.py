@@ -1,16 +1,25 @@
 """Every notation of `data.source`, and what a person is told where one is wrong."""
 
+import gzip
 import json
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, DatasetDict
 
 from kit.config import DataConfig
 from kit.data import PromptSet, load_prompts
 from kit.data.reasoning_gym import GymRows
 from kit.errors import DataError
+from kit.rewards import score_samples
+from kit.samples import Sample
 
 ROWS = [{"prompt": f"{n}+{n}=", "label": str(2 * n), "metadata": {"n": n}} for n in range(5)]
 
@@ -161,9 +170,6 @@ def test_a_broken_line_outside_the_slice_does_no_harm(tmp_path: Path) -> None:
         ({"prompt": ["hi"]}, ["'prompt'", "message 1"]),
         ({"prompt": [{"role": "user", "text": "hi"}]}, ["'content'", "role, text"]),
         ({"prompt": [{"role": "user", "content": 5}]}, ["message 1", "'content'", "5"]),
-        ({"prompt": "a", "label": ["1"]}, ["'label'", "list"]),
-        ({"prompt": "a", "label": {"x": 1}}, ["'label'", "dict"]),
-        ({"prompt": "a", "label": True}, ["'label'", "bool"]),
         ({"prompt": "a", "metadata": "b"}, ["'metadata'", "mapping"]),
         (["prompt", "a"], ["list"]),
     ],
@@ -195,6 +201,152 @@ def test_numbers_as_labels_become_text_and_missing_ones_none() -> None:
         load_prompts(DataConfig(), split="train", override=[{"prompt": "a", "label": float("nan")}])
 
 
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (72.0, "72"),
+        (-0.0, "0"),
+        (np.float64(72), "72"),
+        (np.int64(72), "72"),
+        (0.1 + 0.2, "0.3"),
+        (1e22, "10000000000000000000000"),
+        (1e-7, "0.0000001"),
+        (1.5e300, "1.5e+300"),
+        (Decimal("72.00"), "72"),
+        (Decimal("72.50"), "72.50"),
+        (123456789012345, "123456789012345"),
+        ("72.0", "72.0"),
+        ("007", "007"),
+    ],
+)
+def test_a_number_is_a_label_as_a_person_writes_it(given: object, text: str) -> None:
+    rows = [{"prompt": "a", "label": given}]
+    assert load_prompts(DataConfig(), split="train", override=rows)[0].label == text
+
+
+def test_whole_numbers_beside_a_gap_stay_whole_in_every_kind_of_table(tmp_path: Path) -> None:
+    table = pd.DataFrame({"prompt": ["a", "b"], "label": [72, None]})
+    table.to_parquet(tmp_path / "a.parquet")
+    table.to_csv(tmp_path / "a.csv", index=False)
+    table.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    assert "72.0" in (tmp_path / "a.csv").read_text()
+    for kind in ("parquet", "csv", "jsonl"):
+        assert [row.label for row in train(tmp_path / f"a.{kind}")] == ["72", None], kind
+    rows = load_prompts(DataConfig(), split="train", override=table)
+    assert [row.label for row in rows] == ["72", None]
+
+
+def test_lists_mappings_and_truth_values_are_kept_for_a_reward_of_ones_own() -> None:
+    labels = [["72", "seventy-two"], {"target": 72, "numbers": [1, 2]}, True]
+    rows = [{"prompt": "a", "label": label} for label in labels]
+    found = load_prompts(DataConfig(), split="train", override=rows)
+    assert [row.label for row in found] == labels
+    sample = Sample(response="72", label=labels[0])
+    assert score_samples([sample], lambda s: float(s.response in s.label))[0].reward == 1.0
+    failed = score_samples([sample], "exact")[0]
+    assert "the label is a list" in str(failed.error)
+    assert sample.label_text == '["72", "seventy-two"]'
+
+
+def test_fields_inside_others_are_named_with_a_dot(tmp_path: Path) -> None:
+    row = {
+        "prompt": [{"role": "user", "content": "1+1?"}],
+        "reward_model": {"style": "rule", "ground_truth": "2"},
+        "extra_info": {"index": 7, "note": {"level": 3}},
+    }
+    keys = {"label_key": "reward_model.ground_truth", "metadata_key": "extra_info.note"}
+    as_text = row | {"reward_model": json.dumps(row["reward_model"])}
+    pd.DataFrame([row]).to_parquet(tmp_path / "verl.parquet")
+    for found in (
+        train(write_jsonl(tmp_path / "a.jsonl", [row]), **keys)[0],
+        train(write_jsonl(tmp_path / "b.jsonl", [as_text]), **keys)[0],
+        train(tmp_path / "verl.parquet", **keys)[0],
+        load_prompts(
+            DataConfig(**keys), split="train", override=pd.read_parquet(tmp_path / "verl.parquet")
+        )[0],
+    ):
+        assert (found.label, found.metadata) == ("2", {"level": 3})
+        assert found.prompt == row["prompt"]
+    with pytest.raises(DataError, match=r"'reward_model\.truth', but none of the 1 rows"):
+        train(tmp_path / "a.jsonl", label_key="reward_model.truth")
+
+
+class Indexed:
+    """As torch's own datasets are."""
+
+    def __init__(self, rows: list) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.rows[index]
+
+
+def test_every_table_in_memory_gives_the_same_rows() -> None:
+    rows = [
+        {"prompt": [{"role": "user", "content": "1+1?"}], "label": "2", "metadata": {"level": 1}},
+        {"prompt": [{"role": "user", "content": "1+2?"}], "label": "3", "metadata": {"level": 2}},
+    ]
+    frame = pd.DataFrame(rows)
+    dataset = Dataset.from_list(rows)
+    tables = {
+        "pandas": frame,
+        "records of pandas": frame.to_dict("records"),
+        "columns": frame.to_dict("list"),
+        "anything with length and index": Indexed(rows),
+        "arrow": pa.Table.from_pylist(rows),
+        "batch": pa.RecordBatch.from_pylist(rows),
+        "numpy": dataset.with_format("numpy"),
+        "torch": dataset.with_format("torch"),
+        "arrays": [r | {"prompt": np.array(r["prompt"], dtype=object)} for r in rows],
+        "splits": DatasetDict({"train": dataset, "test": dataset.select([0])}),
+    }
+    plain = load_prompts(DataConfig(), split="train", override=rows)
+    for name, table in tables.items():
+        found = load_prompts(DataConfig(), split="train", override=table)
+        assert list(found) == list(plain), name
+
+
+def test_a_map_of_arrow_is_a_mapping(tmp_path: Path) -> None:
+    kind = pa.schema([("prompt", pa.string()), ("metadata", pa.map_(pa.string(), pa.int64()))])
+    table = pa.table({"prompt": ["a"], "metadata": [[("level", 1)]]}, schema=kind)
+    pq.write_table(table, tmp_path / "map.parquet")
+    assert train(tmp_path / "map.parquet")[0].metadata == {"level": 1}
+    found = load_prompts(DataConfig(), split="train", override=table)
+    assert found[0].metadata == {"level": 1}
+
+
+def test_columns_of_different_lengths_are_refused() -> None:
+    with pytest.raises(DataError, match="'prompt': 2, 'label': 1"):
+        load_prompts(DataConfig(), split="train", override={"prompt": ["a", "b"], "label": ["1"]})
+
+
+def test_what_has_no_end_says_how_to_take_the_first() -> None:
+    with pytest.raises(DataError, match="islice"):
+        load_prompts(DataConfig(), split="train", override=({"prompt": "a"} for _ in range(2)))
+
+
+def test_files_are_read_under_all_their_usual_names(tmp_path: Path) -> None:
+    line = b'{"prompt": "a", "label": "1"}\n'
+    files = {
+        "a.ndjson": line,
+        "A.JSONL": line,
+        "a.jsonl.gz": gzip.compress(line),
+        "lines.json": line + line,
+        "data.json": b'{"data": [' + line + b"]}",
+        "a.tsv": b"prompt\tlabel\na\t1\n",
+        "a.CSV": b"prompt,label\r\na,1\r\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        row = train(tmp_path / name)[0]
+        assert (row.prompt, row.label) == ("a", "1"), name
+    (tmp_path / "long.csv").write_text('prompt,label\n"' + "x" * 200_000 + '",1\n')
+    assert len(train(tmp_path / "long.csv")[0].prompt) == 200_000
+
+
 def test_chat_messages_are_kept_as_messages(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     assert train(write_jsonl(tmp_path / "chat.jsonl", [{"prompt": messages}]))[0].prompt == messages
@@ -224,7 +376,10 @@ def test_files_that_cannot_be_read_say_why(tmp_path: Path) -> None:
         "table.txt": (b"prompt", r"cannot be read: \.txt"),
         "empty.jsonl": (b"\n", "has no rows"),
         "object.json": (b'{"prompt": "a"}', "a dict, not a list"),
-        "lines.json": (b'{"prompt": "a"}\n{"prompt": "b"}', r"\.jsonl"),
+        "lines.json": (b'{"prompt": "a"}\n{"prompt": "b"', r"line 2: not JSON"),
+        "semicolons.csv": (b"prompt;label\na;1\n", "separated by ';'"),
+        "twice.csv": (b"prompt,label,label\na,1,2\n", "'label' more than once"),
+        "cut.jsonl.gz": (b"\x1f\x8b\x08", "cannot be read"),
         "strings.json": (b'["{}"]', "not a mapping"),
         "latin.jsonl": ('{"prompt": "é"}'.encode("latin-1"), "not UTF-8 text: byte 12"),
         "broken.parquet": (b"PAR1", "cannot be read as Parquet"),
@@ -233,7 +388,7 @@ def test_files_that_cannot_be_read_say_why(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=words):
             train(tmp_path / name)
-    with pytest.raises(DataError, match=r"\.jsonl, \.json, \.csv, \.parquet"):
+    with pytest.raises(DataError, match=r"\.jsonl, \.ndjson, \.json, \.csv, .*\.gz"):
         train(tmp_path / "table.txt")
     (tmp_path / "bare").mkdir()
     with pytest.raises(DataError, match="holds no dataset"):

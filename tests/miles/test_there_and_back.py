@@ -48,6 +48,10 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "data.metadata_key": WORD,
     "data.system_prompt": WORD,
     "data.apply_chat_template": st.booleans(),
+    "data.chat_template_kwargs": st.sampled_from(
+        [{}, {"enable_thinking": False, "words": "a 'b'"}]
+    ),
+    "data.filter_overlong_prompts": st.booleans(),
     "data.shuffle": st.booleans(),
     "reward.name": st.sampled_from(["", "math", "gsm8k", "number", "format"]),
     "rollout.temperature": SHARE,
@@ -55,6 +59,9 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "rollout.top_k": st.integers(-1, 50),
     "rollout.max_response_len": st.none() | COUNT,
     "rollout.stop": st.lists(WORD | st.sampled_from(["\n\n", "$HOME", "x\n)"]), max_size=3),
+    "rollout.stop_token_ids": st.lists(st.integers(0, 10**6), max_size=3),
+    "rollout.skip_special_tokens": st.booleans(),
+    "rollout.include_stop_str_in_output": st.booleans(),
     "rollout.dynamic_sampling": st.booleans(),
     "training.num_rollout": COUNT,
     "training.rollout_batch_size": COUNT,

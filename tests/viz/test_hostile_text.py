@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kit.config import SessionConfig
 from kit.doctor import Diagnosis, Finding
 from kit.reports import Invariant, SyncReport, TokenDifference, TrainReport
-from kit.reports.status import SettingsChange, Snapshot, Snapshots
+from kit.reports.status import FirstPrompt, SettingsChange, Snapshot, Snapshots
 from kit.samples import Batch, Rollout, Sample, Status
 from kit.utils.formatting import cut, visible
 from kit.viz import compare_samples, curves
@@ -29,6 +29,7 @@ from tests.viz.results import (
     make_rollout,
     make_run,
     make_sessions,
+    make_state,
     make_status,
     make_step,
     make_update,
@@ -129,6 +130,7 @@ def poisoned(text: str) -> list[object]:
         mismatch, checked, evaluation, step, run, config, curves(run), curves(run, [text]),
         compare_samples(rollout, rollout), sample.strip(quantity=text), sample.strip("change"),
         status, diagnosis, make_memory_plan(name=text), make_sessions(text, text),
+        make_state(step=0, first_prompt=FirstPrompt((1,) * 90, (text,) * 90, (text,), (text,))),
         Snapshots((kept,), 1), kept, make_what_if(label=text, refused=text),
         make_comparison(text, sample), SettingsChange(1, ((text, text, None),)),
     ]  # fmt: skip

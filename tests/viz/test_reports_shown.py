@@ -10,6 +10,7 @@ import pytest
 from kit import RLSession
 from kit.config import SessionConfig
 from kit.reports import CurvePoint, SyncReport, TrainReport
+from kit.reports.status import FirstPrompt
 from kit.samples import Rollout
 from kit.utils.display import Bundle, Shown, bundle
 from kit.utils.formatting import data_size, duration, number
@@ -116,6 +117,24 @@ def test_a_session_shows_where_it_stands_and_what_to_call(html: Show, plain: Sho
 def test_an_engine_that_is_behind_is_told(html: Show, plain: Show) -> None:
     for shown in (html(make_state(engine_version=2)), plain(make_state(engine_version=2))):
         assert "trainer is at weights version 3, the engine at 2" in shown
+
+
+def test_the_first_display_shows_the_first_prompt_as_tokens(html: Show, plain: Show) -> None:
+    prompt = FirstPrompt((1, 5, 9), ("<|user|>", "1 +", "\n"), ("It is odd.",), ("It is long.",))
+    first = make_state(step=0, first_prompt=prompt)
+    page, words = html(first), plain(first)
+    for text in ("&lt;|user|&gt;", "1␣+"):
+        assert f"<i>{text}</i>" in page
+    assert "prompt 1, as tokens: <|user|>|1␣+|" in words
+    for shown in (page, words):
+        assert "! It is odd." in shown
+        assert "It is long." in shown
+    later = make_state(step=3, first_prompt=prompt)
+    for shown in (html(later), plain(later)):
+        assert "! It is odd." in shown
+        assert "as tokens" not in shown
+    long = make_state(step=0, first_prompt=FirstPrompt((1,) * 5000, ("ab",) * 5000))
+    assert html(long).count("<i>ab</i>") == 160
 
 
 def test_a_session_that_was_not_started_says_how(html: Show, plain: Show) -> None:

@@ -102,25 +102,13 @@ def _reads_otherwise(lab: Experiments, sample: Sample) -> bool:
     texts = sample.metadata.get("token_texts")
     if texts is not None:
         return list(texts) != [lab.sampler.token_text(t) for t in sample.response_tokens]
-    decoded = lab.sampler.tokenizer.decode(sample.response_tokens, skip_special_tokens=True)
-    return bool(sample.response) and sample.response != decoded
+    return not lab.sampler.reader.could_read(sample.response_tokens, sample.response)
 
 
 def _rendered(lab: Experiments, sample: Sample) -> list[int]:
     """Tokens of the prompt, rendered again; the sample's own if it has no prompt to render."""
-    from kit.data.chat_template import render
-
-    data = lab.config.data
     try:
-        return (
-            sample.prompt
-            and render(
-                sample.prompt,
-                lab.sampler.tokenizer,
-                apply_chat_template=data.apply_chat_template,
-                system_prompt=data.system_prompt,
-            )
-        ) or sample.prompt_tokens
+        return (sample.prompt and lab.sampler.render(sample.prompt)) or sample.prompt_tokens
     except DataError:
         return sample.prompt_tokens
 

@@ -148,7 +148,7 @@ def samples_html(step: StepReport | None) -> Markup | None:
             number_bar(sample.reward, *scale),
             tag("span", both_ends(sample.prompt_text, 200), class_="kv-text"),
             tag("span", both_ends(sample.response, 300) or "∅", class_="kv-text"),
-            shorten(sample.label or "–", 30),
+            shorten(sample.label_text or "–", 30),
             STATUS_SIGNS[sample.status],
         ]
         for sample in chosen[:SHOWN_SAMPLES]

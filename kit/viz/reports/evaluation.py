@@ -138,7 +138,7 @@ def _example_table(samples: list[Sample]) -> Markup:
         [
             prompt_html(sample, 2_000),
             response_cell(sample, 4_000),
-            long_text(sample.label or "–", 500),
+            long_text(sample.label_text or "–", 500),
             number(sample.reward, 3),
         ]
         for sample in samples
@@ -160,7 +160,7 @@ def _plain(report: EvalReport) -> str:
             sign,
             shorten(s.prompt_text, 40),
             shorten(s.response, 30),
-            f"answer {shorten(s.label or '–', 20)}",
+            f"answer {shorten(s.label_text or '–', 20)}",
         ]
         for sign, group in (("✗", wrong), ("✓", right))
         for s in group[:3]

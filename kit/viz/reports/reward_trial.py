@@ -262,7 +262,8 @@ def _fine(seconds: float) -> str:
 def _case(sample: Sample) -> Markup:
     """A line about a sample that unfolds to show it."""
     prompt, response = shorten(sample.prompt_text, 50), shorten(sample.response, 50)
-    answer = f" (answer: {shorten(sample.label, 30)})" if sample.label is not None else ""
+    label = sample.label_text
+    answer = f" (answer: {shorten(label, 30)})" if label is not None else ""
     body = sample_body(sample, prompt_bytes=600, response_bytes=3_000, preview=400)
     known = strips(sample) if sample.response_length <= SHORT_RESPONSE else {}
     drawn = [draw() for draw in list(known.values())[:1]]

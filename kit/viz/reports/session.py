@@ -8,8 +8,24 @@ import time
 from markupsafe import Markup
 
 from kit.reports import SessionState
-from kit.reports.status import LivingSession, Sessions, SettingsChange, Snapshot, Snapshots
-from kit.utils.formatting import columns, count, data_size, duration, named, number, shorten
+from kit.reports.status import (
+    FirstPrompt,
+    LivingSession,
+    Sessions,
+    SettingsChange,
+    Snapshot,
+    Snapshots,
+)
+from kit.utils.formatting import (
+    columns,
+    count,
+    data_size,
+    duration,
+    letters,
+    named,
+    number,
+    shorten,
+)
 from kit.viz.html import Child, Column, badge, facts, join, note, numeric, quiet, table, tag, title
 from kit.viz.render import register
 from kit.viz.svg import bars
@@ -28,6 +44,7 @@ def _session_html(state: SessionState) -> Markup:
         facts(_facts(state)),
         note(_behind(state)) if _behind(state) else None,
         _rewards(state),
+        _prompt_html(state),
         table(heads, rows) if rows else None,
     )
 
@@ -39,6 +56,7 @@ def _session_plain(state: SessionState) -> str:
     ]
     if _behind(state):
         lines.append(f"  {_behind(state)}")
+    lines += _prompt_plain(state)
     lines += ["  what to call next", columns(state.next_calls, indent="    ")]
     return "\n".join(lines)
 
@@ -90,6 +108,47 @@ def _rewards(state: SessionState) -> Markup | None:
     first = max(len(state.rewards) - MOST_STEPS, 0)
     points = [(str(i), reward) for i, reward in enumerate(state.rewards[first:], start=first + 1)]
     return bars(points, f"mean reward, {'last ' if first else ''}{count(len(points), 'step')}")
+
+
+MOST_TOKENS = 160
+"""Tokens of a prompt that are drawn; of a longer one its two ends."""
+PROMPT = "prompt 1, as tokens"
+_SAID = 500
+"""Characters of a warning or note that are shown."""
+
+
+def _prompt_tokens(prompt: FirstPrompt) -> list[str]:
+    """Texts of the tokens that are drawn, `…` for those between."""
+    shown = [letters(text, 30) for text in prompt.texts]
+    if len(shown) <= MOST_TOKENS:
+        return shown
+    half = MOST_TOKENS // 2
+    return [*shown[:half], "…", *shown[-half:]]
+
+
+def _prompt_html(state: SessionState) -> Markup | None:
+    prompt = state.first_prompt
+    if prompt is None:
+        return None
+    told = [note(f"! {shorten(words, _SAID)}") for words in prompt.warnings]
+    if state.step:
+        return join(*told)
+    chips = (tag("i", text) for text in _prompt_tokens(prompt))
+    heading = quiet(f"{PROMPT}: {len(prompt.tokens):,}")
+    notes = [note(shorten(words, _SAID)) for words in prompt.notes]
+    return join(heading, tag("div", *chips, class_="kv-strip"), *told, *notes)
+
+
+def _prompt_plain(state: SessionState) -> list[str]:
+    prompt = state.first_prompt
+    if prompt is None:
+        return []
+    told = [f"  ! {shorten(words, _SAID)}" for words in prompt.warnings]
+    if state.step:
+        return told
+    tokens = "|".join(_prompt_tokens(prompt))
+    notes = [f"  {shorten(words, _SAID)}" for words in prompt.notes]
+    return [f"  {PROMPT}: {tokens}", *told, *notes]
 
 
 LONGEST = 60

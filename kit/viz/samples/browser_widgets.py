@@ -241,7 +241,7 @@ class SampleFilter:
 
     def _says(self, sample: Sample) -> bool:
         wanted = self.text.casefold()
-        fields = (sample.prompt_text, sample.response, sample.label, sample.error)
+        fields = (sample.prompt_text, sample.response, sample.label_text, sample.error)
         return not wanted or any(wanted in (text or "").casefold() for text in fields)
 
 

@@ -180,7 +180,7 @@ def group_marks(group: Sequence[Sample]) -> list[str]:
 
 def _shared_label(group: Sequence[Sample]) -> str | None:
     """The right answer of the group, where all its samples have the same one."""
-    labels = {sample.label for sample in group}
+    labels = {sample.label_text for sample in group}
     return labels.pop() if len(labels) == 1 else None
 
 
@@ -206,7 +206,8 @@ def prompt_html(sample: Sample, limit: int) -> Markup:
 
 def answer_html(sample: Sample) -> Child:
     """The right answer; None where none is known."""
-    return None if sample.label is None else quiet(f"answer: {shorten(sample.label, 40)}")
+    label = sample.label_text
+    return None if label is None else quiet(f"answer: {shorten(label, 40)}")
 
 
 def group_head(group: Sequence[Sample], limit: int) -> Markup:
@@ -265,7 +266,7 @@ def _row(sample: Sample, limit: int, scales: _Scales, labelled: bool) -> list[Ch
         STATUS_SIGNS[sample.status],
     ]
     if labelled:
-        cells.append(shorten(sample.label or "–", 30))
+        cells.append(shorten(sample.label_text or "–", 30))
     return cells
 
 

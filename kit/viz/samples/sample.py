@@ -76,8 +76,8 @@ def sample_facts(sample: Sample) -> list[tuple[str, str]]:
     rows += [
         (shorten(name, 24), number(part)) for name, part in [*sample.reward_parts.items()][:12]
     ]
-    if sample.label is not None:
-        rows.append(("right answer", shorten(sample.label, 60)))
+    if sample.label_text is not None:
+        rows.append(("right answer", shorten(sample.label_text, 60)))
     rows.append(("status", STATUS_SIGNS[sample.status]))
     rows.append(("response", count(sample.response_length, "token")))
     if log_probs := [*filter(math.isfinite, sample.rollout_log_probs or ())]:
