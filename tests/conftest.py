@@ -166,7 +166,7 @@ def reset(session: RLSession, first: Path, seed: int = 0) -> None:
     """Weights, optimizer, data, counters and randomness as at the start with this seed."""
     for name in session.debug.snapshots.keys() - {FIRST}:
         session.forget(name)
-    session.debug.stack.newest_version = 0
+    session.debug.stack.trainers.newest_version = 0
     state, prompts = session.debug.state, session.debug.sampler.train
     state.stream = PromptStream(prompts, seed)  # a test may have put another
     session.restore(FIRST)

@@ -93,10 +93,10 @@ def test_the_notes_of_a_session_are_read(loaded: RLSession) -> None:
     config = SessionConfig(**journal.settings(folder, now))
     assert config == SessionConfig.load(WRITTEN / "checkpoint" / "config.yaml")
     assert Inputs.of_state(journal.started_with(folder)).described == {"reward": {"object": ""}}
-    state, versions = TrainState(config), SimpleNamespace(trainer_version=0, newest_version=0)
+    state, versions = TrainState(config), SimpleNamespace(version=0, newest_version=0)
     state.stream = PromptStream(loaded.debug.sampler.train, config.seed)
     journal.restore(folder, now, state, versions, SnapshotStore(state, print), [])
-    assert (state.step, versions.trainer_version, len(state.buffer)) == (3, 3, 2)
+    assert (state.step, versions.version, len(state.buffer)) == (3, 3, 2)
     assert [row.pop("step") for row in state.history] == [0, 1, 2]
     assert state.history == EXPECTED["checkpoint"]["history"]
     assert state.last_rollout is not None

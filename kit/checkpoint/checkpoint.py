@@ -107,7 +107,7 @@ def _save(
         facts = {
             "session": state.config.name,
             "step": state.step,
-            "weight_version": stack.trainer_version,
+            "weight_version": stack.trainers.version,
             "model": state.config.model.name,
             "architecture": stack.model.architecture,
             "parameters": stack.info.get("parameters"),
@@ -121,7 +121,7 @@ def _write(state: TrainState, stack: Stack, folder: Path) -> None:
         stack.save(str(folder / TRAINER))
     state.config.dump(folder / CONFIG)
     try:
-        (folder / STATE).write_text(json.dumps(state.to_json(stack)), encoding="utf-8")
+        (folder / STATE).write_text(json.dumps(state.to_json(stack.trainers)), encoding="utf-8")
     except TypeError as error:
         raise CheckpointError(
             "The buffer of unfinished groups cannot be written: the metadata of a prompt holds "
@@ -255,19 +255,20 @@ def move_to(
         row: what `TrainState.to_json` gave.
         load_trainers: brings the trainers there, and leaves them alone if it raises.
     """
-    before = state.to_json(stack)
+    before = state.to_json(stack.trainers)
     with held():
         try:
-            state.load_json(row, stack)
+            state.load_json(row, stack.trainers)
             load_trainers()
         except (KeyError, TypeError, ValueError) as error:
-            state.load_json(before, stack)
+            state.load_json(before, stack.trainers)
             raise CheckpointError(
                 f"The state of the session is damaged: {type(error).__name__} {error}."
             ) from error
         except BaseException:
-            state.load_json(before, stack)
+            state.load_json(before, stack.trainers)
             raise
         # Numbers that were given since stay given: other weights had them.
-        stack.newest_version = max(int(before["newest_version"]), int(row["newest_version"]))
-        stack.sync(stack.trainer_version)
+        newest = max(int(before["newest_version"]), int(row["newest_version"]))
+        stack.trainers.newest_version = newest
+        stack.sync(stack.trainers.version)

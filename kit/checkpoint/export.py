@@ -48,7 +48,7 @@ def export_hf(
         facts = {
             "session": config.name,
             "step": step,
-            "weight_version": stack.trainer_version,
+            "weight_version": stack.trainers.version,
             "made_from": config.model.name,
             "dtype": wanted,
         }

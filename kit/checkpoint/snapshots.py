@@ -65,7 +65,7 @@ class SnapshotStore(Mapping[str, Snapshot]):
         self, stack: Stack, name: str | None, on_disk: bool, recorder: Recorder | None = None
     ) -> Snapshot:
         """Take a snapshot. Raises SessionError for a bad name, or without room."""
-        name = _checked(name) if name is not None else self._default_name(stack.trainer_version)
+        name = _checked(name) if name is not None else self._default_name(stack.trainers.version)
         folder, size = None, 0
         if on_disk:
             own = f"{self._state.config.name}-snapshot-{name.replace(' ', '-')}"
@@ -95,14 +95,14 @@ class SnapshotStore(Mapping[str, Snapshot]):
         return Snapshot(
             name=name,
             step=state.step,
-            weight_version=stack.trainer_version,
+            weight_version=stack.trainers.version,
             reward=rewards[-1] if rewards and math.isfinite(rewards[-1]) else None,
             bytes=size,
             made=time.time(),
             folder=folder,
             training=(config or state.config).training,
             rollout=values(config or state.config, SHAPES_SAMPLES),
-            state=state.to_json(stack),
+            state=state.to_json(stack.trainers),
             last_rollout=state.last_rollout,
             last_batch=state.last_batch,
         )

@@ -20,9 +20,9 @@ from kit.samples import Batch, Rollout
 
 
 class WeightVersions(Protocol):
-    """Source of weight versions: the stack."""
+    """Source of weight versions: the trainers."""
 
-    trainer_version: int
+    version: int
     newest_version: int
 
 
@@ -30,8 +30,8 @@ class WeightVersions(Protocol):
 class TrainState:
     """Settings, counters, data position, metrics, last rollout and batch.
 
-    The numbers of the weights are the stack's, which changes them; `to_json` and `load_json` are
-    given it.
+    The numbers of the weights are the trainers', which change them; `to_json` and `load_json` are
+    given them.
     """
 
     config: SessionConfig
@@ -68,7 +68,7 @@ class TrainState:
         """The small part of `to_json`: counters, and data position."""
         return {
             "step_count": self.step,
-            "weight_version": versions.trainer_version,
+            "weight_version": versions.version,
             "newest_version": versions.newest_version,
             "generations": self.rollouts_drawn,
             "stream": self.stream.state(),
@@ -103,4 +103,4 @@ class TrainState:
         self.step, self.rollouts_drawn, self.history = step, drawn, history
         self.evaluated = row.get("evaluated")
         self.unsynced, self.changes = None, list(row.get("changes", []))
-        versions.trainer_version, versions.newest_version = weights
+        versions.version, versions.newest_version = weights

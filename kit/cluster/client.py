@@ -66,6 +66,8 @@ OURS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
 RAYS_OWN = ("gcs_server", "raylet")
 """Ray's two processes, by the names of their programs."""
 
+LOG_LINES = 20
+"""Lines of each log in an error message."""
 RAYLET_TROUBLE = re.compile(r"\[[\d :,-]+ [EFC] ")
 """How a line of the raylet's log begins that tells of an error: date, time, severity."""
 
@@ -75,6 +77,7 @@ class Cluster:
 
     entry: Entry
     """What the registry knows of it; there from `register` on."""
+    _connected = _was_connected = False
 
     def __init__(self, device: str, gpus: int = 0) -> None:
         """Start the head in the background; `connect` waits for it."""
@@ -84,7 +87,6 @@ class Cluster:
         self.directory = Path(tempfile.mkdtemp(prefix="kit-", dir=stacks_root()))
         self._token = secrets.token_hex(32)
         self._before: dict[str, str | None] = {}
-        self._connected = self._was_connected = False
         try:
             self._start_head(device, gpus, works_in)
         except BaseException:
@@ -126,7 +128,6 @@ class Cluster:
         cluster.stack, cluster.directory = entry.stack, entry.folder
         cluster._token, cluster.entry = entry.token, entry
         cluster._before = {}
-        cluster._connected = cluster._was_connected = False
         cluster._control = lease.own(entry.folder)
         cluster._control.tell("ask")  # `connect` reads one answer
         cluster._head = psutil.Process(entry.head)
@@ -224,14 +225,14 @@ class Cluster:
             time.sleep(0.02)
         return file.read_text()
 
-    def log_tail(self, lines: int = 20) -> str:
+    def log_tail(self) -> str:
         """Last lines of the stack's own logs, for error messages."""
         text = []
         for name in ("head.log", "zygote.log"):
-            text += self._lines(name)[-lines:]
+            text += self._lines(name)[-LOG_LINES:]
         # The raylet also says much that is no trouble.
         raylet = self._lines("ray/session_latest/logs/raylet.out")
-        text += [line for line in raylet if RAYLET_TROUBLE.match(line)][-lines:]
+        text += [line for line in raylet if RAYLET_TROUBLE.match(line)][-LOG_LINES:]
         return "\n".join(text)
 
     def _lines(self, name: str) -> list[str]:
@@ -249,17 +250,13 @@ class Cluster:
         return processes.of_stack(self.stack, self._head.pid)
 
     def head_members(self) -> list[int | Elsewhere]:
-        """Processes without which no call can be made."""
-        return [*self.head_processes()]
+        """Processes without which no call can be made: the head, and Ray's two that it started."""
+        children = psutil.Process(self._head.pid).children()
+        return [self._head.pid, *(p.pid for p in children if p.name() in RAYS_OWN)]
 
     def placement(self, layout: Layout, device: str) -> Placement:
         """Placement of actors; available after `connect`."""
         return Placement(layout, device, self.directory)
-
-    def head_processes(self) -> list[int]:
-        """Process ids of the head and of Ray's two processes that it has started."""
-        children = psutil.Process(self._head.pid).children()
-        return [self._head.pid, *(p.pid for p in children if p.name() in RAYS_OWN)]
 
     def leave(self, seconds: float, *, warm: bool) -> None:
         """Detach from it; it ends if no client takes it.

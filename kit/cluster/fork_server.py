@@ -142,8 +142,6 @@ def _become_script(argv: list[str], fds: list[int]) -> None:
 
 def _become_fork_server(fds: list[int], connection: socket.socket) -> None:
     """Serve `multiprocessing`'s forkserver protocol; what it forks has the imports done."""
-    from multiprocessing import forkserver
-
     listener, alive = fds
     connection.sendall(os.getpid().to_bytes(8, "big"))
     forkserver.main(listener, alive, preload=[])

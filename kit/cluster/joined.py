@@ -94,9 +94,9 @@ class JoinedCluster(Cluster):
         bundles = [Bundle(**row) for row in self._reserved["bundles"]]
         return JoinedPlacement(self, layout, device, bundles)
 
-    def log_tail(self, lines: int = 20) -> str:
+    def log_tail(self) -> str:
         """The last lines of the keeper's log, and where those of the actors are."""
-        text = super().log_tail(lines)
+        text = super().log_tail()
         if self._connected:
             text += f"\nRay keeps the actors' logs in {self._reserved['logs']} on their nodes."
         return text.strip()

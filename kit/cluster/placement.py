@@ -26,9 +26,11 @@ from kit.config import SessionConfig
 from kit.errors import ConfigError
 from kit.models.source import ModelSource
 from kit.utils.formatting import count
-from kit.utils.hardware import default_replicas, gpu_count
+from kit.utils.hardware import gpu_count
 
 LOOPBACK = "127.0.0.1"
+SMALL_MODEL = 64 << 20
+"""Bytes of weights. Handling requests costs a model of this size more than its arithmetic does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,12 @@ class Layout:
             f"{count(ranks, 'trainer')} and {count(engines, 'engine')}{each} {how} "
             f"{count(self.count, 'device')}"
         )
+
+
+def default_replicas(device: str, model_bytes: int) -> int:
+    """Number of engines if the configuration leaves it open."""
+    small = device == "cpu" and model_bytes <= SMALL_MODEL
+    return 2 if small and (os.cpu_count() or 1) > 1 else 1
 
 
 class Placement:

@@ -97,18 +97,19 @@ def end(processes: list[psutil.Process]) -> None:
     shared = [file for process in processes for file in segments(process.pid)]
     trackers = [process for process in processes if _is_tracker(process)]
     others = [process for process in processes if process not in trackers]
-    for process in others:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(others, timeout=10)
+    _kill(others)
     _, left = psutil.wait_procs(trackers, timeout=TRACKER_SECONDS)
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(left, timeout=10)
+    _kill(left)
     for file in shared:
         with contextlib.suppress(OSError):
             os.unlink(file)
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
 
 
 def take_names_away(pid: int) -> None:

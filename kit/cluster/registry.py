@@ -31,7 +31,6 @@ import psutil
 from kit.cluster import processes
 from kit.cluster.lease import Connection
 from kit.errors import StackError
-from kit.utils import pids
 from kit.utils.files import replacing_file
 from kit.utils.pids import started
 
@@ -168,14 +167,6 @@ def new(stack: str, head: int, directory: Path, token: str, **what: Any) -> Entr
     )
 
 
-def process(entry: Entry) -> psutil.Process | None:
-    """Process of an entry's head, if it is still that one."""
-    with contextlib.suppress(psutil.Error):
-        head = psutil.Process(entry.head)
-        return head if entry.alive else None
-    return None
-
-
 PATIENCE = 10.0
 """Seconds in which a head takes its stack down."""
 IDENTITY = "identity.json"
@@ -221,5 +212,5 @@ def remove(folder: Path) -> int:
 def _members(stack: str, head: int, head_started: str) -> list[psutil.Process]:
     # While a process of its session lives, the head's number is given to nobody else. Where
     # somebody has it, the session is gone, and only the mark tells.
-    ours = pids.started(head) in (None, head_started)
+    ours = started(head) in (None, head_started)
     return processes.of_stack(stack, head if ours else -1)

@@ -151,7 +151,7 @@ def check_agreement(config: SessionConfig, stack: Stack, sampler: PromptSampler)
             fix="train another model; mismatch.on_start: skip does not try it at the start.",
         ) from error
     if config.engine.disturbed:
-        stack.sync(stack.trainer_version)
+        stack.sync(stack.trainers.version)
     if agreement.agrees:
         with suppress(OSError):  # then it is looked at again
             record.parent.mkdir(parents=True, exist_ok=True)
@@ -181,9 +181,9 @@ def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
     from kit.messages import SamplingSettings
     from kit.trainer.probes import Samples
 
-    config = stack.config
+    config = stack.settings.config
     if config.engine.disturbed:
-        stack.sync(stack.trainer_version, exact=True)
+        stack.sync(stack.trainers.version, exact=True)
     prompts = _prompts(sampler, longest)
     written: dict[int, Any] = {}
     settings = SamplingSettings(temperature=1.0, max_new_tokens=WRITTEN)
@@ -303,7 +303,7 @@ def _onset(model: Path, rows: Rows, exact: Rows, bound: float) -> str:
 
 def _record(stack: Stack, longest: int) -> Path:
     """Where it is noted that this model agrees, computed in this way."""
-    model, config = Path(stack.model.path), stack.config
+    model, config = Path(stack.model.path), stack.settings.config
     files = [model / "config.json", *sorted(model.glob("*.safetensors*"))]
     about = [
         [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],

@@ -108,19 +108,19 @@ def _of_the_engine(compared: MismatchReport) -> Invariant:
 def _of_the_sync(stack: Stack) -> Invariant:
     """Sync twice, if the engine has the trainer's weights, so that nothing changes."""
     name, bound = "parameters changed by two syncs in a row", "0"
-    if stack.engine_version != stack.trainer_version:
+    if stack.weights.engine_version != stack.trainers.version:
         note = (
-            f"not looked at: the engine holds version {stack.engine_version}, the trainer "
-            f"{stack.trainer_version}; call session.sync() first"
+            f"not looked at: the engine holds version {stack.weights.engine_version}, the trainer "
+            f"{stack.trainers.version}; call session.sync() first"
         )
         return Invariant(name, None, bound, None, note)
     before, sums = stack.checksums(), stack.compare_weights()
     if sums.different:
         note = f"not synced: the engine's {', '.join(sums.different[:3])} differ from the trainer's"
         return Invariant(name, float(len(sums.different)), bound, False, note)
-    stack.sync(stack.engine_version)
+    stack.sync(stack.weights.engine_version)
     once = stack.checksums()
-    stack.sync(stack.engine_version)
+    stack.sync(stack.weights.engine_version)
     twice = stack.checksums()
     changed = {
         parameter

@@ -72,7 +72,7 @@ def what_if(
     batch = _checked(state.last_batch if batch is None else batch)
     variants = update_variants(state.config, changes)
     base = _base(stack, snapshots, batch, snapshot)
-    version = base.weight_version if base else stack.trainer_version
+    version = base.weight_version if base else stack.trainers.version
     step = base.step if base else state.step
     trials = []
     with _taken_back(state, stack):
@@ -125,7 +125,7 @@ def keep(
         base = status.find(snapshots, report.snapshot)
         _same_weights(base.weight_version, report)
     else:
-        _same_weights(stack.trainer_version, report)
+        _same_weights(stack.trainers.version, report)
     with held():
         if report.snapshot:
             snapshots.restore(stack, report.snapshot)
@@ -138,7 +138,7 @@ def keep(
             use(configured)
             raise
         state.step += update.applied
-        stack.sync(stack.trainer_version)
+        stack.sync(stack.trainers.version)
     return update
 
 
@@ -179,7 +179,7 @@ def _base(
     if snapshot is not None:
         return status.find(snapshots, snapshot)
     wrote = {version for s in batch.samples for version in s.weight_versions}
-    if stack.trainer_version in wrote:
+    if stack.trainers.version in wrote:
         return None
     fitting = [s for s in snapshots.values() if s.weight_version == max(wrote, default=-1)]
     return fitting[-1] if fitting else None
@@ -206,7 +206,7 @@ def _not_felt(variants: Sequence[UpdateVariant]) -> tuple[str, ...]:
 @contextmanager
 def _taken_back(state: TrainState, stack: Stack) -> Iterator[None]:
     """Undo trainers, settings and weight versions, whatever happens inside."""
-    versions = stack.trainer_version, stack.newest_version
+    versions = stack.trainers.version, stack.trainers.newest_version
     taken = False
     try:
         with held():
@@ -218,7 +218,7 @@ def _taken_back(state: TrainState, stack: Stack) -> Iterator[None]:
             if taken:
                 stack.configure(state.config.training, state.config.rollout.temperature)
                 stack.restore(PRESENT)
-                stack.trainer_version, stack.newest_version = versions
+                stack.trainers.version, stack.trainers.newest_version = versions
             for name in (BASE, PRESENT):
                 stack.forget(name)
 
@@ -240,7 +240,7 @@ def _trial(
         update = rollout_batch.update(stack, _once_more(batch), step)
     except StackError as error:  # refused; if the trainer is gone, taking back says so
         return Trial(label, changed, training, None, None, None, str(error))
-    after = annotate.annotate(stack, before, stack.trainer_version, token_text)
+    after = annotate.annotate(stack, before, stack.trainers.version, token_text)
     return Trial(label, changed, training, update, movement(after), after)
 
 

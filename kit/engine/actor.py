@@ -199,47 +199,19 @@ class Engine:
         self,
         version: int,
         *handles: Handle,
+        spec: BucketSpec | None = None,
         last: bool = True,
         flush_cache: bool = True,
         erase: bool = False,
         after: Any = None,
     ) -> tuple[int, int]:
-        """Take new weights and forget the cached prefixes of the old ones: (tensors, bytes).
+        """Take a bucket of new weights: (tensors, bytes); see `WeightReceiver.receive`.
 
-        Nothing is generated from the first bucket to the last.
-
-        Args:
-            version: the number of the sync.
-            handles: where the weights are, for each of the engine's devices.
-            last: whether no other bucket follows.
-            flush_cache: False keeps the prefixes, which no longer fit the weights.
-            erase: overwrite all weights first, to see what arrives.
-            after: the answer for the bucket before, which Ray has to have first.
-
-        Raises:
-            StackError: the model is unknown, or SGLang refused the weights.
+        `spec` is what rank 0 sends, where there are no handles; `after` the answer for the bucket
+        before, which Ray has to have first.
         """
         how = {"last": last, "flush_cache": flush_cache, "erase": erase}
-        await self.weights.receive(handles, version, **how)
-        return len(handles[0].entries), handles[0].size
-
-    async def receive_broadcast(
-        self,
-        version: int,
-        spec: BucketSpec,
-        *,
-        last: bool = True,
-        flush_cache: bool = True,
-        erase: bool = False,
-        after: Any = None,
-    ) -> tuple[int, int]:
-        """Take weights that rank 0 sends to all engines; `spec` is what will come.
-
-        Other arguments, the result and errors are those of `receive_weights`.
-        """
-        how = {"last": last, "flush_cache": flush_cache, "erase": erase}
-        await self.weights.receive_broadcast(spec, version, **how)
-        return len(spec.entries), spec.size
+        return await self.weights.receive(spec or handles[0], version, handles=handles, **how)
 
     async def meet_trainer(
         self, host: str, port: int, name: str, first_rank: int, world: int
@@ -255,19 +227,20 @@ class Engine:
         """Free device memory: `kv_cache`, `cuda_graph`, `weights`. Nothing may be running."""
         from sglang.srt.managers.io_struct import ReleaseMemoryOccupationReqInput
 
-        await self._sglang.tokenizer_manager.release_memory_occupation(
-            ReleaseMemoryOccupationReqInput(tags=tags), None
-        )
-        self._asleep |= set(tags)
+        # What has moved already stays: the last such call may have died in another engine.
+        if tags := [tag for tag in tags if tag not in self._asleep]:
+            request = ReleaseMemoryOccupationReqInput(tags=tags)
+            await self._sglang.tokenizer_manager.release_memory_occupation(request, None)
+            self._asleep |= set(tags)
 
     async def wake(self, tags: list[str]) -> None:
         """Take device memory again; weights are as they were, the KV cache is empty."""
         from sglang.srt.managers.io_struct import ResumeMemoryOccupationReqInput
 
-        await self._sglang.tokenizer_manager.resume_memory_occupation(
-            ResumeMemoryOccupationReqInput(tags=tags), None
-        )
-        self._asleep -= set(tags)
+        if tags := [tag for tag in tags if tag in self._asleep]:
+            request = ResumeMemoryOccupationReqInput(tags=tags)
+            await self._sglang.tokenizer_manager.resume_memory_occupation(request, None)
+            self._asleep -= set(tags)
 
     async def settle(self) -> EngineStatus:
         """Stop all requests of a driver that is gone, for the one that takes over."""

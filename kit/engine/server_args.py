@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kit.config import EngineConfig
+from kit.engine.patches import sglang_sources
 from kit.errors import ConfigError, StackError, did_you_mean
 from kit.messages import SamplingSettings
 
@@ -143,16 +144,11 @@ def check_extra(extra: dict[str, Any]) -> None:
 
 
 def sglang_settings() -> set[str]:
-    """The fields of `sglang.ServerArgs`, read from its source: importing it takes ten seconds."""
+    """The fields of `sglang.ServerArgs`, read from its source."""
     import ast
-    from importlib.util import find_spec
-    from pathlib import Path
 
-    package = find_spec("sglang")
-    assert package is not None
-    assert package.submodule_search_locations
-    source = Path(package.submodule_search_locations[0]) / "srt" / "server_args.py"
-    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+    source = (sglang_sources() / "server_args.py").read_text(encoding="utf-8")
+    for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef) and node.name == "ServerArgs":
             fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
             return {item.target.id for item in fields if isinstance(item.target, ast.Name)}

@@ -59,15 +59,16 @@ def acquire_stack(stack: Stack, *, fresh: bool = False) -> bool:
             for entry, _ in rest:
                 if entry.stack in idle and entry.group == group:
                     registry.terminate(entry)
-        address = stack.config.cluster.address or ""
+        config = stack.settings.config
+        address = config.cluster.address or ""
         taken_cards = "" if address else ",".join(gpu_uuids(stack.layout.count))
         if stack.device == "cuda" and not address:  # a cluster keeps its own accounts
             mine = set(taken_cards.split(","))
             make_room(stack, [p for p in rest if mine & set(p[0].card.split(","))], idle)
         driven = [pair for pair in rest if pair[0].stack not in idle]
-        name = _free_name(stack.config.name, driven)
-        stack.config = stack.config.model_copy(update={"name": name})
-        about: dict[str, Any] = {"device_gib": stack.config.memory.device_gib, "group": group}
+        name = _free_name(config.name, driven)
+        stack.settings.config = config.model_copy(update={"name": name})
+        about: dict[str, Any] = {"device_gib": config.memory.device_gib, "group": group}
         if taken:
             taken.rename(name, **about)
         else:
@@ -122,7 +123,7 @@ def make_room(
     if not others:
         return
     entry, state = others[0]
-    own, total = stack.config.memory.device_gib, (Card.gpu() or Card.host()).total
+    own, total = stack.settings.config.memory.device_gib, (Card.gpu() or Card.host()).total
     shares = [other.device_gib for other, _ in others]
     if own is None or None in shares:
         share = "its session has all of it" if None in shares else f"it has {shares[0]:g} GiB"

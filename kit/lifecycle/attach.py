@@ -113,17 +113,16 @@ def attach(
         stack.launch(cluster)
         undo.callback(stack.watch.close)
         parts.sampler.load_tokenizer()
-        rejoined = stack.reattach(start["info"])
-        trainers = rejoined.trainers
+        trainers = stack.reattach(start["info"])
         finished = _update_was_made(notes, trainers)
         row = notes["then"]["state"] if finished else notes["now"]
         _refuse_other_updates(entry.name, row["step_count"], trainers.updates)
         kept = trainers.snapshots
-        journal.restore(entry.folder, row, parts.state, stack, parts.snapshots, kept)
+        journal.restore(entry.folder, row, parts.state, stack.trainers, parts.snapshots, kept)
         for unknown in set(kept) - parts.snapshots.keys():
             stack.forget(unknown)
-        if rejoined.interrupted_sync:
-            stack.sync(stack.trainer_version)
+        if stack.weights.interrupted:
+            stack.sync(stack.trainers.version)
         with held():
             parts.run(stack)
         undo.pop_all()

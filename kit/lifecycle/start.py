@@ -107,12 +107,12 @@ class SessionParts:
     @property
     def engine_version(self) -> int:
         """The weights that the engine generates with."""
-        return self._stack.engine_version if self._stack else self._last_versions[0]
+        return self._stack.weights.engine_version if self._stack else self._last_versions[0]
 
     @property
     def weight_version(self) -> int:
         """The weights that the trainer holds."""
-        return self._stack.trainer_version if self._stack else self._last_versions[1]
+        return self._stack.trainers.version if self._stack else self._last_versions[1]
 
     # ---- start ---------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ class SessionParts:
         try:
             with held():
                 warm = acquire_stack(stack)
-                self.state.config = stack.config  # it may have got a number behind its name
+                self.state.config = stack.settings.config  # its name may have got a number
                 _running.add(self)
             folder = stack.cluster.directory
             with Starting(lambda: progress.read(folder), (folder / "address").exists):
@@ -205,7 +205,7 @@ class SessionParts:
             recorder.start(config, self.state.inputs.described)
         loggers = tracking.start(config, recorder.folder if recorder else None)
         self.tracker = Tracker(recorder, loggers)
-        self.journal = Journal(stack.cluster.directory, self.state, stack, self.snapshots)
+        self.journal = Journal(stack.cluster.directory, self.state, stack.trainers, self.snapshots)
         self.journal.start({"inputs": dict(self.state.inputs.described), "info": stack.description})
         self.note()
         # A batch run's kernel never comes back to attach.
@@ -293,7 +293,7 @@ class SessionParts:
         if stack is None:
             return None, False
         ended = training is None or training.close(CLOSE_SECONDS)
-        self._last_versions = stack.engine_version, stack.trainer_version
+        self._last_versions = stack.weights.engine_version, stack.trainers.version
         self._stack, self.phase = None, "closed"
         self.snapshots.clear()
         if self.tracker.loggers:

@@ -4,9 +4,9 @@ On a GPU this is torch's variable-length flash attention, on a CPU one padded ca
 A prefix that samples share is computed once, and each of them attends to it. `attend` takes tensors
 in Transformers' shapes: (1, heads, T, head size).
 
-`packed_attention` wraps the GPU kernel as one operator that `torch.compile` does not look into.
-Torch's own takes the longest lengths as numbers, so compiled code would depend on them; here they
-are a tensor on the host. Grouped queries need no copies of keys and values.
+`forward_op` and `backward_op` wrap the GPU's kernels as operators that `torch.compile` does not
+look into. Torch's own take the longest lengths as numbers, so compiled code would depend on them;
+here they are a tensor on the host. Grouped queries need no copies of keys and values.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch.nn.attention import varlen as _varlen
+import torch.nn.attention.varlen  # registers the operators of torch.ops.torch_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from kit.errors import ModelError
@@ -45,17 +45,17 @@ class Layout:
     """Lengths on the query side: each row once."""
     seen: Lengths
     """Lengths on the key side: a shared prefix is seen by several sequences."""
-    seen_rows: torch.Tensor | None
-    """Row of each token seen; on a CPU of each place of the padded batch. None: nothing is shared,
-    the rows are the sequences."""
-    visible: torch.Tensor | None
-    """CPU, something shared: which token each token sees, (sequences, 1, own, seen)."""
     limits: torch.Tensor
     """Longest own and longest seen, as a tensor of two on the host: code that is compiled for one
     batch serves all others, because no number of them is part of it."""
-    order: torch.Tensor | None
+    seen_rows: torch.Tensor | None = None
+    """Row of each token seen; on a CPU of each place of the padded batch. None: nothing is shared,
+    the rows are the sequences."""
+    visible: torch.Tensor | None = None
+    """CPU, something shared: which token each token sees, (sequences, 1, own, seen)."""
+    order: torch.Tensor | None = None
     """GPU, something shared: places of what is seen, sorted by row; see `packing.sums_of`."""
-    order_ends: torch.Tensor | None
+    order_ends: torch.Tensor | None = None
     """Where each row's places end in it."""
 
 
@@ -63,12 +63,11 @@ def layout(packed: Packed, device: torch.device) -> Layout:
     """Layout of packed samples for this device's attention."""
     if device.type == "cuda":
         return gathered(packed, device)
-    own = _lengths(packed.own_lengths, device)
-    if packed.seen_rows is None:
-        limits = torch.tensor([own.longest, own.longest])
-        return Layout(len(packed.own_lengths), own, own, None, None, limits, None, None)
+    own, count = _lengths(packed.own_lengths, device), len(packed.own_lengths)
+    rows = packed.seen_rows
+    if rows is None:
+        return Layout(count, own, own, torch.tensor([own.longest, own.longest]))
     seen = _lengths(packed.seen_lengths, device)
-    count, rows = len(packed.own_lengths), packed.seen_rows
     padded = put_rows(rows, seen.places, count * seen.longest)  # padding: any row
     own_S, seen_S = (
         torch.tensor(x, device=device) for x in (packed.own_lengths, packed.seen_lengths)
@@ -76,19 +75,18 @@ def layout(packed: Packed, device: torch.device) -> Layout:
     asking = torch.arange(own.longest, device=device) + (seen_S - own_S)[:, None]
     visible = torch.arange(seen.longest, device=device) <= asking[:, :, None]
     limits = torch.tensor([own.longest, seen.longest])
-    return Layout(count, own, seen, padded, visible[:, None], limits, None, None)
+    return Layout(count, own, seen, limits, padded, visible[:, None])
 
 
 def gathered(packed: Packed, device: torch.device) -> Layout:
     """Layout for variable-length attention, without padding."""
     own, count = _ends(packed.own_lengths, device), len(packed.own_lengths)
     if packed.seen_rows is None:
-        limits = torch.tensor([own.longest, own.longest])
-        return Layout(count, own, own, None, None, limits, None, None)
+        return Layout(count, own, own, torch.tensor([own.longest, own.longest]))
     seen = _ends(packed.seen_lengths, device)
     limits = torch.tensor([own.longest, seen.longest])
-    sums = sums_of(packed.seen_rows, len(packed.tokens_T))
-    return Layout(count, own, seen, packed.seen_rows, None, limits, *sums)
+    order, ends = sums_of(packed.seen_rows, len(packed.tokens_T))
+    return Layout(count, own, seen, limits, packed.seen_rows, order=order, order_ends=ends)
 
 
 def _ends(lengths: tuple[int, ...], device: torch.device) -> Lengths:
@@ -158,7 +156,9 @@ def attend_on_gpu(
         raise ValueError("kit_packed attention has no dropout on a GPU")
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     ends = packed.own.ends, packed.seen.ends
-    return packed_attention(q, k, v, *ends, packed.limits, scale, window)
+    out: torch.Tensor
+    out, _ = forward_op(q, k, v, *ends, packed.limits, scale, window)
+    return out
 
 
 def attend_on_cpu(
@@ -213,41 +213,12 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, lambda *_, **__: None)
 
 
-assert _varlen
-
-
 def _window(tokens: int) -> list[int]:
     """How many tokens before and after itself a token sees, as the kernel takes it; -1 is all.
 
     Counted from the end: a sequence's last token is at the end of what it sees.
     """
     return [tokens - 1 if tokens else -1, 0]
-
-
-def packed_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    own_ends: torch.Tensor,
-    seen_ends: torch.Tensor,
-    limits: torch.Tensor,
-    scale: float,
-    window: int = 0,
-) -> torch.Tensor:
-    """Causal attention within each sequence, (T, heads, D).
-
-    Args:
-        q: (T, heads, D).
-        k: (tokens seen, key heads, D); as many heads as q, or a divisor of them.
-        v: as k.
-        own_ends: cumulative lengths of the sequences in q, with a leading 0, int32.
-        seen_ends: cumulative lengths of the sequences in k and v.
-        limits: longest sequence in q and in k, on the host.
-        scale: multiplies the products of queries and keys.
-        window: a token sees so many, itself included; 0 is all before it.
-    """
-    out: torch.Tensor = forward_op(q, k, v, own_ends, seen_ends, limits, scale, window)[0]
-    return out
 
 
 @torch.library.custom_op("kit::packed_attention", mutates_args=(), device_types="cuda")
@@ -261,7 +232,18 @@ def forward_op(
     scale: float,
     window: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forward pass as a custom operator: output, and log-sum-exp of the scores."""
+    """Causal attention within each sequence: (T, heads, D), and log-sum-exp of the scores.
+
+    Args:
+        q: (T, heads, D).
+        k: (tokens seen, key heads, D); as many heads as q, or a divisor of them.
+        v: as k.
+        own_ends: cumulative lengths of the sequences in q, with a leading 0, int32.
+        seen_ends: cumulative lengths of the sequences in k and v.
+        limits: longest sequence in q and in k, on the host.
+        scale: multiplies the products of queries and keys.
+        window: a token sees so many, itself included; 0 is all before it.
+    """
     own, seen = limits.tolist()
     out, total, _ = torch.ops.torch_attn._varlen_attn(
         q, k, v, own_ends, seen_ends, own, seen, True, scale, _window(window)
@@ -270,16 +252,7 @@ def forward_op(
 
 
 @forward_op.register_fake
-def _(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    own_ends: torch.Tensor,
-    seen_ends: torch.Tensor,
-    limits: torch.Tensor,
-    scale: float,
-    window: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _(q: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
 
 
@@ -297,7 +270,7 @@ def backward_op(
     scale: float,
     window: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Backward pass as a custom operator: gradients of q, k and v."""
+    """Gradients of q, k and v; `out` and `total` are what `forward_op` has returned."""
     own, seen = limits.tolist()
     draws = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of dropout, which there is none
     dq, dk, dv = torch.ops.torch_attn._varlen_attn_backward(
@@ -321,17 +294,7 @@ def backward_op(
 
 @backward_op.register_fake
 def _(
-    gradient: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    total: torch.Tensor,
-    own_ends: torch.Tensor,
-    seen_ends: torch.Tensor,
-    limits: torch.Tensor,
-    scale: float,
-    window: int,
+    _gradient: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 

@@ -74,9 +74,7 @@ class _InPieces(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: Any,
-        logp_gradient_R: torch.Tensor | None,
-        entropy_gradient_R: torch.Tensor | None,
+        ctx: Any, logp_gradient_R: torch.Tensor | None, entropy_gradient_R: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         hidden_R, head, target_R, total_R, entropy_R = ctx.saved_tensors
         if logp_gradient_R is None:

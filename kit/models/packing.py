@@ -65,10 +65,7 @@ def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def pack(
-    tokens: Sequence[Sequence[int]],
-    response_lengths: Sequence[int],
-    *,
-    share: bool = True,
+    tokens: Sequence[Sequence[int]], response_lengths: Sequence[int], *, share: bool = True
 ) -> Packed:
     """Pack samples into one row.
 
@@ -155,18 +152,18 @@ def _with_beginnings_shared(
             rows.seen.extend(own_rows)
         return own_rows
 
-    times = Counter(tuple(row[: len(row) - r]) for row, r in _pairs(tokens, response_lengths))
-    for prompt, count in times.items():
+    for prompt, count in Counter(_prompts(tokens, response_lengths)).items():
         if count > 1:
             lay(prompt)  # by itself, so that no sample of the group is longer than the others
     rows.of_sample += [lay(row) for row in tokens]
     return rows
 
 
-def _pairs(
+def _prompts(
     tokens: Sequence[Sequence[int]], response_lengths: Sequence[int]
-) -> zip[tuple[Sequence[int], int]]:
-    return zip(tokens, response_lengths, strict=True)
+) -> list[tuple[int, ...]]:
+    pairs = zip(tokens, response_lengths, strict=True)
+    return [tuple(row[: len(row) - response]) for row, response in pairs]
 
 
 def micro_batches(
@@ -188,8 +185,8 @@ def micro_batches(
         share: whether `pack` will compute common prefixes once.
     """
     by_prompt: dict[tuple[int, ...], list[int]] = {}
-    for index, (row, response) in enumerate(_pairs(tokens, response_lengths)):
-        by_prompt.setdefault(tuple(row[: len(row) - response]), []).append(index)
+    for index, prompt in enumerate(_prompts(tokens, response_lengths)):
+        by_prompt.setdefault(prompt, []).append(index)
     units: list[tuple[int, list[int]]] = []
     for prompt, members in by_prompt.items():
         shared = len(prompt) if share else 0
@@ -204,7 +201,7 @@ def micro_batches(
 
 def prompts_in_common(tokens: Sequence[Sequence[int]], response_lengths: Sequence[int]) -> float:
     """Fraction of all tokens that is saved if each prompt is computed once."""
-    prompts = [tuple(row[: len(row) - r]) for row, r in _pairs(tokens, response_lengths)]
+    prompts = _prompts(tokens, response_lengths)
     saved = sum(map(len, prompts)) - sum(map(len, set(prompts)))
     return saved / max(sum(map(len, tokens)), 1)
 

@@ -14,6 +14,18 @@ from kit.models.log_probs import token_log_probs
 from kit.models.packing import Packed, repeat_rows, take_rows
 
 
+def _hidden(backbone: Any, packed: Packed) -> torch.Tensor:
+    """Output of the last layer for each row, (T, hidden size)."""
+    output = backbone(
+        input_ids=packed.tokens_T[None],
+        position_ids=packed.position_T[None],
+        use_cache=False,
+        packed=attention.layout(packed, packed.tokens_T.device),
+    )
+    hidden: torch.Tensor = output.last_hidden_state[0]
+    return hidden
+
+
 class Policy(nn.Module):
     """Causal language model with packed input that returns log-probs instead of logits."""
 
@@ -29,13 +41,7 @@ class Policy(nn.Module):
             packed: the samples.
             temperature: divides the logits, as in sampling.
         """
-        device = packed.tokens_T.device
-        hidden = self.model.model(  # type: ignore[operator]
-            input_ids=packed.tokens_T[None],
-            position_ids=packed.position_T[None],
-            use_cache=False,
-            packed=attention.layout(packed, device),
-        ).last_hidden_state[0]
+        hidden = _hidden(self.model.model, packed)
         return token_log_probs(
             (take_rows if packed.seen_rows is None else repeat_rows)(hidden, packed.predictor_R),
             self.model.lm_head.weight,  # type: ignore[union-attr, arg-type]
@@ -110,11 +116,6 @@ class ValueModel(nn.Module):
 
     def forward(self, packed: Packed, _temperature: float = 1.0) -> torch.Tensor:
         """Value before each response token: value_R, float32. Called as a `Policy` is."""
-        hidden = self.backbone(
-            input_ids=packed.tokens_T[None],
-            position_ids=packed.position_T[None],
-            use_cache=False,
-            packed=attention.layout(packed, packed.tokens_T.device),
-        ).last_hidden_state[0]
+        hidden = _hidden(self.backbone, packed)
         value_R: torch.Tensor = self.value_head(repeat_rows(hidden, packed.predictor_R))
         return value_R[:, 0].float()

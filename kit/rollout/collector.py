@@ -297,7 +297,7 @@ class GroupSelection:
 
     def reset_if_masked(self, group: Group) -> Group:
         """The group; without its responses where the mask would leave nothing to train on."""
-        version = self.stack.engine_version
+        version = self.stack.weights.engine_version
         if (
             self.settings.mask_offpolicy_in_partial_rollout
             and not any(map(unfinished, group))
@@ -369,7 +369,7 @@ class GroupSelection:
         notes = self._notes()
         if not self.kept:
             raise SessionError(f"There is nothing to train on: {notes[0]}")
-        version = self.stack.engine_version
+        version = self.stack.weights.engine_version
         samples: list[Sample] = []
         for place, number in enumerate(sorted(self.kept)):
             for sample in self.kept[number]:

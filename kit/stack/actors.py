@@ -42,11 +42,6 @@ class StackSettings:
     loss: Callable[..., Any] | None = None
     """A loss function of the user's own."""
 
-    @property
-    def replicas(self) -> int:
-        """Number of engines."""
-        return self.layout.replicas
-
 
 def engine_name(index: int) -> str:
     """Ray's name of an engine's actor."""
@@ -120,7 +115,7 @@ def engine_settings(stack: StackSettings) -> EngineSettings:
 
     config, engine = stack.config, stack.config.engine
     requests = engine.max_running_requests or max(config.samples_at_once, 256)
-    requests = -(-requests // stack.replicas)
+    requests = -(-requests // stack.layout.replicas)
     tokens = engine.max_total_tokens
     if tokens is None:
         tokens = stack.plan.kv_tokens
@@ -139,7 +134,7 @@ def engine_settings(stack: StackSettings) -> EngineSettings:
         and config.memory.sleep != "never"
         and not stack.plan.apart,
         needs_tokenizer=bool(config.rollout.stop),
-        threads=max(1, cores() // stack.replicas),
+        threads=max(1, cores() // stack.layout.replicas),
         trust_remote_code=config.model.trust_remote_code,
         joined=config.cluster.address is not None,
     )
@@ -184,7 +179,7 @@ def fingerprint(stack: StackSettings) -> str:
     config = stack.config
     what = {
         "engine": engine_settings(stack).identity,
-        "replicas": stack.replicas,
+        "replicas": stack.layout.replicas,
         "layout": asdict(stack.layout),
         "cluster": config.cluster.address,
         "calls": config.rollout.over_sampling_batch_size or 0,

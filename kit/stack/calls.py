@@ -75,10 +75,12 @@ class Calls:
             except RayError as error:  # an actor has died, or Ray itself, or what it kept is lost
                 raise self._of_death(error, doing) from error
 
-    def ask(self, actors: Sequence[Any], method: str, *arguments: Any, **named: Any) -> Any:
-        """Call a method of several actors; the list of their answers."""
+    def ask(self, actors: Sequence[Any], method: str, *arguments: Any, **named: Any) -> list[Any]:
+        """Call a method of several actors; their answers, in order."""
         self.refuse_without_head(method)
-        return self.get([getattr(a, method).remote(*arguments, **named) for a in actors], method)
+        calls = [getattr(actor, method).remote(*arguments, **named) for actor in actors]
+        answers: list[Any] = self.get(calls, method)
+        return answers
 
     def wait(self, calls: list[Any], least: int, doing: str, seconds: float) -> list[Any]:
         """Wait until `least` calls are finished, or so many seconds; those that are."""
@@ -99,10 +101,9 @@ class Calls:
 
     def is_ready(self, actor: Any) -> bool:
         """Whether an actor has been started: False where a kernel ended meanwhile, or it dies."""
+        limit = self._config.engine.start_timeout
         try:
-            return bool(
-                self.get(actor.is_ready.remote(), "start", self._config.engine.start_timeout)
-            )
+            return bool(self.get(actor.is_ready.remote(), "start", limit))
         except (HeadDiedError, LateError):
             raise
         except StackError:

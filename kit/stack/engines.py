@@ -13,7 +13,6 @@ from kit.cluster.placement import Placement
 from kit.messages import NEVER_HANDED
 from kit.stack.actors import StackSettings, engine_name, forget_actor, make_engine
 from kit.stack.calls import Calls, EngineDiedError
-from kit.utils.hardware import shares
 from kit.utils.interrupts import held
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ class EngineGroup:
         self.actors: list[Any] = []
         """Ray's handles; None where an engine died that had no driver."""
         self._settings, self._placement, self._calls = settings, placement, calls
-        self._all = range(settings.replicas)
+        self._all = range(settings.layout.replicas)
 
     def create(self) -> None:
         """Make all actors, not started yet."""
@@ -63,14 +62,11 @@ class EngineGroup:
 
     def ask(self, method: str, *arguments: Any, **named: Any) -> list[Any]:
         """Call a method of every engine; their answers, in order."""
-        answers: list[Any] = self._calls.ask(self.actors, method, *arguments, **named)
-        return answers
+        return self._calls.ask(self.actors, method, *arguments, **named)
 
     def ask_some(self, indices: Sequence[int], method: str, *arguments: Any) -> list[Any]:
         """Call a method of some of the engines."""
-        some = [self.actors[index] for index in indices]
-        answers: list[Any] = self._calls.ask(some, method, *arguments)
-        return answers
+        return self._calls.ask([self.actors[index] for index in indices], method, *arguments)
 
     def abort(self) -> None:
         """Stop everything that is being generated."""
@@ -102,6 +98,12 @@ class EngineGroup:
                 forget_actor(self.actors[index], engine_name(index))
             processes.end([p for p in self._calls.cluster.processes() if p.pid not in before])
             raise
+
+
+def shares(count: int, among: int) -> list[slice]:
+    """Split `count` things into neighbouring, non-empty stretches, as even as can be."""
+    among = min(among, count)
+    return [slice(i * count // among, (i + 1) * count // among) for i in range(among)]
 
 
 AGAIN = 0.2

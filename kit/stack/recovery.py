@@ -9,8 +9,6 @@ is asked again. A trainer holds what is learned, so it is started again only to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from kit.errors import StackError
@@ -21,17 +19,10 @@ from kit.stack.trainers import TrainerGroup
 from kit.weight_sync.coordinator import WeightSync
 
 
-@dataclass(frozen=True, slots=True)
-class Reattached:
-    """State in which a stack was found that had lost its driver."""
+def start_dead_engines(engines: EngineGroup, offload: OffloadSchedule, weights: WeightSync) -> bool:
+    """Start engines that died; returns whether any had.
 
-    trainers: TrainerStatus
-    interrupted_sync: bool
-    """Whether a sync was under way, or an engine is dead: it has to be made again."""
-
-
-def start_dead_engines(engines: EngineGroup, offload: OffloadSchedule) -> bool:
-    """Start engines that died, with the weights of the model's files; returns whether any had.
+    They have the weights of the model's files: `weights.interrupted` holds until the next sync.
 
     Raises:
         StackError: one could not start; none is left half started.
@@ -43,6 +34,7 @@ def start_dead_engines(engines: EngineGroup, offload: OffloadSchedule) -> bool:
     if offload.asleep and living:
         engines.ask_some(living, "wake", sorted(offload.asleep))
     offload.asleep = set()
+    weights.interrupted = True
     if offload.plan.trainer_sleeps:
         offload.sleep_trainer()  # an engine takes its KV cache as if it were alone
     engines.restart(dead)
@@ -51,8 +43,11 @@ def start_dead_engines(engines: EngineGroup, offload: OffloadSchedule) -> bool:
 
 def reattach(
     engines: EngineGroup, trainers: TrainerGroup, offload: OffloadSchedule, weights: WeightSync
-) -> Reattached:
+) -> TrainerStatus:
     """Find the actors, stop what their last driver had asked for, and note how they are.
+
+    `weights.interrupted` says whether a sync was under way, or an engine is dead: it has to be made
+    again.
 
     Raises:
         StackError: a trainer is gone, or something does not answer.
@@ -60,8 +55,9 @@ def reattach(
     living = engines.find()
     trainers.find()
     dead = engines.dead()
-    found = _settle(engines, [index for index in living if index not in dead])
-    ranks = trainers.statuses()
+    found: list[EngineStatus]
+    found = engines.ask_some([index for index in living if index not in dead], "settle")
+    ranks: list[TrainerStatus] = trainers.ask("status")
     first = ranks[0]
     if any((r.updates, r.last_update) != (first.updates, first.last_update) for r in ranks):
         raise StackError(
@@ -70,13 +66,14 @@ def reattach(
             why="The process that drove them ended while it handed an update to them.",
             fix="load the last checkpoint: `RLSession.load(path)`.",
         )
-    offload.asleep = set(found[0].asleep) if found else set()
+    offload.asleep = {tag for status in found for tag in status.asleep}
     offload.trainer_asleep = first.asleep
     versions = {status.weight_version for status in found}
     weights.engine_version = max(versions, default=0)
     complete = len(found) == len(engines.actors) and len(versions) == 1
     interrupted = any(status.interrupted for status in found) or NEVER_HANDED in versions
-    return Reattached(first, interrupted_sync=interrupted or not complete)
+    weights.interrupted = interrupted or not complete
+    return first
 
 
 def reset(engines: EngineGroup, trainers: TrainerGroup, offload: OffloadSchedule) -> dict[str, Any]:
@@ -91,12 +88,7 @@ def reset(engines: EngineGroup, trainers: TrainerGroup, offload: OffloadSchedule
     trainers.find()
     if len(living) < len(engines.actors) or engines.dead():
         raise StackError("An engine of the stack has died meanwhile.")
-    found = _settle(engines, living)
-    offload.asleep, offload.trainer_asleep = set(found[0].asleep), trainers.statuses()[0].asleep
+    offload.asleep = set(engines.ask_some(living, "settle")[0].asleep)
+    offload.trainer_asleep = trainers.ask("status")[0].asleep
     offload.make_room_for_trainer()
     return {**engines.ask("info")[0], **trainers.reset()}
-
-
-def _settle(engines: EngineGroup, indices: Sequence[int]) -> list[EngineStatus]:
-    """Stop what engines are doing; the status of each."""
-    return engines.ask_some(indices, "settle")

@@ -41,7 +41,7 @@ from kit.weight_sync.coordinator import WeightSync
 from kit.weight_sync.verify import BROKEN, Checksums, not_arrived
 
 if TYPE_CHECKING:
-    from kit.messages import CacheUse, SamplingSettings, TrainBatch
+    from kit.messages import CacheUse, SamplingSettings, TrainBatch, TrainerStatus
 
 
 class Stack:
@@ -76,7 +76,6 @@ class Stack:
             self.dtype = "bfloat16" if device == "cuda" else "float32"
         self.layout = Layout.of(config, device, model.bytes)
         """Which device each trainer and each engine has."""
-        self.replicas = self.layout.replicas
         self.settings = StackSettings(
             config, model, device, self.dtype, max_response_len, plan, self.layout, loss
         )
@@ -84,27 +83,19 @@ class Stack:
         self._stream: RequestStream[Any] | None = None
         """The responses that were asked for last."""
 
-    @property
-    def config(self) -> SessionConfig:
-        """The session's settings."""
-        return self.settings.config
-
-    @config.setter
-    def config(self, config: SessionConfig) -> None:
-        self.settings.config = config
-
     # ---- start and end -------------------------------------------------------------------------
 
     def launch(self, cluster: Cluster | None = None) -> None:
         """Start the head process, or take this one; returns at once."""
-        address, gpus = self.config.cluster.address, gpu_count() if self.device == "cuda" else 0
+        config, gpus = self.settings.config, gpu_count() if self.device == "cuda" else 0
+        address = config.cluster.address
         self.cluster = cluster or start_cluster(self.device, address, self.layout, gpus)
-        self.watch = Watch(self.config.engine.health_interval, self._part_died)
-        self.calls = Calls(self.config, self.cluster, self.watch)
+        self.watch = Watch(config.engine.health_interval, self._part_died)
+        self.calls = Calls(config, self.cluster, self.watch)
 
     def _connect(self) -> None:
         """Join the head, and build the parts that need it."""
-        timeout = self.config.engine.start_timeout
+        timeout = self.settings.config.engine.start_timeout
         self.cluster.connect(timeout)
         self.watch.add(HEAD, self.cluster.head_members())
         placement = self.cluster.placement(self.layout, self.device)
@@ -121,14 +112,14 @@ class Stack:
         self.engines.create()
         self.trainers.create()
         self._describe(self._start_actors())
-        self.engines.watch(range(self.replicas))
+        self.engines.watch(range(self.layout.replicas))
         self.trainers.watch()
-        if self.config.engine.disturbed:
+        if self.settings.config.engine.disturbed:
             self.sync(0)  # the engine has read the exact weights
 
     def _start_actors(self) -> dict[str, Any]:
         """Start engines and trainers side by side; what they say of themselves."""
-        limit, ranks = self.config.engine.start_timeout, self.trainers.actors
+        limit, ranks = self.settings.config.engine.start_timeout, self.trainers.actors
         starts = [actor.start.remote() for actor in [*self.engines.actors, *ranks]]
         if self.plan.kv_sleeps or self.plan.trainer_sleeps:
             # The engine takes its KV cache first, as if it were alone, and then makes room.
@@ -140,25 +131,17 @@ class Stack:
         infos = self.calls.get([*starts, *places], "start", limit)
         return {**infos[0], **infos[-1]}
 
-    def reattach(self, description: dict[str, Any]) -> recovery.Reattached:
-        """Drive a stack on from where it is, and stop what its last driver had asked for.
+    def reattach(self, description: dict[str, Any]) -> TrainerStatus:
+        """Drive a stack on from where it is; see `recovery.reattach`.
 
-        Args:
-            description: of the stack, as it was when it started.
-
-        Raises:
-            StackError: a trainer is gone, or something does not answer.
+        `description` is what it had when it started.
         """
         self._connect()
         self._describe(dict(description))
         return recovery.reattach(self.engines, self.trainers, self.offload, self.weights)
 
     def reset(self) -> None:
-        """Do what `start` does with processes that were started before.
-
-        Raises:
-            StackError: a process is gone or does not answer.
-        """
+        """Do what `start` does with processes that were started before; see `recovery.reset`."""
         self._connect()
         self._describe(recovery.reset(self.engines, self.trainers, self.offload))
         self.sync(0)
@@ -211,14 +194,18 @@ class Stack:
         if self._stream and self._stream.pending:  # an interrupt came before anybody could stop it
             self.engines.abort()
             self._stream = None
-        if recovery.start_dead_engines(self.engines, self.offload) or self.weights.interrupted:
-            self.sync(self.trainer_version, exact=self.weights.exact)
+        self._start_dead_engines()
+        if self.weights.interrupted:
+            self.sync(self.trainers.version, exact=self.weights.exact)
         self._wake_weights()
         self.offload.make_room_for_engine()
 
+    def _start_dead_engines(self) -> bool:
+        return recovery.start_dead_engines(self.engines, self.offload, self.weights)
+
     def _wake_weights(self) -> None:
         if not self.offload.engine_has_weights:
-            self.sync(self.trainer_version)
+            self.sync(self.trainers.version)
 
     def prepare_trainers(self) -> None:
         """Make the trainers ready: alive, with their weights, and on the device."""
@@ -226,8 +213,8 @@ class Stack:
             raise trainer_died("The trainer's process has died.")
         if self.trainers.needs_load:
             raise trainer_died("The trainer was started again and has read no checkpoint.")
-        if self.plan.kv_sleeps and recovery.start_dead_engines(self.engines, self.offload):
-            self.weights.interrupted = True
+        if self.plan.kv_sleeps:
+            self._start_dead_engines()
         self.offload.make_room_for_trainer()
 
     # ---- engines -------------------------------------------------------------------------------
@@ -253,10 +240,7 @@ class Stack:
         return self.open_stream(sampling, "all" if at_once else "response", requests)
 
     def open_stream(
-        self,
-        sampling: SamplingSettings,
-        handover: Handover,
-        requests: Sequence[Request[Key]],
+        self, sampling: SamplingSettings, handover: Handover, requests: Sequence[Request[Key]]
     ) -> RequestStream[Key]:
         """Make the engines ready to write, and ask them for these; more can be asked for later."""
         self.prepare_engines()
@@ -266,7 +250,7 @@ class Stack:
                 self.calls,
                 sampling,
                 handover=handover,
-                timeout=self.config.engine.call_timeout,
+                timeout=self.settings.config.engine.call_timeout,
                 make_ready=self.prepare_engines,
                 at_end=partial(self.trainers.measure, "generate"),
             )
@@ -288,7 +272,7 @@ class Stack:
 
     def checksums(self) -> list[dict[str, str]]:
         """A checksum of each parameter under SGLang's names, replica by replica."""
-        if self.config.engine.tensor_parallel > 1:
+        if self.settings.config.engine.tensor_parallel > 1:
             raise StackError(
                 "Checksums of an engine with engine.tensor_parallel above 1 cannot be compared.",
                 why="Each of its devices has a part of every weight, the trainer has whole ones.",
@@ -311,29 +295,6 @@ class Stack:
 
     # ---- weights -------------------------------------------------------------------------------
 
-    @property
-    def engine_version(self) -> int:
-        """Which weights the engines have."""
-        return self.weights.engine_version
-
-    @property
-    def trainer_version(self) -> int:
-        """Which weights the trainers have: a number that is given to no others."""
-        return self.trainers.version
-
-    @trainer_version.setter
-    def trainer_version(self, version: int) -> None:
-        self.trainers.version = version
-
-    @property
-    def newest_version(self) -> int:
-        """The last number that was given: after an undo the trainers' is a smaller one."""
-        return self.trainers.newest_version
-
-    @newest_version.setter
-    def newest_version(self, version: int) -> None:
-        self.trainers.newest_version = version
-
     def sync(
         self, version: int, *, exact: bool = False, flush_cache: bool = True, verify: bool = False
     ) -> SyncReport:
@@ -352,7 +313,7 @@ class Stack:
         """
         begin = time.perf_counter()
         self.calls.refuse_without_head("sync")
-        recovery.start_dead_engines(self.engines, self.offload)
+        self._start_dead_engines()
         self.prepare_trainers()
         with held():
             try:
@@ -360,10 +321,10 @@ class Stack:
             except (LateError, TrainerDiedError):
                 raise
             except StackError:
-                if not recovery.start_dead_engines(self.engines, self.offload):
+                if not self._start_dead_engines():
                     raise
                 tensors, size = self._send_weights(version, exact, flush_cache, erase=verify)
-            self.trainer_version = version
+            self.trainers.version = version
             self.trainers.measure("sync")
         seconds = time.perf_counter() - begin
         verified = self.verify_weights() if verify else None
@@ -377,7 +338,7 @@ class Stack:
         """
         before = self._checksums()
         with held():
-            self._send_weights(self.trainer_version, True, True, erase=True)
+            self._send_weights(self.trainers.version, True, True, erase=True)
         pairs = [
             (old, new)
             for engine in zip(before, self._checksums(), strict=True)
@@ -400,7 +361,8 @@ class Stack:
         broken = {n for each in engines for device in each for n in device if BROKEN in device[n]}
         if broken:
             raise not_arrived(broken, len(engines[0][0]), "The sync did not write them.")
-        if self.config.engine.tensor_parallel == 1:  # else each device has a part of every weight
+        # With more, each device has a part of every weight.
+        if self.settings.config.engine.tensor_parallel == 1:
             self.compare_weights().require_equal()
         return len(engines[0][0])
 
@@ -449,12 +411,14 @@ class Stack:
 
     def configure(self, training: TrainingConfig, temperature: float | None = None) -> None:
         """Have the trainers use other settings; None leaves the temperature of the policy."""
-        rollout = self.config.rollout
+        config = self.settings.config
+        rollout = config.rollout
         if temperature is not None:
             rollout = rollout.model_copy(update={"temperature": temperature})
         self.trainers.ask("configure", training, rollout.temperature)
         # For those that may have to be started again.
-        self.config = self.config.model_copy(update={"training": training, "rollout": rollout})
+        changed = {"training": training, "rollout": rollout}
+        self.settings.config = config.model_copy(update=changed)
 
     def export_hf(self, directory: str, dtype: str) -> None:
         """Write the policy as models are published."""
@@ -466,11 +430,13 @@ class Stack:
 
     def load(self, directory: str) -> None:
         """Read what `save` wrote; trainers that have died are started again."""
-        if self.calls.has_died(TRAINER, "load"):
+        died = self.calls.has_died(TRAINER, "load")
+        if died:
             self.offload.trainer_asleep = False
-            self.trainers.restart()
         self.offload.make_room_for_trainer()
-        self.trainers.ask("load", directory)
+        if died:
+            self.trainers.restart()
+        self.trainers.call_all_ranks("load", directory, mutates=True)
         self.trainers.needs_load = False
 
     def _train(

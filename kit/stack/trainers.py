@@ -19,7 +19,7 @@ from kit.cluster.placement import Placement
 from kit.cluster.processes import TRAINER
 from kit.errors import KitError, StackError, StoppedError
 from kit.memory.plan import PhaseName
-from kit.messages import TrainBatch, TrainerStatus
+from kit.messages import TrainBatch
 from kit.stack.actors import (
     CONTROL,
     StackSettings,
@@ -79,6 +79,7 @@ class TrainerGroup:
     def restart(self) -> None:
         """Start all ranks anew, with the weights of the model's files: they have to be loaded."""
         self.needs_load = True
+        self._looks.clear()  # nobody answers them any more
         with held():
             for rank, actor in enumerate(self.actors):
                 forget_actor(actor, trainer_name(rank))
@@ -94,7 +95,7 @@ class TrainerGroup:
             actor.reset.remote(trainer_settings(self._settings, self._placement, rank))
             for rank, actor in enumerate(self.actors)
         ]
-        infos: list[dict[str, Any]] = self._calls.get(calls, "begin_anew")
+        infos: list[dict[str, Any]] = self._calls.get(calls, "reset")
         self.version = self.newest_version = 0
         return infos[0]
 
@@ -110,12 +111,7 @@ class TrainerGroup:
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method of every rank in which no rank waits for another; answers in rank order."""
-        answers: list[Any] = self._calls.ask(self.actors, method, *arguments)
-        return answers
-
-    def statuses(self) -> list[TrainerStatus]:
-        """Status of each rank, between two calls."""
-        return self.ask("status")
+        return self._calls.ask(self.actors, method, *arguments)
 
     def call_all_ranks(
         self, method: str, *arguments: Any, doing: str = "", mutates: bool = False

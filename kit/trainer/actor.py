@@ -88,7 +88,7 @@ class Trainer:
         self._make_parts(settings)
         self.weights = WeightSender(
             self.device,
-            self.backend.gather,
+            lambda value: self.backend.gather(value),  # `reset` makes another backend
             feeds=settings.feeds,
             shares_memory=settings.shares_memory,
             allocation=self.memory.whole_blocks,
@@ -161,11 +161,7 @@ class Trainer:
         self.group.leave()
 
     def regroup(self, rendezvous: str) -> None:
-        """Meet again after a group was left; weights, optimizer and counters stay as they are.
-
-        Args:
-            rendezvous: a new place to meet.
-        """
+        """Meet again after a group was left; weights, optimizer and counters stay as they are."""
         self.backend.recover()
         before = self.state.copy()  # this rank's share, for which it needs no other
         self.backend.release()
@@ -276,32 +272,18 @@ class Trainer:
     # ---- weights to engines --------------------------------------------------------------------
 
     def export_weights(
-        self, version: int = 0, exact: bool = False, bucket: int = 0, *_: Any, model: str = POLICY
+        self, exact: bool = False, bucket: int = 0, *_: Any, model: str = POLICY
     ) -> Handle | None:
-        """Gather a bucket of the weights; a rank that feeds an engine returns where they are.
+        """Gather a bucket of the weights; see `WeightSender.export`.
 
-        Args:
-            version: which weights they are.
-            exact: without the disturbance.
-            bucket: which one; with one trainer on a CPU there is only the first.
-            _: answers that Ray has to have before this call may begin.
-            model: whose weights.
+        What follows `bucket` are answers that Ray has to have before this call may begin.
         """
         return self.weights.export(model, bucket, self.state.updates, exact=exact)
 
     def broadcast_weights(
-        self, version: int, exact: bool, bucket: int, give_up: str, *_: Any, model: str = POLICY
+        self, exact: bool, bucket: int, *_: Any, give_up: str, model: str = POLICY
     ) -> bool:
-        """Gather a bucket, and have rank 0 send it to all engines; False where one is gone.
-
-        Args:
-            version: which weights they are.
-            exact: without the disturbance.
-            bucket: which one.
-            give_up: a file; once it is there, an engine is gone and nobody has to wait for it.
-            _: answers that Ray has to have before this call may begin.
-            model: whose weights.
-        """
+        """Gather a bucket, and have rank 0 send it; see `WeightSender.broadcast`."""
         return self.weights.broadcast(model, bucket, self.state.updates, give_up, exact=exact)
 
     def bucket_specs(self, model: str = POLICY) -> list[BucketSpec]:
@@ -315,10 +297,6 @@ class Trainer:
     def meet_engines(self, name: str, world: int) -> None:
         """Rank 0: wait until all engines have joined the group of this name."""
         self.weights.meet_engines(name, world)
-
-    def leave_engines(self) -> None:
-        """Rank 0: end the group in which weights are broadcast."""
-        self.weights.leave_engines()
 
     # ---- state ---------------------------------------------------------------------------------
 

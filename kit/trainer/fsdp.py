@@ -17,14 +17,7 @@ from kit.models.packing import Packed
 from kit.models.policy import Policy
 from kit.models.sharding import hold_gradients, recover, reshard, whole
 from kit.trainer.backend import LossFn
-from kit.trainer.learner import (
-    CRITIC,
-    POLICY,
-    REFERENCE,
-    Learner,
-    ModelFactory,
-    learner_settings,
-)
+from kit.trainer.learner import CRITIC, POLICY, REFERENCE, Learner, ModelFactory, learner_settings
 from kit.trainer.offload import HostOffload
 from kit.trainer.process_group import ProcessGroup
 from kit.trainer.settings import TrainerSettings
@@ -40,25 +33,10 @@ class FsdpBackend:
         group: ProcessGroup,
         host: HostOffload,
     ) -> None:
-        """Loads nothing yet.
-
-        Args:
-            settings: what the rank was started with.
-            device: where the networks will be.
-            group: the ranks that they are sharded over.
-            host: where they wait while something else has the device.
-        """
+        """Load nothing yet; `host` holds what `sleep` takes off the device."""
         self.device, self._group, self._host = device, group, host
         self._settings, self._training = settings, settings.training
-        self._factory = ModelFactory(
-            settings.model_path,
-            getattr(torch, settings.dtype),
-            device,
-            settings.trust_remote_code,
-            settings.recompute,
-            settings.compile,
-            settings.offload,
-        )
+        self._factory = ModelFactory(settings, device)
         self.learners: dict[str, Learner] = {}
         self.reference: Policy | None = None
 
@@ -141,14 +119,14 @@ class FsdpBackend:
 
     @contextmanager
     def with_reference(self) -> Iterator[None]:
-        lent = self.reference is None
-        if lent:
-            self.reference = self._factory.load_frozen(self._group.mesh)
+        if self.reference:
+            yield
+            return
+        self.reference = self._factory.load_frozen(self._group.mesh)
         try:
             yield
         finally:
-            if lent:
-                self.reference = None
+            self.reference = None
 
     # ---- learning ------------------------------------------------------------------------------
 
@@ -159,6 +137,7 @@ class FsdpBackend:
         metrics: dict[str, torch.Tensor] = {}
         for name, loss_of in losses.items():
             learner = self.learners[name]
+            learner.model.train()  # loaded models are not, and then recompute nothing
             hold_gradients(learner.model, ranks == 1 and not last)
             loss, values = loss_of(learner.model(packed, temperature))
             # FSDP averages gradients over ranks; ours are shares of one sum.
@@ -237,5 +216,4 @@ def _answer(model: nn.Module, packed: Packed, temperature: float, *, dropout: bo
     model.train(dropout)
     answer = model(packed, temperature)
     reshard(model)
-    model.train()
     return answer

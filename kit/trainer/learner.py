@@ -13,10 +13,11 @@ from torch import nn
 
 from kit.algo.schedule import learning_rate
 from kit.config import TrainingConfig
-from kit.models.compile import Recompute, compile_layers, recompute
+from kit.models.compile import compile_layers, recompute
 from kit.models.dropout import switch_off
 from kit.models.policy import Policy, ValueModel, load
 from kit.models.sharding import recover, reshard, shard, whole
+from kit.trainer.settings import TrainerSettings
 
 POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"
 """Names of a trainer's networks, in checkpoints too."""
@@ -139,22 +140,17 @@ class Learner:
 class ModelFactory:
     """Loads and shards the networks of a trainer."""
 
-    model_path: str
-    dtype: torch.dtype
+    settings: TrainerSettings
     device: torch.device
-    trust_remote_code: bool = False
-    recompute: Recompute = "none"
-    compile: bool = False
-    offload: bool = False
-    """Weights stay in host memory."""
 
     def load(self) -> Policy:
         """Load the model into host memory, float32."""
-        policy = load(self.model_path, trust_remote_code=self.trust_remote_code)
+        settings = self.settings
+        policy = load(settings.model_path, trust_remote_code=settings.trust_remote_code)
         switch_off(policy.model)
         inner: Any = policy.model
-        recompute(inner, inner.model.layers, self.recompute)
-        if self.compile:
+        recompute(inner, inner.model.layers, settings.recompute)
+        if settings.compile:
             compile_layers(inner.model.layers)
         return policy
 
@@ -179,6 +175,7 @@ class ModelFactory:
         return model
 
     def _shard(self, model: nn.Module, layers: Any, mesh: Any) -> None:
-        if not self.offload:
+        offload = self.settings.offload
+        if not offload:
             model.to(self.device)
-        shard(model, layers, mesh, self.dtype, offload=self.offload)
+        shard(model, layers, mesh, getattr(torch, self.settings.dtype), offload=offload)

@@ -265,19 +265,15 @@ class Corrections:
         Raises:
             StackError: a correction is set, but the samples have no log-probs from the engine.
         """
-        settings = (training.mis, training.opsm_delta)
-        wanted = (
-            training.use_tis
-            or training.use_rollout_logprobs
-            or any(setting is not None for setting in settings)
-        )
+        needs_old = cls.need_old(training)
+        wanted = needs_old or training.use_tis or training.use_rollout_logprobs
         if wanted and batch.rollout_log_probs is None:
             raise StackError(
                 "The samples have no rollout_log_probs, which use_tis, mis, opsm_delta and "
                 "use_rollout_logprobs compare with.",
                 fix="train on samples that the engine wrote, or leave these settings out.",
             )
-        if old is None or batch.rollout_log_probs is None or not cls.need_old(training):
+        if old is None or batch.rollout_log_probs is None or not needs_old:
             return cls()
         everyone = range(len(batch))
         train_T = torch.cat(list(old))
@@ -328,7 +324,7 @@ class ScoredBatch:
     ) -> TokenInputs:
         """Inputs of the loss by response token of these samples; `counts` False masks them all."""
         batch = self.batch
-        mask = torch.tensor([m for i in indices for m in batch.loss_masks[i]], dtype=torch.float32)
+        mask = flat(batch.loss_masks, indices)
         rollout = None
         if batch.rollout_log_probs is not None:
             rollout = to_device(flat(batch.rollout_log_probs, indices), device)

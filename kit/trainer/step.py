@@ -6,7 +6,7 @@ Each adds up the gradients of all micro-batches, refuses what is not finite, cli
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, product
@@ -180,7 +180,10 @@ class TrainStep:
         metrics = finish(sums.total())
         norms = self.backend.clip_gradients()
         metrics |= {own.norm_metric: norms[name] for name, own in networks.items()}
-        if wrong := _not_finite(metrics, networks.values()):
+        # A step with one of these that is no number would destroy the weights.
+        checked = [name for own in networks.values() for name in (own.loss_metric, own.norm_metric)]
+        wrong = {name: metrics[name] for name in checked if not math.isfinite(metrics[name])}
+        if wrong:
             self.backend.recover()
             raise refused(wrong, self._first_non_finite_token(scored, part))
         rates = {name: networks[name].rate(self.state.optimizer_steps) for name in learning}
@@ -305,12 +308,6 @@ def _muted(loss: LossFn) -> LossFn:
     return muted
 
 
-def _not_finite(metrics: dict[str, float], networks: Iterable[LearnerSettings]) -> dict[str, float]:
-    """Losses and norms that are no numbers: a step would destroy the weights."""
-    checked = [name for own in networks for name in (own.loss_metric, own.norm_metric)]
-    return {name: metrics[name] for name in checked if not math.isfinite(metrics[name])}
-
-
 def refused(wrong: dict[str, float], token: str) -> StackError:
     """The error of an update whose loss or gradient is no number, with the token to blame."""
     numbers = ", ".join(f"{name.removeprefix('train/')} is {x}" for name, x in wrong.items())
@@ -347,8 +344,10 @@ def warm_up(backend: TrainerBackend, settings: TrainerSettings) -> None:
         return value, {}
 
     def packed(rows: int, *, share: bool) -> Packed:
-        tokens = list(_samples(rows))
-        lengths = [len(sample) - PROMPT for sample in tokens]
+        """About so many tokens, two samples to each prompt and no two of one length."""
+        longest = max(rows // SAMPLES - PROMPT, SAMPLES)
+        lengths = [longest - number for number in range(SAMPLES)]
+        tokens = [[1 + i // 2] * PROMPT + [2 + i] * lengths[i] for i in range(SAMPLES)]
         return pack(tokens, lengths, share=share).to(backend.device)
 
     with out_of_memory(most, backend.recover):
@@ -359,10 +358,3 @@ def warm_up(backend: TrainerBackend, settings: TrainerSettings) -> None:
             sample = packed(rows, share=share)
             backend.forward_backward(sample, temperature, {POLICY: loss}, last=True)
     backend.recover()
-
-
-def _samples(rows: int) -> Iterator[list[int]]:
-    """Samples of about so many tokens, two to each prompt and no two of one length."""
-    response = max(rows // SAMPLES - PROMPT, SAMPLES)
-    for number in range(SAMPLES):
-        yield [1 + number // 2] * PROMPT + [2 + number] * (response - number)

@@ -254,22 +254,6 @@ def pick_device(wanted: str, *, joins: bool = False) -> str:
     return "cuda" if wanted == "cuda" or (wanted == "auto" and count) else "cpu"
 
 
-SMALL_MODEL = 64 << 20
-"""Bytes of weights. Handling requests costs a model of this size more than its arithmetic does."""
-
-
-def default_replicas(device: str, model_bytes: int) -> int:
-    """Number of engines if the configuration leaves it open."""
-    small = device == "cpu" and model_bytes <= SMALL_MODEL
-    return 2 if small and (os.cpu_count() or 1) > 1 else 1
-
-
-def shares(count: int, among: int) -> list[slice]:
-    """Split `count` things into neighbouring, non-empty stretches, as even as can be."""
-    among = min(among, count)
-    return [slice(i * count // among, (i + 1) * count // among) for i in range(among)]
-
-
 CONTAINER = Path("/sys/fs/cgroup")
 
 

@@ -9,6 +9,7 @@ Either way all ranks gather the weights together, since each has a part of every
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -36,11 +37,8 @@ class Trainers(Protocol):
     """How many process groups they have joined; what they had opened beside one went with it."""
 
 
-class Wait(Protocol):
-    """A function that waits for answers of actors."""
-
-    def __call__(self, calls: Any, doing: str, timeout: float | None = None) -> Any:
-        """Answers of calls that are `doing` something; raises what the actors raised."""
+Wait = Callable[..., Any]
+"""Waits for the answers of calls that are `doing` something; raises what the actors raised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +67,7 @@ class WeightSync:
     ) -> None:
         """Send nothing yet.
 
-        Args:
-            engines: that receive.
-            trainers: that send.
-            wait: for their answers.
-            placement: which ranks feed which engine, and where rank 0 is reached.
-            watch: ends engines that wait in a broken group.
-            timeout: seconds within which a group has to come together.
+        `watch` ends engines that wait in a broken group; groups come together in `timeout` seconds.
         """
         self.engine_version = 0
         """Which weights the engines have."""
@@ -101,12 +93,9 @@ class WeightSync:
     ) -> tuple[int, int]:
         """Give all engines the trainers' weights as `version`: (tensors, bytes).
 
-        Args:
-            version: their number.
-            exact: without the disturbance.
-            flush_cache: False keeps the engines' prefixes, which no longer fit the weights.
-            erase: overwrite all weights of the engines first, to see what arrives.
-            model: whose weights.
+        Without the disturbance if `exact`; without `flush_cache` the engines keep their prefixes,
+        which no longer fit the weights; `erase` overwrites all their weights first, to see what
+        arrives.
 
         Raises:
             StackError: they did not arrive; the engines go on with what they have.
@@ -138,61 +127,40 @@ class WeightSync:
         how: dict[str, bool],
     ) -> tuple[int, int]:
         """Send and receive bucket by bucket, and wait for all of it."""
+        ranks, engines = self._trainers.actors, self._engines.actors
+        sources = [[] if group else self._layout.source_ranks(i) for i in range(len(engines))]
         count = self.buckets[model]
         sent: list[list[Any]] = []
         received: list[list[Any]] = []
+        before: list[Any] = [None] * len(engines)
         for bucket in range(count):
             # A buffer is filled again when every engine has read it.
             free = received[bucket - SLOTS] if bucket >= SLOTS else []
-            sent.append(self._ask_trainers(group, model, version, exact, bucket, free))
-            before = received[-1] if received else [None] * len(self._engines.actors)
-            how = {**how, "last": bucket == count - 1, "erase": how["erase"] and not bucket}
-            received.append(self._ask_engines(group, model, version, bucket, sent[-1], before, how))
+            asked = exact, bucket, *free
+            own: dict[str, Any] = {
+                "last": bucket == count - 1,
+                "erase": how["erase"] and not bucket,
+            }
+            if group:
+                told = {"give_up": str(group.give_up), "model": model}
+                sent.append([rank.broadcast_weights.remote(*asked, **told) for rank in ranks])
+                own["spec"] = group.specs[model][bucket]
+            else:
+                sent.append([rank.export_weights.remote(*asked, model=model) for rank in ranks])
+            before = [
+                engine.receive_weights.remote(
+                    version, *(sent[-1][rank] for rank in feeding), after=done, **how | own
+                )
+                for engine, feeding, done in zip(engines, sources, before, strict=True)
+            ]
+            received.append(before)
         # Engines first: of one that has died, the trainer's own error would only be a consequence.
         answers = self._wait([call for calls in (*received, *sent) for call in calls], "sync")
-        replicas = len(self._engines.actors)
-        if group and not all(answers[replicas * count :]):
+        of_engines = answers[: count * len(engines)]
+        if group and not all(answers[len(of_engines) :]):
             raise StackError("The trainer could not send its weights to all engines.")
-        firsts = answers[: replicas * count : replicas]
-        return sum(tensors for tensors, _ in firsts), sum(size for _, size in firsts)
-
-    def _ask_trainers(
-        self,
-        group: BroadcastGroup | None,
-        model: str,
-        version: int,
-        exact: bool,
-        bucket: int,
-        free: list[Any],
-    ) -> list[Any]:
-        ranks = self._trainers.actors
-        if group is None:
-            asked = version, exact, bucket
-            return [rank.export_weights.remote(*asked, *free, model=model) for rank in ranks]
-        told = version, exact, bucket, str(group.give_up)
-        return [rank.broadcast_weights.remote(*told, *free, model=model) for rank in ranks]
-
-    def _ask_engines(
-        self,
-        group: BroadcastGroup | None,
-        model: str,
-        version: int,
-        bucket: int,
-        sent: list[Any],
-        before: list[Any],
-        how: dict[str, Any],
-    ) -> list[Any]:
-        """Have a bucket received by each engine, after its call `before`."""
-        calls = []
-        for index, (actor, done) in enumerate(zip(self._engines.actors, before, strict=True)):
-            if group is None:
-                handles = [sent[rank] for rank in self._layout.source_ranks(index)]
-                call = actor.receive_weights.remote(version, *handles, after=done, **how)
-            else:
-                spec = group.specs[model][bucket]
-                call = actor.receive_broadcast.remote(version, spec, after=done, **how)
-            calls.append(call)
-        return calls
+        tensors, sizes = zip(*of_engines[:: len(engines)], strict=True)  # the first engine's
+        return sum(tensors), sum(sizes)
 
     def _open(self) -> BroadcastGroup:
         """The group of the present actors; another one where one of them was started again."""
@@ -203,7 +171,6 @@ class WeightSync:
         first, width = ranks[0], len(self._layout.engines[0])
         name = f"weights-{secrets.token_hex(4)}"
         world = 1 + len(engines) * width
-        self._wait(first.leave_engines.remote(), "sync")
         host = self._placement.address
         asked = [first.bucket_specs.remote(model) for model in self.buckets]
         port, *specs = self._wait([first.listen.remote(host, world), *asked], "sync")
@@ -214,9 +181,8 @@ class WeightSync:
         ]
         self._wait(joins, "sync", self._timeout)
         give_up = self._placement.folder / f"give-up-{name}"
-        self._group = BroadcastGroup(
-            name, members, dict(zip(self.buckets, specs, strict=True)), give_up
-        )
+        by_model = dict(zip(self.buckets, specs, strict=True))
+        self._group = BroadcastGroup(name, members, by_model, give_up)
         return self._group
 
     def _break(self, group: BroadcastGroup) -> None:

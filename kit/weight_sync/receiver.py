@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from kit.errors import StackError
@@ -43,14 +43,7 @@ class Loader(Protocol):
         """
 
     def from_broadcast(self, manager: Any, group: str, spec: BucketSpec, **common: Any) -> Answer:
-        """Load what rank 0 sends in a group.
-
-        Args:
-            manager: SGLang's `tokenizer_manager`.
-            group: the group's name.
-            spec: what will come.
-            common: as in `from_memory`.
-        """
+        """Load what rank 0 sends in the group of this name, as `spec` says; see `from_memory`."""
 
 
 class PolicyLoader:
@@ -97,6 +90,8 @@ class WeightReceiver:
         self._buffers: dict[str, ReceiveBuffer] = {}
         self._open = asyncio.Event()
         self._open.set()
+        self._incomplete: set[str] = set()
+        """Models that have some buckets of a sync and not all; `resume` does not change that."""
         self._group = ""
         """In which weights are broadcast; empty outside of one."""
 
@@ -107,98 +102,76 @@ class WeightReceiver:
     @property
     def receiving(self) -> bool:
         """Whether a sync is under way, or has broken off."""
-        return not self._open.is_set()
+        return bool(self._incomplete) or not self._open.is_set()
 
     async def wait(self) -> None:
         """Return as soon as no sync is under way."""
         await self._open.wait()
 
-    async def receive(self, handles: tuple[Handle, ...], version: int, **how: bool) -> None:
-        """Load a bucket that lies in memory.
+    async def receive(
+        self,
+        spec: BucketSpec,
+        version: int,
+        *,
+        handles: Sequence[Handle] = (),
+        last: bool = True,
+        flush_cache: bool = True,
+        erase: bool = False,
+    ) -> tuple[int, int]:
+        """Load a bucket, and go on generating after the last one: (tensors, bytes).
 
         Args:
-            handles: where it is, for each of the engine's devices.
+            spec: what it carries.
             version: the number of the sync.
-            how: `last`, `flush_cache` and `erase`, as `_load` takes them.
+            handles: where it lies in memory, for each of the engine's devices; rank 0 sends it if
+                there are none.
+            last: whether no other bucket follows.
+            flush_cache: False keeps the cached prefixes, which no longer fit the weights.
+            erase: overwrite all weights first, to see what arrives.
 
         Raises:
             StackError: the model is unknown, or SGLang refused the weights.
         """
-        first = handles[0]
-        loader = self._loader(first)
+        model = spec.model
+        if model not in self._loaders:
+            raise unknown_model("engine", model, self._loaders)
         await self.pause()
-        payloads = [handle.ipc for handle in handles]
-        if not first.ipc:
-            buffer = self._buffers.setdefault(first.model, ReceiveBuffer())
-            payloads = [serialize(buffer.receive(first), first.entries)]
-        await self._load(
-            lambda **common: loader.from_memory(self._manager(), payloads, **common),
-            first.model,
-            version,
-            **how,
-        )
-
-    async def receive_broadcast(self, spec: BucketSpec, version: int, **how: bool) -> None:
-        """Load a bucket that rank 0 sends to all engines; see `receive`."""
-        loader = self._loader(spec)
-        await self.pause()
-        await self._load(
-            lambda **common: loader.from_broadcast(self._manager(), self._group, spec, **common),
-            spec.model,
-            version,
-            **how,
-        )
-
-    def _loader(self, spec: BucketSpec) -> Loader:
-        if spec.model not in self._loaders:
-            raise unknown_model("engine", spec.model, self._loaders)
-        return self._loaders[spec.model]
-
-    async def _load(
-        self,
-        load: Callable[..., Answer],
-        model: str,
-        version: int,
-        *,
-        last: bool = True,
-        flush_cache: bool = True,
-        erase: bool = False,
-    ) -> None:
-        """Load a bucket, and go on generating after the last one.
-
-        Args:
-            load: begins it.
-            model: whose weights.
-            version: the number of the sync.
-            last: whether no other bucket follows.
-            flush_cache: False keeps the cached prefixes, which no longer fit the weights.
-            erase: overwrite all weights first.
-        """
+        self._incomplete.add(model)
+        loader, manager = self._loaders[model], self._manager()
         if erase:
-            await engine_checksums(self._manager(), "erase")
-        success, message = await load(
-            load_format="flattened_bucket",
-            flush_cache=flush_cache and last,
-            weight_version=str(version),
-        )
+            await engine_checksums(manager, "erase")
+        common = {
+            "load_format": "flattened_bucket",
+            "flush_cache": flush_cache and last,
+            "weight_version": str(version),
+        }
+        if handles:
+            answer = loader.from_memory(manager, self._payloads(handles), **common)
+        else:
+            answer = loader.from_broadcast(manager, self._group, spec, **common)
+        success, message = await answer
         if not success:
             raise StackError("The engine refused the new weights.", why=message)
         if last:
+            self._incomplete.discard(model)
             if model == POLICY:
                 self.version = version
             self.resume()
+        return len(spec.entries), spec.size
+
+    def _payloads(self, handles: Sequence[Handle]) -> list[bytes]:
+        first = handles[0]
+        if first.ipc:
+            return [handle.ipc for handle in handles]
+        buffer = self._buffers.setdefault(first.model, ReceiveBuffer())
+        return [serialize(buffer.receive(first), first.entries)]
 
     async def join_group(
         self, host: str, port: int, name: str, first_rank: int, world: int
     ) -> None:
-        """Join the group in which rank 0 sends its weights.
+        """Join the group in which rank 0, which listens at this address, sends its weights.
 
-        Args:
-            host: where rank 0 listens.
-            port: of that address.
-            name: the group's.
-            first_rank: of this engine's devices in the group.
-            world: how many there are in all.
+        `first_rank` is that of the engine's devices in it, `world` how many there are in all.
 
         Raises:
             StackError: rank 0 was not to be reached.

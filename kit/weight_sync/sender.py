@@ -184,12 +184,13 @@ class WeightSender:
     # ---- by broadcast --------------------------------------------------------------------------
 
     def listen(self, host: str, world: int) -> int:
-        """Rank 0: be found by engines at a port of this address, which is the answer.
+        """Rank 0: leave the group that there was, and be found by engines at the returned port.
 
         Args:
             host: an address of this machine; nothing listens on any other.
             world: how many will meet.
         """
+        self.leave_engines()
         listener = socket.create_server((host, 0))
         port: int = listener.getsockname()[1]
         self._listening = store.TCPStore(
@@ -230,15 +231,8 @@ class WeightSender:
     ) -> bool:
         """Gather a bucket, and have rank 0 send it to all engines; False where one is gone.
 
-        Args:
-            model: whose weights.
-            bucket: which one.
-            updates: how many have made the weights.
-            give_up: a file; once it is there, an engine is gone and nobody has to wait for it.
-            exact: without the disturbance.
-
-        Raises:
-            StackError: no model of that name is registered.
+        Once the file `give_up` is there, nobody has to wait for that one. For the other arguments
+        and errors see `export`.
         """
         handle = self.export(model, bucket, updates, exact=exact)
         if handle is None:

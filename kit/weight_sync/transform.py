@@ -23,9 +23,6 @@ class Disturbance:
     share of the root mean square of the row."""
     seed: int = 0
 
-    def __bool__(self) -> bool:
-        return bool(self.bits or self.noise)
-
     def of(self, name: str, weight: torch.Tensor, version: int) -> torch.Tensor:
         """Disturbed weight; the same for the same name, weight and version."""
         if weight.dim() < 2:
@@ -60,7 +57,7 @@ class WeightTransform:
 
     def apply(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """A weight of the trainer as the engine is given it."""
-        return self.disturbance.of(name, weight, self.version) if self.disturbance else weight
+        return self.disturbance.of(name, weight, self.version)
 
 
 def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:

@@ -42,12 +42,7 @@ def unknown_model(side: str, model: str, known: Iterable[str]) -> StackError:
 
 
 def in_buckets(sizes: Iterable[tuple[str, int]], limit: int) -> list[list[str]]:
-    """Names, in order, in buckets of at most `limit` bytes; what is larger is alone.
-
-    Args:
-        sizes: (name, bytes).
-        limit: bytes.
-    """
+    """Names, given as (name, bytes), in buckets of at most `limit` bytes; a larger one is alone."""
     buckets: list[list[str]] = []
     room = 0
     for name, size in sizes:

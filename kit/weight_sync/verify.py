@@ -34,9 +34,7 @@ PIECE = 1 << 26
 """Bytes of which a checksum is taken at a time."""
 
 
-def trainer_checksums(
-    named: Iterable[tuple[str, torch.Tensor]],
-) -> dict[str, dict[str, list[str]]]:
+def trainer_checksums(named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, dict[str, list[str]]]:
     """Checksums that SGLang may have, by its parameter name and dtype.
 
     Args:

@@ -39,7 +39,7 @@ def test_weights_that_changed_under_the_same_version_are_found_by_checksum(
     session: RLSession,
 ) -> None:
     session.update(session.advantages(session.score(session.generate())))
-    session.debug.stack.trainer_version = (
+    session.debug.stack.trainers.version = (
         0  # as if nothing had been trained: the stamps agree, the weights do not
     )
     report = session.check_mismatch(session.generate())

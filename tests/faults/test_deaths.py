@@ -107,7 +107,7 @@ def test_a_generate_whose_engine_dies_is_finished_with_the_same_responses(
 def test_a_step_whose_engine_dies_learns_what_it_would_have_learned(session: RLSession) -> None:
     session.step()
     expected = digests(session)
-    for engine in range(session.debug.stack.replicas):
+    for engine in range(session.debug.stack.layout.replicas):
         kill(of_engine(session, engine))
     session.step()
     assert session.step_count == 2
@@ -132,6 +132,15 @@ def test_a_trainer_that_died_is_told_and_a_checkpoint_continues(
         assert loaded.step_count == 1
         assert loaded.check_mismatch(loaded.generate()).verdict == "pass"
         loaded.step()
+
+
+def test_an_engine_that_comes_back_without_a_trainer_writes_nothing(session: RLSession) -> None:
+    session.train(1, show=False)
+    kill(of_trainer(session))
+    kill(of_engine(session, 0))
+    for _ in range(2):  # it has the weights of the model's files, which nobody has asked for
+        with pytest.raises(StackError, match=r"trainer.*died"):
+            session.generate(["1+1="])
 
 
 def test_a_checkpoint_can_be_read_into_a_stack_whose_trainer_died(

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from kit.utils.hardware import SMALL_MODEL, default_replicas, shares
+from kit.cluster.placement import SMALL_MODEL, default_replicas
+from kit.stack.engines import shares
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,18 @@ def test_an_advantage_that_is_no_number_is_refused_and_changes_no_bit(
     assert torch.equal(weights(fresh), after)
 
 
+def test_every_update_is_made_in_training_mode(make: Make) -> None:
+    trainer, modes = make(), set[tuple[bool, bool]]()
+    layers: Any = trainer.backend.module()
+    layers.model.register_forward_pre_hook(
+        lambda module, _: modes.add((torch.is_grad_enabled(), module.training))
+    )
+    trainer.update(batch(), "the first")
+    trainer.log_probs(batch().tokens, batch().response_lengths)
+    trainer.update(batch(), "the second")
+    assert modes == {(True, True), (False, False)}
+
+
 def test_an_update_that_broke_off_half_way_leaves_no_gradient_behind(make: Make) -> None:
     trainer = make(**PLAIN, max_tokens=1)
     good = batch()

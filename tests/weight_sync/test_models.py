@@ -92,24 +92,32 @@ def test_a_trainer_refuses_to_send_a_model_that_it_does_not_have() -> None:
 
 def test_an_engine_refuses_a_model_that_it_does_not_have_and_goes_on() -> None:
     receiving = receiver()
-    spec = BucketSpec("draft", ())
-    for sync in (
-        receiving.receive((Handle("draft", ()),), 4),
-        receiving.receive_broadcast(spec, 4),
-    ):
+    handle, spec = Handle("draft", ()), BucketSpec("draft", ())
+    for sync in (receiving.receive(handle, 4, handles=[handle]), receiving.receive(spec, 4)):
         with pytest.raises(StackError, match=r"model named 'draft'(.|\n)*those of: policy"):
             asyncio.run(sync)
     assert not receiving.receiving
     assert receiving.version == 3
 
 
+def test_a_sync_that_broke_off_is_told_also_after_the_engine_went_on() -> None:
+    receiving = receiver()
+    receiving.register("draft", Recorder())
+    first, whole = (Handle("draft", (), ipc=ipc) for ipc in (b"first", b"whole"))
+    asyncio.run(receiving.receive(first, 4, handles=[first], last=False))
+    receiving.resume()
+    assert receiving.receiving
+    asyncio.run(receiving.receive(whole, 5, handles=[whole]))
+    assert not receiving.receiving
+
+
 def test_a_registered_loader_gets_its_models_buckets_and_the_policy_keeps_its_version() -> None:
     receiving, loader = receiver(), Recorder()
     receiving.register("draft", loader)
     first, last = (Handle("draft", (), ipc=ipc) for ipc in (b"first", b"last"))
-    asyncio.run(receiving.receive((first,), 4, last=False))
+    asyncio.run(receiving.receive(first, 4, handles=[first], last=False))
     assert receiving.receiving
-    asyncio.run(receiving.receive((last,), 4))
+    asyncio.run(receiving.receive(last, 4, handles=[last]))
     assert not receiving.receiving
     assert receiving.version == 3
     assert [(payloads, common["flush_cache"]) for _, payloads, common in loader.taken] == [

@@ -56,6 +56,13 @@ def test_both_sides_wake_for_what_comes_next(session: RLSession) -> None:
     assert session.check_mismatch(session.generate()).verdict == "pass"
 
 
+def test_an_engine_takes_a_call_again_that_has_moved_it(session: RLSession) -> None:
+    stack = session.debug.stack  # where one engine dies, the others are asked once more
+    for method in ("sleep", "sleep", "wake", "wake"):
+        stack.engines.ask(method, ["kv_cache"])
+    assert len(session.generate(["1+1="])) == 8
+
+
 def test_an_engine_that_let_go_of_its_weights_wakes_with_the_present_ones(
     session: RLSession,
 ) -> None:

@@ -68,7 +68,7 @@ def check(
         config=config.mismatch,
         dtype=stack.dtype,
         rounding=stack.description.get("rounding", 0.0),
-        trainer_version=stack.trainer_version,
+        trainer_version=stack.trainers.version,
         token_text=sampler.token_text,
     )
     if report.verdict == "pass" and not deep:
@@ -79,7 +79,7 @@ def check(
         stack,
         sampler,
         report,
-        stack.engine_version,
+        stack.weights.engine_version,
         [samples[i] for i in chosen],
         [trained[i] for i in chosen],
     )

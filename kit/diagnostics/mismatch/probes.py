@@ -56,7 +56,7 @@ def compare_checksums(lab: Experiments) -> Checksums:
     Raises:
         StackError: the engine has no checksums.
     """
-    if lab.stack.config.engine.tensor_parallel > 1:
+    if lab.stack.settings.config.engine.tensor_parallel > 1:
         return Checksums(0, [], [], "", [])
     return lab.stack.compare_weights()
 
