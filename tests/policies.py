@@ -49,8 +49,9 @@ def rambles(
 
     monkeypatch.setattr(PromptSampler, "sampling", sampling)
     monkeypatch.setattr(session.debug.sampler, "max_response_len", longest)
-    stack = session.debug.stack
-    monkeypatch.setattr(stack, "config", stack.config.replace("rollout.temperature", temperature))
+    settings = session.debug.stack.settings
+    changed = settings.config.replace("rollout.temperature", temperature)
+    monkeypatch.setattr(settings, "config", changed)
 
 
 @pytest.fixture

@@ -283,7 +283,8 @@ def update(stack: Stack, batch: Batch, step: int) -> UpdateReport:
     Raises:
         SessionError: samples are of another distribution than the trainer's.
     """
-    check_sampling(batch.samples, stack.config.rollout, stack.config.training)
+    config = stack.settings.config
+    check_sampling(batch.samples, config.rollout, config.training)
     begin = time.perf_counter()
     if not batch.samples:
         return UpdateReport(step, {}, (), 0, 0, 0.0, batch.left_out, applied=False)
