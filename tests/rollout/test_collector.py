@@ -245,7 +245,7 @@ def test_a_reward_that_cannot_be_called_is_refused_before_anything_is_drawn(
     session: RLSession,
 ) -> None:
     before = session.debug.state.stream.state()
-    with pytest.raises(RewardError, match="called with one argument"):
+    with pytest.raises(RewardError, match="nothing says what it wants"):
         session.collect(lambda: 1.0)
     assert session.debug.state.stream.state() == before
 
