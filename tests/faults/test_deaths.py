@@ -161,12 +161,10 @@ def test_a_checkpoint_can_be_read_into_a_stack_whose_trainer_died(
     session.close()  # what the trainer held for other tests died with it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "process"),
-    [
-        ("idle", "control service"),
-        *slow(("busy", "raylet"), ("busy", "first process")),
-    ],
+    [("idle", "control service"), ("busy", "raylet"), ("busy", "first process")],
 )
 def test_when_ray_dies_it_is_told_the_notebook_lives_and_a_checkpoint_continues(
     session: RLSession, tmp_path: Path, process: str, moment: str
