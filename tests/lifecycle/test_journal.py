@@ -25,7 +25,7 @@ def a_state() -> TrainState:
 
 def read(folder: Path) -> TrainState:
     """What a process that attaches has."""
-    state, versions = a_state(), SimpleNamespace(trainer_version=0, newest_version=0)
+    state, versions = a_state(), SimpleNamespace(version=0, newest_version=0)
     now = journal.noted(folder)["now"]
     journal.restore(folder, now, state, versions, SnapshotStore(state, print), [])
     return state
@@ -34,7 +34,7 @@ def read(folder: Path) -> TrainState:
 def test_rows_that_a_full_disk_cut_off_are_written_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state, versions = a_state(), SimpleNamespace(trainer_version=0, newest_version=0)
+    state, versions = a_state(), SimpleNamespace(version=0, newest_version=0)
     notes = journal.Journal(tmp_path, state, versions, SnapshotStore(state, print))
     state.history.append({"step": 0, "reward": 0.0})
     notes.note()
@@ -59,7 +59,7 @@ def test_rows_that_a_full_disk_cut_off_are_written_anew(
 
 
 def test_a_row_that_gets_the_metrics_of_an_evaluation_is_written_anew(tmp_path: Path) -> None:
-    state, versions = a_state(), SimpleNamespace(trainer_version=0, newest_version=0)
+    state, versions = a_state(), SimpleNamespace(version=0, newest_version=0)
     notes = journal.Journal(tmp_path, state, versions, SnapshotStore(state, print))
     state.history += [{"step": 0, "reward": 0.0}, {"step": 1, "reward": 1.0}]
     notes.note()

@@ -72,8 +72,12 @@ def test_two_notebooks_run_the_same_preset_under_names_of_their_own_and_one_is_s
 
 
 @pytest.fixture
-def own_tmp(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A short folder for temporary files, in which there are no leftovers but this test's."""
+def own_tmp(session: RLSession, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A short folder for temporary files, in which there are no leftovers but this test's.
+
+    The shared session is there before: its files must outlive this folder.
+    """
+    assert session
     with tempfile.TemporaryDirectory(prefix="t-") as folder:
         monkeypatch.setattr(tempfile, "tempdir", folder)
         monkeypatch.setenv("TMPDIR", folder)
