@@ -316,7 +316,7 @@ class MismatchConfig(Section):
     """None: 1e-3 in float32, 0.1 in bfloat16."""
     on_start: Literal["refuse", "warn", "skip"] = "refuse"
     """What happens at the start if trainer or engine computes the model otherwise than Transformers
-    does, or a weight would not reach the engine. `skip` does not look."""
+    does. A weight that would not reach the engine is always refused. `skip` does not look."""
 
 
 class StackConfig(Section):

@@ -160,7 +160,7 @@ def check_agreement(config: SessionConfig, stack: Stack, sampler: PromptSampler)
     if agreement.agrees:
         return
     problem = agreement.problem(config.model.name, features(Path(stack.model.path)))
-    if how == "refuse":
+    if how == "refuse" or agreement.lost:  # what a sync cannot give back, the engine has no more
         raise problem
     warnings.warn(str(problem), RuntimeWarning, stacklevel=2)
 
