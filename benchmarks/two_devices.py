@@ -145,7 +145,7 @@ def measure(
             batch = session.advantages(spread(session.score(session.generate())))
         first = session.update(batch)
         say("updated")
-        sync = session.sync(verify=way.tensor_parallel == 1)  # others hold parts of parameters
+        sync = session.sync(verify=True)
         say("synced")
         mismatch = session.check_mismatch(session.generate())
         reports = [session.step() for _ in range(steps)]

@@ -22,15 +22,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from kit.checkpoint import checkpoint
 from kit.checkpoint.export import Dtype, export_hf
-from kit.checkpoint.inputs import Inputs
 from kit.config import SessionConfig
-from kit.config.changes import with_changes
 from kit.config.training import Estimator
 from kit.diagnostics import annotate, mismatch, startup, what_if
 from kit.diagnostics.annotate import Annotated
 from kit.diagnostics.reward_trial import try_reward
-from kit.errors import CheckpointError, SessionError, did_you_mean
-from kit.lifecycle import attach, configure, step, train_loop
+from kit.errors import SessionError, did_you_mean
+from kit.lifecycle import attach, configure, load, step, train_loop
 from kit.lifecycle.lock import verb
 from kit.lifecycle.start import SessionParts, is_running
 from kit.lifecycle.train_loop import Callback, Hooks, Training
@@ -51,12 +49,10 @@ from kit.rewards import score_samples
 from kit.rollout import batch as rollout_batch
 from kit.rollout import evaluate, replay
 from kit.rollout.batch import Advantage
-from kit.rollout.sampler import as_rows
 from kit.samples import Batch, Messages, Rollout, Sample
 from kit.tracking.recorder import apply_run_settings
 from kit.utils import interrupts
-from kit.utils.arguments import at_least_one, expect, share
-from kit.utils.arguments import temperature as checked_temperature
+from kit.utils.arguments import at_least_one, expect
 
 if TYPE_CHECKING:
     from kit.doctor import Diagnosis
@@ -184,31 +180,13 @@ class RLSession:
             CheckpointError: it cannot be read, or something has to be passed again. Never continues
                 from other weights or with another reward in silence.
         """
-        folder = Path(path)
-        config, row = checkpoint.read(folder)
-        if not trust_remote_code:
-            checkpoint.refuse_code(config, folder)
-        saved = config
-        for name, value in (changes or {}).items():
-            config = config.replace(name, value)
-        if num_trainers is not None:
-            config = config.replace("training.num_trainers", num_trainers)
         passed = {"data": data, "eval_data": eval_data, "reward": reward}
-        given = Inputs.of_state(row).again(
-            passed | {"advantage": advantage, "loss": loss},
-            CheckpointError,
-            f"The session of the checkpoint {folder}",
-            f"RLSession.load({str(path)!r}, ...)",
-        )
-        session = cls.start(config, **given)
-        try:
-            parts = session._parts
-            checkpoint.restore(parts.state, parts.stack, folder, row)
-            configure.log(parts.state, parts.tracker.recorder, saved)
-            parts.note()  # or a kernel that is killed now leaves what nobody can attach to
-        except BaseException:
-            session.close()
-            raise
+        passed |= {"advantage": advantage, "loss": loss}
+        resized = {} if num_trainers is None else {"training.num_trainers": num_trainers}
+        changed = dict(changes or {}) | resized
+        saved = load.read(path, passed, changed, trust_remote_code=trust_remote_code)
+        session = cls.start(saved.config, **saved.inputs)
+        saved.restore(session._parts)
         return session
 
     @staticmethod
@@ -384,21 +362,8 @@ class RLSession:
                 also the most.
             top_p: only the likeliest tokens up to this share; None takes the configured one.
         """
-        collector, training = self._parts.running().collector, self.config.training
-        if n_samples_per_prompt is not None:
-            n_samples_per_prompt = at_least_one(n_samples_per_prompt, "n_samples_per_prompt")
-        if max_tokens is not None:
-            max_tokens = at_least_one(max_tokens, "max_tokens")
-        if temperature is not None:
-            temperature = checked_temperature(temperature)
-        if top_p is not None:
-            top_p = share(top_p, "top_p")
-        given = (prompts, n_samples_per_prompt, temperature, max_tokens, top_p)
-        if all(value is None for value in given) and self.config.rollout.over_sampling_batch_size:
-            return collector.over_sample()
-        count = n_samples_per_prompt or training.n_samples_per_prompt
-        sampling = self._parts.sampler.sampling(temperature, max_tokens, top_p)
-        return collector.generate(as_rows(prompts), count, sampling)
+        collector = self._parts.running().collector
+        return collector.generate(prompts, n_samples_per_prompt, temperature, max_tokens, top_p)
 
     @verb
     def score(self, rollout: Rollout, reward: Reward | None = None) -> Rollout:
@@ -467,12 +432,8 @@ class RLSession:
         """
         fix = "pass what `session.score(...)` returned."
         rollout = expect(rollout, Rollout, "advantages", fix)
-        training, own = self.config.training, self._parts.advantage
-        if callable(advantage_estimator):
-            own = advantage_estimator
-        elif advantage_estimator is not None:
-            own, training = None, rollout_batch.with_estimator(training, advantage_estimator)
-        return rollout_batch.make_batch(rollout, training, self.log_probs, own)
+        chosen = self._parts.advantage if advantage_estimator is None else advantage_estimator
+        return rollout_batch.make_batch(rollout, self.config.training, self.log_probs, chosen)
 
     @verb
     def log_probs(self, samples: Sequence[Sample], of: str = "policy") -> list[list[float]]:
@@ -517,18 +478,7 @@ class RLSession:
         """
         fix = "pass a batch: `session.update(session.advantages(rollout))`."
         batch = expect(batch, Batch, "update", fix)
-        parts, state = self._parts, self._parts.state
-        with interrupts.held() as interrupted:
-            state.last_batch = batch
-            stack = parts.stack
-            parts.journal.before_update(batch, in_step=parts.lock.in_step)
-            report = rollout_batch.update(stack, batch, state.step)
-            state.step += report.applied
-            interrupted.said = f"The update was made before it could stop: step {state.step}."
-            if report.applied and not parts.lock.in_step:
-                rollout = batch.source(state.last_rollout)
-                step.record(state, parts.tracker, rollout, report)
-        return report
+        return step.update(self._parts, batch)
 
     @verb
     def sync(self, *, exact: bool = False, verify: bool = False) -> SyncReport:
@@ -565,13 +515,10 @@ class RLSession:
         """
         stack, sampler = self._parts.stack, self._parts.sampler
         if rollout is None:
-            last = self.last_rollout
-            fresh = last is not None and last.written_by({self.engine_version})
             # A count of its own makes it one plain call, which continues nothing.
             count = self.config.training.n_samples_per_prompt
-            if not (last and fresh and mismatch.comparable(last)):
-                last = self.generate(n_samples_per_prompt=count)
-            rollout = last
+            last = mismatch.still_fits(self.last_rollout, self.engine_version)
+            rollout = last or self.generate(n_samples_per_prompt=count)
         rollout = expect(rollout, Rollout, "check_mismatch", "pass a rollout, or nothing.")
         return mismatch.check(rollout, config=self.config, stack=stack, sampler=sampler, deep=deep)
 
@@ -699,20 +646,15 @@ class RLSession:
         Raises:
             DataError: there are no held-out prompts.
         """
-        parts, settings = self._parts, self.config.evaluation
-        count = settings.n_samples_per_prompt
-        if n_samples_per_prompt is not None:
-            count = at_least_one(n_samples_per_prompt, "n_samples_per_prompt")
-        if temperature is None:
-            temperature = settings.temperature
+        parts = self._parts
         report = evaluate.evaluate(
             parts.stack,
             parts.sampler,
             parts.reward,
             self.config,
             self.step_count,
-            count,
-            checked_temperature(temperature),
+            n_samples_per_prompt,
+            temperature,
         )
         parts.state.evaluated = parts.engine_version
         parts.tracker.evaluation(report)
@@ -753,16 +695,7 @@ class RLSession:
             SessionError: there is none of this name; the message lists those that exist.
             CheckpointError: it cannot be read. In every case the session is as it was.
         """
-        parts = self._parts
-        state, recorder = parts.state, parts.tracker.recorder
-        if changes:
-            with_changes(state.config, changes)  # refuses before anything is undone
-        snapshot = parts.snapshots.restore(parts.stack, what)
-        if recorder:
-            recorder.truncate_to(len(self.history))
-        if changes:
-            configure.configure(state, parts.use, recorder, changes)
-        return snapshot
+        return load.restore_snapshot(self._parts, what, changes or {})
 
     @verb
     def replay(self, run: str | Path, step: int | None = None) -> Rollout:
@@ -856,15 +789,7 @@ class RLSession:
             SessionError: the session has trained since, or there is no such trial.
         """
         tried = expect(tried, WhatIf, "keep", "pass what `session.what_if(...)` returned.")
-        parts, state = self._parts, self._parts.state
-        with interrupts.held():  # or the weights would have a step that the history lacks
-            before = state.config
-            report = what_if.keep(state, parts.stack, parts.snapshots, parts.use, tried, index)
-            configure.log(state, parts.tracker.recorder, before)
-            if report.applied:
-                step.record(state, parts.tracker, tried.batch.source(state.last_rollout), report)
-        step.conclude(state, parts.stack, parts.tracker, self.evaluate)
-        return report
+        return step.keep(self._parts, tried, index, self.evaluate)
 
     # ---- on disk -------------------------------------------------------------------------------
 

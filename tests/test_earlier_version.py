@@ -41,7 +41,7 @@ def luck(sample: Sample) -> float:
 def loaded() -> Iterator[RLSession]:
     """A session that goes on from the checkpoint."""
     if other := RLSession.current():
-        other.close()
+        other.close(keep_warm=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(WRITTEN)  # the settings name the model by its folder here
         with RLSession.load("checkpoint", reward=luck) as session:
@@ -122,7 +122,7 @@ def test_runs_are_listed_read_and_compared() -> None:
 @pytest.mark.slow
 def test_a_run_that_was_killed_is_resumed_from_its_checkpoint(tmp_path: Path) -> None:
     if other := RLSession.current():  # it has the name that the run's session takes
-        other.close()
+        other.close(keep_warm=True)
     for name in ("model", "luck.ipynb"):
         copy = shutil.copytree if (WRITTEN / name).is_dir() else shutil.copy
         copy(WRITTEN / name, tmp_path / name)

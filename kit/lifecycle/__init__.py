@@ -5,7 +5,8 @@ acquire.py     a stack for it: a warm one, or a new one where there is room
 attach.py      an existing session whose kernel is gone; the list of sessions
 journal.py     what a session is, noted at each step, so that it can be attached
 lock.py        one verb at a time
-step.py        the end of a step: sync, metrics, evaluation, checkpoint
+load.py        a checkpoint or snapshot put back, with other settings where asked
+step.py        an update, and what follows it: sync, metrics, evaluation, checkpoint
 configure.py   changes of settings while a session runs
 train_loop.py  `train`: the loop, live or in a thread
 resume.py      a batch run that was killed, continued

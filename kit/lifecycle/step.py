@@ -1,4 +1,4 @@
-"""The end of a step: what follows its update.
+"""A step's update, and what follows it.
 
 `session.step()`:
 
@@ -19,6 +19,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from kit.checkpoint import checkpoint
+from kit.diagnostics import what_if
+from kit.lifecycle import configure
 from kit.lifecycle.resume import CheckpointClock
 from kit.reports import (
     STEP,
@@ -29,7 +31,8 @@ from kit.reports import (
     SyncReport,
     UpdateReport,
 )
-from kit.samples import Rollout
+from kit.rollout import batch as rollout_batch
+from kit.samples import Batch, Rollout
 from kit.tracking.loggers import Loggers
 from kit.tracking.metrics import step_metrics
 from kit.tracking.recorder import Recorder
@@ -38,6 +41,8 @@ from kit.utils import interrupts
 
 if TYPE_CHECKING:
     from kit.checkpoint.state import TrainState
+    from kit.lifecycle.start import SessionParts
+    from kit.reports.what_if import WhatIf
     from kit.stack.stack import Stack
 
 
@@ -114,6 +119,36 @@ def finish(
             tracker.step(done.metrics, done.update, done.rollout, len(state.history))
     save_where_due(state, stack, tracker, step)
     return done
+
+
+def update(parts: SessionParts, batch: Batch) -> UpdateReport:
+    """Train on a batch. Outside of `session.step()`, that is a step, and written down."""
+    state = parts.state
+    with interrupts.held() as interrupted:
+        state.last_batch = batch
+        stack = parts.stack
+        parts.journal.before_update(batch, in_step=parts.lock.in_step)
+        report = rollout_batch.update(stack, batch, state.step)
+        state.step += report.applied
+        interrupted.said = f"The update was made before it could stop: step {state.step}."
+        if report.applied and not parts.lock.in_step:
+            record(state, parts.tracker, batch.source(state.last_rollout), report)
+    return report
+
+
+def keep(
+    parts: SessionParts, tried: WhatIf, index: int, evaluate: Callable[[], EvalReport]
+) -> UpdateReport:
+    """Make an update for good that was tried: a step, with its settings and the engine's sync."""
+    state = parts.state
+    with interrupts.held():  # or the weights would have a step that the history lacks
+        before = state.config
+        report = what_if.keep(state, parts.stack, parts.snapshots, parts.use, tried, index)
+        configure.log(state, parts.tracker.recorder, before)
+        if report.applied:
+            record(state, parts.tracker, tried.batch.source(state.last_rollout), report)
+    conclude(state, parts.stack, parts.tracker, evaluate)
+    return report
 
 
 def record(state: TrainState, tracker: Tracker, rollout: Rollout, update: UpdateReport) -> None:

@@ -43,19 +43,24 @@ def with_estimator(training: TrainingConfig, estimator: Estimator | None) -> Tra
 
 
 def make_batch(
-    rollout: Rollout, training: TrainingConfig, ask: ByToken, own: Advantage | None = None
+    rollout: Rollout,
+    training: TrainingConfig,
+    ask: ByToken,
+    chosen: Estimator | Advantage | None = None,
 ) -> Batch:
-    """Make a batch: advantages by `training.advantage_estimator`, or by a function.
+    """Make a batch: advantages by `training.advantage_estimator`, or by what is chosen instead.
 
     Args:
         rollout: with rewards.
         training: estimator and coefficients.
         ask: for log-probs and values, where the estimator needs them.
-        own: makes the advantages instead.
+        chosen: another estimator, or a function that makes the advantages.
 
     Raises:
         SessionError: a sample has no reward yet, or the function returned something else.
     """
+    own = chosen if callable(chosen) else None
+    training = with_estimator(training, None if callable(chosen) else chosen)
     samples, left_out = trainable(rollout, training)
     if not samples:
         return Batch((), (), rollout.step, left_out)

@@ -26,10 +26,11 @@ from kit.data.stream import PromptStream
 from kit.errors import SessionError, StackError
 from kit.rewards import score_samples
 from kit.rewards.runner import Scoring
-from kit.rollout.sampler import PromptSampler
-from kit.samples import NEW_TOKENS, Rollout, Sample, Status
+from kit.rollout.sampler import PromptSampler, as_rows
+from kit.samples import NEW_TOKENS, Messages, Rollout, Sample, Status
 from kit.stack.engines import Request
 from kit.tracking.metrics import equal_rewards
+from kit.utils.arguments import at_least_one
 from kit.utils.interrupts import held
 
 if TYPE_CHECKING:
@@ -86,12 +87,29 @@ class RolloutCollector:
             raise
 
     def generate(
-        self, rows: Sequence[PromptRow], per_prompt: int, sampling: SamplingSettings
+        self,
+        prompts: Sequence[str | Messages] | None = None,
+        n_samples_per_prompt: int | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        top_p: float | None = None,
     ) -> Rollout:
-        """Generate `per_prompt` responses to each row, or to the next rows of the data."""
+        """Generate responses to given prompts, or to the next ones of the data.
+
+        None takes the configured value. A call without arguments over-samples where the settings
+        ask for it.
+        """
+        training, given = self.state.config.training, (prompts, n_samples_per_prompt, temperature)
+        if n_samples_per_prompt is not None:
+            n_samples_per_prompt = at_least_one(n_samples_per_prompt, "n_samples_per_prompt")
+        sampling = self.sampler.sampling(temperature, max_tokens, top_p)
+        plain = all(value is None for value in (*given, max_tokens, top_p))
+        if plain and self.state.config.rollout.over_sampling_batch_size:
+            return self.over_sample()
         with self.undo_draw_on_interrupt():
-            rows = rows or self.state.stream.next(self.state.config.training.rollout_batch_size)
-            return self._write(rows, per_prompt, sampling)
+            rows = as_rows(prompts) or self.state.stream.next(training.rollout_batch_size)
+            count = n_samples_per_prompt or training.n_samples_per_prompt
+            return self._write(rows, count, sampling)
 
     def over_sample(self) -> Rollout:
         """Over-sample: return the first `rollout_batch_size` groups that finish."""

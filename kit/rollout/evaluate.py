@@ -9,6 +9,8 @@ from kit.config import SessionConfig
 from kit.reports import EvalReport
 from kit.rewards import score_samples
 from kit.tracking.metrics import pass_at_k
+from kit.utils.arguments import at_least_one
+from kit.utils.arguments import temperature as checked_temperature
 
 if TYPE_CHECKING:
     from kit.rewards.signature import Reward
@@ -25,14 +27,18 @@ def evaluate(
     reward: Reward,
     config: SessionConfig,
     step: int,
-    n_samples_per_prompt: int,
-    temperature: float,
+    n_samples_per_prompt: int | None = None,
+    temperature: float | None = None,
 ) -> EvalReport:
     """Generate and score responses to held-out prompts. Raises DataError without any.
 
-    A response is right if its reward is 1 or more.
+    A response is right if its reward is 1 or more. None takes what `evaluation` configures.
     """
-    begin = time.perf_counter()
+    begin, settings = time.perf_counter(), config.evaluation
+    if n_samples_per_prompt is None:
+        n_samples_per_prompt = settings.n_samples_per_prompt
+    n_samples_per_prompt = at_least_one(n_samples_per_prompt, "n_samples_per_prompt")
+    temperature = checked_temperature(settings.temperature if temperature is None else temperature)
     name, rows = sampler.held_out_rows(config.evaluation.max_prompts)
     seed = f"{config.seed} evaluation"
     stream = sampler.write(

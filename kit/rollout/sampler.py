@@ -43,6 +43,8 @@ from kit.models.source import ModelSource
 from kit.reports.status import FirstPrompt
 from kit.rollout.response import ResponseReader, stop_over_seam
 from kit.samples import Messages, Rollout, Sample, Status
+from kit.utils.arguments import at_least_one, share
+from kit.utils.arguments import temperature as checked_temperature
 from kit.utils.imports import without_garbage_collection
 from kit.utils.interrupts import held
 
@@ -277,11 +279,17 @@ class PromptSampler:
         """Sampling settings; None takes the configured value.
 
         Raises:
-            SessionError: `max_tokens` is more than the session has room for.
+            SessionError: a value that cannot be, or more tokens than the session has room for.
         """
         from kit.messages import SamplingSettings
 
         settings, longest = self.config.rollout, self.max_response_len
+        if max_tokens is not None:
+            max_tokens = at_least_one(max_tokens, "max_tokens")
+        if temperature is not None:
+            temperature = checked_temperature(temperature)
+        if top_p is not None:
+            top_p = share(top_p, "top_p")
         if max_tokens is not None and max_tokens > longest:
             raise SessionError(
                 f"max_tokens is {max_tokens}, and a response of this session has {longest} tokens "

@@ -93,6 +93,7 @@ def test_a_notebook_that_is_not_trusted_keeps_the_words_apart_and_drops_drawings
     assert lab.watch.nothing, lab.watch
 
 
+@pytest.mark.slow
 def test_every_fold_is_reached_and_opened_by_keyboard(lab: Lab, saved: str) -> None:
     lab.open(saved, kernel=False)
     for output in lab.page.locator(".kit-viz").all():

@@ -30,6 +30,7 @@ def test_jupyterlab_obeys_nothing_that_is_shown(
     assert lab.watch.nothing, lab.watch
 
 
+@pytest.mark.slow
 def test_a_page_obeys_nothing_that_is_shown(
     notebook: nbformat.NotebookNode, open_page: OpenPage
 ) -> None:
@@ -41,6 +42,7 @@ def test_a_page_obeys_nothing_that_is_shown(
     assert watch.nothing, watch
 
 
+@pytest.mark.slow
 def test_errors_and_prints_of_a_running_kernel_are_not_obeyed(lab: Lab, server: Server) -> None:
     v4 = nbformat.v4
     head = "from kit.errors import RewardError\nfrom kit.samples import Sample"

@@ -65,6 +65,7 @@ def test_a_lesson_runs_to_its_end_and_is_the_same_when_opened_again(
     assert lab.watch.nothing, lab.watch
 
 
+@pytest.mark.slow
 def test_interrupt_keeps_the_steps_restart_the_session_and_shutting_down_leaves_nothing(
     lab: Lab, server: Server
 ) -> None:

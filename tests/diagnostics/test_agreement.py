@@ -42,7 +42,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @contextmanager
 def started(directory: str | Path, **settings: Any) -> Iterator[RLSession]:
     if other := RLSession.current():
-        other.close()
+        other.close(keep_warm=True)
     config = {
         "model": {"name": str(directory)},
         "device": "cpu",
@@ -56,6 +56,7 @@ def started(directory: str | Path, **settings: Any) -> Iterator[RLSession]:
     }
     with RLSession.start(SessionConfig(**config | settings), data=ROWS) as session:
         yield session
+        session.close(keep_warm=True)  # for a next test with the same model
 
 
 def trained_and_synced(session: RLSession) -> None:
@@ -89,9 +90,17 @@ def test_a_window_that_the_engine_ignores_is_refused_with_numbers_and_place(
     assert "the trainer is" not in str(caught.value)  # which attends through windows
     assert RLSession.current() is None
     assert not cache.exists()
+
+
+@pytest.mark.slow
+def test_a_model_that_differs_starts_with_a_warning_where_the_settings_ask_for_it(
+    tmp_path: Path, cache: Path
+) -> None:
+    folder = make_model(tmp_path / "model", "Mistral, window")
     warned = pytest.warns(RuntimeWarning, match="otherwise than Transformers")
     with warned, started(folder, mismatch={"on_start": "warn"}) as session:
         assert session.generate()
+    assert not cache.exists()
 
 
 def test_sequences_are_longer_than_the_windows_that_a_response_can_reach(tmp_path: Path) -> None:
@@ -104,11 +113,13 @@ def test_sequences_are_longer_than_the_windows_that_a_response_can_reach(tmp_pat
     assert agreement.sequence_length(tmp_path, 512, 400) == agreement.SHORTEST
 
 
+@pytest.mark.slow
 def test_experts_of_mixtral_reach_the_engine(tmp_path: Path) -> None:
     with started(make_model(tmp_path / "model", "Mixtral")) as session:
         trained_and_synced(session)
 
 
+@pytest.mark.slow
 def test_bfloat16_agrees_within_its_rounding_and_nothing_is_named_as_a_cause() -> None:
     with started("tiny", model={"name": "tiny", "dtype": "bfloat16"}) as session:
         assert session.debug.stack.description["rounding"] > 0

@@ -23,7 +23,7 @@ def started(
 ) -> Iterator[RLSession]:
     """A session of its own, with one engine and few samples."""
     if other := RLSession.current():
-        other.close()
+        other.close(keep_warm=True)
     config = {
         "model": {"name": "tiny"},
         "data": {"source": "tiny:addition"},
@@ -107,6 +107,7 @@ class FaultyQwen3(Qwen3ForCausalLM):
 """
 
 
+@pytest.mark.slow
 def test_faults_of_a_models_own_code_are_told_apart(tmp_path: Path) -> None:
     """SGLang runs its own Qwen3; the trainer runs what the directory brings along."""
     folder, fault = tmp_path / "model", tmp_path / "fault"

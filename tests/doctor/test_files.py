@@ -183,6 +183,7 @@ def offline(home: Path, code: str, argument: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_dataset_that_was_loaded_before_is_found_and_can_be_read_without_a_network(
     kit_doctor: Any, home: Path, sums: Path
 ) -> None:

@@ -134,6 +134,7 @@ def test_a_trainer_that_died_is_told_and_a_checkpoint_continues(
         loaded.step()
 
 
+@pytest.mark.slow
 def test_an_engine_that_comes_back_without_a_trainer_writes_nothing(session: RLSession) -> None:
     session.train(1, show=False)
     kill(of_trainer(session))
@@ -143,6 +144,7 @@ def test_an_engine_that_comes_back_without_a_trainer_writes_nothing(session: RLS
             session.generate(["1+1="])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_can_be_read_into_a_stack_whose_trainer_died(
     session: RLSession, tmp_path: Path
 ) -> None:

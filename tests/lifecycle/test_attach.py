@@ -22,7 +22,7 @@ from tests.processes import assert_gone
 
 ROOT = Path(__file__).parents[2]
 MOMENTS = some(
-    ("score", "update", "restart"),
+    ("update",),
     ("score", "update", "sync", "engine", "restart", "by hand", "generate"),
 )
 
@@ -115,6 +115,7 @@ def test_a_session_that_was_attached_leaves_nothing_when_it_is_closed(survived: 
     assert entry.stack not in {other.stack for other in registry.living()}
 
 
+@pytest.mark.slow
 def test_a_kernel_that_jupyter_restarts_keeps_its_session_and_one_that_it_shuts_down_does_not() -> (
     None
 ):

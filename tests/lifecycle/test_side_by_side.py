@@ -84,6 +84,7 @@ def own_tmp(session: RLSession, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_tmp")
 def test_what_killed_heads_leave_is_found_and_stopped_and_nothing_else_is(
     session: RLSession,

@@ -96,6 +96,7 @@ def test_other_engine_settings_start_a_stack_of_their_own() -> None:
     assert_gone(entry.head, entry.directory)
 
 
+@pytest.mark.slow
 def test_a_stack_is_left_warm_where_the_configuration_says_so_and_ends_when_its_time_is_over() -> (
     None
 ):
@@ -114,7 +115,7 @@ def test_a_stack_is_left_warm_where_the_configuration_says_so_and_ends_when_its_
     assert registry.living() == []
 
 
-@pytest.mark.wider
+@pytest.mark.slow
 def test_notebooks_of_one_call_share_a_stack_and_leave_nothing(tmp_path: Path) -> None:
     code = (
         "from kit import RLSession\nsession = RLSession.start('tiny')\n"

@@ -71,6 +71,7 @@ def python(home: Path, *words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_sharded_tied_bfloat16_model_is_found_and_loaded_by_its_hub_name(
     small: Path, home: Path, tmp_path: Path
 ) -> None:

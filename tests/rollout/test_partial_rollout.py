@@ -293,6 +293,7 @@ def test_an_interrupt_between_buffer_and_engine_loses_no_group(
     assert [s.response for s in session.generate()] == [s.response for s in waiting]
 
 
+@pytest.mark.slow
 def test_all_policies_together_train(
     policies: Callable[..., RLSession], rambling: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,7 +141,7 @@ STRANGE = small_models.tokenizer(
 def strange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RLSession]:
     """Only its tokenizer names the token that ends a turn; its template opens the thinking."""
     if running := RLSession.current():
-        running.close()
+        running.close(keep_warm=True)
     folder = small_models.save(tmp_path_factory.mktemp("strange"), STRANGE, eos_token_id=0)
     config = SessionConfig(
         name="strange",

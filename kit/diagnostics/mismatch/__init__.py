@@ -8,6 +8,6 @@
 A check that passes costs one pass of the trainer. The probes run when it does not, or when asked.
 """
 
-from kit.diagnostics.mismatch.check import THRESHOLDS, WORST, check, comparable, compare
+from kit.diagnostics.mismatch.check import THRESHOLDS, WORST, check, comparable, compare, still_fits
 
-__all__ = ["THRESHOLDS", "WORST", "check", "comparable", "compare"]
+__all__ = ["THRESHOLDS", "WORST", "check", "comparable", "compare", "still_fits"]

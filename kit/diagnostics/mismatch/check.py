@@ -137,6 +137,13 @@ def comparable(rollout: Rollout) -> list[Sample]:
     return [s for s in rollout if s.response_length and s.rollout_log_probs]
 
 
+def still_fits(last: Rollout | None, engine_version: int) -> Rollout | None:
+    """The last rollout, if the engine's present weights wrote it and it can be compared."""
+    if last is None or not last.written_by({engine_version}) or not comparable(last):
+        return None
+    return last
+
+
 def compare(
     samples: Sequence[Sample],
     train_log_probs: Sequence[Sequence[float]],
