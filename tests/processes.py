@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from kit import RLSession
-from kit.cluster import progress
+from kit.cluster import progress, registry
 from kit.cluster.processes import TRAINER, engine
 
 SCHEDULER, DETOKENIZER = 1, 2
@@ -47,6 +47,17 @@ def assert_gone(head: int, directory: str, seconds: float = 60) -> None:
         time.sleep(0.2)
     assert alive(head, directory) == []
     assert not Path(directory).exists()
+
+
+def leave_only(session: RLSession | None) -> None:
+    """End all stacks of this test run but a session's, which is left warm."""
+    kept = None
+    if session:
+        kept = session.debug.stack.cluster.stack
+        session.close(keep_warm=True)
+    for entry in registry.living():
+        if entry.stack != kept:
+            registry.terminate(entry)
 
 
 def named_memory(pid: int | str) -> set[str]:

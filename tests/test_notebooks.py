@@ -106,6 +106,7 @@ def test_one_batch_goes_through_every_estimator_and_a_contender_trains(
     assert re.search(r"rloo +\d+\.\d% -> \d+\.\d%", texts(estimators))
 
 
+@pytest.mark.slow
 def test_every_verb_of_one_step_shows_its_result(one_step: RunResult) -> None:
     cells = nbformat.read(one_step.notebook, as_version=4).cells
     silent = [

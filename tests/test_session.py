@@ -52,6 +52,7 @@ def test_samples_carry_the_version_of_the_weights_that_wrote_them(session: RLSes
     assert versions == [{0}, {0}, {1}]
 
 
+@pytest.mark.slow
 def test_trainer_and_engine_agree_before_and_after_twenty_steps(session: RLSession) -> None:
     before = session.check_mismatch(session.generate())
     assert before.verdict == "pass"
@@ -93,6 +94,7 @@ def test_another_seed_gives_other_samples(reseeded: Callable[[int], RLSession]) 
     assert responses[0] != responses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, *slow(2, 3)])
 def test_grpo_lifts_held_out_accuracy_to_nine_tenths_whatever_the_seed(
     reseeded: Callable[[int], RLSession], seed: int

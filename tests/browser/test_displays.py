@@ -59,6 +59,7 @@ def test_a_narrow_window_breaks_no_display(lab: Lab, saved: str) -> None:
         lab.page.set_viewport_size({"width": 1280, "height": 900})
 
 
+@pytest.mark.slow
 def test_a_page_of_the_notebook_shows_the_same_without_scripts(
     notebook: nbformat.NotebookNode, open_page: OpenPage
 ) -> None:

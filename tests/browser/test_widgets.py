@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import nbformat
+import pytest
 from playwright.sync_api import Locator, expect
 
 from tests.browser.lab import Lab, Server, errors_of, shown_notebook
@@ -61,6 +62,7 @@ def steps_done(lab: Lab) -> int:
     return int(found[1].replace(",", ""))
 
 
+@pytest.mark.slow
 def test_the_buttons_of_the_dashboard_work_while_training_runs(lab: Lab, server: Server) -> None:
     lab.open(put(server, "dashboard.ipynb", START, TRAIN, REFUSED, GENERATE, REPORT))
     lab.run_cell(0)

@@ -35,6 +35,7 @@ def load(session: RLSession, folder: Path) -> None:
     checkpoint.restore(session.debug.state, session.debug.stack, folder, state)
 
 
+@pytest.mark.slow
 def test_a_session_that_is_resumed_gives_the_same_next_ten_metrics_lines(
     session: RLSession, tmp_path: Path
 ) -> None:
@@ -64,34 +65,35 @@ def test_a_checkpoint_says_what_it_is_and_what_is_in_it(session: RLSession, tmp_
     assert manifest.read(path) == said
 
 
-@pytest.mark.parametrize(
-    ("harm", "says"),
-    [
-        (lambda p: (p / "manifest.json").unlink(), "no manifest.json"),
-        (lambda p: (p / "manifest.json").write_text("{"), "is damaged"),
-        (lambda p: (p / "manifest.json").write_text("[]"), "holds no mapping"),
-        (lambda p: (p / "manifest.json").write_text('{"format": 1}'), "format 1; this version"),
-        (lambda p: (p / "manifest.json").write_text('{"format": 2}'), "lists no files"),
-        (lambda p: (p / "state.json").write_text("{}"), "state.json is of another length"),
-        (lambda p: (p / "trainer" / "trainer.json").unlink(), "trainer.json is missing"),
-        (lambda p: (p / "trainer" / "more.safetensors").touch(), "more.safetensors is not of it"),
-        (lambda p: (p / ".metadata").write_bytes(pickle.dumps(1)), ".metadata is not of it"),
-        (lambda p: flip_a_bit(next((p / "trainer").glob("*.safetensors"))), "has changed"),
-        (lambda p: as_link(p / "state.json"), "is no plain file"),
-        (shutil.rmtree, "no manifest.json"),
-    ],
-)
+HARMS: list[tuple[Any, str]] = [
+    (lambda p: (p / "manifest.json").unlink(), "no manifest.json"),
+    (lambda p: (p / "manifest.json").write_text("{"), "is damaged"),
+    (lambda p: (p / "manifest.json").write_text("[]"), "holds no mapping"),
+    (lambda p: (p / "manifest.json").write_text('{"format": 1}'), "format 1; this version"),
+    (lambda p: (p / "manifest.json").write_text('{"format": 2}'), "lists no files"),
+    (lambda p: (p / "state.json").write_text("{}"), "state.json is of another length"),
+    (lambda p: (p / "trainer" / "trainer.json").unlink(), "trainer.json is missing"),
+    (lambda p: (p / "trainer" / "more.safetensors").touch(), "more.safetensors is not of it"),
+    (lambda p: (p / ".metadata").write_bytes(pickle.dumps(1)), ".metadata is not of it"),
+    (lambda p: flip_a_bit(next((p / "trainer").glob("*.safetensors"))), "has changed"),
+    (lambda p: as_link(p / "state.json"), "is no plain file"),
+    (shutil.rmtree, "no manifest.json"),
+]
+
+
 def test_what_is_not_as_it_was_written_is_refused_and_changes_nothing(
-    session: RLSession, tmp_path: Path, harm: Any, says: str
+    session: RLSession, tmp_path: Path
 ) -> None:
-    path = session.save(tmp_path / "one")
+    written = session.save(tmp_path / "one")
     session.step()
     before = weights(session)
-    harm(path)
-    with pytest.raises(CheckpointError, match=says):
-        session.restore(path)
-    with pytest.raises(CheckpointError, match=says):
-        RLSession.load(path)  # before any process is started
+    for number, (harm, says) in enumerate(HARMS):
+        path = shutil.copytree(written, tmp_path / str(number))
+        harm(path)
+        with pytest.raises(CheckpointError, match=says):
+            session.restore(path)
+        with pytest.raises(CheckpointError, match=says):
+            RLSession.load(path)  # before any process is started
     assert (session.step_count, weights(session)) == (1, before)
     session.step()
 

@@ -151,6 +151,7 @@ def _written_by_transformers(session: RLSession, top_k: int) -> Rollout:
     return Rollout(samples)
 
 
+@pytest.mark.slow
 def test_a_threshold_below_what_the_dtype_can_do_is_blamed_on_precision(
     session: RLSession,
 ) -> None:

@@ -50,6 +50,7 @@ def test_an_engine_that_died_while_idle_is_there_again_for_the_next_call(
     assert not any(process.is_running() for process in victims)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["starting", *slow("made")])
 def test_an_interrupt_while_an_engine_is_started_again_leaves_it_to_the_next_call(
     session: RLSession, monkeypatch: pytest.MonkeyPatch, moment: str
@@ -104,6 +105,7 @@ def test_a_generate_whose_engine_dies_is_finished_with_the_same_responses(
     assert session.check_mismatch(session.generate()).verdict == "pass"
 
 
+@pytest.mark.slow
 def test_a_step_whose_engine_dies_learns_what_it_would_have_learned(session: RLSession) -> None:
     session.step()
     expected = digests(session)

@@ -85,7 +85,7 @@ def test_an_interrupt_and_another_one_at_once_leave_nothing_running(rambling: RL
     assert not any(engine_requests(rambling))
 
 
-def large(batch: Batch, length: int = 140) -> Batch:
+def large(batch: Batch, length: int = 100) -> Batch:
     """The same prompts with long responses of chance, for several micro-batches."""
     draw = random.Random(0)
     samples = [
@@ -152,6 +152,7 @@ def test_an_interrupted_verb_changes_nothing_and_works_when_called_again(
     assert session.check_mismatch(session.generate(["1+1="])).verdict == "pass"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("presses", [10, *slow(50)])
 def test_interrupts_at_random_moments_change_nothing_of_what_is_learned(
     session: RLSession, reseeded: Callable[[int], RLSession], presses: int

@@ -18,7 +18,7 @@ from kit.cluster import registry
 from kit.errors import SessionError
 from tests.cases import some
 from tests.lifecycle import killed_kernel
-from tests.processes import assert_gone
+from tests.processes import assert_gone, leave_only
 
 ROOT = Path(__file__).parents[2]
 MOMENTS = some(
@@ -50,8 +50,7 @@ def python(code: str) -> str:
 @pytest.fixture(scope="module")
 def survived() -> list[Any]:
     """What a session is whose kernels were killed at every moment, and what its lists showed."""
-    if session := RLSession.current():
-        session.close(keep_warm=True)
+    leave_only(RLSession.current())
     seen: list[Any] = []
     name: tuple[str, ...] = ()
     for moment in MOMENTS:
@@ -119,8 +118,7 @@ def test_a_session_that_was_attached_leaves_nothing_when_it_is_closed(survived: 
 def test_a_kernel_that_jupyter_restarts_keeps_its_session_and_one_that_it_shuts_down_does_not() -> (
     None
 ):
-    if session := RLSession.current():
-        session.close(keep_warm=True)
+    leave_only(RLSession.current())
     manager = KernelManager(shutdown_wait_time=120.0)  # else it is killed while it ends
     manager.start_kernel(cwd=str(ROOT), env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:

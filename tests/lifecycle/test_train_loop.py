@@ -85,6 +85,7 @@ def in_a_thread(call: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
     return thread, found
 
 
+@pytest.mark.slow
 def test_a_thread_trains_exactly_as_a_cell_does(
     reseeded: Callable[[int], RLSession], begin: Callable[..., Training]
 ) -> None:

@@ -123,6 +123,7 @@ def trainer_gap(session: RLSession, samples: list[Sample]) -> float:
     )
 
 
+@pytest.mark.slow
 def test_each_token_has_the_log_prob_of_the_weights_that_wrote_it(
     reseeded: Callable[[int], RLSession],
 ) -> None:

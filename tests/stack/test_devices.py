@@ -105,6 +105,7 @@ def test_an_error_of_one_rank_is_told_and_the_other_does_not_wait_for_it(two: Tw
     assert session.check_mismatch(session.generate()).verdict == "pass"
 
 
+@pytest.mark.slow
 def test_an_interrupted_update_of_two_ranks_is_whole_or_not_made(two: Two) -> None:
     session, _ = two
     batch = large(session.advantages(session.score(session.generate())))
@@ -120,6 +121,7 @@ def test_an_interrupted_update_of_two_ranks_is_whole_or_not_made(two: Two) -> No
     assert session.check_mismatch(session.generate()).verdict == "pass"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [SCHEDULER, *slow(0)])
 def test_an_engine_that_dies_is_started_again_and_gets_the_weights(two: Two, part: int) -> None:
     session, _ = two
@@ -130,6 +132,7 @@ def test_an_engine_that_dies_is_started_again_and_gets_the_weights(two: Two, par
     session.step()
 
 
+@pytest.mark.slow
 def test_an_engine_that_dies_under_a_sync_is_started_again(two: Two) -> None:
     session, _ = two
     session.step()
