@@ -86,7 +86,8 @@ class RLSession:
                 directory (`./model`) or its name on the hub (`Qwen/Qwen3-0.6B`).
             data: training prompts instead of `data.source`: another source, a list of rows, a table
                 of pandas, Polars or Arrow, or a `datasets.Dataset`.
-            eval_data: held-out prompts in the same forms.
+            eval_data: held-out prompts in the same forms; or several sets by name,
+                `{"gsm": "test.jsonl", "sums": rows}`, of which the first counts as the run's.
             reward: a function `f(sample) -> float` or `f(samples) -> list[float]`, a built-in's
                 name, or several with weights, `{"math": 0.9, "short": (function, 0.1)}`, instead of
                 `reward` in the configuration; docs/rewards.md has all forms.

@@ -13,6 +13,7 @@ from kit.config import sections
 from kit.config.sections import UNNAMED, Section
 from kit.config.training import TrainingConfig
 from kit.config.validation import (
+    check_eval_source,
     check_parallel,
     check_rollout_policies,
     check_stop,
@@ -60,6 +61,7 @@ class SessionConfig(Section, Displayed):
         check_rollout_policies(self.rollout, self.training)
         check_stop(self.rollout, self.reward)
         check_template_kwargs(self.data)
+        check_eval_source(self.data.eval_source)
         check_parallel(self.engine)
         warn, fail = self.mismatch.warn_above, self.mismatch.fail_above
         if warn and fail and warn > fail:

@@ -137,9 +137,10 @@ class DataConfig(Section):
     a directory saved by `datasets`, `tiny:TASK`, or `reasoning_gym:TASK`. A slice may follow:
     `train.jsonl@[0:1000]`.
     Empty takes the model's first task: tiny:addition, otherwise reasoning_gym:gsm_symbolic."""
-    eval_source: str = ""
-    """Held-out prompts in the same notation. Empty: the task's own held-out split where the
-    source is a task, and no evaluation otherwise."""
+    eval_source: str | dict[str, str] = ""
+    """Held-out prompts in the same notation; several sets by name, `{gsm: FILE, math: FILE}`, are
+    evaluated one after the other, and the first one counts as the run's. Empty: the task's own
+    held-out split where the source is a task, and no evaluation otherwise."""
     input_key: str = "prompt"
     """The field that holds the prompt: a string, or a list of chat messages. A field inside another
     is named with a dot, here and below: `reward_model.ground_truth`."""

@@ -95,6 +95,15 @@ def check_template_kwargs(data: DataConfig) -> None:
             )
 
 
+def check_eval_source(source: str | dict[str, str]) -> None:
+    """Raise ValueError for held-out sets by name of which one has no name or no source."""
+    if isinstance(source, dict) and not (source and all(source) and all(source.values())):
+        raise ValueError(
+            f"data.eval_source is {source!r}. What to do: give each held-out set a name and a "
+            "source, {gsm: test.jsonl, sums: tiny:addition}."
+        )
+
+
 def check_stop(rollout: RolloutConfig, reward: RewardConfig) -> None:
     """Raise ValueError if the format reward looks for a stop string that the text will lack."""
     lost = [stop for stop in rollout.stop if stop and stop in reward.format_pattern]

@@ -1,6 +1,7 @@
 """Where prompts come from, and how they become tokens.
 
     sources.py         load_prompts: every notation of `data.source`, down to one validated set
+                       load_held_out: those of `data.eval_source`, one set or several
     prompts.py         PromptRow and PromptSet: what a prompt is, and what makes a row malformed
     conversations.py   a prompt as people write it, down to text or chat messages
     plain.py           values of NumPy, torch, pandas and Arrow as Python's own
@@ -17,6 +18,6 @@ Importing this package is light; `datasets`, `pyarrow` and `reasoning_gym` load 
 from __future__ import annotations
 
 from kit.data.prompts import PromptRow, PromptSet
-from kit.data.sources import load_prompts
+from kit.data.sources import load_held_out, load_prompts
 
-__all__ = ["PromptRow", "PromptSet", "load_prompts"]
+__all__ = ["PromptRow", "PromptSet", "load_held_out", "load_prompts"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -97,6 +98,59 @@ def load_prompts(
     return prompts
 
 
+def load_held_out(
+    config: DataConfig,
+    *,
+    model_name: str = TINY,
+    seed: int = 0,
+    override: Any = None,
+) -> tuple[PromptSet, ...]:
+    """Load the held-out sets: one, several under the names that they are given, or none.
+
+    Args:
+        config: sources, and which fields of a row hold what.
+        model_name: as for `load_prompts`.
+        seed: as for `load_prompts`.
+        override: takes the place of `config.eval_source`: what `load_prompts` takes, or a mapping
+            from names to that.
+
+    Raises DataError as `load_prompts` does, with the set's name where there are several.
+    """
+    named = config.eval_source if override is None else _by_name(override, config)
+    if not isinstance(named, Mapping):
+        one = load_prompts(
+            config, split="eval", model_name=model_name, seed=seed, override=override
+        )
+        return () if one is None else (one,)
+    sets = []
+    for name, source in named.items():
+        try:
+            prompts = load_prompts(
+                config, split="eval", model_name=model_name, seed=seed, override=source
+            )
+        except DataError as error:
+            raise DataError(f"{name}: {error.what}", why=error.why, fix=error.fix) from None
+        assert prompts is not None  # a source was given
+        sets.append(replace(prompts, name=name))
+    return tuple(sets)
+
+
+def _by_name(data: Any, config: DataConfig) -> Mapping[str, Any] | None:
+    """Data as several sets by name, if that is what it is: no columns, no splits of one dataset."""
+    if not isinstance(data, Mapping) or config.input_key in data or not data:
+        return None
+    return None if set(data) <= {"train", *readers.EVAL_SPLITS} else data
+
+
+def eval_sources(config: DataConfig) -> dict[str, DataConfig]:
+    """Settings of each held-out set by its name, each with that one source; a single one is ''."""
+    sources = config.eval_source
+    if not isinstance(sources, Mapping):
+        return {"": config}
+    one = {name: {"eval_source": source} for name, source in sources.items()}
+    return {name: config.model_copy(update=update) for name, update in one.items()}
+
+
 def hub_source(config: DataConfig, *, split: Split, model_name: str = TINY) -> str | None:
     """`owner/name:configuration` if the settings name a dataset of the hub, else None."""
     name, _ = _split_slice(_configured(config, split, model_name) or "")
@@ -111,6 +165,8 @@ def _configured(config: DataConfig, split: str, model_name: str) -> str | None:
         source = "tiny:addition" if model_name == TINY else "reasoning_gym:gsm_symbolic"
     if split == "train":
         return source
+    if isinstance(config.eval_source, Mapping):  # `load_held_out` reads them all
+        return next(iter(config.eval_source.values()))
     if config.eval_source:
         return config.eval_source
     name, _ = _split_slice(source)

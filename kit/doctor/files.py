@@ -9,8 +9,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from kit.config import TINY, ModelConfig, SessionConfig
-from kit.data.sources import Split, hub_source, load_prompts
+from kit.config import TINY, DataConfig, ModelConfig, SessionConfig
+from kit.data.sources import Split, eval_sources, hub_source, load_prompts
 from kit.doctor.machine import program
 from kit.errors import KitError
 from kit.models.source import (
@@ -159,24 +159,25 @@ def _has_template(path: Path) -> bool:
 def data(config: SessionConfig) -> Iterator[Finding]:
     """Training prompts, held-out prompts, and the reward that they are graded by."""
     reward = config.reward.name
-    splits: tuple[Split, ...] = ("train", "eval")
+    places: list[tuple[str, Split, DataConfig]] = [("prompts", "train", config.data)]
+    for each, settings in eval_sources(config.data).items():
+        places.append((f"held-out prompts {each}".strip(), "eval", settings))
     seen = ""
-    for split in splits:
-        name = "prompts" if split == "train" else "held-out prompts"
-        hub = hub_source(config.data, split=split, model_name=config.model.name)
+    for name, split, settings in places:
+        hub = hub_source(settings, split=split, model_name=config.model.name)
         if hub:
             found = _hub_dataset(name, hub)
             again = f"the held-out split of {hub}, as above"
             yield found if hub != seen else Finding(name, found.level, again)
             seen = hub
             continue
-        file = Path(config.data.source if split == "train" else config.data.eval_source)
+        file = Path(settings.source if split == "train" else str(settings.eval_source))
         if file.is_file() and file.stat().st_size > LARGE_FILE:
             yield Finding(name, "ok", f"{file}, {data_size(file.stat().st_size)}; not read now")
             continue
         try:
             prompts = load_prompts(
-                config.data, split=split, model_name=config.model.name, seed=config.seed
+                settings, split=split, model_name=config.model.name, seed=config.seed
             )
         except KitError as error:
             yield Finding.of_error(name, error)

@@ -65,11 +65,12 @@ class Tracker:
             self.loggers.step(metrics, update, update.step)
 
     def evaluation(self, report: EvalReport) -> None:
-        """Write the metrics of an evaluation."""
-        if self.recorder:
-            self.recorder.evaluation(report)
-        if self.loggers:
-            self.loggers.evaluation(report)
+        """Write the metrics of an evaluation, of each held-out set."""
+        for each in report.sets.values():
+            if self.recorder:
+                self.recorder.evaluation(each)
+            if self.loggers:
+                self.loggers.evaluation(each)
 
 
 def hand_over(

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from pydantic import BaseModel
 
 from kit.config import TINY, DataConfig, SessionConfig
 from kit.data.prompts import PromptRow
-from kit.data.sources import Split, load_prompts
+from kit.data.sources import eval_sources, load_held_out, load_prompts
 from kit.errors import DataError
 from kit.miles.flags import NOT_PASSED
 from kit.miles.links import CKPT, FSDP, GROUPS, MEGATRON, PERF, SGLANG, Variable, get, is_flag
@@ -140,7 +142,7 @@ def _head(config: SessionConfig, notes: dict[str, str]) -> str:
 
 def _variables(config: SessionConfig, *, has_reference: bool) -> str:
     """Lines at the top of the script that set what depends on the machine."""
-    source, held_out = config.data.source, config.data.eval_source
+    source = config.data.source
     model = str(MODEL_DIR) if config.model.name == TINY else config.model.name
     lines = [
         'MILES_DIR="${MILES_DIR:-/root/miles}"',
@@ -148,8 +150,8 @@ def _variables(config: SessionConfig, *, has_reference: bool) -> str:
         f"MODEL={shlex.quote(model)}",
         f"PROMPT_DATA={_place(source if is_file(source) else 'train.jsonl')}",
     ]
-    if held_out or config.evaluation.interval:
-        lines.append(f"EVAL_DATA={_place(held_out if is_file(held_out) else 'held_out.jsonl')}")
+    for number, held_out in enumerate(_held_out_places(config)):
+        lines.append(f"EVAL_DATA{number or ''}={_place(held_out)}")
     if config.checkpoint.interval:
         lines.append(f"SAVE={_place('outputs/checkpoints')}")
     if has_reference:
@@ -266,7 +268,17 @@ def _plain(value: object) -> str:
     return " ".join(str(value).split())[:120]
 
 
-FILES: dict[Split, str] = {"train": "train.jsonl", "eval": "held_out.jsonl"}
+def _held_out_places(config: SessionConfig) -> list[str]:
+    """File of each held-out set, there or to be made; none where nothing is evaluated."""
+    if not config.data.eval_source and not config.evaluation.interval:
+        return []
+    sources = {n: str(each.eval_source) for n, each in eval_sources(config.data).items()}
+    return [source if is_file(source) else _held_out(name) for name, source in sources.items()]
+
+
+def _held_out(name: str) -> str:
+    """Name of the file for a held-out set; the only one has no name of its own."""
+    return f"held_out-{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}.jsonl" if name else "held_out.jsonl"
 
 
 def write_rows(config: SessionConfig, folder: Path) -> SessionConfig:
@@ -277,36 +289,39 @@ def write_rows(config: SessionConfig, folder: Path) -> SessionConfig:
 
     Raises DataError if prompts cannot be read or files not written.
     """
-    data = config.data
-    sources = {}
-    for split, name in FILES.items():
-        prompts = load_prompts(data, split=split, model_name=config.model.name, seed=config.seed)
-        if prompts is None:
-            continue
-        rows = prompts.rows[: config.evaluation.max_prompts] if split == "eval" else prompts.rows
-        lines = [json.dumps(_row(row, data), ensure_ascii=False) + "\n" for row in rows]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text("".join(lines), encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"{folder / name} cannot be written.", why=str(error)) from None
-        sources[split] = str(folder / name)
-        if split == "train":
-            needed = prompts.default_reward, prompts.max_response_len
+    data, model = config.data, config.model.name
+    prompts = load_prompts(data, split="train", model_name=model, seed=config.seed)
+    held_out = load_held_out(data, model_name=model, seed=config.seed)
+    names = list(eval_sources(data))
+    train = _write_rows(prompts, folder / "train.jsonl", data)
+    sources = {
+        name: _write_rows(each[: config.evaluation.max_prompts], folder / _held_out(name), data)
+        for name, each in zip(names, held_out, strict=False)
+    }
     tree = config.model_dump()
     tree["data"] = {
-        "source": sources["train"],
-        "eval_source": sources.get("eval", ""),
+        "source": train,
+        "eval_source": sources.get("", sources or ""),
         "apply_chat_template": data.apply_chat_template,
         "chat_template_kwargs": data.chat_template_kwargs,
         "shuffle": data.shuffle,
     }
     tree["evaluation"]["max_prompts"] = None
     if not config.reward.name and not config.reward.weights:
-        tree["reward"]["name"] = needed[0]
+        tree["reward"]["name"] = prompts.default_reward
     if config.rollout.max_response_len is None:
-        tree["rollout"]["max_response_len"] = needed[1]
+        tree["rollout"]["max_response_len"] = prompts.max_response_len
     return SessionConfig(**tree)
+
+
+def _write_rows(rows: Sequence[PromptRow], file: Path, data: DataConfig) -> str:
+    lines = [json.dumps(_row(row, data), ensure_ascii=False) + "\n" for row in rows]
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{file} cannot be written.", why=str(error)) from None
+    return str(file)
 
 
 def _row(row: PromptRow, data: DataConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from kit.config import TINY, SessionConfig
+from kit.data.sources import eval_sources
 from kit.errors import ConfigError
 from kit.miles.links import (
     CKPT,
@@ -234,8 +235,9 @@ def _source_note(config: SessionConfig, backend: str) -> str:
 
 
 def _eval_note(config: SessionConfig, backend: str) -> str:
-    source = config.data.eval_source
-    if is_file(source) or (not source and not config.evaluation.interval):
+    sources = [str(each.eval_source) for each in eval_sources(config.data).values()]
+    source = next((each for each in sources if not is_file(each)), "")
+    if all(map(is_file, sources)) or (not source and not config.evaluation.interval):
         return ""
     named = f"{source} is" if source else "the task's own held-out rows are"
     return f"{named} no file that Miles reads; `--data FOLDER` writes the rows to one"
@@ -244,17 +246,18 @@ def _eval_note(config: SessionConfig, backend: str) -> str:
 def _write_eval(config: SessionConfig, backend: str) -> Words:
     if not config.data.eval_source and not config.evaluation.interval:
         return []
-    source = config.data.eval_source.partition("@[")[0]
-    name = PurePosixPath(source).stem.lstrip("-") if is_file(source) else ""
-    return ["--eval-prompt-data", name or "held_out", Variable("$EVAL_DATA")]
+    words: Words = ["--eval-prompt-data"]
+    for number, (given, settings) in enumerate(eval_sources(config.data).items()):
+        source = str(settings.eval_source).partition("@[")[0]
+        name = given or (PurePosixPath(source).stem.lstrip("-") if is_file(source) else "")
+        words += [name or "held_out", Variable(f"$EVAL_DATA{number or ''}")]
+    return words
 
 
-def _read_eval(given: Given) -> str:
+def _read_eval(given: Given) -> str | dict[str, str]:
     values = given.all("--eval-prompt-data")
     if len(values) > 2:
-        given.remarks.append(
-            f"--eval-prompt-data names {len(values) // 2} datasets; the kit has one, the first"
-        )
+        return dict(zip(values[::2], values[1::2], strict=False))
     return values[min(1, len(values) - 1)] if values else ""
 
 

@@ -7,7 +7,7 @@ picture of each result is drawn by `kit.viz` when somebody looks at it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kit.reports.diagnostics import MismatchReport
@@ -89,6 +89,13 @@ class EvalReport(Shown):
     seconds: float
     left_out: int = 0
     """Responses whose reward failed; they count in no average."""
+    others: tuple[EvalReport, ...] = ()
+    """Reports of further held-out sets, where there are several."""
+
+    @property
+    def sets(self) -> dict[str, EvalReport]:
+        """Report of each held-out set, by its name."""
+        return {each.dataset: each for each in (replace(self, others=()), *self.others)}
 
     @property
     def accuracy(self) -> float | None:
@@ -98,12 +105,20 @@ class EvalReport(Shown):
 
     @property
     def metrics(self) -> Metrics:
-        """The mean reward under its metric name."""
-        return {f"eval/{self.dataset}": self.mean_reward}
+        """The mean reward of each held-out set under its metric name."""
+        return {f"eval/{each.dataset}": each.mean_reward for each in (self, *self.others)}
 
     def to_pandas(self) -> Any:
-        """A table with a row for each response, as `Rollout.to_pandas` has it."""
-        return self.rollout.to_pandas()
+        """A table with a row for each response, as `Rollout.to_pandas` has it.
+
+        Where there are several held-out sets, the first column is `dataset`.
+        """
+        if not self.others:
+            return self.rollout.to_pandas()
+        import pandas as pd
+
+        frames = {name: each.rollout.to_pandas() for name, each in self.sets.items()}
+        return pd.concat(frames, names=["dataset"]).reset_index("dataset").reset_index(drop=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kit.config import SessionConfig
 from kit.reports import EvalReport
 from kit.rewards import score_samples
+from kit.samples import Rollout
 from kit.tracking.metrics import pass_at_k
 from kit.utils.arguments import at_least_one
 from kit.utils.arguments import temperature as checked_temperature
@@ -32,25 +34,40 @@ def evaluate(
 ) -> EvalReport:
     """Generate and score responses to held-out prompts. Raises DataError without any.
 
-    A response is right if its reward is 1 or more. None takes what `evaluation` configures.
+    A response is right if its reward is 1 or more. None takes what `evaluation` configures. The
+    report is that of the first held-out set; it has those of the others in `others`.
     """
-    begin, settings = time.perf_counter(), config.evaluation
+    settings = config.evaluation
     if n_samples_per_prompt is None:
         n_samples_per_prompt = settings.n_samples_per_prompt
-    n_samples_per_prompt = at_least_one(n_samples_per_prompt, "n_samples_per_prompt")
-    temperature = checked_temperature(settings.temperature if temperature is None else temperature)
-    name, rows = sampler.held_out_rows(config.evaluation.max_prompts)
-    seed = f"{config.seed} evaluation"
-    stream = sampler.write(
-        stack, rows, n_samples_per_prompt, sampler.sampling(temperature), seed, step
-    )
-    rollout = stream.complete()
-    rollout = rollout.with_samples(score_samples(rollout.samples, reward))
+    count = at_least_one(n_samples_per_prompt, "n_samples_per_prompt")
+    heat = checked_temperature(settings.temperature if temperature is None else temperature)
+    reports: list[EvalReport] = []
+    for name, rows in sampler.held_out_rows(settings.max_prompts).items():
+        begin = time.perf_counter()
+        seed = f"{config.seed} evaluation" + (f" {name}" if reports else "")
+        stream = sampler.write(stack, rows, count, sampler.sampling(heat), seed, step)
+        rollout = stream.complete()
+        rollout = rollout.with_samples(score_samples(rollout.samples, reward))
+        seconds = time.perf_counter() - begin
+        reports.append(report_of(name, rollout, count, heat, step, seconds))
+    return replace(reports[0], others=tuple(reports[1:]))
+
+
+def report_of(
+    dataset: str,
+    rollout: Rollout,
+    n_samples_per_prompt: int,
+    temperature: float,
+    step: int,
+    seconds: float,
+) -> EvalReport:
+    """Report of one held-out set, from its scored responses."""
     groups = rollout.groups()
     whole = [g for g in groups if all(s.reward is not None for s in g)]
     right = [sum((s.reward or 0.0) >= 1.0 for s in group) for group in whole]
     return EvalReport(
-        dataset=name,
+        dataset=dataset,
         mean_reward=rollout.mean_reward(),
         prompts=len(groups),
         n_samples_per_prompt=n_samples_per_prompt,
@@ -62,6 +79,6 @@ def evaluate(
         },
         rollout=rollout,
         step=step,
-        seconds=time.perf_counter() - begin,
+        seconds=seconds,
         left_out=len(rollout.failed()),
     )

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from kit.config import SessionConfig
-from kit.data import load_prompts
+from kit.data import load_held_out, load_prompts
 from kit.data.buffer import Group
 from kit.data.chat_template import (
     check_fits,
@@ -73,7 +73,7 @@ class PromptSampler:
     config: SessionConfig
     model: ModelSource
     train: PromptSet
-    held_out: PromptSet | None
+    held_out: tuple[PromptSet, ...]
     max_response_len: int
     tokenizer: Any = field(default=None)
     reader: ResponseReader = field(init=False)
@@ -95,11 +95,9 @@ class PromptSampler:
         """Read the prompts. Raises DataError, before anything is started."""
         name, seed = config.model.name, config.seed
         train = load_prompts(config.data, split="train", model_name=name, seed=seed, override=data)
-        held_out = None
+        held_out: tuple[PromptSet, ...] = ()
         if eval_data is not None or data is None or config.data.eval_source:
-            held_out = load_prompts(
-                config.data, split="eval", model_name=name, seed=seed, override=eval_data
-            )
+            held_out = load_held_out(config.data, model_name=name, seed=seed, override=eval_data)
         return cls(config, model, train, held_out, response_limit(config, train, model))
 
     def load_tokenizer(self) -> None:
@@ -120,8 +118,9 @@ class PromptSampler:
         self.reader = ResponseReader.of(self.tokenizer, self.model, self.config.rollout)
         check_variables(self.tokenizer, self.config.data.chat_template_kwargs)
         left_out = self._measure(self.train, "training")
-        if self.held_out is not None:
-            left_out += self._measure(self.held_out, "held-out")
+        for prompts in self.held_out:
+            words = "held-out" if len(self.held_out) == 1 else f"held-out ({prompts.name})"
+            left_out += self._measure(prompts, words)
         first = next(row for row in self.train if self._wanted(row))
         seen = look_at(
             first,
@@ -221,18 +220,18 @@ class PromptSampler:
     def _wanted(self, row: PromptRow) -> bool:
         return not self.config.data.filter_overlong_prompts or self.fits(row)
 
-    def held_out_rows(self, most: int | None) -> tuple[str, list[PromptRow]]:
-        """Name of the held-out set and its first rows, without those that are left out.
+    def held_out_rows(self, most: int | None) -> dict[str, list[PromptRow]]:
+        """First rows of each held-out set by its name, without those that are left out.
 
         Raises:
             DataError: there is none.
         """
-        if self.held_out is None:
+        if not self.held_out:
             raise DataError(
                 "There are no held-out prompts.",
                 fix="set data.eval_source, or pass eval_data= to RLSession.start.",
             )
-        return self.held_out.name, list(islice(filter(self._wanted, self.held_out), most))
+        return {each.name: list(islice(filter(self._wanted, each), most)) for each in self.held_out}
 
     def prepare(self, stream: PromptStream, count: int) -> None:
         """Tokenize the next rows, while the engine works.

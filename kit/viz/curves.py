@@ -56,7 +56,7 @@ def evaluations_of(report: TrainReport) -> dict[str, Points]:
     """Every evaluation of a run once, by metric name."""
     during = [step.evaluation for step in report.steps if step.evaluation]
     by_name: dict[str, dict[float, float]] = {}
-    for evaluation in (*report.evaluations, *during):
+    for evaluation in (e for each in (*report.evaluations, *during) for e in each.sets.values()):
         points = by_name.setdefault(f"eval/{evaluation.dataset}", {})
         if math.isfinite(evaluation.mean_reward):
             points[float(evaluation.step)] = evaluation.mean_reward

@@ -22,7 +22,7 @@ from tests.processes import assert_gone, leave_only
 
 ROOT = Path(__file__).parents[2]
 MOMENTS = some(
-    ("update",),
+    ("score",),
     ("score", "update", "sync", "engine", "restart", "by hand", "generate"),
 )
 

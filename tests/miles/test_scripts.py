@@ -93,7 +93,8 @@ def test_a_script_in_miles_own_style_is_read_whole(script: Path) -> None:
     config = imported.config
     assert config.name == "run-qwen3"
     assert config.model.name == "/models/Qwen3-0.6B"
-    assert (config.data.source, config.data.eval_source) == ("/data/math.jsonl", "/data/aime.jsonl")
+    assert config.data.source == "/data/math.jsonl"
+    assert config.data.eval_source == {"aime": "/data/aime.jsonl", "gsm8k": "/data/gsm8k.jsonl"}
     assert (config.data.input_key, config.data.label_key) == ("the prompt", "label")
     assert config.rollout.max_response_len == 2048
     assert config.rollout.stop == ("$END", "a b")
@@ -120,7 +121,6 @@ def test_what_a_script_has_and_the_kit_has_not_is_listed_with_the_reason(script:
         "--sglang-chunked-prefil-size": "Did you mean '--sglang-chunked-prefill-size'?",
     }
     report = imported.report()
-    assert "2 datasets" in report
     assert "a condition was not followed" in report
     assert "PERF_ARGS is not set" in report
     assert "WANDB_KEY" not in report
@@ -216,6 +216,20 @@ def test_prompts_of_any_source_go_along_as_files_with_what_belongs_to_them(tmp_p
     assert back.data.source == str(folder / "train.jsonl")
     assert (back.reward.name, back.data.system_prompt) == ("exact", "")
     assert back.rollout.max_response_len == 8
+
+
+def test_several_held_out_sets_go_along_by_name(tmp_path: Path) -> None:
+    sets = {"chain": "tiny:chain", "two digits": "tiny:addition@[:7]"}
+    config = SessionConfig(data={"source": "tiny:addition", "eval_source": sets})
+    config.dump(tmp_path / "config.yaml")
+    script, folder = tmp_path / "run.sh", tmp_path / "data"
+    words = [str(tmp_path / "config.yaml"), "-o", str(script), "--data", str(folder)]
+    done = CliRunner().invoke(app, ["export", "miles", *words])
+    assert done.exit_code == 0, done.output
+    back = import_script(script).config
+    files = {n: folder / f"held_out-{n.replace(' ', '_')}.jsonl" for n in sets}
+    assert back.data.eval_source == {name: str(file) for name, file in files.items()}
+    assert len(files["two digits"].read_text().splitlines()) == 7
 
 
 def test_the_rewards_grade_as_miles_calls_them() -> None:

@@ -50,7 +50,7 @@ def test_long_rows_are_left_out_if_the_settings_say_so_and_that_is_told() -> Non
     other = PromptStream(made.train, shuffle=False, keep=made.fits)
     other.load_state(state)
     assert other.next(5) == stream.next(5)
-    assert [row.label for row in made.held_out_rows(3)[1]] == ["0", "1", "2"]
+    assert [row.label for row in made.held_out_rows(3)["in_memory"]] == ["0", "1", "2"]
     assert made.first_prompt is not None
     assert "left out" in made.first_prompt.warnings[0]
 

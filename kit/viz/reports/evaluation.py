@@ -77,6 +77,14 @@ def _title(report: EvalReport) -> str:
 
 def eval_html(report: EvalReport) -> Markup:
     """Accuracy with its interval, pass@k, and a few prompts that went right and wrong."""
+    if report.others:
+        sets = report.sets.values()
+        rows: list[list[Child]] = [
+            [shorten(one.dataset, 60), eval_headline(one), f"{one.prompts:,}"] for one in sets
+        ]
+        heads = [Column("held-out set"), Column("result"), Column("prompts", "num")]
+        each = [fold(shorten(one.dataset, 60), eval_html(one)) for one in sets]
+        return join(title(f"Evaluation at step {report.step}"), table(heads, rows), *each)
     right_or_wrong = report.accuracy is not None
     share = bar(report.mean_reward, 1.0) if right_or_wrong else None
     return join(
@@ -147,6 +155,8 @@ def _example_table(samples: list[Sample]) -> Markup:
 
 
 def _plain(report: EvalReport) -> str:
+    if report.others:
+        return "\n".join(_plain(one) for one in report.sets.values())
     lines = [
         f"{_title(report)}: {eval_headline(report)}",
         named(_eval_facts(report)),

@@ -38,9 +38,8 @@ def _step_facts(report: StepReport) -> list[tuple[str, str]]:
     """The headline numbers of a step, as (name, value)."""
     logged = [name for name in HEADLINES if name in report.metrics]
     rows = [(short_name(name), number(report.metrics[name], 3)) for name in logged]
-    if report.evaluation:
-        words = f"{shorten(report.evaluation.dataset, 40)} (evaluation)"
-        rows.append((words, eval_number(report.evaluation)))
+    for name, one in report.evaluation.sets.items() if report.evaluation else ():
+        rows.append((f"{shorten(name, 40)} (evaluation)", eval_number(one)))
     return rows
 
 
