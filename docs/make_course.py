@@ -2,9 +2,11 @@
 
     make docs                              all lessons (about ten minutes)
     .venv/bin/python docs/make_course.py 04 06    only these, and the index
+    .venv/bin/python docs/make_course.py --style  only the style of the pages that are there
 
-The pages need no scripts and no network; the lessons share one style sheet. They run as batch runs,
-with their own parameters; what a run leaves beside its notebook is thrown away.
+The pages need no scripts and no network, and follow the reader's light or dark theme. They share
+one style sheet, that of the displays included. The lessons run as batch runs, with their own
+parameters; what a run leaves beside its notebook is thrown away.
 """
 
 from __future__ import annotations
@@ -20,12 +22,17 @@ import nbformat
 from kit.runs import run_notebook
 from kit.runs.page import write_page
 from kit.viz.html import tag
+from kit.viz.theme import style_sheet
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 COURSE = ROOT / "docs" / "course"
 SHEET = "jupyterlab.css"
-_HEAD_STYLE = re.compile(r'<style type="text/css">(.*?)</style>\n?', re.DOTALL)
+_HEAD_STYLE = re.compile(
+    r'<style(?: media="([^"]*)")?(?: type="text/css")?>(.*?)</style>\n?', re.DOTALL
+)
+_DISPLAY_STYLE = re.compile(r"<style>\.kit-viz\{.*?</style>", re.DOTALL)
+_BODY = re.compile(r"<body[^>]*>")
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,9 @@ LESSONS = (
 def main(chosen: list[str]) -> int:
     """Make the pages of the chosen lessons, or all; returns the exit code."""
     COURSE.mkdir(parents=True, exist_ok=True)
+    if chosen == ["--style"]:
+        restyle()
+        return 0
     for number, lesson in enumerate(LESSONS):
         if (not chosen or lesson.stem[:2] in chosen) and not make_lesson(number):
             return 1
@@ -186,11 +196,23 @@ def _page(notebook: nbformat.NotebookNode, path: Path) -> str:
 
 
 def share_style(page: str) -> str:
-    """The page with JupyterLab's style, the same 7,000 lines in each, moved to one file."""
+    """The page with all style moved to one file: JupyterLab's 7,000 lines, and the displays'."""
     head, end, body = page.partition("</head>")
-    (COURSE / SHEET).write_text("\n".join(_HEAD_STYLE.findall(head)), encoding="utf-8")
+    sheets = [f"@media {m}{{{css}}}" if m else css for m, css in _HEAD_STYLE.findall(head)]
+    sheets.append(style_sheet())
+    (COURSE / SHEET).write_text("\n".join(sheets), encoding="utf-8")
     link = f'<link rel="stylesheet" href="{SHEET}">\n'
-    return _HEAD_STYLE.sub("", head) + link + end + body
+    return _HEAD_STYLE.sub("", head) + link + end + _DISPLAY_STYLE.sub("", body)
+
+
+def restyle() -> None:
+    """Give the pages that are there the present style, without running their lessons."""
+    make_solutions()  # which writes the style sheet
+    for path in sorted(COURSE.glob("0*.html")):
+        head, end, body = path.read_text("utf-8").partition("</head>")
+        body = _DISPLAY_STYLE.sub("", _BODY.sub('<body class="jp-Notebook">', body, count=1))
+        path.write_text(head + end + body, encoding="utf-8")
+    make_index()
 
 
 def _way(number: int) -> str:

@@ -51,7 +51,6 @@ LIBRARIES = {
     "kit/trainer/offload.py": {"_C", "_accelerator_setAllocatorSettings"},
     "kit/trainer/process_group.py": {"_get_backend", "_world"},
     "kit/viz/live/frontend.py": {"_reply_subshell_id"},
-    "tests/browser/displays.py": {"_data"},
     "tests/conftest.py": {"_tmp_path_factory"},
     "tests/engine/conftest.py": {"_setupstate"},
     "tests/models/test_compile.py": {"_dynamo"},

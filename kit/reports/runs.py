@@ -305,11 +305,13 @@ class Side:
 
     step: int
     sample: Sample
-    """The first."""
+    """The commonest; of several the first."""
     responses: int
     """How many there are to the same prompt in the same step."""
     reward: float | None
     """The mean over them."""
+    alike: int = 1
+    """How many of them are equal to the one that is shown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -310,7 +311,10 @@ def _rows(
 def _side(step: int, rows: Sequence[dict[str, Any]]) -> Side:
     rewards = [row["reward"] for row in rows if isinstance(row.get("reward"), (int, float))]
     mean = sum(rewards) / len(rewards) if rewards else None
-    return Side(step, Sample.from_dict(rows[0]), len(rows), mean)
+    samples = [Sample.from_dict(row) for row in rows]
+    counted = Counter(sample.response for sample in samples)
+    shown = max(samples, key=lambda sample: counted[sample.response])
+    return Side(step, shown, len(rows), mean, counted[shown.response])
 
 
 def _read(folder: Path) -> _Kept:

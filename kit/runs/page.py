@@ -30,7 +30,8 @@ _TEMPLATE = """\
 """
 """Nbconvert's JupyterLab look without the scripts that it would fetch from other hosts. It has a
 light theme or a dark one; here the dark one is laid over the light one where the reader's system
-asks for it, and the displays follow, since the page says no theme of its own."""
+asks for it, and the displays follow, since the page says no theme of its own. Plots are drawn on
+white: there they are turned into light lines on the page's own ground, with their hues kept."""
 
 _DARK = """'<style media="screen and (prefers-color-scheme: dark)"'"""
 _STYLE = """
@@ -44,6 +45,7 @@ p.kit-failed a{color:inherit}
 .jp-InputPrompt,.jp-OutputPrompt{opacity:1!important;color:var(--jp-content-font-color2)}
 .celltag_kit-failed{border-left:4px solid #c2410c}
 @media screen and (prefers-color-scheme:dark){
+ .jp-RenderedImage img{filter:invert(1) hue-rotate(180deg);mix-blend-mode:screen}
  :root{--jp-mirror-editor-comment-color:#8fb8b8}
  .kit-failed{background:#2d1608;color:#ffd9c2;border-color:#f0803c}
  .celltag_kit-failed{border-color:#f0803c}}

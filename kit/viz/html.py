@@ -117,7 +117,9 @@ class Column:
 
     name: str
     kind: str = ""
-    """`num` right-aligned, `fit` as narrow as its words, `mid` never narrow, empty the rest."""
+    """`num` right-aligned, `fit` as narrow as its words, `mid` never narrow, `hint` sentences,
+    `name` names of settings and metrics, empty the rest. Where there is too little room for all,
+    the table scrolls."""
 
 
 def numeric(*names: str) -> list[Column]:
@@ -131,7 +133,10 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Child]]) -> Markup:
     The cells of a row are escaped like the children of `tag`.
     """
     classes = [f"kv-{column.kind}" if column.kind else None for column in columns]
-    head = (tag("th", c.name, scope="col", class_=k) for c, k in zip(columns, classes, strict=True))
+    head = (
+        tag("th", c.name, scope="col", class_=k or ("kv-words" if c.name else None))
+        for c, k in zip(columns, classes, strict=True)
+    )
     body = (
         tag("tr", *(tag("td", cell, class_=k) for cell, k in zip(row, classes, strict=True)))
         for row in rows

@@ -33,7 +33,8 @@ from kit.viz.curves import (
     run_curves,
     smooth,
 )
-from kit.viz.html import drawing, note, page, title
+from kit.viz.html import drawing, note, page, tag, title
+from kit.viz.svg import LEAST
 from kit.viz.theme import LIGHT
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ _ROLES = {
 }
 _INK = {role: colour for colour, role in _ROLES.items()}
 _MARKERS = "Ds^vP*"
+PANEL, ALONE = (4.2, 2.4), (6.4, 3.4)
+"""Width and height in inches of one curve among several, and of one alone."""
 
 
 def curves(report: TrainReport, names: Sequence[str] = CURVES) -> Picture:
@@ -69,12 +72,20 @@ def curves(report: TrainReport, names: Sequence[str] = CURVES) -> Picture:
 
 
 def curves_svg(drawn: Sequence[Curve]) -> Markup | None:
-    """The curves that have points, as SVG to put into a page; None where there are none."""
+    """The curves that have points, as SVG to put into a page; None where there are none.
+
+    Each is a drawing of its own, so that a narrow page has them below each other.
+    """
     visible = [curve for curve in drawn if _has_points(curve)]
-    if not visible:
-        return None
-    words = "; ".join(in_words(curve) for curve in visible)
-    return _inline(_svg(_figure(visible, _INK), salt=words), words)
+    panels = []
+    for curve in visible:
+        words = in_words(curve)
+        size = PANEL if len(visible) > 1 else ALONE
+        svg = _inline(_svg(_figure([curve], _INK, size=size), salt=words), words)
+        panels.append(tag("div", svg, class_="kv-panel"))
+    if len(panels) < 2:
+        return panels[0] if panels else None
+    return tag("div", *panels, class_="kv-bands")
 
 
 def save_curve(
@@ -123,12 +134,18 @@ def _has_points(curve: Curve) -> bool:
     return bool(curve.points or curve.evaluations)
 
 
-def _figure(drawn: Sequence[Curve], ink: dict[str, str], heading: str = "") -> Figure:
+def _figure(
+    drawn: Sequence[Curve],
+    ink: dict[str, str],
+    heading: str = "",
+    size: tuple[float, float] | None = None,
+) -> Figure:
     from matplotlib.figure import Figure
 
     across = 1 if len(drawn) == 1 else 2
     down = max(-(-len(drawn) // across), 1)
-    size = (6.4, 3.4) if across == 1 else (9.6, 2.6 * down)
+    if size is None:
+        size = ALONE if across == 1 else (2 * PANEL[0], PANEL[1] * down)
     figure = Figure(figsize=size, layout="constrained", facecolor=ink["bg"])
     for index, curve in enumerate(drawn):
         _panel(figure.add_subplot(down, across, index + 1), curve, ink)
@@ -239,6 +256,8 @@ def _inline(svg: str, words: str) -> Markup:
     svg = re.sub(r' id="[\w.]+_\d+"', "", svg)
     for colour, role in _ROLES.items():
         svg = svg.replace(colour, f"var(--kv-{role})")
+    if width := re.match(r'<svg[^>]* width="([\d.]+)pt"', svg):
+        svg = f'<svg style="min-width:{LEAST * float(width[1]):.0f}pt"{svg[4:]}'
     return drawing(Markup(svg), words)
 
 

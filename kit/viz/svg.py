@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from kit.reports.runs import Band
 
 
+LEAST = 0.75
+"""Share of its width down to which a drawing shrinks: its letters are to be read."""
+
+
 class Axes:
     """Maps values to places in a drawing of so many CSS pixels.
 
@@ -77,8 +81,9 @@ class Axes:
             yield text(self.left - 6, self.y(value) + 4, number(value, 3), "end")
 
     def svg(self, *parts: Child) -> Markup:
-        """The drawing."""
+        """The drawing. Where there is less room than `LEAST` of its width, it scrolls."""
         size = {"width": f"{self.width:g}", "height": f"{self.height:g}"}
+        size["style"] = f"min-width:{LEAST * self.width:g}px"
         return tag("svg", *parts, viewBox=f"0 0 {self.width:g} {self.height:g}", **size)
 
 

@@ -23,6 +23,7 @@ _COLOURS = {
     "up": ("#0072b2", "#56b4e9"),
     "down": ("#d55e00", "#f0803c"),
     "track": ("#e4e8ed", "#2c323a"),
+    "shade": ("#aab2bb", "#5a626c"),
     "curve": ("#0072b2", "#56b4e9"),
     "point": ("#d55e00", "#f0803c"),
     "p1": ("#fdf0d3", "#33290f"),
@@ -77,10 +78,18 @@ _RULES = """
 @ table.kv-table thead th{color:var(--kv-muted);font-weight:500;font-size:.88em;
  white-space:nowrap}
 @ table.kv-table tbody th{font-weight:500}
-@ .kv-wide{overflow-x:auto}
+@ table.kv-table thead .kv-words{min-width:7em}@ table.kv-table thead .kv-hint{min-width:15em}
+@ .kv-wide,@ .kv-drawing{overflow-x:auto;background:
+ linear-gradient(to right,var(--kv-bg) 40%,transparent) 0 0/26px 100%,
+ linear-gradient(to left,var(--kv-bg) 40%,transparent) 100% 0/26px 100%,
+ linear-gradient(to right,var(--kv-shade),transparent) 0 0/9px 100%,
+ linear-gradient(to left,var(--kv-shade),transparent) 100% 0/9px 100%;
+ background-repeat:no-repeat;background-attachment:local,local,scroll,scroll}
+@ .kv-inner{overflow-x:auto}@ .kv-line{white-space:nowrap}
+@ .kv-group>.kv-wide,.kit-viz.kit-viz>.kv-wide{container-type:inline-size}
 @ table.kv-table .kv-num{text-align:right;width:1%;padding-left:10px;padding-right:16px;
  font-variant-numeric:tabular-nums;white-space:nowrap}
-@ table.kv-table .kv-fit{width:1%;white-space:nowrap}
+@ table.kv-table .kv-fit,@ table.kv-table .kv-name{width:1%;white-space:nowrap}
 @ table.kv-table .kv-mid{min-width:10em}
 @ .kv-text{font-family:var(--jp-code-font-family,ui-monospace,Menlo,Consolas,monospace);
  font-size:.92em;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate;
@@ -92,7 +101,7 @@ _RULES = """
 @ details{margin:4px 0}
 @ td details{margin:0}
 @ td .kv-prompt{margin:0 0 3px}@ td .kv-note{overflow-wrap:anywhere}
-@ td.kv-fit .kv-text{white-space:nowrap;overflow-wrap:normal}
+@ td.kv-fit .kv-text,@ td.kv-name .kv-text{white-space:nowrap;overflow-wrap:normal}
 @ details>summary{cursor:pointer;display:list-item}
 @ summary:focus-visible{outline:2px solid var(--kv-curve);outline-offset:2px}
 @ td summary:focus-visible{outline-offset:-2px}
@@ -101,7 +110,7 @@ _RULES = """
 @ .kv-good{border-color:var(--kv-good)}@ .kv-warn{border-color:var(--kv-warn)}
 @ .kv-bad{border-color:var(--kv-bad)}
 @ .kv-tag{display:inline-block;background:var(--kv-soft);border:1px solid var(--kv-line);
- border-radius:4px;padding:0 7px;font-size:.88em;white-space:nowrap}
+ border-radius:4px;padding:0 7px;font-size:.88em;max-width:100%;box-sizing:border-box}
 @ .kv-value{display:inline-block;min-width:3.2em}
 @ .kv-bar{display:inline-block;position:relative;width:64px;height:9px;background:var(--kv-track);
  border-radius:2px;vertical-align:middle;overflow:hidden;margin-left:8px}
@@ -144,7 +153,7 @@ _RULES = """
  background:var(--kv-track)}
 @ .kv-progress i{display:block;height:100%;background:var(--kv-up)}
 @ .kv-panels{display:grid;gap:10px 22px;margin:8px 0;
- grid-template-columns:repeat(auto-fill,minmax(max(13em,30%),1fr))}
+ grid-template-columns:repeat(auto-fill,minmax(max(min(100%,16em),30%),1fr))}
 @ .kv-section{margin:12px 0 0}@ .kv-title.kv-section{margin:20px 0 2px}
 @ .kv-panel{break-inside:avoid}
 @ .kv-panel svg{width:100%}
@@ -155,13 +164,21 @@ _RULES = """
  grid-template-columns:repeat(auto-fill,minmax(min(100%,28em),1fr))}
 @ .kv-pen{display:inline-block;width:36px;vertical-align:middle}
 @ table.kv-table .kv-side{min-width:8em;white-space:normal}
-@ .kv-two{display:grid;grid-template-columns:1fr 1fr;gap:6px 18px;margin:12px 0 6px}
+@ .kv-two{display:grid;gap:6px 18px;margin:12px 0 6px;
+ grid-template-columns:repeat(auto-fill,minmax(max(min(100%,17em),40%),1fr))}
 @ .kv-caption{color:var(--kv-muted);margin-top:12px}
 @ .kv-drawing{display:block}@ .kv-unstyled{display:none}
 @ svg{max-width:100%;height:auto;display:block;stroke-linejoin:round}
 @ svg text{font-family:inherit!important}
 @ pre.kv-text{margin:4px 0;padding:0;border:0;line-height:1.4}@ td>pre.kv-text{margin:0}
+@ pre.kv-context{white-space:pre;overflow-wrap:normal}
+@ td .kv-note,@ td pre.kv-text{overflow-wrap:anywhere}@ td pre.kv-context{overflow-wrap:normal}
 @ ul{margin:4px 0 4px 1.2em;padding:0}
+@container (max-width:30em){@ .kv-bar{width:34px;margin-left:4px}@ .kv-value{min-width:2.2em}
+@ table.kv-table .kv-num{padding-left:4px;padding-right:8px}
+@ table.kv-table thead .kv-words{min-width:6em}@ table.kv-table thead .kv-name{min-width:9em}
+@ table.kv-table tbody .kv-name,@ table.kv-table .kv-name .kv-text{white-space:normal;
+ overflow-wrap:anywhere}}
 """
 
 

@@ -1,8 +1,8 @@
 """Every display of the kit, once: the one list that all tests in a browser go through.
 
-A new display is one more line in `DISPLAYS`: its name, which also names its screenshots, and how to
-make one that looks like real work. What it does with hostile text is in `poisoned` of
-`tests/viz/test_hostile_text.py`, which the browser is shown too.
+A new display is one more line in `DISPLAYS`: its name, and how to make one without a session. (The
+pictures of `docs/screenshots` are of a real run, see `docs/make_screenshots.py`.) What it does with
+hostile text is in `poisoned` of `tests/viz/test_hostile_text.py`, which the browser is shown too.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def progress() -> Any:
     for step in range(25):
         line.update(make_step(step))
     line.line = "step 25/40   reward 0.741   length 3.0   2.80 s a step   42 s left"
-    data = line._data()
+    data = line.picture()
     return Picture(data["text/html"], data["text/plain"])
 
 

@@ -1,4 +1,4 @@
-"""What a page looks like, in numbers: contrast, and whether everything stays in its place."""
+"""What a page looks like, in numbers: contrast, places, and whether everything can be read."""
 
 from __future__ import annotations
 
@@ -82,6 +82,77 @@ _CONTRAST = """() => {
     return Object.fromEntries(found);
 }"""
 
+# Letters of drawings are large enough and inside of it, nothing is written over something else, and
+# a caret points at its token. What is scrolled out of sight counts as not there.
+SMALLEST = 7.4
+"""CSS pixels of the smallest letters of a drawing."""
+_CROWDED = """smallest => {
+    const found = [];
+    const name = node => (node.className?.baseVal ?? node.className ?? '') || node.nodeName;
+    const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2
+        && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3;
+    const seen = (node, box) => {
+        let { left, right, top, bottom } = box;
+        for (let up = node; up && !up.classList?.contains('kit-viz'); up = up.parentElement) {
+            if (getComputedStyle(up).overflowX === 'visible') continue;
+            const room = up.getBoundingClientRect();
+            left = Math.max(left, room.left); right = Math.min(right, room.right);
+            top = Math.max(top, room.top); bottom = Math.min(bottom, room.bottom);
+        }
+        return { left, right, top, bottom };
+    };
+    for (const [place, display] of document.querySelectorAll('.kit-viz').entries()) {
+        const title = display.querySelector('.kv-title')?.textContent.slice(0, 30) ?? place;
+        const say = words => found.push(`${title}: ${words}`);
+        for (const svg of display.querySelectorAll('svg')) {
+            const room = svg.getBoundingClientRect();
+            if (!room.width || !svg.viewBox.baseVal?.width) continue;
+            const scale = room.width / svg.viewBox.baseVal.width;
+            const letters = [...svg.querySelectorAll('text')].filter(t => t.textContent.trim());
+            const boxes = letters.map(text => text.getBoundingClientRect());
+            letters.forEach((text, i) => {
+                const size = scale * parseFloat(getComputedStyle(text).fontSize);
+                const words = text.textContent.trim();
+                if (size < smallest) say(`${words} is drawn ${size.toFixed(1)} pixels high`);
+                if (boxes[i].left < room.left - 2 || boxes[i].right > room.right + 2)
+                    say(`${words} reaches out of its drawing`);
+                for (let j = i + 1; j < boxes.length; j++)
+                    if (meet(boxes[i], boxes[j])) say(`${words} over ${letters[j].textContent}`);
+            });
+        }
+        const walk = document.createTreeWalker(display, NodeFilter.SHOW_TEXT), texts = [];
+        for (let text = walk.nextNode(); text; text = walk.nextNode()) {
+            const node = text.parentElement;
+            if (!text.data.trim() || node.closest('svg, style') || !node.getClientRects().length)
+                continue;
+            const range = document.createRange();
+            range.selectNodeContents(text);
+            for (const box of range.getClientRects())
+                texts.push({ node, words: text.data.trim(), box: seen(node, box) });
+        }
+        const shown = texts.filter(({ box }) => box.right - box.left > 1);
+        shown.sort((a, b) => a.box.top - b.box.top);
+        shown.forEach(({ words, box, node }, i) => {
+            for (let j = i + 1; j < shown.length && shown[j].box.top < box.bottom; j++)
+                if (meet(box, shown[j].box)) say(`${words} and ${shown[j].words} overlap`);
+            if (['hidden', 'clip'].includes(getComputedStyle(node).overflowX)
+                    && node.scrollWidth > node.clientWidth + 1) say(`${words} is cut`);
+        });
+        for (const caret of display.querySelectorAll('i.w > b')) {
+            const [own, at] = [caret, caret.parentElement].map(n => n.getBoundingClientRect());
+            const middle = (own.left + own.right) / 2;
+            if (own.width && (middle < at.left || middle > at.right || own.top < at.bottom - 8))
+                say(`the caret is not under ${caret.parentElement.textContent}`);
+        }
+        for (const lines of display.querySelectorAll('pre.kv-context')) {
+            const height = parseFloat(getComputedStyle(lines).lineHeight);
+            const many = lines.textContent.replace(/^\\n/, '').split('\\n').length;
+            if (lines.clientHeight > (many + 0.5) * height) say(`${name(lines)} is wrapped`);
+        }
+    }
+    return [...new Set(found)].slice(0, 20);
+}"""
+
 
 def open_all(page: Page) -> None:
     """Unfold everything that is folded."""
@@ -91,6 +162,12 @@ def open_all(page: Page) -> None:
 def out_of_place(page: Page) -> list[str]:
     """What reaches beyond its output, in words; empty where nothing does."""
     found: list[str] = page.evaluate(_OUT_OF_PLACE, OUTPUTS)
+    return found
+
+
+def crowded(page: Page) -> list[str]:
+    """What cannot be read for lack of room, in words; empty where all can."""
+    found: list[str] = page.evaluate(_CROWDED, SMALLEST)
     return found
 
 

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import os
-from pathlib import Path
-
 import nbformat
 import pytest
-from PIL import Image, ImageChops
 from playwright.sync_api import Page
 
 from tests.browser.conftest import OpenPage
 from tests.browser.displays import DISPLAYS, bundle
-from tests.browser.lab import ROOT, Lab, Server, shown_notebook
-from tests.browser.measure import open_all, out_of_place, too_faint
+from tests.browser.lab import Lab, Server, shown_notebook
+from tests.browser.measure import crowded, open_all, out_of_place, too_faint
 
-SCREENSHOTS = ROOT / "docs" / "screenshots"
-TALLEST = 1_000
-"""Pixels of a display that its screenshot shows; the rest is more of the same."""
 FOCUS = """() => {
     const now = document.activeElement, style = getComputedStyle(now);
     return [now.nodeName, now.textContent.trim(), parseFloat(style.outlineWidth) || 0,
@@ -55,8 +47,21 @@ def test_a_narrow_window_breaks_no_display(lab: Lab, saved: str) -> None:
     try:
         open_all(lab.page)
         assert out_of_place(lab.page) == []
+        assert crowded(lab.page) == []
     finally:
         lab.page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_beside_other_notebooks_every_display_can_be_read(
+    notebook: nbformat.NotebookNode, open_page: OpenPage
+) -> None:
+    """Panes of two or three columns, with a notebook's own margin in them."""
+    page, _ = open_page(notebook)
+    open_all(page)
+    for width in (1280, 480, 400, 320):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert (width, out_of_place(page)) == (width, [])
+        assert (width, crowded(page)) == (width, [])
 
 
 @pytest.mark.slow
@@ -115,43 +120,3 @@ def _walk(page: Page, folds: int) -> None:
         assert (width >= 2, style) == (True, "solid"), f"one does not see that {words!r} has focus"
         if not page.evaluate("document.activeElement.parentElement.open"):
             page.keyboard.press("Enter")
-
-
-@pytest.mark.parametrize("theme", ["Light", "Dark"])
-def test_the_documentation_has_a_picture_of_every_display(theme: str, lab: Lab, saved: str) -> None:
-    """Pictures are taken where missing, or all anew with KIT_SCREENSHOTS=1."""
-    wanted = {SCREENSHOTS / f"{name}-{theme.lower()}.png": i for i, name in enumerate(DISPLAYS)}
-    anew = os.environ.get("KIT_SCREENSHOTS") == "1"
-    missing = {path: place for path, place in wanted.items() if anew or not path.exists()}
-    if missing:
-        lab.open(saved, theme=theme, kernel=False)
-        lab.page.set_viewport_size({"width": 1060, "height": TALLEST + 300})
-        for path, place in missing.items():
-            _keep(_picture(lab, place), path)
-        lab.page.set_viewport_size({"width": 1280, "height": 900})
-    assert all(path.stat().st_size > 1_000 for path in wanted)
-
-
-def _picture(lab: Lab, place: int) -> bytes:
-    output = lab.outputs().nth(place)
-    output.evaluate("output => output.scrollIntoView({block: 'start'})")
-    box = output.bounding_box()
-    assert box is not None
-    box["height"] = min(box["height"], TALLEST)
-    return lab.page.screenshot(clip=box)
-
-
-def _keep(png: bytes, path: Path) -> None:
-    """Write a picture in few colours, unless the one that is there looks the same."""
-    image = Image.open(io.BytesIO(png)).convert("RGB").quantize(256)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists() or _differ(Image.open(path).convert("RGB"), image.convert("RGB")):
-        image.save(path, optimize=True)
-
-
-def _differ(old: Image.Image, new: Image.Image) -> bool:
-    """Whether more than a few pixels have another colour, by more than eyes overlook."""
-    if old.size != new.size:
-        return True
-    far = ImageChops.difference(old, new).convert("L").point(lambda value: 255 * (value > 24))
-    return far.histogram()[255] > 0.001 * new.width * new.height

@@ -107,7 +107,7 @@ def test_the_sample_browser_filters_steps_and_keeps_marks_by_keyboard(
     line.focus()
     lab.page.keyboard.press("ArrowUp")
     lab.page.keyboard.press("Enter")
-    expect(widgets(lab)).to_contain_text("Sample 1 of prompt 0")
+    expect(widgets(lab)).to_contain_text("Sample 2 of prompt 0")  # 1 wrote what 0 did
     next_group = button(lab, "Next group")
     next_group.focus()
     lab.page.keyboard.press("Space")

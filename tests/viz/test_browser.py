@@ -205,7 +205,7 @@ def test_only_the_selected_sample_is_drawn(monkeypatch: pytest.MonkeyPatch) -> N
         browser_module, "sample_body", lambda s: (drawn.append(s.index), real(s))[1]
     )
     samples = [
-        Sample(group_index=i // 8, index=i, response="word " * 1000, response_length=1000,
+        Sample(group_index=i // 8, index=i, response=f"word {i} " * 1000, response_length=1000,
                tokens=[7] * 1000, rollout_log_probs=[-0.1] * 1000, reward=float(i % 2))
         for i in range(512)
     ]  # fmt: skip

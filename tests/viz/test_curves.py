@@ -25,7 +25,7 @@ def test_curves_come_as_page_words_and_image() -> None:
     assert set(bundle) == {"text/html", "text/plain", "image/png"}
     assert base64.b64decode(bundle["image/png"]).startswith(PNG)
     assert "rollout/raw_reward: 0.1783 at step 0" in bundle["text/plain"]
-    assert bundle["text/html"].count("<svg") == 1
+    assert bundle["text/html"].count("<svg") == 4, "a drawing for each curve"
 
 
 def test_the_drawing_takes_the_colours_of_the_page() -> None:

@@ -102,7 +102,7 @@ def test_a_mean_difference_is_marked_against_its_thresholds(
     mean: float, mark: str, html: Show
 ) -> None:
     page = html(make_mismatch(mean_abs_diff=mean))
-    assert f'<td class="kv-fit">{mark}</td><td class="kv-fit">mean |trainer' in page
+    assert f'<td class="kv-fit">{mark}</td><td class="kv-name">mean |trainer' in page
 
 
 def test_a_session_shows_where_it_stands_and_what_to_call(html: Show, plain: Show) -> None:
@@ -245,8 +245,8 @@ def test_an_evaluation_lists_pass_at_k_and_both_kinds_of_prompts(html: Show, pla
     assert "pass@1 55.0%   pass@2 70.0%   pass@4 82.0%" in plain(report)
     right, wrong = right_and_wrong(report.rollout)
     assert len(right) + len(wrong) == 64
-    assert f"✗ not right: {len(wrong)} prompts, the first 4 shown" in page
-    assert f"✓ right: {len(right)} prompts, the first 4 shown" in page
+    assert f"✗ not always right: {len(wrong)} prompts, the first 4 shown" in page
+    assert f"✓ right every time: {len(right)} prompts, the first 4 shown" in page
     assert "the true interval is wider" in page
 
 

@@ -169,7 +169,7 @@ def test_a_batch_shows_each_advantage_and_what_was_left_out(html: Show, plain: S
 
 
 def test_advantages_grow_to_both_sides_of_the_middle(html: Show) -> None:
-    page = html(Batch((sample(1.0), sample(0.0)), (2.0, -1.0)))
+    page = html(Batch((sample(1.0), sample(0.0, response="3")), (2.0, -1.0)))
     assert '<i style="left:50%;width:50%">' in page
     assert '<i style="left:25%;width:25%" class="kv-minus">' in page
 

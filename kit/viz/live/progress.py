@@ -58,7 +58,7 @@ class Progress:
 
     def __enter__(self) -> Self:
         if self.enabled and self._line.where != "terminal":
-            self._line.draw(self._data())
+            self._line.draw(self.picture())
         return self
 
     def update(self, report: StepReport) -> None:
@@ -78,13 +78,14 @@ class Progress:
             self.line += f"   ! look at {', '.join(short_name(name) for name in report.trends)}"
         if self.enabled and seconds - self.drawn >= REDRAW_SECONDS:
             self.drawn = seconds
-            self._line.draw(self._data())
+            self._line.draw(self.picture())
 
     def __exit__(self, *_: object) -> None:
         if self.enabled and self.done:
-            self._line.draw(self._data(), end="\n")
+            self._line.draw(self.picture(), end="\n")
 
-    def _data(self) -> Bundle:
+    def picture(self) -> Bundle:
+        """What a notebook stores of it at this moment."""
         bar = f'<progress value="{self.done}" max="{self.total}" style="width:16em"></progress>'
         html = f'<div style="font-family:monospace">{bar} {escape(self.line)}</div>'
         return {"text/html": html, "text/plain": self.line}

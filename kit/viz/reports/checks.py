@@ -31,7 +31,7 @@ def _check_html(report: CheckReport) -> Markup:
     """One row an invariant; the comparison of both sides where it did not pass."""
     kind = ("✓ pass", "good") if report.healthy else ("✗ fail", "bad")
     heads = [Column("", "fit"), Column("invariant"), Column("value", "num")]
-    heads += [Column("has to be", "fit"), Column("", "mid")]
+    heads += [Column("has to be", "fit"), Column("", "hint")]
     agrees = report.mismatch.verdict == "pass"
     return join(
         title(f"{_check_title(report)} ", badge(*kind)),
@@ -81,7 +81,7 @@ def _diagnosis_title(report: Diagnosis) -> str:
 
 def _diagnosis_html(report: Diagnosis) -> Markup:
     """One row a check."""
-    heads = [Column("", "fit"), Column("looked at", "fit"), Column("found")]
+    heads = [Column("", "fit"), Column("looked at", "fit"), Column("found", "hint")]
     rows: list[list[Child]] = [
         [badge(*LEVELS[each.level]), shorten(each.name, 40), _found(each)]
         for each in report.findings

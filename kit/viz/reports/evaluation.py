@@ -9,10 +9,11 @@ from markupsafe import Markup
 
 from kit.reports import EvalReport
 from kit.samples import Rollout, Sample
-from kit.utils.formatting import columns, count, duration, named, number, percent, shorten
+from kit.utils.formatting import columns, count, duration, mean, named, number, percent, shorten
 from kit.viz.html import Child, Column, bar, facts, fold, join, long_text, note, table, tag, title
 from kit.viz.render import register
-from kit.viz.samples.rollout import prompt_html, response_cell
+from kit.viz.samples.alike import answers_cell, commonest
+from kit.viz.samples.rollout import prompt_html
 from kit.viz.svg import bars, side_by_side
 
 _ALIKE = (
@@ -94,7 +95,7 @@ def eval_html(report: EvalReport) -> Markup:
         note(_ALIKE) if right_or_wrong and report.n_samples_per_prompt > 1 else None,
         side_by_side(_histogram(report)),
         _pass_at_k(report),
-        _examples(report.rollout),
+        _examples(report),
     )
 
 
@@ -120,38 +121,49 @@ def _histogram(report: EvalReport) -> list[Markup]:
     return [bars(points, f"prompts by how many of their {several} responses are right")]
 
 
-def right_and_wrong(rollout: Rollout) -> tuple[list[Sample], list[Sample]]:
-    """The first response to each prompt: those with reward 1, and the others that have one."""
-    first = [group[0] for group in rollout.groups() if group[0].reward is not None]
-    right = [sample for sample in first if sample.reward == 1]
-    return right, [sample for sample in first if sample.reward != 1]
+Group = list[Sample]
+"""The scored responses to one prompt."""
 
 
-def _examples(rollout: Rollout) -> Markup | None:
-    right, wrong = right_and_wrong(rollout)
-    if not right and not wrong:
-        return None
+def right_and_wrong(rollout: Rollout) -> tuple[list[Group], list[Group]]:
+    """The prompts whose responses all have reward 1, and the others that were scored."""
+    scored = ([s for s in group if s.reward is not None] for group in rollout.groups())
+    groups = [group for group in scored if group]
+    right = [group for group in groups if all(sample.reward == 1 for sample in group)]
+    return right, [group for group in groups if any(sample.reward != 1 for sample in group)]
+
+
+def _examples(report: EvalReport) -> Markup | None:
+    right, wrong = right_and_wrong(report.rollout)
     parts = []
-    for words, samples in (("✗ not right", wrong), ("✓ right", right)):
-        if samples:
-            shown = f", the first {SHOWN_EACH} shown" if len(samples) > SHOWN_EACH else ""
-            summary = f"{words}: {count(len(samples), 'prompt')}{shown}"
-            parts.append(fold(summary, _example_table(samples[:SHOWN_EACH]), is_open=True))
-    return join(*parts)
+    several = report.n_samples_per_prompt > 1
+    names = ("✗ not always right", "✓ right every time") if several else ("✗ not right", "✓ right")
+    for words, groups in zip(names, (wrong, right), strict=True):
+        if groups:
+            shown = f", the first {SHOWN_EACH} shown" if len(groups) > SHOWN_EACH else ""
+            summary = f"{words}: {count(len(groups), 'prompt')}{shown}"
+            parts.append(fold(summary, _example_table(groups[:SHOWN_EACH]), is_open=True))
+    return join(*parts) if parts else None
 
 
-def _example_table(samples: list[Sample]) -> Markup:
-    heads = [Column("prompt"), Column("response"), Column("right answer"), Column("reward", "num")]
+def _example_table(groups: list[Group]) -> Markup:
+    several = any(len(group) > 1 for group in groups)
+    heads = [Column("prompt"), Column("responses" if several else "response")]
+    heads += [Column("right answer"), Column("mean reward" if several else "reward", "num")]
     rows: list[list[Child]] = [
         [
-            prompt_html(sample, 2_000),
-            response_cell(sample, 4_000),
-            long_text(sample.label_text or "–", 500),
-            number(sample.reward, 3),
+            prompt_html(group[0], 2_000),
+            answers_cell(group, 4_000),
+            long_text(group[0].label_text or "–", 500),
+            number(_mean_reward(group), 3),
         ]
-        for sample in samples
+        for group in groups
     ]
     return table(heads, rows)
+
+
+def _mean_reward(group: Group) -> float:
+    return mean([sample.reward for sample in group if sample.reward is not None])
 
 
 def _plain(report: EvalReport) -> str:
@@ -168,12 +180,12 @@ def _plain(report: EvalReport) -> str:
     rows = [
         [
             sign,
-            shorten(s.prompt_text, 40),
-            shorten(s.response, 30),
-            f"answer {shorten(s.label_text or '–', 20)}",
+            shorten(group[0].prompt_text, 40),
+            commonest(group, 30),
+            f"answer {shorten(group[0].label_text or '–', 20)}",
         ]
-        for sign, group in (("✗", wrong), ("✓", right))
-        for s in group[:3]
+        for sign, groups in (("✗", wrong), ("✓", right))
+        for group in groups[:3]
     ]
     return "\n".join([*lines, columns(rows)] if rows else lines)
 

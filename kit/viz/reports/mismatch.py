@@ -11,6 +11,7 @@ from kit.reports import CurvePoint, MismatchReport, TokenDifference
 from kit.utils.formatting import count, number, percent, pointed_at, shorten
 from kit.viz.html import Child, Column, badge, fold, join, note, numeric, quiet, table, tag, title
 from kit.viz.render import register
+from kit.viz.samples.strip import CONTEXT
 from kit.viz.svg import bars, side_by_side
 
 VERDICTS = {"pass": ("✓ pass", "good"), "warn": ("! warn", "warn"), "fail": ("✗ fail", "bad")}
@@ -35,8 +36,12 @@ def verdict_badge(report: MismatchReport) -> Markup:
 
 def mismatch_html(report: MismatchReport) -> Markup:
     """Verdict, cause and evidence, numbers against their thresholds, curves, the worst tokens."""
-    heads = [Column("", "fit"), Column("measure", "fit"), Column("value", "num")]
-    heads += [Column("pass up to", "num"), Column("fail above", "num"), Column("what it should be")]
+    heads = [Column("", "fit"), Column("measure", "name"), Column("value", "num")]
+    heads += [
+        Column("pass up to", "num"),
+        Column("fail above", "num"),
+        Column("what it should be", "hint"),
+    ]
     rows: list[list[Child]] = [
         [
             _mark(report),
@@ -132,7 +137,7 @@ def _worst(worst: tuple[TokenDifference, ...]) -> Markup:
     numbers = numeric("sample", "position", "engine", "trainer", "difference")
     rows = [
         [
-            tag("pre", "\n" + "\n".join(_in_context(w)), class_="kv-text"),
+            tag("pre", "\n" + "\n".join(_in_context(w)), class_=CONTEXT),
             str(w.sample_index),
             str(w.position),
             number(w.rollout_log_prob),

@@ -49,7 +49,7 @@ def _html(trial: RewardTrial) -> Markup:
         tag("div", badge(*_verdict(trial))),
         note(f"{heading(tried.rollout)}. Nothing was trained, and the session is as it was."),
         table(
-            [Column("", "fit"), *numeric(*names), Column("")],
+            [Column("", "fit"), *numeric(*names), Column("", "hint")],
             ((words, *cells, hint) for words, cells, hint in _measures(trial)),
         ),
         histogram(counted, names) if counted else None,
@@ -155,7 +155,7 @@ def _failures(scoring: Scoring, which: str) -> Markup | None:
         "div",
         tag("b", words + count(total, "sample")),
         table(
-            [Column("samples", "num"), Column("message, traceback, cases")],
+            [Column("samples", "num"), Column("message, traceback, cases", "hint")],
             ([f"{len(failure.samples):,}", _failure(failure)] for failure in shown),
         ),
         note(f"… {count(more, 'more message')}") if more > 0 else None,
@@ -221,7 +221,7 @@ def _difference_table(differences: Sequence[RewardDifference]) -> Markup:
     )
     left = len(differences) - sum(amount for _, amount in shown)
     return join(
-        table([*heads, Column("prompt → response")], rows),
+        table([*heads, Column("prompt → response", "hint")], rows),
         note(f"… {count(left, 'more sample')}: .to_pandas() has all") if left else None,
     )
 
@@ -242,7 +242,7 @@ def _slowest(scoring: Scoring) -> Markup:
         [join(_fine(taken), bar(taken, seconds[0])), _case(sample)]
         for sample, taken in calls[: SHOWN // 2]
     )
-    heads = [Column("took", "num"), Column("prompt → response")]
+    heads = [Column("took", "num"), Column("prompt → response", "hint")]
     return tag(
         "div",
         tag("b", f"Slowest of {count(len(calls), 'call')}"),

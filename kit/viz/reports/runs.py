@@ -32,7 +32,8 @@ from kit.viz.html import (
     title,
 )
 from kit.viz.render import register
-from kit.viz.samples.rollout import answer_html, prompt_html, response_cell, reward_scale
+from kit.viz.samples.alike import response_cell, times
+from kit.viz.samples.rollout import answer_html, prompt_html, reward_scale
 from kit.viz.svg import Pen, band_panels
 from kit.viz.theme import DARK, LIGHT
 
@@ -200,8 +201,9 @@ def _samples(compared: RunComparison) -> Markup | None:
     def cell(side: Side | None) -> Child:
         if side is None:
             return quiet("kept none")
-        bar = tag("div", number_bar(side.reward, *scale))
-        return join(response_cell(side.sample, limit), bar)
+        bar = tag("div", number_bar(side.reward, *scale), class_="kv-line")
+        counted = tag("b", times(side.alike)) if side.alike > 1 else None
+        return join(counted, response_cell(side.sample, limit), bar)
 
     def asked(row: Sequence[Side | None]) -> Child:
         first = next(side for side in row if side).sample
@@ -216,7 +218,8 @@ def _samples(compared: RunComparison) -> Markup | None:
         _heading("Samples"),
         note(
             f"The same prompts {when}; of each curve its first run that kept samples, and of "
-            "that the first response. The reward is the mean over all responses to the prompt."
+            "that the commonest response, with its count. The reward is the mean over all "
+            "responses to the prompt."
         ),
         table(heads, [[asked(row), *map(cell, row)] for row in rows]),
         note(f"… and {count(more, 'more curve')}") if more > 0 else None,

@@ -60,7 +60,9 @@ def _settings(section: BaseModel, names: list[str]) -> Child:
 
 
 def _table(rows: list[list[Child]]) -> Child:
-    return table([Column("setting", "fit"), Column("value", "mid"), Column("what it does")], rows)
+    return table(
+        [Column("setting", "name"), Column("value", "mid"), Column("what it does", "hint")], rows
+    )
 
 
 def _row(section: BaseModel, name: str, before: str | None = None) -> list[Child]:

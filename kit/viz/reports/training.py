@@ -152,7 +152,7 @@ def _train_html(report: TrainReport) -> Markup:
         tag("div", badge(stopped, "warn")) if stopped else None,
         concern_list(spoiled | run_concerns(report)),
         curves_svg(drawn),
-        table([Column("metric"), *numeric(*ends)], lines) if lines else None,
+        table([Column("metric", "name"), *numeric(*ends)], lines) if lines else None,
         *(fold(f"Last evaluation: {eval_headline(e)}", eval_html(e)) for e in last),
     )
 

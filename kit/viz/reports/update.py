@@ -98,8 +98,8 @@ def concern_list(off: Mapping[str, str]) -> Markup | None:
 
 def _metric_table(metrics: Metrics, off: Mapping[str, str]) -> Markup:
     """All metrics: the value, a mark, what it measures and what it should be."""
-    heads = [Column("", "fit"), Column("metric", "fit"), Column("value", "num")]
-    heads += [Column("what it is"), Column("what it should be")]
+    heads = [Column("", "fit"), Column("metric", "name"), Column("value", "num")]
+    heads += [Column("what it is", "hint"), Column("what it should be", "hint")]
     rows = [
         [
             mark(name, off),

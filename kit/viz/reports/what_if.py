@@ -152,7 +152,7 @@ def _glossary(names: list[str]) -> Markup:
     rows: list[list[Child]] = [[_short(name), meaning(name).words] for name in names]
     rows += [[moved.name, moved.words] for moved in MOVED]
     rows.append(["as meant", AS_MEANT])
-    return join(table([Column("column", "fit"), Column("what it is")], rows), note(IN_NATS))
+    return join(table([Column("column", "fit"), Column("what it is", "hint")], rows), note(IN_NATS))
 
 
 def _metric(trial: Trial, name: str) -> str:

@@ -11,8 +11,9 @@ from markupsafe import Markup
 from kit.samples import Batch, Sample
 from kit.utils.display import Bundle, bundle
 from kit.utils.formatting import columns, count, named, number, shorten
-from kit.viz.html import Column, facts, fold, note, number_bar, numeric, page, table, tag, title
+from kit.viz.html import Column, facts, fold, note, numeric, page, table, tag, title
 from kit.viz.render import render
+from kit.viz.samples.alike import Values, alike, answer_cell, bar_of_all, number_of_all, times
 from kit.viz.samples.rollout import (
     MOST_SAMPLES,
     OPEN_GROUPS,
@@ -20,7 +21,6 @@ from kit.viz.samples.rollout import (
     draw_groups,
     group_head,
     prompt_bytes,
-    response_cell,
     reward_scale,
 )
 
@@ -94,17 +94,32 @@ def _group(
     group: Sequence[Pair], rewards: tuple[float, bool], scale: float, limit: int, prompt_limit: int
 ) -> Markup:
     heads = [*numeric("reward", "advantage"), Column("response"), Column("tokens", "num")]
-    rows = [
-        [
-            number_bar(sample.reward, *rewards),
-            number_bar(advantage, scale, signed=True),
-            response_cell(sample, limit),
-            f"{sample.response_length:,}",
-        ]
-        for sample, advantage in group
-    ]
-    head = group_head([sample for sample, _ in group], prompt_limit)
+    samples = [sample for sample, _ in group]
+    rows = []
+    for places in alike(samples):
+        same = [samples[i] for i in places]
+        numbers: dict[str, Values] = {
+            "reward": [sample.reward for sample in same],
+            "advantage": [group[i][1] for i in places],
+        }
+        rows.append(
+            [
+                bar_of_all(numbers["reward"], *rewards),
+                bar_of_all(numbers["advantage"], scale, signed=True),
+                answer_cell(same, limit, numbers),
+                number_of_all([sample.response_length for sample in same]),
+            ]
+        )
+    head = group_head(samples, prompt_limit)
     return tag("div", head, table(heads, rows), class_="kv-group")
+
+
+def _plain_row(same: Sequence[Pair]) -> list[str]:
+    return [
+        number_of_all([sample.reward for sample, _ in same]),
+        number_of_all([advantage for _, advantage in same], signed=True),
+        f"{times(len(same))}{shorten(same[0][0].response, 60)}",
+    ]
 
 
 def _plain(batch: Batch, groups: list[list[Pair]]) -> str:
@@ -114,11 +129,11 @@ def _plain(batch: Batch, groups: list[list[Pair]]) -> str:
         lines.append(f"  prompt {group[0][0].group_index}: {shorten(group[0][0].prompt_text, 70)}")
         if _flat(group):
             lines.append("    = all equal: nothing to learn")
-        rows = [
-            [number(s.reward, 3), f"{advantage:+.3g}", shorten(s.response, 60)]
-            for s, advantage in group[:4]
-        ]
+        answers = alike([sample for sample, _ in group])
+        rows = [_plain_row([group[i] for i in places]) for places in answers[:4]]
         lines.append(columns(rows, indent="    "))
+        if left := sum(map(len, answers[4:])):
+            lines.append(f"    … {count(left, 'more sample')}")
     if len(groups) > 3:
         lines.append(f"  … {count(len(groups) - 3, 'more group')}")
     return "\n".join(lines)

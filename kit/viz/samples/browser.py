@@ -1,7 +1,7 @@
 """`SampleBrowser`: look through a rollout one sample at a time, and mark what you see.
 
     filters      reward, length, status, marks, words
-    list         one line a sample; arrow keys move through it
+    list         one line an answer, with its count, or one a sample; arrow keys move through it
     mark, note   of the selected sample
     sample       the selected one alone is drawn, with a token strip of the quantity you choose
 
@@ -21,9 +21,11 @@ from kit.samples import Rollout, Sample
 from kit.samples.serialization import Mark, marks_table, read_marks, write_marks
 from kit.utils.display import Bundle
 from kit.utils.formatting import count, number, one_line
-from kit.viz.html import badge, facts, note, page, tag, title
+from kit.viz.html import badge, facts, fold, note, page, tag, title
+from kit.viz.samples.alike import each_sample, same_answer
 from kit.viz.samples.browser_widgets import (
     ANY_MARK,
+    EACH,
     NO_MARK,
     Controls,
     Numbers,
@@ -67,7 +69,10 @@ class SampleBrowser:
                     fix="give one number a sample, in the rollout's order; None where it has none.",
                 )
         self.listed: list[int] = []
-        """Positions in the rollout of the samples that the filter lets through, in order."""
+        """Positions in the rollout of the samples in the list, in order: of those that the filter
+        lets through, one for each answer, unless `Equal answers` asks for each sample."""
+        self._alike: dict[int, list[int]] = {}
+        """Of each that is listed, the positions that its line stands for, its own first."""
         self._numbers = sortable(rollout.samples, self._extra)
         self._marks: dict[int, Mark] = {}
         self._wrong: list[str] = []
@@ -195,7 +200,8 @@ class SampleBrowser:
         controls = self.controls
         for widget in controls.filters:
             widget.observe(self._unless_quiet(self._list), names="value")
-        controls.order.observe(self._unless_quiet(self._list), names="value")
+        for choice in (controls.order, controls.equal):
+            choice.observe(self._unless_quiet(self._list), names="value")
         controls.list.observe(self._unless_quiet(self._show), names="index")
         controls.strip.observe(self._unless_quiet(self._draw), names="value")
         controls.line.observe(self._unless_quiet(self._go_to_line), names="value")
@@ -265,18 +271,35 @@ class SampleBrowser:
             for position, sample in enumerate(self.rollout)
             if wanted.keeps(sample, self._marks.get(position))
         ]
-        self.listed = arranged(fitting, self.controls.order.value, self._numbers)
-        place = self.listed.index(before) if before in self.listed else 0
+        self._alike = self._folded(arranged(fitting, self.controls.order.value, self._numbers))
+        self.listed = list(self._alike)
+        holds = (i for i, same in enumerate(self._alike.values()) if before in same)
+        place = next(holds, 0)
         self._write_list(place if self.listed else None)
         self._show()
+
+    def _folded(self, positions: Sequence[int]) -> dict[int, list[int]]:
+        """Positions by the line that they stand in: samples of a prompt that wrote the same, and of
+        which nothing else that is shown differs, share one.
+        """
+        if self.controls.equal.value == EACH:
+            return {position: [position] for position in positions}
+        lines: dict[tuple[object, ...], list[int]] = {}
+        for position in positions:
+            sample, mark = self.rollout.samples[position], self._marks.get(position)
+            marked = (mark.label, mark.note) if mark else None
+            own = (values[position] for values in self._extra.values())
+            key = (sample.group_index, *same_answer(sample), sample.reward, marked, *own)
+            lines.setdefault(key, []).append(position)
+        return {same[0]: same for same in lines.values()}
 
     def _write_list(self, place: int | None = -1) -> None:
         """Write the lines of the list; -1 leaves the selection as it is."""
         samples, box = self.rollout.samples, self.controls.list
         place = box.index if place == -1 else place
         lines = [
-            (list_line(samples[position], self._marks.get(position)), position)
-            for position in self.listed
+            (list_line(samples[position], self._marks.get(position), len(same)), position)
+            for position, same in self._alike.items()
         ]
         with self._quietly(), box.hold_sync():
             box.options = lines
@@ -313,8 +336,12 @@ class SampleBrowser:
             return
         numbers = [(name, number(values[position], 3)) for name, values in self._extra.items()]
         draw = strips(sample).get(self.controls.strip.value)
+        same = [self.rollout.samples[i] for i in self._alike.get(position, [position])]
         self.controls.sample.value = page(
             title(sample_title(sample)),
+            fold(f"{count(len(same), 'sample')} with this answer", each_sample(same, {}))
+            if len(same) > 1
+            else None,
             facts(numbers) if numbers else None,
             sample_body(sample),
             draw() if draw else None,
@@ -322,7 +349,10 @@ class SampleBrowser:
 
     def _write_status(self) -> None:
         """Write the status line: samples listed, position, marks, and what is wrong."""
-        words = f"{len(self.listed):,} of {count(len(self.rollout), 'sample')} listed"
+        listed = sum(map(len, self._alike.values()))
+        words = f"{listed:,} of {count(len(self.rollout), 'sample')} listed"
+        if listed > len(self.listed):
+            words += f" in {count(len(self.listed), 'line')}, equal answers once"
         if self.position is not None:
             words += f", number {self.controls.list.index + 1:,} selected"
         if self._marks:

@@ -15,6 +15,7 @@ from typing import Any
 from kit.samples import Sample, Status
 from kit.samples.serialization import Mark
 from kit.utils.formatting import mean, number, shorten
+from kit.viz.samples.alike import times
 from kit.viz.samples.rollout import STATUS_SIGNS
 
 LINES = 9
@@ -57,6 +58,7 @@ class Controls:
         self._bounds = (self.reward_from, self.reward_to, self.length_from, self.length_to)
         self.filters = (*self._bounds, self.status_is, self.mark_is, self.text)
         self.order = _choice("Sort", orders)
+        self.equal = _choice("Equal answers", (ONCE, EACH))
         self.reset = _button("Show all", "Take away every filter, and sort as generated")
         self.status = widgets.HTML()
         self.heading = widgets.HTML(list_heading())
@@ -97,7 +99,7 @@ class Controls:
         root = widgets.VBox(
             [
                 widgets.HTML(_STYLE, layout=widgets.Layout(display="none")),
-                row(*self.filters, self.order, self.reset),
+                row(*self.filters, self.order, self.equal, self.reset),
                 self.status,
                 widgets.VBox([self.heading, self.list]),
                 row(self.line, *self._moves, *self.labels.values(), self.note),
@@ -137,8 +139,8 @@ class Controls:
         return wanted, wrong
 
     def clear(self) -> None:
-        """Empty the filters, and sort as generated."""
-        for choice in (self.status_is, self.mark_is, self.order):
+        """Empty the filters, sort as generated, and show equal answers once."""
+        for choice in (self.status_is, self.mark_is, self.order, self.equal):
             choice.index = 0
         for box in (*self._bounds, self.text):
             box.value = ""
@@ -190,17 +192,19 @@ def list_heading() -> str:
     return f"{names}  {'status':<{_STATUS}}{'mark':<{_MARK}}prompt → response"
 
 
-def list_line(sample: Sample, mark: Mark | None) -> str:
-    """A sample in one line of the list."""
+def list_line(sample: Sample, mark: Mark | None, amount: int = 1) -> str:
+    """A sample in one line of the list, which stands for so many with the same answer."""
     reward = "–" if sample.reward is None else number(sample.reward, 3)
     values = (str(sample.index), str(sample.group_index), reward, f"{sample.response_length:,}")
     numbers = "".join(f"{v:>{width}}" for v, (width, _) in zip(values, _COLUMNS, strict=True))
     words = shorten(mark.label or "note", _MARK - 1) if mark else ""
-    texts = f"{shorten(sample.prompt_text, 34)} → {shorten(sample.response, 60)}"
+    texts = f"{shorten(sample.prompt_text, 34)} → {times(amount)}{shorten(sample.response, 60)}"
     line = f"{numbers}  {STATUS_SIGNS[sample.status]:<{_STATUS}}{words:<{_MARK}}{texts}"
     return line.replace(" ", _HARD_SPACE)  # a list would draw several spaces as one
 
 
+ONCE, EACH = "once, with their count", "one by one"
+"""How samples of one prompt with the same answer are listed."""
 ANY_MARK, NO_MARK = "any mark or note", "neither"
 AS_GENERATED = "as generated"
 Numbers = Mapping[str, Sequence[float | None]]

@@ -31,10 +31,11 @@ from kit.viz.html import (
     tag,
     title,
 )
-from kit.viz.samples.rollout import answer_html, prompt_html, response_cell, reward_scale
-from kit.viz.samples.strip import chips_alone, in_context
+from kit.viz.samples.alike import alike, answers_cell, commonest, times
+from kit.viz.samples.rollout import answer_html, prompt_html, reward_scale
+from kit.viz.samples.strip import CONTEXT, chips_alone, in_context
 
-_FIRST = "Shown is the first response to each prompt; its reward is the mean over all of them."
+_FIRST = "Shown is the commonest response to each prompt; the reward is the mean over all of them."
 _COLOURS = (
     "Tokens with a thick upper edge, blue, gained probability in the update; those with a thick "
     "lower edge, orange, lost."
@@ -59,10 +60,10 @@ class _Pair:
 def compare_samples(before: Rollout, after: Rollout, n: int = 8) -> Picture:
     """The first `n` prompts that both rollouts hold, in their order, with rewards.
 
-    Prompts are the same where their text is. Shown is the first response to each; where a prompt
-    has several, its reward is their mean. The counts above the table are over all prompts that
-    both hold, not only those shown. Under it, the tokens whose probability moved most, of samples
-    that were annotated with the weights before and after.
+    Prompts are the same where their text is. Equal responses to a prompt are shown once, with
+    their count, the commonest first; the reward is the mean over all of them. The counts above the
+    table are over all prompts that both hold, not only those shown. Under it, the tokens whose
+    probability moved most, of samples that were annotated with the weights before and after.
     """
     pairs, alone = _pairs(before, after)
     moved = moves(before, after)
@@ -108,10 +109,10 @@ def _table(pairs: Sequence[_Pair]) -> Child:
 
     def cell(group: list[Sample]) -> Child:
         reward = _reward(group)
-        shown = number_bar(None if math.isnan(reward) else reward, *scale)
-        several = quiet(f" mean of {len(group)}")
-        bar = tag("div", shown, several if len(group) > 1 else None)
-        return join(_response(group[0], limit), bar)
+        bar = number_bar(None if math.isnan(reward) else reward, *scale)
+        shown = tag("div", bar, class_="kv-line")
+        several = tag("div", quiet(f"mean of {len(group)}")) if len(group) > 1 else None
+        return join(_response(group, limit), shown, several)
 
     rows = [
         [
@@ -125,11 +126,13 @@ def _table(pairs: Sequence[_Pair]) -> Child:
     return table(heads, rows)
 
 
-def _response(sample: Sample, limit: int) -> Child:
-    """The response, as a strip where the change of its tokens is known."""
-    if _changed(sample):
-        return chips_alone(sample, "change", most=max(limit // 60, 10))
-    return response_cell(sample, limit)
+def _response(group: Sequence[Sample], limit: int) -> Child:
+    """The responses, equal ones once; or the first, where the change of its tokens is known."""
+    if _changed(group[0]):
+        first = alike(group)[0]
+        counted = tag("b", f"{times(len(first))}") if len(first) > 1 else None
+        return join(counted, chips_alone(group[0], "change", most=max(limit // 60, 10)))
+    return answers_cell(group, limit)
 
 
 def _changed(sample: Sample) -> bool:
@@ -140,10 +143,10 @@ def _plain(words: str, tallies: Sequence[tuple[str, str]], pairs: Sequence[_Pair
     rows = [
         [
             shorten(pair.before[0].prompt_text, 30),
-            shorten(pair.before[0].response, 24),
+            commonest(pair.before, 24),
             number(_reward(pair.before), 3),
             "→",
-            shorten(pair.after[0].response, 24),
+            commonest(pair.after, 24),
             number(_reward(pair.after), 3),
             pair.change,
         ]
@@ -302,7 +305,7 @@ def _listed(heading: str, listed: Sequence[Move], top: float) -> Markup | None:
     numbers = numeric("sample", "position", "before", "after", "change, nats")
     rows: list[list[Child]] = [
         [
-            tag("pre", "\n" + "\n".join(in_context(move.sample, move.position)), class_="kv-text"),
+            tag("pre", "\n" + "\n".join(in_context(move.sample, move.position)), class_=CONTEXT),
             str(move.sample.index),
             str(move.position),
             _chance(move.old),

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from kit.samples import Rollout, Sample, Status
 from kit.utils.display import Bundle, bundle
-from kit.utils.formatting import columns, count, count_of, cut, mean, number, percent, shorten
+from kit.utils.formatting import columns, count, count_of, mean, number, percent, shorten
 from kit.viz.html import (
     Child,
     Column,
@@ -21,7 +21,6 @@ from kit.viz.html import (
     label,
     long_text,
     note,
-    number_bar,
     page,
     quiet,
     spaced,
@@ -30,6 +29,7 @@ from kit.viz.html import (
     title,
 )
 from kit.viz.render import render
+from kit.viz.samples.alike import Values, alike, answer_cell, bar_of_all, number_of_all, times
 
 if TYPE_CHECKING:
     from kit.viz.samples.browser import SampleBrowser
@@ -251,36 +251,41 @@ def _group(group: Sequence[Sample], limit: int, prompt_limit: int, scales: _Scal
     heads += [Column("response"), Column("tokens", "num"), Column("status", "fit")]
     if labelled:
         heads.append(Column("answer", "fit"))
-    rows = [_row(sample, limit, scales, labelled) for sample in group]
+    rows = [_row([group[i] for i in places], limit, scales, labelled) for places in alike(group)]
     return tag("div", group_head(group, prompt_limit), table(heads, rows), class_="kv-group")
 
 
-def _row(sample: Sample, limit: int, scales: _Scales, labelled: bool) -> list[Child]:
-    cells: list[Child] = [number_bar(sample.reward, *scales.reward)]
-    cells += [number(sample.reward_parts.get(name), 3) for name in scales.parts]
+def _row(same: Sequence[Sample], limit: int, scales: _Scales, labelled: bool) -> list[Child]:
+    """A row of samples that wrote the same; most often one."""
+    numbers: dict[str, Values] = {"reward": [s.reward for s in same]}
+    numbers |= {
+        shorten(name, 24): [s.reward_parts.get(name) for s in same] for name in scales.parts
+    }
+    cells: list[Child] = [bar_of_all(numbers["reward"], *scales.reward)]
+    cells += [number_of_all([s.reward_parts.get(name) for s in same]) for name in scales.parts]
     if scales.advantage is not None:
-        cells.append(number_bar(sample.advantage, scales.advantage, signed=True))
+        numbers["advantage"] = [s.advantage for s in same]
+        cells.append(bar_of_all(numbers["advantage"], scales.advantage, signed=True))
     cells += [
-        response_cell(sample, limit),
-        f"{sample.response_length:,}",
-        STATUS_SIGNS[sample.status],
+        answer_cell(same, limit, numbers),
+        number_of_all([s.response_length for s in same]),
+        STATUS_SIGNS[same[0].status],
     ]
     if labelled:
-        cells.append(shorten(sample.label_text or "–", 30))
+        cells.append(shorten(same[0].label_text or "–", 30))
     return cells
 
 
-def response_cell(sample: Sample, limit: int) -> Markup:
-    """The response, and under it the error of a sample whose reward failed."""
-    error = None
-    if sample.error:
-        words, missing = cut(sample.error, 200)
-        error = note(f"✗ {words}{' …' if missing else ''}")
-    return join(long_text(sample.response, limit), error)
-
-
-def _signed(advantage: float | None) -> str:
-    return "–" if advantage is None else f"advantage {advantage:+.3g}"
+def _plain_row(same: Sequence[Sample], advantages: bool) -> list[str]:
+    row = [number_of_all([s.reward for s in same])]
+    if advantages:
+        value = number_of_all([s.advantage for s in same], signed=True)
+        row.append(value if value == "–" else f"advantage {value}")
+    return [
+        *row,
+        f"{times(len(same))}{shorten(same[0].response, 60)}",
+        STATUS_SIGNS[same[0].status],
+    ]
 
 
 def _plain(rollout: Rollout) -> str:
@@ -293,18 +298,11 @@ def _plain(rollout: Rollout) -> str:
         if answer is not None:
             lines[-1] += f"   (answer: {shorten(answer, 20)})"
         lines += [f"    {mark}" for mark in group_marks(group)]
-        rows = [
-            [
-                number(s.reward, 3),
-                *([_signed(s.advantage)] if advantages else []),
-                shorten(s.response, 60),
-                STATUS_SIGNS[s.status],
-            ]
-            for s in group[:4]
-        ]
+        answers = [[group[i] for i in places] for places in alike(group)]
+        rows = [_plain_row(same, advantages) for same in answers[:4]]
         lines.append(columns(rows, indent="    "))
-        if len(group) > 4:
-            lines.append(f"    … {count(len(group) - 4, 'more sample')}")
+        if left := sum(map(len, answers[4:])):
+            lines.append(f"    … {count(left, 'more sample')}")
     if len(rollout.groups()) > 3:
         lines.append(f"  … {count(len(rollout.groups()) - 3, 'more group')}")
     return "\n".join(lines)

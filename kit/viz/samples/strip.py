@@ -43,6 +43,8 @@ MOST_NAMES = 24
 ACROSS = 10
 """Tokens in a row of the compact table."""
 WORST = 5
+CONTEXT = "kv-text kv-context"
+"""The class of a token in its context, whose lines stay as they are for the caret."""
 SIDE = 30
 """Characters on either side of a token that is shown in its context."""
 
