@@ -66,6 +66,10 @@ OURS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
 RAYS_OWN = ("gcs_server", "raylet")
 """Ray's two processes, by the names of their programs."""
 
+GCS_TIMEOUT = "RAY_gcs_rpc_server_reconnect_timeout_s"
+"""How long Ray looks for its control service before it ends the process: a notebook's kernel."""
+YEAR = 365 * 24 * 3600
+"""Seconds."""
 LOG_LINES = 20
 """Lines of each log in an error message."""
 RAYLET_TROUBLE = re.compile(r"\[[\d :,-]+ [EFC] ")
@@ -398,7 +402,14 @@ def connect_ray(address: str, namespace: str, *, joins: bool, **options: Any) ->
             fix="call `ray.shutdown()`, or close the other session, before `RLSession.start`.",
         )
     ray_constants.ENABLE_RAY_CLUSTER = joins
-    Config.initialize("")
+    before = os.environ.get(GCS_TIMEOUT)
+    os.environ[GCS_TIMEOUT] = str(YEAR)
+    try:
+        Config.initialize("")
+    finally:
+        os.environ.pop(GCS_TIMEOUT)
+        if before is not None:
+            os.environ[GCS_TIMEOUT] = before
     AuthenticationTokenLoader.instance().reset_cache()
     ray.init(
         address=address, namespace=namespace, log_to_driver=False, logging_level="ERROR", **options

@@ -18,16 +18,31 @@ from tests.families import FAMILIES, WINDOW, make_model
 
 ROWS = [{"prompt": f"{a}+{a + 1}=", "label": str(2 * a + 1)} for a in range(12, 20)]
 
+NO_START = "SGLang could not start"
+AT_WINDOW = f"begins after sliding_window {WINDOW} tokens"
 REFUSED = {
     "Apertus": "the engine",
     "Cohere": "(?s)the engine.*logit_scale 0.25",
-    "Cohere2": f"begins after sliding_window {WINDOW} tokens",
+    "Cohere2": AT_WINDOW,
+    "Exaone4": NO_START,
     "Gemma": "the engine",
     "Gemma2": "soft cap|final_logit_softcapping",
-    "Mistral, window": f"(?s)the engine.*begins after sliding_window {WINDOW} tokens",
+    "Glm": NO_START,
+    "GptOss": NO_START,
+    "HunYuanDenseV1": NO_START,
+    "Llama, dynamic rope": "the engine",
+    "Llama, yarn": "the engine",
+    "Mistral, window": f"(?s)the engine.*{AT_WINDOW}",
     "NanoChat": "final_logit_softcapping",
+    "Olmo3": NO_START,
+    "Olmoe": NO_START,
     "Phi": "bias in its output layer",
+    "Phi3, window": AT_WINDOW,
+    "Qwen2, window": AT_WINDOW,
+    "Qwen2Moe": "cannot be computed",
+    "Qwen3, window": AT_WINDOW,
     "StableLm": "cannot be computed",
+    "Starcoder2, window": AT_WINDOW,
 }
 """What a start says of families that engine or trainer computes otherwise than Transformers."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -187,3 +190,32 @@ def test_when_ray_dies_it_is_told_the_notebook_lives_and_a_checkpoint_continues(
     with RLSession.load(saved) as loaded:
         assert_gone(stack.entry.head, str(stack.directory))
         loaded.step()
+
+
+UNNOTICED = """
+import time
+from kit import RLSession
+from tests.processes import kill, of_head
+
+session = RLSession.start("tiny")
+service = of_head(session, 1)
+session.debug.stack.watch.close()  # nobody sees it
+kill(service)
+time.sleep(75)
+session.close()
+print("lives")
+"""
+
+
+@pytest.mark.slow
+def test_a_kernel_outlives_rays_control_service_by_more_than_the_minute_that_ray_gives_it() -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", UNNOTICED],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.splitlines()[-1:] == ["lives"], done.stderr
