@@ -15,19 +15,25 @@ UV := uv==0.13.9
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 NOTEBOOK := notebooks/02_train_to_solve.ipynb
 
-.PHONY: help demo lab docs reference test test-all test-rest soak lint typecheck format lock clean clean-all
+# One set-up serves every user of a machine: who may not write to it neither changes it nor sets it
+# up again, and works with copies of the lessons in a folder of their own.
+MINE := $(shell [ -w . ] && [ ! -e .venv -o -w .venv ] && echo yes)
+READY := $(if $(MINE),.venv/.kit,others)
+LESSONS := $(shell [ -w notebooks ] && echo notebooks || echo $(HOME)/kit-lessons/notebooks)
+
+.PHONY: help demo lab others docs reference test test-all test-rest soak lint typecheck format lock clean clean-all
 
 help:  ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-demo: .venv/.kit  ## Train the tiny model from start to solved, as a notebook run
+demo: $(READY)  ## Train the tiny model from start to solved, as a notebook run
 	@$(PY) -m kit run $(NOTEBOOK) --keep-warm 0
 
 # Its settings in notebooks/.jupyter ask no questions about news; a browser of your own stays as it is.
-lab: .venv/.kit  ## Open the lessons in JupyterLab, on this machine only (PORT=8890 BROWSER=none)
+lab: $(READY)  ## Open the lessons in JupyterLab, on this machine only (PORT=8890 BROWSER=none)
 	@JUPYTER_CONFIG_PATH="$(CURDIR)/notebooks/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
 		$(PY) -m jupyterlab --ip=127.0.0.1 $(if $(PORT),--port=$(PORT)) \
-		$(if $(filter none,$(BROWSER)),--no-browser) --ServerApp.root_dir=notebooks \
+		$(if $(filter none,$(BROWSER)),--no-browser) --ServerApp.root_dir="$(LESSONS)" \
 		--LabApp.default_url=/lab/tree/START.md $(AS_ROOT)
 
 docs: .venv/.kit  ## Run all lessons and write their pages into docs/course (about ten minutes)
@@ -77,6 +83,25 @@ clean:  ## Remove caches; the environment and your runs stay
 
 clean-all: clean  ## Remove the environment too; your runs stay
 	@rm -rf .venv
+
+others:
+	@if [ ! -e .venv/.kit ]; then \
+		echo "$(CURDIR) is not set up, and $$(id -un) may not write there."; \
+		echo "What to do: have its owner run \`make demo\` once."; \
+		exit 1; \
+	fi
+	@if ! $(PY) -c "import importlib.util as util; open(util.find_spec('torch').origin)" 2>/dev/null; then \
+		echo "$$(id -un) may not read the packages in $(CURDIR)/.venv, or not run its Python."; \
+		echo "What to do: have its owner set it up anew, readable for all and with a Python outside of a"; \
+		echo "home folder: umask 022; make clean-all; make PYTHON=/usr/bin/python3 demo"; \
+		exit 1; \
+	fi
+	@if [ ! -w notebooks ]; then \
+		mkdir -p "$(HOME)/kit-lessons"; \
+		tar --exclude=.ipynb_checkpoints --exclude=checkpoints -cf - config.yaml notebooks \
+			| tar --skip-old-files --no-same-owner -C "$(HOME)/kit-lessons" -xf -; \
+		echo "Your copies of the lessons are in $(LESSONS); what you have changed there stays."; \
+	fi
 
 # Set-up, in three steps that are each repeated only when needed.
 

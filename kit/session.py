@@ -30,7 +30,8 @@ from kit.diagnostics.reward_trial import try_reward
 from kit.errors import SessionError, did_you_mean
 from kit.lifecycle import attach, configure, load, step, train_loop
 from kit.lifecycle.lock import verb
-from kit.lifecycle.start import SessionParts, is_running
+from kit.lifecycle.running import is_running
+from kit.lifecycle.start import SessionParts
 from kit.lifecycle.train_loop import Callback, Hooks, Training
 from kit.reports import (
     CheckReport,
@@ -81,6 +82,10 @@ class RLSession:
     ) -> Self:
         """Check everything that can be checked, start the stack, and return a running session.
 
+        In a notebook, one that runs in this kernel already ends for it, and a line says so; ten
+        minutes of training or more that were never saved are saved first. In a script or a batch
+        run, it is refused.
+
         Args:
             config: a SessionConfig, a preset's name, the path of a YAML file, or a model: its
                 directory (`./model`) or its name on the hub (`Qwen/Qwen3-0.6B`).
@@ -99,6 +104,7 @@ class RLSession:
 
         Raises:
             ConfigError, DataError, ModelError, RewardError: what the message names is wrong.
+            SessionError: another session runs and does not end for this one.
             StackError: a process could not start. In every case none is left behind.
         """
         session = cls(apply_run_settings(config))
@@ -629,7 +635,14 @@ class RLSession:
         return train_loop.counted(self._parts, total)
 
     def dashboard(self, steps: int | None = None) -> Training:
-        """Show the running training, or the history with buttons to start one."""
+        """Show the training of this session with its buttons, or the picture that it left.
+
+        Where there was none on a dashboard yet, buttons offer to start one.
+
+        Args:
+            steps: after a training that has ended, buttons offer so many more; None shows only what
+                it left. Before the first one, None takes the configured `num_rollout`.
+        """
         return train_loop.dashboard(self._parts, self.step, steps, self._hooks())
 
     @verb

@@ -114,6 +114,7 @@ def _save(
             "num_trainers": state.config.training.num_trainers,
         }
         manifest.seal(folder, "checkpoint", facts)
+    state.saved = state.step
 
 
 def _write(state: TrainState, stack: Stack, folder: Path) -> None:
@@ -242,6 +243,7 @@ def restore(state: TrainState, stack: Stack, folder: Path, row: dict[str, Any]) 
     last_batch = read_batch(batch) if batch.is_file() else None
     move_to(state, stack, row, lambda: stack.load(str(folder.absolute() / TRAINER)))
     state.last_rollout, state.last_batch = last_rollout, last_batch
+    state.saved = state.step
 
 
 def move_to(

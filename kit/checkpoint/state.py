@@ -52,6 +52,8 @@ class TrainState:
     """The last one whose update was made and handed over, even if interrupted after that."""
     evaluated: int | None = None
     """Version of the weights that were evaluated last."""
+    saved: int = 0
+    """The step that a checkpoint of this session holds, as far as none was undone since."""
     changes: list[dict[str, Any]] = field(default_factory=list)
     """Settings that were changed while it ran: `step`, `setting`, `from`, `to`."""
     inputs: Inputs = field(default_factory=Inputs)
@@ -63,6 +65,11 @@ class TrainState:
     def rewards(self) -> list[float]:
         """Mean reward of each step that has one."""
         return [row[REWARD] for row in self.history if REWARD in row]
+
+    @property
+    def unsaved(self) -> list[Metrics]:
+        """Rows of the steps that no checkpoint holds."""
+        return [row for row in self.history if row[STEP] >= self.saved]
 
     def counters(self, versions: WeightVersions) -> dict[str, Any]:
         """The small part of `to_json`: counters, and data position."""
@@ -101,6 +108,6 @@ class TrainState:
             self.stream.load_state(place)
             raise
         self.step, self.rollouts_drawn, self.history = step, drawn, history
-        self.evaluated = row.get("evaluated")
+        self.evaluated, self.saved = row.get("evaluated"), min(self.saved, step)
         self.unsynced, self.changes = None, list(row.get("changes", []))
         versions.version, versions.newest_version = weights

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from kit.cli.runs import RUNS
 from kit.errors import RunError
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def run(
     checkpoint_every: CheckpointEveryOption = None,
     keep_warm: KeepWarmOption = KEEP_WARM_MINUTES,
     quiet: QuietOption = False,
-    out: OutOption = Path("papermill_runs"),
+    out: OutOption = RUNS,
 ) -> None:
     """Execute notebooks from top to bottom and keep everything they did.
 

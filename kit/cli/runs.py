@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kit.utils.files import runs_here
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-RUNS = Path("papermill_runs")
+RUNS = runs_here()
 
 
 def table_console() -> Console:

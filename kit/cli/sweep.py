@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from kit.cli.runs import RUNS
 from kit.errors import RunError
 
 Notebook = Annotated[Path | None, typer.Argument(help="An .ipynb file.")]
@@ -71,7 +72,7 @@ def sweep(
     stop_below: StopBelowOption = None,
     stop_median: StopMedianOption = None,
     resume: ResumeOption = None,
-    out: OutOption = Path("papermill_runs"),
+    out: OutOption = RUNS,
 ) -> None:
     """Run a notebook with every combination of parameter values, several at a time.
 

@@ -64,4 +64,4 @@ def _look(config: SessionConfig) -> Iterator[Finding]:
     if takes == "cuda" and source is not None and not running:  # else it holds its memory now
         yield device.memory(config, source, driver.cards[0])
     yield from machine.room(takes, size)
-    yield from stacks.findings(alive)
+    yield from stacks.findings(alive, stacks.others(driver.cards))

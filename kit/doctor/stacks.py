@@ -1,10 +1,14 @@
-"""Finds the kit's stacks on this machine, living or abandoned, and ends them."""
+"""Finds the kit's stacks on this machine, living or abandoned, and ends a user's own.
+
+Of other users it tells what their sessions hold, and neither who they are nor what they do.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +19,8 @@ from kit.cluster.folder import stacks_root
 from kit.doctor.machine import program
 from kit.errors import SessionError, did_you_mean
 from kit.reports.diagnostics import Finding
-from kit.utils.formatting import count, data_size, duration
+from kit.utils.formatting import count, data_size, duration, in_gib
+from kit.utils.hardware import Card
 
 HEAD = "kit.cluster.head"
 LOG = "head.log"
@@ -47,14 +52,30 @@ class LivingStack:
     """On which its processes listen."""
 
 
+@dataclass(frozen=True, slots=True)
+class OthersUse:
+    """What the sessions of other users hold together."""
+
+    sessions: int
+    processes: int
+    memory: int
+    """Bytes, without files and shared memory."""
+    cores: float
+    """How many they keep busy."""
+    device: int = 0
+    """Bytes of GPUs, as far as the driver tells."""
+
+
+LOOK_SECONDS = 0.3
+"""How long the others' processor time is watched."""
+
+
 def living() -> list[LivingStack]:
-    """Stacks whose head is alive and whose processes may be inspected."""
+    """This user's stacks whose head is alive."""
     names = {entry.stack: entry.name for entry in registry.living()}
     found = []
-    for head in psutil.process_iter():
-        with contextlib.suppress(OSError, psutil.Error, ValueError, IndexError, KeyError):
-            words = head.cmdline()
-            directory = Path(words[words.index(HEAD) + 1])
+    for head, directory in _heads(own=True):
+        with contextlib.suppress(OSError, psutil.Error, KeyError):
             stack = head.environ()[processes.MARK]
             members = processes.of_stack(stack, head.pid)
             state = lease.state_of(directory) or {}
@@ -72,6 +93,61 @@ def living() -> list[LivingStack]:
                     _ports(members),
                 )
             )
+    return found
+
+
+def _heads(*, own: bool) -> Iterator[tuple[psutil.Process, Path]]:
+    """Heads of stacks and their folders: this user's own, or those of all others."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ValueError, IndexError):
+            words = process.cmdline()
+            directory = Path(words[words.index(HEAD) + 1])
+            if (process.uids().real == os.getuid()) == own:
+                yield process, directory
+
+
+def others(cards: Iterable[Card] = ()) -> OthersUse | None:
+    """What the sessions of other users hold; None where there are none, or none may be seen.
+
+    Args:
+        cards: GPUs, with the processes that hold memory of each.
+    """
+    heads = [head for head, _ in _heads(own=False)]
+    if not heads:
+        return None
+    members = {process.pid: process for head in heads for process in _family(head)}
+    begin, before = time.monotonic(), _processor_seconds(members)
+    time.sleep(LOOK_SECONDS)
+    used, after = 0.0, _processor_seconds(members)
+    for pid, seconds in after.items():
+        used += seconds - before.get(pid, seconds)
+    held = [each for card in cards for each in card.processes if each.pid in members]
+    return OthersUse(
+        len(heads),
+        len(members),
+        processes.own_memory([*members.values()]),
+        used / (time.monotonic() - begin),
+        sum(each.memory or 0 for each in held),
+    )
+
+
+def _family(head: psutil.Process) -> Iterator[psutil.Process]:
+    """Processes of somebody else's stack: their mark cannot be read, their parents can."""
+    yield head
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            if process.pid != head.pid and os.getsid(process.pid) == head.pid:
+                yield process
+    with contextlib.suppress(psutil.Error):
+        yield from head.children(recursive=True)
+
+
+def _processor_seconds(members: Mapping[int, psutil.Process]) -> dict[int, float]:
+    found = {}
+    for pid, process in members.items():
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            found[pid] = times.user + times.system
     return found
 
 
@@ -97,8 +173,15 @@ def abandoned(alive: list[LivingStack], folder: Path) -> list[Path]:
     return found
 
 
-def findings(alive: list[LivingStack]) -> Iterator[Finding]:
-    """One finding per living stack and one for all abandoned ones, or one that there is nothing."""
+def findings(alive: list[LivingStack], elsewhere: OthersUse | None = None) -> Iterator[Finding]:
+    """One finding per living stack and one for all abandoned ones, or one that there is nothing.
+
+    Args:
+        alive: what `living` returned.
+        elsewhere: what `others` returned.
+    """
+    if elsewhere:
+        yield _others(elsewhere)
     for stack in alive:
         yield _living(stack)
     left = abandoned(alive, stacks_root())
@@ -114,7 +197,24 @@ def findings(alive: list[LivingStack]) -> Iterator[Finding]:
             (f"{program('kit')} doctor --stop {LEFTOVERS}",),
         )
     if not alive and not left:
-        yield Finding("other stacks", "ok", "none on this machine, and nothing left of any")
+        yield Finding("other stacks", "ok", "none of yours, and nothing left of any")
+
+
+def _others(use: OthersUse) -> Finding:
+    found = (
+        f"{count(use.sessions, 'session')} of other users: "
+        f"{count(use.processes, 'process', 'processes')}, {data_size(use.memory)} of memory, "
+        f"{use.cores:.1f} of {os.cpu_count()} cores busy"
+    )
+    if use.device:
+        found += f", {in_gib(use.device)} of GPU memory"
+    return Finding(
+        "other users",
+        "note",
+        f"{found}.",
+        "They share the machine with you: starts and steps may take longer. "
+        f"{processes.CORES_VARIABLE}=2, set before a start, leaves the other cores to others.",
+    )
 
 
 def _living(stack: LivingStack) -> Finding:

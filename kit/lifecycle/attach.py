@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from kit.checkpoint.inputs import Inputs
 from kit.errors import SessionError, StackError, did_you_mean
-from kit.lifecycle import journal, step
-from kit.lifecycle.start import SessionParts, refuse_a_second_one
+from kit.lifecycle import journal, running, step
+from kit.lifecycle.start import SessionParts
 from kit.reports import EvalReport, SyncReport, UpdateReport
 from kit.reports.status import LivingSession, Sessions
 from kit.rollout.batch import means
@@ -84,7 +84,7 @@ def attach(
     from kit.cluster.joined import take_cluster
     from kit.config import SessionConfig
 
-    refuse_a_second_one()
+    running.refuse_a_second_one()
     begin = time.perf_counter()
     entry = _chosen(name)
     start = journal.started_with(entry.folder)

@@ -28,7 +28,7 @@ from kit.config import SessionConfig, TrainingConfig
 from kit.data.stream import PromptStream
 from kit.diagnostics.agreement import check_agreement
 from kit.errors import ConfigError, SessionError, StackError
-from kit.lifecycle import resume
+from kit.lifecycle import resume, running
 from kit.lifecycle.journal import Journal
 from kit.lifecycle.lock import SessionLock
 from kit.lifecycle.step import Tracker
@@ -123,13 +123,15 @@ class SessionParts:
         from kit.viz.live.progress import Starting
 
         begin = time.perf_counter()
-        refuse_a_second_one()
-        stack = self.prepare(**inputs)
+        before = running.to_be_replaced()
+        stack = self.prepare(**inputs)  # what is wrong is refused before anything ends
+        if before:
+            running.replace(before, stack)
         try:
             with held():
                 warm = acquire_stack(stack)
                 self.state.config = stack.settings.config  # its name may have got a number
-                _running.add(self)
+                running.add(self)
             folder = stack.cluster.directory
             with Starting(lambda: progress.read(folder), (folder / "address").exists):
                 self.sampler.load_tokenizer()  # while the stack's first process starts
@@ -180,7 +182,6 @@ class SessionParts:
             build(config.reward, sampler.train.default_reward) if reward is None else reward
         )
         check_reward(self.reward)
-        LIMIT.seconds = config.reward.timeout
         check_extra(dict(config.engine.extra))
         check_devices(config, model, device)
         plan = plan_for(config, model, device, sampler.max_response_len)
@@ -201,6 +202,7 @@ class SessionParts:
 
         self._stack, self.phase = stack, "running"
         config, recorder = self.state.config, current_run()
+        LIMIT.seconds = config.reward.timeout
         if recorder:
             recorder.start(config, self.state.inputs.described)
         loggers = tracking.start(config, recorder.folder if recorder else None)
@@ -211,7 +213,7 @@ class SessionParts:
         # A batch run's kernel never comes back to attach.
         lease = 0.0 if recorder else config.stack.lease
         stack.cluster.ready(lease, fingerprint=fingerprint(stack.settings))
-        _running.add(self)
+        running.add(self)
         me = weakref.ref(self)
 
         def at_exit() -> None:
@@ -222,7 +224,7 @@ class SessionParts:
 
     def abandon(self) -> None:
         """Be without a stack again, after a start that failed."""
-        _running.discard(self)
+        running.discard(self)
         self._stack, self.phase = None, "not started"
 
     # ---- while it runs -------------------------------------------------------------------------
@@ -301,7 +303,7 @@ class SessionParts:
         if training and not ended:
             stack.halt()  # else its thread would wait in a Ray that goes away
             training.close(CLOSE_SECONDS)
-        _running.discard(self)
+        running.discard(self)
         return stack, ended and not stack.watch.dead()
 
     def _end_of_process(self) -> None:
@@ -363,29 +365,6 @@ class SessionParts:
             calls.append(("session.evaluate()", "accuracy on held-out prompts"))
             calls.append(("session.save()", "keep where it stands"))
         return tuple(calls)
-
-
-_running: weakref.WeakSet[SessionParts] = weakref.WeakSet()
-
-
-def is_running(parts: SessionParts) -> bool:
-    """Whether a session runs in this process, or is about to."""
-    return parts in _running
-
-
-def refuse_a_second_one() -> None:
-    """Raise SessionError if a session already runs in this process."""
-    other = next(iter(_running), None)
-    if other and other.is_lost:
-        other.close()  # only a checkpoint can bring it back, in a stack of its own
-        other = None
-    if other is not None:
-        raise SessionError(
-            f"The session {other.state.config.name!r} is running in this process already.",
-            why="A process drives one stack at a time.",
-            fix="go on with it (`session = RLSession.current()`), or end it first: "
-            "`RLSession.current().close()`.",
-        )
 
 
 def check_functions(

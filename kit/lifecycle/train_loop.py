@@ -470,11 +470,14 @@ def _in_this_thread(
 def dashboard(
     parts: SessionParts, step: Step, steps: int | None, hooks: Hooks | None = None
 ) -> Training:
-    """Show the running training, or the history with a training that can be started."""
+    """Show the session's training; one that can be started where there is none, or with `steps`."""
     _ = parts.stack  # refuses where the session is not running
     training = parts.lock.training
-    if training is None or training.ended:
+    asked = steps is not None and (training is None or training.ended or steps != training.total)
+    if training is None or (asked and (training.ended or training.state == "ready")):
         training = _register(parts, Training(parts, step, _total(parts, steps), hooks=hooks))
+    elif training.ended:
+        print("This training has ended. session.dashboard(20) has buttons for 20 more steps.")
     show(training)
     return training
 

@@ -16,8 +16,9 @@ import yaml
 from kit.errors import RunError, did_you_mean
 from kit.reports import REWARD
 from kit.reports.runs import RESULT
+from kit.utils.files import runs_here
 
-RUNS = Path("papermill_runs")
+RUNS = runs_here()
 NOTEBOOK = "notebook.ipynb"
 PARAMETERS = "params.yaml"
 

@@ -18,6 +18,14 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """Arguments of Linux's renameat2: relative to the working directory; swap the two names."""
 
 
+def runs_here() -> Path:
+    """`papermill_runs` in the working folder, or in the home of who may not write there."""
+    here = Path("papermill_runs")
+    written = here if here.exists() else Path()
+    own = Path(os.path.expanduser("~"))
+    return here if os.access(written, os.W_OK) else own / here
+
+
 def working_folder() -> str:
     """The working directory. Raises StackError where it was deleted."""
     try:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from kit import RLSession
 from kit.cluster import folder
 from kit.config import SessionConfig
 from kit.doctor import diagnose, machine, stacks
-from kit.errors import ConfigError
+from kit.errors import ConfigError, SessionError
+from kit.utils.hardware import Card, GpuProcess
 
 GIB = 1 << 30
 
@@ -152,6 +154,38 @@ def test_folders_of_dead_stacks_are_listed_and_others_are_not(tmp_path: Path) ->
 
 
 # ---- in a notebook ------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
+def test_sessions_of_other_users_are_counted_without_names_and_cannot_be_ended() -> None:
+    before = stacks.others()
+    head = ["sh", "-c", "echo; while :; do :; done", stacks.HEAD, "/tmp/kit-secretname"]
+    somebody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    process = subprocess.Popen(
+        [*somebody, *head], stdout=subprocess.PIPE, start_new_session=True, cwd="/"
+    )
+    try:
+        assert process.stdout
+        assert process.stdout.readline()
+        card = Card("card", 80 << 30, processes=(GpuProcess(process.pid, "sh", 3 << 30),))
+        use = stacks.others([card])
+        assert use is not None
+        assert use.sessions == 1 + (before.sessions if before else 0)
+        assert (use.processes >= use.sessions, use.device) == (True, 3 << 30)
+        assert use.cores > 0
+        assert all(stack.directory.name != "kit-secretname" for stack in stacks.living())
+        (finding, *_) = stacks.findings([], replace(use, sessions=1, processes=1))
+        assert finding.name == "other users"
+        assert re.match(
+            r"1 session of other users: 1 process, .* of \d+ cores busy, 3\.0 GiB of GPU memory",
+            finding.found,
+        )
+        assert "secretname" not in repr(finding)
+        with pytest.raises(SessionError, match="of yours"):
+            stacks.stop("secretname")
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_diagnosis_shows_itself_with_words_beside_every_sign() -> None:

@@ -301,12 +301,15 @@ def test_a_dashboard_shows_the_training_under_way_or_one_that_can_be_begun(
     assert dashboard(session.debug, session.step, None) is under_way
     gate.open(2)
     under_way.wait()
+    assert session.dashboard() is under_way  # what it left, and nothing that could begin
+    assert "session.dashboard(20) has buttons for 20 more steps" in capsys.readouterr().out
+    assert session.training is under_way
     fresh = session.dashboard(4)
     assert (fresh.state, fresh.total) == ("ready", 4)
     assert "Training(ready, 0 of 4 steps)" in capsys.readouterr().out
-    assert session.dashboard(7) is fresh
-    fresh.stop()
-    assert fresh.state == "stopped"
+    assert session.dashboard(4) is session.dashboard() is fresh
+    other = session.dashboard(7)
+    assert (fresh.state, other.state, other.total) == ("stopped", "ready", 7)
 
 
 def test_a_training_that_is_half_done_is_not_replaced_in_silence(

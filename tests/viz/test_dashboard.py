@@ -72,7 +72,7 @@ def await_value(widget: Any, name: str, holds: Callable[[Any], bool]) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"state": "ready", "done": 0}, "Ready to start"),
+        ({"state": "ready", "done": 0}, "Not begun"),
         ({"state": "running"}, "Running"),
         ({"asked": "pause"}, "Pausing after this step"),
         ({"asked": "stop"}, "Stopping after this step"),
@@ -145,11 +145,13 @@ def test_a_running_mean_of_some_points_is_that_of_all_there() -> None:
 
 def test_buttons_start_pause_step_resume_and_stop(steps: Steps) -> None:
     dashboard = make_dashboard(steps)
-    assert dashboard.go.description == "Start"
+    assert dashboard.go.description == "Train 5 steps"
+    assert dashboard.stop.disabled
     dashboard.step.click()
     steps.may.release()
     await_value(dashboard.head, "value", lambda v: "1 of 5 steps" in v and "Paused" in v)
     assert not dashboard.step.disabled
+    assert not dashboard.stop.disabled
     dashboard.go.click()
     # Paused before its step has begun, it would simply hold again.
     await_value(dashboard.head, "value", lambda v: "Running" in v)
@@ -163,6 +165,29 @@ def test_buttons_start_pause_step_resume_and_stop(steps: Steps) -> None:
     dashboard.stop.click()
     await_value(dashboard.head, "value", lambda v: "Stopped" in v)
     assert dashboard.training.wait().stopped == "stopped by hand"
+
+
+def test_the_button_of_a_session_that_was_trained_says_that_it_trains_on(steps: Steps) -> None:
+    steps.may.release(3)
+    for _ in range(3):
+        steps.step()
+    dashboard = make_dashboard(steps, 20)
+    assert dashboard.go.description == "Train 20 more steps"
+    assert "which have 3 steps" in dashboard.go.tooltip
+    assert dashboard.step.description == "One step"
+
+
+def test_a_dashboard_without_news_says_since_when_and_how_to_go_on(steps: Steps) -> None:
+    dashboard = make_dashboard(steps)
+    assert "No news" not in dashboard.head.value
+    dashboard.go.click()
+    await_value(dashboard.head, "value", lambda v: "Running" in v)
+    silent = dashboard.head.value.partition("No news since ")[2]
+    assert re.match(r"\d\d:\d\d:\d\d on \d{4}-\d\d-\d\d", silent)
+    assert "session.dashboard()" in silent
+    assert "RLSession.attach()" in silent
+    steps.may.release(5)
+    await_value(dashboard.head, "value", lambda v: "Finished" in v and "No news" not in v)
 
 
 def test_a_click_that_comes_too_late_does_nothing(steps: Steps) -> None:

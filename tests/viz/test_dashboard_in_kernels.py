@@ -89,6 +89,8 @@ def test_of_a_start_one_line_stays_or_none_where_it_failed(
     updates = [m["content"]["data"] for m in messages if m["msg_type"] == "update_display_data"]
     (first,) = [data["text/plain"] for data in shown]
     assert re.fullmatch(r"starting \d+ s · Ray", first)
+    assert "No news since" in shown[0]["text/html"]
+    assert "No news since" not in updates[-1]["text/html"]
     assert updates[-1]["text/plain"].startswith(stays)
     assert bool(updates[-1]["text/html"]) == bool(stays)
 
@@ -122,9 +124,33 @@ def test_the_widgets_give_way_to_the_picture_at_the_end(kernel: BlockingKernelCl
     shown = [m["content"]["data"] for m in messages if m["msg_type"] == "display_data"]
     assert [WIDGET in data for data in shown] == [True, False]
     assert shown[0]["text/html"] == ""
+    assert "Picture of the training, taken at " in shown[1]["text/html"]
+    assert "session.dashboard()" in shown[1]["text/html"]
     updates = [m["content"]["data"] for m in messages if m["msg_type"] == "update_display_data"]
     assert "Finished" in updates[-2]["text/html"]
+    assert "Picture of the training" not in updates[-2]["text/html"]
     assert WIDGET not in updates[-1]
+
+
+@pytest.mark.parametrize("then", ["pass", "raise KeyboardInterrupt"])
+def test_a_line_of_progress_says_how_to_go_on_until_its_training_ends(
+    kernel: BlockingKernelClient, then: str
+) -> None:
+    code = f"""
+from kit.viz.live.progress import Progress
+from tests.viz.results import make_step
+try:
+    with Progress(3) as progress:
+        progress.update(make_step(0))
+        {then}
+except KeyboardInterrupt:
+    pass
+"""
+    messages = execute(kernel, code, idle)
+    drawn = [m["content"]["data"] for m in messages if m["msg_type"].endswith("display_data")]
+    assert all("RLSession.attach()" in data["text/html"] for data in drawn[:-1])
+    assert "No news" not in drawn[-1]["text/html"]
+    assert len(drawn) > 1
 
 
 @pytest.mark.slow

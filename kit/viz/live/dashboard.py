@@ -37,7 +37,7 @@ SHOWN_SAMPLES = 6
 RECENT = 20
 """Steps whose times are averaged: those of a single one jump."""
 _WORDS = {
-    "ready": ("○ Ready to start", "plain"),
+    "ready": ("○ Not begun", "plain"),
     "running": ("▶ Running", "good"),
     "paused": ("‖ Paused", "warn"),
     "stopped": ("■ Stopped", "warn"),

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 from kit.utils.display import Bundle
+from kit.viz.html import part
 
 Frontend = Literal["live", "headless", "terminal"]
 
@@ -65,10 +66,13 @@ def _request() -> dict[str, Any]:
 
 
 _RULE = (
-    "<style>body:has(.kit-live-{id}) .kit-still-{id}{{display:none}}"
-    ".jp-OutputArea-child:not(:has(.kit-live-{id})):has(+ .jp-OutputArea-child .kit-still-{id})"
+    "<style>body:has({live}) .kit-still-{id}{{display:none}}"
+    ".jp-OutputArea-child:not(:has({live})):has(+ .jp-OutputArea-child .kit-still-{id})"
     '{{display:none}}</style><div class="kit-still-{id}">'
 )
+_LIVE = ".kit-live-{id}:not(.jupyter-widgets-disconnected)"
+"""Widgets on the page; after a restart of the kernel they are only wreckage."""
+NO_WORDS = Markup("")
 NOTHING: Bundle = {"text/html": "", "text/plain": ""}
 """What stands where widgets are unknown, such as in an exported page."""
 
@@ -81,12 +85,13 @@ def show_data(data: Mapping[str, Any], display_id: str | None = None, update: bo
     show(data, raw=True, display_id=display_id)
 
 
-def show_lasting(widget: Any, picture: Bundle) -> None:
+def show_lasting(widget: Any, picture: Bundle, note: Markup) -> None:
     """Display a widget where somebody can use it, and the picture that the file keeps.
 
     Args:
         widget: of ipywidgets; the same may be displayed again.
         picture: what is shown where no widget can be, as `bundle` makes it.
+        note: what the file says over the picture of a widget that somebody could use.
     """
     if frontend() != "live":
         show_data(picture)
@@ -94,7 +99,7 @@ def show_lasting(widget: Any, picture: Bundle) -> None:
     name = new_name()
     widget.add_class(f"kit-live-{name}")
     show_data(view(widget))
-    show_data(still(picture, name))
+    show_data(still(picture, name, note))
 
 
 def new_name() -> str:
@@ -108,7 +113,9 @@ def view(widget: Any) -> dict[str, Any]:
     return {**NOTHING, "application/vnd.jupyter.widget-view+json": number}
 
 
-def still(picture: Bundle, name: str) -> Bundle:
-    """Picture that is shown only where the widget of that name is not."""
-    html = Markup(_RULE.format(id=name)) + Markup(picture["text/html"]) + Markup("</div>")
+def still(picture: Bundle, name: str, note: Markup = NO_WORDS) -> Bundle:
+    """Picture that is shown only where the widget of that name is not, under a note."""
+    rule = _RULE.format(id=name, live=_LIVE.format(id=name))
+    head = part(note) if note else ""
+    html = Markup(rule) + Markup(head) + Markup(picture["text/html"]) + Markup("</div>")
     return {**picture, "text/html": str(html)}

@@ -16,11 +16,20 @@ from kit.reports import REWARD, StepReport
 from kit.tracking.catalog import short_name
 from kit.utils.display import Bundle, bundle
 from kit.utils.formatting import duration, one_line
-from kit.viz.html import tag
+from kit.viz.html import join, tag
+from kit.viz.live.age import ATTACH, late
 from kit.viz.live.frontend import NOTHING, frontend, new_name, show_data
 
 REDRAW_SECONDS = 0.5
 """A faster redraw costs training time and no eye can follow it."""
+
+
+LATE_SECONDS = 60.0
+"""After so long without a step, the line says since when."""
+GO_ON = (
+    "A step may take long. If the kernel has ended, find the session with its finished steps: "
+    f"{ATTACH}."
+)
 
 
 class _Line:
@@ -53,6 +62,7 @@ class Progress:
         self.drawn = -1.0
         self.line = ""
         self.done = 0
+        self._ended = False
         self._line = _Line()
         self.enabled = enabled and (self._line.where != "terminal" or sys.stderr.isatty())
 
@@ -81,19 +91,24 @@ class Progress:
             self._line.draw(self.picture())
 
     def __exit__(self, *_: object) -> None:
-        if self.enabled and self.done:
+        self._ended = True
+        if self.enabled and (self.done or self._line.where != "terminal"):
             self._line.draw(self.picture(), end="\n")
 
     def picture(self) -> Bundle:
         """What a notebook stores of it at this moment."""
         bar = f'<progress value="{self.done}" max="{self.total}" style="width:16em"></progress>'
         html = f'<div style="font-family:monospace">{bar} {escape(self.line)}</div>'
+        if not self._ended:
+            html += late(LATE_SECONDS, GO_ON)
         return {"text/html": html, "text/plain": self.line}
 
 
 PATIENCE = 3.0
 """A start that takes fewer seconds shows nothing."""
 POLL_SECONDS = 0.2
+START_LATE_SECONDS = 20.0
+"""The line of a start counts seconds; after so many without a redraw it says since when."""
 SIDES = ("engine", "trainer")
 
 
@@ -163,7 +178,7 @@ class Starting:
     def _draw(self, line: str, end: str = "") -> None:
         self.line = line
         with suppress(Exception):  # the start goes on where its line cannot be shown
-            self._line.draw(shown(line), end)
+            self._line.draw(shown(line, ended=bool(end) or not line), end)
 
 
 def under_way(begin: float, stages: Mapping[str, Stage], now: float, *, ray: bool) -> str:
@@ -199,6 +214,9 @@ def done_line(begin: float, stages: Mapping[str, Stage], now: float) -> str:
     return f"Started in {duration(now - begin)}{': ' if ready else ''}{', '.join(ready)}."
 
 
-def shown(line: str) -> Bundle:
-    """What a notebook stores of a line."""
-    return bundle(tag("div", line, style="font-family:monospace"), line) if line else NOTHING
+def shown(line: str, *, ended: bool = False) -> Bundle:
+    """What a notebook stores of a line; one that moves says later that it moves no more."""
+    if not line:
+        return NOTHING
+    silent = None if ended else late(START_LATE_SECONDS, "If the kernel has ended, run this again.")
+    return bundle(join(tag("div", line, style="font-family:monospace"), silent), line)

@@ -21,8 +21,9 @@ from typing import Any, Protocol
 from kit.errors import SessionError
 from kit.reports import TrainingStatus
 from kit.utils.display import Bundle, bundle
-from kit.utils.formatting import shorten
+from kit.utils.formatting import count, shorten
 from kit.viz.html import page, part, style
+from kit.viz.live.age import ATTACH, late, picture_of
 from kit.viz.live.dashboard import (
     curves_html,
     dashboard_html,
@@ -40,6 +41,12 @@ from kit.viz.live.frontend import (
     view,
 )
 
+GO_ON = (
+    "`session.dashboard()` in a new cell shows how the training goes on; after a restart of the "
+    f"kernel, first find its session: {ATTACH}."
+)
+LATE_SECONDS = 60.0
+"""After so long without a step, the dashboard says since when."""
 REDRAW_SECONDS = 0.5
 """A faster redraw costs training time and no eye can follow it."""
 SAMPLES_SECONDS = 4.0
@@ -48,6 +55,7 @@ PICTURE_SECONDS = 15.0
 """How old the picture in the file may be while training runs."""
 SHARE = 0.02
 """Largest share of time that drawing may take."""
+BUTTON_WIDTH = "7em"
 _making = threading.Lock()
 
 
@@ -99,10 +107,15 @@ def show_training(training: Training, *, live: bool) -> None:
 
 
 class Still:
-    """An output that holds the picture of a training."""
+    """An output that holds the picture of a training.
 
-    def __init__(self) -> None:
+    Args:
+        steered: there are buttons, in whose place a page without them shows how to go on.
+    """
+
+    def __init__(self, *, steered: bool) -> None:
         self.id = new_name()
+        self._steered = steered
 
     def show(self, status: TrainingStatus) -> None:
         """Display it in this cell too."""
@@ -114,14 +127,16 @@ class Still:
 
     def _data(self, status: TrainingStatus) -> Bundle:
         picture = bundle(page(dashboard_html(status)), dashboard_plain(status))
-        return still(picture, self.id)
+        if status.ended or not self._steered:
+            return still(picture, self.id)
+        return still(picture, self.id, picture_of("the training", GO_ON))
 
 
 class Follower:
     """Picture without buttons, drawn by the training thread: for runs that nobody watches."""
 
     def __init__(self, training: Training) -> None:
-        self._training, self._still = training, Still()
+        self._training, self._still = training, Still(steered=False)
         self._cells: set[str] = set()
         self._due = 0.0
         training.watch(self._changed)
@@ -150,10 +165,10 @@ class Dashboard:
     def __init__(self, training: Training) -> None:
         import ipywidgets as widgets
 
-        self.training, self._still = training, Still()
+        self.training, self._still = training, Still(steered=True)
         self.head, self.curves, self.samples = (widgets.HTML() for _ in range(3))
         self.go = self._button("Pause", self._pause_or_resume)
-        self.step = self._button("Step", training.step_once)
+        self.step = self._button("One step", training.step_once)
         self.stop = self._button("Stop", training.stop)
         self.step.tooltip = "Do one step, then hold"
         self.stop.tooltip = "End the training after the step under way"
@@ -191,7 +206,7 @@ class Dashboard:
     def _button(self, words: str, press: Callable[[], None]) -> Any:
         from ipywidgets import Button, Layout
 
-        button = Button(description=words, layout=Layout(width="7em"))
+        button = Button(description=words, layout=Layout(width=BUTTON_WIDTH))
 
         def pressed(_: object) -> None:
             with suppress(SessionError):  # it may have ended between the look and the click
@@ -238,12 +253,14 @@ class Dashboard:
     def _draw(self, status: TrainingStatus, state: str) -> None:
         self._state_drawn = state
         goes_on, now = self.training.goes_on, time.monotonic()
-        begun = status.state != "ready"
-        self.go.description = "Pause" if goes_on else "Resume" if begun else "Start"
-        self.go.tooltip = "Hold after the step under way" if goes_on else "Go on with the training"
-        self.step.disabled = goes_on
+        begun = status.state != "ready" or bool(status.asked)
+        self.go.description, self.go.tooltip = _what_it_does(status, goes_on, begun)
+        self.go.layout.width = "auto" if not begun else BUTTON_WIDTH
+        self.step.disabled, self.stop.disabled = goes_on, not begun
         let_clicks_through(self.go, self.step, self.stop)
-        self.head.value = part(head_html(status))
+        silent = late(LATE_SECONDS, f"A step may take long. If the kernel has ended: {GO_ON}")
+        running = status.state == "running"
+        self.head.value = part(head_html(status), silent if running else None)
         self.curves.value = part(curves_html(status))
         if now >= self._samples_due or not goes_on:
             self._samples_due = now + SAMPLES_SECONDS
@@ -258,3 +275,15 @@ class Dashboard:
         show_data(NOTHING, f"kit-widgets-{self._still.id}", update=True)
         for widget in (self.root, *self.root.children, self.go, self.step, self.stop):
             widget.close()
+
+
+def _what_it_does(status: TrainingStatus, goes_on: bool, begun: bool) -> tuple[str, str]:
+    """Words on the first button, and its tooltip."""
+    if goes_on:
+        return "Pause", "Hold after the step under way"
+    if begun:
+        return "Resume", "Go on with the training"
+    if not status.step:
+        return f"Train {count(status.total, 'step')}", "Begin the training"
+    words = f"Train {count(status.total, 'more step')}"
+    return words, f"Train on from the weights of now, which have {count(status.step, 'step')}"

@@ -366,6 +366,9 @@ class SampleBrowser:
         return show_rollout(self.rollout)
 
     def _ipython_display_(self) -> None:
+        from kit.viz.live.age import picture_of
         from kit.viz.live.frontend import show_lasting
 
-        show_lasting(self.controls.root, show_rollout(self.rollout))
+        advice = "To filter, sort and mark samples again, run the cell again."
+        note = picture_of("the sample browser", advice)
+        show_lasting(self.controls.root, show_rollout(self.rollout), note)

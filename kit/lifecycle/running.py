@@ -1,0 +1,137 @@
+"""The session that runs in this process: which one it is, and what becomes of it at a new start.
+
+A process drives one stack at a time. In a script or a batch run a second start is refused. In a
+notebook somebody has changed a setting and runs the cells again: the session of before ends, and
+one line says so. What took long to train and was never saved is saved first.
+"""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kit.checkpoint import checkpoint
+from kit.errors import KitError, SessionError
+from kit.utils.formatting import count, duration
+from kit.viz.live.frontend import frontend
+
+if TYPE_CHECKING:
+    from kit.lifecycle.start import SessionParts
+    from kit.stack.stack import Stack
+
+
+KEPT_SECONDS = 600.0
+"""Training that took so long is saved before a new start ends its session."""
+
+_running: weakref.WeakSet[SessionParts] = weakref.WeakSet()
+
+
+def add(parts: SessionParts) -> None:
+    """A session runs from here on, or is about to."""
+    _running.add(parts)
+
+
+def discard(parts: SessionParts) -> None:
+    """A session runs no more."""
+    _running.discard(parts)
+
+
+def is_running(parts: SessionParts) -> bool:
+    """Whether a session runs in this process, or is about to."""
+    return parts in _running
+
+
+def refuse_a_second_one() -> None:
+    """Raise SessionError if a session already runs in this process."""
+    if other := _other():
+        raise SessionError(
+            f"The session {other.state.config.name!r} is running in this process already.",
+            why="A process drives one stack at a time.",
+            fix="go on with it (`session = RLSession.current()`), or end it first: "
+            "`RLSession.current().close()`.",
+        )
+
+
+def to_be_replaced() -> SessionParts | None:
+    """Session that ends for one that starts now; None where none runs.
+
+    Raises:
+        SessionError: one runs, and nobody is there who could have meant it to end.
+    """
+    if frontend() != "live":
+        refuse_a_second_one()
+        return None
+    other = _other()
+    if other and other.phase != "running":
+        refuse_a_second_one()  # another thread is starting it
+    return other
+
+
+def replace(parts: SessionParts, stack: Stack) -> None:
+    """End a session for one that is about to start, and say so in one line.
+
+    Its processes are left to the new one where that has the same engine settings.
+
+    Args:
+        parts: of the session that runs.
+        stack: the new one's, which is not started.
+
+    Raises:
+        SessionError: much of it was never saved, and cannot be. It runs on.
+    """
+    from kit.stack.actors import fingerprint
+
+    name, unsaved = parts.state.config.name, parts.state.unsaved
+    steps, seconds = len(unsaved), sum(row.get("perf/step_time", 0.0) for row in unsaved)
+    saved = _saved(parts) if seconds >= KEPT_SECONDS else None
+    later = [kept.name for kept in parts.snapshots.values() if kept.step and not kept.folder]
+    same = parts.stack.cluster.entry.fingerprint == fingerprint(stack.settings)
+    parts.close(keep_warm=same)
+    print(f"The session {name!r} ended for this one{_lost(steps, seconds, later, saved)}.")
+
+
+def _other() -> SessionParts | None:
+    """The session of this process. One that only a checkpoint can bring back is closed."""
+    other = next(iter(_running), None)
+    if other and other.is_lost:
+        other.close()
+        return None
+    return other
+
+
+def _lost(steps: int, seconds: float, snapshots: list[str], saved: Path | None) -> str:
+    """What went with a session, as the end of a sentence."""
+    if saved:
+        took = f"its last {count(steps, 'step')}, which took {duration(seconds)}"
+        words = f"; {took}, had not been saved and are in {saved} (RLSession.load)"
+    elif steps:
+        words = f", without its last {count(steps, 'step')}: nobody had saved them"
+    else:
+        words = ""
+    if snapshots:
+        words += f"; with it went {'the snapshot' if len(snapshots) == 1 else 'the snapshots'} "
+        words += ", ".join(map(repr, snapshots))
+    return words
+
+
+def _saved(parts: SessionParts) -> Path:
+    """Save a session where no other checkpoint is; its training ends after the step under way."""
+    state, training = parts.state, parts.lock.training
+    try:
+        while training and not training.close(1.0):
+            pass
+        first = checkpoint.default_path(state, numbered=True)
+        path, number = first, 1
+        while path.exists():
+            number += 1
+            path = first.with_name(f"{first.name}-{number}")
+        return checkpoint.save(state, parts.stack, path, recorder=parts.tracker.recorder)
+    except KitError as error:
+        raise SessionError(
+            f"The session {state.config.name!r} would end for a new one; but "
+            f"{count(len(state.unsaved), 'step')} of it were never saved, and cannot be now.",
+            why=str(error),
+            fix="session.save(path) somewhere else; or end it without them: "
+            "`RLSession.current().close()`. Then start again.",
+        ) from error
