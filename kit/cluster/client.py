@@ -68,8 +68,9 @@ RAYS_OWN = ("gcs_server", "raylet")
 
 GCS_TIMEOUT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 """How long Ray looks for its control service before it ends the process: a notebook's kernel."""
-YEAR = 365 * 24 * 3600
-"""Seconds."""
+GCS_SECONDS = 600
+"""Instead of a minute, in which a busy machine may not get to leave Ray. Not without end: Ray
+looks for it as well when an exception ends a script."""
 LOG_LINES = 20
 """Lines of each log in an error message."""
 RAYLET_TROUBLE = re.compile(r"\[[\d :,-]+ [EFC] ")
@@ -403,17 +404,21 @@ def connect_ray(address: str, namespace: str, *, joins: bool, **options: Any) ->
         )
     ray_constants.ENABLE_RAY_CLUSTER = joins
     before = os.environ.get(GCS_TIMEOUT)
-    os.environ[GCS_TIMEOUT] = str(YEAR)
+    os.environ[GCS_TIMEOUT] = str(GCS_SECONDS)
     try:
         Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
+        ray.init(
+            address=address,
+            namespace=namespace,
+            log_to_driver=False,
+            logging_level="ERROR",
+            **options,
+        )
     finally:
         os.environ.pop(GCS_TIMEOUT)
         if before is not None:
             os.environ[GCS_TIMEOUT] = before
-    AuthenticationTokenLoader.instance().reset_cache()
-    ray.init(
-        address=address, namespace=namespace, log_to_driver=False, logging_level="ERROR", **options
-    )
     # A death is told by the verb that misses the actor; Ray would print its own words into
     # whichever cell runs.
     worker.print_to_stdstream = lambda *_, **__: None

@@ -195,12 +195,12 @@ def test_when_ray_dies_it_is_told_the_notebook_lives_and_a_checkpoint_continues(
 UNNOTICED = """
 import time
 from kit import RLSession
-from tests.processes import kill, of_head
+from tests.processes import of_head
 
 session = RLSession.start("tiny")
 service = of_head(session, 1)
 session.debug.stack.watch.close()  # nobody sees it
-kill(service)
+service.kill()
 time.sleep(75)
 session.close()
 print("lives")
