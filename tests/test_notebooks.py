@@ -5,6 +5,8 @@ The exercises of lessons are filled in with the published solutions, so that one
 
 from __future__ import annotations
 
+import ast
+import builtins
 import json
 import re
 import tempfile
@@ -15,10 +17,12 @@ import nbformat
 import pytest
 
 from kit.config import SessionConfig
+from kit.reports import TrainReport
 from kit.runs import RunResult
 from kit.tiny import tasks
 from tests.cases import slow
 from tests.lessons import (
+    LESSONS,
     NOTEBOOKS,
     exercise_cells,
     notebook_times,
@@ -253,6 +257,40 @@ def test_a_model_data_and_rewards_of_ones_own_train_with_a_column_for_each_rewar
         assert row["rollout/raw_reward"] == pytest.approx(total)
         assert row["rollout/reward/number"] >= row["rollout/reward/right"]
     assert "reward/right" in texts(result)
+
+
+class Anything(dict[str, Any]):
+    """Names of a notebook that nobody has computed yet."""
+
+    def __missing__(self, name: str) -> Any:
+        if hasattr(builtins, name):
+            raise KeyError(name)
+        return None
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_exercises_that_are_not_filled_in_are_open_and_stop_no_run(name: str) -> None:
+    cells = exercise_cells(nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4))
+    known = Anything(healthy=TrainReport())
+    for number, cell in cells.items():
+        *before, verdict = ast.parse(cell.source).body
+        exec(compile(ast.Module(before, []), number, "exec"), {}, known)
+        assert isinstance(verdict, ast.Expr)
+        shown = eval(compile(ast.Expression(verdict.value), number, "eval"), {}, known)
+        assert str(shown).startswith(f"Exercise {number}: ○ not answered yet")
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_a_lesson_leaves_its_last_session_to_whoever_does_the_exercises(name: str) -> None:
+    cells = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    first = next(i for i, source in enumerate(code) if "from kit.course import check" in source)
+    assert not [source for source in code[first:] if ".close(" in source]
+    starts = [i for i, source in enumerate(code) if "RLSession.start(" in source]
+    ends = [i for i, source in enumerate(code) if ".close(" in source]
+    if name != "06_reading_runs":  # each of its runs ends with its own session
+        assert max(starts) >= max(ends, default=0)
+        assert "lives on" in cells[-1].source
 
 
 SLOW = slow("mismatches", "rewards", "estimators", "patients", "trials")
