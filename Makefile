@@ -21,7 +21,7 @@ MINE := $(shell [ -w . ] && [ ! -e .venv -o -w .venv ] && echo yes)
 READY := $(if $(MINE),.venv/.kit,others)
 LESSONS := $(shell [ -w notebooks ] && echo notebooks || echo $(HOME)/kit-lessons/notebooks)
 
-.PHONY: help demo lab others docs reference test test-all test-rest soak lint typecheck format lock clean clean-all
+.PHONY: help demo lab others docs screenshots reference test test-all test-rest soak lint typecheck format lock clean clean-all
 
 help:  ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ lab: $(READY)  ## Open the lessons in JupyterLab, on this machine only (PORT=889
 
 docs: .venv/.kit  ## Run all lessons and write their pages into docs/course (about ten minutes)
 	@$(PY) docs/make_course.py
+
+screenshots: .venv/.kit  ## Run the tiny model and take the pictures of docs/screenshots (needs chromium)
+	@$(PY) docs/make_screenshots.py
 
 reference: .venv/.kit  ## Write docs/settings.md and docs/api.md anew from descriptions and docstrings
 	@$(PY) docs/make_reference.py

@@ -321,7 +321,7 @@ def _curve(curve: Curve) -> Markup:
     flat = high - low <= 1e-12 * max(abs(low), abs(high), 1e-300)
     room = (abs(low) / 2 or 0.5) if flat else 0.0
     across = (min(steps), max(steps))
-    axes = Axes(300, 100, (50, 6, 8, 19), across, (low - room, high + room))
+    axes = Axes(300, 100, (60, 6, 8, 19), across, (low - room, high + room))
     y = axes.height - 4
     parts = [axes.rules(axes.up), *axes.labels([low] if flat else [low, high])]
     parts.append(text(axes.right, y, f"step {across[1]:g}", "end"))

@@ -135,7 +135,8 @@ _RULES = """
 @ i.d3{background:var(--kv-d3);border-bottom:4px double var(--kv-fg)}
 @ i.q{border-style:dotted;border-color:var(--kv-fg)}
 @ i.m{border-style:dashed;border-color:var(--kv-muted);text-decoration:line-through}
-@ .kv-strip i.w{position:relative;outline:2px solid var(--kv-fg);outline-offset:1px}
+@ .kv-strip i.w{position:relative;outline:2px solid var(--kv-fg);outline-offset:1px;
+ margin-bottom:1em}
 @ .kv-strip i.w b{position:absolute;left:0;right:0;top:100%;text-align:center;line-height:1;
  padding-top:7px;font-size:1.15em}
 @ table.kv-grid{border-collapse:collapse;font-size:.86em;border:0}

@@ -114,7 +114,7 @@ _CROWDED = """smallest => {
                 const size = scale * parseFloat(getComputedStyle(text).fontSize);
                 const words = text.textContent.trim();
                 if (size < smallest) say(`${words} is drawn ${size.toFixed(1)} pixels high`);
-                if (boxes[i].left < room.left - 2 || boxes[i].right > room.right + 2)
+                if (boxes[i].left < room.left - 1 || boxes[i].right > room.right + 1)
                     say(`${words} reaches out of its drawing`);
                 for (let j = i + 1; j < boxes.length; j++)
                     if (meet(boxes[i], boxes[j])) say(`${words} over ${letters[j].textContent}`);
