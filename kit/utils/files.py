@@ -21,7 +21,7 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 def runs_here() -> Path:
     """`papermill_runs` in the working folder, or in the home of who may not write there."""
     here = Path("papermill_runs")
-    written = here if here.exists() else Path()
+    written = here if os.path.exists(here) else Path()  # false too where nothing may be seen
     own = Path(os.path.expanduser("~"))
     return here if os.access(written, os.W_OK) else own / here
 
