@@ -81,18 +81,33 @@ class TrainStep:
         old, reference = self.log_probs_before(batch, models, cancel=cancel)
         corrections = Corrections.of(batch, old, training)
         scored = ScoredBatch(batch, old if moves else None, reference, corrections)
-        before = self._few_log_probs(batch)
-        rows = [self._step(scored, part, cancel) | corrections.metrics for part in steps]
-        moved = {"train/update_kl": kl_of_update(before, self._few_log_probs(batch))}
+        meter = self._meter(batch, steps, old)
+        rows = [self._step(scored, part, cancel, meter) | corrections.metrics for part in steps]
+        after = self._log_probs_of(batch, meter.few)
+        moved = {"train/update_kl": meter.kl(after, batch.loss_masks)}
         return [row | moved for row in rows]
 
-    def _few_log_probs(self, batch: TrainBatch) -> torch.Tensor:
-        """Log-probs of the trained tokens of a few samples, under the present weights."""
+    def _meter(
+        self, batch: TrainBatch, steps: Sequence[Sequence[int]], old: list[torch.Tensor] | None
+    ) -> UpdateMeter:
+        """What measures how far the update moves the policy, by a few samples.
+
+        In float32 the update's own forward pass tells what they were before. In bfloat16 its
+        kernels round otherwise than those of the pass afterwards, by as much as an update moves.
+        """
         few = spread(batch.tokens)
+        if self.settings.dtype != "float32":
+            return UpdateMeter(few, self._log_probs_of(batch, few))
+        if old:
+            return UpdateMeter(few, {i: old[i].cpu() for i in few})
+        first = steps[0]
+        return UpdateMeter([first[i] for i in spread([batch.tokens[i] for i in first])])
+
+    def _log_probs_of(self, batch: TrainBatch, few: Sequence[int]) -> dict[int, torch.Tensor]:
+        """Log-probs of the response tokens of a few samples, under the present weights."""
         lengths = [batch.response_lengths[i] for i in few]
         (scores,) = self.scorer.score([batch.tokens[i] for i in few], lengths)
-        mask_R = torch.tensor([m for i in few for m in batch.loss_masks[i]])
-        return torch.cat(scores.log_probs).cpu()[mask_R != 0]
+        return {i: logp_T.cpu() for i, logp_T in zip(few, scores.log_probs, strict=True)}
 
     def log_probs_before(
         self, batch: TrainBatch, models: Sequence[str] = (), *, cancel: CancelToken = NEVER
@@ -168,7 +183,7 @@ class TrainStep:
         return {name: own for name, own in settings.items() if self.backend.has(name)}
 
     def _step(
-        self, scored: ScoredBatch, part: Sequence[int], cancel: CancelToken
+        self, scored: ScoredBatch, part: Sequence[int], cancel: CancelToken, meter: UpdateMeter
     ) -> dict[str, float]:
         """One optimizer step over these samples: its metrics."""
         networks = self._networks()
@@ -176,7 +191,7 @@ class TrainStep:
         learning = {n for n, own in networks.items() if not warms_up or updates >= own.first_update}
         self.backend.recover()  # what broke off half-way leaves gradients behind
         with out_of_memory(self.settings.max_tokens, self.backend.recover):
-            sums = self._backward(scored, part, learning, cancel)
+            sums = self._backward(scored, part, learning, cancel, meter)
         metrics = finish(sums.total())
         norms = self.backend.clip_gradients()
         metrics |= {own.norm_metric: norms[name] for name, own in networks.items()}
@@ -192,7 +207,12 @@ class TrainStep:
         return metrics | {"train/lr": rates.get(POLICY, 0.0)}
 
     def _backward(
-        self, scored: ScoredBatch, part: Sequence[int], learning: set[str], cancel: CancelToken
+        self,
+        scored: ScoredBatch,
+        part: Sequence[int],
+        learning: set[str],
+        cancel: CancelToken,
+        meter: UpdateMeter,
     ) -> MetricAccumulator:
         """Add up the gradients of an optimizer step, micro-batch by micro-batch."""
         batch = scored.batch
@@ -205,7 +225,9 @@ class TrainStep:
             indices = members or [part[0]]
             packed = self._packed(batch, indices, share=share)
             inputs = scored.inputs(indices, device, counts=bool(members))
-            losses = self._losses(batch, indices, packed, inputs, settings)
+            losses = self._losses(
+                batch, indices, packed, inputs, settings, meter if members else None
+            )
             losses = {n: loss if n in learning else _muted(loss) for n, loss in losses.items()}
             last = number == len(parts) - 1
             temperature = self.settings.temperature
@@ -220,11 +242,16 @@ class TrainStep:
         packed: Packed,
         inputs: TokenInputs,
         settings: LossSettings,
+        meter: UpdateMeter | None,
     ) -> dict[str, LossFn]:
         """The loss of each network for one micro-batch, by the network's name."""
-        losses: dict[str, LossFn] = {
-            POLICY: lambda out: policy_loss(out[0], out[1], packed.sample_R, inputs, settings)
-        }
+
+        def of_policy(out: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            if meter:
+                meter.note(indices, batch.response_lengths, out[0])
+            return policy_loss(out[0], out[1], packed.sample_R, inputs, settings)
+
+        losses: dict[str, LossFn] = {POLICY: of_policy}
         if CRITIC in self._networks():
             if batch.values is None or batch.returns is None:
                 raise StackError(
@@ -276,7 +303,38 @@ class TrainStep:
         return ""
 
 
-FEW_SAMPLES, FEW_TOKENS = 32, 4096
+@dataclass(slots=True)
+class UpdateMeter:
+    """Measures an update by a few samples: KL of the policy before it to the one after it."""
+
+    few: list[int]
+    before: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Log-probs before the update by sample; those of this rank, where the update notes them."""
+
+    def note(self, indices: Sequence[int], lengths: Sequence[int], logp_R: torch.Tensor) -> None:
+        """Note the samples that it is after, where nobody has yet."""
+        parts = logp_R.detach().split([lengths[i] for i in indices])
+        for index, logp_T in zip(indices, parts, strict=True):
+            if index in self.few and index not in self.before:
+                self.before[index] = logp_T.cpu()
+
+    def kl(self, after: Mapping[int, torch.Tensor], masks: Sequence[Sequence[int]]) -> float:
+        """Nats a token, over the samples of all ranks, which all call.
+
+        Of tokens that the former policy has drawn; the estimator k3 of
+        http://joschu.net/blog/kl-approx.html.
+        """
+        total = torch.zeros(2, dtype=torch.float64)
+        for index, before_T in self.before.items():
+            change_T = (after[index] - before_T).double().clamp(-20.0, 20.0)
+            change_T = change_T[torch.tensor(masks[index]) != 0]
+            total[0] += (change_T.expm1() - change_T).sum()
+            total[1] += len(change_T)
+        dist.all_reduce(total)
+        return float(total[0] / total[1].clamp_min(1.0))
+
+
+FEW_SAMPLES, FEW_TOKENS = 16, 2048
 """Most samples and tokens that `train/update_kl` is measured on."""
 
 
@@ -285,17 +343,6 @@ def spread(tokens: Sequence[Sequence[int]]) -> list[int]:
     few = list(range(0, len(tokens), max(1, math.ceil(len(tokens) / FEW_SAMPLES))))
     sums = accumulate(len(tokens[i]) for i in few)
     return [i for i, total in zip(few, sums, strict=True) if total <= FEW_TOKENS] or few[:1]
-
-
-def kl_of_update(before_T: torch.Tensor, after_T: torch.Tensor) -> float:
-    """KL of the policy before an update to the one after it, in nats a token.
-
-    Of tokens that the former has drawn; the estimator k3 of http://joschu.net/blog/kl-approx.html.
-    """
-    if not len(before_T):
-        return 0.0
-    change_T = (after_T - before_T).double().clamp(-20.0, 20.0)
-    return float((change_T.expm1() - change_T).mean())
 
 
 def _muted(loss: LossFn) -> LossFn:

@@ -262,3 +262,29 @@ def test_a_step_that_is_refused_takes_back_the_earlier_ones_of_its_update(make: 
         trainer.update(bad, "a")
     assert trainer.state.digest() == before
     assert trainer.state.optimizer_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("extra", "dtype"),
+    [({}, "float32"), ({"global_batch_size": 4}, "float32"), ({}, "bfloat16")],
+    ids=["one step", "two steps", "by two passes"],
+)
+def test_how_far_an_update_moved_the_policy_is_measured_on_its_own_tokens(
+    make: Make, extra: dict[str, Any], dtype: str
+) -> None:
+    given = batch()
+    trainer = make(**PLAIN | {"learning_rate": 0.01}, **extra)
+    trainer.use(replace(trainer.settings, dtype=dtype))  # as it says how it is measured
+
+    def log_probs() -> torch.Tensor:
+        rows = trainer.log_probs(given.tokens, given.response_lengths)
+        return torch.cat([torch.as_tensor(row, dtype=torch.float64) for row in rows])
+
+    before = log_probs()
+    rows, _ = trainer.update(given, "a")
+    change = (log_probs() - before)[torch.tensor([*itertools.chain(*given.loss_masks)]) != 0]
+    expected = (change.exp() - 1 - change).mean().item()
+    assert expected > 1e-5
+    assert [row["train/update_kl"] for row in rows] == [
+        pytest.approx(expected, rel=1e-2, abs=1e-7)
+    ] * len(rows)
