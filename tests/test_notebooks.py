@@ -293,8 +293,8 @@ def test_a_lesson_leaves_its_last_session_to_whoever_does_the_exercises(name: st
         assert "lives on" in cells[-1].source
 
 
-SLOW = slow("mismatches", "rewards", "estimators", "patients", "trials")
-ALL = ["one_step", "training", *SLOW]
+SLOW = slow("one_step", "mismatches", "rewards", "estimators", "patients", "trials")
+ALL = ["training", *SLOW]
 
 
 @pytest.mark.parametrize("name", ALL)

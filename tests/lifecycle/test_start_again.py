@@ -122,6 +122,7 @@ def test_a_long_training_that_cannot_be_saved_is_not_ended(
     assert first.step().step == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("notebook")
 def test_a_training_on_the_dashboard_ends_for_the_new_session(first: RLSession) -> None:
     training = first.train(10_000, dashboard=True)

@@ -371,7 +371,7 @@ def test_a_notebook_gets_the_widgets_and_a_picture_that_gives_way_to_them(
     view = widget["application/vnd.jupyter.widget-view+json"]
     assert view["model_id"] == browser.controls.root.model_id
     assert widget["text/html"] == ""
-    (live,) = re.findall(r"body:has\(\.(kit-live-\w+)\)", picture["text/html"])
+    (live,) = re.findall(r"body:has\(\.(kit-live-\w+)", picture["text/html"])
     assert live in browser.controls.root._dom_classes
     assert "Rollout of step 7" in picture["text/html"]
     assert picture["text/plain"] == ROLLOUT._repr_mimebundle_()["text/plain"]
