@@ -370,7 +370,7 @@ _END = """tallest => {
     // Where to cut a display that is too tall: at the end of a row, not within.
     const height = document.body.getBoundingClientRect().height;
     if (height <= tallest) return Math.ceil(height);
-    const ends = [...document.querySelectorAll('tr, .kv-group, .kv-note, details, li')]
+    const ends = [...document.querySelectorAll('tr, svg, .kv-group, .kv-note, details, li')]
         .map(node => node.getBoundingClientRect().bottom).filter(end => end <= tallest);
     return Math.ceil(Math.max(...ends, 200));
 }"""

