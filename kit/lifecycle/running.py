@@ -103,10 +103,12 @@ def _other() -> SessionParts | None:
 def _lost(steps: int, seconds: float, snapshots: list[str], saved: Path | None) -> str:
     """What went with a session, as the end of a sentence."""
     if saved:
-        took = f"its last {count(steps, 'step')}, which took {duration(seconds)}"
-        words = f"; {took}, had not been saved and are in {saved} (RLSession.load)"
+        last, be = ("step", "is") if steps == 1 else (f"{steps} steps", "are")
+        took = f"its last {last}, which took {duration(seconds)}"
+        words = f"; {took}, had not been saved and {be} in {saved} (RLSession.load)"
     elif steps:
-        words = f", without its last {count(steps, 'step')}: nobody had saved them"
+        last, them = ("step", "it") if steps == 1 else (f"{steps} steps", "them")
+        words = f", without its last {last}: nobody had saved {them}"
     else:
         words = ""
     if snapshots:
