@@ -31,7 +31,7 @@ def test_a_deleted_working_directory_is_named_before_anything_starts(tmp_path: P
     assert "os.chdir" in said
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="root may write everywhere, another user cannot")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
 def test_runs_are_kept_at_home_where_the_folder_is_not_ones_own_to_write(tmp_path: Path) -> None:
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from kit.utils.files import runs_here; "
     code += "import os; os.setuid(65534); print(runs_here())"
