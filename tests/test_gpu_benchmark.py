@@ -275,6 +275,7 @@ def test_a_part_that_fails_or_dies_leaves_the_others_and_its_own_first_numbers(
     assert found["works"].measured == {"answer": [256]}
 
 
+@pytest.mark.slow
 def test_a_part_that_would_begin_too_late_is_skipped(tmp_path: Path) -> None:
     parts = [Part("long", "", 50, works), Part("short", "", 0, works)]
     found = run(parts, tmp_path / "r.json", limit=40.0).parts

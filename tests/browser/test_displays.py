@@ -52,6 +52,7 @@ def test_a_narrow_window_breaks_no_display(lab: Lab, saved: str) -> None:
         lab.page.set_viewport_size({"width": 1280, "height": 900})
 
 
+@pytest.mark.slow
 def test_beside_other_notebooks_every_display_can_be_read(
     notebook: nbformat.NotebookNode, open_page: OpenPage
 ) -> None:

@@ -158,6 +158,7 @@ def test_a_damaged_state_leaves_the_session_as_it_was(session: RLSession, tmp_pa
         assert (weights(session), session.debug.state.stream.state()) == (before, stood)
 
 
+@pytest.mark.slow
 def test_of_numbered_checkpoints_the_newest_stay(
     session: RLSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from kit import RLSession
 from kit.errors import CheckpointError, DataError, SessionError
 from kit.reports import StepReport
+from tests.cases import slow
 from tests.steps import responses_and_metrics
 
 
@@ -23,7 +24,7 @@ def steps(session: RLSession, count: int) -> list[StepReport]:
     return [session.step() for _ in range(count)]
 
 
-@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("on_disk", [False, *slow(True)])
 def test_what_is_done_again_after_an_undo_is_what_was_done_before(
     session: RLSession, on_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,7 @@ def trained_and_synced(session: RLSession) -> None:
     assert session.check_mismatch(session.generate()).verdict == "pass"
 
 
+@pytest.mark.slow
 def test_what_agrees_is_noted_and_not_looked_at_again(cache: Path) -> None:
     with started("tiny") as session:
         trained_and_synced(session)

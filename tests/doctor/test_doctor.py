@@ -35,6 +35,7 @@ def test_the_tiny_model_can_start_and_the_exit_code_says_so(kit_doctor: Any) -> 
     assert "5,892 rows of tiny:addition" in said.words
 
 
+@pytest.mark.slow
 def test_a_model_that_is_nowhere_is_a_problem_with_the_command_that_fetches_it(
     kit_doctor: Any, home: Path
 ) -> None:
@@ -198,6 +199,7 @@ def test_a_diagnosis_shows_itself_with_words_beside_every_sign() -> None:
     assert report.ready is not bool(report.problems)
 
 
+@pytest.mark.slow
 def test_commands_are_never_broken_over_lines(kit_doctor: Any) -> None:
     lines = kit_doctor("qwen3-0.6b-gsm8k").text.splitlines()
     (load,) = [line for line in lines if "load_dataset" in line]

@@ -46,6 +46,7 @@ def model(tmp_path: Path) -> Path:
 HUB = {"model": {"name": NAME}, "data": {"source": "tiny:addition"}}
 
 
+@pytest.mark.slow
 def test_a_model_in_the_cache_is_whole(kit_doctor: Any, home: Path, model: Path) -> None:
     snapshot = put(home, NAME, model)
     said = kit_doctor(HUB)
@@ -78,6 +79,7 @@ def test_a_directory_whose_copy_was_cut_off_is_a_problem(kit_doctor: Any, model:
     assert f"is cut off: {size - 100:,} of {size:,} bytes are there" in said.words
 
 
+@pytest.mark.slow
 def test_pointers_of_git_lfs_are_no_weights(kit_doctor: Any, model: Path) -> None:
     for file in model.glob("*.safetensors"):
         file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
@@ -85,6 +87,7 @@ def test_pointers_of_git_lfs_are_no_weights(kit_doctor: Any, model: Path) -> Non
     assert "no safetensors file" in said.words
 
 
+@pytest.mark.slow
 def test_a_directory_that_is_not_there_is_a_problem(kit_doctor: Any, tmp_path: Path) -> None:
     gone = tmp_path / "some" / "model"
     said = kit_doctor({"model": {"name": str(gone)}, "data": {"source": "tiny:addition"}})
@@ -92,6 +95,7 @@ def test_a_directory_that_is_not_there_is_a_problem(kit_doctor: Any, tmp_path: P
     assert str(gone) in said.text
 
 
+@pytest.mark.slow
 def test_a_directory_without_tokenizer_or_chat_template_is_told(
     kit_doctor: Any, model: Path
 ) -> None:
@@ -123,6 +127,7 @@ def test_a_file_of_prompts_that_is_missing_or_malformed_is_told_with_its_row(
     assert re.search(r"^✓ ok +reward +gsm8k$", said.text, re.M)
 
 
+@pytest.mark.slow
 def test_evaluating_every_few_steps_without_held_out_prompts_is_a_problem(
     kit_doctor: Any, tmp_path: Path
 ) -> None:
@@ -196,6 +201,7 @@ def test_a_dataset_that_was_loaded_before_is_found_and_can_be_read_without_a_net
     assert read == ["2 gsm8k #### 2", "1 gsm8k #### 2"]
 
 
+@pytest.mark.slow
 def test_a_dataset_that_is_only_downloaded_is_named_by_the_folder_that_can_be_read(
     kit_doctor: Any, home: Path, sums: Path
 ) -> None:

@@ -119,6 +119,7 @@ def test_a_step_whose_engine_dies_learns_what_it_would_have_learned(session: RLS
     assert digests(session) != expected
 
 
+@pytest.mark.slow
 def test_a_trainer_that_died_is_told_and_a_checkpoint_continues(
     session: RLSession, tmp_path: Path
 ) -> None:

@@ -161,6 +161,7 @@ def say(manager: KernelManager, code: str) -> str:
         client.stop_channels()
 
 
+@pytest.mark.slow
 def test_attaching_to_a_session_that_is_driven_is_refused_with_its_process(
     session: RLSession,
 ) -> None:

@@ -202,6 +202,7 @@ def run_script(text: str, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["kill", *slow("exception")])
 def test_no_process_outlives_its_session_and_its_shared_memory_has_no_names_to_be_left(
     end: str, tmp_path: Path

@@ -215,6 +215,7 @@ def test_an_async_function_that_waits_without_await_fails_alone_and_moves() -> N
     assert "reward.timeout" in str(scored[1].error)
 
 
+@pytest.mark.slow
 def test_an_async_function_of_all_samples_that_waits_without_await_is_ended() -> None:
     async def judge(samples: list[Sample]) -> list[float]:
         if len(samples) > 1:

@@ -162,6 +162,7 @@ def written(strange: RLSession) -> Rollout:
     return strange.generate()
 
 
+@pytest.mark.slow
 def test_the_tokenizers_end_token_ends_a_response_though_no_config_names_it(
     strange: RLSession, written: Rollout
 ) -> None:
@@ -174,6 +175,7 @@ def test_the_tokenizers_end_token_ends_a_response_though_no_config_names_it(
         assert "<|im_end|>" not in sample.response
 
 
+@pytest.mark.slow
 def test_tags_that_are_special_tokens_reach_the_reward(
     strange: RLSession, written: Rollout
 ) -> None:
@@ -186,6 +188,7 @@ def test_tags_that_are_special_tokens_reach_the_reward(
     assert scored.rewards() == list(map(float, tagged))
 
 
+@pytest.mark.slow
 def test_perfect_answers_to_a_prompt_that_opens_the_thinking_are_rewarded(
     strange: RLSession, written: Rollout
 ) -> None:
@@ -194,6 +197,7 @@ def test_perfect_answers_to_a_prompt_that_opens_the_thinking_are_rewarded(
     assert set(strange.score(perfect).rewards()) == {1.0}
 
 
+@pytest.mark.slow
 def test_an_end_token_in_the_last_place_allowed_completes_the_response(strange: RLSession) -> None:
     sampler = strange.debug.sampler
     prompt = render("1+1=", strange.tokenizer)

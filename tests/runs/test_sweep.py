@@ -227,7 +227,7 @@ def until(done: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, *slow(signal.SIGKILL)])
+@pytest.mark.parametrize("number", slow(signal.SIGINT, signal.SIGKILL))
 def test_a_sweep_that_is_ended_leaves_no_process_and_can_be_resumed(
     make_notebook: MakeNotebook, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -72,6 +72,7 @@ def two(
 Two = tuple[RLSession, list[dict[str, float]]]
 
 
+@pytest.mark.slow
 def test_two_trainers_learn_what_one_learns(two: Two, of_one: list[dict[str, float]]) -> None:
     session, rows = two
     assert_close(rows, of_one)
@@ -79,6 +80,7 @@ def test_two_trainers_learn_what_one_learns(two: Two, of_one: list[dict[str, flo
     assert session.check_mismatch(session.generate()).verdict == "pass"
 
 
+@pytest.mark.slow
 def test_each_trainer_and_each_engine_is_a_process_of_its_own(two: Two) -> None:
     stack = two[0].debug.stack
     pids = [p for answer in stack.trainers.ask("processes") for p in answer]
@@ -87,6 +89,7 @@ def test_each_trainer_and_each_engine_is_a_process_of_its_own(two: Two) -> None:
     assert stack.layout.count == (2 if stack.layout.colocate else 4)
 
 
+@pytest.mark.slow
 def test_an_error_of_one_rank_is_told_and_the_other_does_not_wait_for_it(two: Two) -> None:
     session, _ = two
     batch = session.advantages(session.score(session.generate()))
@@ -144,6 +147,7 @@ def test_an_engine_that_dies_under_a_sync_is_started_again(two: Two) -> None:
     assert session.sync(verify=True).verified
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_is_told_and_takes_the_other_with_it(two: Two) -> None:
     """The last one of this module: it ends the session."""
     session, _ = two

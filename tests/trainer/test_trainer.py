@@ -12,6 +12,7 @@ import torch
 from kit.errors import DataError, StackError, StoppedError
 from kit.messages import TrainBatch
 from kit.tiny import MODEL_DIR
+from tests.cases import slow
 from tests.trainer.trainers import PLAIN, Make, batch, make, weights
 
 __all__ = ["make"]  # a fixture
@@ -234,7 +235,7 @@ class PutsUpASign(list[float]):
 
 
 @pytest.mark.parametrize("micro_batch", [0, 3, 7])
-@pytest.mark.parametrize("size", [None, 4])
+@pytest.mark.parametrize("size", [4, *slow(None)])
 def test_an_update_that_is_stopped_changes_no_bit_not_even_after_its_first_optimizer_step(
     make: Make, tmp_path: Path, micro_batch: int, size: int | None
 ) -> None:

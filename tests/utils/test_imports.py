@@ -37,6 +37,7 @@ print(rfc3987_syntax.is_valid_syntax("iri", "http://a.b"))
     assert printed(code).split() == ["False", "False", "iri", "iri-reference", "True"]
 
 
+@pytest.mark.slow
 def test_where_jsonschema_is_imported_already_nothing_is_changed() -> None:
     code = """
 import sys, jsonschema
