@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
@@ -94,12 +94,11 @@ class Sample(Displayed):
                 fix="give one length of 1 or more for each version, together response_length; or "
                 "leave version_lengths empty where one version wrote all.",
             )
-        for name, values in self.token_values.items():
+        for name, values in self._per_token():
             if len(values) != self.response_length:
                 raise DataError(
-                    f"token_values[{name!r}] has {len(values)} numbers for {self.response_length} "
-                    "response tokens.",
-                    fix="give one number for each response token.",
+                    f"{name} has {len(values)} numbers for {self.response_length} response tokens.",
+                    fix="give one number for each response token; `response_length` counts them.",
                 )
         if len(self.annotated_versions) > 2:
             raise DataError(
@@ -107,6 +106,15 @@ class Sample(Displayed):
                 f"{self.annotated_versions}.",
                 fix="give those of trainer_log_prob_before and trainer_log_prob, or fewer.",
             )
+
+    def _per_token(self) -> Iterator[tuple[str, Sequence[float]]]:
+        """What has one number for each response token, by name."""
+        for name in ("loss_mask", "rollout_log_probs"):
+            values = getattr(self, name)
+            if values is not None:
+                yield name, values
+        for name, values in self.token_values.items():
+            yield f"token_values[{name!r}]", values
 
     @property
     def spans(self) -> list[tuple[int, int]]:

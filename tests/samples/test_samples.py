@@ -84,6 +84,10 @@ def test_values_of_tokens_survive_a_file(tmp_path: Path) -> None:
 def test_values_that_do_not_fit_the_response_are_refused() -> None:
     with pytest.raises(DataError, match=r"'entropy'\] has 1 numbers for 2"):
         Sample(tokens=[4, 5, 6], response_length=2, token_values={"entropy": [0.5]})
+    with pytest.raises(DataError, match="loss_mask has 1 numbers for 2 response tokens"):
+        Sample(tokens=[4, 5, 6], response_length=2, loss_mask=[1])
+    with pytest.raises(DataError, match="rollout_log_probs has 3 numbers for 2 response tokens"):
+        Sample(tokens=[4, 5, 6], response_length=2, rollout_log_probs=[-1.0] * 3)
     with pytest.raises(DataError, match="more than two weight versions"):
         Sample(annotated_versions=[0, 1, 2])
 
