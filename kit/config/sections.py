@@ -312,7 +312,8 @@ class MismatchConfig(Section):
     """Check trainer against engine every so many steps of `train`; 0 only when asked."""
     warn_above: Above0 | None = None
     """Mean |trainer - rollout| log-prob; None: 1e-5 in float32; in bfloat16 0.02, or twice what
-    rounding does to this model, as measured at the start, if that is more."""
+    rounding does to Transformers' log-probs of the same samples, which is measured where the mean is
+    higher."""
     fail_above: Above0 | None = None
     """None: 1e-3 in float32, 0.1 in bfloat16."""
     on_start: Literal["refuse", "warn", "skip"] = "refuse"

@@ -167,7 +167,7 @@ def check_agreement(config: SessionConfig, stack: Stack, sampler: PromptSampler)
 
 def _keep(stack: Stack, agreement: Agreement) -> None:
     """Keep with the stack what later comparisons of its two sides need to know."""
-    stack.description |= {"reshaped": agreement.reshaped, "rounding": agreement.rounding}
+    stack.description["reshaped"] = agreement.reshaped
 
 
 def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
