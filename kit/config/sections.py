@@ -312,7 +312,7 @@ class MismatchConfig(Section):
     """Check trainer against engine every so many steps of `train`; 0 only when asked."""
     warn_above: Above0 | None = None
     """Mean |trainer - rollout| log-prob; None: 1e-5 in float32; in bfloat16 0.02, or twice what
-    rounding does to Transformers' log-probs of the same samples, which is measured where the mean is
+    rounding does to Transformers' log-probs of the same samples, measured where the mean is
     higher."""
     fail_above: Above0 | None = None
     """None: 1e-3 in float32, 0.1 in bfloat16."""
