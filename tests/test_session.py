@@ -264,6 +264,7 @@ def test_a_check_after_training_looks_at_fresh_samples(session: RLSession) -> No
     assert session.check_mismatch().verdict == "pass"
 
 
+@pytest.mark.slow
 def test_a_step_after_an_update_by_hand_samples_from_the_present_weights(
     session: RLSession,
 ) -> None:
@@ -273,6 +274,7 @@ def test_a_step_after_an_update_by_hand_samples_from_the_present_weights(
     assert step.metrics["train/train_rollout_logprob_abs_diff"] < 1e-5
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_generating_leaves_nothing_running(session: RLSession) -> None:
     session.debug.sampler.max_response_len, before = 480, session.debug.sampler.max_response_len
     try:

@@ -126,6 +126,7 @@ def test_the_sample_browser_filters_steps_and_keeps_marks_by_keyboard(
     assert lab.watch.nothing, lab.watch
 
 
+@pytest.mark.slow
 def test_no_text_gets_out_of_the_sample_browser(lab: Lab, server: Server) -> None:
     hostile = """\
 from dataclasses import replace

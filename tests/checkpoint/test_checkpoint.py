@@ -178,6 +178,7 @@ def test_of_numbered_checkpoints_the_newest_stay(
     assert Path("checkpoints/by-name").is_dir()
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_a_checkpoint_on_its_way_cannot_be_written_and_says_so(
     session: RLSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +277,7 @@ def test_a_folder_that_cannot_be_written_is_named_and_costs_nothing(
     session.step()
 
 
+@pytest.mark.slow
 def test_an_interrupted_save_leaves_the_checkpoint_before_and_nothing_half(
     session: RLSession, tmp_path: Path
 ) -> None:

@@ -161,6 +161,7 @@ def test_a_threshold_below_what_the_dtype_can_do_is_blamed_on_precision(
     assert "rounding to float32" in report.cause
 
 
+@pytest.mark.slow
 def test_log_probs_that_nothing_explains_are_called_unknown(session: RLSession) -> None:
     spoiled = [
         replace(s, rollout_log_probs=[x - 0.3 * (i % 2) for i, x in enumerate(s.rollout_log_probs)])

@@ -190,7 +190,7 @@ def test_without_a_batch_it_says_where_one_comes_from(session: RLSession) -> Non
         session.keep(3, 1)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.1, *slow(0.02, 0.05, 0.2, 0.3)])
+@pytest.mark.parametrize("delay", [0.0, *slow(0.1, 0.02, 0.05, 0.2, 0.3)])
 def test_an_interrupt_in_the_middle_of_trials_leaves_everything_as_it_was(
     session: RLSession, delay: float
 ) -> None:
@@ -217,6 +217,7 @@ def try_until_the_end_of(timer: threading.Timer, session: RLSession) -> None:
     timer.join()
 
 
+@pytest.mark.slow
 def test_it_shows_all_ways_side_by_side(session: RLSession) -> None:
     tried = session.what_if(lr=[1e-5, 1e-3], batch=a_batch(session))
     assert isinstance(tried, WhatIf)

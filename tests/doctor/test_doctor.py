@@ -125,6 +125,7 @@ def test_a_temporary_folder_whose_path_is_too_long_for_sockets_is_told() -> None
 # ---- stacks -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_living_stack_is_listed_and_left_alone(session: RLSession, kit_doctor: Any) -> None:
     own = [
         f for f in session.doctor().findings if "process" in f.found and f.name == "other stacks"

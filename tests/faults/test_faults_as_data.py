@@ -79,6 +79,7 @@ def test_a_reward_that_exhausts_memory_marks_its_sample_alone() -> None:
     assert "MemoryError" in str(scored[1].error)
 
 
+@pytest.mark.slow
 def test_an_update_that_is_no_number_is_refused_names_the_token_and_keeps_the_batch(
     session: RLSession,
 ) -> None:

@@ -89,6 +89,7 @@ def test_a_start_with_wrong_settings_leaves_the_session_of_before_as_it_is(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("notebook")
 def test_a_long_training_that_nobody_saved_is_saved_first_and_where_is_said(
     first: RLSession, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

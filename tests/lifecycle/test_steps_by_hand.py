@@ -38,6 +38,7 @@ def without_times(rows: list[Any]) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in rows]
 
 
+@pytest.mark.slow
 def test_steps_by_hand_leave_the_rows_that_whole_steps_leave(session: RLSession, run: Path) -> None:
     session.step()
     for _ in range(2):
@@ -82,6 +83,7 @@ def test_half_a_rollout_is_a_step_of_its_own_samples(session: RLSession) -> None
     assert "perf/tokens_per_gpu_per_sec" not in session.history[1]
 
 
+@pytest.mark.slow
 def test_what_is_due_after_a_step_is_done_after_its_sync(
     session: RLSession, run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from kit import RLSession, Rollout, Sample, StepReport
 from kit.errors import KitError, SessionError
 from kit.lifecycle import step
 from kit.lifecycle.train_loop import Training, dashboard
+from tests.cases import slow
 from tests.steps import responses_and_metrics
 
 PATIENCE = 120.0
@@ -199,7 +200,7 @@ def test_a_training_stops_where_until_says(session: RLSession) -> None:
     assert "until" in report.stopped
 
 
-@pytest.mark.parametrize("error", [ValueError("not like this"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [ValueError("not like this"), *slow(KeyboardInterrupt())])
 def test_what_is_raised_in_a_step_is_raised_from_wait(
     session: RLSession, error: BaseException
 ) -> None:
@@ -257,7 +258,7 @@ def test_interrupting_the_wait_for_a_training_leaves_it_running(
     assert len(training.wait()) == 2
 
 
-@pytest.mark.parametrize("moment", ["evaluate", "save"])
+@pytest.mark.parametrize("moment", ["evaluate", *slow("save")])
 def test_an_interrupt_after_the_update_keeps_the_step_it_belongs_to(
     session: RLSession, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:

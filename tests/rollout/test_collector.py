@@ -52,6 +52,7 @@ def test_dynamic_sampling_fills_the_batch_with_groups_that_teach_something(
     assert session.last_rollout is rollout
 
 
+@pytest.mark.slow
 def test_dynamic_sampling_with_the_same_seed_gives_the_same_steps(
     reseeded: Callable[[int], RLSession],
 ) -> None:
@@ -297,6 +298,7 @@ def test_prompts_of_ones_own_are_all_answered(policies: Callable[..., RLSession]
     assert len(session.generate(n_samples_per_prompt=2)) == 8
 
 
+@pytest.mark.slow
 def test_over_sampling_judges_groups_as_they_finish(
     policies: Callable[..., RLSession], rambling: None
 ) -> None:

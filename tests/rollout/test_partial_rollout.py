@@ -180,6 +180,7 @@ def test_what_the_mask_would_empty_is_written_anew(policies: Callable[..., RLSes
     assert all(len(s.tokens) == len(s.prompt_tokens) + s.response_length for s in again)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_the_buffer_and_training_goes_on_with_it(
     policies: Callable[..., RLSession], rambling: None, tmp_path: Path
 ) -> None:

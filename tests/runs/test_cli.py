@@ -77,6 +77,7 @@ def test_version_names_the_kit_and_its_stack() -> None:
     assert "sglang 0.5.16" in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, *slow(signal.SIGTERM)])
 def test_an_interrupt_ends_the_kernel_keeps_the_files_and_exits_with_130(
     make_notebook: MakeNotebook, number: signal.Signals

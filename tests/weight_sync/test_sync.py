@@ -63,6 +63,7 @@ def test_an_engine_takes_a_call_again_that_has_moved_it(session: RLSession) -> N
     assert len(session.generate(["1+1="])) == 8
 
 
+@pytest.mark.slow
 def test_an_engine_that_let_go_of_its_weights_wakes_with_the_present_ones(
     session: RLSession,
 ) -> None:
@@ -73,6 +74,7 @@ def test_an_engine_that_let_go_of_its_weights_wakes_with_the_present_ones(
     assert session.engine_version == 1
 
 
+@pytest.mark.slow
 def test_a_sync_waits_for_what_is_being_written(session: RLSession) -> None:
     stack, written = session.debug.stack, []
     prompts = [[5, 40, 41, 2]] * 600
