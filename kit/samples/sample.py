@@ -108,11 +108,9 @@ class Sample(Displayed):
             )
 
     def _per_token(self) -> Iterator[tuple[str, Sequence[float]]]:
-        """What has one number for each response token, by name."""
-        for name in ("loss_mask", "rollout_log_probs"):
-            values = getattr(self, name)
-            if values is not None:
-                yield name, values
+        """What must have one number for each response token, by name."""
+        if self.loss_mask is not None:
+            yield "loss_mask", self.loss_mask
         for name, values in self.token_values.items():
             yield f"token_values[{name!r}]", values
 

@@ -24,8 +24,15 @@ def scored(*rewards: float | None, group: int = 2) -> Rollout:
 
 # Everything a Python string can hold, lone surrogates included: a model's broken UTF-8 makes them.
 any_text = st.text(st.characters(codec=None, exclude_categories=()), max_size=12)
+
+
+def made(mask: list[int] | None, **fields: Any) -> Sample:
+    """A sample with as much of a mask as it has response tokens."""
+    return Sample(loss_mask=mask and mask[: fields["response_length"]], **fields)
+
+
 any_sample = st.builds(
-    Sample,
+    made,
     group_index=st.integers(0, 9),
     index=st.integers(0, 99),
     prompt=any_text | st.lists(st.fixed_dictionaries({"role": any_text, "content": any_text})),
@@ -34,7 +41,7 @@ any_sample = st.builds(
     response_length=st.integers(0, 5),
     label=st.none() | any_text,
     reward=st.none() | st.floats(allow_nan=False),
-    loss_mask=st.none() | st.lists(st.integers(0, 1), max_size=5),
+    mask=st.none() | st.lists(st.integers(0, 1), min_size=5, max_size=5),
     status=st.sampled_from(Status),
     metadata=st.dictionaries(any_text, st.none() | st.integers() | any_text, max_size=2),
     rollout_log_probs=st.none() | st.lists(st.floats(max_value=0, allow_nan=False), max_size=5),
@@ -86,8 +93,6 @@ def test_values_that_do_not_fit_the_response_are_refused() -> None:
         Sample(tokens=[4, 5, 6], response_length=2, token_values={"entropy": [0.5]})
     with pytest.raises(DataError, match="loss_mask has 1 numbers for 2 response tokens"):
         Sample(tokens=[4, 5, 6], response_length=2, loss_mask=[1])
-    with pytest.raises(DataError, match="rollout_log_probs has 3 numbers for 2 response tokens"):
-        Sample(tokens=[4, 5, 6], response_length=2, rollout_log_probs=[-1.0] * 3)
     with pytest.raises(DataError, match="more than two weight versions"):
         Sample(annotated_versions=[0, 1, 2])
 
