@@ -95,6 +95,7 @@ class Probes:
         dtypes: Sequence[str],
         temperature: float,
         from_files: bool = False,
+        rounded_to: str | None = None,
     ) -> list[Rows]:
         """Log-probs from Transformers alone, in each dtype: no packing, no FSDP, no own kernels.
 
@@ -103,12 +104,18 @@ class Probes:
             dtypes: of weights and computation.
             temperature: divides the logits.
             from_files: with the weights that the model's files hold, not with the present ones.
+            rounded_to: dtype that all weights are rounded to first, whatever computes with them.
         """
         weights = {} if from_files else dict(whole_weights(self.backend))
-        return [self._plainly(samples, dtype, temperature, weights) for dtype in dtypes]
+        return [self._plainly(samples, dtype, temperature, weights, rounded_to) for dtype in dtypes]
 
     def _plainly(
-        self, samples: Samples, dtype: str, temperature: float, weights: dict[str, torch.Tensor]
+        self,
+        samples: Samples,
+        dtype: str,
+        temperature: float,
+        weights: dict[str, torch.Tensor],
+        rounded_to: str | None,
     ) -> Rows:
         from transformers import AutoModelForCausalLM
 
@@ -121,6 +128,9 @@ class Probes:
         )
         if unknown := model.eval().load_state_dict(weights, strict=False).unexpected_keys:
             raise StackError(f"Transformers' model has no weights named {', '.join(unknown[:3])}.")
+        if rounded_to:
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(getattr(torch, rounded_to)).to(parameter.dtype)
         device, precision = self.backend.device, torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:

@@ -71,6 +71,17 @@ def test_every_way_of_computing_the_same_gives_the_same(make: Make) -> None:
     assert (coarse - expected).abs().max() > 1e-4
 
 
+def test_weights_can_be_rounded_by_themselves(make: Make) -> None:
+    def plainly(dtype: str, rounded_to: str | None = None) -> torch.Tensor:
+        return flat(trainer.probes.plainly(SAMPLES, [dtype], 0.8, rounded_to=rounded_to)[0])
+
+    trainer = make()
+    assert torch.equal(plainly("bfloat16", "bfloat16"), plainly("bfloat16"))
+    assert torch.equal(plainly("float32", "float32"), plainly("float32"))
+    moved = plainly("float32", "bfloat16") - plainly("float32")
+    assert 1e-5 < moved.abs().max() < 0.1
+
+
 def test_cuts_are_those_of_a_sampler(make: Make) -> None:
     trainer = make()
     raw, best, half = trainer.probes.sampled(

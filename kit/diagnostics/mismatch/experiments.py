@@ -65,10 +65,14 @@ class Experiments:
 
     @cached_property
     def rounding(self) -> float:
-        """What rounding to the trainer's dtype does to the log-probs of plain Transformers."""
+        """What rounding in the trainer's dtype does to the log-probs of plain Transformers.
+
+        The weights are the same, as they are for trainer and engine: those of the optimizer are
+        finer, and rounding them can move the log-probs of a trained model by far more.
+        """
         if self.stack.dtype == "float32":
             return 0.0
-        rows = self.plainly([self.stack.dtype, "float32"])
+        rows = self.plainly([self.stack.dtype, "float32"], rounded_to=self.stack.dtype)
         return self.gap(rows[self.stack.dtype], rows["float32"])
 
     def gap(self, one: Rows, other: Rows) -> float:
@@ -104,9 +108,11 @@ class Experiments:
         rows: list[Rows] = self.stack.probe("sampled", self._tokens(), transforms)
         return rows
 
-    def plainly(self, dtypes: Sequence[str]) -> dict[str, Rows]:
+    def plainly(self, dtypes: Sequence[str], rounded_to: str | None = None) -> dict[str, Rows]:
         """Log-probs of plain Transformers with the trainer's weights, by dtype."""
-        rows = self.stack.probe("plainly", self._tokens(), list(dtypes), self.temperature)
+        rows = self.stack.probe(
+            "plainly", self._tokens(), list(dtypes), self.temperature, False, rounded_to
+        )
         return dict(zip(dtypes, rows, strict=True))
 
     def rescore(self, *, cache: CacheUse, experts: bool = False) -> list[list[Any]]:
