@@ -20,7 +20,7 @@ from pathlib import Path
 import nbformat
 
 from kit.runs import run_notebook
-from kit.runs.page import write_page
+from kit.runs.page import POLICY, write_page
 from kit.viz.html import tag
 from kit.viz.theme import style_sheet
 
@@ -192,7 +192,8 @@ def make_index() -> None:
 
 def _page(notebook: nbformat.NotebookNode, path: Path) -> str:
     nbformat.write(notebook, path)
-    return share_style(write_page(path).read_text("utf-8"))
+    page = write_page(path).read_text("utf-8")
+    return share_style(page.replace(POLICY, "", 1))  # which would not let it load the style sheet
 
 
 def share_style(page: str) -> str:

@@ -23,7 +23,7 @@ class KitError(Exception):
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
         self.what, self.why, self.fix = what, why, fix
         parts = [what, why, f"What to do: {fix}" if fix else ""]
-        message = "\n".join(part for part in parts if part)
+        message = "\n".join(_bounded(part) for part in parts if part)
         # Half a surrogate pair, quoted from somebody's data, cannot be sent to a notebook: the
         # kernel would neither show the error nor ever answer again.
         super().__init__(message.encode("utf-8", "backslashreplace").decode("utf-8"))
@@ -31,6 +31,18 @@ class KitError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the three parts when the error crosses from an actor to the notebook."""
         return partial(type(self), self.what, why=self.why, fix=self.fix), ()
+
+
+LONGEST_PART = 8000
+"""Characters of a part of a message; longer ones quote somebody's data."""
+
+
+def _bounded(text: str) -> str:
+    """A part of a message without the middle of what nobody reads to its end."""
+    if len(text) <= LONGEST_PART:
+        return text
+    half = LONGEST_PART // 2
+    return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
 
 
 class ConfigError(KitError):
@@ -71,6 +83,6 @@ class RunError(KitError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`Did you mean 'x'?`, or the list of known words where none is near."""
-    choices = sorted(known)
+    choices = sorted(choice if len(choice) <= 80 else f"{choice[:79]}…" for choice in known)
     near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(choices)}."

@@ -4,6 +4,7 @@ state.py        `TrainState`: what a session is, apart from its weights
 inputs.py       what was passed to `start` as objects, named, so that it is asked for again
 checkpoint.py   save and load: weights, optimizer, data order, counters, randomness
 manifest.py     the sealed list of a checkpoint's files, with their sizes and hashes
+values.py       what its numbers have to be, before anything of them is used
 snapshots.py    states kept in host memory or in files while a session runs
 export.py       the policy as a Hugging Face model directory
 """

@@ -21,14 +21,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kit.checkpoint import manifest
+from kit.checkpoint import manifest, values
 from kit.checkpoint.state import TrainState
 from kit.config import SessionConfig
-from kit.errors import CheckpointError
-from kit.samples import Rollout
+from kit.errors import CheckpointError, DataError
+from kit.samples import Batch, Rollout
 from kit.samples.serialization import read_batch, write_batch
-from kit.tracking.recorder import Recorder, current_run
+from kit.tracking.recorder import Recorder, current_run, is_mark
 from kit.utils.interrupts import held
+from kit.utils.reading import read_object
 
 if TYPE_CHECKING:
     from kit.stack.stack import Stack
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 STATE, CONFIG, TRAINER = "state.json", "config.yaml", "trainer"
 LAST_ROLLOUT, LAST_BATCH = "last_rollout.jsonl", "last_batch.json"
 
+LONGEST_STATE = 2 * 10**9
+"""Bytes of `state.json`: a row of metrics for each step of a long training."""
 RUN_NOTE = "run.json"
 """Which training of a batch run it belongs to, and where the run's files ended."""
 
@@ -186,9 +189,11 @@ def _remove(folder: Path) -> None:
 
 def run_note(folder: Path) -> dict[str, Any] | None:
     """Read a checkpoint's position in its run; None if it has none."""
-    with suppress(OSError, ValueError):
-        note = json.loads((folder / RUN_NOTE).read_text(encoding="utf-8"))
-        return note if isinstance(note, dict) else None
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        note = read_object(folder / RUN_NOTE)
+        values.whole_numbers(note, ("session", "training", "begin", "step"))
+        if type(note["by_clock"]) is bool and is_mark(note["mark"]):
+            return note
     return None
 
 
@@ -211,12 +216,36 @@ def read(folder: str | Path) -> tuple[SessionConfig, dict[str, Any]]:
     folder = Path(folder)
     manifest.read(folder)
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        if not isinstance(state, dict):
-            raise ValueError("it holds no mapping")
-    except (OSError, ValueError) as error:
+        state = read_object(folder / STATE, LONGEST_STATE)
+        TrainState.check(state)
+    except KeyError as error:
+        raise CheckpointError(f"{folder / STATE} is damaged: it lacks {error}.") from error
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{folder / STATE} is damaged: {error}.") from error
+    _check_values(folder)
     return SessionConfig.load(folder / CONFIG), state
+
+
+def _check_values(folder: Path) -> None:
+    """Raise CheckpointError for weights, samples or a batch that no session can go on with."""
+    try:
+        values.check_trainer(folder / TRAINER)
+        _last(folder)
+    except (OSError, ValueError, KeyError, DataError) as error:
+        raise CheckpointError(
+            f"The checkpoint {folder} holds what cannot be: {error}.",
+            why="Nothing of it was used; a session that runs is as it was.",
+            fix="load an earlier one.",
+        ) from error
+
+
+def _last(folder: Path) -> tuple[Rollout | None, Batch | None]:
+    """The last rollout and batch, as far as they were written. Raises DataError."""
+    rollout, batch = folder / LAST_ROLLOUT, folder / LAST_BATCH
+    return (
+        Rollout.load(rollout) if rollout.is_file() else None,
+        read_batch(batch) if batch.is_file() else None,
+    )
 
 
 def refuse_code(config: SessionConfig, folder: str | Path) -> None:
@@ -238,9 +267,7 @@ def restore(state: TrainState, stack: Stack, folder: Path, row: dict[str, Any]) 
         CheckpointError, DataError: it cannot be read, or belongs to something else; the session is
             as it was.
     """
-    rollout, batch = folder / LAST_ROLLOUT, folder / LAST_BATCH
-    last_rollout = Rollout.load(rollout) if rollout.is_file() else None
-    last_batch = read_batch(batch) if batch.is_file() else None
+    last_rollout, last_batch = _last(folder)
     move_to(state, stack, row, lambda: stack.load(str(folder.absolute() / TRAINER)))
     state.last_rollout, state.last_batch = last_rollout, last_batch
     state.saved = state.step

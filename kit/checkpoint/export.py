@@ -11,6 +11,7 @@ from kit.checkpoint import manifest
 from kit.checkpoint.checkpoint import own_folder
 from kit.errors import SessionError, did_you_mean
 from kit.utils.interrupts import held
+from kit.utils.reading import read_json
 
 if TYPE_CHECKING:
     from kit.config import SessionConfig
@@ -61,7 +62,7 @@ def _copy_beside(model: Path, folder: Path, dtype: str) -> None:
         for file in model.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     config.pop("torch_dtype", None)  # the older name
     (folder / "config.json").write_text(
         json.dumps(config | {"dtype": dtype}, indent=2) + "\n", encoding="utf-8"

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from kit.errors import CheckpointError
 from kit.utils.files import replacing_directory, sync_directory
+from kit.utils.reading import read_json
 from kit.utils.versions import versions
 
 FORMAT = 2
@@ -111,7 +112,7 @@ def read(folder: Path) -> dict[str, Any]:
 def peek(folder: Path) -> dict[str, Any]:
     """Read a folder's manifest without checking anything; empty where there is none."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST)
     except (OSError, ValueError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
@@ -120,7 +121,7 @@ def peek(folder: Path) -> dict[str, Any]:
 def _manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = read_json(file)
     except (FileNotFoundError, NotADirectoryError):
         old = (folder / "state.json").is_file()
         raise CheckpointError(

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from kit.checkpoint import values
 from kit.checkpoint.inputs import Inputs
 from kit.config import SessionConfig
 from kit.data.buffer import RolloutBuffer
@@ -96,10 +97,9 @@ class TrainState:
             KeyError, TypeError, ValueError: a value is missing or damaged.
             DataError: it belongs to other prompts, or the buffer is damaged.
         """
-        step, drawn = int(row["step_count"]), int(row["generations"])
-        weights = int(row["weight_version"]), int(row["newest_version"])
-        first = step - len(row["history"])  # version 0.1 wrote no numbers
-        history = [{STEP: first + i, **metrics} for i, metrics in enumerate(row["history"])]
+        step, drawn, *weights = self.check(row)
+        history = values.history(row["history"], step - len(row["history"]))
+        changes = values.changes(row.get("changes", []))
         place = self.stream.state()
         self.stream.load_state(row["stream"])
         try:
@@ -109,5 +109,27 @@ class TrainState:
             raise
         self.step, self.rollouts_drawn, self.history = step, drawn, history
         self.evaluated, self.saved = row.get("evaluated"), min(self.saved, step)
-        self.unsynced, self.changes = None, list(row.get("changes", []))
+        self.unsynced, self.changes = None, changes
         versions.version, versions.newest_version = weights
+
+    @staticmethod
+    def check(row: Mapping[str, Any]) -> list[int]:
+        """Look at what `to_json` returned, as far as that takes no data.
+
+        Returns:
+            step, draws, and the numbers of the weights.
+
+        Raises:
+            KeyError, TypeError, ValueError: a value is missing, or cannot be.
+        """
+        counted = ("step_count", "generations", "weight_version", "newest_version")
+        step, *others = values.whole_numbers(row, counted)
+        if row.get("evaluated") is not None:
+            values.counter(row, "evaluated")
+        values.history(row["history"], step - len(row["history"]))
+        values.changes(row.get("changes", []))
+        if not isinstance(row.get("inputs", {}), dict):
+            raise ValueError("inputs is no mapping")
+        if not isinstance(row["stream"], dict) or not isinstance(row["buffer"], list):
+            raise ValueError("the place in the data, or the buffer, is of another type")
+        return [step, *others]

@@ -16,6 +16,7 @@ from kit.cli.run import Pairs, params, run
 from kit.cli.runs import compare, runs
 from kit.cli.sweep import sweep
 from kit.errors import KitError
+from kit.utils.formatting import visible
 
 NOT_READY = 1
 WRONG_CALL = 2
@@ -28,7 +29,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KitError as error:
-            typer.secho(str(error), fg=typer.colors.RED, err=True)
+            typer.secho(visible(str(error)), fg=typer.colors.RED, err=True)
             raise typer.Exit(WRONG_CALL) from None
 
 
@@ -66,7 +67,7 @@ def doctor(
     if stop is not None:
         from kit.doctor import stacks
 
-        typer.echo(stacks.stop(stop))
+        typer.echo(visible(stacks.stop(stop)))
         return
     from kit.doctor import diagnose
 
@@ -74,7 +75,7 @@ def doctor(
     diagnosis = diagnose(config)
     for line in str(diagnosis).splitlines():
         sign = line[:1] if line[:1] in colours else ""
-        typer.echo(typer.style(sign, fg=colours.get(sign), bold=True) + line[len(sign) :])
+        typer.echo(typer.style(sign, fg=colours.get(sign), bold=True) + visible(line[len(sign) :]))
     if not diagnosis.ready:
         raise typer.Exit(NOT_READY)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from kit.errors import RunError
+from kit.utils.formatting import visible
 
 export = typer.Typer(no_args_is_help=True, help="Write settings for other trainers.")
 take_over = typer.Typer(no_args_is_help=True, help="Read settings of other trainers.")
@@ -45,7 +47,7 @@ def export_miles(
     if out:
         out.chmod(0o755)
     for setting, why in exported.notes.items():
-        typer.secho(f"{setting}: {why}", fg=typer.colors.YELLOW, err=True)
+        typer.secho(visible(f"{setting}: {why}"), fg=typer.colors.YELLOW, err=True)
 
 
 @take_over.command("miles")
@@ -60,12 +62,13 @@ def import_miles(
     imported = import_script(script)
     _give(changed(imported.config), out)
     if report := imported.report():
-        typer.secho(report, fg=typer.colors.YELLOW, err=True)
+        typer.secho(visible(report), fg=typer.colors.YELLOW, err=True)
 
 
 def _give(text: str, out: Path | None) -> None:
     if out is None:
-        typer.echo(text, nl=False)
+        # A file gets it as it is; a terminal would obey what is in it.
+        typer.echo(visible(text) if sys.stdout.isatty() else text, nl=False)
         return
     try:
         out.write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 
 from kit.cli.runs import RUNS
 from kit.errors import RunError
+from kit.utils.formatting import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -217,9 +218,10 @@ def params(notebook: Annotated[Path, typer.Argument(help="An .ipynb file.")]) ->
 
     found = read_parameters(notebook)
     for parameter in found.values():
-        typer.echo(str(parameter))
+        typer.echo(visible(str(parameter)))
     if not found:
-        typer.echo(f"{notebook} takes no parameters: none of its cells is tagged `parameters`.")
+        words = f"{notebook} takes no parameters: none of its cells is tagged `parameters`."
+        typer.echo(visible(words))
         typer.echo(f"To give a cell of assignments its tag: {HOW_TO_TAG}.")
 
 
@@ -236,25 +238,33 @@ def pairs(words: list[str], value: str = "VALUE") -> list[tuple[str, str]]:
 def _settings(words: list[str]) -> dict[str, Any]:
     """Settings as `--set` has them, their values read as in a YAML file."""
     from kit.config.changes import full_names
-    from kit.config.schema import from_yaml
 
     for word in words:
         if "=" not in word:
             raise RunError(f"--set {word} has no value.", fix=f"write `--set {word}=VALUE`.")
     split = (word.partition("=") for word in words)
-    return full_names({name: from_yaml(text) for name, _, text in split})
+    return full_names({name: _value(name, text) for name, _, text in split})
+
+
+def _value(name: str, text: str) -> Any:
+    import yaml
+
+    from kit.utils.strict_yaml import explained, from_yaml
+
+    try:
+        return from_yaml(text)
+    except yaml.YAMLError as error:
+        raise RunError(f"The value of --set {name} is no YAML: {explained(error)}.") from None
 
 
 def _from_file(file: Path | None) -> dict[str, object]:
     if file is None:
         return {}
-    import yaml
-
-    from kit.config import from_yaml
+    from kit.utils.strict_yaml import read_yaml
 
     try:
-        found = from_yaml(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        found = read_yaml(file)
+    except (OSError, ValueError) as error:
         raise RunError(f"{file} cannot be read as YAML.", why=str(error)) from None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise RunError(f"{file} holds no parameters.", fix="write one a line, such as `steps: 30`.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kit.utils.files import runs_here
+from kit.utils.formatting import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,6 +90,6 @@ def compare(
     from kit.runs.compare import compare_runs
 
     compared = compare_runs(names, root=folder, metrics=metric, n=samples)
-    typer.echo(str(compared))
+    typer.echo(visible(str(compared)))
     if out is not None:
-        typer.echo(f"The page: {compared.save(out).resolve()}")
+        typer.echo(visible(f"The page: {compared.save(out).resolve()}"))

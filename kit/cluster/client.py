@@ -44,6 +44,7 @@ from kit.utils import pids
 from kit.utils.files import working_folder
 from kit.utils.imports import import_ray
 from kit.utils.interrupts import held
+from kit.utils.reading import UnreadableError, read_end
 from kit.utils.shadowing import hidden
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
@@ -242,8 +243,8 @@ class Cluster:
 
     def _lines(self, name: str) -> list[str]:
         try:
-            return (self.directory / name).read_text(errors="replace").splitlines()
-        except OSError:
+            return read_end(self.directory / name).splitlines()
+        except (OSError, UnreadableError):
             return []
 
     def host_memory(self) -> int:

@@ -31,6 +31,7 @@ from kit.cluster.processes import Elsewhere
 from kit.cluster.registry import Entry
 from kit.errors import KitError, StackError
 from kit.utils.files import replace_file
+from kit.utils.reading import read_json
 
 REFUSED = "refused"
 """A file in which the keeper says why there is no placement group."""
@@ -84,8 +85,8 @@ class JoinedCluster(Cluster):
         self._connected = self._was_connected = True
 
     def _refused(self) -> KitError | None:
-        with suppress(OSError, ValueError):
-            said = json.loads((self.directory / REFUSED).read_text())
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            said = read_json(self.directory / REFUSED)
             return StackError(said["what"], why=said["why"], fix=said["fix"])
         return None
 

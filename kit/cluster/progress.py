@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kit.utils.files import replace_file
+from kit.utils.reading import read_json
 
 DIRECTORY_ENV = "KIT_STAGES"
 """Holds the stack's directory in the environment of each of its processes."""
@@ -53,8 +54,8 @@ def read(directory: str | Path) -> dict[str, Stage]:
     """Stage of engine and trainer, where known: of several processes, the one furthest behind."""
     found: dict[str, list[Stage]] = {}
     for file in Path(directory).glob("stage-*"):
-        with contextlib.suppress(OSError, ValueError):
-            words, since = json.loads(file.read_text())
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            words, since = read_json(file)
             found.setdefault(file.name.split("-")[1], []).append(Stage(words, since))
     return {who: _behind(told) for who, told in found.items()}
 

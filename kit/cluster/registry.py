@@ -33,6 +33,7 @@ from kit.cluster.lease import Connection
 from kit.errors import StackError
 from kit.utils.files import replacing_file
 from kit.utils.pids import started
+from kit.utils.reading import read_json, read_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,21 @@ class Entry:
         return bool(self.fingerprint)
 
     @property
+    def plain(self) -> bool:
+        """Whether each field is of its type, and its name one that a file can have."""
+        texts = (self.stack, self.name, self.head_started, self.host, self.directory, self.token)
+        more = (self.device, self.card, self.fingerprint, self.address, self.group)
+        numbers = (self.created, self.head, self.device_gib or 0)
+        return (
+            all(isinstance(text, str) for text in (*texts, *more))
+            and all(type(number) in (int, float) for number in numbers)
+            and type(self.head) is int
+            and 0 < self.head < 2**31
+            and "/" not in self.stack
+            and "\0" not in self.stack + self.directory
+        )
+
+    @property
     def alive(self) -> bool:
         """Whether its head is running."""
         return started(self.head) == self.head_started
@@ -83,17 +99,20 @@ class Entry:
     def read(cls, file: Path) -> Self | None:
         """Read a file; None if it is gone, unreadable, or of another version of the kit."""
         try:
-            row = json.loads(file.read_text(encoding="utf-8"))
-            return cls(**row) if row.keys() <= {f.name for f in fields(cls)} else None
-        except (OSError, ValueError, TypeError, AttributeError):
+            if os.lstat(file).st_uid != os.getuid():
+                return None
+            row = read_object(file)
+            entry = cls(**row) if row.keys() <= {f.name for f in fields(cls)} else None
+        except (OSError, ValueError, TypeError):
             return None
+        return entry if entry and entry.plain else None
 
 
 def folder() -> Path:
-    """Folder of the files, made where it is missing.
+    """Folder of the files, made where it is missing; only its owner may look into it.
 
     Raises:
-        StackError: it belongs to somebody else.
+        StackError: it, or a link in its place, belongs to somebody else, or it cannot be made.
     """
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     place = Path(base) / "kit" / "stacks"
@@ -104,17 +123,36 @@ def folder() -> Path:
         writable = False
     if not writable:  # no home, or one that is read-only
         place = Path(tempfile.gettempdir()) / f".kit-stacks-{os.getuid()}"
-        place.mkdir(exist_ok=True, mode=0o700)
-    status = place.stat()
-    if status.st_uid != os.getuid():
-        raise StackError(
-            f"{place} belongs to another user.",
-            why="It would hold the tokens with which your sessions are reached.",
-            fix="set XDG_STATE_HOME to a folder of your own.",
-        )
-    if stat.S_IMODE(status.st_mode) != 0o700:
-        place.chmod(0o700)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(place, 0o700)
+    _make_private(place)
     return place
+
+
+def _make_private(place: Path) -> None:
+    """Let nobody else look into a folder. Raises StackError where it is not this user's own.
+
+    Where all may write, anybody can put a link in its place: to a folder of theirs, or to one of
+    this user's. So the name itself is looked at before what it leads to.
+    """
+    fix = "set XDG_STATE_HOME to a folder of your own."
+    try:
+        mine = os.lstat(place).st_uid == os.getuid()
+        handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if mine else None
+    except OSError as error:
+        raise StackError(f"{place} cannot be used: {error.strerror}.", fix=fix) from None
+    try:
+        if handle is None or (status := os.fstat(handle)).st_uid != os.getuid():
+            raise StackError(
+                f"{place} belongs to another user.",
+                why="It would hold the tokens with which your sessions are reached.",
+                fix=fix,
+            )
+        if stat.S_IMODE(status.st_mode) != 0o700:
+            os.fchmod(handle, 0o700)
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 @contextlib.contextmanager
@@ -195,10 +233,10 @@ def write_identity(entry: Entry) -> None:
 def find_orphans(folder: Path) -> list[psutil.Process]:
     """Processes that are left of the stack to which this folder belonged."""
     try:
-        stack, head, head_started = json.loads((folder / IDENTITY).read_text())
-    except (OSError, ValueError):
+        stack, head, head_started = read_json(folder / IDENTITY)
+        return _members(str(stack), int(head), str(head_started))
+    except (OSError, ValueError, TypeError, OverflowError):
         return []
-    return _members(str(stack), int(head), str(head_started))
 
 
 def remove(folder: Path) -> int:

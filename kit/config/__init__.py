@@ -19,7 +19,7 @@ together raise ConfigError before any process starts.
 
 from __future__ import annotations
 
-from kit.config.schema import SessionConfig, as_yaml, from_yaml
+from kit.config.schema import SessionConfig, as_yaml
 from kit.config.sections import (
     TINY,
     UNNAMED,
@@ -37,6 +37,7 @@ from kit.config.sections import (
     StackConfig,
 )
 from kit.config.training import CriticConfig, MisConfig, TrainingConfig
+from kit.utils.strict_yaml import from_yaml
 
 __all__ = [
     "TINY",

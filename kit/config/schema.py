@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import os
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -22,6 +22,8 @@ from kit.config.validation import (
 )
 from kit.errors import ConfigError, did_you_mean
 from kit.utils.display import Displayed
+from kit.utils.reading import UnreadableError
+from kit.utils.strict_yaml import SCIENTIFIC, read_yaml
 
 
 class SessionConfig(Section, Displayed):
@@ -88,15 +90,15 @@ class SessionConfig(Section, Displayed):
     def load(cls, path: str | Path) -> SessionConfig:
         """Read a YAML file. Raises ConfigError if it is missing, malformed or wrong."""
         file = Path(path)
-        if not file.is_file():
+        if not os.path.lexists(file) or file.is_dir():
             raise ConfigError(
                 f"There is no configuration file {str(file)!r}.",
                 fix="check the path; SessionConfig.preset('tiny').dump('config.yaml') writes one.",
             )
         try:
-            tree = from_yaml(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file} is not valid YAML.", why=str(error)) from None
+            tree = read_yaml(file)
+        except (OSError, UnreadableError) as error:
+            raise ConfigError(f"{file} is not valid YAML.", why=f"{error}.") from None
         if tree is None:
             tree = {}
         if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
@@ -163,25 +165,11 @@ class SessionConfig(Section, Displayed):
         return self.to_yaml()
 
 
-class _Loader(yaml.SafeLoader):
-    """Loader that reads `1e-6` as a number; YAML 1.1 takes it for a string."""
-
-
 class _Dumper(yaml.SafeDumper):
-    """Dumper that quotes the strings that `_Loader` would read as numbers."""
+    """Dumper that quotes the strings that `from_yaml` would read as numbers."""
 
 
-for _end in (_Loader, _Dumper):
-    _end.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-        list("-+0123456789."),
-    )
-
-
-def from_yaml(text: str) -> Any:
-    """Read YAML as settings are read: `1e-6` is a number. Raises yaml.YAMLError."""
-    return yaml.load(text, _Loader)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", SCIENTIFIC, list("-+0123456789."))
 
 
 def as_yaml(tree: dict[str, Any]) -> str:

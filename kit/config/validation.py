@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from kit.config.counterparts import counterpart
 from kit.errors import ConfigError, did_you_mean
+from kit.utils.formatting import shorten
 
 if TYPE_CHECKING:
     from kit.config.sections import DataConfig, EngineConfig, RewardConfig, RolloutConfig
@@ -120,17 +121,24 @@ def explain(error: ValidationError, root: type[BaseModel]) -> ConfigError:
     lines = [_line(dict(item), root) for item in error.errors()]
     if len(lines) == 1:
         return ConfigError(lines[0])
-    return ConfigError(f"{len(lines)} settings are wrong:\n" + "\n".join(f"- {x}" for x in lines))
+    told = "\n".join(f"- {line}" for line in lines[:MOST_TOLD])
+    more = f"\n- and {len(lines) - MOST_TOLD} more" if len(lines) > MOST_TOLD else ""
+    return ConfigError(f"{len(lines)} settings are wrong:\n{told}{more}")
+
+
+MOST_TOLD = 20
+_KEY, _VALUE = 80, 200
+"""Characters of a wrong setting's name and value in a message."""
 
 
 def _line(item: dict[str, Any], root: type[BaseModel]) -> str:
-    path = [str(part) for part in item["loc"]]
+    path = [shorten(str(part), _KEY) for part in item["loc"]]
     key = ".".join(path)
     if item["type"] == "extra_forbidden":
         return f"There is no setting {key!r}. {_suggest(path, root)}"
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
-    given = f"{item['input']!r} ({type(item['input']).__name__})"
+    given = f"{shorten(repr(item['input']), _VALUE)} ({type(item['input']).__name__})"
     if item["type"] in ("model_type", "model_attributes_type"):
         return f"{key} is {given}, but it is a section: write its settings below it."
     return f"{key} is {given}: {item['msg'][0].lower()}{item['msg'][1:]}."

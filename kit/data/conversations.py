@@ -6,7 +6,6 @@ Known are text; messages with `role` and `content`, as a list or as JSON text; c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from kit.data.plain import plain
 from kit.errors import DataError
 from kit.samples import Messages
+from kit.utils.reading import parse_json
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _SPEAKERS = {
@@ -78,7 +78,7 @@ def _json_messages(text: str) -> Any:
     """Messages that are written as JSON text, as in a cell of a CSV file; else the text itself."""
     if text.lstrip().startswith("[") and ('"role"' in text or '"from"' in text):
         with suppress(ValueError):
-            found = json.loads(text)
+            found = parse_json(text)
             if found and all(isinstance(one, Mapping) for one in found):
                 return found
     return text
@@ -137,6 +137,6 @@ def _tool_call(call: Any) -> Any:
     function = call.get("function")
     if isinstance(function, Mapping) and isinstance(function.get("arguments"), str):
         with suppress(ValueError):
-            function = {**function, "arguments": json.loads(function["arguments"])}
+            function = {**function, "arguments": parse_json(function["arguments"])}
             return {**call, "function": function}
     return dict(call)

@@ -22,6 +22,7 @@ from kit.data.conversations import check_prompt, short
 from kit.data.plain import plain
 from kit.errors import DataError, did_you_mean
 from kit.samples import Messages
+from kit.utils.reading import parse_json
 
 _WRITTEN_OUT = 30
 """Digits before or after the point up to which a number has no exponent."""
@@ -121,7 +122,7 @@ def field_of(row: Mapping[str, Any], key: str) -> Any:
     inner = row.get(first)
     if isinstance(inner, str) and inner.lstrip().startswith("{"):
         with contextlib.suppress(ValueError):
-            inner = json.loads(inner)
+            inner = parse_json(inner)
     return field_of(inner, rest) if isinstance(inner, Mapping) else None
 
 
@@ -165,10 +166,10 @@ def _mapping(record: Record) -> Mapping[str, Any]:
     row = record.raw
     if isinstance(row, str):
         try:
-            row = json.loads(row)
+            row = parse_json(row)
         except ValueError as error:
             raise DataError(
-                f"{record.where}: not JSON: {error}.",
+                f"{record.where}: {error}.",
                 why=f"The line reads: {short(record.raw)}",
                 fix="write one JSON object a line, or name the file .csv or .parquet if it is one.",
             ) from None
@@ -221,7 +222,7 @@ def _metadata(value: Any, where: str) -> dict[str, Any]:
         return {}
     if isinstance(value, str) and value.lstrip().startswith("{"):
         with contextlib.suppress(ValueError):
-            value = json.loads(value)  # the only way in which a CSV cell can hold a mapping
+            value = parse_json(value)  # the only way in which a CSV cell can hold a mapping
     value = plain(value)
     if isinstance(value, dict):
         return value

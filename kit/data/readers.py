@@ -11,7 +11,6 @@ import csv
 import difflib
 import gzip
 import io
-import json
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from kit.data.plain import without_gaps
 from kit.data.prompts import Record
 from kit.errors import DataError
+from kit.utils.formatting import data_size
+from kit.utils.reading import LINES, UnreadableError, open_regular, parse_json, read_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -184,13 +185,13 @@ def _read_json(files: Sequence[Path], window: slice) -> list[Record]:
     for file in files:
         text = _text(file)
         try:
-            rows = json.loads(text)
+            rows = parse_json(text)
         except ValueError as error:
             if text.lstrip().startswith("{") and "Extra data" in str(error):
                 records += _read_jsonl([file], slice(None))  # one object a line
                 continue
             raise DataError(
-                f"{file} is not JSON: {error}.",
+                f"{file} cannot be read: {error}.",
                 fix="write a list of objects, or one object a line.",
             ) from None
         inside = list(rows.values()) if isinstance(rows, dict) else []
@@ -320,8 +321,8 @@ def _missing(path: Path) -> DataError:
 def _text(file: Path) -> str:
     try:
         packed = file.suffix.lower() == _PACKED
-        data = gzip.decompress(file.read_bytes()) if packed else file.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
+        data = _unpacked(file) if packed else read_bytes(file, LINES)
+    except (OSError, EOFError, zlib.error, UnreadableError) as error:
         raise DataError(f"{file} cannot be read.", why=str(error)) from None
     try:
         text = data.decode("utf-8-sig")
@@ -331,6 +332,15 @@ def _text(file: Path) -> str:
             fix="save it as UTF-8.",
         ) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _unpacked(file: Path) -> bytes:
+    """Bytes of a packed file, at most as many as are read of one that is not packed."""
+    with open_regular(file) as packed, gzip.open(packed) as opened:
+        data = opened.read(LINES + 1)
+    if len(data) > LINES:
+        raise UnreadableError(f"unpacked it has more than {data_size(LINES)}")
+    return data
 
 
 def _not_text(row: Any) -> Any:

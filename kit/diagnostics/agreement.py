@@ -25,6 +25,7 @@ from kit.diagnostics.mismatch import curves
 from kit.errors import ModelError, StackError
 from kit.models.source import stored_parameters
 from kit.utils.files import replace_file
+from kit.utils.reading import read_json
 from kit.utils.versions import versions
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def check_agreement(config: SessionConfig, stack: Stack, sampler: PromptSampler)
         return
     if record.is_file():
         with suppress(ValueError, TypeError):  # not whole: it is looked at again
-            seen = Agreement(**json.loads(record.read_text(encoding="utf-8")))
+            seen = Agreement(**read_json(record))
             _keep(stack, seen)
             return
     try:
@@ -264,7 +265,7 @@ def features(model: Path) -> list[str]:
 
 
 def _config(model: Path) -> dict[str, Any]:
-    settings: dict[str, Any] = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    settings: dict[str, Any] = read_json(model / "config.json")
     return settings
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -25,6 +24,7 @@ from kit.models.source import (
 from kit.reports.diagnostics import Finding, Level
 from kit.rewards import build
 from kit.utils.formatting import data_size
+from kit.utils.reading import read_json
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """One of these is in every model directory that can be used."""
@@ -150,7 +150,7 @@ def _has_template(path: Path) -> bool:
     if any((path / file).is_file() for file in TEMPLATES):
         return True
     try:
-        settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings = read_json(path / "tokenizer_config.json")
         return bool(settings.get("chat_template"))
     except (OSError, ValueError, AttributeError):
         return False

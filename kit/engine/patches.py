@@ -26,12 +26,13 @@ seconds and more in each scheduler of each start.
 
 from __future__ import annotations
 
-import json
 import os
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from kit.utils.reading import read_object
 
 
 def engine_class(device: str, threads: int = 1) -> Any:
@@ -144,7 +145,7 @@ def import_only(model_path: str) -> None:
     """
     if os.environ.get(DISABLED) or os.environ.get(EXTERNAL):
         return
-    wanted = json.loads((Path(model_path) / "config.json").read_text(encoding="utf-8"))
+    wanted = read_object(Path(model_path) / "config.json")
     names = [str(name) for name in wanted.get("architectures") or ()]
     others, found = [], False
     models = sglang_sources() / "models"

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from kit.errors import SessionError
 from kit.samples import Rollout, serialization
 from kit.utils.files import replace_file
+from kit.utils.reading import read_json
 
 if TYPE_CHECKING:
     from kit.checkpoint.snapshots import SnapshotStore
@@ -248,7 +249,7 @@ def noted(directory: Path) -> dict[str, Any]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        row: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        row: dict[str, Any] = read_json(file)
     except (OSError, ValueError) as error:
         raise SessionError(
             "Where the session stood was not noted, so nobody can go on with it.",

@@ -23,6 +23,7 @@ from kit.miles.links import (
     value,
     words_if,
 )
+from kit.utils.reading import parse_json
 
 KEEPS_DIFFERENT_GROUPS = (
     "miles.rollout.filter_hub.dynamic_sampling_filters.check_reward_nonzero_std"
@@ -302,7 +303,7 @@ def _reward_note(config: SessionConfig, backend: str) -> str:
 def _read_template_kwargs(given: Given) -> dict[str, Any]:
     text = given.text("--apply-chat-template-kwargs", "{}")
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:
         found = None
     if not isinstance(found, dict):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kit.errors import ConfigError
 from kit.miles.links import Flags
+from kit.utils.reading import SETTINGS, UnreadableError, read_text
 
 _ASSIGNED = re.compile(r"\s*(?:export\s+|readonly\s+|local\s+)?([A-Za-z_]\w*)(\+?)=")
 _ARRAY = re.compile(r"\s*([A-Za-z_]\w*)(\+?)=\(")
@@ -46,8 +47,8 @@ def read_script(path: Path) -> Script:
     Raises ConfigError for a file that is missing, and for one that starts no `train.py`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, SETTINGS)
+    except (OSError, UnreadableError) as error:
         raise ConfigError(
             f"{path} cannot be read.", why=str(error), fix="give the path of a bash script."
         ) from None
@@ -183,8 +184,8 @@ def _take_source(script: Script, what: str, folder: Path) -> None:
     if not file.is_absolute():
         file = folder / file
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = read_text(file, SETTINGS)
+    except (OSError, UnreadableError):
         script.unread[file.stem] = words[0]
         return
     _follow(script, text, file.parent)

@@ -6,10 +6,11 @@ first update would not be 1, and the engine, which drops nothing, writes samples
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from kit.utils.reading import read_object
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +22,7 @@ OF_OTHER_HEADS = "classifier"
 
 def configured(directory: str | Path) -> list[str]:
     """Settings of a model directory's config.json that drop something: `attention_dropout 0.1`."""
-    tree = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))
+    tree = read_object(Path(directory) / "config.json")
     return [f"{name} {value:g}" for name, value in _settings(tree)]
 
 

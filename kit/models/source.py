@@ -7,7 +7,6 @@ loading the model.
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, Self
 
 from kit.config import TINY, ModelConfig
 from kit.errors import ConfigError, ModelError
+from kit.utils.reading import mapping, open_regular, parse_json, read_json
 
 TINY_DIRECTORY = Path(__file__).resolve().parents[1] / "tiny" / "model"
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
@@ -48,7 +48,7 @@ def find(config: ModelConfig) -> ModelSource:
     path = TINY_DIRECTORY if config.name == TINY else _directory(config.name)
     file = path / "config.json"
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = read_json(file)
         limit = int(settings["max_position_embeddings"])
         architecture = str(settings["architectures"][0])
     except FileNotFoundError:
@@ -86,7 +86,7 @@ def find(config: ModelConfig) -> ModelSource:
 
 def _generation_config(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads((path / "generation_config.json").read_text(encoding="utf-8"))
+        settings = read_json(path / "generation_config.json")
     except (OSError, ValueError):  # models need not have one
         return {}
     return settings if isinstance(settings, dict) else {}
@@ -110,7 +110,7 @@ def broken_weights(path: Path) -> list[str]:
     names = {file.name for file in path.glob("*.safetensors")}
     if (path / INDEX).is_file():
         try:
-            named = json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+            named = read_json(path / INDEX)["weight_map"].values()
             names = set(map(str, named))
         except (OSError, ValueError, KeyError, AttributeError) as error:
             return [f"{INDEX} cannot be read ({type(error).__name__})"]
@@ -123,7 +123,7 @@ def _fault(file: Path) -> str:
     if not file.is_file():
         return "is a link to a file that is gone" if file.is_symlink() else "is missing"
     try:
-        begin, tensors = _header(file)
+        begin, tensors = safetensors_header(file)
         whole = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0) + begin
     except (ValueError, KeyError, TypeError, AttributeError):
         return "is no safetensors file"
@@ -133,15 +133,20 @@ def _fault(file: Path) -> str:
     return f"is cut off: {size:,} of {whole:,} bytes are there" if size < whole else ""
 
 
-def _header(file: Path) -> tuple[int, dict[str, Any]]:
+LONGEST_HEADER = 100 * 10**6
+"""Bytes; the library of safetensors reads no longer one either."""
+
+
+def safetensors_header(file: Path) -> tuple[int, dict[str, Any]]:
     """Header of a safetensors file: offset of its data, and an entry per tensor.
 
     A file too short for its header has no tensors.
     """
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         length = int.from_bytes(opened.read(8), "little")
         # A text file in its place, such as a pointer of Git LFS, gives an absurd length.
-        header = json.loads(opened.read(length)) if length < file.stat().st_size else {}
+        whole = length < min(file.stat().st_size, LONGEST_HEADER)
+        header = mapping(parse_json(opened.read(length))) if whole else {}
     header.pop("__metadata__", None)
     return 8 + length, header
 
@@ -230,7 +235,7 @@ class ModelShape:
         """
         folder = Path(directory)
         try:
-            return cls._of(json.loads((folder / "config.json").read_text("utf-8")), folder)
+            return cls._of(read_json(folder / "config.json"), folder)
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise ModelError(
                 f"The sizes of the model in {str(folder)!r} cannot be read.",
@@ -276,14 +281,14 @@ def _weight_files(folder: Path) -> list[Path]:
     if whole.is_file():
         return [whole]
     if index.is_file():
-        names = json.loads(index.read_text("utf-8"))["weight_map"].values()
+        names = read_json(index)["weight_map"].values()
         return [folder / name for name in sorted(set(names))]
     return sorted(folder.glob("*.safetensors"))
 
 
 def stored_parameters(file: Path) -> dict[str, int]:
     """Number of elements of each tensor in a safetensors file; reads only its header."""
-    begin, tensors = _header(file)
+    begin, tensors = safetensors_header(file)
     if begin - 8 >= file.stat().st_size:
         raise ValueError(f"{file.name} is no safetensors file, or not a whole one")
     return {name: math.prod(tensor["shape"]) for name, tensor in tensors.items()}

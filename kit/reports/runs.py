@@ -19,6 +19,7 @@ from kit.utils import pids
 from kit.utils.display import Shown, pictures
 from kit.utils.files import replace_file
 from kit.utils.formatting import number, percent
+from kit.utils.reading import first_line, read_json
 
 RESULT = "result.json"
 SETTINGS_VARIABLE = "KIT_RUN_SETTINGS"
@@ -168,7 +169,7 @@ def read_record(folder: Path) -> RunRecord:
     """
     file = folder / RESULT
     try:
-        return RunRecord.model_validate_json(file.read_text(encoding="utf-8"))
+        return RunRecord.model_validate(read_json(file))
     except FileNotFoundError:
         raise RunError(
             f"{folder} is not a run's folder.",
@@ -178,7 +179,7 @@ def read_record(folder: Path) -> RunRecord:
     except (OSError, ValueError) as error:
         raise RunError(
             f"{file} cannot be read as the record of a run.",
-            why=str(error).splitlines()[0],
+            why=first_line(error),
             fix="it was changed, or written by another version of the kit; start a new run.",
         ) from None
 
@@ -231,7 +232,8 @@ class RunInfo:
     """Name of the notebook, without its folder."""
     status: str
     """completed, failed, interrupted, running, killed; stopped for a member that its sweep ended
-    early; unfinished where nothing says how it ended; empty for what a session wrote by itself."""
+    early; unfinished where nothing says how it ended, unreadable where what would say it cannot be
+    read; empty for what a session wrote by itself."""
     started: datetime | None = None
     seconds: float | None = None
     steps: int = 0
@@ -255,6 +257,8 @@ class RunInfo:
     sweep: str | None = None
     """The name of its sweep's folder."""
     error: str | None = None
+    faults: tuple[str, ...] = ()
+    """What of its folder was left out because it cannot be read, and why."""
 
     @property
     def name(self) -> str:

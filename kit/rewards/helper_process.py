@@ -10,7 +10,6 @@ is not unpickled.
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import pickle
 import selectors
@@ -21,16 +20,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kit.utils.reading import parse_json
+
 
 class HelperProcess:
     """A process that runs one script: started when first asked, and again after it was ended.
+
+    The script is beside this module, or anywhere where its whole path is given.
 
     Whoever asks holds `lock` from the request to the last line of its reply.
     """
 
     def __init__(self, script: str, *, stderr: int | None = subprocess.DEVNULL) -> None:
         self.lock = threading.Lock()
-        self._script = Path(__file__).with_name(script)
+        self._script = Path(__file__).parent / script
         self._stderr = stderr
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0
@@ -78,7 +81,7 @@ class HelperProcess:
                 if not byte:
                     return None
                 line += byte
-        reply: dict[str, Any] = json.loads(line)
+        reply: dict[str, Any] = parse_json(bytes(line))
         return reply
 
     def end(self) -> None:

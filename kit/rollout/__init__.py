@@ -1,5 +1,7 @@
 """Prompts to scored samples to the batch of an update.
 
+template_check.py   a model's chat template, tried under limits before it is used
+template_worker.py  the process in which it is tried
 sampler.py     prompts rendered, requests made, responses written into samples
 response.py    response tokens to the text that rewards see
 collector.py   generate and score at once, filters, groups carried over to the next step

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kit.errors import DataError
 from kit.rollout.response import ResponseReader
 from kit.samples import Rollout, Sample
-from kit.tracking.run_folder import CONFIG, SAMPLES, find_run
+from kit.tracking.run_files import SAMPLES, RunFiles, told
+from kit.tracking.run_folder import find_run
+from kit.utils.formatting import shorten
 
 
 def replay(run: str | Path, step: int | None, reader: ResponseReader, model_name: str) -> Rollout:
@@ -34,17 +33,14 @@ def replay(run: str | Path, step: int | None, reader: ResponseReader, model_name
 def _rows(folder: Path, step: int | None) -> tuple[list[dict[str, Any]], int]:
     file = folder / SAMPLES
     by_step: dict[int, list[dict[str, Any]]] = {}
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    for line in text.split("\n"):  # not splitlines: a response may hold other ends of lines
-        try:
-            row = json.loads(line)
-            by_step.setdefault(int(row.pop("step")), []).append(row)
-        except (ValueError, KeyError, AttributeError):
-            continue  # the last line of a run that was killed
+    files = RunFiles(folder)
+    for of, row in files.samples():
+        by_step.setdefault(of, []).append(row)
     if not by_step:
         raise DataError(
-            f"The run {folder.name} has kept no samples.",
-            why=f"There is nothing in {file}.",
+            f"The run {folder.name} has kept no samples"
+            + (" that can be read." if files.faults else "."),
+            why=f"{told(files.faults)}." if files.faults else f"There is nothing in {file}.",
             fix="run it again with `kit run --samples-every 10`, or a smaller number.",
         )
     step = max(by_step) if step is None else step
@@ -62,7 +58,7 @@ def _rows(folder: Path, step: int | None) -> tuple[list[dict[str, Any]], int]:
 def _sample(row: dict[str, Any], folder: Path, step: int) -> Sample:
     try:
         return Sample.from_dict(row)
-    except (TypeError, ValueError, DataError) as error:
+    except DataError as error:
         raise DataError(
             f"The samples of step {step} in {folder.name} cannot be read: {error}",
             fix="they were changed, or written by another version of the kit.",
@@ -96,7 +92,6 @@ def _check_tokens(
 
 def _model(folder: Path) -> str:
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-        return str(config["model"]["name"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return shorten(str(RunFiles(folder).settings()["model"]["name"]), 200)
+    except (KeyError, TypeError):
         return "unknown"

@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from kit.config import SessionConfig
+from kit.config import TINY, SessionConfig
 from kit.data import load_held_out, load_prompts
 from kit.data.buffer import Group
 from kit.data.chat_template import (
@@ -42,6 +42,7 @@ from kit.memory.sizes import response_limit
 from kit.models.source import ModelSource
 from kit.reports.status import FirstPrompt
 from kit.rollout.response import ResponseReader, stop_over_seam
+from kit.rollout.template_check import check_template
 from kit.samples import Messages, Rollout, Sample, Status
 from kit.utils.arguments import at_least_one, share
 from kit.utils.arguments import temperature as checked_temperature
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from kit.stack.stack import Stack
 
 
+TRIED = 8
+"""Prompts that a model's chat template is tried with before the session renders with it."""
 MARGIN = 8
 """Tokens beyond what the text and the chat template's own words can have."""
 RENDERED = 4096
@@ -117,6 +120,7 @@ class PromptSampler:
             ) from error
         self.reader = ResponseReader.of(self.tokenizer, self.model, self.config.rollout)
         check_variables(self.tokenizer, self.config.data.chat_template_kwargs)
+        self._try_template()
         left_out = self._measure(self.train, "training")
         for prompts in self.held_out:
             words = "held-out" if len(self.held_out) == 1 else f"held-out ({prompts.name})"
@@ -133,6 +137,14 @@ class PromptSampler:
         self.first_prompt = replace(seen, warnings=(*left_out, *seen.warnings))
         for words in self.first_prompt.warnings:
             warnings.warn(words, RuntimeWarning, stacklevel=2)
+
+    def _try_template(self) -> None:
+        """Render a chat template that the model brings under limits. Raises ModelError."""
+        data, model = self.config.data, self.config.model.name
+        template = self.tokenizer.chat_template
+        if data.apply_chat_template and isinstance(template, str) and model != TINY:
+            prompts = [row.prompt for row in islice(self.train.rows, TRIED)]
+            check_template(template, prompts, data.chat_template_kwargs, model)
 
     def _measure(self, prompts: PromptSet, which: str) -> list[str]:
         """Say which rows are left out; raise DataError for what would fail when its turn comes.

@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from kit.reports.runs import Band, Difference, Group, RunComparison, RunInfo, Si
 from kit.runs.index import resolve
 from kit.runs.overrides import SEED
 from kit.samples import Sample
-from kit.tracking import run_folder
-from kit.tracking.run_folder import CONFIG, EVALUATIONS, METRICS, RUNS, SAMPLES
+from kit.tracking.run_files import RunFiles, told
+from kit.tracking.run_folder import CONFIG, RUNS
 
 USUAL = (REWARD, "rollout/response_len/mean", "train/entropy_loss", "train/grad_norm")
 """Metrics that are drawn unless others are asked for; evaluations come after the reward."""
@@ -68,7 +68,7 @@ def compare_runs(
         _differences(together),
         _alike(together),
         rows,
-        tuple([*_uneven(groups), *_same_updates(together, labels), *sampled]),
+        tuple([*_left_out(runs), *_uneven(groups), *_same_updates(together, labels), *sampled]),
     )
 
 
@@ -86,16 +86,18 @@ class _Run:
 
     @classmethod
     def read(cls, info: RunInfo) -> _Run:
+        files = RunFiles(info.folder)
         curves: dict[str, dict[int, float]] = {}
-        for row in run_folder.read_rows(info.folder / METRICS):
+        for row in files.metrics():
             for name, value in row.items():
-                if isinstance(value, (int, float)) and name != "step" and name[:5] != "eval/":
-                    curves.setdefault(name, {})[int(row["step"])] = float(value)
-        for row in run_folder.read_rows(info.folder / EVALUATIONS):
-            if (value := run_folder.mean_reward(row)) is not None:
-                curves.setdefault(f"eval/{row['dataset']}", {})[int(row["step"])] = value
-        file = info.folder / CONFIG
-        return cls(info, dict(_flat(run_folder.read_yaml(file))), curves, _felt(file))
+                if value is not None and name != "step" and name[:5] != "eval/":
+                    curves.setdefault(name, {})[row["step"]] = float(value)
+        for row in files.evaluations():
+            if (value := row["mean_reward"]) is not None:
+                curves.setdefault(f"eval/{row['dataset']}", {})[row["step"]] = float(value)
+        settings = dict(_flat(files.settings()))
+        info = replace(info, faults=tuple(dict.fromkeys([*info.faults, *files.faults])))
+        return cls(info, settings, curves, _felt(info.folder / CONFIG))
 
     def facts(self) -> dict[tuple[str, str], str]:
         """Everything that can tell it from other runs but its seed, by kind and name."""
@@ -207,6 +209,11 @@ def _metrics(runs: Sequence[_Run], asked: Sequence[str] | None) -> tuple[str, ..
     return tuple(name for name in dict.fromkeys(wanted) if name in known)
 
 
+def _left_out(runs: Iterable[_Run]) -> list[str]:
+    """What of these runs cannot be read."""
+    return [f"{run.info.name}: {told(run.info.faults)}" for run in runs if run.info.faults]
+
+
 def _uneven(groups: Iterable[Group]) -> list[str]:
     """Groups whose curve is of fewer runs at its end."""
     notes = []
@@ -309,9 +316,9 @@ def _rows(
 
 
 def _side(step: int, rows: Sequence[dict[str, Any]]) -> Side:
-    rewards = [row["reward"] for row in rows if isinstance(row.get("reward"), (int, float))]
-    mean = sum(rewards) / len(rewards) if rewards else None
     samples = [Sample.from_dict(row) for row in rows]
+    rewards = [sample.reward for sample in samples if sample.reward is not None]
+    mean = sum(rewards) / len(rewards) if rewards else None
     counted = Counter(sample.response for sample in samples)
     shown = max(samples, key=lambda sample: counted[sample.response])
     return Side(step, shown, len(rows), mean, counted[shown.response])
@@ -319,24 +326,10 @@ def _side(step: int, rows: Sequence[dict[str, Any]]) -> Side:
 
 def _read(folder: Path) -> _Kept:
     kept: _Kept = {}
-    for step, row in _lines(folder / SAMPLES):
+    for step, row in RunFiles(folder).samples():
         try:
             prompt = Sample.from_dict(row).prompt_text
-        except (DataError, ValueError, TypeError):
+        except DataError:
             continue  # of another version, or damaged
         kept.setdefault(step, {}).setdefault(prompt, []).append(row)
     return kept
-
-
-def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Step and sample of each line; a line that is still being written is left out."""
-    if not file.is_file():
-        return
-    with file.open("rb") as lines:
-        for line in lines:
-            try:
-                row = json.loads(line)
-                row.pop("rollout", None)  # a rollout that was saved whole says this of itself
-                yield int(row.pop("step")), row
-            except (ValueError, TypeError, KeyError, AttributeError):
-                continue

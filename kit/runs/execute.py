@@ -38,6 +38,7 @@ from kit.tracking.run_folder import (
     new_name,
 )
 from kit.utils.files import replace_file
+from kit.utils.reading import read_text
 from kit.utils.versions import versions
 
 Ending = Literal["completed", "failed", "interrupted"]
@@ -107,7 +108,7 @@ def run_notebook(
     record.write(folder)
     text = yaml.safe_dump(record.parameters, sort_keys=False, allow_unicode=True)
     replace_file(folder / PARAMETERS, text)
-    replace_file(folder / NOTEBOOK, source.read_text(encoding="utf-8"))  # to resume it from
+    replace_file(folder / NOTEBOOK, read_text(source))  # to resume it from
     say(console, f"Running {source} in {folder}")
     return carry_out(folder, source.resolve(), record, console)
 
@@ -178,7 +179,7 @@ def _draw(result: RunResult, console: Console) -> None:
             draw(argument)
         except Exception as error:
             words = f"{draw.__name__} failed, and its file is missing: {error}"
-            console.print(words, markup=False, style="yellow")
+            say(console, words, "yellow")
 
 
 def _summarize(result: RunResult, console: Console) -> None:

@@ -7,22 +7,23 @@ A run is read as far as it came: one that was killed has no `result.json`, an ol
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from kit.errors import RunError, did_you_mean
-from kit.reports.runs import RESULT, Process, RunInfo, held_out, known_headline
+from kit.reports.runs import RESULT, Process, RunInfo, WhatFailed, held_out, known_headline
 from kit.runs import result as run_result
 from kit.runs.progress import say
 from kit.runs.sweep.state import SIGNS, STYLES, read_sweep
+from kit.tracking.run_files import LARGEST_STEP, RunFiles, told
 from kit.tracking.run_folder import (
     LAST,
     NAMED,
@@ -30,15 +31,21 @@ from kit.tracking.run_folder import (
     PARAMETERS,
     RUNS,
     SIGNS_AT_END,
+    SWEEP,
     age,
+    entries,
     find_place,
     is_run,
     is_sweep,
-    read_object,
-    read_yaml,
     when,
 )
-from kit.utils.formatting import count, duration, number, shorten
+from kit.utils.formatting import count, duration, number, shorten, visible
+from kit.utils.strict_yaml import from_yaml
+
+UNREADABLE = "unreadable"
+"""Status of a run or a sweep of which nothing can be read that says how it ended."""
+MOST_TOLD = 10
+"""Runs of which the table says what cannot be read; `kit runs --json` has it of all."""
 
 
 def read_run(folder: str | Path, sweep: str | None = None, state: str = "") -> RunInfo:
@@ -50,37 +57,96 @@ def read_run(folder: str | Path, sweep: str | None = None, state: str = "") -> R
         state: what that sweep says of it.
     """
     place = Path(folder).resolve()
-    result = read_object(place / RESULT)
-    recorded = known_headline(result.get("headline") or {})
-    headline = run_result.headline(place)
-    headline |= {name: recorded[name] for name in headline if name in recorded}
+    files = RunFiles(place)
+    result = _as_recorded(_Result, files.object(RESULT), files)
+    recorded = _as_recorded(_Headline, known_headline(result.headline), files)
+    headline = run_result.headline(files)
+    headline |= {n: value for n, value in recorded.model_dump(exclude_unset=True).items()}
+    parameters = files.settings(PARAMETERS) or result.parameters
+    seed = run_result.seed(files) if result.seed is None else result.seed
+    if not os.access(place, os.R_OK | os.X_OK):
+        files.fault(place.name, "it may not be looked into")
     named = NAMED.match(place.name)
-    machine = result.get("machine") or {}
-    error = result.get("error") or {}
-    executed = any((place / name).is_file() for name in (NOTEBOOK, PARAMETERS))
     return RunInfo(
         folder=place,
-        notebook=Path(str(result.get("notebook") or (named[2] if named else place.name))).stem,
-        status=_status(result, executed, state),
-        started=when(result.get("started"), named[1] if named else ""),
-        seconds=result.get("seconds"),
-        parameters=read_yaml(place / PARAMETERS) or dict(result.get("parameters") or {}),
-        seed=run_result.seed(place) if result.get("seed") is None else result["seed"],
-        versions=dict(result.get("versions") or {}),
-        git_commit=result.get("git_commit"),
-        machine=machine if isinstance(machine, dict) else {"machine": machine},
+        notebook=Path(result.notebook or (named[2] if named else place.name)).stem,
+        status=_status(result, files, state),
+        started=when(result.started, named[1] if named else ""),
+        seconds=result.seconds,
+        parameters=parameters,
+        seed=seed,
+        versions=result.versions,
+        git_commit=result.git_commit,
+        machine=result.machine,
         sweep=sweep,
-        error=f"{error.get('name')}: {error.get('message')}" if error else None,
+        error=f"{result.error.name}: {result.error.message}" if result.error else None,
+        faults=tuple(files.faults),
         **headline,
     )
 
 
-def _status(result: Mapping[str, Any], executed: bool, state: str) -> str:
+Amount = Annotated[float, Field(ge=-1e300, le=1e300, allow_inf_nan=False)]
+
+
+class _Headline(BaseModel):
+    """The numbers of a record's headline, as older versions had them too."""
+
+    steps: int = Field(default=0, ge=0, le=LARGEST_STEP)
+    reward_first: Amount | None = None
+    reward_last: Amount | None = None
+    tokens_per_second: float | None = Field(default=None, ge=0, le=1e15)
+    dataset: str | None = None
+    mean_reward_before: Amount | None = None
+    mean_reward_after: Amount | None = None
+    accuracy_before: Amount | None = None
+    accuracy_after: Amount | None = None
+
+
+class _Result(BaseModel):
+    """What is taken of a `result.json` of any version."""
+
+    status: str = ""
+    notebook: str = ""
+    started: str = ""
+    seconds: float | None = Field(default=None, ge=0, le=1e10)
+    parameters: dict[str, Any] = {}
+    headline: dict[str, Any] = {}
+    seed: int | None = None
+    versions: dict[str, str | None] = {}
+    git_commit: str | None = None
+    machine: dict[str, Any] = {}
+    process: Process | None = None
+    error: WhatFailed | None = None
+
+    @field_validator("machine", mode="before")
+    @classmethod
+    def _by_name(cls, machine: Any) -> Any:
+        return {"machine": machine} if isinstance(machine, str) else machine or {}
+
+
+_M = TypeVar("_M", bound=BaseModel)
+
+
+def _as_recorded(model: type[_M], row: Mapping[str, Any], files: RunFiles) -> _M:
+    """The row as a model, without what is not of its type, which `files` gets to know."""
+    given = {name: value for name, value in row.items() if value is not None}
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        for each in error.errors():
+            name = str(each["loc"][0])
+            given.pop(name, None)
+            files.fault(f"{RESULT}, {name}", each["msg"][:1].lower() + each["msg"][1:])
+        return model.model_validate(given)
+
+
+def _status(result: _Result, files: RunFiles, state: str) -> str:
     """Status of a run: its sweep's, if that stopped it early, else its own."""
-    status = str(result.get("status") or ("unfinished" if executed else ""))
-    if status == "running":
-        with suppress(ValidationError):
-            status = "running" if Process.model_validate(result.get("process")).lives else "killed"
+    executed = any(os.path.isfile(files.folder / name) for name in (NOTEBOOK, PARAMETERS))
+    lost = files.faults and (not executed or files.faults[0].startswith(RESULT))
+    status = result.status or (UNREADABLE if lost else "unfinished" if executed else "")
+    if status == "running" and result.process and not result.process.lives:
+        status = "killed"
     return "stopped" if state == "stopped" else status
 
 
@@ -100,21 +166,43 @@ def find_runs(root: str | Path) -> list[RunInfo]:
             fix="name the folder that runs are kept in; `kit run` makes papermill_runs where it "
             "is called.",
         )
-    found = members(place) if is_sweep(place) else []
-    for folder in place.iterdir() if not is_sweep(place) else ():
-        if is_sweep(folder):
-            found += members(folder)
-        elif is_run(folder):
-            found.append(read_run(folder))
+    if is_sweep(place):
+        found = members(place)
+    else:
+        found = []
+        for folder in entries(place):
+            found += _members_or_why_not(folder) if is_sweep(folder) else [read_run(folder)]
     return sorted(found, key=lambda run: age(run.folder, run.started), reverse=True)
 
 
 def members(sweep: Path) -> list[RunInfo]:
-    """The runs of a sweep's members that were started, in their order."""
+    """The runs of a sweep's members that were started, in their order.
+
+    Raises:
+        RunError: the sweep cannot be read.
+    """
     started = [member for member in read_sweep(sweep).members if member.folder]
     folders = ((sweep / (member.folder or ""), member.state) for member in started)
     name = sweep.resolve().name
     return [read_run(folder, name, state) for folder, state in folders if is_run(folder)]
+
+
+def _members_or_why_not(sweep: Path) -> list[RunInfo]:
+    """The runs of a sweep; where it cannot be read, it is itself a row that says why."""
+    try:
+        return members(sweep)
+    except RunError as error:
+        named = NAMED.match(sweep.name)
+        return [
+            RunInfo(
+                folder=sweep.resolve(),
+                notebook=named[2] if named else sweep.name,
+                status=UNREADABLE,
+                started=when("", named[1] if named else ""),
+                sweep=sweep.name,
+                faults=(shorten(f"{SWEEP}: {error.why or error.what}", 300),),
+            )
+        ]
 
 
 def resolve(names: Sequence[str | Path], root: str | Path) -> list[RunInfo]:
@@ -215,7 +303,8 @@ def sort_runs(runs: Sequence[RunInfo], by: str) -> list[RunInfo]:
     name = by.removeprefix("-")
     fact = _fact(runs, name)
     known = [run for run in runs if fact(run) is not None]
-    words = any(isinstance(fact(run), (str, bool, list, dict)) for run in known)
+    numbers = all(type(fact(run)) in (int, float) for run in known)
+    words = not numbers and fact is not _FACTS["when"]
     key: Callable[[RunInfo], Any] = (lambda run: str(fact(run))) if words else fact
     down = (not words and name not in _ASCENDING) is not by.startswith("-")
     return [*sorted(known, key=key, reverse=down), *(r for r in runs if fact(r) is None)]
@@ -238,7 +327,7 @@ def show_runs(runs: Sequence[RunInfo], console: Console, where: str) -> None:
         sign = SIGNS.get(run.status, "")
         given = (name for name in varied if name in run.parameters)
         table.add_row(
-            Text(handles[run.name], style="bold"),
+            Text(visible(handles[run.name]), style="bold"),
             f"{run.started:%d %b %H:%M}" if run.started else "–",
             Text(shorten(run.notebook, 32)),
             Text(shorten(f"{sign} {run.status}".strip(), 20), style=STYLES.get(run.status, "")),
@@ -247,9 +336,11 @@ def show_runs(runs: Sequence[RunInfo], console: Console, where: str) -> None:
             _held_out(run),
             f"{run.tokens_per_second:,.0f}" if run.tokens_per_second else "–",
             duration(run.seconds) if run.seconds is not None else "–",
-            Text(" ".join(f"{name}={shorten(str(run.parameters[name]), 40)}" for name in given)),
+            Text(" ".join(f"{visible(n)}={shorten(str(run.parameters[n]), 40)}" for n in given)),
         )
     console.print(table)
+    for run in [run for run in runs if run.faults][:MOST_TOLD]:
+        say(console, f"! {run.name}: {told(run.faults)}", "yellow")
     inner = sum(run.sweep is not None for run in runs)
     words = f"{count(len(runs), 'run')} in {where}"
     words += f", {inner} of them members of sweeps" if inner else ""
@@ -282,7 +373,7 @@ def _equal(value: Any, wanted: str) -> bool:
     if value is None:
         return wanted.lower() in ("", "none", "null")
     try:
-        meant = yaml.safe_load(wanted)
+        meant = from_yaml(wanted)
     except yaml.YAMLError:
         return str(value) == wanted
     if isinstance(value, bool) or isinstance(meant, bool):

@@ -11,6 +11,7 @@ from typing import IO, Any
 from kit.reports.runs import SETTINGS_VARIABLE, RunSettings, WhatFailed
 from kit.tracking.recorder import RUN_DIR_VARIABLE
 from kit.utils.files import replace_file
+from kit.utils.reading import read_text
 
 KERNEL_LOG = "kernel.log"
 """What the kernel's process and its children wrote outside of the notebook's cells."""
@@ -116,7 +117,7 @@ class _WholeFile:
     """Papermill's way to write the executed notebook, so that no reader ever sees half of it."""
 
     def read(self, path: str) -> str:
-        return Path(path).read_text(encoding="utf-8")
+        return read_text(path)
 
     def listdir(self, path: str) -> list[str]:
         return [str(file) for file in Path(path).iterdir()]

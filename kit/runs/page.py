@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import RunError
+from kit.runs.parameters import read_notebook
 from kit.viz.html import tag
 
 if TYPE_CHECKING:
@@ -50,6 +52,15 @@ p.kit-failed a{color:inherit}
  .kit-failed{background:#2d1608;color:#ffd9c2;border-color:#f0803c}
  .celltag_kit-failed{border-color:#f0803c}}
 """
+POLICY = (
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+    "style-src 'unsafe-inline'; img-src data:; media-src data:; font-src data:; "
+    "base-uri 'none'; form-action 'none'\">"
+)
+"""What a browser is told: run nothing, load nothing. Cells can display any HTML, and the page shows
+it without scripts; pictures are in the page itself."""
+_META = re.compile(r"<meta\b", re.IGNORECASE)
+"""Would send a reader elsewhere, which no policy prevents."""
 _NEEDS_SCRIPTS = ("application/vnd.jupyter.widget-view+json", "application/javascript")
 """Kinds of output that show nothing without those scripts; their plain form is shown instead."""
 _MARKER = "papermill-error-cell-tag"
@@ -62,7 +73,6 @@ def write_page(notebook: Path) -> Path:
 
     Where the run's record lies beside it too, the page begins with what came of the run.
     """
-    import nbformat
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
@@ -75,11 +85,18 @@ def write_page(notebook: Path) -> Path:
         raw_template=_TEMPLATE.replace("DARK", _DARK).replace("STYLE", _STYLE),
         embed_images=True,
     )
-    executed = nbformat.read(notebook, as_version=4)
+    executed = read_notebook(notebook)
     executed.metadata.pop("widgets", None)  # the state of what cannot be shown without scripts
     _mark_failure(executed)
     html, _ = exporter.from_notebook_node(executed, _resources(notebook))
-    return replace_file(notebook.with_suffix(".html"), html)
+    return replace_file(notebook.with_suffix(".html"), _guarded(html))
+
+
+def _guarded(html: str) -> str:
+    """The page with its policy before anything else, and no other such words from its cells."""
+    head, body_begins, body = html.partition("<body")
+    head = head.replace("<head>", f"<head>\n{POLICY}", 1)
+    return head + body_begins + _META.sub("&lt;meta", body)
 
 
 def _resources(notebook: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import os
 import re
 import tokenize
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ from pydantic import TypeAdapter, ValidationError
 from kit.config import SessionConfig
 from kit.config.presets import PRESETS
 from kit.errors import RunError, did_you_mean
+from kit.utils.reading import first_line, mapping, parse_json, read_text
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -72,7 +74,7 @@ class Parameter:
         """The default as a value; its text where the notebook computes it."""
         try:
             return ast.literal_eval(self.default)
-        except ValueError:
+        except _NO_LITERAL:
             return self.default
 
     def __str__(self) -> str:
@@ -142,15 +144,25 @@ def read_parameters(path: str | Path) -> dict[str, Parameter]:
     source = cells[0].source
     try:
         tree = ast.parse(source)
-    except SyntaxError as error:
+        comments = _comments(source)
+        found = [_parameter(statement, source, comments) for statement in tree.body]
+    except _NO_PYTHON as error:
+        where = f"line {error.lineno}: " if isinstance(error, SyntaxError) else ""
+        words = error.msg if isinstance(error, SyntaxError) else "it is nested too deeply"
         raise RunError(
-            f"The parameters cell of {path} is not plain Python (line {error.lineno}: "
-            f"{error.msg}).",
+            f"The parameters cell of {path} is not plain Python ({where}{words}).",
             fix="keep only assignments such as `steps: int = 60  # training steps` in it.",
         ) from None
-    comments = _comments(source)
-    found = (_parameter(statement, source, comments) for statement in tree.body)
     return {parameter.name: parameter for parameter in found if parameter}
+
+
+_NO_NOTEBOOK = (
+    ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError,
+)  # fmt: skip
+"""What nbformat raises for JSON that is no notebook; its own errors are ValueErrors too."""
+_NO_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError)
+"""What Python's parser raises, a null byte or a nesting without end included."""
+_NO_LITERAL = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError)
 
 
 def open_notebook(path: str | Path) -> NotebookNode:
@@ -161,21 +173,42 @@ def open_notebook(path: str | Path) -> NotebookNode:
     """
     import nbformat
 
+    notebook = read_notebook(path)
+    try:
+        nbformat.validate(notebook)
+        kernel = notebook.metadata.get("kernelspec", {})
+        language = kernel.get("language", "python")
+    except (nbformat.ValidationError, *_NO_NOTEBOOK) as error:
+        raise RunError(f"{path} is not a notebook.", why=f"{first_line(error)}.") from None
+    if language != "python":
+        words = f"{path} is a notebook for {language}; only Python notebooks can be run."
+        raise RunError(words)
+    return notebook
+
+
+def read_notebook(path: str | Path) -> NotebookNode:
+    """Read a notebook file of any language, as far as it is one.
+
+    Raises:
+        RunError: there is none, or it cannot be read.
+    """
+    import nbformat
+
     file = Path(path)
-    if not file.is_file():
+    if not os.path.lexists(file) or file.is_dir():
         near = sorted(str(other) for other in file.parent.glob("*.ipynb"))
         raise RunError(
             f"There is no notebook {str(file)!r}.",
             fix=did_you_mean(str(file), near) if near else "check the path.",
         )
     try:
-        notebook: NotebookNode = nbformat.reads(file.read_text("utf-8"), as_version=4)
-        nbformat.validate(notebook)
-    except (nbformat.ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{file} is not a notebook.", why=str(error).splitlines()[0]) from None
-    language = notebook.metadata.get("kernelspec", {}).get("language", "python")
-    if language != "python":
-        raise RunError(f"{file} is a notebook for {language}; only Python notebooks can be run.")
+        text = read_text(file)
+        mapping(parse_json(text))
+        notebook: NotebookNode = nbformat.reads(text, as_version=4)
+    except (nbformat.ValidationError, *_NO_NOTEBOOK) as error:
+        raise RunError(f"{file} is not a notebook.", why=f"{first_line(error)}.") from None
+    except OSError as error:
+        raise RunError(f"The notebook {file} cannot be read.", why=str(error)) from None
     return notebook
 
 
@@ -256,13 +289,13 @@ def _choices(annotation: ast.expr) -> tuple[Any, ...]:
         return ()
     try:
         found = ast.literal_eval(annotation.slice)
-    except ValueError:
+    except _NO_LITERAL:
         return ()
     return found if isinstance(found, tuple) else (found,)
 
 
 def _kind(value: ast.expr) -> tuple[str, ...]:
-    with suppress(ValueError):
+    with suppress(*_NO_LITERAL):
         kind = type(ast.literal_eval(value)).__name__
         return (kind,) if kind in _READERS else ()
     return ()
@@ -295,12 +328,12 @@ def _yaml(text: str, kind: type = object) -> Any:
     from kit.config import from_yaml
 
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError:
         try:
             value = from_yaml(text)
             json.dumps(value)
-        except (yaml.YAMLError, TypeError) as error:
+        except (yaml.YAMLError, TypeError, RecursionError) as error:
             raise ValueError(text) from error
     if not isinstance(value, kind):
         raise ValueError(text)

@@ -23,8 +23,8 @@ from rich.text import Text
 
 from kit.reports import REWARD
 from kit.runs.parameters import STEPS
-from kit.tracking.run_folder import CONFIG, METRICS, Row, read_rows, read_yaml
-from kit.utils.formatting import duration
+from kit.tracking.run_files import Row, RunFiles
+from kit.utils.formatting import duration, one_line, visible
 
 POLL_SECONDS = 0.5
 STEP_TIME = "perf/step_time"
@@ -94,7 +94,8 @@ class RunProgress:
     def cell(self, source: str) -> None:
         """Note that a code cell starts."""
         lines = (line.strip() for line in source.splitlines())
-        first = next((line for line in lines if line and not line.startswith("#")), "")[:48]
+        first = next((line for line in lines if line and not line.startswith("#")), "")
+        first = one_line(first[:48])
         self._bars.update(self._cell_bar, completed=self._started, note=escape(first))
         self._started += 1
         if not self._console.is_terminal:
@@ -106,7 +107,7 @@ class RunProgress:
         self._look()
 
     def _look(self) -> None:
-        rows = read_rows(self._folder / METRICS)
+        rows = RunFiles(self._folder).metrics()
         if len(rows) > self._seen:
             self._show(rows)
             self._seen = len(rows)
@@ -124,8 +125,8 @@ class RunProgress:
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    """Print a line as it is, however wide the terminal is."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    """Print a line, however wide the terminal is; what a terminal would obey is made visible."""
+    console.print(visible(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def planned_steps(folder: Path, parameters: Mapping[str, Any]) -> int | None:
@@ -133,8 +134,9 @@ def planned_steps(folder: Path, parameters: Mapping[str, Any]) -> int | None:
     for name in STEPS:
         if isinstance(parameters.get(name), int):
             return int(parameters[name])
-    training = read_yaml(folder / CONFIG).get("training") or {}
-    return training.get("num_rollout")
+    training = RunFiles(folder).settings().get("training")
+    planned = training.get("num_rollout") if isinstance(training, dict) else None
+    return planned if isinstance(planned, int) else None
 
 
 def _left(rows: list[Row], total: int) -> str:

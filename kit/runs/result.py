@@ -12,14 +12,11 @@ from typing import Any
 import psutil
 
 from kit.lifecycle.resume import CONTINUED
+from kit.reports import REWARD
 from kit.reports.runs import Continued
+from kit.tracking.run_files import RunFiles
 from kit.tracking.run_folder import (
-    CONFIG,
-    EVALUATIONS,
-    METRICS,
-    mean_reward,
     read_rows,
-    read_yaml,
     reward_curve,
 )
 from kit.utils.hardware import installed_gpus
@@ -29,17 +26,18 @@ FIGURES = "figures"
 CURVE = "reward_curve.png"
 
 
-def headline(folder: Path) -> dict[str, Any]:
+def headline(folder: Path | RunFiles) -> dict[str, Any]:
     """The numbers that say whether training worked; None for what the run did not measure.
 
     Evaluations are those of the dataset that was evaluated first: `..._before` is its first one, if
     that was made before any step, and `..._after` its last one after a step. There are accuracies
     only where all rewards were 0 or 1.
     """
-    rewards = [reward for _, reward in reward_curve(folder)]
-    rows = read_rows(folder / METRICS)
+    files = folder if isinstance(folder, RunFiles) else RunFiles(folder)
+    rows = files.metrics()
+    rewards = [row[REWARD] for row in rows if row.get(REWARD) is not None]
     speeds = [row[SPEED] for row in rows if row.get(SPEED) is not None]
-    evaluations = read_rows(folder / EVALUATIONS)
+    evaluations = files.evaluations()
     dataset = evaluations[0]["dataset"] if evaluations else None
     same = [row for row in evaluations if row["dataset"] == dataset]
     before = next((row for row in same if row["step"] == 0), None)
@@ -51,22 +49,16 @@ def headline(folder: Path) -> dict[str, Any]:
         "reward_last": rewards[-1] if rewards else None,
         "tokens_per_second": fmean(speeds) if speeds else None,
         "dataset": dataset,
-        **{f"mean_reward_{when}": row and mean_reward(row) for when, row in ends.items()},
-        **{f"accuracy_{when}": _accuracy(row) for when, row in ends.items()},
+        **{f"mean_reward_{when}": row and row["mean_reward"] for when, row in ends.items()},
+        **{f"accuracy_{when}": row and row["accuracy"] for when, row in ends.items()},
     }
 
 
-def _accuracy(evaluation: dict[str, Any] | None) -> float | None:
-    """Accuracy of an evaluation; None where its rewards were graded, or nobody knows."""
-    if evaluation is None or "mean_reward" not in evaluation:
-        return None
-    return evaluation.get("accuracy")
-
-
-def seed(folder: Path) -> int | None:
+def seed(folder: Path | RunFiles) -> int | None:
     """The session's seed; None where the run started no session."""
-    value = read_yaml(folder / CONFIG).get("seed")
-    return None if value is None else int(value)
+    files = folder if isinstance(folder, RunFiles) else RunFiles(folder)
+    value = files.settings().get("seed")
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def git_commit(folder: Path) -> str | None:
@@ -105,7 +97,8 @@ def draw_reward_curve(folder: Path) -> Path | None:
 
     Returns None, and draws nothing, where the run trained no step.
     """
-    rows = read_rows(folder / METRICS)
+    files = RunFiles(folder)
+    rows = files.metrics()
     if not rows:
         return None
     from kit.viz import save_curve
@@ -113,8 +106,8 @@ def draw_reward_curve(folder: Path) -> Path | None:
     # Training logs its evaluations too, but not those before it and after it.
     steps = [{k: v for k, v in row.items() if not k.startswith("eval/")} for row in rows]
     marks = [
-        {"step": row["step"], f"eval/{row['dataset']}": mean_reward(row)}
-        for row in read_rows(folder / EVALUATIONS)
+        {"step": row["step"], f"eval/{row['dataset']}": row["mean_reward"]}
+        for row in files.evaluations()
     ]
     (folder / FIGURES).mkdir(exist_ok=True)
     return save_curve([*steps, *marks], folder / FIGURES / CURVE, heading=folder.name)

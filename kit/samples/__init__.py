@@ -1,6 +1,7 @@
 """What a generation is: `Sample`, one response; `Rollout`, all responses of one step; `Batch`.
 
     sample.py         Sample and Status, and what makes a sample impossible
+    fields.py         the types of its fields, checked where one is read from a file
     rollout.py        Rollout, and the Batch that an update trains on
     token_values.py   what is known of each token: log-probs, advantage, ratio, ...
     serialization.py  rollouts and batches as files: JSON lines, arrays, tables

@@ -10,7 +10,10 @@ from typing import Any
 
 from kit.errors import DataError
 from kit.samples import token_values as by_token
+from kit.samples.fields import wrong_type
 from kit.utils.display import Displayed, Picture, pictures
+from kit.utils.formatting import shorten
+from kit.utils.reading import kind_of
 
 Messages = list[dict[str, Any]]
 """Chat messages: `role` and `content` are text; a turn may call tools."""
@@ -261,12 +264,27 @@ class Sample(Displayed):
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Sample:
-        """The inverse of `to_dict`. Raises DataError for a field that a sample does not have."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            DataError: a field that a sample does not have, or a value of another type than its.
+        """
+        if not isinstance(row, Mapping):
+            raise DataError(f"A sample is a mapping of its fields, not {kind_of(row)}.")
         known = {f.name for f in fields(cls)}
-        unknown = sorted(set(row) - known)
+        unknown = sorted(map(str, set(row) - known))
         if unknown:
             raise DataError(
-                f"A sample has no field {unknown[0]!r}.",
+                f"A sample has no field {shorten(unknown[0], 60)!r}.",
                 fix=f"Keep only: {', '.join(sorted(known))}.",
             )
-        return cls(**dict(row) | {"status": Status(row.get("status", "pending"))})
+        if wrong := wrong_type(row):
+            raise DataError("It is no sample.", why=wrong)
+        try:
+            status = Status(row.get("status", "pending"))
+        except ValueError:
+            given = shorten(str(row["status"]), 60)
+            raise DataError(
+                f"A sample has no status {given!r}.", fix=f"Take one of: {', '.join(Status)}."
+            ) from None
+        return cls(**dict(row) | {"status": status})

@@ -18,7 +18,15 @@ from kit.errors import DataError
 from kit.samples import token_values
 from kit.samples.rollout import Batch, Rollout
 from kit.samples.sample import Sample
-from kit.utils.formatting import mean
+from kit.utils.formatting import mean, shorten
+from kit.utils.reading import (
+    UnreadableError,
+    mapping,
+    open_regular,
+    parse_json,
+    read_lines,
+    read_object,
+)
 
 OWN = "rollout"
 """Key of the first line, for what belongs to the rollout and not to one of its samples."""
@@ -50,19 +58,40 @@ def read_rollout(path: str | Path) -> Rollout:
     """
     samples: list[Sample] = []
     own: dict[str, Any] = {}
-    with Path(path).open("rb") as file:  # so that a line of other bytes is found out by number
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-                if number == 1 and isinstance(row, dict) and OWN in row:
-                    own = dict(row.pop(OWN))
-                    Rollout([], **own)  # a field that is too much is this line's fault
-                    if not row:
-                        continue
-                samples.append(Sample.from_dict(row))
-            except (ValueError, TypeError, DataError) as error:
-                raise DataError(f"{path}, line {number}: not a sample: {error}") from error
+    for number, line in _lines(path, "rollout"):
+        try:
+            row = parse_json(line)
+            if number == 1 and isinstance(row, dict) and OWN in row:
+                own = dict(row.pop(OWN))
+                _of_rollout(own)  # a field that is too much is this line's fault
+                if not row:
+                    continue
+            samples.append(Sample.from_dict(row))
+        except (ValueError, TypeError, DataError) as error:
+            raise DataError(f"{path}, line {number}: not a sample: {error}") from error
     return Rollout(samples, **own)
+
+
+def _of_rollout(own: Mapping[str, Any]) -> Rollout:
+    """An empty rollout with what belongs to none of its samples. Raises DataError, TypeError."""
+    whole = Rollout([], **own)
+    numbers = {"seconds": whole.seconds, **whole.metrics}
+    wrong = [name for name, v in numbers.items() if v is not None and type(v) not in (int, float)]
+    if type(whole.step) is not int:
+        wrong.append("step")
+    if not all(isinstance(words, str) for words in whole.notes):
+        wrong.append("notes")
+    if wrong:
+        raise DataError(f"Its {shorten(str(wrong[0]), 60)} is of a wrong type.")
+    return whole
+
+
+def _lines(path: str | Path, what: str) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines of a file. Raises DataError for what cannot be read, FileNotFoundError."""
+    try:
+        yield from read_lines(path)
+    except UnreadableError as error:
+        raise DataError(f"The {what} {path} cannot be read: {error}.") from None
 
 
 def write_batch(batch: Batch, path: Path) -> None:
@@ -75,13 +104,18 @@ def write_batch(batch: Batch, path: Path) -> None:
 def read_batch(path: Path) -> Batch:
     """Read what `write_batch` wrote. Raises DataError for anything else."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = read_object(path)
+        if not isinstance(rows.get("id", ""), str) or type(rows.get("step", 0)) is not int:
+            raise DataError("Its id is no text, or its step no number.")
         by_token = {
             name: None if rows[name] is None else tuple(map(tuple, rows[name]))
             for name in ("token_advantages", "values", "returns")
         }
         flat = {name: tuple(rows[name]) for name in ("advantages", "left_out")}
         samples = tuple(map(Sample.from_dict, rows["samples"]))
+        numbers = {name: by_token[name] or () for name in by_token} | {"": [flat["advantages"]]}
+        if not all(type(x) in (int, float) for each in numbers.values() for n in each for x in n):
+            raise DataError("An advantage, value or return is no number.")
         return Batch(**rows | by_token | flat | {"samples": samples})
     except (ValueError, TypeError, KeyError, DataError) as error:
         raise DataError(f"{path} holds no batch: {error}") from error
@@ -162,12 +196,13 @@ def read_arrays(file: Path) -> tuple[list[Sample], dict[str, Any]]:
     from safetensors import safe_open
 
     try:
+        open_regular(file).close()
         with safe_open(file, "np") as opened:
             names = opened.keys()
             columns = {name: iter(opened.get_tensor(name).tolist()) for name in names}
             text = opened.metadata()
-        samples = [_next_sample(row, columns) for row in json.loads(text["rows"])]
-        return samples, json.loads(text["own"])
+        samples = [_next_sample(row, columns) for row in parse_json(text["rows"])]
+        return samples, mapping(parse_json(text["own"]))
     except Exception as error:
         raise DataError(f"{file} is damaged.", why=str(error)) from error
 
@@ -231,12 +266,18 @@ def write_marks(marks: Iterable[Mark], path: str | Path) -> Path:
 def read_marks(path: str | Path) -> list[Mark]:
     """Read what `write_marks` wrote. Raises DataError with the number of a line that is broken."""
     marks = []
-    with Path(path).open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                marks.append(Mark(**json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise DataError(f"{path}, line {number}: not a mark: {error}") from error
+    for number, line in _lines(path, "file of marks"):
+        try:
+            mark = Mark(**parse_json(line))
+            texts = (mark.label, mark.note, mark.prompt, mark.response)
+            wholes = (mark.step, mark.group_index, mark.index)
+            if not all(isinstance(x, str) for x in texts) or {*map(type, wholes)} != {int}:
+                raise TypeError("a field is of another type than a mark's")
+            if mark.reward is not None and type(mark.reward) not in (int, float):
+                raise TypeError("its reward is no number")
+            marks.append(mark)
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}, line {number}: not a mark: {error}") from error
     return marks
 
 

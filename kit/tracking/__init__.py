@@ -10,7 +10,8 @@
     metrics.py         the metrics of a training step
     trends.py          what the course of a run shows, and no single step does
     recorder.py        what a session writes into the folder of its run
-    run_folder.py      the files of a run's folder, and how to find it by a name
+    run_folder.py      the names of a run's folder and files, and how to find it by a name
+    run_files.py       what those files say, and what in them cannot be read
     loggers.py         the session's side of the pipe: what is logged at which step
     logger_process.py  the other side: what is called of the three libraries
 

@@ -62,6 +62,28 @@ def current_group() -> str:
     return os.environ.get(GROUP_VARIABLE, "")
 
 
+def is_mark(mark: Any) -> bool:
+    """Whether something read from a file is what `Recorder.mark` returned.
+
+    Files are replaced and removed by its names, so it has those of a run's files and no others.
+    """
+
+    def counts(numbers: Iterable[Any]) -> bool:
+        return all(type(number) is int and number >= 0 for number in numbers)
+
+    if not isinstance(mark, dict) or not isinstance(mark.get("sizes"), dict):
+        return False
+    rows = mark.get("rows")
+    if not isinstance(rows, list) or not all(isinstance(r, list) and len(r) == 2 for r in rows):
+        return False
+    return (
+        mark["sizes"].keys() <= set(LINES)
+        and counts(mark["sizes"].values())
+        and counts((mark.get("attempt"), mark.get("base")))
+        and all(map(counts, rows))
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingKey:
     """A training of a run, by what is the same in every attempt at the run."""

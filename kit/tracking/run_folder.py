@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kit.errors import RunError, did_you_mean
-from kit.reports import REWARD
 from kit.reports.runs import RESULT
+from kit.tracking.run_files import CONFIG as CONFIG
+from kit.tracking.run_files import EVALUATIONS as EVALUATIONS
+from kit.tracking.run_files import METRICS as METRICS
+from kit.tracking.run_files import SAMPLES as SAMPLES
+from kit.tracking.run_files import Row as Row
+from kit.tracking.run_files import RunFiles
 from kit.utils.files import runs_here
 
 RUNS = runs_here()
 NOTEBOOK = "notebook.ipynb"
 PARAMETERS = "params.yaml"
 
-CONFIG = "config.yaml"
-METRICS = "metrics.jsonl"
-EVALUATIONS = "evaluations.jsonl"
-SAMPLES = "samples.jsonl"
 UNDONE = "undone.jsonl"
 CHANGES = "changes.jsonl"
 INPUTS = "inputs.jsonl"
@@ -145,25 +144,39 @@ def _by_name(name: str, folders: Sequence[Path], root: Path) -> Path:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds at least one of a run's files."""
-    return folder.is_dir() and any((folder / mark).is_file() for mark in MARKS)
+    """Whether a folder holds at least one of a run's files, or cannot be looked into and has the
+    name of one.
+
+    Whatever has the name of such a file counts, so that a run that cannot be read is seen.
+    """
+    if not os.path.isdir(folder):
+        return False
+    if not os.access(folder, os.X_OK):
+        return NAMED.match(folder.name) is not None
+    return any(os.path.lexists(folder / mark) for mark in MARKS)
 
 
 def is_sweep(folder: Path) -> bool:
     """Whether a folder is that of a sweep."""
-    return (folder / SWEEP).is_file()
+    return os.path.lexists(folder / SWEEP)
 
 
 def entries(root: Path) -> list[Path]:
     """The runs and sweeps in a folder."""
-    if not root.is_dir():
+    try:
+        return [folder for folder in root.iterdir() if is_run(folder) or is_sweep(folder)]
+    except OSError:
         return []
-    return [folder for folder in root.iterdir() if is_run(folder) or is_sweep(folder)]
 
 
 def age(folder: Path, started: datetime | None) -> tuple[float, str]:
     """Sort key by start time; runs of the same second by name."""
-    return started.timestamp() if started else folder.stat().st_mtime, folder.name
+    if started:
+        return started.timestamp(), folder.name
+    try:
+        return folder.stat().st_mtime, folder.name
+    except OSError:
+        return 0.0, folder.name
 
 
 def begun(folder: Path) -> datetime | None:
@@ -175,57 +188,31 @@ def begun(folder: Path) -> datetime | None:
 
 def when(text: object, stamp: str) -> datetime | None:
     """Time of a record, or else of a folder's name."""
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):
         return datetime.fromisoformat(str(text)).astimezone()
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):
         return datetime.strptime(stamp, "%Y%m%d-%H%M%S").astimezone()
     return None
 
 
 def read_object(file: Path) -> dict[str, Any]:
     """Read a JSON object; empty if the file is missing or damaged."""
-    try:
-        row = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return row if isinstance(row, dict) else {}
+    return RunFiles(file.parent).object(file.name)
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """Read a YAML mapping; empty if the file is missing or damaged."""
-    try:
-        row = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return row if isinstance(row, dict) else {}
-
-
-Row = dict[str, Any]
+    return RunFiles(file.parent).settings(file.name)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the rows of a JSON lines file; empty without a file.
+    """Read the mappings of a JSON lines file; empty without a file.
 
     A last line that is still being written is left out, so a run can be read while it works.
     """
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
-
-
-def mean_reward(evaluation: Mapping[str, Any]) -> float | None:
-    """Mean reward of a row of `evaluations.jsonl`, which version 0.1 called accuracy; or None."""
-    value = evaluation.get("mean_reward", evaluation.get("accuracy"))
-    return None if value is None else float(value)
+    return RunFiles(path.parent).rows(path.name)
 
 
 def reward_curve(folder: Path) -> list[tuple[int, float]]:
     """(step, mean reward) of each training step that has one."""
-    rows = read_rows(folder / METRICS)
-    return [(row["step"], row[REWARD]) for row in rows if row.get(REWARD) is not None]
+    return RunFiles(folder).rewards()

@@ -31,6 +31,7 @@ from kit.errors import CheckpointError, SessionError
 from kit.models.sharding import local_bytes
 from kit.trainer.backend import TrainerBackend
 from kit.trainer.offload import HostBuffer
+from kit.utils.reading import read_object
 from kit.weight_sync.transport import in_buckets
 
 dcp: Any = checkpoint  # it names what it offers in no way that a type checker can read
@@ -162,9 +163,10 @@ class TrainerState:
         """
         reader = dcp.HuggingFaceStorageReader(directory)
         try:
-            counters = json.loads((Path(directory) / COUNTERS).read_text(encoding="utf-8"))
-            optimizer_steps = int(counters["optimizer_steps"])
-            updates = int(counters["updates"])
+            counters = read_object(Path(directory) / COUNTERS)
+            optimizer_steps, updates = counters["optimizer_steps"], counters["updates"]
+            if not all(type(n) is int and n >= 0 for n in (optimizer_steps, updates)):
+                raise ValueError(f"{COUNTERS} holds no numbers of steps")
             entries: Any = reader.read_metadata().state_dict_metadata
             shapes = {name: tuple(entry.size) for name, entry in entries.items()}
         except Exception as error:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from kit import RLSession, SessionConfig
 from kit.checkpoint import checkpoint, manifest
@@ -156,6 +160,92 @@ def test_a_damaged_state_leaves_the_session_as_it_was(session: RLSession, tmp_pa
             session.restore(path)
         assert (session.step_count, session.weight_version) == (1, 1)
         assert (weights(session), session.debug.state.stream.state()) == (before, stood)
+
+
+def with_tensor(path: Path, change: Callable[[str, Any], Any]) -> str:
+    """Change the first of the policy's tensors in the files of a checkpoint; returns its name."""
+    for file in sorted((path / "trainer").glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            facts = opened.metadata()
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        found = {name: change(name, tensor) for name, tensor in tensors.items()}
+        changed = [name for name, tensor in found.items() if tensor is not None]
+        if changed:
+            first = {changed[0]: found[changed[0]]}
+            save_file(tensors | first, file, metadata=facts)
+            return changed[0]
+    raise AssertionError("no such tensor")
+
+
+def poisoned(value: float) -> Callable[[str, Any], Any]:
+    def change(name: str, tensor: Any) -> Any:
+        if not name.startswith("policy/"):
+            return None
+        tensor.view(-1)[3] = value
+        return tensor
+
+    return change
+
+
+def negative(name: str, tensor: Any) -> Any:
+    return -torch.ones_like(tensor) if name.endswith("exp_avg_sq") else None
+
+
+WRONG_TENSORS: dict[str, tuple[Callable[[str, Any], Any], str]] = {
+    "NaN": (poisoned(math.nan), "has 1 numbers that are not finite"),
+    "infinity": (poisoned(-math.inf), "not finite"),
+    "float16": (lambda n, x: x.half() if n.startswith("policy/") else None, "is of type F16"),
+    "a negative square": (negative, "numbers below 0"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_TENSORS)
+def test_weights_that_cannot_be_are_refused_before_anything_changes(
+    session: RLSession, tmp_path: Path, kind: str
+) -> None:
+    change, why = WRONG_TENSORS[kind]
+    session.step()
+    path = session.save(tmp_path / "one")
+    name = with_tensor(path, change)
+    reseal(path)
+    before = weights(session)
+    for load in (session.restore, RLSession.load):
+        with pytest.raises(CheckpointError, match="holds what cannot be") as caught:
+            load(path)
+        assert why in str(caught.value)
+        assert name in str(caught.value)
+    assert weights(session) == before
+    assert session.step().step == 1
+
+
+WRONG_STATES: list[dict[str, Any]] = [
+    {"step_count": math.inf}, {"step_count": -1}, {"step_count": 1e30}, {"step_count": 10**30},
+    {"step_count": True}, {"step_count": "1"}, {"generations": -1}, {"weight_version": 0.5},
+    {"history": [{"a": "b"}]}, {"history": [[1]]}, {"changes": [1]}, {"inputs": []},
+    {"evaluated": "x"}, {"stream": []}, {"buffer": {}},
+]  # fmt: skip
+
+
+def test_counters_that_cannot_be_are_refused_before_anything_changes(
+    session: RLSession, tmp_path: Path
+) -> None:
+    path = session.save(tmp_path / "one")
+    state = json.loads((path / "state.json").read_text())
+    before = weights(session), session.step_count
+    for harm in WRONG_STATES:
+        (path / "state.json").write_text(json.dumps(state | harm))
+        reseal(path)
+        with pytest.raises(CheckpointError, match=r"state\.json is damaged") as caught:
+            session.restore(path)
+        assert len(str(caught.value)) < 1000, harm
+        assert (weights(session), session.step_count) == before
+    (path / "state.json").write_text(json.dumps(state))
+    for text in ('{"optimizer_steps": 1e999, "updates": 0}', "[" * 9000, "{}"):
+        (path / "trainer" / "trainer.json").write_text(text)
+        reseal(path)
+        with pytest.raises(CheckpointError, match="holds what cannot be"):
+            session.restore(path)
+    assert (weights(session), session.step_count) == before
 
 
 @pytest.mark.slow

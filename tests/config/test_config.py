@@ -1,5 +1,6 @@
 """A configuration is whole, printable, and refuses what cannot work before anything starts."""
 
+import os
 from pathlib import Path
 from typing import Any, get_args
 
@@ -308,3 +309,47 @@ def test_every_setting_says_what_it_does() -> None:
         return found
 
     assert silent(SessionConfig) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("seed: yes", "seed is True (bool): a number is meant"),
+        ("seed: 1:30", "seed is '1:30' (str)"),
+        ("training: {learning_rate: on}", "training.learning_rate is True (bool)"),
+        ("rollout: {max_response_len: no}", "rollout.max_response_len is False (bool)"),
+        ("seed: 1\nname: a\nseed: 2", "the key 'seed' is there twice (line 3"),
+        ("a: &a [*a]", "a value holds itself"),
+        ("seed: " + "9" * 5000, "cannot be read"),
+        ("engine: {extra: " + "[" * 2000, "nested more than"),
+    ],
+)
+def test_what_yaml_would_misread_is_refused(write: Any, text: str, why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        SessionConfig.load(write(text))
+    assert why in str(caught.value)
+
+
+def test_a_setting_that_may_be_true_still_may(write: Any) -> None:
+    config = SessionConfig.load(
+        write("rollout: {dynamic_sampling: yes}\nlogging: {use_wandb: off}")
+    )
+    assert (config.rollout.dynamic_sampling, config.logging.use_wandb) == (True, False)
+
+
+@pytest.mark.parametrize("long", [{"k" * 2_000_000: 1}, {"name": ["v" * 2_000_000]}])
+def test_an_error_stays_short_whatever_it_quotes(long: Any) -> None:
+    for settings in (long, {"training": long}, {f"{name}{i}": 1 for name in long for i in (1, 2)}):
+        with pytest.raises(ConfigError) as caught:
+            SessionConfig(**settings)
+        assert len(str(caught.value)) < 2000
+    assert len(str(ConfigError("x" * 10**6, why="y" * 10**6, fix="z" * 10**6))) < 30_000
+
+
+def test_a_file_of_settings_is_a_regular_file_of_a_bounded_size(tmp_path: Path) -> None:
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "long.yaml").write_text("# " + "x" * 2_000_000)
+    for name, why in (("zero", "a device"), ("pipe", "a named pipe"), ("long", "more than")):
+        with pytest.raises(ConfigError, match=why):
+            SessionConfig.load(tmp_path / f"{name}.yaml")

@@ -92,3 +92,22 @@ def test_a_page_says_which_cell_failed_and_follows_the_readers_theme(tmp_path: P
     assert page.index('id="failed-cell"') < page.index("raise")
     assert 'media="screen and (prefers-color-scheme: dark)"' in page
     assert "data-jp-theme-light" not in page.split("<body")[1].split(">")[0]
+
+
+def test_a_page_runs_and_loads_nothing_whatever_its_cells_display(tmp_path: Path) -> None:
+    v4 = nbformat.v4
+    hostile = (
+        "<script>document.title = 'ran'</script><img src=x onerror=\"document.title='ran'\">"
+        '<META http-equiv="refresh" content="0; url=https://example.org"><b>shown</b>'
+    )
+    shown = v4.new_output("display_data", {"text/html": hostile, "text/plain": "plain"})
+    cells = [v4.new_code_cell("1", outputs=[shown]), v4.new_markdown_cell(hostile)]
+    title = {"title": "</title><script>document.title = 'ran'</script>"}
+    nbformat.write(v4.new_notebook(cells=cells, metadata=title), tmp_path / "lesson.ipynb")
+    page = write_page(tmp_path / "lesson.ipynb").read_text("utf-8")
+    first = page.split("<head>")[1].lstrip()
+    assert first.startswith('<meta http-equiv="Content-Security-Policy" content="default-src')
+    assert "script-src" not in first.split(">")[0], "default-src forbids them all"
+    assert "<b>shown</b>" in page
+    assert "<meta" not in page.split("<body")[1].lower()
+    assert "<script" not in page.split("</title>")[0]

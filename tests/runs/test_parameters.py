@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from kit.cli.app import app
 from kit.errors import RunError
-from kit.runs.parameters import Parameter, check_parameters, read_parameters
+from kit.runs.parameters import Parameter, check_parameters, open_notebook, read_parameters
 from tests.runs.conftest import MakeNotebook
 
 
@@ -197,3 +201,54 @@ def test_a_parameters_cell_without_its_tag_is_told_to_get_it(make_notebook: Make
         check_parameters(path, {}, {"lr": "1e-5"})
     with pytest.raises(RunError, match=r"(?s)write `seed = \.\.\.` into a cell.*Cell Tags"):
         check_parameters(path, {}, {"seed": "1"})
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["x = " + "(" * 5000, "x = " + "[" * 150 + "]" * 150, "x = " + "9" * 5000, "x = \x00",
+     "x = " + "-" * 20_000 + "1", "x = '" + "\ud800".encode("utf-8", "surrogatepass").decode(
+         "utf-8", "replace"), "x = " + "+".join(["1"] * 5000)],
+)  # fmt: skip
+def test_a_parameters_cell_of_any_python_is_read_or_refused(tmp_path: Path, source: str) -> None:
+    cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    with suppress(RunError):
+        for parameter in read_parameters(tmp_path / "a.ipynb").values():
+            assert str(parameter)
+            with suppress(RunError):
+                parameter.convert("[" * 9000)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[" * 90_000, "nested more than"), ('{"cells": ' + "9" * 5000 + "}", "digits"),
+        ("[]", "a list, not a mapping"), ("{}", "not a notebook"), ('{"cells": 1}', "not a noteb"),
+        ('{"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": []}, "cells": []}', ""),
+    ],
+)  # fmt: skip
+def test_what_is_no_notebook_is_refused_with_the_reason(
+    tmp_path: Path, text: str, why: str
+) -> None:
+    (tmp_path / "a.ipynb").write_text(text)
+    with pytest.raises(RunError, match=why):
+        open_notebook(tmp_path / "a.ipynb")
+
+
+def test_a_notebook_is_a_regular_file(tmp_path: Path) -> None:
+    (tmp_path / "a.ipynb").symlink_to("/dev/zero")
+    with pytest.raises(RunError, match="it is a device"):
+        open_notebook(tmp_path / "a.ipynb")
+
+
+def test_comments_reach_no_terminal_as_they_are(tmp_path: Path) -> None:
+    cell = nbformat.v4.new_code_cell(
+        "x: int = 1  # \x1b]0;owned\x07\x1b[31m \u202e", metadata={"tags": ["parameters"]}
+    )
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    found = CliRunner().invoke(app, ["params", str(tmp_path / "a.ipynb")])
+    assert found.exit_code == 0
+    assert "x: int = 1  # ␛]0;owned␇␛[31m ⟨U+202E⟩" in found.output
+    wrong = CliRunner().invoke(app, ["run", str(tmp_path / "a.ipynb"), "-p", "\x1b[31mx=1"])
+    assert wrong.exit_code != 0
+    assert "\x1b[31mx" not in wrong.output

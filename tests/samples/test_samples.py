@@ -111,12 +111,12 @@ def test_what_is_written_behind_a_sample_makes_its_values_unknown() -> None:
     [
         (b"{not json", "Expecting property name"),
         (b"", "Expecting value"),
-        (b"42", "int"),
-        (b"null", "NoneType"),
-        (b"[1, 2]", "no field 1"),
+        (b"42", "not a number"),
+        (b"null", "not nothing"),
+        (b"[1, 2]", "not a list"),
         (b'{"rewrad": 1}', "no field 'rewrad'"),
         (b'{"status": "lost"}', "'lost'"),
-        (b'{"response": "\xff"}', "utf-8"),
+        (b'{"response": "\xff"}', "no UTF-8"),
     ],
 )
 def test_a_broken_line_is_named_by_its_number(tmp_path: Path, line: bytes, reason: str) -> None:

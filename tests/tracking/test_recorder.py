@@ -13,7 +13,7 @@ from kit.reports.runs import known_headline
 from kit.runs import result
 from kit.samples import Rollout, Sample
 from kit.tracking import run_folder
-from kit.tracking.recorder import RUN_DIR_VARIABLE, Recorder, current_run
+from kit.tracking.recorder import RUN_DIR_VARIABLE, Recorder, current_run, is_mark
 
 
 def evaluation(
@@ -165,3 +165,14 @@ def test_checkpoints_belong_into_the_run(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path)
     assert recorder.checkpoint_dir() == tmp_path / "checkpoints" / "final"
     assert recorder.checkpoint_dir(20) == tmp_path / "checkpoints" / "step-000020"
+
+
+def test_a_mark_from_a_file_names_files_of_a_run_only(tmp_path: Path) -> None:
+    mark = json.loads(json.dumps(Recorder(tmp_path).mark()))
+    assert is_mark(mark)
+    for wrong in (
+        {"sizes": {"../../secret": 0}}, {"sizes": [1]}, {"sizes": {"metrics.jsonl": -1}},
+        {"rows": [[1]]}, {"rows": [[1, "a"]]}, {"rows": None}, {"attempt": "1"}, {"base": True},
+    ):  # fmt: skip
+        assert not is_mark(mark | wrong), wrong
+    assert not is_mark([1])

@@ -23,6 +23,7 @@ from kit.runs.sweep.state import Member, SweepRecord
 from kit.tracking.recorder import NAME_VARIABLE, RUN_DIR_VARIABLE
 from kit.tracking.run_folder import new_name
 from kit.utils.interrupts import held
+from kit.utils.reading import read_end
 
 LOGS = "logs"
 _PR_SET_PDEATHSIG = 1
@@ -144,6 +145,6 @@ def _end_with(sweep: int) -> None:
 
 def _last_words(log: Path) -> str:
     """Line of a run's output that says why it failed."""
-    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines()]
+    lines = [line.strip() for line in read_end(log).splitlines()]
     reasons = [line for line in lines if " failed: " in line]
     return (reasons or [line for line in lines if line] or [""])[-1][:300]

@@ -31,6 +31,7 @@ from kit.runs.parameters import Parameter, check_parameters, open_notebook, read
 from kit.tracking.recorder import GROUP_VARIABLE, RUN_DIR_VARIABLE
 from kit.utils.formatting import count
 from kit.utils.hardware import VISIBLE, visible_gpus
+from kit.utils.reading import parse_json
 
 MOST_MEMBERS = 1_000
 """More are most likely a mistake."""
@@ -234,7 +235,7 @@ def _escaped(before: str) -> bool:
 def _unquoted(part: str) -> str:
     if part[:1] == '"':
         with suppress(ValueError):
-            return str(json.loads(part))
+            return str(parse_json(part))
     quoted = len(part) > 1 and part[0] in "\"'" and part.find(part[0], 1) == len(part) - 1
     return part[1:-1] if quoted else part
 

@@ -35,6 +35,7 @@ from kit.errors import RunError
 from kit.reports.runs import read_record
 from kit.runs.overrides import SEED
 from kit.runs.parameters import check_parameters, read_parameters
+from kit.runs.progress import say
 from kit.runs.sweep.display import SweepDisplay
 from kit.runs.sweep.member import MemberProcess
 from kit.runs.sweep.plan import Place, notes, places, plan_sweep
@@ -106,7 +107,7 @@ def run_sweep(
     )
     console = console or Console()
     for note in notes(plan):
-        console.print(note, markup=False, highlight=False, soft_wrap=True, style="yellow")
+        say(console, note, "yellow")
     with exclusive(folder):
         record.save(folder)
         Sweep(folder, record, room, console).run()

@@ -12,11 +12,12 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from kit.errors import RunError
 from kit.tracking.run_folder import SWEEP
 from kit.utils.files import replace_file
+from kit.utils.reading import first_line, read_json
 
 State = Literal["waiting", "running", "completed", "failed", "stopped", "interrupted", "killed"]
 """State of a member. `stopped`: ended early by a rule; `killed`: ended by a signal."""
@@ -32,9 +33,11 @@ SIGNS = {
     "interrupted": "‖",
     "killed": "✗",
     "unfinished": "?",
+    "unreadable": "?",
 }
 """Of members by their state, and of runs by their status."""
 STYLES = {"completed": "green", "failed": "red", "killed": "red", "running": "cyan"}
+STYLES["unreadable"] = "yellow"
 
 
 class _Row(BaseModel):
@@ -60,6 +63,13 @@ class Member(_Row):
     seconds: float = 0.0
     why: str = ""
     """Why it failed or was stopped."""
+
+    @field_validator("folder")
+    @classmethod
+    def _inside(cls, folder: str | None) -> str | None:
+        if folder is not None and (folder in ("", ".", "..") or "/" in folder or "\0" in folder):
+            raise ValueError("a member's folder is a name inside its sweep's folder")
+        return folder
 
 
 class SweepRecord(_Row):
@@ -102,14 +112,14 @@ def read_sweep(folder: str | Path) -> SweepRecord:
     """
     file = Path(folder) / SWEEP
     try:
-        return SweepRecord.model_validate_json(file.read_bytes())
+        return SweepRecord.model_validate(read_json(file))
     except FileNotFoundError:
         raise RunError(
             f"{folder} is no sweep: it has no {SWEEP}.",
             fix="give the folder that `kit sweep` named when it began; `kit runs` lists them.",
         ) from None
-    except (OSError, ValidationError) as error:
-        raise RunError(f"{file} cannot be read.", why=str(error)[:400]) from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read.", why=first_line(error)) from None
 
 
 Rewards = Sequence[tuple[int, float]]

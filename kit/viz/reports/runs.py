@@ -53,6 +53,7 @@ _SIGNS = {
     "running": "▶ running",
     "killed": "✗ killed",
     "unfinished": "? unfinished",
+    "unreadable": "? unreadable",
 }
 
 
