@@ -83,6 +83,6 @@ class RunError(KitError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`Did you mean 'x'?`, or the list of known words where none is near."""
-    choices = sorted(choice if len(choice) <= 80 else f"{choice[:79]}…" for choice in known)
+    choices = sorted(choice if len(choice) <= 400 else f"{choice[:399]}…" for choice in known)
     near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(choices)}."

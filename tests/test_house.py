@@ -61,6 +61,20 @@ LIBRARIES = {
 ANYWHERE = {"os._exit"}
 """Documented, whatever its name looks like."""
 
+READERS = {
+    "kit/utils/reading.py",
+    "kit/utils/strict_yaml.py",
+    "kit/cluster/client.py",  # the address that its own head has written
+    "kit/cluster/processes.py",  # the kernel's
+    "kit/doctor/device.py",  # a package's source
+    "kit/engine/patches.py",  # SGLang's sources
+    "kit/engine/server_args.py",
+    "kit/tiny/recipe.py",  # what it has made just now
+    "kit/utils/hardware.py",  # the kernel's
+}
+"""Who reads files by other ways than `kit.utils.reading`, which bounds what is read."""
+READS = {"read_text", "read_bytes", "safe_load", "unsafe_load", "full_load"}
+
 LONGEST_FUNCTION = 60
 FULLEST_FOLDER = 15
 FULLEST_ROOT = 7
@@ -210,3 +224,13 @@ def test_a_package_that_lists_its_files_leaves_none_out(package: Path) -> None:
     listed = set(re.findall(r"^ *(\w+\.py) {2,}", text, re.MULTILINE))
     there = {file.name for file in package.glob("*.py")} - {"__init__.py"}
     assert not listed or there <= set(re.findall(r"\b(\w+\.py)\b", text))
+
+
+def test_files_from_elsewhere_are_read_in_one_place() -> None:
+    found = []
+    for file in SOURCES:
+        if file.is_relative_to(KIT) and inner(file) not in READERS:
+            calls = (node for node in ast.walk(parsed(file)) if isinstance(node, ast.Call))
+            called = (call.func for call in calls if isinstance(call.func, ast.Attribute))
+            found += [f"{inner(file)}:{f.lineno}: {f.attr}" for f in called if f.attr in READS]
+    assert found == []

@@ -7,7 +7,6 @@ where nothing says why.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -124,9 +123,9 @@ def changes(rows: Any) -> list[dict[str, Any]]:
 
 
 def _number(value: Any) -> bool:
-    if value is None or type(value) is float:
+    if value is None or isinstance(value, float):
         return True
-    return type(value) is int and math.isfinite(value) and abs(value) <= 1e300
+    return type(value) is int and abs(value) <= 1e300
 
 
 def whole_numbers(row: Mapping[str, Any], names: Iterable[str]) -> list[int]:

@@ -20,13 +20,14 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Collection
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import SessionError
 from kit.samples import Rollout, serialization
 from kit.utils.files import replace_file
-from kit.utils.reading import read_json
+from kit.utils.reading import parse_json, read_lines, read_object
 
 if TYPE_CHECKING:
     from kit.checkpoint.snapshots import SnapshotStore
@@ -249,7 +250,7 @@ def noted(directory: Path) -> dict[str, Any]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        row: dict[str, Any] = read_json(file)
+        return read_object(file)
     except (OSError, ValueError) as error:
         raise SessionError(
             "Where the session stood was not noted, so nobody can go on with it.",
@@ -257,7 +258,6 @@ def _read(file: Path) -> dict[str, Any]:
             fix="end it with `kit doctor --stop`, and load the last checkpoint: "
             "`RLSession.load(path)`.",
         ) from None
-    return row
 
 
 def restore(
@@ -274,8 +274,8 @@ def restore(
     """
     folder = directory / FOLDER
     name, rows = row["history"]
-    lines = (folder / name).read_text(encoding="utf-8").splitlines()[:rows] if rows else []
-    history = [json.loads(line) for line in lines]
+    lines = islice(read_lines(folder / name), rows) if rows else ()
+    history = [parse_json(line) for _, line in lines]
     state.load_json({**row, "history": history, "buffer": []}, versions)
     if row["rollout"]:
         samples, own = serialization.read_arrays(folder / row["rollout"])
