@@ -63,6 +63,33 @@ def test_what_was_not_kept_is_said_with_what_was(session: RLSession, tmp_path: P
         session.replay("nowhere")
 
 
+def test_broken_rows_are_refused_with_the_reason(session: RLSession, tmp_path: Path) -> None:
+    recorded(session, tmp_path)
+    file = tmp_path / "samples.jsonl"
+    good = json.loads(file.read_text().splitlines()[0])
+    for wrong in (
+        {"tokens": "abc"}, {"tokens": [1e300]}, {"response": 3}, {"status": "odd"}, {"odd": 1},
+        {"response_length": 10**6}, {"rollout_log_probs": []}, {"loss_mask": [1] * 500},
+        {"version_lengths": [[]]}, {"token_values": {"a": [None]}}, {"prompt": [{}]},
+    ):  # fmt: skip
+        file.write_text(json.dumps(good | wrong) + "\n")
+        with pytest.raises(DataError, match=r"samples of step 0 in .* cannot be read"):
+            session.replay(tmp_path)
+    for text, why in (
+        ("[1]\n[2]", "it holds a list"),
+        ("[" * 9000 + "\n1", "nested more"),
+        ('{"step": -1}', "no number of a step"),
+        ("\xff\n1", "not JSON"),
+    ):
+        file.write_text(text)
+        with pytest.raises(DataError, match=f"no samples that can be read.*\n.*{why}"):
+            session.replay(tmp_path)
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="it is a device"):
+        session.replay(tmp_path)
+
+
 def test_a_rollout_of_another_tokenizer_is_refused(session: RLSession, tmp_path: Path) -> None:
     recorded(session, tmp_path)
     file = tmp_path / "samples.jsonl"
