@@ -58,11 +58,8 @@ def _rows(folder: Path, step: int | None) -> tuple[list[dict[str, Any]], int]:
 def _sample(row: dict[str, Any], folder: Path, step: int) -> Sample:
     try:
         sample = Sample.from_dict(row)
-        lengths = [len(x) for x in (sample.loss_mask, sample.rollout_log_probs) if x is not None]
         if not sample.response_length <= len(sample.tokens):
             raise DataError("A response has more tokens than there are.")
-        if any(length != sample.response_length for length in lengths):
-            raise DataError("A mask or the log-probs have not one entry for each response token.")
         return sample
     except DataError as error:
         raise DataError(

@@ -69,7 +69,7 @@ def test_broken_rows_are_refused_with_the_reason(session: RLSession, tmp_path: P
     good = json.loads(file.read_text().splitlines()[0])
     for wrong in (
         {"tokens": "abc"}, {"tokens": [1e300]}, {"response": 3}, {"status": "odd"}, {"odd": 1},
-        {"response_length": 10**6}, {"rollout_log_probs": []}, {"loss_mask": [1] * 500},
+        {"response_length": 10**6}, {"loss_mask": [1] * 500},
         {"version_lengths": [[]]}, {"token_values": {"a": [None]}}, {"prompt": [{}]},
     ):  # fmt: skip
         file.write_text(json.dumps(good | wrong) + "\n")
