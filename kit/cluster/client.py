@@ -186,9 +186,12 @@ class Cluster:
             "RAY_AUTH_TOKEN": self._token,
             "TMPDIR": str(self.directory / "tmp"),
             "RAY_enable_worker_prestart": "0",
+            # Else a driver waits for workers in Ray's code, where nothing can interrupt it; and for
+            # ever, where a busy machine does not start them within the time below.
+            "RAY_prestart_worker_first_driver": "0",
             # Half a minute by default, after which the raylet ends: too short for a busy machine.
             "RAY_agent_register_timeout_ms": "600000",
-            "RAY_worker_register_timeout_seconds": "600",
+            "RAY_worker_register_timeout_seconds": "3600",
             "RAY_enable_metrics_collection": "0",
         }
 

@@ -11,10 +11,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from kit import RLSession
@@ -219,6 +221,45 @@ def test_an_interrupted_start_leaves_nothing_and_the_next_one_works() -> None:
     left, steps = json.loads(done.stdout.splitlines()[-1])
     assert left == {moment: [] for moment in MOMENTS}
     assert steps == 1
+
+
+@pytest.mark.slow
+def test_a_start_whose_workers_do_not_come_can_be_interrupted(tmp_path: Path) -> None:
+    script = "from kit import RLSession; RLSession.start('tiny')"
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", script],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=output,
+            stderr=output,
+        )
+    zygote = child(process, "kit.cluster.fork_server")
+    zygote.suspend()  # nor does it on a machine that is far too busy
+    head = child(process, "kit.cluster.head").cmdline()
+    address = Path(head[head.index("kit.cluster.head") + 1]) / "address"
+    while not address.exists():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    time.sleep(8)  # it joins Ray, and waits for workers
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    assert "KeyboardInterrupt" in log.read_text()
+    assert not address.parent.exists()
+    assert not zygote.is_running()
+
+
+def child(process: subprocess.Popen[bytes], module: str) -> psutil.Process:
+    """The process that runs a module for this one."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for one in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                if module in one.cmdline():
+                    return one
+        time.sleep(0.02)
+    raise AssertionError(f"{module} was not started")
 
 
 def test_an_interrupt_during_close_is_raised_when_everything_has_ended(session: RLSession) -> None:
