@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import shutil
 import signal
@@ -49,6 +50,8 @@ LONGEST_FIRST = (
     "lifecycle/test_warm.py",
     "faults/test_deaths.py",
     "diagnostics/test_trainer_against_engine.py",
+    "diagnostics/test_agreement.py",
+    "lifecycle/test_start_again.py",
     "lifecycle/test_start_and_end.py",
     "cluster/test_joined.py",
     "test_earlier_version.py",
@@ -104,12 +107,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is not wanted, and put the longest files first."""
+    """Leave out what is not wanted, and put the longest files first.
+
+    Last where the time is limited, so that it does for as many cases as can be.
+    """
     config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
     here = Path(__file__).parent
     places = {here / name: place for place, name in enumerate(LONGEST_FIRST)}
     last = len(places)
-    items[:] = sorted(filter(wanted, items), key=lambda item: places.get(item.path, last))
+    limited = MINUTES < math.inf
+    items[:] = sorted(
+        filter(wanted, items), key=lambda item: places.get(item.path, last), reverse=limited
+    )
 
 
 @pytest.hookimpl(optionalhook=True)
