@@ -115,7 +115,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     here = Path(__file__).parent
     places = {here / name: place for place, name in enumerate(LONGEST_FIRST)}
     last = len(places)
-    limited = MINUTES < math.inf
+    limited = math.isfinite(MINUTES)
     items[:] = sorted(
         filter(wanted, items), key=lambda item: places.get(item.path, last), reverse=limited
     )
