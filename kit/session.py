@@ -28,9 +28,8 @@ from kit.diagnostics import annotate, mismatch, startup, what_if
 from kit.diagnostics.annotate import Annotated
 from kit.diagnostics.reward_trial import try_reward
 from kit.errors import SessionError, did_you_mean
-from kit.lifecycle import attach, configure, load, step, train_loop
+from kit.lifecycle import attach, configure, load, running, step, train_loop
 from kit.lifecycle.lock import verb
-from kit.lifecycle.running import is_running
 from kit.lifecycle.start import SessionParts
 from kit.lifecycle.train_loop import Callback, Hooks, Training
 from kit.reports import (
@@ -54,6 +53,7 @@ from kit.samples import Batch, Messages, Rollout, Sample
 from kit.tracking.recorder import apply_run_settings
 from kit.utils import interrupts
 from kit.utils.arguments import at_least_one, expect
+from kit.utils.files import in_living_folder
 
 if TYPE_CHECKING:
     from kit.doctor import Diagnosis
@@ -128,7 +128,7 @@ class RLSession:
 
         Steps, weights, optimizer, place in the data, randomness, buffer, metrics and the last
         rollout are as they were. A step that was under way has either been completed or not begun.
-        Snapshots in memory went with the kernel.
+        Snapshots in memory went with the kernel. One that runs in this kernel is returned as it is.
 
         Args:
             name: of the session; None takes the only one there is. `RLSession.sessions()` lists
@@ -146,9 +146,10 @@ class RLSession:
         """
         passed = {"data": data, "eval_data": eval_data, "reward": reward}
         passed |= {"advantage": advantage, "loss": loss}
+        if own := attach.own_session(name, passed):
+            return cls._of(own)
         parts, unfinished = attach.attach(name, passed)
-        session = cls(parts.state.config)
-        session._parts = parts
+        session = cls._of(parts)
         if unfinished:
             attach.complete(parts, unfinished, session.sync, session.evaluate)
         return session
@@ -191,7 +192,8 @@ class RLSession:
         passed |= {"advantage": advantage, "loss": loss}
         resized = {} if num_trainers is None else {"training.num_trainers": num_trainers}
         changed = dict(changes or {}) | resized
-        saved = load.read(path, passed, changed, trust_remote_code=trust_remote_code)
+        with in_living_folder():
+            saved = load.read(path, passed, changed, trust_remote_code=trust_remote_code)
         session = cls.start(saved.config, **saved.inputs)
         saved.restore(session._parts)
         return session
@@ -204,7 +206,18 @@ class RLSession:
     @staticmethod
     def current() -> RLSession | None:
         """Return the session of this process, or None: for when its variable was lost."""
-        return next((session for session in _sessions if is_running(session._parts)), None)
+        parts = running.here()
+        return RLSession._of(parts) if parts else None
+
+    @classmethod
+    def _of(cls, parts: SessionParts) -> Self:
+        """The session of these parts: the same object as long as somebody holds it."""
+        for session in _sessions:
+            if session._parts is parts and isinstance(session, cls):
+                return session
+        session = cls(parts.state.config)
+        session._parts = parts
+        return session
 
     def close(self, *, keep_warm: bool = False) -> None:
         """End all processes of this session, and a running training. Safe to call again.
@@ -220,7 +233,8 @@ class RLSession:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if not self._parts.is_inherited:  # a forked child may leave the block too
+            self.close()
 
     # ---- what it is ----------------------------------------------------------------------------
 

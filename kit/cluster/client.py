@@ -9,6 +9,7 @@ from Ray 2.60.0:
     ray_constants.ENABLE_RAY_CLUSTER, Config.initialize,
     AuthenticationTokenLoader.reset_cache                 read once, at the import of Ray
     worker.print_to_stdstream                             prints the news of dead actors
+    worker.shutdown, worker.global_worker, state.state    what a forked child must leave alone
     worker._global_node.get_session_dir_path              where a cluster keeps its logs
     ray.init(_node_ip_address=...)                        keeps the loopback address
     state.actors, ActorHandle._actor_id                   the state of one actor
@@ -17,16 +18,19 @@ from Ray 2.60.0:
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -40,7 +44,7 @@ from kit.cluster.placement import Layout, Placement
 from kit.cluster.processes import Elsewhere
 from kit.cluster.registry import Entry
 from kit.errors import KitError, SessionError, StackError
-from kit.utils import pids
+from kit.utils import forks, pids
 from kit.utils.files import working_folder
 from kit.utils.imports import import_ray
 from kit.utils.interrupts import held
@@ -407,6 +411,7 @@ def connect_ray(address: str, namespace: str, *, joins: bool, **options: Any) ->
             fix="call `ray.shutdown()`, or close the other session, before `RLSession.start`.",
         )
     ray_constants.ENABLE_RAY_CLUSTER = joins
+    on_terminate = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     before = os.environ.get(GCS_TIMEOUT)
     os.environ[GCS_TIMEOUT] = str(GCS_SECONDS)
     try:
@@ -426,6 +431,35 @@ def connect_ray(address: str, namespace: str, *, joins: bool, **options: Any) ->
     # A death is told by the verb that misses the actor; Ray would print its own words into
     # whichever cell runs.
     worker.print_to_stdstream = lambda *_, **__: None
+    _let_children_end(on_terminate)
+
+
+_hooks: list[Callable[[], None]] = []
+"""What children do that this process forks."""
+
+
+def _let_children_end(on_terminate: Any) -> None:
+    """Have children that this process forks end without Ray, for whose threads they would wait.
+
+    Args:
+        on_terminate: what SIGTERM did before Ray took it, which prints where each thread is.
+    """
+    from ray._private import state, worker
+    from ray.experimental import internal_kv
+
+    def forget() -> None:
+        atexit.unregister(worker.shutdown)
+        worker.global_worker.set_is_connected(False)
+        worker.global_worker.mode = None  # else it tells the cluster of an exception that ends it
+        forks.never_release(
+            worker.global_worker, worker._global_node, state.state, internal_kv.__dict__
+        )
+        forks.exit_without_destructors()
+        signal.signal(signal.SIGTERM, on_terminate)
+
+    if not _hooks:
+        _hooks.append(forget)
+        os.register_at_fork(after_in_child=forget)
 
 
 def actor_state(actor: Any) -> str:

@@ -15,6 +15,7 @@ from kit.lifecycle.start import SessionParts
 from kit.reports import EvalReport, SyncReport, UpdateReport
 from kit.reports.status import LivingSession, Sessions
 from kit.rollout.batch import means
+from kit.utils.files import working_folder
 from kit.utils.interrupts import held
 
 if TYPE_CHECKING:
@@ -62,13 +63,30 @@ def sessions() -> Sessions:
                 folder=state["folder"],
                 warm=state["warm"],
                 ends_in=state["ends_in"],
-                age=time.time() - entry.created,
+                age=max(time.time() - entry.created, 0.0),  # the clock may have been set
                 processes=len(members),
                 memory=processes.own_memory(members),
                 directory=entry.folder,
             )
         )
     return Sessions(tuple(living))
+
+
+def own_session(name: str | None, passed: Mapping[str, Any]) -> SessionParts | None:
+    """The session that runs in this very process, where it is the one that is asked for.
+
+    None where something is passed as well, which it might not have.
+    """
+    own = running.here()
+    if (
+        own is None
+        or own.phase != "running"
+        or own.is_lost
+        or any(v is not None for v in passed.values())
+    ):
+        return None
+    cluster = own.stack.cluster
+    return own if name in (None, own.state.config.name, cluster.stack) else None
 
 
 def attach(
@@ -85,6 +103,7 @@ def attach(
     from kit.config import SessionConfig
 
     running.refuse_a_second_one()
+    working_folder()
     begin = time.perf_counter()
     entry = _chosen(name)
     start = journal.started_with(entry.folder)

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
 from kit.errors import SessionError
+from kit.utils.files import in_living_folder
 from kit.utils.interrupts import held
 
 if TYPE_CHECKING:
@@ -93,11 +94,13 @@ def verb(
     def in_turn(self: Self_, /, *args: P.args, **kwargs: P.kwargs) -> Result:
         __tracebackhide__ = True  # IPython then shows the verb's own lines
         parts, lock = self._parts, self._parts.lock
+        parts.refuse_in_fork()  # before the lock, which may have been taken as it was forked
         with lock.take(method.__name__):
             outermost = not lock.in_step
             lock.in_step = not outermost or method.__name__ == "step"
             try:
-                return method(self, *args, **kwargs)
+                with in_living_folder():
+                    return method(self, *args, **kwargs)
             finally:
                 if outermost:
                     lock.in_step = False

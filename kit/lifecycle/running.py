@@ -7,7 +7,6 @@ one line says so. What took long to train and was never saved is saved first.
 
 from __future__ import annotations
 
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,8 @@ if TYPE_CHECKING:
 KEPT_SECONDS = 600.0
 """Training that took so long is saved before a new start ends its session."""
 
-_running: weakref.WeakSet[SessionParts] = weakref.WeakSet()
+_running: set[SessionParts] = set()
+"""They live until they are closed: the variable that held the session may have been overwritten."""
 
 
 def add(parts: SessionParts) -> None:
@@ -37,13 +37,13 @@ def discard(parts: SessionParts) -> None:
     _running.discard(parts)
 
 
-def is_running(parts: SessionParts) -> bool:
-    """Whether a session runs in this process, or is about to."""
-    return parts in _running
+def here() -> SessionParts | None:
+    """Session that runs in this process, or is about to; None where there is none."""
+    return next((parts for parts in _running if not parts.is_inherited), None)
 
 
 def refuse_a_second_one() -> None:
-    """Raise SessionError if a session already runs in this process."""
+    """Raise SessionError if one already runs in this process, or in that which has forked it."""
     if other := _other():
         raise SessionError(
             f"The session {other.state.config.name!r} is running in this process already.",
@@ -93,7 +93,9 @@ def replace(parts: SessionParts, stack: Stack) -> None:
 
 def _other() -> SessionParts | None:
     """The session of this process. One that only a checkpoint can bring back is closed."""
-    other = next(iter(_running), None)
+    for parts in _running:
+        parts.refuse_in_fork()
+    other = here()
     if other and other.is_lost:
         other.close()
         return None

@@ -13,10 +13,10 @@ Everything is checked before a process runs, and nothing is left behind.
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 import time
 import warnings
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
@@ -41,6 +41,7 @@ from kit.rollout.collector import RolloutCollector
 from kit.rollout.sampler import PromptSampler
 from kit.tracking.recorder import current_group, current_run
 from kit.utils.files import working_folder
+from kit.utils.forks import at_exit
 from kit.utils.interrupts import held
 from kit.utils.shadowing import check_hidden_packages
 
@@ -79,6 +80,9 @@ class SessionParts:
         """`not started`, `running` or `closed`."""
         self.start_seconds = 0.0
         self._stack: Stack | None = None
+        self._process = os.getpid()
+        """The one that drives the stack; a child that it forks has these parts too."""
+        self._at_exit: Callable[[], None] = self._end_of_process
         self._last_versions = 0, 0
         """Weight versions of engine and trainer when the session was closed."""
 
@@ -87,8 +91,9 @@ class SessionParts:
         """Engine and trainers; an update that nobody waited for is counted first.
 
         Raises:
-            SessionError: the session is not running.
+            SessionError: the session is not running, or this is a fork of its process.
         """
+        self.refuse_in_fork()
         if self._stack is None:
             raise SessionError(
                 f"The session is {self.phase}.",
@@ -103,6 +108,24 @@ class SessionParts:
         """Return these parts. Raises SessionError if the session is not running."""
         _ = self.stack
         return self
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether the session runs, and another process drives it, which has forked this one."""
+        return self._stack is not None and self._process != os.getpid()
+
+    def refuse_in_fork(self) -> None:
+        """Raise SessionError in a child that the session's process has forked."""
+        if self.is_inherited:
+            raise SessionError(
+                f"The session {self.state.config.name!r} belongs to process {self._process}; this "
+                f"is process {os.getpid()}, which was forked from it.",
+                why="A forked child has none of the threads that talk to the stack, and a session "
+                "has one driver.",
+                fix="call the session's verbs in its own process, and hand the child plain values; "
+                "a session of its own needs a fresh process: "
+                'multiprocessing.get_context("spawn"), or subprocess.',
+            )
 
     @property
     def engine_version(self) -> int:
@@ -213,14 +236,9 @@ class SessionParts:
         # A batch run's kernel never comes back to attach.
         lease = 0.0 if recorder else config.stack.lease
         stack.cluster.ready(lease, fingerprint=fingerprint(stack.settings))
+        self._process = os.getpid()
         running.add(self)
-        me = weakref.ref(self)
-
-        def at_exit() -> None:
-            if parts := me():
-                parts._end_of_process()
-
-        atexit.register(at_exit)
+        self._at_exit = at_exit(self._end_of_process)
 
     def abandon(self) -> None:
         """Be without a stack again, after a start that failed."""
@@ -278,6 +296,7 @@ class SessionParts:
 
     def close(self, *, keep_warm: bool = False) -> None:
         """End every process, or leave them warm. Safe to call again."""
+        self.refuse_in_fork()
         seconds = self.state.config.stack.keep_warm or (WARM_SECONDS if keep_warm else 0.0)
         if current_run():
             grouped = RunSettings.here().keep_warm * 60 or WARM_SECONDS
@@ -304,6 +323,7 @@ class SessionParts:
             stack.halt()  # else its thread would wait in a Ray that goes away
             training.close(CLOSE_SECONDS)
         running.discard(self)
+        atexit.unregister(self._at_exit)
         return stack, ended and not stack.watch.dead()
 
     def _end_of_process(self) -> None:

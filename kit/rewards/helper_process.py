@@ -9,7 +9,6 @@ is not unpickled.
 
 from __future__ import annotations
 
-import atexit
 import os
 import pickle
 import selectors
@@ -20,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kit.utils.forks import at_exit
 from kit.utils.reading import parse_json
 
 
@@ -37,7 +37,7 @@ class HelperProcess:
         self._stderr = stderr
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0
-        atexit.register(self.end)
+        at_exit(self.end)
 
     @property
     def alive(self) -> bool:

@@ -47,7 +47,9 @@ def main() -> None:
     for thread in threads:
         thread.start()
     for line in sys.stdin:
-        step_key, row = json.loads(line)
+        if (told := json.loads(line)) is None:
+            break
+        step_key, row = told
         for rows in queues.values():
             with suppress(queue.Full):
                 rows.put_nowait((step_key, row))

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from kit.config import SessionConfig
 from kit.reports import EvalReport, Metrics, UpdateReport
+from kit.utils.forks import at_exit
 
 FOLDER = Path("logs")
 """Where an interactive session's folders are made."""
@@ -33,6 +34,8 @@ CLOSE_SECONDS = 15.0
 """How long the end of a session waits for what is left to be written and sent."""
 WAITING_LINES = 4096
 """More than that are dropped while the other process does not read."""
+END_LINE = "null\n"
+"""Ends the input of the other process."""
 GOES_ON = "Training goes on, and the run's own files are whole."
 ROLLOUT_STEP, TRAIN_STEP, EVAL_STEP = "rollout/step", "train/step", "eval/step"
 STEP_KEYS = {
@@ -82,6 +85,7 @@ class Loggers:
         self._lines: queue.Queue[str | None] = queue.Queue(WAITING_LINES)
         self.ended = threading.Event()
         self._closed = False
+        self._at_exit: Callable[[], None] = self.close
         try:
             self.process = self._launch()
         except OSError as error:
@@ -92,7 +96,7 @@ class Loggers:
         for job in (self._write, self._read):
             threading.Thread(target=job, name="kit-loggers", daemon=True).start()
         self.put(_order(config, self.folder, name))
-        atexit.register(self.close)
+        self._at_exit = at_exit(self.close)
 
     def step(self, metrics: Mapping[str, float], update: UpdateReport, step: int) -> None:
         """Log one training step."""
@@ -107,7 +111,7 @@ class Loggers:
         if self._closed:
             return
         self._closed = True
-        atexit.unregister(self.close)
+        atexit.unregister(self._at_exit)
         self.put(None)
         deadline = time.monotonic() + CLOSE_SECONDS
         while not self.ended.wait(0.05) and self.open_sinks and time.monotonic() < deadline:
@@ -144,6 +148,7 @@ class Loggers:
             while (line := self._lines.get()) is not None:
                 pipe.write(line)
                 pipe.flush()
+            pipe.write(END_LINE)  # a forked child may hold the pipe open for long
             pipe.close()
         except (OSError, ValueError):
             pass  # it has ended, and `_read` sees that

@@ -40,6 +40,20 @@ def working_folder() -> str:
 
 
 @contextmanager
+def in_living_folder() -> Iterator[None]:
+    """Explain a FileNotFoundError that comes of a working directory which was deleted.
+
+    Raises:
+        StackError: instead of it.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        working_folder()
+        raise
+
+
+@contextmanager
 def replacing_file(target: Path) -> Iterator[Path]:
     """Yield a path to write to, which takes the name `target` when the block ends without error."""
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")

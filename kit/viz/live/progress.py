@@ -190,7 +190,7 @@ def under_way(begin: float, stages: Mapping[str, Stage], now: float, *, ray: boo
         now: the time.
         ray: is Ray's head up?
     """
-    parts = [f"starting {now - begin:.0f} s"]
+    parts = [f"starting {max(now - begin, 0):.0f} s"]
     if not ray:
         return f"{parts[0]} · Ray"
     for side in SIDES:
@@ -211,7 +211,7 @@ def done_line(begin: float, stages: Mapping[str, Stage], now: float) -> str:
         for side in SIDES
         if side in stages and stages[side].ready
     ]
-    return f"Started in {duration(now - begin)}{': ' if ready else ''}{', '.join(ready)}."
+    return f"Started in {duration(max(now - begin, 0))}{': ' if ready else ''}{', '.join(ready)}."
 
 
 def shown(line: str, *, ended: bool = False) -> Bundle:
