@@ -7,7 +7,6 @@ The notebook's own loop is busy running the cell. A call that blocks this loop, 
 from __future__ import annotations
 
 import asyncio
-import bdb
 import math
 import threading
 import time
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 from kit.rewards.timeouts import (
     GRACE_SECONDS,
+    INTERRUPTS,
     Outcome,
     RewardTimeoutError,
     ThreadUse,
@@ -36,6 +36,13 @@ class CarriedInterruptError(Exception):
 
     def __init__(self, interrupt: BaseException) -> None:
         self.interrupt = interrupt
+
+
+class CarriedExitError(Exception):
+    """A function's `sys.exit` on its way out of a task, through which it would end the loop."""
+
+    def __init__(self, exit: SystemExit) -> None:
+        self.exit = exit
 
 
 class EventLoop:
@@ -88,8 +95,10 @@ async def guarded(awaitable: Awaitable[T]) -> T:
     """Await, and carry an interrupt to `result` instead of into the loop."""
     try:
         return await awaitable
-    except (KeyboardInterrupt, SystemExit, bdb.BdbQuit) as interrupt:
+    except INTERRUPTS as interrupt:
         raise CarriedInterruptError(interrupt) from None
+    except SystemExit as error:
+        raise CarriedExitError(error) from None
 
 
 def result(call: Future[T], seconds: float | None = None) -> T:
@@ -98,6 +107,8 @@ def result(call: Future[T], seconds: float | None = None) -> T:
         return call.result(seconds)
     except CarriedInterruptError as error:
         raise error.interrupt from None
+    except CarriedExitError as error:
+        raise error.exit from None
 
 
 def run_in_time(coroutine: Coroutine[Any, Any, Any], seconds: float | None) -> Outcome:
@@ -105,12 +116,14 @@ def run_in_time(coroutine: Coroutine[Any, Any, Any], seconds: float | None) -> O
     begin = time.monotonic()
     loop = EventLoop()
     call = loop.begin(coroutine)
-    value, exception, ended = None, None, False
+    value: Any = None
+    exception: BaseException | None = None
+    ended = False
     try:
         value = result(call, seconds)
-    except bdb.BdbQuit:
+    except INTERRUPTS:
         raise
-    except Exception as error:
+    except BaseException as error:
         late = isinstance(error, TimeoutError) and time.monotonic() - begin >= (seconds or math.inf)
         exception = RewardTimeoutError(seconds or 0.0) if late else error
     finally:

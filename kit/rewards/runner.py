@@ -3,9 +3,9 @@
 `score_each` also returns the seconds and the exception of each sample. `Scoring` takes samples one
 by one, so that the first are scored while the last are still being generated.
 
-A reward function that raises, or returns something that is no number, marks its sample as failed
-and says why; the others keep their rewards. What cannot be meant (a batch function that returns
-three values for 128 samples) is an error: rewards are never broadcast.
+A reward function that raises (`sys.exit` raises too), or returns something that is no number, marks
+its sample as failed and says why; the others keep their rewards. What cannot be meant (a batch
+function that returns three values for 128 samples) is an error: rewards are never broadcast.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, Self
 from kit.errors import RewardError
 from kit.rewards import function_process
 from kit.rewards.event_loop import (
+    CarriedExitError,
     CarriedInterruptError,
     EventLoop,
     guarded,
@@ -345,7 +346,14 @@ class _AsyncCalls:
             except TimeoutError as error:
                 late = LIMIT.seconds and time.monotonic() - begin >= LIMIT.seconds
                 exception = RewardTimeoutError(LIMIT.seconds or 0.0) if late else error
-            except Exception as error:
+            except CarriedExitError as error:
+                exception = error.exit
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task and task.cancelling():  # from `close`
+                    raise
+                exception = error
+            except BaseException as error:
                 exception = error
             passed = time.monotonic() - begin
             self.outcomes.setdefault(place, Outcome(value, exception, passed))

@@ -48,6 +48,9 @@ _IMPORTS = re.compile(r"importlib\._bootstrap$")
 _DEBUGGERS = re.compile(r"(bdb|pdb|_?pydevd.*|debugpy.*)$")
 _OF_THREADS = re.compile(r"\bthread", re.IGNORECASE)
 
+INTERRUPTS = (KeyboardInterrupt, bdb.BdbQuit)
+"""What is no failure of a function: somebody at the keyboard wants an end."""
+
 Misfit = Literal["", "stuck", "thread"]
 """Why a function cannot stay: it did not end when told to, or it needs a main thread."""
 
@@ -84,7 +87,7 @@ class Outcome:
 
     value: Any = None
     exception: BaseException | None = None
-    """An Exception of the function's own, or RewardTimeoutError."""
+    """What the function raised, such as SystemExit, or RewardTimeoutError."""
     seconds: float | None = None
     misfit: Misfit = ""
 
@@ -223,9 +226,9 @@ def _call_in_place(function: Callable[..., Any], argument: Any, seconds: float |
             call.done = True
             if call.told > _OFTEN:
                 sys.settrace(None)
-    except bdb.BdbQuit:
+    except INTERRUPTS:
         raise
-    except (Exception, RewardTimeoutError) as error:
+    except BaseException as error:
         exception = error
     finally:
         call.done = True
@@ -409,7 +412,7 @@ def _call_beside(function: Callable[..., Any], argument: Any, seconds: float | N
         stuck: Misfit = "" if job.finished.is_set() else "stuck"
         return Outcome(None, RewardTimeoutError(seconds or 0.0), passed, stuck)
     error = job.exception
-    if error is not None and (isinstance(error, bdb.BdbQuit) or not isinstance(error, Exception)):
+    if isinstance(error, INTERRUPTS):
         raise error
     misfit: Misfit = "thread" if job.needs_main or names_threads(error) else ""
     return Outcome(job.value, error, passed, misfit)

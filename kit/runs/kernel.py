@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,9 @@ from kit.utils.reading import read_text
 
 KERNEL_LOG = "kernel.log"
 """What the kernel's process and its children wrote outside of the notebook's cells."""
+
+OUTPUT_SECONDS = 600
+"""How long outputs may take to arrive after a cell's end: many megabytes, or a busy machine."""
 
 END_EXTENSION = "kit.runs.kernel_extension"
 
@@ -48,7 +52,7 @@ def execute(
     Returns:
         What went wrong, if anything did.
     """
-    from nbclient.exceptions import DeadKernelError
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from nbconvert.filters import strip_ansi
     from papermill.exceptions import PapermillExecutionError
 
@@ -57,7 +61,8 @@ def execute(
     with log.open("wb") as output:
         manager = _manager(target.parent, output, settings)
         try:
-            _run_cells(source, target, parameters, on_cell, directory, manager)
+            ran = _run_cells(source, target, parameters, on_cell, directory, manager)
+            return _cut_off(ran)
         except PapermillExecutionError as error:
             trace = strip_ansi("\n".join(error.traceback))
             return WhatFailed(
@@ -66,16 +71,63 @@ def execute(
                 cell=error.exec_count,
                 traceback=trace,
             )
+        except CellTimeoutError:
+            return WhatFailed(
+                name="CellTimeoutError",
+                message=f"What the cell put out had not arrived {OUTPUT_SECONDS} seconds after its "
+                "end. Print less, or write it into a file.",
+                cell=manager.cell,
+            )
         except DeadKernelError:
             return WhatFailed(
                 name="DeadKernelError",
-                message="The kernel's process ended by itself, as it does when memory runs out. "
-                f"If it wrote anything last, that is in {KERNEL_LOG}.",
+                message=f"{_death(manager.exit_code)} If it wrote anything last, that is in "
+                f"{KERNEL_LOG}.",
+                cell=manager.cell or None,
             )
         finally:
             if not log.stat().st_size:
                 log.unlink()
+
+
+def _cut_off(ran: Any) -> WhatFailed | None:
+    """What ended a notebook before its end without a failure in Papermill's eyes: `sys.exit(0)`."""
+    from nbconvert.filters import strip_ansi
+
+    cells = [cell for cell in ran.cells if cell.cell_type == "code" and cell.source.strip()]
+    for number, cell in enumerate(cells, start=1):
+        allowed = "raises-exception" in cell.metadata.get("tags", [])
+        exits = [o for o in cell.outputs if o.output_type == "error" and o.ename == "SystemExit"]
+        if allowed or not exits:
+            continue
+        left = len(cells) - number
+        after = (
+            f"; {left} code {'cell' if left == 1 else 'cells'} after it did not run" if left else ""
+        )
+        return WhatFailed(
+            name="SystemExit",
+            message=f"the cell ended the notebook with sys.exit({exits[0].evalue}){after}.",
+            cell=number,
+            traceback=strip_ansi("\n".join(exits[0].traceback)),
+        )
     return None
+
+
+def _death(exit_code: int | None) -> str:
+    """Sentence on how the kernel's process ended."""
+    if exit_code is None:
+        return "The kernel's process ended by itself, as it does when memory runs out."
+    if exit_code >= 0:
+        return (
+            f"The kernel's process ended with exit code {exit_code}, as it does where code calls "
+            f"os._exit({exit_code})."
+        )
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        name = f"signal {-exit_code}"
+    memory = ", as it is when memory runs out" if exit_code == -signal.SIGKILL else ""
+    return f"The kernel's process was ended by {name}{memory}."
 
 
 def _run_cells(
@@ -85,12 +137,14 @@ def _run_cells(
     on_cell: Callable[[str], None],
     directory: Path,
     manager: Any,
-) -> None:
+) -> Any:
+    """Execute all cells; returns the executed notebook."""
     import papermill
 
     def started(cell: Any, **_: Any) -> None:
         if cell.cell_type == "code":
             manager.busy = bool(cell.source.strip())
+            manager.cell += manager.busy
             on_cell(cell.source)
 
     def ended(**_: Any) -> None:
@@ -98,7 +152,7 @@ def _run_cells(
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     papermill.iorw.papermill_io.register(str(target), _WholeFile())
-    papermill.execute_notebook(
+    return papermill.execute_notebook(
         _literal(source.resolve()),
         _literal(target),
         parameters=dict(parameters),
@@ -110,6 +164,7 @@ def _run_cells(
         on_cell_start=started,
         on_cell_executed=ended,
         start_timeout=120,
+        iopub_timeout=OUTPUT_SECONDS,
     )
 
 
@@ -151,6 +206,19 @@ def _manager(folder: Path, output: IO[bytes], settings: RunSettings) -> Any:
         shutdown_wait_time = Float(SHUTDOWN_SECONDS)
         busy = False
         """Whether a cell is being executed."""
+        cell = 0
+        """Number of the code cell that was begun last; empty ones are not counted."""
+        exit_code: int | None = None
+        """Of a kernel that ended by itself; negative for a signal."""
+
+        async def _async_is_alive(self) -> bool:
+            alive = await super()._async_is_alive()
+            process = getattr(self.provisioner, "process", None)
+            if not alive and process is not None:
+                RunKernelManager.exit_code = process.poll()
+            return bool(alive)
+
+        is_alive = _async_is_alive
 
         @default("transport_encryption")
         def _encrypt(self) -> str:

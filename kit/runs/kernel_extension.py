@@ -1,4 +1,4 @@
-"""IPython extension that makes the kernels of runs end at once.
+"""IPython extension that makes the kernels of runs end at once, and at no call of `exit()`.
 
 ipykernel's main thread closes what outputs pass through while its control thread may still have
 to send that it is done with the request to shut down. That thread then waits for ten seconds, or
@@ -8,6 +8,7 @@ until the kernel is killed. Here the main thread lets it finish first.
 from __future__ import annotations
 
 import atexit
+import sys
 from typing import Any
 
 WAIT_SECONDS = 5.0
@@ -16,6 +17,7 @@ WAIT_SECONDS = 5.0
 def load_ipython_extension(shell: Any) -> None:
     """Called by IPython. Handlers of the notebook run earlier, ipykernel's own later."""
     kernel = shell.kernel
+    shell.ask_exit = sys.exit  # of `exit()`: the cell fails, as by `sys.exit()`, and is named
 
     @atexit.register
     def let_finish() -> None:

@@ -131,7 +131,7 @@ def _mark_failure(notebook: NotebookNode) -> None:
 def _why(cell: NotebookNode) -> str:
     """The reason that a code cell failed; empty where it did not."""
     for output in cell.outputs:
-        if output.output_type == "error" and output.ename != "SystemExit":
+        if output.output_type == "error":
             return " ".join(f"{output.ename}: {output.evalue}".split())[:500]
     status = cell.metadata.get("papermill", {}).get("status")
     return "it did not come to its end." if status in ("failed", "running") else ""

@@ -269,7 +269,7 @@ def test_a_forgotten_await_is_explained() -> None:
     assert "coroutine" in str(errors(lambda sample: judge(sample), 1)[0])
 
 
-@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, bdb.BdbQuit])
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, bdb.BdbQuit])
 def test_an_interrupt_is_never_swallowed(interrupt: type[BaseException]) -> None:
     def one(sample: Sample) -> float:
         raise interrupt
@@ -283,6 +283,49 @@ def test_an_interrupt_is_never_swallowed(interrupt: type[BaseException]) -> None
     for function in (one, batch, waiting):
         with pytest.raises(interrupt):
             score_samples(samples(), function)
+
+
+class OwnEnd(BaseException):
+    """What a library may raise so that no `except Exception` holds it up."""
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), OwnEnd(), asyncio.CancelledError()])
+def test_what_would_end_the_program_marks_the_sample_alone(error: BaseException) -> None:
+    def one(sample: Sample) -> float:
+        if sample.index == 2:
+            raise error
+        return 1.0
+
+    async def waiting(sample: Sample) -> float:
+        await asyncio.sleep(0)
+        return one(sample)
+
+    def in_thread(found: list[Any]) -> None:
+        found += rewards(one)
+
+    found: list[Any] = []
+    thread = threading.Thread(target=in_thread, args=(found,))
+    thread.start()
+    thread.join()
+    for scored in (rewards(one), rewards(waiting), found):
+        assert scored == [1.0, 1.0, None, 1.0]
+    assert type(error).__name__ in str(errors(one)[2])
+    assert type(error).__name__ in str(errors(waiting)[2])
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), OwnEnd()])
+def test_what_would_end_the_program_in_a_function_of_all_samples_marks_all(
+    error: BaseException,
+) -> None:
+    def batch(samples: list[Sample]) -> list[float]:
+        raise error
+
+    async def waiting(samples: list[Sample]) -> list[float]:
+        raise error
+
+    for function in (batch, waiting):
+        assert rewards(function) == [None] * 4
+        assert type(error).__name__ in str(errors(function)[0])
 
 
 def test_an_interrupt_ends_async_rewards_that_wait_for_ever() -> None:

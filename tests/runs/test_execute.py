@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from rich.console import Console
 from kit.errors import RunError
 from kit.runs import RunResult, run_notebook
 from kit.runs.kernel import KERNEL_LOG
+from kit.runs.resume import resume_notebook
 from kit.tracking.run_folder import new_folder
-from tests.cases import slow
+from tests.cases import slow, some
 from tests.runs.conftest import MakeNotebook, write_notebook
 
 RECORDS = """\
@@ -151,7 +153,123 @@ def test_a_kernel_that_dies_is_a_failed_run(make_notebook: MakeNotebook) -> None
     result, _ = run(path)
     assert result.status == "failed"
     assert result.error is not None
-    assert result.error.name == "DeadKernelError"
+    assert (result.error.name, result.error.cell) == ("DeadKernelError", 2)
+    assert "SIGKILL" in result.error.message
+
+
+@pytest.mark.parametrize("ends", ["sys.exit(0)", *slow("sys.exit()", "exit()", "quit()")])
+def test_a_cell_that_exits_makes_the_run_failed_and_is_named(
+    make_notebook: MakeNotebook, ends: str
+) -> None:
+    code = f"import pathlib, sys\nif not pathlib.Path('mended').exists():\n    {ends}"
+    path = make_notebook("1", f"{code}\nprint('went on')", "print('to the end')")
+    result, shown = run(path)
+    assert result.status == "failed"
+    assert result.error is not None
+    assert (result.error.name, result.error.cell) == ("SystemExit", 3)
+    assert "1 code cell after it did not run" in result.error.message
+    assert "Cell 3 failed: SystemExit" in shown
+    assert "Cell 3 failed" in (result.folder / "notebook.html").read_text()
+    assert "went on" not in outputs(result)
+    (path.parent / "mended").touch()
+    resumed = resume_notebook(result.folder, console=Console(file=io.StringIO()))
+    assert resumed.status == "completed"
+    assert outputs(resumed) == "went on\nto the end\n"
+
+
+def test_an_exit_that_a_cell_is_marked_for_cuts_nothing_off(make_notebook: MakeNotebook) -> None:
+    path = make_notebook("raise SystemExit", "print('went on')")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[2].metadata["tags"] = ["raises-exception"]
+    nbformat.write(notebook, path)
+    result, _ = run(path)
+    assert result.status == "completed"
+    assert outputs(result).endswith("went on\n")
+
+
+def test_a_process_that_ends_itself_is_told_by_its_exit_code_and_cell(
+    make_notebook: MakeNotebook,
+) -> None:
+    result, shown = run(make_notebook("print('so far')", "import os\nos._exit(3)"))
+    assert result.status == "failed"
+    assert result.error is not None
+    assert (result.error.name, result.error.cell) == ("DeadKernelError", 3)
+    assert "exit code 3" in result.error.message
+    assert "kit run --resume" in shown
+
+
+@pytest.mark.wider
+def test_a_cell_may_put_out_many_megabytes(make_notebook: MakeNotebook) -> None:
+    size, pictures = some(3_000_000, 50_000_000), some(300, 3000)
+    shows = f"from IPython.display import HTML, display\nfor i in range({pictures}):\n"
+    shows += "    display(HTML(f'<b>{i}</b>'))"
+    lines = "for i in range(20_000):\n    print(i, 'x' * 50)"
+    result, _ = run(make_notebook(f"print('y' * {size})", shows, lines, "print('to the end')"))
+    assert result.status == "completed"
+    cells = nbformat.read(result.notebook, as_version=4).cells
+    assert len(cells[2].outputs[0].text) == size + 1
+    assert len(cells[3].outputs) == pictures
+    assert len(cells[4].outputs[0].text.splitlines()) == 20_000
+    assert outputs(result).endswith("to the end\n")
+
+
+HOSTILE = (
+    "'); import os; os._exit(3)  # ",
+    '"""\n' + "\\" * 3,
+    "{{name}} {name} %s $HOME `id` $(id)",
+    "\x1b[31mred\x07\r\u2028\u202e\x85",
+    "ünï ☃ 🐍 \u0000",
+    "=a=b",
+    "-p",
+    "None",
+    "1_000",
+    "[" * 300,
+)
+"""Values that end a string, a line or a template, move the cursor, or are taken for options."""
+
+
+def test_a_parameter_of_text_arrives_as_it_was_given_whatever_it_holds(
+    make_notebook: MakeNotebook,
+) -> None:
+    names = [f"text_{number}" for number in range(len(HOSTILE))]
+    parameters = "\n".join(f"{name}: str = ''" for name in names)
+    code = f"import json\nprint(json.dumps([{', '.join(names)}]))"
+    path = make_notebook(code, parameters=parameters)
+    command = [sys.executable, "-m", "kit", "run", str(path), "--out", str(path.parent / "runs")]
+    given = [word.replace("\0", "") for word in HOSTILE]  # no argument of a process holds a zero
+    for name, value in zip(names, given, strict=True):
+        command += ["-p", name, value]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=path.parent)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (folder,) = (path.parent / "runs").iterdir()
+    cells = nbformat.read(folder / "notebook.ipynb", as_version=4).cells
+    assert json.loads(cells[-1].outputs[0].text) == given
+    direct, _ = run(path, **dict(zip(names, HOSTILE, strict=True)))
+    assert json.loads(outputs(direct)) == list(HOSTILE)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("steps", value) for value in ("1e400", "nan", "9" * 5000, "0x", "[]", "-1", "٣x", "")],
+        *[
+            ("sizes", value)
+            for value in ("[" * 5000, "{1: 2}", "!!python/object:os.system", "&a [*a]")
+        ],
+        *[("fast", value) for value in ("maybe", "2", "\x00")],
+        ("__class__", "1"),
+        ("steps\n", "1"),
+        ("", "1"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_in_words_before_a_run_has_a_folder(
+    make_notebook: MakeNotebook, name: str, value: str
+) -> None:
+    path = make_notebook("1")
+    with pytest.raises(RunError) as refused:
+        run(path, **{name: value})
+    assert len(str(refused.value)) < 3000
+    assert not (path.parent / "runs").exists()
 
 
 def test_what_children_of_the_kernel_write_is_kept_in_a_log(make_notebook: MakeNotebook) -> None:
