@@ -16,6 +16,7 @@ from kit.cli.run import Pairs, params, run
 from kit.cli.runs import compare, runs
 from kit.cli.sweep import sweep
 from kit.errors import KitError
+from kit.utils.files import in_living_folder
 from kit.utils.formatting import visible
 
 NOT_READY = 1
@@ -27,7 +28,8 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with in_living_folder():
+                return super().invoke(ctx)
         except KitError as error:
             typer.secho(visible(str(error)), fg=typer.colors.RED, err=True)
             raise typer.Exit(WRONG_CALL) from None

@@ -19,6 +19,7 @@ from packaging.specifiers import SpecifierSet
 from kit.cluster.folder import stacks_root, unsuitable
 from kit.errors import StackError
 from kit.reports.diagnostics import Finding
+from kit.utils.files import working_folder
 from kit.utils.formatting import data_size
 from kit.utils.hardware import free_memory
 from kit.utils.shadowing import hidden, hiding_error
@@ -136,7 +137,12 @@ def room(device: str, model_bytes: int | None) -> Iterator[Finding]:
         yield shared_memory(shutil.disk_usage(SHARED_MEMORY).free, OBJECT_STORE, handed)
     yield temporary_files()
     if weights:
-        target = Path(os.environ.get("KIT_RUN_DIR") or ".").resolve()  # as `session.save()` has it
+        try:
+            here = os.environ.get("KIT_RUN_DIR") or working_folder()  # as `session.save()` has it
+        except StackError as error:
+            yield Finding.of_error("working directory", error)
+            return
+        target = Path(here).resolve()
         yield checkpoints(str(target), shutil.disk_usage(target).free, SAVED * weights)
 
 

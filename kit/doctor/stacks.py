@@ -196,6 +196,15 @@ def findings(alive: list[LivingStack], elsewhere: OthersUse | None = None) -> It
             "Nobody uses them. They can be removed.",
             (f"{program('kit')} doctor --stop {LEFTOVERS}",),
         )
+    files = processes.unowned_loads()
+    if files:
+        yield Finding(
+            "shared memory",
+            "note",
+            f"{count(len(files), 'file')} in {processes.SHARED_MEMORY} of engines that have ended.",
+            "Nobody uses them. They can be removed.",
+            (f"{program('kit')} doctor --stop {LEFTOVERS}",),
+        )
     if not alive and not left:
         yield Finding("other stacks", "ok", "none of yours, and nothing left of any")
 
@@ -268,9 +277,13 @@ def stop(what: str) -> str:
         with registry.locked():  # a folder whose head is being started is no leftover
             folders = abandoned(living(), stacks_root())
             ended = sum(map(registry.remove, folders))
+        files = processes.unowned_loads()
+        for file in files:
+            file.unlink(missing_ok=True)
         return (
-            f"Removed {count(len(folders), 'folder')} of stacks that had ended, and "
-            f"{count(ended, 'process', 'processes')}."
+            f"Removed {count(len(folders), 'folder')} of stacks that had ended, "
+            f"{count(ended, 'process', 'processes')}, and {count(len(files), 'file')} in shared "
+            "memory."
         )
     entries = registry.living()
     found = [e for e in entries if what in (e.name, e.stack)]
