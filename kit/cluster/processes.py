@@ -17,6 +17,7 @@ import contextlib
 import os
 import re
 import select
+import stat
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -140,6 +141,25 @@ def segments(pid: int) -> list[str]:
                 if file.startswith(SHARED_MEMORY) and not file.endswith(" (deleted)"):
                     found.append(file)
     return found
+
+
+def unowned_loads() -> list[Path]:
+    """Files in shared memory, of this user, in which SGLang told how busy an engine was that lives
+    no more: no process has them open.
+    """
+    files = {path for path in Path(SHARED_MEMORY).glob("sglang_loads_*.shm") if _is_own(path)}
+    if not files:
+        return []
+    for pid in psutil.pids():  # later than the list: who makes one has it open from that moment
+        files -= {Path(file) for file in segments(pid)}
+    return sorted(files)
+
+
+def _is_own(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        found = path.lstat()
+        return stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid()
+    return False
 
 
 def _is_tracker(process: psutil.Process) -> bool:

@@ -47,6 +47,8 @@ class Engine:
         # SGLang's processes meet at a TCP port that answers on every interface; a file does not.
         meeting = os.path.join(tempfile.mkdtemp(prefix="meeting"), "file")
         os.environ["SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"] = f"file://{meeting}"
+        if self.settings.config.extra.get("dp_size", 1) == 1:  # else one of them is not ours
+            os.environ[patches.LOADS] = os.path.dirname(meeting)
         if not any(key.startswith("speculative") for key in self.settings.config.extra):
             patches.import_only(self.settings.model_path)
         engine_class: Any = sglang.Engine

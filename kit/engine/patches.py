@@ -18,6 +18,10 @@ Checksums that a GPU does not have to compile first, and weights that can be era
 sync writes.
     relies on   utils/weight_checker.py: WeightChecker.handle, _get_model, _hash_tensor
 
+Where schedulers write how busy they are: a file in shared memory, which SGLang removes never. Ours
+lies in the stack's own folder, and goes with it however the engine ends.
+    relies on   managers/load_snapshot.py: shm_path_for, which scheduler and tokenizer manager call
+
 The import of the one model that is served, and not of all two hundred, which take a core two
 seconds and more in each scheduler of each start.
     relies on   models/registry.py: EntryClass, and the two environment variables below, which are
@@ -45,6 +49,7 @@ def engine_class(device: str, threads: int = 1) -> Any:
     from sglang.srt.entrypoints.engine import Engine
 
     run = partial(run_on_cpu, threads) if device == "cpu" else run_on_gpu
+    place_load_files()  # for the tokenizer manager, which reads them
 
     class OurEngine(Engine):
         run_scheduler_process_func = staticmethod(run)
@@ -64,6 +69,7 @@ def run_on_cpu(threads: int, *args: Any, **kwargs: Any) -> None:
         part.register()
     register_prefix_cache()
     register_weight_checks()
+    place_load_files()
     run_scheduler_process(*args, **kwargs)
 
 
@@ -73,7 +79,28 @@ def run_on_gpu(*args: Any, **kwargs: Any) -> None:
 
     register_prefix_cache()
     register_weight_checks()
+    place_load_files()
     run_scheduler_process(*args, **kwargs)
+
+
+LOADS = "KIT_LOADS"
+"""Environment variable: the folder of the files in which schedulers tell of their load."""
+
+
+def place_load_files() -> None:
+    """Have this process look for files of load where `LOADS` says, if it says anything."""
+    from sglang.srt.managers import load_snapshot
+
+    folder = os.environ.get(LOADS)
+    if not folder or getattr(load_snapshot.shm_path_for, "folder", None) == folder:
+        return
+    named = load_snapshot.shm_path_for
+
+    def path_for(name: str) -> str:
+        return os.path.join(folder, os.path.basename(named(name)))
+
+    path_for.folder = folder  # type: ignore[attr-defined]
+    load_snapshot.shm_path_for = path_for
 
 
 def register_prefix_cache() -> None:

@@ -16,7 +16,7 @@ import pytest
 from kit import RLSession
 from kit.errors import StackError
 from kit.stack import engines
-from tests.cases import slow
+from tests.cases import slow, some
 from tests.faults.interrupts import digests
 from tests.processes import (
     DETOKENIZER,
@@ -27,6 +27,7 @@ from tests.processes import (
     of_head,
     of_trainer,
 )
+from tests.steps import responses_and_metrics
 
 PARTS = {"actor": 0, "scheduler": SCHEDULER, "detokenizer": DETOKENIZER}
 
@@ -117,6 +118,25 @@ def test_a_step_whose_engine_dies_learns_what_it_would_have_learned(session: RLS
     session.step()
     assert session.step_count == 2
     assert digests(session) != expected
+
+
+@pytest.mark.wider
+@pytest.mark.parametrize("part", ["engine", "trainer"])
+def test_a_process_that_is_stopped_and_goes_on_later_changes_nothing(
+    session: RLSession, part: str
+) -> None:
+    session.snapshot("before")
+    expected = responses_and_metrics([session.step()])
+    weights = digests(session)
+    session.restore("before")
+    stopped = of_trainer(session) if part == "trainer" else of_engine(session, 0, SCHEDULER)
+    stopped.suspend()
+    goes_on = threading.Timer(some(2.0, 60.0), stopped.resume)
+    goes_on.start()
+    assert responses_and_metrics([session.step()]) == expected
+    goes_on.join()
+    assert digests(session) == weights
+    assert not session.debug.stack.watch.dead()
 
 
 @pytest.mark.slow
