@@ -35,7 +35,10 @@ def files() -> Iterator[dict[str, Path]]:
         path.unlink(missing_ok=True)
 
 
-def test_only_files_of_load_that_no_process_has_open_are_removed(files: dict[str, Path]) -> None:
+def test_only_files_of_load_that_no_process_has_open_are_removed(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stacks, "stacks_root", lambda: tmp_path)  # folders are none of this test's
     code = "import sys; file = open(sys.argv[1], 'rb'); print('open', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(files["living"])]
     with subprocess.Popen(
