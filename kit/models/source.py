@@ -51,6 +51,7 @@ def find(config: ModelConfig) -> ModelSource:
         settings = read_json(file)
         limit = int(settings["max_position_embeddings"])
         architecture = str(settings["architectures"][0])
+        vocabulary = int(settings.get("vocab_size") or 0)
     except FileNotFoundError:
         raise ModelError(
             f"{path} has no config.json, so it is no Hugging Face model directory.",
@@ -59,7 +60,7 @@ def find(config: ModelConfig) -> ModelSource:
             if (path / "manifest.json").is_file()
             else "point model.name at the directory that holds config.json and the safetensors.",
         ) from None
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError, OSError) as error:
         raise ModelError(
             f"{file} does not describe a language model: {type(error).__name__} {error}."
         ) from error
@@ -80,7 +81,7 @@ def find(config: ModelConfig) -> ModelSource:
         architecture,
         size_of(path),
         _eos_token_ids(settings) | _eos_token_ids(_generation_config(path)),
-        int(settings.get("vocab_size") or 0),
+        vocabulary,
     )
 
 
@@ -112,7 +113,7 @@ def broken_weights(path: Path) -> list[str]:
         try:
             named = read_json(path / INDEX)["weight_map"].values()
             names = set(map(str, named))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return [f"{INDEX} cannot be read ({type(error).__name__})"]
     faults = ((name, _fault(path / name)) for name in sorted(names))
     return [f"{name} {fault}" for name, fault in faults if fault]
@@ -236,7 +237,9 @@ class ModelShape:
         folder = Path(directory)
         try:
             return cls._of(read_json(folder / "config.json"), folder)
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (
+            LookupError, TypeError, ValueError, ArithmeticError, AttributeError, OSError,
+        ) as error:  # fmt: skip
             raise ModelError(
                 f"The sizes of the model in {str(folder)!r} cannot be read.",
                 why=f"{type(error).__name__}: {error}",

@@ -144,7 +144,8 @@ class PromptSampler:
         template = self.tokenizer.chat_template
         if data.apply_chat_template and isinstance(template, str) and model != TINY:
             prompts = [row.prompt for row in islice(self.train.rows, TRIED)]
-            check_template(template, prompts, data.chat_template_kwargs, model)
+            tokens = {name: str(t) for name, t in self.tokenizer.special_tokens_map.items()}
+            check_template(template, prompts, tokens | data.chat_template_kwargs, model)
 
     def _measure(self, prompts: PromptSet, which: str) -> list[str]:
         """Say which rows are left out; raise DataError for what would fail when its turn comes.

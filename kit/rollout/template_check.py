@@ -38,7 +38,7 @@ def check_template(
     Args:
         template: as the tokenizer has it.
         prompts: texts, each one user message, or conversations.
-        variables: what else the template gets.
+        variables: what else the template gets: special tokens, and the settings' own.
         model: names it in errors.
 
     Raises:
@@ -47,7 +47,7 @@ def check_template(
     talks = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
     if not talks or (key := hash((template, repr(talks), repr(variables)))) in _passed:
         return
-    given = {"add_generation_prompt": True, **variables}
+    given = {"add_generation_prompt": True, "tools": None, "documents": None, **variables}
     with _worker.lock:
         try:
             why = _tried((template, talks, given, CPU_SECONDS, MEMORY))

@@ -30,6 +30,7 @@ def test_what_the_template_refuses_is_left_to_the_session() -> None:
     [
         ("{{ 'a' * 10**10 }}", "takes more than 1.0 GB of memory"),
         ("{% for i in range(3000) %}{{ 'a' * 10000 }}{% endfor %}", "30,000,000 characters"),
+        ("{{ bos_token + 'x' }}{% generation %}{{ 'a' * 10**10 }}{% endgeneration %}", "memory"),
         pytest.param(
             "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
             "did not end within 1 seconds",
@@ -42,6 +43,6 @@ def test_one_that_takes_all_time_or_memory_is_refused_with_the_reason(
 ) -> None:
     monkeypatch.setattr(template_check, "CPU_SECONDS", 1.0)
     with pytest.raises(ModelError, match="is refused") as caught:
-        check_template(template, PROMPTS, {}, "some/model")
+        check_template(template, PROMPTS, {"bos_token": "<s>"}, "some/model")
     assert why in str(caught.value)
     assert "some/model" in str(caught.value)

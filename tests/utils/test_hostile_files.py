@@ -151,7 +151,7 @@ FILES = ("result.json", "params.yaml", "config.yaml", "metrics.jsonl", "evaluati
 
 @generated
 @given(data=st.data())
-def test_run_folders(data: st.DataObject) -> None:
+def test_generated_run_folders_break_no_reader(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         good, bad = make_run(root, 1, steps=2), make_run(root, 2, 1e-3, steps=2)
@@ -184,7 +184,7 @@ def test_run_folders(data: st.DataObject) -> None:
 
 @generated
 @given(data=st.data())
-def test_samples_batches_marks_and_arrays(data: st.DataObject) -> None:
+def test_generated_samples_batches_marks_and_arrays_break_no_reader(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         run = make_run(root / "good", 1, steps=1)
@@ -212,7 +212,7 @@ def test_samples_batches_marks_and_arrays(data: st.DataObject) -> None:
 
 @generated
 @given(data=st.data())
-def test_settings(data: st.DataObject) -> None:
+def test_generated_settings_break_no_reader(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as place:
         file = Path(place, "config.yaml")
         put(file, [SessionConfig.preset("tiny").model_dump(mode="json")], data)
@@ -221,7 +221,7 @@ def test_settings(data: st.DataObject) -> None:
 
 @generated
 @given(data=st.data())
-def test_notebooks(data: st.DataObject) -> None:
+def test_generated_notebooks_break_no_reader(data: st.DataObject) -> None:
     source = data.draw(
         st.sampled_from(["a: int = 5  # x", "a = [1,", "x: Literal[1, 2] = 1", "=" * 9, "a=\x00"])
         | st.text(max_size=40)
@@ -250,7 +250,7 @@ STATE = {
 
 @generated
 @given(data=st.data())
-def test_checkpoints(data: st.DataObject) -> None:
+def test_generated_checkpoints_break_no_reader(data: st.DataObject) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -280,7 +280,7 @@ def test_checkpoints(data: st.DataObject) -> None:
 
 @generated
 @given(data=st.data())
-def test_models_and_prompts(data: st.DataObject) -> None:
+def test_generated_models_and_prompts_break_no_reader(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as place:
         root, model = Path(place), Path(place, "model")
         model.mkdir()
@@ -290,6 +290,7 @@ def test_models_and_prompts(data: st.DataObject) -> None:
         (model / "config.json").write_text(json.dumps(config))
         put(model / name, [config], data)
         read(lambda: source.find(ModelConfig(name=str(model))), root)
+        read(lambda: source.ModelSizes.read(model), root)
         file = root / f"rows.{data.draw(st.sampled_from(['jsonl', 'json', 'csv', 'tsv']))}"
         put(file, [{"prompt": "1+1=", "label": "2", "metadata": {"a": 1}}] * 2, data)
         read(lambda: load_prompts(DataConfig(source=str(file)), split="train", model_name="tiny",
@@ -298,7 +299,7 @@ def test_models_and_prompts(data: st.DataObject) -> None:
 
 @generated
 @given(data=st.data())
-def test_journals_registries_and_scripts(data: st.DataObject) -> None:
+def test_generated_journals_registries_and_scripts_break_no_reader(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         for name in ("start.json", "state.json"):
