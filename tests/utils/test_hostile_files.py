@@ -290,7 +290,7 @@ def test_generated_models_and_prompts_break_no_reader(data: st.DataObject) -> No
         (model / "config.json").write_text(json.dumps(config))
         put(model / name, [config], data)
         read(lambda: source.find(ModelConfig(name=str(model))), root)
-        read(lambda: source.ModelSizes.read(model), root)
+        read(lambda: source.ModelShape.read(model), root)
         file = root / f"rows.{data.draw(st.sampled_from(['jsonl', 'json', 'csv', 'tsv']))}"
         put(file, [{"prompt": "1+1=", "label": "2", "metadata": {"a": 1}}] * 2, data)
         read(lambda: load_prompts(DataConfig(source=str(file)), split="train", model_name="tiny",
