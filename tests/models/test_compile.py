@@ -22,13 +22,14 @@ CPU = torch.device("cpu")
 
 
 def scores(
-    q: torch.Tensor, k: torch.Tensor, scale: float, heads: int
+    q: torch.Tensor, k: torch.Tensor, scale: float, heads: int, window: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(keys for each query head, masked products), both (heads, ...)."""
     keys = k.repeat_interleave(heads // k.shape[1], 1).transpose(0, 1)
     products = q.transpose(0, 1) @ keys.transpose(1, 2) * scale
     asks, seen = products.shape[1:]
-    visible = torch.arange(seen) <= torch.arange(asks)[:, None] + seen - asks
+    distance = torch.arange(asks)[:, None] + seen - asks - torch.arange(seen)
+    visible = (distance >= 0) & (distance < (window or seen))
     return keys, products.masked_fill(~visible, -1e30)
 
 
@@ -41,12 +42,13 @@ def _(
     seen_ends: torch.Tensor,
     limits: torch.Tensor,
     scale: float,
+    window: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     outs, totals, own, seen = [], [], own_ends.tolist(), seen_ends.tolist()
     assert limits.tolist() == [max(b - a for a, b in pairwise(ends)) for ends in (own, seen)]
     for i in range(len(own) - 1):
         rows, places = slice(own[i], own[i + 1]), slice(seen[i], seen[i + 1])
-        _, masked = scores(q[rows], k[places], scale, q.shape[1])
+        _, masked = scores(q[rows], k[places], scale, q.shape[1], window)
         values = v[places].repeat_interleave(q.shape[1] // v.shape[1], 1).transpose(0, 1)
         outs.append((masked.softmax(-1) @ values).transpose(0, 1))
         totals.append(masked.logsumexp(-1))
@@ -65,6 +67,7 @@ def _(
     seen_ends: torch.Tensor,
     limits: torch.Tensor,
     scale: float,
+    window: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     own, seen, group = own_ends.tolist(), seen_ends.tolist(), q.shape[1] // k.shape[1]
@@ -74,7 +77,7 @@ def _(
 
     for i in range(len(own) - 1):
         rows, places = slice(own[i], own[i + 1]), slice(seen[i], seen[i + 1])
-        keys, masked = scores(q[rows], k[places], scale, q.shape[1])
+        keys, masked = scores(q[rows], k[places], scale, q.shape[1], window)
         values = v[places].repeat_interleave(group, 1).transpose(0, 1)
         p = (masked - total[:, rows, None]).exp()
         dp = gradient[rows].transpose(0, 1) @ values.transpose(1, 2)
