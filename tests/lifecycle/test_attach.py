@@ -178,9 +178,10 @@ def test_the_list_shows_who_drives_a_session(session: RLSession) -> None:
     assert "(this one)" in str(RLSession.sessions())
 
 
-def test_a_process_that_has_a_session_is_told_to_go_on_with_it(session: RLSession) -> None:
+def test_a_process_that_has_a_session_gets_it_back(session: RLSession) -> None:
+    assert RLSession.attach(session.config.name) is session
     with pytest.raises(SessionError, match=r"(?s)in this process already.*RLSession\.current"):
-        RLSession.attach(session.config.name)
+        RLSession.attach(session.config.name, reward=lambda sample: 1.0)
 
 
 def test_a_session_that_is_not_there_is_named_with_those_that_are(session: RLSession) -> None:
