@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import random
 import socket
+import urllib.error
+import urllib.request
 from contextlib import suppress
 
+import grpc
 import psutil
+import pytest
 
 from kit import RLSession
+from kit.cluster.processes import engine
 from tests.cases import some
 from tests.faults.interrupts import digests
+from tests.processes import SCHEDULER
 from tests.steps import responses_and_metrics
 
 GREETINGS = (
@@ -54,6 +60,53 @@ def pester(address: str, port: int, noise: random.Random) -> socket.socket | Non
         return left
     left.close()
     return None
+
+
+CALLS = (
+    "CoreWorkerService/GetCoreWorkerStats",
+    "NodeManagerService/GetNodeStats",
+    "ObjectManagerService/Pull",
+    "NodeInfoGcsService/GetAllNodeInfo",
+)
+"""One call of each of Ray's services; each port has one of them."""
+
+
+def without_token(port: int) -> set[str]:
+    """What a port answers to calls that bring no token."""
+    said = set()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for name in CALLS:
+            try:
+                channel.unary_unary(f"/ray.rpc.{name}")(b"", timeout=20)
+                said.add("OK")
+            except grpc.RpcError as error:
+                said.add(error.code().name)
+    return said
+
+
+def test_a_port_is_behind_the_token_or_one_of_gloo(session: RLSession) -> None:
+    stack, mine = session.debug.stack.cluster, psutil.Process()
+    by_gloo = set()
+    for process in [mine, *stack.processes()]:
+        for connection in process.net_connections("inet"):
+            port, address = connection.laddr.port, connection.laddr.ip
+            if connection.status != psutil.CONN_LISTEN:
+                continue
+            if process.name() == "ray::RuntimeEnvAgent":
+                with pytest.raises(urllib.error.HTTPError, match="401"):
+                    urllib.request.urlopen(f"http://{address}:{port}/", data=b"")
+            elif address.startswith("::ffff:"):  # as Ray's own listen
+                assert without_token(port) == {"UNAUTHENTICATED", "UNIMPLEMENTED"}
+            elif process != mine:
+                by_gloo.add(process.pid)
+    watch = session.debug.stack.watch
+    assert by_gloo == {
+        watch.members("trainer")[0].pid,
+        *(
+            watch.members(engine(i))[SCHEDULER].pid
+            for i in range(session.debug.stack.layout.replicas)
+        ),
+    }
 
 
 def test_garbage_on_every_port_leaves_the_next_step_what_it_would_have_been(
