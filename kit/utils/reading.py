@@ -59,6 +59,8 @@ def open_regular(file: str | Path) -> BinaryIO:
         UnreadableError: it is a device, a pipe, a socket or a folder.
         OSError: it is not there, or may not be read.
     """
+    if "\0" in str(file):
+        raise UnreadableError("its name has a null byte, which no file's has")
     _refuse_others(os.stat(file).st_mode)
     # Without waiting, should somebody put a pipe in its place between the two looks.
     handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)

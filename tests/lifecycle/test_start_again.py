@@ -39,6 +39,11 @@ def folder(session: RLSession) -> Path:
     return directory
 
 
+def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What was said of sessions that ended; a start that takes seconds shows how far it is, too."""
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("The session")]
+
+
 def test_a_second_session_in_a_script_is_refused_with_the_ways_out(first: RLSession) -> None:
     with pytest.raises(SessionError, match=r"running in this process already(.|\n)*current\(\)"):
         RLSession.start(TINY)
@@ -57,7 +62,7 @@ def test_a_start_with_new_settings_ends_the_session_of_before_and_takes_over_its
     assert (again.config.seed, again.step_count, len(again.snapshots())) == (7, 0, 0)
     assert (again.config.name, folder(again)) == ("tiny", processes)
     assert len(again.generate()) == 4 * again.config.training.n_samples_per_prompt
-    (line,) = capsys.readouterr().out.splitlines()
+    (line,) = said(capsys)
     assert line == (
         "The session 'tiny' ended for this one, without its last 2 steps: nobody had saved them; "
         "with it went the snapshot 'later'."
@@ -74,7 +79,7 @@ def test_a_session_that_was_saved_or_never_trained_ends_without_more_words(
     first.save(tmp_path / "mine")
     again = RLSession.start(TINY)
     RLSession.start(TINY)
-    assert capsys.readouterr().out == "The session 'tiny' ended for this one.\n" * 2
+    assert said(capsys) == ["The session 'tiny' ended for this one."] * 2
     assert again is not RLSession.current()
 
 
