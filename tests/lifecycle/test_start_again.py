@@ -148,5 +148,5 @@ def test_where_the_new_engine_is_another_one_nothing_of_the_old_one_is_left(
     first: RLSession,
 ) -> None:
     entry = first.debug.stack.cluster.entry
-    with RLSession.start(TINY.replace("engine.weight_bits", 4)):
+    with RLSession.start(TINY.replace("engine.replicas", 1)):
         assert_gone(entry.head, str(entry.folder))
