@@ -22,7 +22,9 @@ TINY = SessionConfig.preset("tiny").replace("training.rollout_batch_size", 4)
 def notebook(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """This process is a notebook's kernel, and a person waits for its answers."""
     kernel = SimpleNamespace(get_parent=lambda _: REQUEST)
-    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel=kernel))
+    events = SimpleNamespace(register=lambda *_: None)  # Ray asks to be told of cells that end
+    shell = SimpleNamespace(kernel=kernel, events=events)
+    monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
     monkeypatch.chdir(tmp_path)
 
 
