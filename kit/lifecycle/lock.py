@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
 from kit.errors import SessionError
 from kit.utils.files import in_living_folder
-from kit.utils.interrupts import held
+from kit.utils.interrupts import held, raised_again
 
 if TYPE_CHECKING:
     from kit.lifecycle.start import SessionParts
@@ -59,7 +59,8 @@ class SessionLock:
             self._refuse_while_training(verb)  # it may have been resumed in the meantime
             self._owner = me
             try:
-                yield
+                with raised_again():
+                    yield
             finally:
                 self._owner = None
 

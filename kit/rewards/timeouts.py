@@ -10,7 +10,7 @@ Some functions cannot be limited in place. Code in C may look at no signals; and
 itself, as math-verify does, works in a main thread only. `Outcome.misfit` names these two, and
 `function_process.py` then runs them in a process that can be killed. While a debugger is attached
 nothing is ended: a person thinks longer than any function. Nor is an import, which would leave half
-a library behind: the time begins anew after it.
+a library behind: where one was under way as the time was up, all of it begins anew after its end.
 """
 
 from __future__ import annotations
@@ -120,6 +120,8 @@ class _Call:
     done: bool = False
     imports: float = 0.0
     """Seconds that it was given for imports."""
+    imported: bool = False
+    """Whether it was importing when it was last looked at; its time has not begun anew yet."""
 
 
 class _Event(ctypes.Structure):
@@ -191,17 +193,25 @@ class _Timer:
                 if sys.gettrace() is not None or _runs(_DEBUGGERS, frame, call.frame):
                     call.excused = True
                     return
-                if call.imports < _IMPORT_SECONDS and _runs(_IMPORTS, frame, call.frame):
-                    call.imports += call.seconds
-                    call.due = now + call.seconds
-                    self._set(call.due)
-                    self.on_import()
+                if call.imports < _IMPORT_SECONDS and (
+                    call.imported or _runs(_IMPORTS, frame, call.frame)
+                ):
+                    self._give_time(call, now, _runs(_IMPORTS, frame, call.frame))
                     return
                 call.told += 1
                 error = RewardTimeoutError(call.seconds)
                 if call.told > _OFTEN:
                     _raise_in_next_line(frame, call.frame, call.told - _OFTEN)
                 raise error
+
+    def _give_time(self, call: _Call, now: float, imports: bool) -> None:
+        """Look at an import again soon; after its end, give the whole time."""
+        seconds = min(call.seconds, _AGAIN_SECONDS) if imports else call.seconds
+        call.imported = imports
+        call.imports += seconds
+        call.due = now + seconds
+        self._set(call.due)
+        self.on_import()
 
 
 @functools.cache
@@ -396,10 +406,14 @@ def _call_beside(function: Callable[..., Any], argument: Any, seconds: float | N
     job = _Job(function=function, argument=argument)
     helper.begin(job)
     late = not job.finished.wait(seconds)
-    imports = 0.0
-    while late and seconds and imports < _IMPORT_SECONDS and helper.runs(_IMPORTS):
-        imports += seconds
-        late = not job.finished.wait(seconds)
+    given, imported = 0.0, False
+    while late and seconds and given < _IMPORT_SECONDS:
+        imports = helper.runs(_IMPORTS)
+        if not imports and not imported:
+            break
+        more = min(seconds, _AGAIN_SECONDS) if imports else seconds
+        given, imported = given + more, imports
+        late = not job.finished.wait(more)
     if late and not helper.runs(_DEBUGGERS):
         helper.end(job)
         helper.dismiss()  # what ends calls may still be on its way to the thread

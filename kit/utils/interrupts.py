@@ -4,6 +4,7 @@
         update, counters
     with held(stop):             and `stop` is called at once, so that the end comes soon
     with collected():            one that a `held` inside has kept is raised at this end instead
+    with raised_again():         one that Python drops, as it came upon a finalizer, is raised
 
 A person who presses the button a third time is let through: what is held may have hung. Signals
 reach the main thread only, so in any other thread none of this does anything.
@@ -11,16 +12,21 @@ reach the main thread only, so in any other thread none of this does anything.
 
 from __future__ import annotations
 
+import _thread
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 LET_THROUGH = 3
 """Which interrupt of a block is raised where it comes."""
+_SOON_SECONDS = 0.02
+"""After so long a finalizer has ended, and what it came upon goes on."""
 
 
 @dataclass(slots=True)
@@ -87,6 +93,48 @@ def collected() -> Iterator[None]:
     finally:
         del _blocks[around:]
     _pass_on(block)
+
+
+@contextmanager
+def raised_again() -> Iterator[None]:
+    """Raise an interrupt again that came upon a finalizer, a moment later or at the block's end.
+
+    Python prints what a `__del__` or a callback of a weak reference raises, and goes on. Ray's
+    streams of answers have such a `__del__`, so a key pressed in that moment would do nothing.
+
+    Raises:
+        KeyboardInterrupt: at the end, if one has not been raised again by then.
+    """
+    if not _can_hold():
+        yield
+        return
+    dropped: list[object] = []
+    before = sys.unraisablehook
+
+    def note(unraisable: Any) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            before(unraisable)
+            return
+        dropped.append(unraisable.exc_type)
+        # From here it would be raised in this hook, and be dropped once more.
+        _thread.start_new_thread(_raise_soon, (dropped, threading.get_ident()))
+
+    sys.unraisablehook = note
+    try:
+        yield
+    finally:
+        if sys.unraisablehook is note:
+            sys.unraisablehook = before
+        missing, dropped[:] = bool(dropped), []
+    if missing:
+        raise KeyboardInterrupt
+
+
+def _raise_soon(dropped: list[object], thread: int) -> None:
+    time.sleep(_SOON_SECONDS)
+    with suppress(IndexError):  # the block has ended
+        dropped.pop()
+        signal.pthread_kill(thread, signal.SIGINT)
 
 
 def _can_hold() -> bool:

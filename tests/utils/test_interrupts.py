@@ -1,13 +1,15 @@
 """What Ctrl-C must not cut in two."""
 
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from kit.utils.interrupts import collected, held
+from kit.utils.interrupts import collected, held, raised_again
 
 
 def interrupt(times: int = 1) -> None:
@@ -94,3 +96,44 @@ def test_in_another_thread_nothing_is_held() -> None:
     thread.start()
     thread.join()
     assert seen == [signal.getsignal(signal.SIGINT)]
+
+
+class Interrupted:
+    """An object upon whose finalizer an interrupt comes."""
+
+    def __del__(self) -> None:
+        interrupt()
+
+
+def test_one_that_comes_upon_a_finalizer_stops_what_was_going_on() -> None:
+    def work() -> None:
+        Interrupted()
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            pass
+
+    begin = time.monotonic()
+    assert inside(raised_again(), work, str) == []
+    assert time.monotonic() - begin < 50
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()  # as it was before
+
+
+def test_one_that_comes_upon_a_finalizer_at_the_very_end_is_raised_there_and_once() -> None:
+    assert inside(raised_again(), Interrupted) == [0]
+    time.sleep(0.1)  # and not in here
+
+
+def test_what_else_a_finalizer_raises_is_told_as_ever() -> None:
+    class Failing:
+        def __del__(self) -> None:
+            raise ValueError("of a finalizer")
+
+    told: list[str] = []
+    before, sys.unraisablehook = sys.unraisablehook, lambda one: told.append(str(one.exc_value))
+    try:
+        with raised_again():
+            Failing()
+    finally:
+        sys.unraisablehook = before
+    assert told == ["of a finalizer"]
