@@ -1,13 +1,25 @@
-"""Tokenizers and random models of a few thousand parameters, as unusual as a test wants them."""
+"""Models of random weights and tokenizers, small, and as unusual as a test wants them.
+
+tokenizer           a tokenizer with one token a byte, and whatever is special about it
+save                that, with a model to go with it
+make_model          one of each family in `FAMILIES`, with the tiny model's tokenizer
+mixture_of_experts  the one with experts that tests start sessions of
+random_model        what all of them are made with
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from transformers import PreTrainedTokenizerFast
+
+from kit.tiny import MODEL_DIR
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHATML = (
@@ -16,6 +28,76 @@ CHATML = (
 )
 THINKING = CHATML.replace("assistant\n' }}{% endif %}", "assistant\n<think>\n' }}{% endif %}")
 """Its answers begin inside a `<think>` that the prompt has opened."""
+
+WINDOW = 8
+COMMON = {
+    "vocab_size": 104,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.15,
+    "tie_word_embeddings": False,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+PARTIAL = {"head_dim": 16, "partial_rotary_factor": 0.5}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+WINDOWED = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+GEMMA = {"head_dim": 16, "tie_word_embeddings": True}
+SCALED = {"rope_theta": 1e4, "original_max_position_embeddings": 16, "factor": 4.0}
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Apertus": {},
+    "Arcee": {},
+    "Cohere": {"logit_scale": 0.25},
+    "Cohere2": {"logit_scale": 0.25, "sliding_window": WINDOW, **GEMMA},
+    "Ernie4_5": {"head_dim": 16},
+    "Exaone4": {"sliding_window": WINDOW, "sliding_window_pattern": 2, "head_dim": 16},
+    "Gemma": GEMMA,
+    "Gemma2": {"query_pre_attn_scalar": 16, "sliding_window": WINDOW, **GEMMA},
+    "Gemma3": {"query_pre_attn_scalar": 16, "sliding_window": WINDOW, **GEMMA},
+    "Glm": PARTIAL,
+    "Glm4": PARTIAL,
+    "Glm4Moe": {"n_routed_experts": 4, **EXPERTS, **PARTIAL},
+    "GptOss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
+    "Granite": {"logits_scaling": 4.0},
+    "GraniteMoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "Helium": {"head_dim": 16},
+    "HunYuanDenseV1": {"head_dim": 16},
+    "Llama": {},
+    "Llama, dynamic rope": {"rope_parameters": {"rope_type": "dynamic", **SCALED}},
+    "Llama, yarn": {
+        "rope_parameters": {"rope_type": "yarn", "attention_factor": 1.0, **SCALED},
+    },
+    "Mistral": {"sliding_window": None},
+    "Mistral, window": {"sliding_window": WINDOW},
+    "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "NanoChat": {},
+    "Olmo": {"num_key_value_heads": 4},
+    "Olmo2": {},
+    "Olmo3": {"sliding_window": WINDOW},
+    "Olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "Persimmon": {"num_key_value_heads": 4},
+    "Phi": {"num_key_value_heads": 4, "partial_rotary_factor": 0.5},
+    "Phi3": {"sliding_window": None},
+    "Phi3, window": {"sliding_window": WINDOW},
+    "Qwen2": {},
+    "Qwen2, window": WINDOWED,
+    "Qwen2Moe": {"shared_expert_intermediate_size": 32, "decoder_sparse_step": 1, **EXPERTS},
+    "Qwen3": {"head_dim": 16},
+    "Qwen3, window": {"head_dim": 16, **WINDOWED},
+    "Qwen3Moe": {"head_dim": 16, "decoder_sparse_step": 1, **EXPERTS},
+    "SeedOss": {"head_dim": 16},
+    "SmolLM3": {},
+    "StableLm": {"partial_rotary_factor": 0.5},
+    "Starcoder2": {},
+    "Starcoder2, window": {"sliding_window": WINDOW},
+}
+"""What each family's configuration says beyond `COMMON`."""
 
 
 def tokenizer(
@@ -64,6 +146,61 @@ def tokenizer(
     return made
 
 
+def random_model(
+    folder: Path,
+    kind: str,
+    settings: dict[str, Any],
+    *,
+    dtype: torch.dtype = torch.float32,
+    shard: str = "5GB",
+    biases: float | None = None,
+) -> Path:
+    """Save a model of random weights, the same at each call; returns the folder.
+
+    Args:
+        folder: where to; what lies there stays.
+        kind: as its class begins in Transformers: `Qwen3`.
+        settings: of its configuration.
+        dtype: of its weights.
+        shard: the largest file.
+        biases: their standard deviation; None leaves them as they are, mostly 0.
+    """
+    torch.manual_seed(0)
+    config_kind = "Gemma3Text" if kind == "Gemma3" else kind
+    config = getattr(transformers, f"{config_kind}Config")(**settings)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).to(dtype)
+    with torch.no_grad():
+        for name, value in [*model.named_parameters(), *model.named_buffers()]:
+            if biases and name.endswith("bias"):
+                value.normal_(0, biases)
+    model.save_pretrained(folder, max_shard_size=shard)
+    return folder
+
+
+def with_tiny_tokenizer(folder: Path) -> Path:
+    """Copy the tiny model's tokenizer into a folder; returns the folder."""
+    for file in MODEL_DIR.iterdir():
+        if file.name.startswith(("tokenizer", "chat_template")):
+            shutil.copy(file, folder)
+    return folder
+
+
+def make_model(folder: Path, family: str) -> Path:
+    """Write a model of a family whose special parts all matter: a directory to start from."""
+    kind = family.partition(",")[0]
+    random_model(folder, kind, COMMON | FAMILIES[family], biases=0.5)
+    return with_tiny_tokenizer(folder)
+
+
+def mixture_of_experts(folder: Path) -> Path:
+    """Write a Qwen3-MoE, with the tiny model's tokenizer."""
+    settings = COMMON | EXPERTS | {
+        "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "head_dim": 32, "norm_topk_prob": True, "initializer_range": 0.3, "bos_token_id": None,
+    }  # fmt: skip
+    return with_tiny_tokenizer(random_model(folder, "Qwen3Moe", settings))
+
+
 def save(
     folder: Path,
     made: PreTrainedTokenizerFast,
@@ -83,27 +220,21 @@ def save(
         eos_token_id: the one that config.json names; generation_config.json names none.
         context: the longest prompt plus response, in tokens.
     """
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
     made.save_pretrained(folder)
     settings = folder / "tokenizer_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"eos_token": eos}))
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=vocabulary or len(made),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=context,
-            initializer_range=0.2,
-            eos_token_id=eos_token_id,
-            bos_token_id=None,
-        )
-    )
-    model.save_pretrained(folder)
+    own = {
+        "vocab_size": vocabulary or len(made),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": context,
+        "initializer_range": 0.2,
+        "eos_token_id": eos_token_id,
+        "bos_token_id": None,
+        "pad_token_id": None,
+    }
+    random_model(folder, "Qwen2", COMMON | own)
     (folder / "generation_config.json").write_text("{}")
     return folder

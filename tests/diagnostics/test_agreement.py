@@ -14,7 +14,7 @@ from kit import RLSession, SessionConfig
 from kit.diagnostics import agreement
 from kit.errors import ModelError, StackError
 from tests.cases import slow
-from tests.families import FAMILIES, WINDOW, make_model
+from tests.small_models import FAMILIES, WINDOW, make_model
 
 ROWS = [{"prompt": f"{a}+{a + 1}=", "label": str(2 * a + 1)} for a in range(12, 20)]
 

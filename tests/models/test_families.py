@@ -13,7 +13,7 @@ from kit.errors import ModelError
 from kit.models.packing import pack
 from kit.models.policy import Policy, load
 from kit.models.state_dict import as_saved, named_weights, saved_buffers
-from tests.families import FAMILIES, make_model
+from tests.small_models import FAMILIES, make_model
 
 REFUSED = {
     "Gemma2": "soft cap|final_logit_softcapping",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
-from kit.tiny import MODEL_DIR
 from tests.hub import drop, put
+from tests.small_models import random_model, with_tiny_tokenizer
 
 NAME = "somebody/Qwen3-Small"
 LOAD = """
@@ -46,18 +45,13 @@ print(json.dumps({
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen3 of two layers as the hub has them: bfloat16, tied, in several files."""
     folder = tmp_path_factory.mktemp("small")
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=256,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    model = Qwen3ForCausalLM(config).to(torch.bfloat16)
-    model.save_pretrained(folder, max_shard_size="20KB")
-    for file in MODEL_DIR.iterdir():
-        if file.name.startswith(("tokenizer", "chat_template")):
-            shutil.copy(file, folder)
-    return folder
+    settings = {
+        "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+        "max_position_embeddings": 256, "tie_word_embeddings": True,
+    }  # fmt: skip
+    random_model(folder, "Qwen3", settings, dtype=torch.bfloat16, shard="20KB")
+    return with_tiny_tokenizer(folder)
 
 
 @pytest.fixture
