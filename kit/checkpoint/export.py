@@ -29,8 +29,13 @@ BESIDE = (
     "merges.txt",
     "chat_template*",
     "*.model",
+    "*.tiktoken",
 )
 """Files of a model directory that training does not change."""
+CODE = "*.py"
+"""Python code that a model brings along, without which nothing could load it. It is not run."""
+NAME_CODE = ("config.json", "tokenizer_config.json")
+"""Files that say in `auto_map` which code is a model's."""
 
 
 def export_hf(
@@ -45,7 +50,7 @@ def export_hf(
         wanted = dtype or stack.dtype
         with held():  # trainers that nobody waits for would write on into a folder that goes away
             stack.export_hf(str(folder), wanted)
-        _copy_beside(Path(stack.model.path), folder, wanted)
+        copy_beside(Path(stack.model.path), folder, wanted)
         facts = {
             "session": config.name,
             "step": step,
@@ -57,8 +62,9 @@ def export_hf(
     return target
 
 
-def _copy_beside(model: Path, folder: Path, dtype: str) -> None:
-    for pattern in BESIDE:
+def copy_beside(model: Path, folder: Path, dtype: str) -> None:
+    """Copy what a model's directory holds beside its weights; config.json with another dtype."""
+    for pattern in (*BESIDE, *((CODE,) if _brings_code(model) else ())):
         for file in model.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
@@ -67,3 +73,8 @@ def _copy_beside(model: Path, folder: Path, dtype: str) -> None:
     (folder / "config.json").write_text(
         json.dumps(config | {"dtype": dtype}, indent=2) + "\n", encoding="utf-8"
     )
+
+
+def _brings_code(model: Path) -> bool:
+    named = (model / name for name in NAME_CODE)
+    return any("auto_map" in read_json(file) for file in named if file.is_file())

@@ -19,7 +19,7 @@ from kit.checkpoint import checkpoint
 from kit.checkpoint.inputs import Inputs
 from kit.checkpoint.state import TrainState
 from kit.config import SessionConfig, TrainingConfig
-from kit.config.changes import SHAPES_SAMPLES, values
+from kit.config.changes import FIXED_IN_TRAINING, SHAPES_SAMPLES, values
 from kit.errors import CheckpointError, SessionError
 from kit.reports.status import Snapshot, find
 from kit.tracking.recorder import Recorder
@@ -141,6 +141,7 @@ class SnapshotStore(Mapping[str, Snapshot]):
                 fix="pass the same to `RLSession.start`, and restore again; or close this session "
                 "and pass it to `RLSession.load`.",
             )
+        _refuse_other_networks(self._state.config.training, config.training, folder)
         with held():
             checkpoint.restore(self._state, stack, folder, row)
             sampling = values(config, SHAPES_SAMPLES)
@@ -201,10 +202,10 @@ def restored_settings(
 
     Args:
         config: the session's.
-        training: of the moment that is restored; the number of trainers stays.
+        training: of the moment that is restored; what trainers were started with stays.
         sampling: settings of `rollout` by their full names.
     """
-    fixed = {"num_trainers": config.training.num_trainers}
+    fixed = {name: getattr(config.training, name) for name in FIXED_IN_TRAINING}
     chosen = {name.removeprefix("rollout."): value for name, value in sampling.items()}
     return config.model_copy(
         update={
@@ -212,6 +213,30 @@ def restored_settings(
             "rollout": config.rollout.model_copy(update=chosen),
         }
     )
+
+
+def _refuse_other_networks(own: TrainingConfig, there: TrainingConfig, folder: Path) -> None:
+    """Raise CheckpointError for one whose training has networks that the session's has not.
+
+    Without its critic or reference it would go on as something that nobody has chosen.
+    """
+    has = _networks(own)
+    if missing := [network for network in _networks(there) if network not in has]:
+        raise CheckpointError(
+            f"The session of the checkpoint {folder} has {missing[0]}, and this one has none.",
+            why="A session's networks are those that it was started with.",
+            fix=f"close this one, and continue that: RLSession.load({str(folder)!r}).",
+        )
+
+
+def _networks(training: TrainingConfig) -> list[str]:
+    """Networks beside the policy, with the settings that ask for them."""
+    asked = {
+        "a critic (advantage_estimator: ppo)": training.advantage_estimator == "ppo",
+        "a reference model (kl_loss_coef or kl_coef)": training.has_reference,
+        "a reference that moves (ref_update_interval)": training.ref_update_interval > 0,
+    }
+    return [network for network, is_there in asked.items() if is_there]
 
 
 def _checked(name: str) -> str:

@@ -244,6 +244,9 @@ class SessionParts:
         """Be without a stack again, after a start that failed."""
         running.discard(self)
         self._stack, self.phase = None, "not started"
+        if self.tracker.loggers:
+            self.tracker.loggers.close()
+        self.tracker = Tracker()
 
     # ---- while it runs -------------------------------------------------------------------------
 

@@ -18,8 +18,8 @@ from kit.errors import ConfigError, ModelError
 from kit.utils.reading import mapping, open_regular, parse_json, read_json
 
 TINY_DIRECTORY = Path(__file__).resolve().parents[1] / "tiny" / "model"
-FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
-"""Files of a hub model that a session needs."""
+FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
+"""Files of a hub model that a session needs. Code among them runs only if it is trusted."""
 INDEX = "model.safetensors.index.json"
 
 

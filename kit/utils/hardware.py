@@ -12,6 +12,8 @@ import contextlib
 import ctypes
 import os
 import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -66,8 +68,8 @@ class Card:
 
     @classmethod
     def host(cls) -> Self:
-        """The machine's own memory, for a session without a GPU."""
-        return cls("host memory", psutil.virtual_memory().total, is_gpu=False)
+        """The machine's own memory, or its container's, for a session without a GPU."""
+        return cls("host memory", total_memory(), is_gpu=False)
 
     @classmethod
     def gpu(cls) -> Card | None:
@@ -254,7 +256,23 @@ def pick_device(wanted: str, *, joins: bool = False) -> str:
     return "cuda" if wanted == "cuda" or (wanted == "auto" and count) else "cpu"
 
 
-CONTAINER = Path("/sys/fs/cgroup")
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+"""Where the kernel shows the limits of containers, and of the jobs of batch systems."""
+OWN_GROUP = Path("/proc/self/cgroup")
+"""Says in which of them this process is."""
+_SECOND = ("memory.max", "memory.current", "memory.stat", "inactive_file")
+_FIRST = (
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    "memory.stat",
+    "total_inactive_file",
+)
+
+
+def total_memory() -> int:
+    """Bytes that this process and those beside it may take: the machine's, or its container's."""
+    limits = (limit for limit, _ in _limits())
+    return min(int(psutil.virtual_memory().total), *limits, sys.maxsize)
 
 
 def free_memory() -> int:
@@ -262,18 +280,37 @@ def free_memory() -> int:
 
     Files that are only cached count as free: the kernel drops them when memory runs short.
     """
-    free = int(psutil.virtual_memory().available)
-    for limit, used, stat, cached in (
-        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-        (
-            "memory/memory.limit_in_bytes",
-            "memory/memory.usage_in_bytes",
-            "memory/memory.stat",
-            "total_inactive_file",
-        ),
-    ):
-        with contextlib.suppress(OSError, ValueError):  # not there, or no limit: `max`
-            most, held = (int((CONTAINER / name).read_text()) for name in (limit, used))
-            amounts = dict(line.split() for line in (CONTAINER / stat).read_text().splitlines())
-            free = min(free, max(most - held + int(amounts.get(cached, 0)), 0))
-    return free
+    free = (max(limit - used, 0) for limit, used in _limits())
+    return min(int(psutil.virtual_memory().available), *free, sys.maxsize)
+
+
+def _limits() -> Iterator[tuple[int, int]]:
+    """(bytes that a control group may take, bytes that it holds beside cached files), of each one
+    with a limit that this process is in: its own and all above it.
+    """
+    for root, group, (limit, used, stat, cached) in _groups():
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # not there, or no limit: `max`
+                most, held = (int((root / folder / name).read_text()) for name in (limit, used))
+                text = (root / folder / stat).read_text()
+                amounts = dict(line.split() for line in text.splitlines())
+                yield most, held - int(amounts.get(cached, 0))
+
+
+def _groups() -> Iterator[tuple[Path, Path, tuple[str, str, str, str]]]:
+    """(root, own group below it, names of the files) of both versions of control groups.
+
+    In a container the root is mostly the container's own group. Then what the kernel says may be
+    the host's name of it, which is not there; the root, which is always looked at, has the limit.
+    """
+    second = first = Path()
+    with contextlib.suppress(OSError):
+        for line in OWN_GROUP.read_text().splitlines():
+            _, kinds, place = line.split(":", 2)
+            own = Path(place.lstrip("/"))
+            if not kinds:
+                second = own
+            elif "memory" in kinds.split(","):
+                first = own
+    yield CONTROL_GROUPS, second, _SECOND
+    yield CONTROL_GROUPS / "memory", first, _FIRST

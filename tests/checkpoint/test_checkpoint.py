@@ -25,7 +25,7 @@ from kit import RLSession, SessionConfig
 from kit.checkpoint import checkpoint, manifest
 from kit.errors import CheckpointError
 from tests.cases import slow
-from tests.diagnostics.test_trainer_against_engine import mixture_of_experts
+from tests.small_models import mixture_of_experts
 from tests.steps import responses_and_metrics
 from tests.trainer.test_state import RunsCode
 
@@ -147,6 +147,44 @@ def test_a_checkpoint_that_asks_for_a_models_code_is_refused_until_it_is_trusted
     reseal(path)
     with pytest.raises(CheckpointError, match=r"asks for Python code(.|\n)*trust_remote_code=True"):
         RLSession.load(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "network"),
+    [
+        ({"advantage_estimator": "ppo"}, "a critic"),
+        ({"kl_loss_coef": 0.1}, "a reference model"),
+        ({"kl_coef": 0.1, "ref_update_interval": 2}, "a reference model"),
+    ],
+)
+def test_a_checkpoint_with_a_network_that_the_session_lacks_is_refused_and_changes_nothing(
+    session: RLSession, tmp_path: Path, settings: dict[str, Any], network: str
+) -> None:
+    session.step()
+    path = session.save(tmp_path / "one")
+    tree = yaml.safe_load((path / "config.yaml").read_text())
+    tree["training"] |= settings
+    (path / "config.yaml").write_text(yaml.safe_dump(tree))
+    reseal(path)
+    before, config = weights(session), session.config
+    with pytest.raises(CheckpointError, match=rf"has {network}(.|\n)*RLSession\.load"):
+        session.restore(path)
+    assert (session.config, weights(session)) == (config, before)
+    assert session.step().step == 1
+
+
+def test_what_trainers_were_started_with_is_no_other_after_a_checkpoint_of_another_session(
+    session: RLSession, tmp_path: Path
+) -> None:
+    path = session.save(tmp_path / "one")
+    tree = yaml.safe_load((path / "config.yaml").read_text())
+    tree["training"] |= {"max_tokens_per_gpu": 4321, "learning_rate": 7e-5}
+    (path / "config.yaml").write_text(yaml.safe_dump(tree))
+    reseal(path)
+    own = session.config.training.max_tokens_per_gpu
+    session.restore(path)
+    training = session.config.training
+    assert (training.max_tokens_per_gpu, training.learning_rate) == (own, 7e-5)
 
 
 def test_a_damaged_state_leaves_the_session_as_it_was(session: RLSession, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from kit import RLSession
+from kit.checkpoint.export import copy_beside
 from kit.errors import CheckpointError, SessionError
 from kit.models.source import INDEX
 from kit.trainer import hf_export
-from tests.diagnostics.test_trainer_against_engine import mixture_of_experts
+from tests.small_models import mixture_of_experts
 from tests.trainer.trainers import Make, batch, make
 
 __all__ = ["make"]  # a fixture
@@ -58,6 +59,26 @@ def test_an_export_in_bfloat16_is_half_as_large(session: RLSession, tmp_path: Pa
     with pytest.raises(SessionError, match="no dtype 'bfloat'"):
         session.export_hf(tmp_path / "other", dtype="bfloat")  # type: ignore[arg-type]
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("names_it", ["config.json", "tokenizer_config.json", None])
+def test_an_export_has_the_code_that_its_model_brings_along_and_no_other(
+    tmp_path: Path, names_it: str | None
+) -> None:
+    model, folder = tmp_path / "model", tmp_path / "exported"
+    for each in (model, folder):
+        each.mkdir()
+    for name in ("config.json", "tokenizer_config.json"):
+        code = {"auto_map": {"Auto": "own.Model"}} if name == names_it else {}
+        (model / name).write_text(json.dumps({"torch_dtype": "float32"} | code))
+    names = ("own.py", "own_parts.py", "own.tiktoken", "tokenizer.json")
+    for name in names:
+        (model / name).write_text("raise SystemExit")
+    (model / "train.log").write_text("")
+    copy_beside(model, folder, "bfloat16")
+    copied = {file.name for file in folder.iterdir()} - {"config.json", "tokenizer_config.json"}
+    assert copied == {name for name in names if names_it or not name.endswith(".py")}
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_an_export_overwrites_nothing_else_and_is_no_checkpoint(

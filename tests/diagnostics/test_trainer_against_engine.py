@@ -15,6 +15,7 @@ from kit import RLSession, SessionConfig
 from kit.diagnostics.mismatch.probes import RAW_LOG_PROBS
 from kit.reports import MismatchReport
 from kit.tiny import MODEL_DIR
+from tests.small_models import mixture_of_experts
 
 
 @contextmanager
@@ -110,6 +111,8 @@ class FaultyQwen3(Qwen3ForCausalLM):
 @pytest.mark.slow
 def test_faults_of_a_models_own_code_are_told_apart(tmp_path: Path) -> None:
     """SGLang runs its own Qwen3; the trainer runs what the directory brings along."""
+    from transformers import AutoModelForCausalLM
+
     folder, fault = tmp_path / "model", tmp_path / "fault"
     shutil.copytree(MODEL_DIR, folder)
     settings = json.loads((folder / "config.json").read_text())
@@ -132,6 +135,9 @@ def test_faults_of_a_models_own_code_are_told_apart(tmp_path: Path) -> None:
         assert health["weights changed by learning rate 0"] is True
         fault.write_text("")
         assert session.check().healthy
+        exported = session.export_hf(tmp_path / "exported")
+    loaded = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True)
+    assert type(loaded).__name__ == "FaultyQwen3"
 
 
 @pytest.mark.slow
@@ -171,23 +177,3 @@ def test_experts_chosen_differently_are_found_by_taking_the_engines_choice(tmp_p
 
 def _by_length(sample: Any) -> float:
     return float(sample.tokens[-1] % 7)
-
-
-def mixture_of_experts(folder: Path) -> Path:
-    """A tiny Qwen3-MoE of random weights, with the tiny model's tokenizer."""
-    import torch
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-    torch.manual_seed(0)
-    Qwen3MoeForCausalLM(
-        Qwen3MoeConfig(
-            vocab_size=104, hidden_size=64, intermediate_size=64, moe_intermediate_size=32,
-            num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=32,
-            num_experts=4, num_experts_per_tok=2, norm_topk_prob=True, initializer_range=0.3,
-            max_position_embeddings=512, eos_token_id=2, pad_token_id=0, bos_token_id=None,
-            tie_word_embeddings=False, dtype="float32",
-        )
-    ).save_pretrained(folder)  # fmt: skip
-    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(MODEL_DIR / file, folder / file)
-    return folder

@@ -27,6 +27,7 @@ from kit.errors import (
     RewardError,
     SessionError,
 )
+from kit.lifecycle.start import SessionParts
 from tests.cases import slow
 from tests.processes import assert_gone
 from tests.steps import responses_and_metrics
@@ -84,6 +85,18 @@ def test_wrong_settings_are_refused_before_anything_starts(
         kind, says = ConfigError, "device"
     with pytest.raises(kind, match=says):
         RLSession.start(SessionConfig(**settings))
+
+
+def test_loggers_end_with_a_start_that_fails_after_theirs(tmp_path: Path) -> None:
+    logging = {"use_tensorboard": True, "dir": str(tmp_path)}
+    parts = SessionParts(SessionConfig(logging=logging))
+    stack = parts.prepare()
+    with pytest.raises(AttributeError):  # the stack has no process
+        parts.run(stack)
+    assert (loggers := parts.tracker.loggers)
+    parts.abandon()
+    assert loggers.process.wait(60) == 0
+    assert (parts.tracker.loggers, parts.phase) == (None, "not started")
 
 
 @pytest.mark.parametrize(

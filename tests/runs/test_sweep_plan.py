@@ -91,6 +91,7 @@ def test_from_python_a_list_is_several_values(make_notebook: MakeNotebook) -> No
         ({"lr": "1,,2"}, (), "between two commas"),
         ({"seed": "1,2"}, 2, "given twice"),
         ({}, 0, "--seeds is 0"),
+        ({}, 10**15, "1,000,000,000,000,000 members"),
         ({}, [1, 1], "a seed twice"),
         ({"lr": [float(i) for i in range(40)]}, 40, "1,600 members"),
         ({name: list(range(500)) for name in ("lr", "anything")}, 400, "100,000,000 members"),

@@ -91,10 +91,7 @@ def plan_sweep(
         seeds=_seeds(source, known, seeds, checked),
     )
     if (members := math.prod(map(len, plan.axes.values()))) > MOST_MEMBERS:
-        raise RunError(
-            f"The sweep would have {members:,} members, more than {MOST_MEMBERS:,}.",
-            fix="give fewer values, and sweep in several parts.",
-        )
+        raise _too_many(members)
     for name, found in [*checked.items(), (SEED, plan.seeds)]:
         for value in found if name in known else ():
             as_text(known[name], value)  # said before anything starts
@@ -210,9 +207,11 @@ def _seeds(
     seeds: int | Sequence[int],
     given: Mapping[str, object],
 ) -> list[int]:
-    wanted = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if isinstance(seeds, int) and seeds < 1:
         raise RunError(f"--seeds is {seeds}.", fix="give a number of 1 or more, or leave it out.")
+    if isinstance(seeds, int) and seeds > MOST_MEMBERS:  # their list alone may fill the memory
+        raise _too_many(seeds)
+    wanted = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not wanted:
         return []
     if SEED in given:
@@ -225,6 +224,14 @@ def _seeds(
         for_notebook(source, known, {}, RunSettings(seed=wanted[0]))
         return wanted
     return [int(known[SEED].convert(seed)) for seed in wanted]
+
+
+def _too_many(members: int) -> RunError:
+    return RunError(
+        f"The sweep would have {members:,} members, more than {MOST_MEMBERS:,}.",
+        fix="give fewer values or seeds (`--seeds N` are the seeds 0 to N - 1), and sweep in "
+        "several parts.",
+    )
 
 
 def _escaped(before: str) -> bool:
