@@ -19,7 +19,7 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 LESSONS = sorted(path.stem for path in NOTEBOOKS.glob("0[1-7]_*.ipynb"))
 FAST: dict[str, dict[str, Any]] = {
     "01_one_step": {"prompts": 8},
-    "02_train_to_solve": {"steps": 30, "seed": 1, "eval_every": 0},
+    "02_train_to_solve": {"steps": 20, "seed": 1, "eval_every": 0},
     "05_estimators": {"steps": 2, "contenders": ["rloo"]},
     "06_reading_runs": {"steps": 10},
 }

@@ -126,7 +126,7 @@ def test_every_verb_of_one_step_shows_its_result(one_step: RunResult) -> None:
 
 def test_training_raises_reward_and_held_out_accuracy(training: RunResult) -> None:
     numbers = training.headline
-    assert numbers["steps"] == 30
+    assert numbers["steps"] == 20
     assert numbers["reward_last"] > numbers["reward_first"]
     assert numbers["accuracy_after"] > numbers["accuracy_before"]
 
@@ -135,7 +135,7 @@ def test_a_training_run_leaves_settings_metrics_picture_and_checkpoint(
     training: RunResult,
 ) -> None:
     config = SessionConfig.load(training.folder / "config.yaml")
-    assert (config.seed, config.training.num_rollout) == (1, 30)
+    assert (config.seed, config.training.num_rollout) == (1, 20)
     rows = (training.folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == sorted(
         json.loads(row)["step"] for row in rows

@@ -10,6 +10,7 @@ from tests.browser.conftest import OpenPage
 from tests.browser.displays import DISPLAYS, bundle
 from tests.browser.lab import Lab, Server, shown_notebook
 from tests.browser.measure import crowded, open_all, out_of_place, too_faint
+from tests.cases import slow
 
 FOCUS = """() => {
     const now = document.activeElement, style = getComputedStyle(now);
@@ -28,7 +29,7 @@ def saved(server: Server, notebook: nbformat.NotebookNode) -> str:
     return server.put("displays.ipynb", notebook)
 
 
-@pytest.mark.parametrize("theme", ["Light", "Dark"])
+@pytest.mark.parametrize("theme", ["Light", *slow("Dark")])
 def test_a_saved_notebook_shows_every_display_without_a_kernel(
     theme: str, lab: Lab, saved: str
 ) -> None:
@@ -41,6 +42,7 @@ def test_a_saved_notebook_shows_every_display_without_a_kernel(
     assert lab.watch.nothing, lab.watch
 
 
+@pytest.mark.slow
 def test_a_narrow_window_breaks_no_display(lab: Lab, saved: str) -> None:
     lab.open(saved, kernel=False)
     lab.page.set_viewport_size({"width": 700, "height": 900})

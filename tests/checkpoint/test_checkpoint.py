@@ -238,7 +238,7 @@ WRONG_TENSORS: dict[str, tuple[Callable[[str, Any], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["NaN", "float16", *slow("infinity", "a negative square")])
+@pytest.mark.parametrize("kind", ["NaN", *slow("float16", "infinity", "a negative square")])
 def test_weights_that_cannot_be_are_refused_before_anything_changes(
     session: RLSession, tmp_path: Path, kind: str
 ) -> None:
@@ -265,6 +265,7 @@ WRONG_STATES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_counters_that_cannot_be_are_refused_before_anything_changes(
     session: RLSession, tmp_path: Path
 ) -> None:
@@ -323,6 +324,7 @@ def test_training_goes_on_where_a_checkpoint_on_its_way_cannot_be_written_and_sa
     assert checkpoint.read("checkpoints/tiny-step-000004")[1]["step_count"] == 4
 
 
+@pytest.mark.slow
 def test_a_checkpoint_takes_the_place_of_the_one_before_in_one_move(
     session: RLSession, tmp_path: Path
 ) -> None:

@@ -10,7 +10,6 @@ import pytest
 from kit import RLSession
 from kit.errors import CheckpointError, DataError, SessionError
 from kit.reports import StepReport
-from tests.cases import slow
 from tests.steps import responses_and_metrics
 
 
@@ -24,7 +23,8 @@ def steps(session: RLSession, count: int) -> list[StepReport]:
     return [session.step() for _ in range(count)]
 
 
-@pytest.mark.parametrize("on_disk", [False, *slow(True)])
+@pytest.mark.slow
+@pytest.mark.parametrize("on_disk", [False, True])
 def test_what_is_done_again_after_an_undo_is_what_was_done_before(
     session: RLSession, on_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +57,7 @@ def test_an_undo_in_the_middle_of_a_step_gives_that_moment_back(session: RLSessi
     assert (first.metrics, first.applied) == (again.metrics, again.applied)
 
 
+@pytest.mark.slow
 def test_two_updates_of_one_step_are_never_taken_for_each_other(session: RLSession) -> None:
     session.snapshot("before")
     session.step()

@@ -62,7 +62,7 @@ def test_only_files_of_load_that_no_process_has_open_are_removed(
 def test_an_engine_keeps_its_file_of_load_in_the_stacks_own_folder(session: RLSession) -> None:
     stack = session.debug.stack
     found = list((stack.cluster.directory / "tmp").rglob("sglang_loads_*"))
-    assert len(found) == stack.layout.replicas
+    assert len(found) >= stack.layout.replicas  # those of engines before them go with the stack
     for index in range(stack.layout.replicas):
         for process in stack.watch.members(f"engine {index}"):
             assert not [f for f in processes.segments(process.pid) if "sglang_loads" in f]

@@ -97,6 +97,7 @@ def test_what_agrees_is_noted_and_not_looked_at_again(cache: Path) -> None:
         assert session.debug.stack.description["reshaped"] == ["a.weight"]
 
 
+@pytest.mark.slow
 def test_a_window_that_the_engine_ignores_is_refused_with_numbers_and_place(
     tmp_path: Path, cache: Path
 ) -> None:

@@ -125,6 +125,7 @@ def test_a_trial_that_is_kept_is_the_update_that_was_shown_and_its_settings_stay
         session.keep(tried, 1)
 
 
+@pytest.mark.slow
 def test_a_trial_from_a_snapshot_is_kept_in_place_of_the_step_that_was_made(
     session: RLSession,
 ) -> None:
@@ -152,33 +153,27 @@ def test_a_trial_that_is_refused_says_why_and_cannot_be_kept(session: RLSession)
     assert checksums(session) == before
 
 
-@pytest.mark.parametrize(
-    ("arguments", "kind", "says"),
-    [
-        ({}, ConfigError, "nothing to try"),
-        ({"lr": []}, ConfigError, "nothing to try"),
-        ({"lr": 2.0}, ConfigError, "learning_rate"),
-        ({"lr": "fast"}, ConfigError, "learning_rate"),
-        ({"settings": {"learning_rte": 1}}, ConfigError, "Did you mean 'learning_rate'"),
-        ({"settings": {"gamma": 0.9}}, ConfigError, "an update does not read it"),
-        ({"settings": {"num_trainers": 2}}, ConfigError, "an update does not read it"),
-        ({"settings": {"kl_loss_coef": 0.1}}, ConfigError, "needs a reference model"),
-        ({"lr": [1e-5] * 4, "eps_clip": [0.1] * 4}, ConfigError, "16 combinations"),
-        ({"lr": 1e-5, "snapshot": "befor"}, SessionError, "no snapshot 'befor'"),
-        ({"lr": 1e-5, "batch": []}, SessionError, "needs a batch, got list"),
-        ({"lr": 1e-5, "batch": Batch((), ())}, DataError, "no samples"),
-    ],
-)
-def test_what_cannot_be_tried_is_refused_in_words(
-    session: RLSession, arguments: dict[str, Any], kind: type[Exception], says: str
-) -> None:
-    session.debug.state.last_batch = batch_of_nothing_yet(session)
-    with pytest.raises(kind, match=says):
-        session.what_if(**arguments)
+WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({}, ConfigError, "nothing to try"),
+    ({"lr": []}, ConfigError, "nothing to try"),
+    ({"lr": 2.0}, ConfigError, "learning_rate"),
+    ({"lr": "fast"}, ConfigError, "learning_rate"),
+    ({"settings": {"learning_rte": 1}}, ConfigError, "Did you mean 'learning_rate'"),
+    ({"settings": {"gamma": 0.9}}, ConfigError, "an update does not read it"),
+    ({"settings": {"num_trainers": 2}}, ConfigError, "an update does not read it"),
+    ({"settings": {"kl_loss_coef": 0.1}}, ConfigError, "needs a reference model"),
+    ({"lr": [1e-5] * 4, "eps_clip": [0.1] * 4}, ConfigError, "16 combinations"),
+    ({"lr": 1e-5, "snapshot": "befor"}, SessionError, "no snapshot 'befor'"),
+    ({"lr": 1e-5, "batch": []}, SessionError, "needs a batch, got list"),
+    ({"lr": 1e-5, "batch": Batch((), ())}, DataError, "no samples"),
+]
 
 
-def batch_of_nothing_yet(session: RLSession) -> Batch:
-    return session.last_batch or a_batch(session)
+def test_what_cannot_be_tried_is_refused_in_words(session: RLSession) -> None:
+    session.debug.state.last_batch = a_batch(session)
+    for arguments, kind, says in WRONG:
+        with pytest.raises(kind, match=says):
+            session.what_if(**arguments)
 
 
 def test_without_a_batch_it_says_where_one_comes_from(session: RLSession) -> None:

@@ -107,6 +107,7 @@ def test_a_directory_without_tokenizer_or_chat_template_is_told(
     assert "there is no tokenizer" in kit_doctor(config).words
 
 
+@pytest.mark.slow
 def test_a_file_of_prompts_that_is_missing_or_malformed_is_told_with_its_row(
     kit_doctor: Any, tmp_path: Path
 ) -> None:

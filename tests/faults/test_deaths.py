@@ -38,7 +38,8 @@ def later(process: psutil.Process, seconds: float = 0.3) -> threading.Timer:
     return timer
 
 
-@pytest.mark.parametrize("part", ["scheduler", *slow("actor", "detokenizer")])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["scheduler", "actor", "detokenizer"])
 def test_an_engine_that_died_while_idle_is_there_again_for_the_next_call(
     session: RLSession, part: str
 ) -> None:

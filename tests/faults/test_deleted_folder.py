@@ -38,6 +38,7 @@ def outcome(call: Any, *arguments: Any, **named: Any) -> str:
     return "works"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("deleted")
 def test_with_the_working_directory_deleted_every_verb_works_or_names_it(
     session: RLSession, tmp_path: Path
@@ -74,6 +75,7 @@ def test_with_the_working_directory_deleted_every_verb_works_or_names_it(
     assert session.step().update.applied
 
 
+@pytest.mark.slow
 def test_with_the_working_directory_deleted_every_command_works_or_names_it(
     tmp_path: Path,
 ) -> None:

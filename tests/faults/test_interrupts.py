@@ -105,6 +105,7 @@ def large(batch: Batch, length: int = 100) -> Batch:
     return replace(batch, samples=tuple(samples), id="large")
 
 
+@pytest.mark.slow
 def test_an_interrupted_update_stops_at_a_micro_batch_or_is_complete_and_says_so(
     session: RLSession,
 ) -> None:
@@ -262,6 +263,7 @@ def child(process: subprocess.Popen[bytes], module: str) -> psutil.Process:
     raise AssertionError(f"{module} was not started")
 
 
+@pytest.mark.slow
 def test_an_interrupt_during_close_is_raised_when_everything_has_ended(session: RLSession) -> None:
     class Logger:
         def close(self) -> None:

@@ -72,6 +72,7 @@ def test_changes_are_written_down_and_go_with_a_checkpoint(
     assert session.step_count == 2  # nothing was undone
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_with_what_was_changed_while_it_ran_and_with_no_other_change(
     session: RLSession, tmp_path: Path
 ) -> None:

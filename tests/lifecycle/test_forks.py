@@ -31,12 +31,14 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(ended.stdout.splitlines()[-1]) | {"folder": folder, "stderr": ended.stderr}
 
 
+@pytest.mark.slow
 def test_a_child_that_exits_leaves_the_session_to_its_parent(found: dict[str, Any]) -> None:
     assert (found["exit"], found["failure"], found["verbs"]) == (0, 1, 0)
     assert found["driver"]
     assert found["step"] == 0
 
 
+@pytest.mark.slow
 def test_a_verb_in_a_forked_child_is_refused_at_once(found: dict[str, Any]) -> None:
     told = dict(found["told"])
     assert told.pop("current") == "it returned None"
@@ -46,10 +48,12 @@ def test_a_verb_in_a_forked_child_is_refused_at_once(found: dict[str, Any]) -> N
         assert "spawn" in words
 
 
+@pytest.mark.slow
 def test_a_pool_of_forked_processes_works_beside_a_session(found: dict[str, Any]) -> None:
     assert found["pool"] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_child_that_lives_on_keeps_no_logger_from_its_end(found: dict[str, Any]) -> None:
     assert "Logging to" not in found["stderr"]
     (written,) = {file.parent for file in found["folder"].rglob("events*")}
@@ -57,6 +61,7 @@ def test_a_child_that_lives_on_keeps_no_logger_from_its_end(found: dict[str, Any
     assert [step for step, _ in scalars["rollout/raw_reward"]] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_session_whose_variable_was_lost_is_given_back_and_closed_at_the_end(
     found: dict[str, Any],
 ) -> None:

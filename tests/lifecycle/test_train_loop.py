@@ -325,6 +325,7 @@ def test_a_training_that_is_half_done_is_not_replaced_in_silence(
         session.train(1, dashboard=True)
 
 
+@pytest.mark.slow
 def test_closing_a_session_in_the_middle_of_a_step_ends_its_training(session: RLSession) -> None:
     """Last in this file: the next test that needs a session starts another one."""
     session.debug.sampler.max_response_len = 480

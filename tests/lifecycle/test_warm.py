@@ -48,6 +48,7 @@ def seen(session: RLSession) -> tuple[Any, Any, Any]:
     return *responses_and_metrics(steps), session.debug.stack.probe("checksums")
 
 
+@pytest.mark.slow
 def test_a_warm_start_is_bit_for_bit_a_cold_one_whatever_was_trained_in_between() -> None:
     with RLSession.start(MOVING) as session:
         (cold_entry,) = registry.living()

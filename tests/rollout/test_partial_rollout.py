@@ -143,6 +143,7 @@ def test_each_token_has_the_log_prob_of_the_weights_that_wrote_it(
     assert trainer_gap(session, both) > 1e-4
 
 
+@pytest.mark.slow
 def test_tokens_of_older_weights_are_masked_where_it_is_asked_for(
     policies: Callable[..., RLSession], rambling: None
 ) -> None:

@@ -105,6 +105,7 @@ def test_a_rollout_of_another_tokenizer_is_refused(session: RLSession, tmp_path:
         session.replay(tmp_path, step=0)
 
 
+@pytest.mark.slow
 def test_steps_that_are_undone_leave_the_metrics_of_a_run(
     session: RLSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

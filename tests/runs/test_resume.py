@@ -184,6 +184,7 @@ def test_a_run_that_was_killed_again_and_again_ends_as_if_it_had_not_been(
     assert "is completed" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_is_still_running_is_not_resumed(tmp_path: Path) -> None:
     write_notebook(tmp_path, "import threading; threading.Event().wait()", name="waits.ipynb")
     words = [sys.executable, "-m", "kit", "run", str(tmp_path / "waits.ipynb")]
