@@ -46,7 +46,7 @@ reference: .venv/.kit  ## Write docs/settings.md and docs/api.md anew from descr
 	@$(PY) docs/make_reference.py
 
 # Three at a time: sessions often wait. With one core each, their threads do not wait for each other.
-PYTEST := KIT_CORES=1 $(PY) -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+PYTEST := KIT_CORES=1 OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 test: .venv/.kit  ## Run the tests, the real stack on the tiny model included
 	@$(PYTEST)

@@ -43,12 +43,10 @@ BEGAN = time.monotonic()
 LONGEST_FIRST = (
     "runs/test_sweep.py",
     "runs/test_resume.py",
-    "faults/test_interrupts.py",
-    "lifecycle/test_attach.py",
     "test_notebooks.py",
+    "lifecycle/test_attach.py",
     "stack/test_devices.py",
     "lifecycle/test_warm.py",
-    "faults/test_deaths.py",
     "diagnostics/test_trainer_against_engine.py",
     "diagnostics/test_agreement.py",
     "lifecycle/test_start_again.py",
@@ -61,6 +59,8 @@ LONGEST_FIRST = (
     "runs/test_cli.py",
     "viz/test_dashboard_in_kernels.py",
     "browser/test_lessons.py",
+    "faults/test_interrupts.py",
+    "faults/test_deaths.py",
     "checkpoint/test_checkpoint.py",
 )
 """Files that start stacks or kernels of their own. Workers take files in order: with these at the

@@ -86,6 +86,7 @@ HARMS: list[tuple[Any, str]] = [
 ]
 
 
+@pytest.mark.slow
 def test_what_is_not_as_it_was_written_is_refused_and_changes_nothing(
     session: RLSession, tmp_path: Path
 ) -> None:
@@ -114,6 +115,7 @@ def as_link(file: Path) -> None:
     file.symlink_to(target)
 
 
+@pytest.mark.slow
 def test_a_hostile_checkpoint_with_a_manifest_to_match_runs_no_code(
     session: RLSession, tmp_path: Path
 ) -> None:

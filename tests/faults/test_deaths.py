@@ -88,9 +88,10 @@ def test_an_interrupt_while_an_engine_is_started_again_leaves_it_to_the_next_cal
     assert digests(session) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "at_once"),
-    [("scheduler", False), *slow(("actor", True), ("actor", False), ("scheduler", True))],
+    [("scheduler", False), ("actor", True), ("actor", False), ("scheduler", True)],
 )
 def test_a_generate_whose_engine_dies_is_finished_with_the_same_responses(
     session: RLSession, part: str, at_once: bool, monkeypatch: pytest.MonkeyPatch

@@ -68,6 +68,7 @@ def test_a_warm_start_is_bit_for_bit_a_cold_one_whatever_was_trained_in_between(
     assert warm == cold
 
 
+@pytest.mark.slow
 def test_a_start_that_is_refused_holds_no_stack_that_was_left_warm(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
