@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,7 +70,7 @@ def seal(folder: Path, kind: Kind, facts: Mapping[str, Any]) -> None:
         "kind": kind,
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **facts,
-        "versions": {name: v or "not installed" for name, v in versions(PACKAGES).items()},
+        "versions": _versions(),
         "files": sums,
     }
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
@@ -78,6 +79,12 @@ def seal(folder: Path, kind: Kind, facts: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
     for directory in {folder, *((folder / name).parent for name in names)}:
         sync_directory(directory)
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Versions with which this process began; one that is installed later does not compute here."""
+    return {name: version or "not installed" for name, version in versions(PACKAGES).items()}
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -149,12 +150,25 @@ FILES = ("result.json", "params.yaml", "config.yaml", "metrics.jsonl", "evaluati
          "samples.jsonl", "sweep.json")  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two good runs to be copied, with settings that are read in a millisecond."""
+    root = tmp_path_factory.mktemp("runs")
+    runs = make_run(root, 1, steps=2), make_run(root, 2, 1e-3, steps=2)
+    for run in runs:
+        rate = SessionConfig.load(run / "config.yaml").training.learning_rate
+        (run / "config.yaml").write_text(f"training:\n  learning_rate: {rate}\n")
+    return runs
+
+
 @generated
 @given(data=st.data())
-def test_generated_run_folders_break_no_reader(data: st.DataObject) -> None:
+def test_generated_run_folders_break_no_reader(
+    two_runs: tuple[Path, Path], data: st.DataObject
+) -> None:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        good, bad = make_run(root, 1, steps=2), make_run(root, 2, 1e-3, steps=2)
+        good, bad = (shutil.copytree(run, root / run.name) for run in two_runs)
         for name in data.draw(st.sets(st.sampled_from(FILES), min_size=1, max_size=3)):
             there = bad / name
             if name.endswith("jsonl"):
@@ -174,7 +188,7 @@ def test_generated_run_folders_break_no_reader(data: st.DataObject) -> None:
             for by in ("when", "reward", "seed", "duration", "notebook"):
                 sort_runs(found, by)
             json.dumps([run.to_json() for run in found])
-            compared = compare_runs([good, bad])
+            compared = compare_runs([good, bad], n=2)
             str(compared).encode()
 
         read(everything, root)
@@ -184,10 +198,11 @@ def test_generated_run_folders_break_no_reader(data: st.DataObject) -> None:
 
 @generated
 @given(data=st.data())
-def test_generated_samples_batches_marks_and_arrays_break_no_reader(data: st.DataObject) -> None:
+def test_generated_samples_batches_marks_and_arrays_break_no_reader(
+    two_runs: tuple[Path, Path], data: st.DataObject
+) -> None:
     with tempfile.TemporaryDirectory() as place:
-        root = Path(place)
-        run = make_run(root / "good", 1, steps=1)
+        root, (run, _) = Path(place), two_runs
         rows = [
             {k: v for k, v in row.items() if k != "step"} for row in lines_of(run / "samples.jsonl")
         ]
@@ -240,6 +255,7 @@ def test_generated_notebooks_break_no_reader(data: st.DataObject) -> None:
         read(reader, Path(place))
 
 
+SETTINGS = SessionConfig.preset("tiny").to_yaml()
 STATE = {
     "step_count": 1, "weight_version": 1, "newest_version": 1, "generations": 1, "evaluated": None,
     "stream": {"epoch": 0, "position": 0, "fingerprint": "a", "name": "x", "rows": 1, "seed": 0,
@@ -260,7 +276,7 @@ def test_generated_checkpoints_break_no_reader(data: st.DataObject) -> None:
         number = data.draw(st.floats(width=32))
         save_file({"policy/w": np.array([number], "f4")}, folder / "trainer" / "a.safetensors")
         (folder / "trainer" / "trainer.json").write_text('{"optimizer_steps": 1, "updates": 1}')
-        (folder / "config.yaml").write_text(SessionConfig.preset("tiny").to_yaml())
+        (folder / "config.yaml").write_text(SETTINGS)
         (folder / "state.json").write_text(json.dumps(STATE))
         name = data.draw(
             st.sampled_from(["state.json", "config.yaml", "trainer/trainer.json", "run.json",
