@@ -22,7 +22,8 @@ class KitError(Exception):
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
         self.what, self.why, self.fix = what, why, fix
-        parts = [what, why, f"What to do: {fix}" if fix else ""]
+        lines = "\n".join(_bounded(line, LONGEST_LINE) for line in what.split("\n"))
+        parts = [lines, why, f"What to do: {fix}" if fix else ""]
         message = "\n".join(_bounded(part) for part in parts if part)
         # Half a surrogate pair, quoted from somebody's data, cannot be sent to a notebook: the
         # kernel would neither show the error nor ever answer again.
@@ -35,13 +36,15 @@ class KitError(Exception):
 
 LONGEST_PART = 8000
 """Characters of a part of a message; longer ones quote somebody's data."""
+LONGEST_LINE = 1000
+"""Characters of a line of what happened, which quotes the value that was wrong."""
 
 
-def _bounded(text: str) -> str:
+def _bounded(text: str, most: int = LONGEST_PART) -> str:
     """A part of a message without the middle of what nobody reads to its end."""
-    if len(text) <= LONGEST_PART:
+    if len(text) <= most:
         return text
-    half = LONGEST_PART // 2
+    half = most // 2
     return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
 
 

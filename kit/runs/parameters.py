@@ -32,6 +32,7 @@ from pydantic import TypeAdapter, ValidationError
 from kit.config import SessionConfig
 from kit.config.presets import PRESETS
 from kit.errors import RunError, did_you_mean
+from kit.utils.formatting import shorten
 from kit.utils.reading import first_line, mapping, parse_json, read_text
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 PARAMETERS_TAG = "parameters"
 
+LONGEST = 200
+"""Characters of a value or a line that an error quotes."""
 STEPS = ("steps", "num_rollout")
 """Names that notebooks give to the number of training steps."""
 _OWN = ("seed", "device")
@@ -95,11 +98,12 @@ class Parameter:
             value = self._from_text(given) if isinstance(given, str) else self._checked(given)
         except ValueError:
             raise RunError(
-                f"Parameter {self.name!r} takes {self.type}, but was given {given!r}.",
-                fix=f"the notebook's own value is {self.default}; give one like it.",
+                f"Parameter {self.name!r} takes {self.type}, but was given {_quoted(given)}.",
+                fix=f"the notebook's own value is {shorten(self.default, LONGEST)}; give one like "
+                "it.",
             ) from None
         if value is not None and value != self.value and (fix := self._way_out(value)):
-            raise RunError(f"Parameter {self.name!r} cannot be {value!r}.", fix=fix)
+            raise RunError(f"Parameter {self.name!r} cannot be {_quoted(value)}.", fix=fix)
         return value
 
     def _from_text(self, text: str) -> Any:
@@ -218,7 +222,7 @@ def check_parameters(
     """
     for name in given:
         if name not in known:
-            listing = "\n".join(f"  {parameter}" for parameter in known.values())
+            listing = "\n".join(f"  {shorten(str(p), LONGEST)}" for p in known.values())
             if not known:
                 raise RunError(f"{path} has no parameter {name!r}.", **_untagged(path, name))
             raise RunError(
@@ -334,6 +338,10 @@ def _yaml(text: str, kind: type = object) -> Any:
     if not isinstance(value, kind):
         raise ValueError(text)
     return value
+
+
+def _quoted(value: object) -> str:
+    return shorten(repr(value), LONGEST)
 
 
 _NONE = {"none": None, "null": None, "": None}

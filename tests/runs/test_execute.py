@@ -4,12 +4,14 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
+import yaml
 from PIL import Image
 from rich.console import Console
 
@@ -210,6 +212,73 @@ def test_a_cell_may_put_out_many_megabytes(make_notebook: MakeNotebook) -> None:
     assert len(cells[3].outputs) == pictures
     assert len("".join(output.text for output in cells[4].outputs).splitlines()) == 20_000
     assert outputs(result).endswith("to the end\n")
+
+
+HOSTILE = (
+    "'); import os; os._exit(3)  # ",
+    '"""\n' + "\\" * 3,
+    "{{name}} {name} %s $HOME `id` $(id)",
+    "\x1b[31mred\x07\r\u2028\u202e\x85",
+    "ünï ☃ 🐍 \u0000",
+    "=a=b",
+    "-p",
+    "None",
+    "1_000",
+    "[" * 300,
+)
+"""Values that end a string, a line or a template, move the cursor, or are taken for options."""
+
+
+@pytest.mark.parametrize("by", ["the command", *slow("a call")])
+def test_a_parameter_of_text_arrives_as_it_was_given_whatever_it_holds(
+    make_notebook: MakeNotebook, by: str
+) -> None:
+    names = [f"text_{number}" for number in range(len(HOSTILE))]
+    parameters = "\n".join(f"{name}: str = ''" for name in names)
+    code = f"import json\nprint(json.dumps([{', '.join(names)}]))"
+    path = make_notebook(code, parameters=parameters)
+    if by == "a call":
+        given = list(HOSTILE)
+        result, _ = run(path, **dict(zip(names, given, strict=True)))
+        folder = result.folder
+    else:
+        out = path.parent / "runs"
+        command = [sys.executable, "-m", "kit", "run", str(path), "--out", str(out)]
+        given = [word.replace("\0", "") for word in HOSTILE]  # no argument of a process holds one
+        for name, value in zip(names, given, strict=True):
+            command += ["-p", name, value]
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=path.parent)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        (folder,) = out.iterdir()
+    cells = nbformat.read(folder / "notebook.ipynb", as_version=4).cells
+    assert json.loads(cells[-1].outputs[0].text) == given
+    assert yaml.safe_load((folder / "params.yaml").read_text()) == dict(
+        zip(names, given, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("steps", value) for value in ("1e400", "nan", "9" * 5000, "0x", "[]", "-1", "٣x", "")],
+        *[
+            ("sizes", value)
+            for value in ("[" * 5000, "{1: 2}", "!!python/object:os.system", "&a [*a]")
+        ],
+        *[("fast", value) for value in ("maybe", "2", "\x00")],
+        ("__class__", "1"),
+        ("steps\n", "1"),
+        ("", "1"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_in_words_before_a_run_has_a_folder(
+    make_notebook: MakeNotebook, name: str, value: str
+) -> None:
+    path = make_notebook("1")
+    with pytest.raises(RunError) as refused:
+        run(path, **{name: value})
+    assert len(str(refused.value)) < 3000
+    assert not (path.parent / "runs").exists()
 
 
 def test_what_children_of_the_kernel_write_is_kept_in_a_log(make_notebook: MakeNotebook) -> None:
