@@ -62,8 +62,9 @@ def _fallen(values: Sequence[float]) -> str:
         return ""
     at = means.index(best) + SPAN - 1
     return (
-        f"fell from {number(best)} to {number(last)} in {len(values) - 1 - at} steps: the updates "
-        "may be too large; go back to a snapshot or checkpoint, and lower learning_rate"
+        f"fell from {number(best)} to {number(last)} in {len(values) - 1 - at} steps (means of "
+        f"{SPAN} steps): the updates may be too large; go back to a snapshot or checkpoint, and "
+        "lower learning_rate"
     )
 
 

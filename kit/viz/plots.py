@@ -34,7 +34,7 @@ from kit.viz.curves import (
     smooth,
 )
 from kit.viz.html import drawing, note, page, tag, title
-from kit.viz.svg import LEAST
+from kit.viz.svg import LEAST, SET_MARKS
 from kit.viz.theme import LIGHT
 
 if TYPE_CHECKING:
@@ -55,9 +55,13 @@ _ROLES = {
     "#0d0e0f": "point",
     "#101112": "bg",
     "#131415": "track",
+    "#161718": "s3",
+    "#191a1b": "s4",
+    "#1c1d1e": "s5",
 }
 _INK = {role: colour for colour, role in _ROLES.items()}
-_MARKERS = "Ds^vP*"
+_MARKERS = "Ds^v"
+"""Of held-out sets, in the order of `kit.viz.svg.SET_MARKS`."""
 PANEL, ALONE = (4.2, 2.4), (6.4, 3.4)
 """Width and height in inches of one curve among several, and of one alone."""
 
@@ -214,7 +218,7 @@ def _draw(axes: Axes, curve: Curve, ink: dict[str, str]) -> None:
         axes.plot(
             [s for s, _ in points],
             [v for _, v in points],
-            color=ink["point"],
+            color=ink[SET_MARKS[index % len(SET_MARKS)][1]],
             linewidth=1.0,
             linestyle=":",
             marker=_MARKERS[index % len(_MARKERS)],

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
@@ -273,6 +274,13 @@ def _key(series: int) -> Markup:
 
 # ---- panels: a small curve each ------------------------------------------------------------------
 
+SET_MARKS = (
+    ("◆", "point", "M{x:.1f} {top:.1f}l4 4l-4 4l-4 -4z"),
+    ("■", "s3", "M{x:.1f} {top:.1f}m-3.4 .6h6.8v6.8h-6.8z"),
+    ("▲", "s4", "M{x:.1f} {top:.1f}l4.2 7.4h-8.4z"),
+    ("▼", "s5", "M{x:.1f} {top:.1f}m-4.2 .6h8.4l-4.2 7.4z"),
+)
+"""Of each held-out set: the mark as a sign, its colour, and its outline below a point."""
 MOST_POINTS = 150
 """A panel is no wider than so many points can be told apart."""
 
@@ -291,8 +299,10 @@ def caption(drawn: Sequence[Curve]) -> Markup | None:
 def _panel(curve: Curve) -> Markup:
     last = curve.points[-1][1] if curve.points else None
     evaluations = [
-        note(f"◆ {shorten(name, 40)} {number(points[-1][1], 3)}")
-        for name, points in curve.evaluations.items()
+        note(f"{sign} {shorten(name, 40)} {number(points[-1][1], 3)}")
+        for (sign, *_), (name, points) in zip(
+            cycle(SET_MARKS), curve.evaluations.items(), strict=False
+        )
     ]
     dropped = f"! {count(curve.dropped, 'step')} without a finite value"
     return tag(
@@ -328,7 +338,8 @@ def _curve(curve: Curve) -> Markup:
     if across[1] > across[0]:
         parts.append(text(axes.left, y, f"step {across[0]:g}"))
     parts += _line(axes, curve.points)
-    parts += [_diamonds(axes, points) for points in curve.evaluations.values()]
+    sets = zip(cycle(SET_MARKS), curve.evaluations.values(), strict=False)
+    parts += [_marks(axes, points, ink, outline) for (_, ink, outline), points in sets]
     return drawing(axes.svg(*parts), in_words(curve))
 
 
@@ -359,11 +370,11 @@ def _thinned(points: Points) -> Points:
     return thinned
 
 
-def _diamonds(axes: Axes, points: Points) -> Markup:
+def _marks(axes: Axes, points: Points, ink: str, outline: str) -> Markup:
     every = -(-len(points) // MOST_POINTS)
     places = axes.places(points[::-every])
-    path = "".join(f"M{x:.1f} {y - 4:.1f}l4 4l-4 4l-4 -4z" for x, y in places)
-    return tag("path", d=path, fill="var(--kv-point)", stroke="var(--kv-fg)")
+    path = "".join(outline.format(x=x, top=y - 4) for x, y in places)
+    return tag("path", d=path, fill=f"var(--kv-{ink})", stroke="var(--kv-fg)")
 
 
 # ---- bands: several runs in one drawing ----------------------------------------------------------

@@ -106,7 +106,8 @@ _RULES = """
 @ summary:focus-visible{outline:2px solid var(--kv-curve);outline-offset:2px}
 @ td summary:focus-visible{outline-offset:-2px}
 @ .kv-badge{display:inline-block;border:1px solid var(--kv-muted);border-left-width:5px;
- border-radius:4px;padding:0 8px;font-weight:600;max-width:100%;box-sizing:border-box}
+ border-radius:4px;padding:0 8px;margin:2px 0;font-weight:600;max-width:100%;
+ box-sizing:border-box}
 @ .kv-good{border-color:var(--kv-good)}@ .kv-warn{border-color:var(--kv-warn)}
 @ .kv-bad{border-color:var(--kv-bad)}
 @ .kv-tag{display:inline-block;background:var(--kv-soft);border:1px solid var(--kv-line);

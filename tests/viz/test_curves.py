@@ -15,6 +15,8 @@ import pytest
 from kit.reports import TrainReport
 from kit.viz import curves, save_curve, terminal_curve
 from kit.viz.curves import curve, evaluations_of, rows_of, smooth
+from kit.viz.plots import curves_svg
+from kit.viz.svg import panels
 from tests.viz.results import make_evaluation, make_run, make_step
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -82,6 +84,23 @@ def test_an_evaluation_that_is_reported_twice_is_drawn_once() -> None:
     report = TrainReport(steps=(replace(make_step(), evaluation=evaluation),),
                          evaluations=(evaluation,))  # fmt: skip
     assert evaluations_of(report) == {"eval/addition": [(3.0, evaluation.mean_reward)]}
+
+
+def test_several_held_out_sets_are_told_apart_by_mark_colour_and_name() -> None:
+    small = make_evaluation(step=3)
+    evaluated = replace(small, others=(replace(small, dataset="large", mean_reward=0.25),))
+    step = replace(make_step(), evaluation=evaluated)
+    report = TrainReport(steps=(step,), history=(step.metrics,), evaluations=(evaluated,))
+    drawn = [curve(rows_of(report), "rollout/raw_reward")]
+    drawn = [replace(drawn[0], evaluations=evaluations_of(report))]
+    for html in (str(panels(drawn)), str(curves_svg(drawn))):
+        assert "var(--kv-point)" in html
+        assert "var(--kv-s3)" in html
+    assert "◆ eval/addition" in str(panels(drawn))
+    assert "■ eval/large 0.25" in str(panels(drawn))
+    shown = report._repr_mimebundle_()["text/html"]
+    number = f"{small.mean_reward:.1%}"
+    assert f"Last evaluation: addition {number}, large" in shown
 
 
 def test_a_running_mean_uses_only_what_came_before() -> None:

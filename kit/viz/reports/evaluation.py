@@ -58,6 +58,13 @@ def eval_headline(report: EvalReport) -> str:
     return f"{eval_number(report)} (95% interval {low} to {high})"
 
 
+def sets_headline(report: EvalReport) -> str:
+    """The headline of an evaluation, or the number of each of several held-out sets."""
+    if not report.others:
+        return eval_headline(report)
+    return ", ".join(f"{shorten(n, 40)} {eval_number(one)}" for n, one in report.sets.items())
+
+
 def _eval_facts(report: EvalReport) -> list[tuple[str, str]]:
     how = "greedy" if report.temperature == 0 else f"temperature {number(report.temperature)}"
     rows = [

@@ -15,7 +15,7 @@ from kit.viz.curves import curve, evaluations_of, rows_of, run_curves
 from kit.viz.html import Column, badge, facts, fold, join, note, numeric, spaced, table, tag, title
 from kit.viz.plots import CURVES, curves_svg
 from kit.viz.render import register
-from kit.viz.reports.evaluation import eval_headline, eval_html, eval_number
+from kit.viz.reports.evaluation import eval_html, eval_number, sets_headline
 from kit.viz.reports.mismatch import VERDICTS, mismatch_html, verdict_badge
 from kit.viz.reports.update import concern_list, sync_line, update_concerns, update_html
 from kit.viz.samples.rollout import rollout_groups, rollout_summary
@@ -153,7 +153,7 @@ def _train_html(report: TrainReport) -> Markup:
         concern_list(spoiled | run_concerns(report)),
         curves_svg(drawn),
         table([Column("metric", "name"), *numeric(*ends)], lines) if lines else None,
-        *(fold(f"Last evaluation: {eval_headline(e)}", eval_html(e)) for e in last),
+        *(fold(f"Last evaluation: {sets_headline(e)}", eval_html(e)) for e in last),
     )
 
 
