@@ -782,7 +782,7 @@ class RLSession:
             eps_clip: a clip range, or several.
             settings: any others of `training` that an update reads, by name; lists are tried value
                 by value, several lists in every combination.
-            batch: what to train on; None takes `last_batch`, that of the last update.
+            batch: what to train on; None takes that of the last update that was not refused.
             snapshot: where each trial begins. None takes the present weights if they wrote the
                 batch, else the newest snapshot of those that did.
 

@@ -269,7 +269,7 @@ def restore(state: TrainState, stack: Stack, folder: Path, row: dict[str, Any]) 
     """
     last_rollout, last_batch = _last(folder)
     move_to(state, stack, row, lambda: stack.load(str(folder.absolute() / TRAINER)))
-    state.last_rollout, state.last_batch = last_rollout, last_batch
+    state.last_rollout, state.last_batch, state.trained_batch = last_rollout, last_batch, None
     state.saved = state.step
 
 

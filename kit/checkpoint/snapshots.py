@@ -128,6 +128,7 @@ class SnapshotStore(Mapping[str, Snapshot]):
         with held():
             checkpoint.move_to(state, stack, kept.state, lambda: load_trainers(stack, kept))
             state.last_rollout, state.last_batch = kept.last_rollout, kept.last_batch
+            state.trained_batch = None
             self._use(restored_settings(state.config, kept.training, kept.rollout))
         return kept
 

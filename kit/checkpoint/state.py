@@ -49,6 +49,8 @@ class TrainState:
     last_rollout: Rollout | None = None
     last_batch: Batch | None = None
     """What `update` was last given, also where it was refused."""
+    trained_batch: Batch | None = None
+    """The last one that was trained on; None where that was undone, or in an earlier process."""
     last_step: StepReport | None = None
     """The last one whose update was made and handed over, even if interrupted after that."""
     evaluated: int | None = None

@@ -60,7 +60,7 @@ def what_if(
         token_text: a token id as text.
         changes: by name of a training setting, a value or a list of values to try; with several
             lists, every combination.
-        batch: what is trained on; None takes the last one.
+        batch: what is trained on; None takes the last one that was.
         snapshot: where each trial begins. None takes the present weights if they wrote the batch,
             else the newest snapshot of those that did, else the present ones.
 
@@ -69,7 +69,7 @@ def what_if(
         ConfigError: a setting that an update does not read, or a value that cannot be.
     """
     begin = time.perf_counter()
-    batch = _checked(state.last_batch if batch is None else batch)
+    batch, which = _batch(state, batch)
     variants = update_variants(state.config, changes)
     base = _base(stack, snapshots, batch, snapshot)
     version = base.weight_version if base else stack.trainers.version
@@ -92,7 +92,7 @@ def what_if(
         version,
         base.name if base else "",
         time.perf_counter() - begin,
-        (*_notes(batch, step, version), *_not_felt(variants)),
+        (*which, *_notes(batch, step, version), *_not_felt(variants)),
     )
 
 
@@ -138,6 +138,7 @@ def keep(
             use(configured)
             raise
         state.step += update.applied
+        state.trained_batch = report.batch
         stack.sync(stack.trainers.version)
     return update
 
@@ -150,6 +151,17 @@ def _same_weights(version: int, report: WhatIf) -> None:
             why="The session has trained since, or the snapshot was taken anew.",
             fix="call session.what_if again, and keep one of its trials.",
         )
+
+
+def _batch(state: TrainState, given: Batch | None) -> tuple[Batch, tuple[str, ...]]:
+    """(what to try, a note where it is not the last batch): one that was refused stays aside."""
+    last, trained = state.last_batch, state.trained_batch
+    if given is not None or trained is None or trained is last:
+        return _checked(last if given is None else given), ()
+    return trained, (
+        "The last batch was refused, or had no samples; this is the one before it, which was "
+        "trained on. To try the last one: batch=session.last_batch.",
+    )
 
 
 def _checked(batch: Batch | None) -> Batch:
@@ -165,7 +177,11 @@ def _checked(batch: Batch | None) -> Batch:
             fix="pass what `session.advantages(rollout)` returned.",
         )
     if not batch.samples:
-        raise DataError("The batch has no samples.", why="\n".join(batch.left_out[:4]))
+        raise DataError(
+            "The batch has no samples.",
+            why="\n".join(batch.left_out[:4]),
+            fix="pass one that has: `session.what_if(lr=1e-4, batch=session.advantages(rollout))`.",
+        )
     return batch
 
 

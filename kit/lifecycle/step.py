@@ -131,6 +131,7 @@ def update(parts: SessionParts, batch: Batch) -> UpdateReport:
         parts.journal.before_update(batch, in_step=parts.lock.in_step)
         report = rollout_batch.update(stack, batch, state.step)
         state.step += report.applied
+        state.trained_batch = batch if report.applied else state.trained_batch
         interrupted.said = f"The update was made before it could stop: step {state.step}."
         if report.applied and not parts.lock.in_step:
             record(state, parts.tracker, batch.source(state.last_rollout), report)

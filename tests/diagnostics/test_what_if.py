@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kit import Batch, RLSession
-from kit.errors import ConfigError, DataError, SessionError
+from kit.errors import ConfigError, DataError, SessionError, StackError
 from kit.reports.what_if import WhatIf
 from tests.cases import slow
 from tests.checkpoint.test_snapshots import checksums, steps
@@ -151,6 +151,33 @@ def test_a_trial_that_is_refused_says_why_and_cannot_be_kept(session: RLSession)
     with pytest.raises(SessionError, match="nothing to keep"):
         session.keep(tried, 1)
     assert checksums(session) == before
+
+
+def test_after_a_refused_batch_the_one_before_is_tried_and_a_note_says_so(
+    session: RLSession,
+) -> None:
+    session.step()
+    trained = session.last_batch
+    assert trained is not None
+    plain = replace(trained, token_advantages=None)
+    bad = replace(plain, advantages=(math.nan, *trained.advantages[1:]), id="bad")
+    with pytest.raises(StackError, match="refused"):
+        session.update(bad)
+    for last in (bad, replace(plain, samples=(), advantages=(), id="empty")):
+        if last is not bad:
+            assert not session.update(last).applied
+        assert session.last_batch is last
+        tried = session.what_if(lr=2e-4)
+        assert tried.batch is trained
+        assert tried[1].update is not None
+        assert "batch=session.last_batch" in str(tried)
+    session.step()
+    again = session.what_if(lr=2e-4)
+    assert again.batch is session.last_batch
+    assert "batch=session.last_batch" not in str(again)
+    session.restore("first")
+    with pytest.raises(SessionError, match="no batch to try"):
+        session.what_if(lr=2e-4)
 
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
