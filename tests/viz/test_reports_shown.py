@@ -126,13 +126,16 @@ def test_the_first_display_shows_the_first_prompt_as_tokens(html: Show, plain: S
     for text in ("&lt;|user|&gt;", "1␣+"):
         assert f"<i>{text}</i>" in page
     assert "prompt 1, as tokens: <|user|>|1␣+|" in words
+    assert "! It is odd." in words
+    assert "! 1 thing to look at in the prompts" in page
+    assert "<li>It is odd.</li>" in page
     for shown in (page, words):
-        assert "! It is odd." in shown
         assert "It is long." in shown
     later = make_state(step=3, first_prompt=prompt)
     for shown in (html(later), plain(later)):
-        assert "! It is odd." in shown
+        assert "It is odd." in shown
         assert "as tokens" not in shown
+    assert "to look at" not in html(make_state(step=0, first_prompt=replace(prompt, warnings=())))
     long = make_state(step=0, first_prompt=FirstPrompt((1,) * 5000, ("ab",) * 5000))
     assert html(long).count("<i>ab</i>") == 160
 

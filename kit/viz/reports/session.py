@@ -130,7 +130,11 @@ def _prompt_html(state: SessionState) -> Markup | None:
     prompt = state.first_prompt
     if prompt is None:
         return None
-    told = [note(f"! {shorten(words, _SAID)}") for words in prompt.warnings]
+    told: list[Markup] = []
+    if prompt.warnings:
+        head = f"! {count(len(prompt.warnings), 'thing')} to look at in the prompts"
+        items = (tag("li", shorten(words, _SAID)) for words in prompt.warnings)
+        told = [tag("div", badge(head, "warn")), tag("ul", *items)]
     if state.step:
         return join(*told)
     chips = (tag("i", text) for text in _prompt_tokens(prompt))
