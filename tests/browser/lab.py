@@ -246,6 +246,22 @@ class Lab:
         """Say yes to what JupyterLab asks."""
         self.page.locator(".jp-Dialog button.jp-mod-accept").click()
 
+    def restart_kernel(self) -> None:
+        """Kernel > Restart Kernel…, and wait until it is there again."""
+        self.page.evaluate(
+            """() => {
+                window.restarted = false;
+                panel.sessionContext.statusChanged.connect((_, status) => {
+                    window.restarted ||= ['starting', 'restarting'].includes(status);
+                });
+            }"""
+        )
+        self.menu("Kernel", "Restart Kernel…")
+        self.confirm()
+        self.page.wait_for_function(
+            "() => window.restarted && panel.sessionContext.session?.kernel?.status === 'idle'"
+        )
+
     def save_and_shut_down(self) -> None:
         """File > Save Notebook, then Kernel > Shut Down Kernel."""
         self.menu("File", "Save Notebook")

@@ -88,16 +88,7 @@ def test_interrupt_keeps_the_steps_restart_the_session_and_shutting_down_leaves_
 
     head, directory = _stack(lab)
     assert alive(head, directory)
-    lab.page.evaluate(
-        """() => panel.sessionContext.statusChanged.connect((_, status) => {
-            window.restarted ||= ['starting', 'restarting'].includes(status);
-        })"""
-    )
-    lab.menu("Kernel", "Restart Kernel…")
-    lab.confirm()
-    lab.page.wait_for_function(
-        "() => window.restarted && panel.sessionContext.session?.kernel?.status === 'idle'"
-    )
+    lab.restart_kernel()
     assert alive(head, directory)
     lab.run_cell(3)
     lab.wait_for_words(3, f"AGAIN attached {directory} at step {steps}", SECONDS)
