@@ -15,6 +15,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from kit.utils.forks import end_with_cell
 from kit.utils.shadowing import explain_failed_import
 from kit.utils.tracebacks import install
 from kit.utils.versions import installed_version
@@ -124,3 +125,4 @@ def __dir__() -> list[str]:
 
 
 install()
+end_with_cell()

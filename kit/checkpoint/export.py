@@ -68,7 +68,7 @@ def copy_beside(model: Path, folder: Path, dtype: str) -> None:
         for file in model.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", unique=False)
     config.pop("torch_dtype", None)  # the older name
     (folder / "config.json").write_text(
         json.dumps(config | {"dtype": dtype}, indent=2) + "\n", encoding="utf-8"
@@ -77,4 +77,4 @@ def copy_beside(model: Path, folder: Path, dtype: str) -> None:
 
 def _brings_code(model: Path) -> bool:
     named = (model / name for name in NAME_CODE)
-    return any("auto_map" in read_json(file) for file in named if file.is_file())
+    return any("auto_map" in read_json(file, unique=False) for file in named if file.is_file())

@@ -94,8 +94,8 @@ def own_memory(processes: list[psutil.Process]) -> int:
 
 
 def end(processes: list[psutil.Process]) -> None:
-    """Kill processes, wait until they are gone, and remove their shared memory."""
-    shared = [file for process in processes for file in segments(process.pid)]
+    """Kill processes, wait until they are gone, and remove their shared memory and semaphores."""
+    shared = [f for p in processes for f in (*segments(p.pid), *semaphores(p.pid))]
     trackers = [process for process in processes if _is_tracker(process)]
     others = [process for process in processes if process not in trackers]
     _kill(others)
@@ -141,6 +141,23 @@ def segments(pid: int) -> list[str]:
                 if file.startswith(SHARED_MEMORY) and not file.endswith(" (deleted)"):
                     found.append(file)
     return found
+
+
+def semaphores(pid: int) -> list[str]:
+    """Files of the named semaphores of a process that still have their name.
+
+    The C library makes one under another name, which is the one that the kernel tells; so they are
+    known by their number. Python's resource tracker removes them, unless it is killed or too late.
+    """
+    numbers = set()
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", errors="replace") as lines:
+        for line in lines:
+            fields = line.split(maxsplit=5)
+            if len(fields) > 5 and fields[5].startswith(f"{SHARED_MEMORY}sem."):
+                numbers.add(int(fields[4]))
+    if not numbers:
+        return []
+    return [file.path for file in os.scandir(SHARED_MEMORY) if file.inode() in numbers]
 
 
 def unowned_loads() -> list[Path]:

@@ -27,7 +27,7 @@ class Stage:
 
     words: str
     since: float
-    """When it began, in seconds of `time.time()`."""
+    """When it began, in seconds of `time.monotonic()`, which all processes of a machine share."""
 
     @property
     def ready(self) -> bool:
@@ -47,7 +47,7 @@ def report(who: str, stage: str) -> None:
         return
     file = Path(directory) / f"stage-{who}-{os.getpid()}"
     with contextlib.suppress(OSError):
-        replace_file(file, json.dumps([stage, time.time()]))
+        replace_file(file, json.dumps([stage, time.monotonic()]))
 
 
 def read(directory: str | Path) -> dict[str, Stage]:

@@ -53,7 +53,7 @@ class Entry:
     token: str
     device: str
     created: float
-    """In seconds of `time.time()`."""
+    """In seconds of `since_boot()`."""
     card: str = ""
     """Which GPUs, by the numbers that they carry, between commas."""
     device_gib: float | None = None
@@ -191,6 +191,11 @@ def living() -> list[Entry]:
     return sorted(found, key=lambda entry: entry.created)
 
 
+def since_boot() -> float:
+    """Seconds since the machine has started; a clock that is set changes nothing of it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def new(stack: str, head: int, directory: Path, token: str, **what: Any) -> Entry:
     """Entry of a stack whose head was started just now."""
     return Entry(
@@ -200,7 +205,7 @@ def new(stack: str, head: int, directory: Path, token: str, **what: Any) -> Entr
         host=socket.gethostname(),
         directory=str(directory),
         token=token,
-        created=time.time(),
+        created=since_boot(),
         **what,
     )
 

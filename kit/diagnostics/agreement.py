@@ -265,7 +265,7 @@ def features(model: Path) -> list[str]:
 
 
 def _config(model: Path) -> dict[str, Any]:
-    settings: dict[str, Any] = read_json(model / "config.json")
+    settings: dict[str, Any] = read_json(model / "config.json", unique=False)
     return settings
 
 

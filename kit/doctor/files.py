@@ -150,7 +150,7 @@ def _has_template(path: Path) -> bool:
     if any((path / file).is_file() for file in TEMPLATES):
         return True
     try:
-        settings = read_json(path / "tokenizer_config.json")
+        settings = read_json(path / "tokenizer_config.json", unique=False)
         return bool(settings.get("chat_template"))
     except (OSError, ValueError, AttributeError):
         return False

@@ -172,7 +172,7 @@ def import_only(model_path: str) -> None:
     """
     if os.environ.get(DISABLED) or os.environ.get(EXTERNAL):
         return
-    wanted = read_object(Path(model_path) / "config.json")
+    wanted = read_object(Path(model_path) / "config.json", unique=False)
     names = [str(name) for name in wanted.get("architectures") or ()]
     others, found = [], False
     models = sglang_sources() / "models"

@@ -63,7 +63,7 @@ def sessions() -> Sessions:
                 folder=state["folder"],
                 warm=state["warm"],
                 ends_in=state["ends_in"],
-                age=max(time.time() - entry.created, 0.0),  # the clock may have been set
+                age=max(registry.since_boot() - entry.created, 0.0),
                 processes=len(members),
                 memory=processes.own_memory(members),
                 directory=entry.folder,

@@ -22,7 +22,7 @@ OF_OTHER_HEADS = "classifier"
 
 def configured(directory: str | Path) -> list[str]:
     """Settings of a model directory's config.json that drop something: `attention_dropout 0.1`."""
-    tree = read_object(Path(directory) / "config.json")
+    tree = read_object(Path(directory) / "config.json", unique=False)
     return [f"{name} {value:g}" for name, value in _settings(tree)]
 
 

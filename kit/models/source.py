@@ -48,7 +48,7 @@ def find(config: ModelConfig) -> ModelSource:
     path = TINY_DIRECTORY if config.name == TINY else _directory(config.name)
     file = path / "config.json"
     try:
-        settings = read_json(file)
+        settings = read_json(file, unique=False)
         limit = int(settings["max_position_embeddings"])
         architecture = str(settings["architectures"][0])
         vocabulary = int(settings.get("vocab_size") or 0)
@@ -87,7 +87,7 @@ def find(config: ModelConfig) -> ModelSource:
 
 def _generation_config(path: Path) -> dict[str, Any]:
     try:
-        settings = read_json(path / "generation_config.json")
+        settings = read_json(path / "generation_config.json", unique=False)
     except (OSError, ValueError):  # models need not have one
         return {}
     return settings if isinstance(settings, dict) else {}
@@ -111,7 +111,7 @@ def broken_weights(path: Path) -> list[str]:
     names = {file.name for file in path.glob("*.safetensors")}
     if (path / INDEX).is_file():
         try:
-            named = read_json(path / INDEX)["weight_map"].values()
+            named = read_json(path / INDEX, unique=False)["weight_map"].values()
             names = set(map(str, named))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return [f"{INDEX} cannot be read ({type(error).__name__})"]
@@ -236,7 +236,7 @@ class ModelShape:
         """
         folder = Path(directory)
         try:
-            return cls._of(read_json(folder / "config.json"), folder)
+            return cls._of(read_json(folder / "config.json", unique=False), folder)
         except (
             LookupError, TypeError, ValueError, ArithmeticError, AttributeError, OSError,
         ) as error:  # fmt: skip
@@ -284,7 +284,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if whole.is_file():
         return [whole]
     if index.is_file():
-        names = read_json(index)["weight_map"].values()
+        names = read_json(index, unique=False)["weight_map"].values()
         return [folder / name for name in sorted(set(names))]
     return sorted(folder.glob("*.safetensors"))
 

@@ -6,7 +6,7 @@ Python's own readers exhaust the stack. So:
 
 open_regular      regular files only, links to them included; never a device, a pipe or a socket
 read_text         bounded, and decoded as UTF-8
-parse_json        nested at most `DEEPEST` levels, no number beyond what a float holds
+parse_json        nested at most `DEEPEST` levels, no number beyond what a float holds, no key twice
 read_lines        each line bounded, and all together
 
 What cannot be read raises `UnreadableError`, a ValueError whose message says why in half a
@@ -128,27 +128,36 @@ def read_lines(file: str | Path) -> Iterator[tuple[int, bytes]]:
             yield number, line.removesuffix(b"\n")
 
 
-def parse_json(text: str | bytes) -> Any:
-    """Parse JSON. Raises UnreadableError."""
+def parse_json(text: str | bytes, *, unique: bool = True) -> Any:
+    """Parse JSON.
+
+    Args:
+        text: what is parsed.
+        unique: refuse a key that is there twice. Otherwise the last one counts, as in Transformers,
+            for the files of a model.
+
+    Raises:
+        UnreadableError: it is no JSON, or not within the bounds.
+    """
     text = text if isinstance(text, str) else decode(text)
     _check_depth(text)
     whole = _whole_number if _LONG_NUMBER.search(text) else None
     try:
-        return json.loads(text, parse_int=whole)
+        return json.loads(text, parse_int=whole, object_pairs_hook=_unique if unique else None)
     except UnreadableError:
         raise
     except (ValueError, RecursionError) as error:
         raise UnreadableError(f"not JSON: {first_line(error)}") from None
 
 
-def read_json(file: str | Path, most: int = DOCUMENT) -> Any:
-    """Read a JSON file. Raises UnreadableError, OSError."""
-    return parse_json(read_bytes(file, most))
+def read_json(file: str | Path, most: int = DOCUMENT, *, unique: bool = True) -> Any:
+    """Read a JSON file; `unique` as in `parse_json`. Raises UnreadableError, OSError."""
+    return parse_json(read_bytes(file, most), unique=unique)
 
 
-def read_object(file: str | Path, most: int = DOCUMENT) -> dict[str, Any]:
-    """Read a JSON object. Raises UnreadableError, OSError."""
-    return mapping(read_json(file, most))
+def read_object(file: str | Path, most: int = DOCUMENT, *, unique: bool = True) -> dict[str, Any]:
+    """Read a JSON object; `unique` as in `parse_json`. Raises UnreadableError, OSError."""
+    return mapping(read_json(file, most, unique=unique))
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -170,6 +179,18 @@ def kind_of(value: Any) -> str:
         dict: "a mapping",
     }
     return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise UnreadableError(f"the key {shorten(key, 60)!r} is there twice")
+        seen.add(key)
+    return found
 
 
 def _check_depth(text: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 from kit import RLSession
 from kit.cluster import lease, processes, registry
 from kit.errors import StackError
+from tests.processes import named_memory
 
 
 def test_everything_listens_on_loopback_only(session: RLSession) -> None:
@@ -98,6 +101,66 @@ except PermissionError:
     )
     assert done.stdout.split() == ["refused"] * 3, done.stdout + done.stderr
     assert session.generate(["1+1="])
+
+
+TRIES = """
+import json, os, socket, sys
+sockets, memory = json.load(sys.stdin)
+for name in sockets:
+    try:
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.connect(name)
+        print("connected to", name)
+    except PermissionError:
+        continue
+for name in memory:
+    try:
+        os.close(os.open(name, os.O_RDONLY))
+        print("opened", name)
+    except PermissionError:
+        continue
+print("tried", len(sockets), len(memory))
+"""
+
+
+def sockets_and_memory(session: RLSession) -> tuple[set[str], set[str]]:
+    """Names of the Unix sockets on which a session listens, and of the memory that its processes
+    share, or map. An abstract socket, which has no owner, begins with a null byte.
+    """
+    rows = Path("/proc/net/unix").read_text().splitlines()[1:]
+    listening = {row.split()[6]: row.split()[7] for row in rows if row.split()[3] == "00010000"}
+    sockets, memory = set(), set()
+    for process in [psutil.Process(), *session.debug.stack.cluster.processes()]:
+        memory |= {f"/proc/{process.pid}/mem", f"/proc/{process.pid}/maps"}
+        memory |= {f"/dev/shm/{name}" for name in named_memory(process.pid)}
+        memory |= set(processes.semaphores(process.pid))
+        for fd in Path(f"/proc/{process.pid}/fd").iterdir():
+            with suppress(OSError):
+                target = os.readlink(fd)
+                if target.startswith("socket:[") and target[8:-1] in listening:
+                    sockets.add(listening[target[8:-1]].replace("@", "\0", 1))
+                elif target.startswith(("/dev/shm", "/memfd")) or target.endswith(".shm"):
+                    memory.add(str(fd))
+    return sockets, memory
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_another_user_can_connect_to_no_socket_and_read_no_shared_memory(
+    session: RLSession,
+) -> None:
+    session.sync()
+    sockets, memory = sockets_and_memory(session)
+    directory = str(session.debug.stack.cluster.directory)
+    inside = {name for name in sockets if name.startswith(directory)}
+    assert len(inside) >= 8, sockets  # the lease's, the fork server's, Ray's two, SGLang's
+    assert any("kit-weights" in os.readlink(name) for name in memory if "/fd/" in name)
+    done = subprocess.run(
+        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+         os.path.realpath(sys.executable), "-I", "-c", TRIES],
+        input=json.dumps([sorted(sockets), sorted(memory)]),
+        capture_output=True, text=True, timeout=60, cwd="/",
+    )  # fmt: skip
+    assert done.stdout.split() == ["tried", str(len(sockets)), str(len(memory))], done
 
 
 def test_there_is_no_dashboard_and_no_http_server_of_the_engine(session: RLSession) -> None:

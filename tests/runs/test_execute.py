@@ -214,6 +214,24 @@ def test_a_cell_may_put_out_many_megabytes(make_notebook: MakeNotebook) -> None:
     assert outputs(result).endswith("to the end\n")
 
 
+FORKS = """\
+import os, sys
+children = []
+for end in (lambda: sys.exit(0), lambda: sys.exit(3), lambda: 1 / 0, lambda: None):
+    children.append(os.fork())
+    if not children[-1]:
+        end()
+        break
+else:
+    print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])"""
+
+
+def test_a_child_that_a_cell_forks_ends_with_the_cell(make_notebook: MakeNotebook) -> None:
+    result, _ = run(make_notebook(FORKS, "print('after it')"))
+    assert result.status == "completed"
+    assert outputs(result).endswith("[0, 3, 1, 0]\nafter it\n")
+
+
 HOSTILE = (
     "'); import os; os._exit(3)  # ",
     '"""\n' + "\\" * 3,

@@ -34,6 +34,13 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
                     read(file)
 
 
+def test_a_key_that_is_there_twice_is_refused_but_for_a_models_files() -> None:
+    text = '{"a": 1, "b": [{"c": 1, "c": 2}]}'
+    assert refused(text) == "the key 'c' is there twice"
+    assert parse_json(text, unique=False) == {"a": 1, "b": [{"c": 2}]}
+    assert parse_json('{"a": 1, "b": {"a": 1}}') == {"a": 1, "b": {"a": 1}}
+
+
 def test_a_link_to_a_file_is_that_file_and_one_to_nothing_is_missing(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"a\r\nb\rc")
     (tmp_path / "link").symlink_to("file")

@@ -121,7 +121,7 @@ class Stage(Protocol):
 
     @property
     def since(self) -> float:
-        """When it began, in seconds of `time.time()`."""
+        """When it began, in seconds of `time.monotonic()`."""
 
     @property
     def ready(self) -> bool:
@@ -141,7 +141,7 @@ class Starting:
 
     def __init__(self, stages: Callable[[], Mapping[str, Stage]], ray: Callable[[], bool]) -> None:
         self._stages, self._ray = stages, ray
-        self.begin = time.time()
+        self.begin = time.monotonic()
         self.line = ""
         """What is shown now; empty before the first time."""
         self._line = _Line()
@@ -164,14 +164,14 @@ class Starting:
         self._ended.set()
         self._thread.join()
         if self.line:
-            done = "" if error else done_line(self.begin, self._stages(), time.time())
+            done = "" if error else done_line(self.begin, self._stages(), time.monotonic())
             self._draw(done, end="\n" if done else "")
 
     def _follow(self) -> None:
         wait = PATIENCE
         while not self._ended.wait(wait):
             wait = POLL_SECONDS
-            line = under_way(self.begin, self._stages(), time.time(), ray=self._ray())
+            line = under_way(self.begin, self._stages(), time.monotonic(), ray=self._ray())
             if line != self.line:
                 self._draw(line)
 
@@ -185,7 +185,7 @@ def under_way(begin: float, stages: Mapping[str, Stage], now: float, *, ray: boo
     """`starting 23 s · engine: loading weights 12 s · trainer: ready`.
 
     Args:
-        begin: of the start, in seconds of `time.time()`, as are all times here.
+        begin: of the start, in seconds of `time.monotonic()`, as are all times here.
         stages: what the processes have told.
         now: the time.
         ray: is Ray's head up?
