@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from kit.errors import ModelError
-from kit.rollout import template_check
+from kit.rewards.helper_process import HelperProcess
+from kit.rollout import template_check, template_worker
 from kit.rollout.template_check import check_template
 from kit.tiny.recipe import CHAT_TEMPLATE
 
@@ -46,3 +49,16 @@ def test_one_that_takes_all_time_or_memory_is_refused_with_the_reason(
         check_template(template, PROMPTS, {"bos_token": "<s>"}, "some/model")
     assert why in str(caught.value)
     assert "some/model" in str(caught.value)
+
+
+def test_the_kernel_ends_a_template_without_end_at_its_limit_of_processor_time() -> None:
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    worker = HelperProcess(template_worker.__file__)
+    with worker.lock:
+        try:
+            worker.send((loops, [[]], {}, 1.0, template_check.MEMORY))
+            assert worker.reply(None) == {"ready": True}
+            assert worker.reply(None) is None
+            assert worker.exit_code == -signal.SIGXCPU
+        finally:
+            worker.end()
