@@ -149,6 +149,7 @@ except KeyboardInterrupt:
     messages = execute(kernel, code, idle)
     drawn = [m["content"]["data"] for m in messages if m["msg_type"].endswith("display_data")]
     assert all("RLSession.attach()" in data["text/html"] for data in drawn[:-1])
+    assert all("<progress " in data["text/html"] for data in drawn)
     assert "No news" not in drawn[-1]["text/html"]
     assert len(drawn) > 1
 

@@ -242,3 +242,13 @@ def test_a_long_strip_of_tokens_is_cut_and_counted(html: Show) -> None:
     assert page.count('<i class="p2" title="') == 4_000
     rest = sample.strip(quantity="rollout_log_prob", start=4000).html
     assert rest.count('<i class="p2" title="4') == 1_000
+
+
+def test_no_display_shows_its_own_markup_as_words() -> None:
+    """As it would if a piece of it were escaped along with a text."""
+    from tests.browser.displays import DISPLAYS, bundle
+
+    assert "progress" in DISPLAYS
+    for name in DISPLAYS:
+        html = bundle(name)["text/html"]
+        assert not re.search(r"&lt;(div|span|progress|table|details|p|ul|svg)\b", html), name

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from html import escape
 from typing import Protocol, Self
 
 from kit.reports import REWARD, StepReport
@@ -97,11 +96,11 @@ class Progress:
 
     def picture(self) -> Bundle:
         """What a notebook stores of it at this moment."""
-        bar = f'<progress value="{self.done}" max="{self.total}" style="width:16em"></progress>'
-        html = f'<div style="font-family:monospace">{bar} {escape(self.line)}</div>'
-        if not self._ended:
-            html += late(LATE_SECONDS, GO_ON)
-        return {"text/html": html, "text/plain": self.line}
+        done, total = str(self.done), str(self.total)
+        bar = tag("progress", value=done, max=total, style="width:16em")
+        line = tag("div", bar, f" {self.line}", style="font-family:monospace")
+        silent = None if self._ended else late(LATE_SECONDS, GO_ON)
+        return {"text/html": str(join(line, silent)), "text/plain": self.line}
 
 
 PATIENCE = 3.0
