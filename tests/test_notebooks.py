@@ -288,9 +288,8 @@ def test_a_lesson_leaves_its_last_session_to_whoever_does_the_exercises(name: st
     assert not [source for source in code[first:] if ".close(" in source]
     starts = [i for i, source in enumerate(code) if "RLSession.start(" in source]
     ends = [i for i, source in enumerate(code) if ".close(" in source]
-    if name != "06_reading_runs":  # each of its runs ends with its own session
-        assert max(starts) >= max(ends, default=0)
-        assert "lives on" in cells[-1].source
+    assert max(starts) >= max(ends, default=0)
+    assert "lives on" in cells[-1].source
 
 
 SLOW = slow("one_step", "mismatches", "rewards", "estimators", "patients", "trials")
