@@ -14,8 +14,9 @@ import pytest
 from rich.console import Console
 
 from kit import RLSession, SessionConfig
+from kit.checkpoint import checkpoint
 from kit.cluster import lease, registry
-from kit.errors import SessionError
+from kit.errors import CheckpointError, SessionError
 from kit.lifecycle import acquire
 from kit.runs import run_notebooks
 from tests.cases import some
@@ -115,6 +116,37 @@ def test_a_stack_is_left_warm_where_the_configuration_says_so_and_ends_when_its_
         assert again.debug.stack.cluster.entry.stack == entry.stack
     assert_gone(entry.head, entry.directory)
     assert registry.living() == []
+
+
+@pytest.mark.slow
+def test_a_load_that_fails_after_its_start_leaves_the_stack_warm_and_the_next_one_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = RLSession.start(TINY.replace("engine.replicas", 1).replace("stack.keep_warm", 300.0))
+    session.step()
+    folder = session.save(tmp_path / "checkpoint")
+    entry = session.debug.stack.cluster.entry
+    session.close()
+    (weights,) = (folder / "trainer").glob("*.safetensors")
+    whole, restore = weights.read_bytes(), checkpoint.restore
+
+    def damaged_meanwhile(*arguments: Any) -> None:
+        weights.write_bytes(whole[: len(whole) // 2])
+        restore(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "restore", damaged_meanwhile)
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            RLSession.load(folder)
+    assert RLSession.current() is None
+    assert (lease.state_of(entry.folder) or {})["warm"]
+    weights.write_bytes(whole)
+    with RLSession.load(folder) as session:
+        assert session.debug.stack.cluster.entry.stack == entry.stack
+        assert session.step_count == 1
+        assert session.step().step == 1
+    assert registry.terminate(entry) > 0
+    assert_gone(entry.head, entry.directory)
 
 
 @pytest.mark.slow
