@@ -16,7 +16,13 @@ from kit.config.training import TrainingConfig
 from kit.errors import ConfigError, did_you_mean
 
 FIXED_IN_TRAINING = frozenset(
-    {"num_trainers", "max_tokens_per_gpu", "optimizer_cpu_offload", "ref_update_interval"}
+    {
+        "num_trainers",
+        "max_tokens_per_gpu",
+        "optimizer_cpu_offload",
+        "ref_update_interval",
+        "true_on_policy",
+    }
 )
 """What trainers were started with; whether the reference moves decides what a checkpoint holds."""
 

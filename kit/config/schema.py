@@ -18,6 +18,7 @@ from kit.config.validation import (
     check_rollout_policies,
     check_stop,
     check_template_kwargs,
+    check_true_on_policy,
     explain,
 )
 from kit.errors import ConfigError, did_you_mean
@@ -65,6 +66,7 @@ class SessionConfig(Section, Displayed):
         check_template_kwargs(self.data)
         check_eval_source(self.data.eval_source)
         check_parallel(self.engine)
+        check_true_on_policy(self.engine, self.training)
         warn, fail = self.mismatch.warn_above, self.mismatch.fail_above
         if warn and fail and warn > fail:
             raise ValueError(

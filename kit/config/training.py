@@ -153,6 +153,9 @@ class TrainingConfig(Section):
     """Weight of the entropy bonus."""
     calculate_per_token_loss: bool = False
     """Average over all tokens of a batch; otherwise over samples, each by its own length."""
+    true_on_policy: bool = False
+    """Compute with the same operators in engine and trainer, so that their log-probs are equal to
+    the bit and the first probability ratio is exactly 1. CPU only; for Llama, Qwen2 and Qwen3."""
     use_rollout_logprobs: bool = False
     """Take the engine's log-probs as the old ones of the ratio, not the trainer's."""
     use_tis: bool = False

@@ -73,6 +73,36 @@ def check_parallel(engine: EngineConfig) -> None:
             )
 
 
+def check_true_on_policy(engine: EngineConfig, training: TrainingConfig) -> None:
+    """Raise ValueError for what makes engine and trainer compute differently, where they must not.
+
+    Of SGLang's own settings only those are taken that do not touch what is computed.
+    """
+    if not training.true_on_policy:
+        return
+    wrong = {
+        "engine.weight_bits": engine.weight_bits is not None,
+        "engine.weight_noise": engine.weight_noise > 0,
+        "engine.tensor_parallel": engine.tensor_parallel > 1,
+        "engine.attention_backend": engine.attention_backend != "auto",
+    } | {f"engine.extra.{key}": key not in _NEUTRAL for key in engine.extra}
+    found = [name for name, is_wrong in wrong.items() if is_wrong]
+    if found:
+        raise ValueError(
+            f"training.true_on_policy is set, and {found[0]} too: the engine would compute with "
+            f"other weights or operators than the trainer. What to do: leave one of them out."
+        )
+
+
+_NEUTRAL = frozenset(
+    {
+        "chunked_prefill_size", "decode_log_interval", "disable_radix_cache", "log_level",
+        "max_prefill_tokens", "max_queued_requests", "random_seed", "schedule_conservativeness",
+        "schedule_policy", "watchdog_timeout",
+    }
+)  # fmt: skip
+"""Settings of SGLang that change when something is computed, and not what."""
+
 _OF_THE_KIT = (
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "padding",
     "return_dict", "return_tensors", "tokenize", "truncation", "max_length",

@@ -59,7 +59,7 @@ class Engine:
             if not self.settings.joined:
                 self._forkers = [use_zygote()]
         if self.settings.device == "cuda" or self.settings.config.attention_backend == "auto":
-            engine_class = patches.engine_class(self.settings.device, self.settings.threads)
+            engine_class = patches.engine_class(self.settings)
         graphs = ", capturing graphs" if self.settings.device == "cuda" else ""
         progress.report("engine", f"loading weights{graphs}")
         try:

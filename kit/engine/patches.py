@@ -34,21 +34,22 @@ import os
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kit.utils.reading import read_object
 
+if TYPE_CHECKING:
+    from kit.engine.server_args import EngineSettings
 
-def engine_class(device: str, threads: int = 1) -> Any:
-    """SGLang's engine, with a scheduler that does what the kit needs.
 
-    Args:
-        device: `cpu` or `cuda`.
-        threads: on a CPU, the cores that its arithmetic takes.
-    """
+def engine_class(settings: EngineSettings) -> Any:
+    """SGLang's engine, with a scheduler that does what the kit needs."""
     from sglang.srt.entrypoints.engine import Engine
 
-    run = partial(run_on_cpu, threads) if device == "cpu" else run_on_gpu
+    shared = settings.model_path if settings.shares_operators else None
+    run = partial(run_on_cpu, settings.threads, shared)
+    if settings.device != "cpu":
+        run = run_on_gpu  # type: ignore[assignment]
     place_load_files()  # for the tokenizer manager, which reads them
 
     class OurEngine(Engine):
@@ -57,8 +58,15 @@ def engine_class(device: str, threads: int = 1) -> Any:
     return OurEngine
 
 
-def run_on_cpu(threads: int, *args: Any, **kwargs: Any) -> None:
-    """The scheduler on a CPU: operators of ours for those that SGLang has for GPUs only."""
+def run_on_cpu(threads: int, shared: str | None, *args: Any, **kwargs: Any) -> None:
+    """The scheduler on a CPU: operators of ours for those that SGLang has for GPUs only.
+
+    Args:
+        threads: cores that its arithmetic takes.
+        shared: the model's directory, where it computes with the trainer's operators.
+        args: SGLang's own.
+        kwargs: SGLang's own.
+    """
     import torch
     from sglang.srt.managers.scheduler import run_scheduler_process
 
@@ -67,6 +75,10 @@ def run_on_cpu(threads: int, *args: Any, **kwargs: Any) -> None:
     torch.set_num_threads(threads)
     for part in (attention, operators, sampling):
         part.register()
+    if shared:
+        from kit.engine.cpu import shared as shared_operators
+
+        shared_operators.register(shared)
     register_prefix_cache()
     register_weight_checks()
     place_load_files()

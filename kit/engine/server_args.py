@@ -49,6 +49,8 @@ class EngineSettings:
     """GPUs that it may use, in the form of CUDA_VISIBLE_DEVICES; empty leaves it as it is."""
     joined: bool = False
     """Whether it runs on a cluster that the session has joined, and not on a head of its own."""
+    shares_operators: bool = False
+    """Whether it computes with the trainer's operators, for `training.true_on_policy`."""
 
     @property
     def identity(self) -> dict[str, Any]:

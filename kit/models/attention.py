@@ -172,19 +172,16 @@ def attend_on_cpu(
 ) -> torch.Tensor:
     """Attention of packed sequences, padded to a rectangle, (T, heads, D)."""
 
-    def padded(x: torch.Tensor, lengths: Lengths) -> torch.Tensor:
-        """Pad to (sequences, heads, longest, D), at the end."""
-        size = packed.sequences * lengths.longest
-        whole = x if len(x) == size else put_rows(x, lengths.places, size)
-        return whole.view(packed.sequences, lengths.longest, *x.shape[1:]).transpose(1, 2)
+    def heads_first(x: torch.Tensor, lengths: Lengths) -> torch.Tensor:
+        return padded(x, packed.sequences, lengths).transpose(1, 2)
 
     visible = packed.visible
     if 0 < window < packed.seen.longest:
         visible = _within_window(packed, window)
     out: torch.Tensor = scaled_dot_product_attention(
-        padded(q, packed.own),
-        padded(k, packed.seen),
-        padded(v, packed.seen),
+        heads_first(q, packed.own),
+        heads_first(k, packed.seen),
+        heads_first(v, packed.seen),
         attn_mask=visible,
         is_causal=visible is None,  # then padding is where no token looks
         scale=scaling,
@@ -192,6 +189,13 @@ def attend_on_cpu(
         enable_gqa=True,
     )
     return take_rows(out.transpose(1, 2).flatten(0, 1), packed.own.places)
+
+
+def padded(x: torch.Tensor, sequences: int, lengths: Lengths) -> torch.Tensor:
+    """Pad rows (T, heads, D) to (sequences, longest, heads, D), at the end of each sequence."""
+    size = sequences * lengths.longest
+    whole = x if len(x) == size else put_rows(x, lengths.places, size)
+    return whole.view(sequences, lengths.longest, *x.shape[1:])
 
 
 def _within_window(packed: Layout, window: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from kit.algo.corrections import entropy_of
+from kit.operators import cpu as operators
 
 KEPT_LOGITS = 1 << 26
 """So few are kept for the backward pass: 256 MiB in float32. More are made in pieces."""
@@ -38,6 +39,26 @@ def token_log_probs(
         return logp.gather(-1, target_R[:, None])[:, 0], entropy_of(logp)
     logp_R, entropy_R = _InPieces.apply(hidden_R, head, target_R, temperature)  # type: ignore[no-untyped-call]
     return logp_R, entropy_R
+
+
+def shared_token_log_probs(
+    hidden_R: torch.Tensor, head: torch.Tensor, target_R: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `token_log_probs`, by the engine's operators, and so to the engine's bits."""
+    size = max(1, KEPT_LOGITS // len(head))
+    rows = [
+        _shared_piece(hidden, head, target, temperature)
+        for hidden, target in zip(hidden_R.split(size), target_R.split(size), strict=True)
+    ]
+    logp, entropy = zip(*rows, strict=True)
+    return torch.cat(logp), torch.cat(entropy)
+
+
+def _shared_piece(
+    hidden_R: torch.Tensor, head: torch.Tensor, target_R: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logp = operators.log_softmax(operators.linear(hidden_R, head), temperature)
+    return logp.gather(-1, target_R[:, None])[:, 0], entropy_of(logp)
 
 
 def rows_at_once(vocabulary: int) -> int:

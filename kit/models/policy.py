@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from kit.errors import ModelError
-from kit.models import attention
-from kit.models.log_probs import token_log_probs
+from kit.models import attention, shared_operators
+from kit.models.log_probs import shared_token_log_probs, token_log_probs
 from kit.models.packing import Packed, repeat_rows, take_rows
 
 
@@ -33,6 +33,12 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.logit_scale = logit_scale(model.config)
+        self.log_probs_of = token_log_probs
+
+    def share_operators(self) -> None:
+        """Compute with the engine's operators, to the same bits. Raises ModelError."""
+        shared_operators.use(self.model)
+        self.log_probs_of = shared_token_log_probs
 
     def forward(self, packed: Packed, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-prob and entropy of each response token: (logp_R, entropy_R), in nats, float32.
@@ -42,7 +48,7 @@ class Policy(nn.Module):
             temperature: divides the logits, as in sampling.
         """
         hidden = _hidden(self.model.model, packed)
-        return token_log_probs(
+        return self.log_probs_of(
             (take_rows if packed.seen_rows is None else repeat_rows)(hidden, packed.predictor_R),
             self.model.lm_head.weight,  # type: ignore[union-attr, arg-type]
             packed.target_R,

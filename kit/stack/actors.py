@@ -137,6 +137,7 @@ def engine_settings(stack: StackSettings) -> EngineSettings:
         threads=max(1, cores() // stack.layout.replicas),
         trust_remote_code=config.model.trust_remote_code,
         joined=config.cluster.address is not None,
+        shares_operators=config.training.true_on_policy,
     )
 
 

@@ -28,6 +28,7 @@ from kit.config import SessionConfig, TrainingConfig
 from kit.errors import StackError
 from kit.memory import MemoryPlan
 from kit.models.source import ModelSource
+from kit.operators.families import refuse_others
 from kit.reports import SyncReport
 from kit.stack import recovery
 from kit.stack.actors import StackSettings
@@ -74,6 +75,8 @@ class Stack:
         self.dtype = config.model.dtype
         if self.dtype == "auto":
             self.dtype = "bfloat16" if device == "cuda" else "float32"
+        if config.training.true_on_policy:
+            refuse_others(model.architecture, device)
         self.layout = Layout.of(config, device, model.bytes)
         """Which device each trainer and each engine has."""
         self.settings = StackSettings(

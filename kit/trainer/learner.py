@@ -148,6 +148,8 @@ class ModelFactory:
         settings = self.settings
         policy = load(settings.model_path, trust_remote_code=settings.trust_remote_code)
         switch_off(policy.model)
+        if settings.training.true_on_policy:
+            policy.share_operators()
         inner: Any = policy.model
         recompute(inner, inner.model.layers, settings.recompute)
         if settings.compile:

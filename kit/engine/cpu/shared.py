@@ -1,0 +1,191 @@
+"""SGLang on a CPU with the operators that the trainer computes with; read from SGLang 0.5.16.
+
+For `training.true_on_policy`: what a request gets is then the same to the bit, whatever else is in
+its batch, and whether it is read or written; and it is what the trainer's forward pass gives.
+
+products      of each weight by itself: a stack of several gives other bits than each of them
+logits        of the vocabulary only, without the rows that SGLang pads it with
+log-probs     log-softmax of logits / temperature, where SGLang takes the logarithm of a softmax
+    relies on   layers/quantization/unquant.py: UnquantizedLinearMethod.apply
+                layers/linear.py: output_partition_sizes or output_sizes of stacked weights
+                layers/logits_processor.py: LogitsProcessor._compute_lm_head
+                layers/sampler.py: Sampler.forward, SGLANG_RETURN_ORIGINAL_LOGPROB
+                layers/activation.py: SiluAndMul.forward_native
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.layers import sampler
+from sglang.srt.layers.activation import SiluAndMul
+from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.logits_processor import LogitsProcessor
+from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
+from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
+
+from kit.engine.cpu.attention import PADDED_SCORES, BatchedCpuAttention
+from kit.operators import cpu as operators
+from kit.operators.rope import table_of
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+
+def apply_linear(
+    self: Any, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`UnquantizedLinearMethod.apply`, each of the weights that lie in one by itself."""
+    sizes = getattr(layer, "output_partition_sizes", None) or [len(layer.weight)]
+    parts = [operators.tiled_product(x, weight) for weight in layer.weight.split(sizes)]
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    return whole if bias is None else whole + bias
+
+
+def norm_forward(
+    self: Any,
+    x: torch.Tensor,
+    residual: torch.Tensor | None = None,
+    post_residual_addition: torch.Tensor | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """`RMSNorm.forward_native`; the sum with the residual is rounded before it is normed."""
+    if post_residual_addition is not None:
+        raise NotImplementedError("true_on_policy knows no addition after the residual")
+    if residual is None:
+        return operators.rms_norm(x, self.weight, self.variance_epsilon)
+    total = x + residual
+    return operators.rms_norm(total, self.weight, self.variance_epsilon), total
+
+
+def silu_forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """`SiluAndMul.forward_native`."""
+    return operators.silu_and_multiply(*x.chunk(2, dim=-1))
+
+
+def lm_head_logits(
+    self: Any, hidden_states: torch.Tensor, lm_head: Any, embedding_bias: Any = None
+) -> torch.Tensor:
+    """`LogitsProcessor._compute_lm_head` for the vocabulary without padding."""
+    weight = lm_head.weight[: self.config.vocab_size]
+    return operators.tiled_product(hidden_states.to(weight.dtype), weight)
+
+
+class SharedCpuAttention(BatchedCpuAttention):
+    """`BatchedCpuAttention` with the shared operator."""
+
+    def forward_extend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+    ) -> torch.Tensor:
+        """Attend for the new tokens of a prefill."""
+        self._refuse_others(layer)
+        keys, values = self._cache(k, v, layer, forward_batch, save_kv_cache)
+        query = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        outputs = []
+        for part in self._plan:
+            first = part.visible[:, 0, 0].sum(-1) - 1
+            attended = operators.attend(
+                query[part.query_rows],
+                keys[part.cache_slots],
+                values[part.cache_slots],
+                first,
+                layer.scaling,
+            )
+            outputs.append(
+                attended.flatten(0, 1) if part.is_query is None else attended[part.is_query]
+            )
+        return torch.cat(outputs).flatten(1)
+
+    def forward_decode(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+    ) -> torch.Tensor:
+        """Attend for one new token a request."""
+        self._refuse_others(layer)
+        keys, values = self._cache(k, v, layer, forward_batch, save_kv_cache)
+        query = q.view(len(q), 1, layer.tp_q_head_num, layer.qk_head_dim)
+        lens, table = forward_batch.seq_lens, self.req_to_token_pool.req_to_token
+        size = max(1, PADDED_SCORES // int(lens.max()))
+        outputs = []
+        for start in range(0, len(q), size):
+            part = slice(start, start + size)
+            last = lens[part, None] - 1
+            seen = torch.arange(int(last.max()) + 1)[None]
+            rows = forward_batch.req_pool_indices[part, None]
+            slots = table[rows, torch.minimum(seen, last)].long()
+            attended = operators.attend(
+                query[part], keys[slots], values[slots], last[:, 0], layer.scaling
+            )
+            outputs.append(attended)
+        return torch.cat(outputs).view(len(q), -1)
+
+    def _refuse_others(self, layer: RadixAttention) -> None:
+        if not self.is_supported(layer):
+            raise NotImplementedError("true_on_policy knows causal attention only")
+
+
+def register(model_path: str) -> None:
+    """Have this process' SGLang compute with the shared operators."""
+    from transformers import AutoConfig
+
+    cos, sin = table_of(AutoConfig.from_pretrained(model_path))
+
+    def rotary_forward(
+        self: Any,
+        positions: torch.Tensor,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        offsets: torch.Tensor | None = None,
+        fused_set_kv_buffer_arg: Any = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`RotaryEmbedding.forward_native` with the table of the model's configuration."""
+        place = positions.flatten()
+        angles = cos.index_select(0, place), sin.index_select(0, place)
+        rotated = [
+            operators.rotate(x.reshape(len(place), -1, self.head_size), *angles).reshape(x.shape)
+            for x in (query, key)
+        ]
+        return rotated[0], rotated[1]
+
+    RMSNorm.forward_native = norm_forward
+    RotaryEmbedding.forward_native = rotary_forward
+    SiluAndMul.forward_native = silu_forward
+    UnquantizedLinearMethod.apply = apply_linear
+    LogitsProcessor._compute_lm_head = lm_head_logits
+    ATTENTION_BACKENDS["torch_native"] = SharedCpuAttention
+    register_log_probs()
+
+
+def register_log_probs() -> None:
+    """Have the sampler report log-softmax of logits / temperature, of the whole distribution."""
+    forward = sampler.Sampler.forward
+    sampler.SGLANG_RETURN_ORIGINAL_LOGPROB = True  # those of the logits that it is given
+
+    def forward_scaled(
+        self: Any, logits_output: Any, sampling_info: Any, *rest: Any, **named: Any
+    ) -> torch.Tensor:
+        if sampling_info.is_all_greedy:
+            return forward(self, logits_output, sampling_info, *rest, **named)
+        before = sampling_info.temperatures
+        logits = logits_output.next_token_logits.float()
+        logits_output.next_token_logits = logits.contiguous() / before
+        sampling_info.temperatures = torch.ones_like(before)
+        try:
+            return forward(self, logits_output, sampling_info, *rest, **named)
+        finally:
+            sampling_info.temperatures = before
+
+    sampler.Sampler.forward = forward_scaled

@@ -1,0 +1,11 @@
+"""Operators that give a row of the batch the same bits, whatever else is in the batch.
+
+Engine and trainer compute with the very same ones where `training.true_on_policy` asks for it, so
+that the log-probs of both are equal to the bit. A matrix product of a library chooses its order of
+summation by the number of rows, and attention by the lengths beside it; these do not.
+
+    cpu.py     the operators in torch, each with its gradient
+    rope.py    the table of angles, made from the model's configuration
+
+Every operator computes in float32 inside and rounds once to the dtype of its input.
+"""
