@@ -34,6 +34,7 @@ LIBRARIES = {
         "_hash_tensor",
         "_is_non_persistent_buffer_name",
     },
+    "kit/engine/cpu/shared.py": {"_compute_lm_head"},
     "kit/engine/patches.py": {"_hash_tensor"},
     "kit/lifecycle/start.py": {"_shutdown_message"},
     "kit/models/attention.py": {"_varlen_attn", "_varlen_attn_backward"},

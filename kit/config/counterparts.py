@@ -35,6 +35,12 @@ class Counterpart:
 _ACTOR, _ENGINE = "actor_rollout_ref.actor.", "actor_rollout_ref.rollout."
 _MODEL = "actor_rollout_ref.model."
 _OPTIMIZER = _ACTOR + "optim."
+_EXACT = (
+    "true_on_policy_mode",
+    "deterministic_mode",
+    "sglang_enable_deterministic_inference",
+    "sglang_rl_on_policy_target",
+)
 _REWARD = "give functions to RLSession.start(config, reward=...), several by name with weights"
 _MICRO_BATCH = "micro-batches are packed up to so many tokens, which changes nothing but memory"
 
@@ -60,6 +66,7 @@ COUNTERPARTS = (
         ),
     ),
     Counterpart("model.compile", ("torch_compile",), (_ACTOR + "use_torch_compile",)),
+    Counterpart("training.true_on_policy", (), (), _EXACT),
     Counterpart("data.source", ("dataset_name",), ("data.train_files",), ("prompt_data",)),
     Counterpart("data.eval_source", ("eval_dataset",), ("data.val_files",), ("eval_prompt_data",)),
     Counterpart("data.input_key", (), ("data.prompt_key",)),

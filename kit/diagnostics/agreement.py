@@ -81,6 +81,8 @@ class Agreement:
     """Parameters that arrive, and that the engine keeps in a form of its own."""
     onset: str = ""
     """Where the difference begins, if that is at a number of the model's configuration."""
+    exact: bool = False
+    """Whether the engine's log-probs, read and written, are the trainer's to the bit."""
 
     @property
     def agrees(self) -> bool:
@@ -153,17 +155,27 @@ def check_agreement(config: SessionConfig, stack: Stack, sampler: PromptSampler)
         ) from error
     if config.engine.disturbed:
         stack.sync(stack.trainers.version)
-    if agreement.agrees:
+    if agreement.agrees and (agreement.exact or not config.training.true_on_policy):
         with suppress(OSError):  # then it is looked at again
             record.parent.mkdir(parents=True, exist_ok=True)
             replace_file(record, json.dumps(asdict(agreement)) + "\n")
     _keep(stack, agreement)
+    if config.training.true_on_policy and not agreement.exact and agreement.agrees:
+        raise _not_exact(config.model.name)
     if agreement.agrees:
         return
     problem = agreement.problem(config.model.name, features(Path(stack.model.path)))
     if how == "refuse" or agreement.lost:  # what a sync cannot give back, the engine has no more
         raise problem
     warnings.warn(str(problem), RuntimeWarning, stacklevel=2)
+
+
+def _not_exact(name: str) -> ModelError:
+    return ModelError(
+        f"Trainer and engine compute {name} with other bits, and training.true_on_policy is set.",
+        why=f"Log-probs of {SEQUENCES} sequences agree to rounding only.",
+        fix="leave training.true_on_policy off, and tell us of it, with the model's config.json.",
+    )
 
 
 def _keep(stack: Stack, agreement: Agreement) -> None:
@@ -203,7 +215,7 @@ def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
     rounding = _gap(rounded[0], exact) if rounded else 0.0
     bound = max(bound, ROUNDINGS * rounding)
     prefill: Rows = [row.log_probs for row in read]
-    tails = [row[len(row) - len(a.tokens) :] for row, a in zip(exact, answers, strict=True)]
+    tails = _tails(exact, answers)
     gaps = {
         "trainer": _gap(trained, exact),
         "prefill": _gap(prefill, exact),
@@ -221,7 +233,15 @@ def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
         lost=lost,
         reshaped=tuple(stack.compare_weights().different) if alone and not lost else (),
         onset=onset,
+        exact=_gap(prefill, trained) == 0.0
+        and _gap([a.log_probs for a in answers], _tails(trained, answers)) == 0.0,
     )
+
+
+def _tails(rows: Rows, answers: Sequence[Any]) -> Rows:
+    """Log-probs of the tokens that the engine wrote, of each sequence."""
+    pairs = zip(rows, answers, strict=True)
+    return [row[len(row) - len(answer.tokens) :] for row, answer in pairs]
 
 
 def sequence_length(model: Path, context: int, used: int) -> int:
@@ -311,6 +331,7 @@ def _record(stack: Stack, longest: int) -> Path:
         versions(),
         (stack.device, stack.dtype, longest, stack.model.context_length),
         (config.engine.model_dump(mode="json"), config.training.num_trainers),
+        config.training.true_on_policy,
     ]
     key = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

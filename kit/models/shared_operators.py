@@ -6,6 +6,7 @@ pass. It takes models whose every part is known here, and refuses all others.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from kit.operators import cpu as operators
 from kit.operators.families import refuse_others
 from kit.operators.rope import table_of
 
+
 def use(model: Any) -> None:
     """Have a causal language model compute with `kit.operators`.
 
@@ -27,7 +29,7 @@ def use(model: Any) -> None:
     refuse_others(type(model).__name__, "cpu")
     config = model.config
     try:
-        table = table_of(config)
+        angles = Angles(*table_of(config))
     except ValueError as error:
         raise _unknown(model, str(error)) from error
     if config.hidden_act != "silu":
@@ -44,9 +46,7 @@ def use(model: Any) -> None:
             _exchange(module, _FeedForward)
         elif type(module).__name__.endswith("Attention"):
             _exchange(module, _Attention)
-    _exchange(backbone.rotary_emb, _Angles)
-    for name, part in zip(("cosines", "sines"), table, strict=True):
-        backbone.rotary_emb.register_buffer(name, part, persistent=False)
+            module.angles = angles
 
 
 def _unknown(model: Any, why: str) -> ModelError:
@@ -59,6 +59,18 @@ def _unknown(model: Any, why: str) -> ModelError:
 def _exchange(module: nn.Module, mixin: type) -> None:
     kind = type(module)
     module.__class__ = type(f"Shared{kind.__name__}", (mixin, kind), {})
+
+
+@dataclass(frozen=True, slots=True)
+class Angles:
+    """The angles of every position, float32. No buffer: FSDP would round what layers are given."""
+
+    cosines: torch.Tensor
+    sines: torch.Tensor
+
+    def at(self, position_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine, (T, D/2) each."""
+        return self.cosines.index_select(0, position_T), self.sines.index_select(0, position_T)
 
 
 class _Linear:
@@ -88,17 +100,6 @@ class _FeedForward:
         return out
 
 
-class _Angles:
-    cosines: torch.Tensor
-    sines: torch.Tensor
-
-    def forward(
-        self, x: torch.Tensor, position_ids: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        place = position_ids[0]
-        return self.cosines.index_select(0, place), self.sines.index_select(0, place)
-
-
 class _Attention:
     q_proj: nn.Linear
     k_proj: nn.Linear
@@ -106,16 +107,10 @@ class _Attention:
     o_proj: nn.Linear
     head_dim: int
     scaling: float
+    angles: Angles
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        *,
-        packed: Layout,
-        **_: Any,
+        self, hidden_states: torch.Tensor, *, position_ids: torch.Tensor, packed: Layout, **_: Any
     ) -> tuple[torch.Tensor, None]:
         rows = hidden_states[0]
         q, k, v = (
@@ -124,7 +119,8 @@ class _Attention:
         )
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)  # type: ignore[attr-defined]
-        q, k = (operators.rotate(x, *position_embeddings) for x in (q, k))
+        angles = self.angles.at(position_ids[0])
+        q, k = (operators.rotate(x, *angles) for x in (q, k))
         out = attend_packed(q, k, v, self.scaling, packed)
         return self.o_proj(out.flatten(1))[None], None
 

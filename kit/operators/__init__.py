@@ -4,8 +4,9 @@ Engine and trainer compute with the very same ones where `training.true_on_polic
 that the log-probs of both are equal to the bit. A matrix product of a library chooses its order of
 summation by the number of rows, and attention by the lengths beside it; these do not.
 
-    cpu.py     the operators in torch, each with its gradient
-    rope.py    the table of angles, made from the model's configuration
+    cpu.py         the operators in torch, each with its gradient
+    rope.py        the table of angles, made from the model's configuration
+    families.py    models and devices that have them
 
 Every operator computes in float32 inside and rounds once to the dtype of its input.
 """

@@ -24,9 +24,7 @@ KEYS = 64
 """Keys in a tile of attention."""
 
 
-def linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Product of x (..., K) with weight (N, K), plus bias (N); (..., N)."""
     rows = x.reshape(-1, x.shape[-1])
     product: torch.Tensor = _Product.apply(rows, weight)  # type: ignore[no-untyped-call]
@@ -132,7 +130,9 @@ class _Attention(torch.autograd.Function):
         visible = torch.arange(k.shape[1]) <= place[:, :, None]
         with torch.enable_grad():
             out = scaled_dot_product_attention(
-                *(x.transpose(1, 2) for x in (q, k, v)),
+                q.transpose(1, 2),
+                k.transpose(1, 2),
+                v.transpose(1, 2),
                 attn_mask=visible[:, None],
                 scale=ctx.scale,
                 enable_gqa=True,

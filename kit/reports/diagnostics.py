@@ -140,6 +140,11 @@ class MismatchReport(Shown):
     by_probability: tuple[CurvePoint, ...] = ()
     """Over the probability that the engine gave."""
 
+    @property
+    def exact(self) -> bool:
+        """Whether both sides' log-probs are equal to the bit, as `true_on_policy` promises."""
+        return self.verdict == "pass" and self.tokens > 0 and self.max_abs_diff == 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Invariant:

@@ -8,7 +8,9 @@ from array import array
 import pytest
 import torch
 
+from kit.config import EngineConfig
 from kit.engine import patches
+from kit.engine.server_args import EngineSettings
 
 pytestmark = pytest.mark.in_sglang
 
@@ -46,9 +48,10 @@ def test_an_emptied_cache_of_prefixes_holds_no_memory_until_python_looks_for_cir
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_scheduler_process_is_told_by_name_what_to_run(device: str) -> None:
     """SGLang starts it as a new interpreter beside a GPU, which gets what it runs pickled."""
-    run = object.__new__(patches.engine_class(device, 2)).run_scheduler_process_func
+    settings = EngineSettings(EngineConfig(), "model", device, "float32", 512, 64, 0, threads=2)
+    run = object.__new__(patches.engine_class(settings)).run_scheduler_process_func
     told = pickle.loads(pickle.dumps(run))
     if device == "cuda":
         assert told is patches.run_on_gpu
     else:
-        assert (told.func, told.args) == (patches.run_on_cpu, (2,))
+        assert (told.func, told.args) == (patches.run_on_cpu, (2, None))

@@ -65,7 +65,7 @@ def check(
     """
     if not (samples := comparable(rollout)):
         raise DataError("The rollout has no tokens with log-probs to compare.")
-    lengths = [s.response_length for s in samples]
+    lengths, exact = [s.response_length for s in samples], config.training.true_on_policy
     trained = stack.by_token([s.tokens for s in samples], lengths, "policy")
 
     def judged(rounding: float = 0.0) -> MismatchReport:
@@ -75,6 +75,7 @@ def check(
             config=config.mismatch,
             dtype=stack.dtype,
             rounding=rounding,
+            exact=exact,
             trainer_version=stack.trainers.version,
             token_text=sampler.token_text,
         )
@@ -91,7 +92,8 @@ def check(
         )
 
     report = judged()
-    if report.verdict != "pass" and stack.dtype == "bfloat16" and not config.mismatch.warn_above:
+    rounds = stack.dtype == "bfloat16" and not exact
+    if report.verdict != "pass" and rounds and not config.mismatch.warn_above:
         any_samples = range(0, len(samples), math.ceil(len(samples) / MAX_SAMPLES))
         report = judged(experiments(any_samples).rounding)
     if report.verdict == "pass" and not deep:
@@ -164,6 +166,7 @@ def compare(
     config: MismatchConfig,
     dtype: str,
     rounding: float = 0.0,
+    exact: bool = False,
     trainer_version: int,
     token_text: Callable[[int], str],
 ) -> MismatchReport:
@@ -178,6 +181,7 @@ def compare(
         config: thresholds, where set.
         dtype: of the computation; gives the thresholds that are not set.
         rounding: what rounding to it does to log-probs of these samples, where that is known.
+        exact: both sides compute with the same operators, so that nothing may differ.
         trainer_version: weight version the trainer holds now.
         token_text: a token id as text, for the list of the worst tokens.
     """
@@ -186,16 +190,17 @@ def compare(
     signed = [d.difference for d in differences]
     gaps = [abs(x) for x in signed]
     mean, ratios = curves.mean(gaps), [ratio(x) for x in signed]
-    warn, fail = thresholds(config, dtype, rounding)
+    largest = max(gaps, key=curves.badness, default=0.0)
+    warn, fail = (0.0, 0.0) if exact else thresholds(config, dtype, rounding)
     versions = tuple(sorted({v for sample in samples for v in sample.weight_versions}))
     stale = any(version != trainer_version for version in versions)
     verdict = "fail" if unaligned(samples) else _verdict(mean, warn, fail, stale)
     worst = _worst(samples, by_token)
     return MismatchReport(
         verdict=verdict,
-        cause=_cause(verdict, versions, trainer_version, dtype),
+        cause=_cause(verdict, versions, trainer_version, dtype, largest),
         mean_abs_diff=mean,
-        max_abs_diff=max(gaps, key=curves.badness, default=0.0),
+        max_abs_diff=largest,
         kl_k1=curves.k1(signed),
         kl_k3=curves.k3(signed),
         tokens=len(differences),
@@ -280,9 +285,11 @@ def _verdict(mean: float, warn: float, fail: float, stale: bool) -> Verdict:
     return "warn" if stale else "pass"  # small steps in bfloat16 hide in its rounding
 
 
-def _cause(verdict: Verdict, versions: Sequence[int], trainer: int, dtype: str) -> str:
+def _cause(
+    verdict: Verdict, versions: Sequence[int], trainer: int, dtype: str, largest: float
+) -> str:
     if verdict == "pass":
-        return "Trainer and engine agree."
+        return "Trainer and engine agree" + ("." if largest else " to the bit.")
     old = ", ".join(map(str, versions))
     if any(version != trainer for version in versions):
         return (

@@ -6,5 +6,6 @@ This folder makes the same SGLang run on a plain CPU; `kit.cluster.fork_server` 
     site/sgl_kernel/   stands in front of the real `sgl_kernel` on the stack's PYTHONPATH
     attention.py       an attention backend that serves the whole batch in one call per layer
     operators.py       norm, rotation, checksums, the record of experts, the KV cache's memory
+    shared.py          the operators of `kit.operators`, for `training.true_on_policy`
     sampling.py        sampling that depends on a request's own seed alone
 """

@@ -18,11 +18,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sglang.srt.layers import sampler
+from sglang.srt.layers import logits_processor, sampler
 from sglang.srt.layers.activation import SiluAndMul
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.layernorm import RMSNorm
-from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 
@@ -164,7 +163,7 @@ def register(model_path: str) -> None:
     RotaryEmbedding.forward_native = rotary_forward
     SiluAndMul.forward_native = silu_forward
     UnquantizedLinearMethod.apply = apply_linear
-    LogitsProcessor._compute_lm_head = lm_head_logits
+    logits_processor.LogitsProcessor._compute_lm_head = lm_head_logits
     ATTENTION_BACKENDS["torch_native"] = SharedCpuAttention
     register_log_probs()
 
@@ -176,7 +175,7 @@ def register_log_probs() -> None:
 
     def forward_scaled(
         self: Any, logits_output: Any, sampling_info: Any, *rest: Any, **named: Any
-    ) -> torch.Tensor:
+    ) -> Any:
         if sampling_info.is_all_greedy:
             return forward(self, logits_output, sampling_info, *rest, **named)
         before = sampling_info.temperatures

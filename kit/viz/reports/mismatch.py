@@ -29,9 +29,17 @@ SIDE = 24
 MOST_EVIDENCE = 30
 
 
+EXACT = ("✓ exact", "good")
+
+
+def verdict_words(report: MismatchReport) -> tuple[str, str]:
+    """The verdict as a word with its sign, and its tone; `exact` where no bit differs."""
+    return EXACT if report.exact else VERDICTS[report.verdict]
+
+
 def verdict_badge(report: MismatchReport) -> Markup:
     """The verdict as a framed word with its sign."""
-    return badge(*VERDICTS[report.verdict])
+    return badge(*verdict_words(report))
 
 
 def mismatch_html(report: MismatchReport) -> Markup:
@@ -159,7 +167,7 @@ def _plain(report: MismatchReport) -> str:
     shares = "   ".join(f"{_share(s)} within {number(v)}" for s, v in report.quantiles.items())
     low, high = report.ratio_range
     lines = [
-        f"Trainer against engine: {VERDICTS[report.verdict][0]}",
+        f"Trainer against engine: {verdict_words(report)[0]}",
         f"  mean |difference| {number(report.mean_abs_diff)}   "
         f"(warns above {number(report.warn_above)}, fails above {number(report.fail_above)})   "
         f"largest {number(report.max_abs_diff)}",

@@ -16,7 +16,7 @@ from kit.viz.html import Column, badge, facts, fold, join, note, numeric, spaced
 from kit.viz.plots import CURVES, curves_svg
 from kit.viz.render import register
 from kit.viz.reports.evaluation import eval_html, eval_number, sets_headline
-from kit.viz.reports.mismatch import VERDICTS, mismatch_html, verdict_badge
+from kit.viz.reports.mismatch import mismatch_html, verdict_badge, verdict_words
 from kit.viz.reports.update import concern_list, sync_line, update_concerns, update_html
 from kit.viz.samples.rollout import rollout_groups, rollout_summary
 from kit.viz.theme import PHASES
@@ -107,7 +107,7 @@ def _step_plain(report: StepReport) -> str:
         lines.append(named(rows))
     lines.append(named((name, duration(s)) for name, s in phases(report)))
     if report.mismatch:
-        lines.append(f"  trainer against engine: {VERDICTS[report.mismatch.verdict][0]}")
+        lines.append(f"  trainer against engine: {verdict_words(report.mismatch)[0]}")
     lines += [f"  ! {shorten(name, 60)}: {why}" for name, why in step_concerns(report).items()]
     return "\n".join(lines)
 
