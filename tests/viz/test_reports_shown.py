@@ -242,6 +242,27 @@ def test_graded_rewards_have_no_interval_of_a_proportion(plain: Show) -> None:
     assert "mean reward 0.3" in plain(report)
 
 
+def test_graded_rewards_have_no_right_and_wrong_but_a_least_and_a_most(
+    html: Show, plain: Show
+) -> None:
+    report = make_evaluation()
+    weighted = [
+        replace(s, reward=1.1 * s.reward + 0.1 * (i % 3))  # type: ignore[operator]
+        for i, s in enumerate(report.rollout)
+    ]
+    graded = replace(report, rollout=report.rollout.with_samples(weighted))
+    page, words = html(graded), plain(graded)
+    assert "the 4 prompts of least reward" in page
+    assert page.index("of least reward") < page.index("the 4 prompts of most reward")
+    assert "not right" not in page
+    for sign in "✗✓":
+        assert sign not in page + words
+    assert words.count("▼") == words.count("▲") == 3
+    one = replace(graded, rollout=graded.rollout.with_samples(weighted[:1]))
+    assert "the 1 prompt of least reward" in html(one)
+    assert "of most reward" not in html(one)
+
+
 def test_an_evaluation_lists_pass_at_k_and_both_kinds_of_prompts(html: Show, plain: Show) -> None:
     report = make_evaluation(size=4)
     page = html(report)

@@ -140,7 +140,23 @@ def right_and_wrong(rollout: Rollout) -> tuple[list[Group], list[Group]]:
     return right, [group for group in groups if any(sample.reward != 1 for sample in group)]
 
 
+def worst_and_best(rollout: Rollout, most: int) -> tuple[list[Group], list[Group]]:
+    """The scored prompts of least reward, and those of most, for rewards that are not 0 or 1."""
+    scored = ([s for s in group if s.reward is not None] for group in rollout.groups())
+    groups = sorted((group for group in scored if group), key=_mean_reward)
+    half = min(most, len(groups) // 2)
+    return groups[: max(half, 1)], groups[len(groups) - half :][::-1]
+
+
 def _examples(report: EvalReport) -> Markup | None:
+    if interval(report) is None:
+        both = zip(("least", "most"), worst_and_best(report.rollout, SHOWN_EACH), strict=True)
+        folds = [
+            fold(f"the {count(len(groups), 'prompt')} of {words} reward", _example_table(groups),
+                 is_open=True)
+            for words, groups in both if groups
+        ]  # fmt: skip
+        return join(*folds) if folds else None
     right, wrong = right_and_wrong(report.rollout)
     parts = []
     several = report.n_samples_per_prompt > 1
@@ -183,7 +199,11 @@ def _plain(report: EvalReport) -> str:
     if report.pass_at_k:
         shares = (f"pass@{k} {percent(report.pass_at_k[k])}" for k in sorted(report.pass_at_k))
         lines.append("  " + "   ".join(shares))
-    right, wrong = right_and_wrong(report.rollout)
+    if interval(report) is None:
+        signs, examples = ("▼", "▲"), worst_and_best(report.rollout, 3)
+    else:
+        right, wrong = right_and_wrong(report.rollout)
+        signs, examples = ("✗", "✓"), (wrong, right)
     rows = [
         [
             sign,
@@ -191,7 +211,7 @@ def _plain(report: EvalReport) -> str:
             commonest(group, 30),
             f"answer {shorten(group[0].label_text or '–', 20)}",
         ]
-        for sign, groups in (("✗", wrong), ("✓", right))
+        for sign, groups in zip(signs, examples, strict=True)
         for group in groups[:3]
     ]
     return "\n".join([*lines, columns(rows)] if rows else lines)
