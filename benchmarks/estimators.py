@@ -25,8 +25,8 @@ EVERY = 4
 """Steps between two evaluations."""
 
 
-COLOURS = ["#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f"]
-"""The Okabe-Ito palette; a marker each says the same."""
+COLOURS = ["#2f86c9", "#d55e00", "#00936b", "#808080", "#b8629a", "#7d7fd1", "#8f7a1f", "#1f9aa8"]
+"""Each stands out from a light page and from a dark one; a marker each says the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +187,7 @@ def draw(curves: Sequence[Curve], file: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
+    plt.style.use("kit.viz.notebook")
     mpl.rcParams |= {"svg.hashsalt": "kit", "svg.fonttype": "path"}
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for index, name in enumerate(dict.fromkeys(curve.name for curve in curves)):
