@@ -213,3 +213,24 @@ def test_samples_that_begin_alike_show_their_worst_token_once() -> None:
     twins = [sample(rollout=[-1.0, -0.5]) for _ in range(3)]
     report = check(twins, [[-1.4, -0.6]] * 3)
     assert [t.position for t in report.worst] == [0, 1]
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-7])
+def test_where_nothing_may_differ_the_smallest_difference_fails(gap: float) -> None:
+    made = [sample([-0.5, -1.25]), sample([-2.0, -0.25])]
+    trained = [[-0.5, -1.25], [-2.0, -0.25 - gap]]
+    report = compare(
+        made,
+        trained,
+        config=MismatchConfig(),
+        dtype="bfloat16",
+        exact=True,
+        trainer_version=4,
+        token_text=str,
+    )
+    assert report.exact == (gap == 0.0)
+    assert report.verdict == ("fail" if gap else "pass")
+    assert len(report.worst) == (1 if gap else 0)
+    assert ("promises equal bits" if gap else "agree to the bit") in report.cause
+    assert ("✗ fail" if gap else "✓ exact") in str(report)
+    assert "true_on_policy: 0 to the bit" in str(report)

@@ -195,10 +195,10 @@ def compare(
     versions = tuple(sorted({v for sample in samples for v in sample.weight_versions}))
     stale = any(version != trainer_version for version in versions)
     verdict = "fail" if unaligned(samples) else _verdict(mean, warn, fail, stale)
-    worst = _worst(samples, by_token)
+    worst = _worst(samples, [(n, d) for n, d in by_token if d.difference != 0 or not exact])
     return MismatchReport(
         verdict=verdict,
-        cause=_cause(verdict, versions, trainer_version, dtype, largest),
+        cause=_cause(verdict, versions, trainer_version, "" if exact else dtype, largest),
         mean_abs_diff=mean,
         max_abs_diff=largest,
         kl_k1=curves.k1(signed),
@@ -288,6 +288,7 @@ def _verdict(mean: float, warn: float, fail: float, stale: bool) -> Verdict:
 def _cause(
     verdict: Verdict, versions: Sequence[int], trainer: int, dtype: str, largest: float
 ) -> str:
+    """What can be said without a probe; `dtype` is empty where nothing may differ."""
     if verdict == "pass":
         return "Trainer and engine agree" + ("." if largest else " to the bit.")
     old = ", ".join(map(str, versions))
@@ -296,6 +297,11 @@ def _cause(
             f"Stale weights: the rollout was written by weights version {old}, the trainer now "
             f"holds version {trainer}. Call session.sync() if you have not since the last update, "
             f"and generate again; train only on what the present weights wrote."
+        )
+    if not dtype:
+        return (
+            f"training.true_on_policy promises equal bits, and the largest difference is "
+            f"{largest:.2g}: some operator computed otherwise on one side."
         )
     return (
         f"Both sides hold weights version {trainer}, so the weights are not stale. What is left is "

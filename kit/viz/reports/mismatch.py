@@ -57,7 +57,11 @@ def mismatch_html(report: MismatchReport) -> Markup:
             number(report.mean_abs_diff),
             number(report.warn_above),
             number(report.fail_above),
-            quiet("about 1e-6 in float32, 0.01 in bfloat16"),
+            quiet(
+                "about 1e-6 in float32, 0.01 in bfloat16"
+                if report.warn_above
+                else "0 to the bit, as training.true_on_policy promises"
+            ),
         ]
     ]
     for name, value in _numbers(report):
@@ -166,10 +170,13 @@ def _worst(worst: tuple[TokenDifference, ...]) -> Markup:
 def _plain(report: MismatchReport) -> str:
     shares = "   ".join(f"{_share(s)} within {number(v)}" for s, v in report.quantiles.items())
     low, high = report.ratio_range
+    limits = f"warns above {number(report.warn_above)}, fails above {number(report.fail_above)}"
+    if not report.fail_above:
+        limits = "true_on_policy: 0 to the bit"
     lines = [
         f"Trainer against engine: {verdict_words(report)[0]}",
         f"  mean |difference| {number(report.mean_abs_diff)}   "
-        f"(warns above {number(report.warn_above)}, fails above {number(report.fail_above)})   "
+        f"({limits})   "
         f"largest {number(report.max_abs_diff)}",
         f"  {shares}" if shares else "",
         f"  KL k1 {number(report.kl_k1)}   k3 {number(report.kl_k3)}   "
