@@ -10,7 +10,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import chdir, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,8 @@ class Shared:
             self.session.close()  # a test that killed it has failed, which is its own affair
         if self.session is None or RLSession.current() is not self.session:
             os.environ.pop("KIT_RUN_DIR", None)
-            self.session = RLSession.start("tiny")
+            with chdir(Path(__file__).parents[1]):  # whatever folder the first test is in
+                self.session = RLSession.start("tiny")
             self.session.save(self.folder)
             self.session.snapshot(FIRST)
         reset(self.session, self.folder, seed)

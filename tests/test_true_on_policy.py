@@ -114,6 +114,22 @@ def test_after_an_undo_and_in_an_engine_that_was_started_again(exact: RLSession)
 
 
 @pytest.mark.slow
+def test_the_first_part_that_differs_is_named_in_the_report(exact: RLSession) -> None:
+    stack, rollout = exact.debug.stack, exact.generate()
+    name, agree = stack.first_difference(rollout[0].tokens)
+    assert (name, agree > 30) == ("", True)
+    exact.snapshot("equal")
+    exact.update(exact.advantages(exact.score(rollout)))
+    assert stack.first_difference(rollout[0].tokens) == ("model.embed_tokens", 0)
+    exact.sync()
+    assert stack.first_difference(rollout[0].tokens)[0] == ""
+    stale = exact.check_mismatch(rollout)
+    assert (stale.verdict, stale.cause_kind, stale.exact) == ("fail", "stale_weights", False)
+    exact.restore("equal")
+    assert_exact(exact, exact.generate())
+
+
+@pytest.mark.slow
 def test_what_was_stopped_and_goes_on_is_exact_under_its_own_weights(
     exact: RLSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:

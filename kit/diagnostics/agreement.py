@@ -161,7 +161,7 @@ def check_agreement(config: SessionConfig, stack: Stack, sampler: PromptSampler)
             replace_file(record, json.dumps(asdict(agreement)) + "\n")
     _keep(stack, agreement)
     if config.training.true_on_policy and not agreement.exact and agreement.agrees:
-        raise _not_exact(config.model.name)
+        raise _not_exact(config.model.name, *stack.first_difference(_prompts(sampler, longest)[0]))
     if agreement.agrees:
         return
     problem = agreement.problem(config.model.name, features(Path(stack.model.path)))
@@ -170,10 +170,11 @@ def check_agreement(config: SessionConfig, stack: Stack, sampler: PromptSampler)
     warnings.warn(str(problem), RuntimeWarning, stacklevel=2)
 
 
-def _not_exact(name: str) -> ModelError:
+def _not_exact(name: str, part: str, agree: int) -> ModelError:
+    where = f"The first part that differs is {part}." if part else f"All {agree} parts agree."
     return ModelError(
         f"Trainer and engine compute {name} with other bits, and training.true_on_policy is set.",
-        why=f"Log-probs of {SEQUENCES} sequences agree to rounding only.",
+        why=f"Log-probs of {SEQUENCES} sequences agree to rounding only. {where}",
         fix="leave training.true_on_policy off, and tell us of it, with the model's config.json.",
     )
 

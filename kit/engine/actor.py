@@ -195,6 +195,17 @@ class Engine:
         """A checksum of each weight by SGLang's names, for each of its devices."""
         return await verify.engine_checksums(self._sglang.tokenizer_manager)
 
+    async def outputs(self, tokens: list[int]) -> dict[str, str]:
+        """A digest of what each part of the model puts out as it reads these tokens."""
+        await self.weights.wait()
+        manager = self._sglang.tokenizer_manager
+        await verify.engine_checksums(manager, "record")
+        try:
+            await scoring.rescore(self._sglang, [tokens], [len(tokens) - 1], cache="none")
+        finally:
+            (digests,) = await verify.engine_checksums(manager, "recorded")
+        return digests
+
     # ---- weights from trainers -----------------------------------------------------------------
 
     async def receive_weights(

@@ -143,13 +143,16 @@ def take_apart(root: Any) -> None:
 
 
 def register_weight_checks() -> None:
-    """Give SGLang's weight checker the kit's checksum, and an action `erase`.
+    """Give SGLang's weight checker the kit's checksum, and further actions.
 
     `erase` overwrites every parameter with NaN: what a sync does not write is then easily found.
+    `record` keeps what the model's parts put out from then on, `recorded` ends that and gives their
+    digests in place of checksums.
     """
     import torch
     from sglang.srt.utils import weight_checker
 
+    from kit.operators.ladder import Recorder
     from kit.weight_sync.verify import checksum
 
     kind: Any = weight_checker.WeightChecker
@@ -157,17 +160,27 @@ def register_weight_checks() -> None:
         return
     weight_checker._hash_tensor = checksum
     handle = kind.handle
+    recorders: list[Recorder] = []
 
-    def handle_erase(self: Any, action: str, *args: Any, **kwargs: Any) -> Any:
-        if action != "erase":
+    def handle_further(self: Any, action: str, *args: Any, **kwargs: Any) -> Any:
+        if action == "erase":
+            with torch.no_grad():
+                for value in self._get_model().parameters():
+                    if value.is_floating_point():
+                        value.fill_(torch.nan)
+        elif action == "record":
+            recorders.append(Recorder(self._get_model()))
+        elif action == "recorded":
+            return weight_checker.ChecksumInfo(
+                checksums=recorders.pop().digests(),
+                per_gpu_checksum="",
+                parallelism_info=self._parallelism_info(),
+            ).model_dump()
+        else:
             return handle(self, action, *args, **kwargs)
-        with torch.no_grad():
-            for value in self._get_model().parameters():
-                if value.is_floating_point():
-                    value.fill_(torch.nan)
         return None
 
-    kind.handle = handle_erase
+    kind.handle = handle_further
 
 
 DISABLED = "SGLANG_DISABLED_MODEL_ARCHS"

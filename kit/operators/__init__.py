@@ -7,6 +7,7 @@ summation by the number of rows, and attention by the lengths beside it; these d
     cpu.py         the operators in torch, each with its gradient
     rope.py        the table of angles, made from the model's configuration
     families.py    models and devices that have them
+    ladder.py      digests of every part's output, to find the first that differs
 
 Every operator computes in float32 inside and rounds once to the dtype of its input.
 """

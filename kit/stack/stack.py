@@ -28,6 +28,7 @@ from kit.config import SessionConfig, TrainingConfig
 from kit.errors import StackError
 from kit.memory import MemoryPlan
 from kit.models.source import ModelSource
+from kit.operators import ladder
 from kit.operators.families import refuse_others
 from kit.reports import SyncReport
 from kit.stack import recovery
@@ -272,6 +273,15 @@ class Stack:
         """Score samples in every engine now: a `Rescored` a sample, replica by replica."""
         self.prepare_engines()
         return self._ask_living("rescore", tokens, response_lengths, cache=cache, experts=experts)
+
+    def first_difference(self, tokens: list[int]) -> tuple[str, int]:
+        """Name of the first part of the model in which trainer and engine differ; how many agree.
+
+        Both read the same tokens. The name is empty where all parts put out the same bits.
+        """
+        self.prepare_engines()
+        engine = self._ask_living("outputs", tokens)[0]
+        return ladder.first_difference(self.probe("outputs", tokens), engine)
 
     def checksums(self) -> list[dict[str, str]]:
         """A checksum of each parameter under SGLang's names, replica by replica."""

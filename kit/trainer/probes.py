@@ -18,6 +18,7 @@ from kit.errors import StackError
 from kit.messages import TrainBatch
 from kit.models.log_probs import KEPT_LOGITS
 from kit.models.moe import Experts, Routed, observe_routers, routers
+from kit.operators.ladder import Recorder
 from kit.trainer.backend import TrainerBackend, whole_weights
 from kit.trainer.loss import Corrections, ScoredBatch, token_terms
 from kit.trainer.scoring import LogProbScorer, Rows, TokenScores, as_rows
@@ -88,6 +89,15 @@ class Probes:
                 dropout=training_mode,
             )
         return as_rows(scores.log_probs)
+
+    def outputs(self, tokens: list[int]) -> dict[str, str]:
+        """A digest of what each part of the policy puts out as it reads these tokens."""
+        recorder = Recorder(self.backend.module())
+        try:
+            self.recompute(Samples([tokens], [len(tokens) - 1]), 1.0, packed=False)
+        finally:
+            digests = recorder.digests()
+        return digests
 
     def plainly(
         self,

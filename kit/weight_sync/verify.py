@@ -99,7 +99,9 @@ async def engine_checksums(manager: Any, action: str = "checksum") -> list[dict[
 
     Args:
         manager: the `tokenizer_manager` of a running `sglang.Engine`.
-        action: `checksum`; or `erase`, which overwrites all parameters with NaN and gives none.
+        action: `checksum`; or what `kit.engine.patches` adds: `erase`, which overwrites all
+            parameters with NaN, and `record`, both of which give none; and `recorded`, which gives
+            digests of what the model's parts have put out.
 
     Raises:
         StackError: this SGLang cannot compute them.
@@ -107,7 +109,7 @@ async def engine_checksums(manager: Any, action: str = "checksum") -> list[dict[
     from sglang.srt.managers.io_struct import CheckWeightsReqInput
 
     success, message, ranks, _ = await manager.check_weights(CheckWeightsReqInput(action=action))
-    if not success or not (ranks or action == "erase"):
+    if not success or not (ranks or action in ("erase", "record")):
         raise StackError(
             "The engine gave no checksums of its weights.",
             why=str(message),

@@ -12,6 +12,7 @@ from kit.errors import ConfigError, ModelError
 from kit.models import policy
 from kit.models.packing import pack
 from kit.operators.families import FAMILIES, refuse_others
+from kit.operators.ladder import Recorder, first_difference
 from tests.small_models import make_model
 
 TOKENS = [[5, 9, 7, 20, 31, 44], [5, 9, 7, 20, 8], [5, 9, 7, 3, 3, 3, 3, 3, 3], [60, 61, 62]]
@@ -88,3 +89,22 @@ def test_what_cannot_be_had_is_refused_before_anything_starts() -> None:
         refuse_others("MixtralForCausalLM", "cpu")
     with pytest.raises(ConfigError, match="no operators for cuda"):
         refuse_others(FAMILIES[0], "cuda")
+
+
+def test_the_first_part_that_differs_is_named(path: str) -> None:
+    """The parts after it differ as well; those before do not."""
+    one, other = policy.load(path), policy.load(path)
+    for model in (one, other):
+        model.share_operators()
+    with torch.no_grad():
+        other.model.model.layers[1].mlp.down_proj.weight[3, 5] += 1e-3
+    recorders = [Recorder(model.model) for model in (one, other)]
+    for model in (one, other):
+        scores(model, TOKENS[:1], LENGTHS[:1], share=False)
+    first, second = (recorder.digests() for recorder in recorders)
+    name, agree = first_difference(first, second)
+    assert name == "model.layers.1.mlp.down_proj"
+    assert agree == list(first).index(name) > 10
+    assert first_difference(first, first) == ("", len(first))
+    scores(one, TOKENS[:1], LENGTHS[:1], share=False)  # nothing is recorded any more
+    assert recorders[0].digests() == first

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PROBES = (
     probes.weights,
     probes.tokens,
+    probes.operators,
     probes.repetition,
     probes.prefix_cache,
     probes.sampling,

@@ -124,6 +124,21 @@ def _as_written(lab: Experiments, sample: Sample) -> list[int]:
     return sample.response_tokens + [tokenizer.eos_token_id] * (missing == 1)
 
 
+def operators(lab: Experiments) -> Finding:
+    """Find the first part of the model that differs, where all should agree to the bit."""
+    if not lab.config.training.true_on_policy:
+        return Finding(())
+    name, agree = lab.stack.first_difference(lab.samples[0].tokens)
+    if not name:
+        return Finding((f"all {agree} parts of the model agree to the bit as a sample is read",))
+    line = f"{agree} parts of the model agree to the bit, the first that differs is {name}"
+    words = (
+        f"Operators: engine and trainer agree to the bit up to {name}, which they compute "
+        f"otherwise. Under training.true_on_policy every operator has to be one of kit.operators."
+    )
+    return Finding((line,), "precision", words)
+
+
 def repetition(lab: Experiments) -> Finding:
     """Run a pass twice: a model that drops something at random does not repeat itself."""
     first, second = (lab.recompute(seed=seed) for seed in (1, 2))
