@@ -155,8 +155,10 @@ def test_a_checkpoint_that_asks_for_a_models_code_is_refused_until_it_is_trusted
     ("settings", "network"),
     [
         ({"advantage_estimator": "ppo"}, "a critic"),
-        ({"kl_loss_coef": 0.1}, "a reference model"),
-        ({"kl_coef": 0.1, "ref_update_interval": 2}, "a reference model"),
+        *slow(
+            ({"kl_loss_coef": 0.1}, "a reference model"),
+            ({"kl_coef": 0.1, "ref_update_interval": 2}, "a reference model"),
+        ),
     ],
 )
 def test_a_checkpoint_with_a_network_that_the_session_lacks_is_refused_and_changes_nothing(
@@ -370,6 +372,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_neither_the_session_nor_the_checkpoint_before(
     session: RLSession, small_disk: Path
 ) -> None:

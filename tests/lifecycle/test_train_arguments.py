@@ -32,6 +32,7 @@ def test_callbacks_see_each_step_may_call_verbs_and_cannot_end_the_training(
     assert seen == [(0, 2), (1, 2)]
 
 
+@pytest.mark.slow
 def test_training_evaluates_before_its_first_step_unless_those_weights_were_evaluated(
     session: RLSession,
 ) -> None:

@@ -199,7 +199,7 @@ def test_a_process_that_ends_itself_is_told_by_its_exit_code_and_cell(
     assert "kit run --resume" in shown
 
 
-@pytest.mark.wider
+@pytest.mark.slow
 def test_a_cell_may_put_out_many_megabytes(make_notebook: MakeNotebook) -> None:
     size, pictures = some(3_000_000, 50_000_000), some(300, 3000)
     shows = f"from IPython.display import HTML, display\nfor i in range({pictures}):\n"
@@ -247,7 +247,7 @@ HOSTILE = (
 """Values that end a string, a line or a template, move the cursor, or are taken for options."""
 
 
-@pytest.mark.parametrize("by", ["the command", *slow("a call")])
+@pytest.mark.parametrize("by", slow("the command", "a call"))
 def test_a_parameter_of_text_arrives_as_it_was_given_whatever_it_holds(
     make_notebook: MakeNotebook, by: str
 ) -> None:

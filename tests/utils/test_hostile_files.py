@@ -36,7 +36,7 @@ from tests.cases import WHICH
 from tests.runs.run_folders import make_run
 
 EVERYTHING = WHICH == "all"
-EXAMPLES = 1000 if EVERYTHING else 25
+EXAMPLES = 1000 if EVERYTHING else 12
 generated = settings(
     max_examples=EXAMPLES,
     deadline=None,
