@@ -166,6 +166,13 @@ def session(shared: Shared) -> RLSession:
     return shared.at(seed=0)
 
 
+@pytest.fixture(scope="module")
+def alone(shared: Shared) -> None:
+    """No session in this process: for tests that start their own here."""
+    if shared.session and RLSession.current() is shared.session:
+        shared.session.close()
+
+
 @pytest.fixture
 def reseeded(shared: Shared) -> Callable[[int], RLSession]:
     """Gives the running session in its first moment, with another seed."""

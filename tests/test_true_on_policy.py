@@ -11,7 +11,7 @@ from kit import RLSession, SessionConfig
 from kit.errors import ConfigError, ModelError
 from kit.samples import Rollout, Status
 from tests.policies import FEW, LONGEST, rambles
-from tests.processes import SCHEDULER, kill, leave_only, of_engine
+from tests.processes import SCHEDULER, kill, of_engine
 from tests.small_models import make_model
 
 EVERYTHING = {
@@ -33,7 +33,7 @@ def configuration(dtype: str = "float32", **more: object) -> SessionConfig:
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def exact(request: pytest.FixtureRequest) -> Iterator[RLSession]:
+def exact(request: pytest.FixtureRequest, alone: None) -> Iterator[RLSession]:
     with RLSession.start(configuration(request.param)) as session:
         yield session
 
@@ -55,11 +55,11 @@ def test_what_would_make_both_sides_differ_is_refused() -> None:
             configuration(**{"engine.extra": {}, name: value})
 
 
+@pytest.mark.slow
 def test_a_family_without_shared_operators_is_refused_before_anything_starts(
-    tmp_path: Path,
+    tmp_path: Path, alone: None
 ) -> None:
     model = make_model(tmp_path / "model", "Phi3")
-    leave_only(RLSession.current())
     with pytest.raises(ModelError, match="Phi3ForCausalLM"):
         RLSession.start(configuration(**{"model.name": str(model)}))
 

@@ -105,8 +105,9 @@ class Cluster:
 
     def _start_head(self, device: str, gpus: int, works_in: str) -> None:
         (self.directory / "tmp").mkdir()
-        log = (self.directory / "head.log").open("wb")
+        # In this order: a folder with a log and no open socket is taken for one that was left.
         with lease.listen(self.directory) as listener:
+            log = (self.directory / "head.log").open("wb")
             # Said before the head can hear it, so that it ends if we do before that.
             self._control = Connection(self.directory)
             self._control.tell("own", folder=works_in)

@@ -193,6 +193,15 @@ class Connection:
             self._socket.close()
 
 
+def is_open(directory: Path) -> bool:
+    """Whether somebody holds a head's control socket open: the head, or who is starting it."""
+    try:
+        Connection(directory).close()
+    except OSError:
+        return False
+    return True
+
+
 def state_of(directory: Path) -> dict[str, Any] | None:
     """Ask a head who drives its stack, and when it ends; None if it does not answer."""
     try:

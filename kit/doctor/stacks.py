@@ -168,7 +168,9 @@ def abandoned(alive: list[LivingStack], folder: Path) -> list[Path]:
     for path in sorted(folder.glob("kit-*")):
         with contextlib.suppress(OSError):
             ours = path.is_dir() and path.stat().st_uid == os.getuid()
-            if ours and path not in used and (path / LOG).is_file():
+            # A head that is being started has no command line yet by which it could be found.
+            starts = lease.is_open(path)
+            if ours and path not in used and (path / LOG).is_file() and not starts:
                 found.append(path)
     return found
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kit import RLSession
-from kit.cluster import folder
+from kit.cluster import folder, lease
 from kit.config import SessionConfig
 from kit.doctor import diagnose, machine, stacks
 from kit.errors import ConfigError, SessionError
@@ -152,6 +152,10 @@ def test_folders_of_dead_stacks_are_listed_and_others_are_not(tmp_path: Path) ->
     for name in ("kit-dead", "kit-alive"):
         (tmp_path / name / "head.log").touch()
     alive = stacks.LivingStack(tmp_path / "kit-alive", 3, 1, 1)
+    assert stacks.abandoned([alive], tmp_path) == [tmp_path / "kit-dead"]
+    # Between its folder and its process, a head that is being started has a socket only.
+    with lease.listen(tmp_path / "kit-dead"):
+        assert stacks.abandoned([alive], tmp_path) == []
     assert stacks.abandoned([alive], tmp_path) == [tmp_path / "kit-dead"]
 
 

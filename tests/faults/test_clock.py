@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("alone")
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no compiler for C")
 def test_a_clock_that_is_set_by_hours_changes_no_step_and_ends_no_lease(tmp_path: Path) -> None:
     library = tmp_path / "clock.so"
