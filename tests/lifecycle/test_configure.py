@@ -46,6 +46,7 @@ def test_what_is_refused_changes_nothing(session: RLSession) -> None:
     assert session.debug.state.changes == []
 
 
+@pytest.mark.slow
 def test_changes_are_written_down_and_go_with_a_checkpoint(
     session: RLSession, tmp_path: Path
 ) -> None:
