@@ -146,21 +146,31 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
         query = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
         outputs = []
         for part in self._plan:
-            batch, width = part.query_rows.shape
-            rows = query.index_select(0, part.query_rows.flatten())
-            attended = scaled_dot_product_attention(
-                rows.unflatten(0, (batch, width)).transpose(1, 2),
-                _gather(keys, part.cache_slots).to(q.dtype),
-                _gather(values, part.cache_slots).to(q.dtype),
-                attn_mask=part.visible,
-                scale=layer.scaling,
-                enable_gqa=True,
-            ).transpose(1, 2)
+            attended = self._attend_new(query, keys, values, part, layer)
             # Padding left out, the queries stand in the order in which they were packed.
             outputs.append(
                 attended.flatten(0, 1) if part.is_query is None else attended[part.is_query]
             )
         return torch.cat(outputs).flatten(1)
+
+    def _attend_new(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        part: Slice,
+        layer: RadixAttention,
+    ) -> torch.Tensor:
+        """Attention of a slice's new tokens, padded: (B, Q, heads, D)."""
+        rows = query.index_select(0, part.query_rows.flatten())
+        return scaled_dot_product_attention(
+            rows.unflatten(0, part.query_rows.shape).transpose(1, 2),
+            _gather(keys, part.cache_slots).to(query.dtype),
+            _gather(values, part.cache_slots).to(query.dtype),
+            attn_mask=part.visible,
+            scale=layer.scaling,
+            enable_gqa=True,
+        ).transpose(1, 2)
 
     def forward_decode(
         self,
@@ -171,13 +181,24 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
     ) -> torch.Tensor:
-        """Attend for one new token a request: two products of small matrices."""
+        """Attend for one new token a request."""
         if not self.is_supported(layer):
             whole: torch.Tensor = super().forward_decode(
                 q, k, v, layer, forward_batch, save_kv_cache
             )
             return whole
         keys, values = self._cache(k, v, layer, forward_batch, save_kv_cache)
+        return self._attend_decoded(q, keys, values, layer, forward_batch).view(len(q), -1)
+
+    def _attend_decoded(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+    ) -> torch.Tensor:
+        """Attention of one new token a request: two products of small matrices."""
         heads = keys.shape[1]
         query = q.reshape(len(q) * heads, -1, layer.qk_head_dim)  # heads of one group side by side
         outputs = []
@@ -197,7 +218,7 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
                 alpha=layer.scaling,
             )
             outputs.append(torch.bmm(torch.softmax(scores, dim=-1), v))
-        return torch.cat(outputs).view(len(q), -1)
+        return torch.cat(outputs)
 
     def _decoding(self, heads: int) -> list[DecodeSlice]:
         if heads not in self._decode_plan:

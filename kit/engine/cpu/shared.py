@@ -25,7 +25,8 @@ from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 
-from kit.engine.cpu.attention import PADDED_SCORES, BatchedCpuAttention
+from kit.engine.cpu.attention import PADDED_SCORES, BatchedCpuAttention, Slice
+from kit.errors import ModelError
 from kit.operators import cpu as operators
 from kit.operators.rope import table_of
 
@@ -52,7 +53,7 @@ def norm_forward(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """`RMSNorm.forward_native`; the sum with the residual is rounded before it is normed."""
     if post_residual_addition is not None:
-        raise NotImplementedError("true_on_policy knows no addition after the residual")
+        raise _unknown("SGLang adds something after the residual")
     if residual is None:
         return operators.rms_norm(x, self.weight, self.variance_epsilon)
     total = x + residual
@@ -75,46 +76,32 @@ def lm_head_logits(
 class SharedCpuAttention(BatchedCpuAttention):
     """`BatchedCpuAttention` with the shared operator."""
 
-    def forward_extend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        layer: RadixAttention,
-        forward_batch: ForwardBatch,
-        save_kv_cache: bool = True,
-    ) -> torch.Tensor:
-        """Attend for the new tokens of a prefill."""
-        self._refuse_others(layer)
-        keys, values = self._cache(k, v, layer, forward_batch, save_kv_cache)
-        query = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        outputs = []
-        for part in self._plan:
-            first = part.visible[:, 0, 0].sum(-1) - 1
-            attended = operators.attend(
-                query[part.query_rows],
-                keys[part.cache_slots],
-                values[part.cache_slots],
-                first,
-                layer.scaling,
-            )
-            outputs.append(
-                attended.flatten(0, 1) if part.is_query is None else attended[part.is_query]
-            )
-        return torch.cat(outputs).flatten(1)
+    def is_supported(self, layer: RadixAttention) -> bool:
+        """Causal self-attention over everything so far; nothing else may be computed instead."""
+        if not super().is_supported(layer):
+            raise _unknown("a layer of it does not attend to everything so far")
+        return True
 
-    def forward_decode(
+    def _attend_new(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        part: Slice,
+        layer: RadixAttention,
+    ) -> torch.Tensor:
+        first = part.visible[:, 0, 0].sum(-1) - 1
+        k, v = keys[part.cache_slots], values[part.cache_slots]
+        return operators.attend(query[part.query_rows], k, v, first, layer.scaling)
+
+    def _attend_decoded(
         self,
         q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
         layer: RadixAttention,
         forward_batch: ForwardBatch,
-        save_kv_cache: bool = True,
     ) -> torch.Tensor:
-        """Attend for one new token a request."""
-        self._refuse_others(layer)
-        keys, values = self._cache(k, v, layer, forward_batch, save_kv_cache)
         query = q.view(len(q), 1, layer.tp_q_head_num, layer.qk_head_dim)
         lens, table = forward_batch.seq_lens, self.req_to_token_pool.req_to_token
         size = max(1, PADDED_SCORES // int(lens.max()))
@@ -125,15 +112,17 @@ class SharedCpuAttention(BatchedCpuAttention):
             seen = torch.arange(int(last.max()) + 1)[None]
             rows = forward_batch.req_pool_indices[part, None]
             slots = table[rows, torch.minimum(seen, last)].long()
-            attended = operators.attend(
-                query[part], keys[slots], values[slots], last[:, 0], layer.scaling
-            )
-            outputs.append(attended)
-        return torch.cat(outputs).view(len(q), -1)
+            k, v = keys[slots], values[slots]
+            outputs.append(operators.attend(query[part], k, v, last[:, 0], layer.scaling))
+        return torch.cat(outputs)
 
-    def _refuse_others(self, layer: RadixAttention) -> None:
-        if not self.is_supported(layer):
-            raise NotImplementedError("true_on_policy knows causal attention only")
+
+def _unknown(what: str) -> ModelError:
+    return ModelError(
+        f"training.true_on_policy cannot be had with this model: {what}.",
+        why="The trainer has no operator that would give the same bits.",
+        fix="train another model, or leave training.true_on_policy off.",
+    )
 
 
 def register(model_path: str) -> None:
@@ -147,10 +136,12 @@ def register(model_path: str) -> None:
         positions: torch.Tensor,
         query: torch.Tensor,
         key: torch.Tensor,
-        offsets: torch.Tensor | None = None,
-        fused_set_kv_buffer_arg: Any = None,
+        *further: Any,
+        **named: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`RotaryEmbedding.forward_native` with the table of the model's configuration."""
+        if any(value is not None for value in (*further, *named.values())):
+            raise _unknown("SGLang shifts its positions, or rotates into its cache")
         place = positions.flatten()
         angles = cos.index_select(0, place), sin.index_select(0, place)
         rotated = [
