@@ -45,8 +45,10 @@ PACKAGES = ("torch", "sglang", "transformers", "ray")
 COUNTS = (1, 2, 4, 8)
 RESERVE = 20.0
 """Seconds before the limit in which no row runs any more: to end it, and to write the table."""
-LEAST = {FAULTS: 60.0, SWEEP: 45.0}
-"""Seconds without which what is tried beside speed is not begun."""
+STARTS = {FAULTS: 2, SWEEP: 2}
+"""Sessions that start one after the other in what is tried beside speed; a member of a sweep has a
+kernel to start, too.
+"""
 POLL = 0.2
 """Seconds between two looks at the rows that run."""
 
@@ -95,7 +97,7 @@ class Run:
         return Path(self.options.work) / "models"
 
     def _may_begin(self, row: Row) -> bool:
-        least = LEAST.get(row.way, SHAPES[row.shape].least_seconds)
+        least = STARTS.get(row.way, 1) * SHAPES[row.shape].least_seconds
         why = row.impossible(self.device)
         if SHAPES[row.shape].config and not (self._models() / row.shape).is_dir():
             why = why or "Its model could not be written."
@@ -261,7 +263,7 @@ def parser() -> argparse.ArgumentParser:
     add("--side-by-side", action="store_true", help="rows that fit on the devices run at once")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add("--minutes", type=float, default=9.5, help="of the whole command (default: %(default)s)")
-    add("--row-minutes", type=float, default=4.0, help="of a row (default: %(default)s)")
+    add("--row-minutes", type=float, default=5.0, help="of a row (default: %(default)s)")
     add("--out", type=Path, default=Path("many-devices"), help="folder of table and results")
     add("--work", default=str(Path(tempfile.gettempdir()) / "kit-many-devices"), metavar="DIR",
         help="folder of weights, logs and checkpoints")  # fmt: skip

@@ -197,7 +197,7 @@ def test_what_does_not_hold_is_said() -> None:
     }
     swept = RowResult(Row("tiny", "sweep", 4), "failed", "exit code 1")
     swept.measured = {
-        "sweep": {"members": 4, "completed": 3, "devices": 3, "overlap_s": 0.0},
+        "sweep": {"members": 4, "completed": 3, "gpus": 3, "overlap_s": 0.0},
     }
     said = "\n".join(table.wrong(results(row, swept)))
     for words in ("2 ranks were left", "a way out: It died.", "other log-probs", "2 weights"):
@@ -233,7 +233,7 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 def test_members_of_a_sweep_overlap_as_long_as_all_run() -> None:
     said = [{"device": str(n), "begin": n, "end": 10.0 + n} for n in range(4)]
-    assert faults.together(said) == {"completed": 4, "devices": 4, "overlap_s": 7.0}
+    assert faults.together(said) == {"completed": 4, "gpus": 4, "overlap_s": 7.0}
     assert faults.together([])["overlap_s"] == 0.0
 
 

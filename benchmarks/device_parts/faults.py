@@ -126,7 +126,7 @@ steps: int = 3  # training steps
 notes: str = ""  # folder for what each member says of itself
 """
 TRAINS = """\
-import json, os, pathlib, time
+import json, pathlib, time
 from kit import RLSession, SessionConfig
 from kit.utils.hardware import gpu_uuids
 
@@ -135,7 +135,7 @@ session = RLSession.start(SessionConfig.preset("tiny").replace("seed", member))
 started = time.time()
 session.train(steps, show=False)
 said = {
-    "device": (gpu_uuids(1) or [os.environ.get("KIT_CORES", "")])[0],
+    "device": (gpu_uuids(1) or [""])[0],
     "begin": begin, "started": started, "end": time.time(), "steps": session.step_count,
 }
 pathlib.Path(notes, f"{member}.json").write_text(json.dumps(said))
@@ -165,7 +165,7 @@ def sweep(task: Task, report: Report) -> None:
 
 
 def together(said: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many members came to their end, on how many devices, and for how long all ran at once.
+    """How many members came to their end, on how many GPUs, and for how long all ran at once.
 
     Args:
         said: what each member said of itself.
@@ -173,7 +173,7 @@ def together(said: list[dict[str, Any]]) -> dict[str, Any]:
     overlap = min((s["end"] for s in said), default=0) - max((s["begin"] for s in said), default=0)
     return {
         "completed": len(said),
-        "devices": len({s["device"] for s in said}),
+        "gpus": len({s["device"] for s in said} - {""}),
         "overlap_s": round(max(overlap, 0.0), 1),
     }
 

@@ -191,9 +191,11 @@ def wrong(results: Results) -> list[str]:
         weights = measured.get("weights", {"equal": 0, "of": 0})
         if weights["equal"] != weights["of"]:
             found.append(f"{key}: {weights['of'] - weights['equal']} weights were loaded wrongly.")
-        members = measured.get("sweep", {"members": 0, "completed": 0})
-        if members["completed"] != members["members"]:
-            found.append(f"{key}: {members['completed']} of {members['members']} completed.")
+        swept = measured.get("sweep", {"members": 0, "completed": 0, "gpus": 0})
+        if swept["completed"] != swept["members"]:
+            found.append(f"{key}: {swept['completed']} of {swept['members']} completed.")
+        elif swept["gpus"] not in (0, swept["members"]):
+            found.append(f"{key}: {swept['members']} members ran on {swept['gpus']} GPUs.")
     return found
 
 
@@ -282,9 +284,10 @@ def _sweep(result: RowResult) -> list[str]:
     found = result.measured.get("sweep", {})
     lines = ["", f"## A sweep of {result.row.devices} members", ""]
     if found:
+        where = count(found["gpus"], "GPU") if found["gpus"] else "shares of the cores"
         lines += [
-            f"- {found['completed']} of {found['members']} completed, on {found['devices']} "
-            f"devices; all of them ran at once for {found['overlap_s']} s."
+            f"- {found['completed']} of {found['members']} completed, on {where}; all of them ran "
+            f"at once for {found['overlap_s']} s."
         ]
     return [*lines, f"- {result.state}."]
 

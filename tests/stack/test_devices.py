@@ -1,4 +1,4 @@
-"""Two trainers and two engines: the same learning as one, and what becomes of the others when one
+"""Several trainers and engines: the same learning as one, and what becomes of the others when one
 fails.
 """
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -42,13 +42,22 @@ def update_for_ever(session: RLSession, batch: Batch) -> None:
         session.update(replace(batch, id=str(number)))
 
 
-def several(**cluster: object) -> SessionConfig:
-    """The tiny preset with two trainers and two engines."""
-    config = SessionConfig.preset("tiny").replace("training.num_trainers", 2)
-    config = config.replace("engine.replicas", 2)
-    for key, value in cluster.items():
-        config = config.replace(f"cluster.{key}", value)
-    return config
+@dataclass(frozen=True)
+class Devices:
+    """So many trainers and so many engines, on the same devices or apart."""
+
+    each: int
+    colocate: bool
+
+    @property
+    def config(self) -> SessionConfig:
+        """The tiny preset on them."""
+        config = SessionConfig.preset("tiny").replace("training.num_trainers", self.each)
+        config = config.replace("engine.replicas", self.each)
+        return config.replace("cluster.colocate", self.colocate)
+
+    def __str__(self) -> str:
+        return f"{self.each} {'colocated' if self.colocate else 'disaggregated'}"
 
 
 @pytest.fixture(scope="module")
@@ -60,40 +69,45 @@ def of_one(shared: Shared) -> list[dict[str, float]]:
     return rows
 
 
-@pytest.fixture(scope="module", params=[False, *slow(True)], ids=["disaggregated", "colocated"])
-def two(
-    request: pytest.FixtureRequest, of_one: list[dict[str, float]]
-) -> Iterator[tuple[RLSession, list[dict[str, float]]]]:
-    """A session of two trainers and two engines, two steps old, and the metrics of those."""
-    with RLSession.start(several(colocate=request.param)) as session:
+Several = tuple[RLSession, list[dict[str, float]]]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[Devices(2, False), *slow(Devices(2, True), Devices(4, True))],
+    ids=str,
+)
+def several(request: pytest.FixtureRequest, of_one: list[dict[str, float]]) -> Iterator[Several]:
+    """A session of several trainers and engines, two steps old, and the metrics of those."""
+    with RLSession.start(request.param.config) as session:
         yield session, learned(session)
 
 
-Two = tuple[RLSession, list[dict[str, float]]]
-
-
 @pytest.mark.slow
-def test_two_trainers_learn_what_one_learns(two: Two, of_one: list[dict[str, float]]) -> None:
-    session, rows = two
+def test_several_trainers_learn_what_one_learns(
+    several: Several, of_one: list[dict[str, float]]
+) -> None:
+    session, rows = several
     assert_close(rows, of_one)
     assert session.sync(verify=True).verified
     assert session.check_mismatch(session.generate()).verdict == "pass"
 
 
 @pytest.mark.slow
-def test_each_trainer_and_each_engine_is_a_process_of_its_own(two: Two) -> None:
-    stack = two[0].debug.stack
+def test_each_trainer_and_each_engine_is_a_process_of_its_own(several: Several) -> None:
+    stack = several[0].debug.stack
     pids = [p for answer in stack.trainers.ask("processes") for p in answer]
     pids += [answer[0] for answer in stack.engines.ask("processes")]
-    assert len(set(pids)) == 4
-    assert stack.layout.count == (2 if stack.layout.colocate else 4)
+    ranks, engines = len(stack.layout.trainers), stack.layout.replicas
+    assert len(set(pids)) == ranks + engines
+    assert stack.layout.count == (ranks if stack.layout.colocate else ranks + engines)
 
 
 @pytest.mark.slow
-def test_an_error_of_one_rank_is_told_and_the_other_does_not_wait_for_it(two: Two) -> None:
-    session, _ = two
+def test_an_error_of_one_rank_is_told_and_the_others_do_not_wait_for_it(several: Several) -> None:
+    session, _ = several
     batch = session.advantages(session.score(session.generate()))
-    last = batch.samples[-1]  # of the second rank: the first one never sees it
+    last = batch.samples[-1]  # of the last rank: the first one never sees it
     spoiled = replace(last, tokens=[*last.tokens[:-1], 10**6])
     broken = replace(batch, samples=(*batch.samples[:-1], spoiled), id="broken")
     before, steps = digests(session), session.step_count
@@ -109,8 +123,8 @@ def test_an_error_of_one_rank_is_told_and_the_other_does_not_wait_for_it(two: Tw
 
 
 @pytest.mark.slow
-def test_an_interrupted_update_of_two_ranks_is_whole_or_not_made(two: Two) -> None:
-    session, _ = two
+def test_an_interrupted_update_of_several_ranks_is_whole_or_not_made(several: Several) -> None:
+    session, _ = several
     batch = large(session.advantages(session.score(session.generate())))
     seconds = session.update(batch).seconds
     for number, share in enumerate((0.2, 0.5)):
@@ -126,8 +140,10 @@ def test_an_interrupted_update_of_two_ranks_is_whole_or_not_made(two: Two) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [SCHEDULER, *slow(0)])
-def test_an_engine_that_dies_is_started_again_and_gets_the_weights(two: Two, part: int) -> None:
-    session, _ = two
+def test_an_engine_that_dies_is_started_again_and_gets_the_weights(
+    several: Several, part: int
+) -> None:
+    session, _ = several
     session.step()
     kill(of_engine(session, 1, part))
     assert len(session.generate()) == 128
@@ -136,8 +152,8 @@ def test_an_engine_that_dies_is_started_again_and_gets_the_weights(two: Two, par
 
 
 @pytest.mark.slow
-def test_an_engine_that_dies_under_a_sync_is_started_again(two: Two) -> None:
-    session, _ = two
+def test_an_engine_that_dies_under_a_sync_is_started_again(several: Several) -> None:
+    session, _ = several
     session.step()
     timer = threading.Timer(0.02, of_engine(session, 1, SCHEDULER).kill)
     timer.start()
@@ -148,9 +164,9 @@ def test_an_engine_that_dies_under_a_sync_is_started_again(two: Two) -> None:
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_is_told_and_takes_the_other_with_it(two: Two) -> None:
+def test_a_rank_that_dies_is_told_and_takes_the_others_with_it(several: Several) -> None:
     """The last one of this module: it ends the session."""
-    session, _ = two
+    session, _ = several
     batch = large(session.advantages(session.score(session.generate())))
     stack = session.debug.stack
     members = stack.watch.members(TRAINER)
