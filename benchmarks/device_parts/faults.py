@@ -20,7 +20,7 @@ from benchmarks.device_parts.measure import GRADIENT, first_rollout
 from benchmarks.device_parts.task import Task
 from benchmarks.gpu_parts.workload import reward
 from kit import RLSession
-from kit.cluster.processes import TRAINER
+from kit.cluster.processes import TRAINER, cores
 from kit.errors import KitError
 from kit.samples import Batch
 
@@ -154,7 +154,9 @@ def sweep(task: Task, report: Report) -> None:
     numbers = ",".join(map(str, range(count)))
     command = [sys.executable, "-m", "kit", "sweep", str(notebook), "--out", str(folder / "runs")]
     command += ["-p", "member", numbers, "-p", "steps", str(task.steps), "-p", "notes", str(notes)]
-    command += ["--parallel", str(count)]
+    # On a CPU a member keeps at least one core busy: with fewer cores they take turns.
+    at_once = count if task.device == "cuda" else min(count, cores())
+    command += ["--parallel", str(at_once)]
     begin = time.perf_counter()
     done = subprocess.run(command, check=False)
     report.put("seconds", time.perf_counter() - begin)

@@ -196,6 +196,8 @@ def wrong(results: Results) -> list[str]:
             found.append(f"{key}: {swept['completed']} of {swept['members']} completed.")
         elif swept["gpus"] not in (0, swept["members"]):
             found.append(f"{key}: {swept['members']} members ran on {swept['gpus']} GPUs.")
+        elif swept["gpus"] > 1 and not swept["overlap_s"]:
+            found.append(f"{key}: its members ran one after the other.")
     return found
 
 
