@@ -24,7 +24,7 @@ from kit.errors import StackError
 from tests.cases import some
 from tests.conftest import Shared
 from tests.processes import kill, of_engine, of_head
-from tests.stack.test_devices import assert_close, learned, several
+from tests.stack.test_devices import Devices, assert_close, learned
 
 pytestmark = pytest.mark.slow  # a cluster of its own, which is a minute of a quiet machine
 
@@ -130,7 +130,7 @@ def test_a_session_in_a_placement_group_learns_what_one_with_its_own_head_learns
     cluster: str, of_one: list[dict[str, float]]
 ) -> None:
     token = os.environ["RAY_AUTH_TOKEN"]
-    config = several(address=cluster, colocate=True)
+    config = Devices(2, True, cluster).config
     config = config.replace("training.num_trainers", PARTS).replace("engine.replicas", PARTS)
     with RLSession.start(config) as session:
         assert_close(learned(session, 1), of_one)
@@ -149,7 +149,7 @@ def test_a_session_in_a_placement_group_learns_what_one_with_its_own_head_learns
 def test_disaggregated_on_a_cluster_it_outlives_its_kernel_and_nothing_of_it_the_keeper(
     cluster: str, tmp_path: Path
 ) -> None:
-    config = several(address=cluster, colocate=False).replace("name", "far")
+    config = Devices(2, False, cluster).config.replace("name", "far")
     script = (
         "from kit import RLSession, SessionConfig; import os, sys, signal; "
         "session = RLSession.start(SessionConfig.load(sys.argv[1])); session.step(); "
@@ -174,7 +174,7 @@ def test_disaggregated_on_a_cluster_it_outlives_its_kernel_and_nothing_of_it_the
 
 
 def test_too_few_devices_are_told_with_how_many_are_free(cluster: str) -> None:
-    config = several(address=cluster, colocate=False).replace("engine.replicas", 2 * CORES)
+    config = Devices(2, False, cluster).config.replace("engine.replicas", 2 * CORES)
     with pytest.raises(
         StackError, match=rf"{2 + 2 * CORES} CPUs(.|\n)*{CORES} of {CORES} are free"
     ):
@@ -185,7 +185,7 @@ def test_too_few_devices_are_told_with_how_many_are_free(cluster: str) -> None:
 def test_another_token_is_told(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 32)
     with pytest.raises(StackError, match=r"cannot be joined(.|\n)*RAY_AUTH_TOKEN"):
-        RLSession.start(several(address=cluster))
+        RLSession.start(Devices(2, True, cluster).config)
 
 
 def test_where_there_is_no_cluster_it_is_told() -> None:

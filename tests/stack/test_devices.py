@@ -48,12 +48,15 @@ class Devices:
 
     each: int
     colocate: bool
+    address: str | None = None
+    """Of the cluster that they are on, where the session has none of its own."""
 
     @property
     def config(self) -> SessionConfig:
         """The tiny preset on them."""
         config = SessionConfig.preset("tiny").replace("training.num_trainers", self.each)
         config = config.replace("engine.replicas", self.each)
+        config = config.replace("cluster.address", self.address)
         return config.replace("cluster.colocate", self.colocate)
 
     def __str__(self) -> str:
