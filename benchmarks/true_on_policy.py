@@ -1,20 +1,26 @@
-"""What `training.true_on_policy` costs on this machine's CPU, with the embedded model.
+"""What `training.true_on_policy` costs on this machine: the embedded model, or on a GPU 0.6 B.
 
-    python -m benchmarks.true_on_policy                 # float32, 16 prompts x 8
-    python -m benchmarks.true_on_policy --dtype bfloat16 --steps 12 --rounds 3
+    python -m benchmarks.true_on_policy                 # CPU, float32, 16 prompts x 8
+    python -m benchmarks.true_on_policy --dtype bfloat16 --steps 12
+    python -m benchmarks.true_on_policy --gpu           # Qwen3-0.6B's shape, bfloat16, 32 x 8 x 512
 
-Two sessions run side by side, one with and one without, and make their steps in turns, so that what
-else the machine does hits both. The ratios are of the same steps' medians; the log-probs of the one
-are compared at every step.
+On a CPU two sessions run side by side, one with and one without, and make their steps in turns, so
+that what else the machine does hits both. On a GPU they run one after the other, `--steps` with and
+a quarter of them without, and decode a number of requests at a time. The ratios are of the medians
+after the first two steps; the log-probs of trainer and engine are compared at every step.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
 from typing import Any
 
 PHASES = {
@@ -38,13 +44,93 @@ def serve(exact: bool, dtype: str) -> None:
             print(*(metrics[name] for name in PHASES.values()), gap, flush=True)
 
 
+DECODED = 256
+"""Tokens of each request that is decoded among others."""
+
+
+def on_gpu(exact: bool, steps: int, directory: str) -> None:
+    """Run one side on a GPU; print what was measured as JSON, last."""
+    from benchmarks.gpu_parts.card import make_model
+    from benchmarks.gpu_parts.session import stack_of
+    from benchmarks.gpu_parts.workload import Workload, reward
+    from kit import RLSession
+    from kit.messages import SamplingSettings
+
+    work = Workload(directory)
+    if not (Path(directory) / "config.json").exists():
+        make_model(work)
+    config = work.config().replace("training.true_on_policy", exact)
+    found: dict[str, Any] = {"rows": [], "decode": {}}
+    with RLSession.start(config, data=work.rows(), reward=reward) as session:
+        found["start"] = session.start_seconds
+        for number in range(steps):
+            metrics = session.step().metrics
+            gap = metrics["train/train_rollout_logprob_abs_diff"]
+            found["rows"].append([*(metrics[name] for name in PHASES.values()), gap])
+            print(f"step {number}: {found['rows'][-1]}", file=sys.stderr, flush=True)
+        stack, sampling = stack_of(session), SamplingSettings(1.0, DECODED)
+        for count in work.requests:
+            best = float("inf")
+            for _ in range(3):
+                session.sync()
+                begun = time.perf_counter()
+                for _part in stack.generate(work.token_rows(count), sampling, list(range(count))):
+                    pass
+                best = min(best, time.perf_counter() - begun)
+            found["decode"][str(count)] = count * DECODED / best
+    print(json.dumps(found), flush=True)
+
+
+def compare_on_gpu(asked: argparse.Namespace) -> None:
+    """Both sides one after the other, and their ratios."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, steps in (("exact", asked.steps), ("plain", max(4, asked.steps // 4))):
+            if name not in asked.sides.split(","):
+                continue
+            command = [sys.executable, "-m", __spec__.name, "--gpu", "--serve", name]
+            command += ["--steps", str(steps), "--directory", asked.directory or folder]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found[name] = json.loads(done.stdout.splitlines()[-1])
+            rows = found[name]["rows"]
+            median = {
+                phase: statistics.median(row[place] for row in rows[2:])
+                for place, phase in enumerate(PHASES)
+            }
+            found[name] |= median
+            print(
+                f"{name}: {steps} steps, started in {found[name]['start']:.0f} s,",
+                *(f"{phase} {seconds:.3f} s," for phase, seconds in median.items()),
+                *(f"{n} at once {rate:.0f} tokens/s," for n, rate in found[name]["decode"].items()),
+                f"mean |trainer - engine| at most {max(row[-1] for row in rows):.3g} nats",
+                flush=True,
+            )
+    if len(found) < 2:
+        return
+    exact, plain = found["exact"], found["plain"]
+    for phase in PHASES:
+        print(f"{phase}: {plain[phase] / exact[phase]:.2f} of the speed without")
+    for count, rate in exact["decode"].items():
+        print(f"{count} decoded at once: {rate / plain['decode'][count]:.2f} of the speed without")
+
+
 def main() -> None:
     """Measure, and print ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=None, help="16 on a CPU, 20 on a GPU")
+    parser.add_argument("--gpu", action="store_true", help="the 0.6 B shape on a GPU")
+    parser.add_argument("--sides", default="exact,plain", help="on a GPU: which to run")
+    parser.add_argument("--directory", help="on a GPU: where the model is, or is written to")
     parser.add_argument("--serve", choices=["exact", "plain"], help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    asked.steps = asked.steps or (20 if asked.gpu else 16)
+    if asked.gpu and asked.serve:
+        on_gpu(asked.serve == "exact", asked.steps, asked.directory)
+        return
+    if asked.gpu:
+        compare_on_gpu(asked)
+        return
     if asked.serve:
         serve(asked.serve == "exact", asked.dtype)
         return

@@ -35,6 +35,7 @@ LIBRARIES = {
         "_is_non_persistent_buffer_name",
     },
     "kit/engine/cpu/shared.py": {"_compute_lm_head"},
+    "kit/engine/gpu.py": {"_compute_lm_head"},
     "kit/engine/patches.py": {"_hash_tensor"},
     "kit/lifecycle/start.py": {"_shutdown_message"},
     "kit/models/attention.py": {"_varlen_attn", "_varlen_attn_backward"},

@@ -19,7 +19,16 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 
 
 def write_model(_: None, work: Workload, report: Report) -> None:
-    """A model directory of the workload's shape, with random weights and no end of a response."""
+    """`make_model`, and how large it is."""
+    report.put("bytes", make_model(work))
+
+
+def make_model(work: Workload) -> int:
+    """A model directory of the workload's shape, with random weights and no end of a response.
+
+    Returns:
+        Bytes of its weights.
+    """
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -33,8 +42,7 @@ def write_model(_: None, work: Workload, report: Report) -> None:
     model.to(dtype).save_pretrained(work.model)
     for name in TOKENIZER_FILES:
         shutil.copy(TINY_DIRECTORY / name, work.model)
-    size = sum(file.stat().st_size for file in Path(work.model).glob("*.safetensors"))
-    report.put("bytes", size)
+    return sum(file.stat().st_size for file in Path(work.model).glob("*.safetensors"))
 
 
 def measure(_: None, work: Workload, report: Report) -> None:

@@ -84,7 +84,7 @@ def check_true_on_policy(engine: EngineConfig, training: TrainingConfig) -> None
         "engine.weight_bits": engine.weight_bits is not None,
         "engine.weight_noise": engine.weight_noise > 0,
         "engine.tensor_parallel": engine.tensor_parallel > 1,
-        "engine.attention_backend": engine.attention_backend != "auto",
+        "engine.attention_backend": engine.attention_backend not in ("auto", "fa3", "triton"),
     } | {f"engine.extra.{key}": key not in _NEUTRAL for key in engine.extra}
     found = [name for name, is_wrong in wrong.items() if is_wrong]
     if found:

@@ -4,5 +4,6 @@ actor.py         the actor: generate, abort, sleep and wake; owns a `WeightRecei
 server_args.py   settings of an engine, and as arguments of SGLang; the request of a generation
 scoring.py       log-probs of given responses, computed again
 patches.py       what the kit changes in SGLang's processes, and what it relies on there
+gpu.py           SGLang on a GPU with the operators of `kit.operators`
 cpu/             SGLang without a GPU
 """

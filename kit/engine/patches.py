@@ -49,7 +49,7 @@ def engine_class(settings: EngineSettings) -> Any:
     shared = settings.model_path if settings.shares_operators else None
     run = partial(run_on_cpu, settings.threads, shared)
     if settings.device != "cpu":
-        run = run_on_gpu  # type: ignore[assignment]
+        run = partial(run_on_gpu, shared)
     place_load_files()  # for the tokenizer manager, which reads them
 
     class OurEngine(Engine):
@@ -85,10 +85,14 @@ def run_on_cpu(threads: int, shared: str | None, *args: Any, **kwargs: Any) -> N
     run_scheduler_process(*args, **kwargs)
 
 
-def run_on_gpu(*args: Any, **kwargs: Any) -> None:
-    """The scheduler on a GPU."""
+def run_on_gpu(shared: str | None, *args: Any, **kwargs: Any) -> None:
+    """The scheduler on a GPU; arguments as those of `run_on_cpu`."""
     from sglang.srt.managers.scheduler import run_scheduler_process
 
+    if shared:
+        from kit.engine import gpu
+
+        gpu.register(shared)
     register_prefix_cache()
     register_weight_checks()
     place_load_files()

@@ -129,9 +129,21 @@ def server_arguments(settings: EngineSettings) -> dict[str, Any]:
         if config.data_parallel > 1:
             # The only form of it in which SGLang takes new weights.
             arguments |= {"dp_size": config.data_parallel, "enable_dp_attention": True}
-    if config.attention_backend != "auto":
+    if settings.shares_operators and settings.device == "cuda":
+        arguments["attention_backend"] = _shared_attention(settings)
+    elif config.attention_backend != "auto":
         arguments["attention_backend"] = config.attention_backend
     return arguments | config.extra
+
+
+def _shared_attention(settings: EngineSettings) -> str:
+    """Name of the attention that the trainer computes with too."""
+    from transformers import AutoConfig
+
+    from kit.operators.cuda import attention_of
+
+    config = AutoConfig.from_pretrained(settings.model_path)
+    return attention_of(config, settings.config.attention_backend)
 
 
 def check_extra(extra: dict[str, Any]) -> None:

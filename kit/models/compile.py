@@ -49,14 +49,24 @@ def _recomputed(kind: Any) -> Any:
     return type(kind.__name__, (kind,), {"forward": forward})
 
 
-def compile_layers(layers: Iterable[nn.Module]) -> None:
+def compile_layers(layers: Iterable[nn.Module], *, rounds: bool = False) -> None:
     """Compile each layer's forward pass in place: its many small operations become few kernels.
 
     All layers share one compiled result, made at the first call and kept on disk for later runs.
     Lengths are dynamic, so that one result serves every batch.
+
+    Args:
+        layers: of a model.
+        rounds: every operation's result is rounded to its dtype, as it is without compiling;
+            otherwise several in one kernel have float32 between them.
     """
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
     for layer in layers:
-        layer.forward = torch.compile(layer.forward, dynamic=True, fullgraph=True)
+        layer.forward = torch.compile(
+            layer.forward,
+            dynamic=True,
+            fullgraph=True,
+            options={"emulate_precision_casts": rounds},
+        )

@@ -12,9 +12,10 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 
 from kit.algo.corrections import entropy_of
-from kit.operators import cpu as operators
+from kit.operators import cpu, cuda
 
 KEPT_LOGITS = 1 << 26
 """So few are kept for the backward pass: 256 MiB in float32. More are made in pieces."""
@@ -37,7 +38,7 @@ def token_log_probs(
         logits = (hidden_R @ head.T).float() / temperature
         logp = torch.log_softmax(logits, dim=-1)
         return logp.gather(-1, target_R[:, None])[:, 0], entropy_of(logp)
-    logp_R, entropy_R = _InPieces.apply(hidden_R, head, target_R, temperature)  # type: ignore[no-untyped-call]
+    logp_R, entropy_R = _InPieces.apply(hidden_R, head, target_R, temperature, False)  # type: ignore[no-untyped-call]
     return logp_R, entropy_R
 
 
@@ -45,6 +46,9 @@ def shared_token_log_probs(
     hidden_R: torch.Tensor, head: torch.Tensor, target_R: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `token_log_probs`, by the engine's operators, and so to the engine's bits."""
+    if hidden_R.is_cuda:
+        logp_R, entropy_R = _InPieces.apply(hidden_R, head, target_R, temperature, True)  # type: ignore[no-untyped-call]
+        return logp_R, entropy_R
     size = max(1, KEPT_LOGITS // len(head))
     rows = [
         _shared_piece(hidden, head, target, temperature)
@@ -57,7 +61,7 @@ def shared_token_log_probs(
 def _shared_piece(
     hidden_R: torch.Tensor, head: torch.Tensor, target_R: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    logp = operators.log_softmax(operators.linear(hidden_R, head), temperature)
+    logp = cpu.log_softmax(cpu.linear(hidden_R, head), temperature)
     return logp.gather(-1, target_R[:, None])[:, 0], entropy_of(logp)
 
 
@@ -77,17 +81,22 @@ class _InPieces(torch.autograd.Function):
         head: torch.Tensor,
         target_R: torch.Tensor,
         temperature: float,
+        shared: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         statistics = _compiled(_statistics) if hidden_R.is_cuda else _statistics
+        product = cuda.product if shared else nn.functional.linear
+        divisor = torch.tensor([temperature], device=hidden_R.device) if shared else None
         logp_R, total_R, entropy_R = (
             torch.empty(len(target_R), dtype=torch.float32, device=hidden_R.device)
             for _ in range(3)
         )
         for piece in _pieces(len(target_R), len(head)):
-            logits = hidden_R[piece] @ head.T
-            logp_R[piece], total_R[piece], entropy_R[piece] = statistics(
-                logits, target_R[piece], 1 / temperature
-            )
+            logits = product(hidden_R[piece], head)
+            if divisor is None:
+                found = statistics(logits, target_R[piece], 1 / temperature)
+            else:
+                found = _shared_statistics(logits, target_R[piece], divisor)
+            logp_R[piece], total_R[piece], entropy_R[piece] = found
         ctx.save_for_backward(hidden_R, head, target_R, total_R, entropy_R)
         ctx.scale = 1 / temperature
         ctx.set_materialize_grads(False)  # mostly there is none of the entropy
@@ -96,7 +105,7 @@ class _InPieces(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, logp_gradient_R: torch.Tensor | None, entropy_gradient_R: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    ) -> tuple[torch.Tensor | None, ...]:
         hidden_R, head, target_R, total_R, entropy_R = ctx.saved_tensors
         if logp_gradient_R is None:
             logp_gradient_R = torch.zeros_like(total_R)
@@ -115,7 +124,7 @@ class _InPieces(torch.autograd.Function):
             )
             torch.mm(gradient, head, out=hidden_gradient_R[piece])
             _add_product(head_gradient, gradient.T, hidden_R[piece])
-        return hidden_gradient_R, head_gradient.to(head.dtype), None, None
+        return hidden_gradient_R, head_gradient.to(head.dtype), None, None, None
 
 
 def _pieces(rows: int, vocabulary: int) -> Iterator[slice]:
@@ -139,6 +148,14 @@ def _statistics(
     total_R = torch.logsumexp(scaled, dim=-1)
     chosen_R = logits.gather(-1, target_R[:, None])[:, 0].float() * scale
     return chosen_R - total_R, total_R, entropy_of(scaled - total_R[:, None])
+
+
+def _shared_statistics(
+    logits: torch.Tensor, target_R: torch.Tensor, divisor: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `_statistics`, by the engine's operators."""
+    total_R, entropy_R = cuda.log_sums(logits, divisor)
+    return cuda.log_probs_of(logits, target_R, divisor, total_R), total_R, entropy_R
 
 
 def _logit_gradient(

@@ -35,9 +35,9 @@ class Policy(nn.Module):
         self.logit_scale = logit_scale(model.config)
         self.log_probs_of = token_log_probs
 
-    def share_operators(self) -> None:
-        """Compute with the engine's operators, to the same bits. Raises ModelError."""
-        shared_operators.use(self.model)
+    def share_operators(self, device: torch.device, attention: str = "auto") -> None:
+        """Compute with the engine's operators, to the same bits; see `shared_operators.use`."""
+        shared_operators.use(self.model, device, attention)
         self.log_probs_of = shared_token_log_probs
 
     def forward(self, packed: Packed, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:

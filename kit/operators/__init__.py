@@ -5,6 +5,8 @@ that the log-probs of both are equal to the bit. A matrix product of a library c
 summation by the number of rows, and attention by the lengths beside it; these do not.
 
     cpu.py         the operators in torch, each with its gradient
+    cuda.py        the operators on a GPU, each with its gradient
+    kernels.py     their kernels, in Triton
     rope.py        the table of angles, made from the model's configuration
     families.py    models and devices that have them
     ladder.py      digests of every part's output, to find the first that differs

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from kit.operators.rope import Angles
+
 ROWS = 32
 """Rows in a tile of a product."""
 QUERIES = 8
@@ -63,11 +65,31 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return (wide / length * weight.float()).to(x.dtype)
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate each pair (i, i + D/2) of x (T, heads, D) by its angle; cos and sin are (T, D/2)."""
+def rotate(
+    q: torch.Tensor, k: torch.Tensor, angles: Angles, position_T: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotate each pair (i, i + D/2) of q (T, H, D) and k (T, G, D) by its position's angle."""
+    cos, sin = (part[:, None] for part in angles.at(position_T))
+    return _rotate(q, cos, sin), _rotate(k, cos, sin)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     first, second = x.float().chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+def norm_and_rotate(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    eps: float,
+    angles: Angles,
+    position_T: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`rms_norm` of each head of q (T, H, D) and k (T, G, D), and then `rotate`."""
+    normed = rms_norm(q, q_weight, eps), rms_norm(k, k_weight, eps)
+    return rotate(*normed, angles, position_T)
 
 
 def silu_and_multiply(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

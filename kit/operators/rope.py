@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Angles:
+    """The angles of every position, float32. No buffer: FSDP would round what layers are given."""
+
+    cosines: torch.Tensor
+    """(positions, D/2)."""
+    sines: torch.Tensor
+    """(positions, D/2)."""
+
+    def at(self, position_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine, (T, D/2) each."""
+        return self.cosines.index_select(0, position_T), self.sines.index_select(0, position_T)
 
 
 def angle_table(

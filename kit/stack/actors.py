@@ -171,6 +171,7 @@ def trainer_settings(
         max_tokens=stack.plan.max_tokens_per_gpu,
         bucket_bytes=config.engine.update_weight_buffer_size if stack.device == "cuda" else 1 << 62,
         sleeps=stack.plan.trainer_sleeps,
+        attention_backend=config.engine.attention_backend,
         memory_limit=stack.plan.trainer_limit if config.memory.device_gib else None,
     )
 

@@ -149,11 +149,11 @@ class ModelFactory:
         policy = load(settings.model_path, trust_remote_code=settings.trust_remote_code)
         switch_off(policy.model)
         if settings.training.true_on_policy:
-            policy.share_operators()
+            policy.share_operators(self.device, settings.attention_backend)
         inner: Any = policy.model
         recompute(inner, inner.model.layers, settings.recompute)
         if settings.compile:
-            compile_layers(inner.model.layers)
+            compile_layers(inner.model.layers, rounds=settings.training.true_on_policy)
         return policy
 
     def shard(self, policy: Policy, mesh: Any) -> Policy:

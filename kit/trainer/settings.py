@@ -47,6 +47,8 @@ class TrainerSettings:
     """Whether engines read weights from its memory; otherwise they are broadcast."""
     loss: LossFunction | None = None
     """A function of the user's own in place of the estimator's loss."""
+    attention_backend: str = "auto"
+    """The engine's, where both compute with the same operators on a GPU."""
     memory_limit: int | None = None
     """Bytes that the process may take of a GPU; None all there is."""
 

@@ -22,6 +22,7 @@ from kit import RLSession, SessionConfig
 from kit.lifecycle import step
 from kit.samples import Sample
 from kit.stack import engines
+from tests.cases import some
 from tests.processes import SCHEDULER, kill, of_engine
 
 SEED = 5
@@ -84,6 +85,7 @@ def configuration() -> SessionConfig:
     config = SessionConfig.preset("tiny").replace("seed", SEED).replace("name", "dying")
     config = config.replace("training.rollout_batch_size", 8)
     config = config.replace("training.kl_loss_coef", 0.01)
+    config = config.replace("engine.replicas", some(1, 2))
     return config.replace("training.ref_update_interval", 2)
 
 

@@ -31,7 +31,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_a_model_computes_what_it_did_to_rounding(path: str) -> None:
     plain, shared = policy.load(path), policy.load(path)
-    shared.share_operators()
+    shared.share_operators(torch.device("cpu"))
     packed = pack(TOKENS, LENGTHS)
     for ours, theirs in zip(shared(packed, 0.8), plain(packed, 0.8), strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
@@ -48,7 +48,7 @@ def test_a_model_computes_what_it_did_to_rounding(path: str) -> None:
 
 def test_a_sample_has_the_same_bits_alone_packed_and_with_its_beginning_shared(path: str) -> None:
     model = policy.load(path)
-    model.share_operators()
+    model.share_operators(torch.device("cpu"))
     alone = [scores(model, [t], [n], share=False)[0] for t, n in zip(TOKENS, LENGTHS, strict=True)]
     for share in (False, True):
         for chosen in ([0, 1, 2, 3], [3, 2], [1, 0, 1]):
@@ -63,7 +63,7 @@ def test_a_sample_has_the_same_bits_alone_packed_and_with_its_beginning_shared(p
 def test_a_family_without_shared_operators_is_refused_by_name(name: str, tmp_path: Path) -> None:
     model = policy.load(str(make_model(tmp_path / "model", name)))
     with pytest.raises(ModelError, match=f"does not know {name}ForCausalLM"):
-        model.share_operators()
+        model.share_operators(torch.device("cpu"))
 
 
 def test_a_part_that_is_not_known_is_refused(tmp_path: Path) -> None:
@@ -76,26 +76,29 @@ def test_a_part_that_is_not_known_is_refused(tmp_path: Path) -> None:
     )  # fmt: skip
     windowed = policy.Policy(AutoModelForCausalLM.from_config(config))
     with pytest.raises(ModelError, match="see a window only"):
-        windowed.share_operators()
+        windowed.share_operators(torch.device("cpu"))
     config = Qwen2Config(**config.to_dict() | {"use_sliding_window": False, "hidden_act": "gelu"})
     config.layer_types = ["full_attention"] * 2
     with pytest.raises(ModelError, match="its activation is 'gelu'"):
-        policy.Policy(AutoModelForCausalLM.from_config(config)).share_operators()
+        policy.Policy(AutoModelForCausalLM.from_config(config)).share_operators(torch.device("cpu"))
 
 
 def test_what_cannot_be_had_is_refused_before_anything_starts() -> None:
     refuse_others(FAMILIES[0], "cpu")
     with pytest.raises(ModelError, match="MixtralForCausalLM"):
         refuse_others("MixtralForCausalLM", "cpu")
-    with pytest.raises(ConfigError, match="no operators for cuda"):
-        refuse_others(FAMILIES[0], "cuda")
+    refuse_others(FAMILIES[0], "cuda", "bfloat16")
+    with pytest.raises(ConfigError, match="no operators for float32 on a GPU"):
+        refuse_others(FAMILIES[0], "cuda", "float32")
+    with pytest.raises(ConfigError, match="no operators for mps"):
+        refuse_others(FAMILIES[0], "mps")
 
 
 def test_the_first_part_that_differs_is_named(path: str) -> None:
     """The parts after it differ as well; those before do not."""
     one, other = policy.load(path), policy.load(path)
     for model in (one, other):
-        model.share_operators()
+        model.share_operators(torch.device("cpu"))
     with torch.no_grad():
         other.model.model.layers[1].mlp.down_proj.weight[3, 5] += 1e-3
     recorders = [Recorder(model.model) for model in (one, other)]

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from kit.operators import cpu as operators
-from kit.operators.rope import table_of
+from kit.operators.rope import Angles, table_of
 
 DTYPES = [torch.float32, torch.bfloat16]
 CUTS = [(a, n) for a in (0, 7, 100) for n in (1, 2, 3, 5, 8, 17, 33, 64, 100, 200)]
@@ -113,6 +113,8 @@ def gradients(call: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> list[
     return list(torch.autograd.grad((out * weights).sum(), leaves))
 
 
+TURNS, PLACES = draw(50, 8, seed=5), torch.arange(30).flip(0) + 10
+ANGLES = Angles(TURNS.cos(), TURNS.sin())
 Operator = Callable[..., torch.Tensor]
 PAIRS: dict[str, tuple[Operator, Operator, list[tuple[int, ...]]]] = {
     "product": (
@@ -131,12 +133,14 @@ PAIRS: dict[str, tuple[Operator, Operator, list[tuple[int, ...]]]] = {
         [(50, 24), (50, 24)],
     ),
     "rotation": (
-        lambda x, a: operators.rotate(x, a.cos(), a.sin()),
-        lambda x, a: torch.view_as_real(
-            torch.view_as_complex(x.unflatten(-1, (2, -1)).transpose(-1, -2).contiguous())
-            * torch.polar(torch.ones_like(a), a)[:, None]
+        lambda q, k: torch.cat(operators.rotate(q, k, ANGLES, PLACES), dim=1),
+        lambda q, k: torch.view_as_real(
+            torch.view_as_complex(
+                torch.cat([q, k], dim=1).unflatten(-1, (2, -1)).transpose(-1, -2).contiguous()
+            )
+            * torch.polar(torch.ones(30, 8).to(q.dtype), TURNS[PLACES].to(q.dtype))[:, None]
         ).transpose(-1, -2).flatten(-2),
-        [(30, 3, 16), (30, 8)],
+        [(30, 3, 16), (30, 2, 16)],
     ),
     "log-softmax": (
         lambda x: operators.log_softmax(x, 0.7),

@@ -26,9 +26,9 @@ from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 
 from kit.engine.cpu.attention import PADDED_SCORES, BatchedCpuAttention, Slice
-from kit.errors import ModelError
 from kit.operators import cpu as operators
-from kit.operators.rope import table_of
+from kit.operators.families import unknown
+from kit.operators.rope import Angles, table_of
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -53,7 +53,7 @@ def norm_forward(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """`RMSNorm.forward_native`; the sum with the residual is rounded before it is normed."""
     if post_residual_addition is not None:
-        raise _unknown("SGLang adds something after the residual")
+        raise unknown("SGLang adds something after the residual")
     if residual is None:
         return operators.rms_norm(x, self.weight, self.variance_epsilon)
     total = x + residual
@@ -79,7 +79,7 @@ class SharedCpuAttention(BatchedCpuAttention):
     def is_supported(self, layer: RadixAttention) -> bool:
         """Causal self-attention over everything so far; nothing else may be computed instead."""
         if not super().is_supported(layer):
-            raise _unknown("a layer of it does not attend to everything so far")
+            raise unknown("a layer of it does not attend to everything so far")
         return True
 
     def _attend_new(
@@ -117,19 +117,11 @@ class SharedCpuAttention(BatchedCpuAttention):
         return torch.cat(outputs)
 
 
-def _unknown(what: str) -> ModelError:
-    return ModelError(
-        f"training.true_on_policy cannot be had with this model: {what}.",
-        why="The trainer has no operator that would give the same bits.",
-        fix="train another model, or leave training.true_on_policy off.",
-    )
-
-
 def register(model_path: str) -> None:
     """Have this process' SGLang compute with the shared operators."""
     from transformers import AutoConfig
 
-    cos, sin = table_of(AutoConfig.from_pretrained(model_path))
+    angles = Angles(*table_of(AutoConfig.from_pretrained(model_path)))
 
     def rotary_forward(
         self: Any,
@@ -141,14 +133,11 @@ def register(model_path: str) -> None:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`RotaryEmbedding.forward_native` with the table of the model's configuration."""
         if any(value is not None for value in (*further, *named.values())):
-            raise _unknown("SGLang shifts its positions, or rotates into its cache")
+            raise unknown("SGLang shifts its positions, or rotates into its cache")
         place = positions.flatten()
-        angles = cos.index_select(0, place), sin.index_select(0, place)
-        rotated = [
-            operators.rotate(x.reshape(len(place), -1, self.head_size), *angles).reshape(x.shape)
-            for x in (query, key)
-        ]
-        return rotated[0], rotated[1]
+        q, k = (x.reshape(len(place), -1, self.head_size) for x in (query, key))
+        turned = operators.rotate(q, k, angles, place)
+        return turned[0].reshape(query.shape), turned[1].reshape(key.shape)
 
     RMSNorm.forward_native = norm_forward
     RotaryEmbedding.forward_native = rotary_forward

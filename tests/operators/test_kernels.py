@@ -1,0 +1,158 @@
+"""The GPU's kernels on a CPU, by Triton's interpreter: what they compute.
+
+An interpreter says nothing of a GPU's bits: every start of a session with `true_on_policy` looks at
+those, and `python -m benchmarks.true_on_policy --gpu`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FILE = Path(__file__)
+
+
+def test_kernels_compute_what_the_cpu_does() -> None:
+    """In a process of its own: Triton decides when it is imported whether it interprets."""
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, str(FILE)],
+        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(FILE.parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.split() == [name for name in sorted(globals()) if name.startswith("check_")]
+
+
+def check_attention() -> None:
+    """Sequences of several lengths, heads that share keys, keys gathered by row."""
+    from kit.operators import cpu, cuda
+
+    lengths, heads, groups, size = [70, 1, 9], 6, 2, 16
+    ends = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+    rows = sum(lengths)
+    q, k, v = (draw(rows, n, size) for n in (heads, groups, groups))
+    out, total = cuda.attend("triton", q, k, v, ends, ends, (70, 70), 0.25)
+    for i, length in enumerate(lengths):
+        part = slice(int(ends[i]), int(ends[i + 1]))
+        alone = [x[None, part] for x in (q, k, v)]
+        first = torch.zeros(1, dtype=torch.long)
+        close(out[part], cpu.attend(*alone, first, 0.25)[0])
+        keys = k[part].repeat_interleave(heads // groups, 1)
+        scores = torch.einsum("qhd,khd->hqk", q[part], keys) * 0.25
+        hidden = torch.ones(length, length).triu(1).bool()
+        close(total[:, part], scores.masked_fill(hidden, -torch.inf).logsumexp(-1))
+    order = torch.randperm(rows)
+    places = torch.empty_like(order)
+    places[order] = torch.arange(rows)
+    gathered = cuda.attend(
+        "triton", q, k[order], v[order], ends, ends, (70, 70), 0.25, places.int()
+    )
+    close(gathered[0], out)
+    last, own = q[69:70], torch.tensor([0, 1], dtype=torch.int32)
+    seen = torch.tensor([0, 70], dtype=torch.int32)
+    alone, _ = cuda.attend("triton", last, k[:70], v[:70], own, seen, (1, 70), 0.25)
+    close(alone[0], out[69])
+
+
+def check_log_sums() -> None:
+    """A vocabulary of more than one block."""
+    from kit.operators import cuda
+
+    logits, heat = draw(5, 9000) * 4, torch.tensor([0.5, 1.0, 2.0, 1.0, 0.7])
+    wanted = torch.log_softmax(logits.double() / heat[:, None], -1)
+    close(cuda.log_softmax(logits, heat), wanted)
+    total, entropy = cuda.log_sums(logits, heat)
+    close(entropy, -(wanted.exp() * wanted).sum(-1))
+    chosen = torch.tensor([0, 8999, 5000, 3, 4097])
+    close(cuda.log_probs_of(logits, chosen, heat), wanted.gather(1, chosen[:, None])[:, 0])
+    one = cuda.log_sums(logits[1:2], torch.ones(1))
+    close(one[0], total[1:2])
+
+
+def check_norm() -> None:
+    """Also with a residual, and of heads side by side in place."""
+    from kit.operators import cpu, cuda
+
+    x, weight = draw(30, 200), draw(200)
+    wanted = cpu.rms_norm(x, weight, 1e-5)
+    out = torch.empty_like(x)
+    cuda.norm_into(out, x, weight, 1e-5)
+    close(out, wanted)
+    residual, normed = draw(30, 200), torch.empty_like(x)
+    total = residual + x
+    cuda.norm_into(normed, x, weight, 1e-5, residual)
+    assert torch.equal(residual, total)
+    close(normed, cpu.rms_norm(total, weight, 1e-5))
+    both, weights = draw(7, 5 * 16), (draw(16), draw(16))
+    q, k = both.split([3 * 16, 2 * 16], dim=1)
+    wanted_q, wanted_k = (
+        cpu.rms_norm(part.reshape(7, -1, 16), w, 1e-5).flatten(1)
+        for part, w in zip((q, k), weights, strict=True)
+    )
+    cuda.norm_heads_into(q, k, q, k, *weights, 1e-5)
+    close(q, wanted_q)
+    close(k, wanted_k)
+
+
+def check_product() -> None:
+    """Sizes that are no multiple of a tile."""
+    from kit.operators import cuda
+
+    x, weight = draw(70, 100), draw(37, 100)
+    whole = cuda.kernel_product(x, weight)
+    close(whole, x.double() @ weight.double().T)
+    close(cuda.kernel_product(x[11:12], weight), whole[11:12])
+
+
+def check_rotation() -> None:
+    """Forth, and back again."""
+    from kit.operators import cpu, cuda
+    from kit.operators.rope import Angles
+
+    turns = draw(40, 6)
+    angles, places = Angles(turns.cos(), turns.sin()), torch.arange(20).flip(0) + 11
+    q, k = draw(20, 3, 12), draw(20, 2, 12)
+    wanted = cpu.rotate(q, k, angles, places)
+    flat = q.flatten(1), k.flatten(1)
+    out = tuple(torch.empty_like(x) for x in flat)
+    tables = places, angles.cosines, angles.sines
+    cuda.rotate_into(*out, *flat, *tables)
+    for got, want in zip(out, wanted, strict=True):
+        close(got, want.flatten(1))
+    cuda.rotate_into(*out, *out, *tables, back=True)
+    for got, want in zip(out, flat, strict=True):
+        close(got, want)
+
+
+def check_silu() -> None:
+    """Halves of one tensor, of more than one block."""
+    from kit.operators import cpu, cuda
+
+    gate, up = draw(3, 2600).chunk(2, dim=1)
+    close(cuda.silu(gate, up), cpu.silu_and_multiply(gate, up))
+
+
+if __name__ == "__main__":
+    import torch
+
+    source = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        """Normal draws."""
+        return torch.randn(shape, generator=source)
+
+    def close(got: torch.Tensor, wanted: torch.Tensor) -> None:
+        """Raise where they differ by more than rounding."""
+        torch.testing.assert_close(got.double(), wanted.double(), atol=2e-5, rtol=2e-5)
+
+    for name, check in sorted(globals().items()):
+        if name.startswith("check_"):
+            check()
+            print(name)
