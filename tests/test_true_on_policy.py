@@ -12,7 +12,7 @@ from kit.errors import ConfigError, ModelError
 from kit.samples import Rollout, Status
 from tests.policies import FEW, LONGEST, rambles
 from tests.processes import SCHEDULER, kill, of_engine
-from tests.small_models import make_model
+from tests.small_models import make_model, mixture_of_experts
 
 EVERYTHING = {
     "training.true_on_policy": True,
@@ -49,7 +49,7 @@ def assert_exact(session: RLSession, rollout: Rollout) -> None:
 def test_what_would_make_both_sides_differ_is_refused() -> None:
     for name, value in {
         "engine.weight_bits": 8, "engine.weight_noise": 0.1, "engine.tensor_parallel": 2,
-        "engine.attention_backend": "triton", "engine.extra": {"quantization": "fp8"},
+        "engine.attention_backend": "flashinfer", "engine.extra": {"quantization": "fp8"},
     }.items():  # fmt: skip
         with pytest.raises(ConfigError, match=r"true_on_policy is set, and engine\.\w+"):
             configuration(**{"engine.extra": {}, name: value})
@@ -92,6 +92,19 @@ def test_one_request_and_many_read_and_written_are_equal(exact: RLSession) -> No
     for cache in ("none", "refilled", "present"):
         for engine in stack.rescore(rows, lengths, cache=cache):
             assert [row.log_probs for row in engine] == trained
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_mixture_of_experts_is_equal_too(dtype: str, tmp_path: Path, alone: None) -> None:
+    model = mixture_of_experts(tmp_path / "model")
+    config = configuration(dtype, **{"model.name": str(model), "training.learning_rate": 1e-3})
+    with RLSession.start(config, reward=lambda sample: float(sample.tokens[-2] % 2)) as session:
+        for _ in range(3):
+            metrics = session.step().metrics
+            assert metrics["train/grad_norm"] > 0
+            assert metrics["train/train_rollout_logprob_abs_diff"] == 0.0
+        assert_exact(session, session.generate())
 
 
 def exact_rows(session: RLSession, rollout: Rollout, temperature: float) -> list[list[float]]:

@@ -155,7 +155,8 @@ class TrainingConfig(Section):
     """Average over all tokens of a batch; otherwise over samples, each by its own length."""
     true_on_policy: bool = False
     """Compute with the same operators in engine and trainer, so that their log-probs are equal to
-    the bit and the first probability ratio is exactly 1. For Llama, Qwen2 and Qwen3."""
+    the bit and the first probability ratio is exactly 1. For Llama, Qwen2 and Qwen3; Qwen3's
+    mixtures of experts on a CPU only."""
     use_rollout_logprobs: bool = False
     """Take the engine's log-probs as the old ones of the ratio, not the trainer's."""
     use_tis: bool = False

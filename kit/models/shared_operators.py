@@ -61,6 +61,10 @@ def use(model: Any, device: torch.device, attention: str = "auto") -> None:
             _exchange(module, _Norm)
         elif type(module).__name__.endswith("MLP"):
             _exchange(module, _FeedForward)
+        elif type(module).__name__.endswith("Router"):
+            _exchange(module, _Router)
+        elif type(module).__name__.endswith("Experts"):
+            _exchange(module, _Experts)
         elif type(module).__name__.endswith("Attention"):
             _exchange(module, _Attention)
             module.angles, module.attention = angles, kind
@@ -112,6 +116,30 @@ class _FeedForward:
         return out
 
 
+class _Router:
+    weight: torch.Tensor
+    top_k: int
+    norm_topk_prob: bool
+
+    def forward(
+        self, hidden_states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        logits = cpu.linear(rows, self.weight)
+        return logits, *cpu.route(logits, self.top_k, normalizes=self.norm_topk_prob)
+
+
+class _Experts:
+    gate_up_proj: torch.Tensor
+    down_proj: torch.Tensor
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        weights = self.gate_up_proj, self.down_proj
+        return cpu.experts(hidden_states, *weights, top_k_weights.float(), top_k_index)
+
+
 class _Attention:
     operators: Any
     q_proj: nn.Linear
@@ -134,11 +162,13 @@ class _Attention:
             for part in (self.q_proj, self.k_proj, self.v_proj)
         )
         turn = self.angles, position_ids[0]
-        if not hasattr(self, "q_norm"):
-            q, k = self.operators.rotate(q, k, *turn)
-        else:
+        if hasattr(self, "q_norm") and self.attention != "cpu":
             norms = self.q_norm.weight, self.k_norm.weight, self.q_norm.variance_epsilon
             q, k = self.operators.norm_and_rotate(q, k, *norms, *turn)
+        else:
+            if hasattr(self, "q_norm"):
+                q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self.operators.rotate(q, k, *turn)
         out = attend_packed(q, k, v, self.scaling, packed, self.attention)
         return self.o_proj(out.flatten(1))[None], None
 

@@ -78,24 +78,63 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
-def norm_and_rotate(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    q_weight: torch.Tensor,
-    k_weight: torch.Tensor,
-    eps: float,
-    angles: Angles,
-    position_T: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`rms_norm` of each head of q (T, H, D) and k (T, G, D), and then `rotate`."""
-    normed = rms_norm(q, q_weight, eps), rms_norm(k, k_weight, eps)
-    return rotate(*normed, angles, position_T)
-
-
 def silu_and_multiply(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """Sigmoid-weighted unit: gate / (1 + exp(-gate)) * up."""
     wide = gate.contiguous().float()
     return (wide / ((-wide).exp() + 1) * up.float()).to(gate.dtype)
+
+
+def route(
+    logits: torch.Tensor, top_k: int, *, normalizes: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Experts of each row, by number, and their weights, (T, top_k) each; weights are float32.
+
+    Args:
+        logits: of each expert, (T, experts).
+        top_k: experts of a row.
+        normalizes: whether a row's weights are made to sum to 1.
+    """
+    shares = logits.float().softmax(-1)
+    chosen = shares.topk(top_k, dim=-1).indices.sort(-1).values  # so that sums have one order
+    weights = shares.gather(-1, chosen)
+    return (weights / _sum_of(weights)[:, None] if normalizes else weights), chosen
+
+
+def _sum_of(weights: torch.Tensor) -> torch.Tensor:
+    """Sum over the last dimension, from its first place to its last."""
+    total = weights[:, 0]
+    for column in weights.unbind(-1)[1:]:
+        total = total + column
+    return total
+
+
+def experts(
+    x: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    weights: torch.Tensor,
+    chosen: torch.Tensor,
+) -> torch.Tensor:
+    """Weighted sum of the gated units of each row's experts, in the order of `chosen`; (T, K).
+
+    Args:
+        x: (T, K).
+        gate_up: the stacked first weights of each expert, (experts, 2 N, K).
+        down: its last weight, (experts, K, N).
+        weights: of each row's experts, (T, top_k), float32.
+        chosen: their numbers, (T, top_k).
+    """
+    parts = x.new_zeros(*chosen.shape, x.shape[1])
+    for number in chosen.unique().tolist():
+        row, place = torch.where(chosen == number)
+        gate, up = gate_up[number].chunk(2)
+        inner = silu_and_multiply(linear(x[row], gate), linear(x[row], up))
+        parts = parts.index_put((row, place), linear(inner, down[number]))
+    weighted = parts.float() * weights[:, :, None]
+    total = weighted[:, 0]
+    for part in weighted.unbind(1)[1:]:
+        total = total + part
+    return total.to(x.dtype)
 
 
 def log_softmax(logits: torch.Tensor, temperature: torch.Tensor | float = 1.0) -> torch.Tensor:

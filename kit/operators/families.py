@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from kit.errors import ConfigError, ModelError
 
-FAMILIES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+FAMILIES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
 """Architectures of which every operator is known on both sides."""
+ON_CPUS = ("Qwen3MoeForCausalLM",)
+"""Those of them that have operators on a CPU only."""
 DEVICES = ("cpu", "cuda")
 
 
-def refuse_others(architecture: str, device: str, dtype: str = "bfloat16") -> None:
-    """Refuse a model, a device or a dtype for which there are no shared operators.
+def refuse_others(
+    architecture: str, device: str, dtype: str = "bfloat16", attention: str = "auto"
+) -> None:
+    """Refuse a model, a device, a dtype or an attention backend without shared operators.
 
     Raises:
         ModelError: the architecture is not one of `FAMILIES`.
-        ConfigError: the device is not one of `DEVICES`, or a GPU is to compute in another dtype
-            than bfloat16.
+        ConfigError: the device is not one of `DEVICES`, or a GPU is to compute experts or in
+            another dtype than bfloat16, or a CPU is to compute attention in a way of its own.
     """
     off = "or leave training.true_on_policy off"
     if architecture not in FAMILIES:
@@ -29,10 +33,21 @@ def refuse_others(architecture: str, device: str, dtype: str = "bfloat16") -> No
             f"training.true_on_policy has no operators for {device}.",
             fix=f"set device to one of {', '.join(DEVICES)}, {off}.",
         )
+    if device == "cuda" and architecture in ON_CPUS:
+        raise ConfigError(
+            f"training.true_on_policy has no operators for {architecture} on a GPU.",
+            why="Products of experts are summed in one order on CPUs only.",
+            fix=f"set device: cpu, train a dense model, {off}.",
+        )
     if device == "cuda" and dtype != "bfloat16":
         raise ConfigError(
             f"training.true_on_policy has no operators for {dtype} on a GPU.",
             fix=f"set model.dtype: bfloat16, {off}.",
+        )
+    if device == "cpu" and attention != "auto":
+        raise ConfigError(
+            f"training.true_on_policy has its own attention on a CPU, and not {attention!r}.",
+            fix=f"leave engine.attention_backend out, {off}.",
         )
 
 

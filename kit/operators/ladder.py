@@ -24,6 +24,8 @@ PARTS = (
     "self_attn",
     "post_attention_layernorm",
     "down_proj",
+    "gate",
+    "experts",
     "mlp",
     "norm",
 )

@@ -77,7 +77,8 @@ class Stack:
         if self.dtype == "auto":
             self.dtype = "bfloat16" if device == "cuda" else "float32"
         if config.training.true_on_policy:
-            refuse_others(model.architecture, device, self.dtype)
+            attention = config.engine.attention_backend
+            refuse_others(model.architecture, device, self.dtype, attention)
         self.layout = Layout.of(config, device, model.bytes)
         """Which device each trainer and each engine has."""
         self.settings = StackSettings(

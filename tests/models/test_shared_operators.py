@@ -24,7 +24,7 @@ def scores(model: Any, tokens: list[list[int]], lengths: list[int], *, share: bo
         return model(pack(tokens, lengths, share=share), 0.8)[0].split(lengths)
 
 
-@pytest.fixture(params=["Llama", "Qwen2", "Qwen3"])
+@pytest.fixture(params=["Llama", "Qwen2", "Qwen3", "Qwen3Moe"])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(make_model(tmp_path / "model", request.param))
 
@@ -90,6 +90,11 @@ def test_what_cannot_be_had_is_refused_before_anything_starts() -> None:
     refuse_others(FAMILIES[0], "cuda", "bfloat16")
     with pytest.raises(ConfigError, match="no operators for float32 on a GPU"):
         refuse_others(FAMILIES[0], "cuda", "float32")
+    refuse_others(FAMILIES[0], "cuda", "bfloat16", "triton")
+    with pytest.raises(ConfigError, match="own attention on a CPU, and not 'triton'"):
+        refuse_others(FAMILIES[0], "cpu", "float32", "triton")
+    with pytest.raises(ConfigError, match="no operators for Qwen3MoeForCausalLM on a GPU"):
+        refuse_others("Qwen3MoeForCausalLM", "cuda")
     with pytest.raises(ConfigError, match="no operators for mps"):
         refuse_others(FAMILIES[0], "mps")
 
@@ -100,14 +105,14 @@ def test_the_first_part_that_differs_is_named(path: str) -> None:
     for model in (one, other):
         model.share_operators(torch.device("cpu"))
     with torch.no_grad():
-        other.model.model.layers[1].mlp.down_proj.weight[3, 5] += 1e-3
+        other.model.model.layers[1].self_attn.o_proj.weight[3, 5] += 1e-3
     recorders = [Recorder(model.model) for model in (one, other)]
     for model in (one, other):
         scores(model, TOKENS[:1], LENGTHS[:1], share=False)
     first, second = (recorder.digests() for recorder in recorders)
     name, agree = first_difference(first, second)
-    assert name == "model.layers.1.mlp.down_proj"
-    assert agree == list(first).index(name) > 10
+    assert name == "model.layers.1.self_attn.o_proj"
+    assert agree == list(first).index(name) > 7
     assert first_difference(first, first) == ("", len(first))
     scores(one, TOKENS[:1], LENGTHS[:1], share=False)  # nothing is recorded any more
     assert recorders[0].digests() == first

@@ -33,7 +33,15 @@ def by_row(name: str, dtype: torch.dtype) -> tuple[ByRow, torch.Tensor]:
     """An operator as a function of rows, and rows for it."""
     size, wide = 96, 40
     weight, norm = draw(wide, size, dtype=dtype, seed=1) / 10, draw(size, dtype=dtype, seed=2)
+    router = draw(6, size, dtype=dtype, seed=3)
+    first, last = (draw(6, *shape, dtype=dtype, seed=4) / 10 for shape in ((48, size), (size, 24)))
+
+    def mixture(x: torch.Tensor) -> torch.Tensor:
+        logits = operators.linear(x, router)
+        return operators.experts(x, first, last, *operators.route(logits, 3, normalizes=True))
+
     of_name: dict[str, ByRow] = {
+        "mixture": mixture,
         "product": lambda x: operators.linear(x, weight, weight[:, 0]),
         "norm": lambda x: operators.rms_norm(x, norm, 1e-6),
         "norm of heads": lambda x: operators.rms_norm(x.view(len(x), 3, 32), norm[:32], 1e-6),
@@ -44,13 +52,15 @@ def by_row(name: str, dtype: torch.dtype) -> tuple[ByRow, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["product", "norm", "norm of heads", "unit", "log-softmax"])
+@pytest.mark.parametrize(
+    "name", ["product", "norm", "norm of heads", "unit", "log-softmax", "mixture"]
+)
 def test_a_row_has_the_same_bits_in_every_batch(
     name: str, dtype: torch.dtype, threads: int
 ) -> None:
     operator, rows = by_row(name, dtype)
     whole = operator(rows)
-    for start, count in CUTS:
+    for start, count in CUTS[:: 4 if name == "mixture" else 1]:
         part = operator(rows[start : start + count].contiguous())
         assert torch.equal(part, whole[start : start + count]), (start, count)
     torch.set_num_threads(3 - threads)
@@ -113,6 +123,17 @@ def gradients(call: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> list[
     return list(torch.autograd.grad((out * weights).sum(), leaves))
 
 
+def mixed(
+    x: torch.Tensor, first: torch.Tensor, last: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Every row's two experts, by all products of all rows."""
+    gate, up = torch.einsum("tk,enk->ten", x, first).chunk(2, dim=-1)
+    out = torch.einsum("ten,ekn->tek", torch.nn.functional.silu(gate) * up, last)
+    share = torch.zeros(len(x), 5, dtype=x.dtype).scatter(1, CHOSEN, weights)
+    return (out * share[:, :, None]).sum(1)
+
+
+CHOSEN = torch.stack([torch.arange(40) % 3, torch.arange(40) % 2 + 3], dim=1)
 TURNS, PLACES = draw(50, 8, seed=5), torch.arange(30).flip(0) + 10
 ANGLES = Angles(TURNS.cos(), TURNS.sin())
 Operator = Callable[..., torch.Tensor]
@@ -141,6 +162,11 @@ PAIRS: dict[str, tuple[Operator, Operator, list[tuple[int, ...]]]] = {
             * torch.polar(torch.ones(30, 8).to(q.dtype), TURNS[PLACES].to(q.dtype))[:, None]
         ).transpose(-1, -2).flatten(-2),
         [(30, 3, 16), (30, 2, 16)],
+    ),
+    "experts": (
+        lambda x, a, b, w: operators.experts(x, a, b, w, CHOSEN),
+        lambda x, a, b, w: mixed(x, a, b, w),
+        [(40, 16), (5, 24, 16), (5, 16, 12), (40, 2)],
     ),
     "log-softmax": (
         lambda x: operators.log_softmax(x, 0.7),

@@ -5,12 +5,14 @@ its batch, and whether it is read or written; and it is what the trainer's forwa
 
 products      of each weight by itself: a stack of several gives other bits than each of them
 logits        of the vocabulary only, without the rows that SGLang pads it with
+experts       by number, and the sum over a token's in that order
 log-probs     log-softmax of logits / temperature, where SGLang takes the logarithm of a softmax
     relies on   layers/quantization/unquant.py: UnquantizedLinearMethod.apply
                 layers/linear.py: output_partition_sizes or output_sizes of stacked weights
                 layers/logits_processor.py: LogitsProcessor._compute_lm_head
                 layers/sampler.py: Sampler.forward, SGLANG_RETURN_ORIGINAL_LOGPROB
                 layers/activation.py: SiluAndMul.forward_native
+                layers/moe/topk.py: fused_topk; fused_moe_native.py: moe_forward_native
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from sglang.srt.layers import logits_processor, sampler
 from sglang.srt.layers.activation import SiluAndMul
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.moe import fused_moe_native, topk
 from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 
@@ -71,6 +74,32 @@ def lm_head_logits(
     """`LogitsProcessor._compute_lm_head` for the vocabulary without padding."""
     weight = lm_head.weight[: self.config.vocab_size]
     return operators.tiled_product(hidden_states.to(weight.dtype), weight)
+
+
+def route(
+    hidden_states: torch.Tensor,
+    gating_output: torch.Tensor,
+    topk: int,
+    renormalize: bool,
+    correction_bias: torch.Tensor | None = None,
+    scoring_func: str = "softmax",
+    **named: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """SGLang's `fused_topk`."""
+    if correction_bias is not None or scoring_func != "softmax":
+        raise unknown("SGLang weighs its experts by something else than a softmax")
+    if any(named.get(key) for key in ("num_fused_shared_experts", "packed_out")):
+        raise unknown("SGLang gives every token an expert more")
+    weights, chosen = operators.route(gating_output, topk, normalizes=renormalize)
+    return weights, chosen.int()
+
+
+def experts_forward(layer: Any, x: torch.Tensor, topk_output: Any, config: Any) -> torch.Tensor:
+    """`moe_forward_native`."""
+    if config.activation != "silu" or hasattr(layer, "w13_weight_bias"):
+        raise unknown("its experts are no gated units, or have biases")
+    weights, chosen, _ = topk_output
+    return operators.experts(x, layer.w13_weight, layer.w2_weight, weights, chosen.long())
 
 
 class SharedCpuAttention(BatchedCpuAttention):
@@ -145,6 +174,8 @@ def register(model_path: str) -> None:
     UnquantizedLinearMethod.apply = apply_linear
     logits_processor.LogitsProcessor._compute_lm_head = lm_head_logits
     ATTENTION_BACKENDS["torch_native"] = SharedCpuAttention
+    topk.fused_topk = topk.fused_topk_native = route
+    fused_moe_native.moe_forward_native = experts_forward
     register_log_probs()
 
 
