@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
 
 CacheUse = Literal["present", "none", "refilled"]
 """Prefixes that the engine takes from its cache as it is; none; or what the present weights have
 just put there."""
+
+ExpertRows: TypeAlias = "np.ndarray[Any, Any]"
+"""Experts of a sample's tokens but the last: (tokens - 1, layers with experts, top k), uint8 or
+uint16; the largest number of the dtype where nothing is known of a token."""
+
+ExpertRecords: TypeAlias = "Sequence[ExpertRows | None] | None"
+"""Those of some samples, None for one without; None where none has any."""
 
 NEVER_HANDED = -1
 """The weight version of an engine that was started again, until it has the trainer's weights."""
@@ -47,6 +59,9 @@ class Generation:
     finish: str
     """`stop`, `length` or `abort`."""
     weight_version: int
+    experts: ExpertRows | None = None
+    """Of the prompt's tokens and these but the last, by layer with experts; None where the engine
+    does not report them, or had read nothing yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +83,8 @@ class Rescored:
 
     log_probs: list[float]
     """Log-prob of each response token at temperature 1: SGLang scales only what it samples."""
-    experts: list[list[list[int]]] | None = None
-    """Experts of each token but the last, by layer: (tokens, layers, top k). None where the engine
-    does not report them."""
+    experts: ExpertRows | None = None
+    """None where the engine does not report them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +102,10 @@ class TrainBatch:
     """With a critic: its values when the advantages were computed."""
     returns: list[list[float]] | None = None
     """With a critic: the targets of its values."""
+    experts: ExpertRecords = None
+    """Experts that a pass over each sample took: the engine's, or an earlier one of the policy."""
+    replayed: bool = False
+    """Whether the policy's passes follow `experts`; otherwise they are only compared with them."""
 
     def __len__(self) -> int:
         return len(self.tokens)

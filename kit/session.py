@@ -470,7 +470,10 @@ class RLSession:
         if of not in (known := ("policy", "reference", "values")):
             raise SessionError(f"log_probs knows no {of!r}.", fix=did_you_mean(of, known))
         return self._parts.stack.by_token(
-            [s.tokens for s in samples], [s.response_length for s in samples], of
+            [s.tokens for s in samples],
+            [s.response_length for s in samples],
+            of,
+            rollout_batch.replayed(samples, self.config.training),
         )
 
     @verb

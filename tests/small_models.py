@@ -192,13 +192,13 @@ def make_model(folder: Path, family: str) -> Path:
     return with_tiny_tokenizer(folder)
 
 
-def mixture_of_experts(folder: Path) -> Path:
-    """Write a Qwen3-MoE, with the tiny model's tokenizer."""
+def mixture_of_experts(folder: Path, **further: Any) -> Path:
+    """Write a Qwen3-MoE, with the tiny model's tokenizer; further settings of its own."""
     settings = COMMON | EXPERTS | {
         "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1,
         "head_dim": 32, "norm_topk_prob": True, "initializer_range": 0.3, "bos_token_id": None,
     }  # fmt: skip
-    return with_tiny_tokenizer(random_model(folder, "Qwen3Moe", settings))
+    return with_tiny_tokenizer(random_model(folder, "Qwen3Moe", settings | further))
 
 
 def save(

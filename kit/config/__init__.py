@@ -21,7 +21,9 @@ from __future__ import annotations
 
 from kit.config.schema import SessionConfig, as_yaml
 from kit.config.sections import (
+    SHIPPED,
     TINY,
+    TINY_MOE,
     UNNAMED,
     CheckpointConfig,
     ClusterConfig,
@@ -40,7 +42,9 @@ from kit.config.training import CriticConfig, MisConfig, TrainingConfig
 from kit.utils.strict_yaml import from_yaml
 
 __all__ = [
+    "SHIPPED",
     "TINY",
+    "TINY_MOE",
     "UNNAMED",
     "CheckpointConfig",
     "ClusterConfig",

@@ -222,6 +222,13 @@ COUNTERPARTS = (
         "true is verl's token-mean",
     ),
     Counterpart(
+        "training.use_rollout_routing_replay",
+        (),
+        (_ACTOR + "router_replay.mode",),
+        (),
+        "verl's mode R3; its R2 is training.use_routing_replay",
+    ),
+    Counterpart(
         "training.use_tis",
         ("vllm_importance_sampling_correction",),
         ("algorithm.rollout_correction.rollout_is",),

@@ -21,6 +21,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": {"source": "tiny:chain"},
         "training": {"learning_rate": 1e-4},
     },
+    "tiny-moe": {
+        "name": "tiny-moe",
+        "model": {"name": "tiny-moe"},
+        "data": {"source": "tiny:addition"},
+        "training": {"learning_rate": 1e-4},
+        # So that rollouts show the experts, and training them can be compared with replaying them.
+        "engine": {"extra": {"enable_return_routed_experts": True}},
+    },
     "qwen3-0.6b": {
         "name": "qwen3-0.6b",
         "model": {"name": "Qwen/Qwen3-0.6B"},
@@ -60,10 +68,10 @@ def for_this_machine(config: SessionConfig) -> tuple[SessionConfig, str]:
     starting says how to get them.
     """
     from kit.config.schema import SessionConfig
-    from kit.config.sections import TINY, RewardConfig
+    from kit.config.sections import SHIPPED, RewardConfig
     from kit.utils.hardware import gpu_count
 
-    if config.device != "auto" or config.model.name == TINY or gpu_count():
+    if config.device != "auto" or config.model.name in SHIPPED or gpu_count():
         return config, ""
     tiny = SessionConfig.preset("tiny")
     tree = config.model_dump()

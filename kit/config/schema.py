@@ -16,6 +16,7 @@ from kit.config.validation import (
     check_eval_source,
     check_parallel,
     check_rollout_policies,
+    check_routing_replay,
     check_stop,
     check_template_kwargs,
     check_true_on_policy,
@@ -67,6 +68,7 @@ class SessionConfig(Section, Displayed):
         check_eval_source(self.data.eval_source)
         check_parallel(self.engine)
         check_true_on_policy(self.engine, self.training)
+        check_routing_replay(self.engine, self.training)
         warn, fail = self.mismatch.warn_above, self.mismatch.fail_above
         if warn and fail and warn > fail:
             raise ValueError(
@@ -162,6 +164,12 @@ class SessionConfig(Section, Displayed):
         """Samples sent to the engine at once: a step's, or more with over-sampling."""
         prompts = self.rollout.over_sampling_batch_size or self.training.rollout_batch_size
         return prompts * self.training.n_samples_per_prompt
+
+    @property
+    def records_experts(self) -> bool:
+        """Whether the engine is to report the experts of a mixture of experts."""
+        asked = self.engine.extra.get("enable_return_routed_experts")
+        return bool(self.training.use_rollout_routing_replay or asked)
 
     def __str__(self) -> str:
         return self.to_yaml()

@@ -132,13 +132,17 @@ class LoggingConfig(Section):
 UNNAMED = "session"
 TINY = "tiny"
 """The model that ships with the kit; see `kit/tiny/`."""
+TINY_MOE = "tiny-moe"
+"""The mixture of experts that ships with it, for the same tasks."""
+SHIPPED = (TINY, TINY_MOE)
 
 
 class ModelConfig(Section):
     """The model and its precision, context, attention and recomputation."""
 
     name: str = TINY
-    """A directory, a Hugging Face name such as Qwen/Qwen3-0.6B, or `tiny`."""
+    """A directory, a Hugging Face name such as Qwen/Qwen3-0.6B, or one that ships with the kit:
+    `tiny`, or the mixture of experts `tiny-moe`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of the computation; auto: float32 on a CPU, bfloat16 on a GPU. Weights and optimizer
     are kept in float32 by the trainer in any case."""

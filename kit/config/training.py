@@ -157,6 +157,13 @@ class TrainingConfig(Section):
     """Compute with the same operators in engine and trainer, so that their log-probs are equal to
     the bit and the first probability ratio is exactly 1. For Llama, Qwen2 and Qwen3; Qwen3's
     mixtures of experts on a CPU only."""
+    use_rollout_routing_replay: bool = False
+    """Send each token to the experts that the engine sent it to, in every pass of the policy. The
+    router learns on: its scores are its own. For mixtures of experts."""
+    use_routing_replay: bool = False
+    """Send each token to the experts of the pass that computes the old log-probs, in the passes of
+    the update after it. Has no effect where an update makes one optimizer step. For mixtures of
+    experts."""
     use_rollout_logprobs: bool = False
     """Take the engine's log-probs as the old ones of the ratio, not the trainer's."""
     use_tis: bool = False
@@ -198,7 +205,8 @@ class TrainingConfig(Section):
         """
         if self.steps_per_rollout > 1 or self.use_rollout_logprobs:
             return self
-        usual = {name: type(self).model_fields[name].default for name in CLIP_SETTINGS}
+        without_effect = (*CLIP_SETTINGS, "use_routing_replay")
+        usual = {name: type(self).model_fields[name].default for name in without_effect}
         estimator = self.advantage_estimator
         weighs_tokens = self.use_tis or self.mis is not None
         if estimator == "cispo" or (estimator == "gspo" and not weighs_tokens):
@@ -209,6 +217,11 @@ class TrainingConfig(Section):
     def has_reference(self) -> bool:
         """Whether a KL term needs a reference model."""
         return self.kl_loss_coef > 0 or self.kl_coef > 0
+
+    @property
+    def replays_routing(self) -> bool:
+        """Whether passes of the policy may be told which experts to take."""
+        return self.use_rollout_routing_replay or self.use_routing_replay
 
     @property
     def whitens(self) -> bool:
@@ -248,10 +261,28 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
-        for wrong, why, fix in self._conflicts():
+        for wrong, why, fix in (*self._conflicts(), *self._routing_conflicts()):
             if wrong:
                 raise ValueError(f"{why}. What to do: {fix}.")
         return self
+
+    def _routing_conflicts(self) -> list[Conflict]:
+        own = self.use_routing_replay
+        return [
+            (
+                self.use_rollout_routing_replay and own,
+                "training.use_rollout_routing_replay and training.use_routing_replay are both set: "
+                "a token would have to go to the engine's experts and to the trainer's",
+                "keep use_rollout_routing_replay, which makes the trainer agree with the engine "
+                "and with itself",
+            ),
+            (
+                own and self.use_rollout_logprobs,
+                "training.use_routing_replay replays the pass that computes old log-probs, and "
+                "with training.use_rollout_logprobs there is none",
+                "take use_rollout_routing_replay, or leave one of them out",
+            ),
+        ]
 
     def _conflicts(self) -> list[Conflict]:
         estimator = self.advantage_estimator

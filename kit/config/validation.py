@@ -94,6 +94,30 @@ def check_true_on_policy(engine: EngineConfig, training: TrainingConfig) -> None
         )
 
 
+def check_routing_replay(engine: EngineConfig, training: TrainingConfig) -> None:
+    """Raise ValueError for settings of SGLang with which its record of experts would be wrong."""
+    if not training.use_rollout_routing_replay:
+        return
+    extra, why = engine.extra, ""
+    guesses = [key for key, value in extra.items() if key.startswith("speculative") and value]
+    chunk = extra.get("chunked_prefill_size", 1)
+    if guesses:
+        key = guesses[0]
+        why = "tokens that a draft proposed overwrite the record of those that were kept"
+    elif isinstance(chunk, int) and chunk < 1:
+        key, why = "chunked_prefill_size", "the record is as long as a part of a prompt can be"
+    elif extra.get("moe_runner_backend", "triton") not in ("auto", "triton"):
+        key, why = "moe_runner_backend", "only triton is known to record what it computes"
+    elif extra.get("enable_return_routed_experts", True) is not True:
+        key, why = "enable_return_routed_experts", "it switches the record off"
+    if why:
+        raise ValueError(
+            f"training.use_rollout_routing_replay needs the engine's record of experts, and "
+            f"engine.extra has {key}: {extra[key]!r}; {why}. What to do: leave {key} out, or take "
+            "training.use_routing_replay, which needs no record of the engine's."
+        )
+
+
 _NEUTRAL = frozenset(
     {
         "chunked_prefill_size", "decode_log_interval", "disable_radix_cache", "log_level",

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from kit.config import TINY, DataConfig
+from kit.config import SHIPPED, TINY, DataConfig
 from kit.data import readers
 from kit.data.prompts import PromptSet, Record, check_rows
 from kit.data.reasoning_gym import GymRows
@@ -162,7 +162,7 @@ def _configured(config: DataConfig, split: str, model_name: str) -> str | None:
     """The source that the settings name for a split; None for no evaluation."""
     source = config.source
     if not source:
-        source = "tiny:addition" if model_name == TINY else "reasoning_gym:gsm_symbolic"
+        source = "tiny:addition" if model_name in SHIPPED else "reasoning_gym:gsm_symbolic"
     if split == "train":
         return source
     if isinstance(config.eval_source, Mapping):  # `load_held_out` reads them all

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kit.errors import SessionError
-from kit.rollout.batch import train_batch
+from kit.rollout.batch import replayed, train_batch
 from kit.samples import Batch, Rollout, Sample
 
 if TYPE_CHECKING:
+    from kit.config import TrainingConfig
     from kit.stack.stack import Stack
 
 
@@ -38,10 +39,11 @@ def annotate(
         pairs = zip(samples, rows, strict=True)
         return [_filled(sample, row, version, token_text) for sample, row in pairs]
 
+    training = stack.settings.config.training
     if isinstance(what, Batch):
         if not what.samples:
             return what
-        values = stack.probe("annotate_batch", train_batch(what), what.id)
+        values = stack.probe("annotate_batch", train_batch(what, training), what.id)
         return replace(what, samples=tuple(filled(what.rollout.samples, values)))
     if not isinstance(what, (Sample, Rollout)):
         raise SessionError(
@@ -52,11 +54,26 @@ def annotate(
     written = [s for s in samples if s.response_length]
     if not written:
         return what
-    lengths = [s.response_length for s in written]
-    values = stack.probe("annotate_samples", [s.tokens for s in written], lengths)
+    values = stack.probe("annotate_samples", as_compared(written, training))
     answers = iter(filled(written, values))
     done = [next(answers) if s.response_length else s for s in samples]
     return done[0] if isinstance(what, Sample) else what.with_samples(done)
+
+
+def as_scored(samples: Sequence[Sample], training: TrainingConfig) -> Any:
+    """Samples as the trainer computes them: their tokens, and the experts that it replays."""
+    from kit.trainer.probes import Samples
+
+    tokens, lengths = [s.tokens for s in samples], [s.response_length for s in samples]
+    return Samples(tokens, lengths, replayed(samples, training))
+
+
+def as_compared(samples: Sequence[Sample], training: TrainingConfig) -> Any:
+    """Samples with the records that there are, followed or not as the settings say."""
+    from kit.samples.experts import records
+
+    follows = training.use_rollout_routing_replay
+    return replace(as_scored(samples, training), experts=records(samples), followed=follows)
 
 
 def _filled(

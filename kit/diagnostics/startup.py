@@ -44,7 +44,9 @@ def check(
     compared = compare(rollout.with_samples(samples))
     # A gradient, whatever the rewards would be.
     signs = tuple((-1.0) ** index for index in range(len(samples)))
-    started = stack.probe("startup", train_batch(Batch(tuple(samples), signs)))
+    started = stack.probe(
+        "startup", train_batch(Batch(tuple(samples), signs), stack.settings.config.training)
+    )
     return CheckReport(
         invariants=(*_of_the_update(started), _of_the_engine(compared), _of_the_sync(stack)),
         mismatch=compared,

@@ -8,12 +8,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from kit.config import TINY, DataConfig, ModelConfig, SessionConfig
+from kit.config import SHIPPED, DataConfig, ModelConfig, SessionConfig
 from kit.data.sources import Split, eval_sources, hub_source, load_prompts
 from kit.doctor.machine import program
 from kit.errors import KitError
 from kit.models.source import (
-    TINY_DIRECTORY,
+    DIRECTORIES,
     ModelSource,
     broken_weights,
     cached,
@@ -62,7 +62,7 @@ def model(config: SessionConfig) -> Iterator[Finding]:
     except KitError as error:
         yield Finding.of_error("model", error)
         return
-    where = "it ships with the kit" if name == TINY else f"in {found.path}"
+    where = "it ships with the kit" if name in SHIPPED else f"in {found.path}"
     size = data_size(found.bytes)
     yield Finding("model", "ok", f"{name}, {found.architecture}, {size}; whole, {where}")
     if config.data.apply_chat_template and not _has_template(Path(found.path)):
@@ -85,14 +85,14 @@ def source(config: ModelConfig) -> ModelSource | None:
 
 def _find(config: ModelConfig, path: Path | None) -> ModelSource:
     # By its directory where there is one, so that nothing is asked of the hub.
-    known = path is not None and config.name != TINY
+    known = path is not None and config.name not in SHIPPED
     return find(config.model_copy(update={"name": str(path)}) if known else config)
 
 
 def _local(name: str) -> Path | None:
     """The directory that holds the model, whole or not; None where there is none."""
-    if name == TINY:
-        return TINY_DIRECTORY
+    if name in DIRECTORIES:
+        return DIRECTORIES[name]
     if is_hub_name(name):
         return cached(name)
     path = Path(name).expanduser()

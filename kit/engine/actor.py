@@ -7,13 +7,16 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from kit.cluster import processes, progress
 from kit.engine import patches, scoring
+from kit.engine.routing import routed_experts
 from kit.engine.server_args import EngineSettings, generation_request, server_arguments
 from kit.errors import StackError
 from kit.messages import CacheUse, EngineStatus, Generation, Rescored, SamplingSettings
+from kit.models.source import ExpertLayout
 from kit.weight_sync import verify
 from kit.weight_sync.receiver import PATIENCE, WeightReceiver
 from kit.weight_sync.transport import BucketSpec, Handle
@@ -38,6 +41,8 @@ class Engine:
         )
         self._asleep: set[str] = set()
         self._forkers: list[int] = []
+        self._experts: ExpertLayout | None = None
+        """Those that SGLang reports of each token, where it does."""
 
     async def start(self) -> dict[str, Any]:
         """Start SGLang and its two processes; returns what the session shows of it."""
@@ -75,6 +80,9 @@ class Engine:
             # SGLang's processes have it open by now; without a name nothing of it can be left.
             for pid in await self.processes():
                 processes.take_names_away(pid)
+        if layout := self.settings.experts:  # which engine.extra may have changed
+            config = self._sglang.tokenizer_manager.model_config.hf_text_config
+            self._experts = replace(layout, top_k=int(config.num_experts_per_tok))
         if self.settings.joined:  # on another node, where nobody sees them die
             processes.end_with(await self.processes())
         progress.report("engine", progress.READY)
@@ -109,7 +117,7 @@ class Engine:
         await self.weights.wait()
         limits = budgets or [sampling.max_new_tokens] * len(seeds)
         outputs = await self._sglang.async_generate(
-            **generation_request(prompts, sampling, seeds, limits)
+            **self._request(prompts, sampling, seeds, limits)
         )
         return [self._generation(output) for output in outputs]
 
@@ -122,9 +130,8 @@ class Engine:
         """
         await self.weights.wait()
         begin = time.perf_counter()
-        request = generation_request(
-            prompts, sampling, seeds, [sampling.max_new_tokens] * len(seeds)
-        )
+        limits = [sampling.max_new_tokens] * len(seeds)
+        request = self._request(prompts, sampling, seeds, limits)
         finished: list[tuple[int, Generation]] = []
         seconds = 0.0
 
@@ -146,14 +153,18 @@ class Engine:
                 yield seconds, part
         await reading
 
+    def _request(self, *of_call: Any) -> dict[str, Any]:
+        return generation_request(*of_call, experts=self._experts is not None)
+
     def _generation(self, output: dict[str, Any]) -> Generation:
-        meta = output["meta_info"]
+        meta, layout = output["meta_info"], self._experts
         pairs = meta.get("output_token_logprobs") or []
         return Generation(
             tokens=[pair[1] for pair in pairs],
             log_probs=[pair[0] for pair in pairs],
             finish=(meta.get("finish_reason") or {"type": "abort"})["type"],
             weight_version=self.weights.version,
+            experts=routed_experts(meta, len(pairs), layout) if layout else None,
         )
 
     async def abort(self) -> None:
@@ -187,8 +198,9 @@ class Engine:
     ) -> list[Rescored]:
         """Log-probs of given responses, at temperature 1; see `kit.engine.scoring`."""
         await self.weights.wait()
+        layout = self._experts if experts else None
         return await scoring.rescore(
-            self._sglang, tokens, response_lengths, cache=cache, experts=experts
+            self._sglang, tokens, response_lengths, cache=cache, experts=layout
         )
 
     async def checksums(self) -> list[dict[str, str]]:

@@ -18,6 +18,10 @@ Checksums that a GPU does not have to compile first, and weights that can be era
 sync writes.
     relies on   utils/weight_checker.py: WeightChecker.handle, _get_model, _hash_tensor
 
+Dense layers of a Qwen3-MoE. SGLang gives every layer experts, whatever the model's configuration
+says, and leaves the weights of those that the files do not have as they come.
+    relies on   models/qwen3_moe.py: Qwen3MoeDecoderLayer.__init__, Qwen3MoeMLP
+
 Where schedulers write how busy they are: a file in shared memory, which SGLang removes never. Ours
 lies in the stack's own folder, and goes with it however the engine ends.
     relies on   managers/load_snapshot.py: shm_path_for, which scheduler and tokenizer manager call
@@ -47,9 +51,10 @@ def engine_class(settings: EngineSettings) -> Any:
     from sglang.srt.entrypoints.engine import Engine
 
     shared = settings.model_path if settings.shares_operators else None
-    run = partial(run_on_cpu, settings.threads, shared)
+    dense = dense_layers(settings.model_path)
+    run = partial(run_on_cpu, settings.threads, shared, dense)
     if settings.device != "cpu":
-        run = partial(run_on_gpu, shared)
+        run = partial(run_on_gpu, shared, dense)
     place_load_files()  # for the tokenizer manager, which reads them
 
     class OurEngine(Engine):
@@ -58,12 +63,15 @@ def engine_class(settings: EngineSettings) -> Any:
     return OurEngine
 
 
-def run_on_cpu(threads: int, shared: str | None, *args: Any, **kwargs: Any) -> None:
+def run_on_cpu(
+    threads: int, shared: str | None, dense: frozenset[int], *args: Any, **kwargs: Any
+) -> None:
     """The scheduler on a CPU: operators of ours for those that SGLang has for GPUs only.
 
     Args:
         threads: cores that its arithmetic takes.
         shared: the model's directory, where it computes with the trainer's operators.
+        dense: layers of a Qwen3-MoE without experts.
         args: SGLang's own.
         kwargs: SGLang's own.
     """
@@ -79,13 +87,14 @@ def run_on_cpu(threads: int, shared: str | None, *args: Any, **kwargs: Any) -> N
         from kit.engine.cpu import shared as shared_operators
 
         shared_operators.register(shared)
+    register_dense_layers(dense)
     register_prefix_cache()
     register_weight_checks()
     place_load_files()
     run_scheduler_process(*args, **kwargs)
 
 
-def run_on_gpu(shared: str | None, *args: Any, **kwargs: Any) -> None:
+def run_on_gpu(shared: str | None, dense: frozenset[int], *args: Any, **kwargs: Any) -> None:
     """The scheduler on a GPU; arguments as those of `run_on_cpu`."""
     from sglang.srt.managers.scheduler import run_scheduler_process
 
@@ -93,6 +102,7 @@ def run_on_gpu(shared: str | None, *args: Any, **kwargs: Any) -> None:
         from kit.engine import gpu
 
         gpu.register(shared)
+    register_dense_layers(dense)
     register_prefix_cache()
     register_weight_checks()
     place_load_files()
@@ -117,6 +127,45 @@ def place_load_files() -> None:
 
     path_for.folder = folder  # type: ignore[attr-defined]
     load_snapshot.shm_path_for = path_for
+
+
+def dense_layers(model_path: str) -> frozenset[int]:
+    """Layers without experts of a Qwen3-MoE; empty for other models, which SGLang knows itself."""
+    file = Path(model_path) / "config.json"
+    settings = read_object(file, unique=False) if file.is_file() else {}
+    if settings.get("architectures") != ["Qwen3MoeForCausalLM"]:
+        return frozenset()
+    named, step = settings.get("mlp_only_layers") or (), settings.get("decoder_sparse_step") or 1
+    layers = range(int(settings["num_hidden_layers"]))
+    return frozenset(n for n in layers if n in named or (n + 1) % step)
+
+
+def register_dense_layers(dense: frozenset[int]) -> None:
+    """Give these layers of the Qwen3-MoE that this process makes a plain feed-forward part."""
+    if not dense:
+        return
+    from sglang.srt.models import qwen3_moe
+
+    class DensePart(qwen3_moe.Qwen3MoeMLP):
+        def forward(self, x: Any, forward_batch: Any = None) -> Any:
+            return super().forward(x)
+
+    kind: Any = qwen3_moe.Qwen3MoeDecoderLayer
+    make = kind.__init__
+
+    def make_layer(layer: Any, config: Any, layer_id: int, *args: Any, **kwargs: Any) -> None:
+        make(layer, config, layer_id, *args, **kwargs)
+        if layer_id in dense:
+            layer.is_layer_sparse = False
+            layer.mlp = DensePart(
+                hidden_size=config.hidden_size,
+                intermediate_size=config.intermediate_size,
+                hidden_act=config.hidden_act,
+                quant_config=kwargs.get("quant_config"),
+                prefix=f"{kwargs.get('prefix', '')}.mlp",
+            )
+
+    kind.__init__ = make_layer
 
 
 def register_prefix_cache() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from kit.engine.routing import routed_experts
 from kit.messages import CacheUse, Rescored
+from kit.models.source import ExpertLayout
 
 
 async def rescore(
@@ -16,7 +17,7 @@ async def rescore(
     response_lengths: Sequence[int],
     *,
     cache: CacheUse,
-    experts: bool = False,
+    experts: ExpertLayout | None = None,
 ) -> list[Rescored]:
     """Read samples in one go, as prompts, and return what the engine makes of each response token.
 
@@ -25,7 +26,7 @@ async def rescore(
         tokens: prompt and response of each sample.
         response_lengths: how many of them are the response.
         cache: what is taken from the prefix cache.
-        experts: also ask which experts each token went to.
+        experts: the model's, to ask which of them each token went to.
     """
     from sglang.srt.managers.io_struct import GenerateReqInput
 
@@ -41,28 +42,17 @@ async def rescore(
             sampling_params={"max_new_tokens": 0, "temperature": 0.0},
             return_logprob=True,
             logprob_start_len=starts,
-            return_routed_experts=experts,
+            return_routed_experts=experts is not None,
             extra_key=key,
         )
         outputs = await manager.generate_request(request, None).__anext__()
-    config = manager.model_config.hf_text_config
-    per_layer = getattr(config, "num_experts_per_tok", None) or 1
-    shape = (-1, config.num_hidden_layers, per_layer)
     return [
-        _rescored(output["meta_info"], len(row), n, shape)
-        for output, row, n in zip(outputs, tokens, response_lengths, strict=True)
+        _rescored(output["meta_info"], n, experts)
+        for output, n in zip(outputs, response_lengths, strict=True)
     ]
 
 
-def _rescored(
-    meta: dict[str, Any], length: int, response_length: int, shape: tuple[int, int, int]
-) -> Rescored:
+def _rescored(meta: dict[str, Any], response_length: int, layout: ExpertLayout | None) -> Rescored:
     pairs = meta["input_token_logprobs"]
     log_probs = [float(pair[0]) for pair in pairs[len(pairs) - response_length :]]
-    if meta.get("routed_experts") is None:
-        return Rescored(log_probs)
-    import numpy as np
-
-    flat = np.frombuffer(base64.b64decode(meta["routed_experts"]), dtype=np.int32)
-    experts: list[list[list[int]]] = flat.reshape(shape)[: length - 1].tolist()
-    return Rescored(log_probs, experts)
+    return Rescored(log_probs, routed_experts(meta, 0, layout) if layout else None)

@@ -9,6 +9,7 @@ from kit.config import EngineConfig
 from kit.engine.patches import sglang_sources
 from kit.errors import ConfigError, StackError, did_you_mean
 from kit.messages import SamplingSettings
+from kit.models.source import ExpertLayout
 
 MOST_GRAPHS = 256
 """Largest batch whose decoding is captured as a graph; beyond it launching costs little."""
@@ -51,6 +52,8 @@ class EngineSettings:
     """Whether it runs on a cluster that the session has joined, and not on a head of its own."""
     shares_operators: bool = False
     """Whether it computes with the trainer's operators, for `training.true_on_policy`."""
+    experts: ExpertLayout | None = None
+    """The model's experts, where the engine is to report which of them each token took."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -62,7 +65,12 @@ class EngineSettings:
 
 
 def generation_request(
-    prompts: list[list[int]], sampling: SamplingSettings, seeds: list[int], limits: list[int]
+    prompts: list[list[int]],
+    sampling: SamplingSettings,
+    seeds: list[int],
+    limits: list[int],
+    *,
+    experts: bool = False,
 ) -> dict[str, Any]:
     """The arguments of SGLang's `async_generate`; a seed and a limit of new tokens a prompt."""
     common: dict[str, Any] = {
@@ -83,6 +91,7 @@ def generation_request(
             for seed, limit in zip(seeds, limits, strict=True)
         ],
         "return_logprob": True,
+        "return_routed_experts": experts,
     }
 
 
@@ -129,6 +138,10 @@ def server_arguments(settings: EngineSettings) -> dict[str, Any]:
         if config.data_parallel > 1:
             # The only form of it in which SGLang takes new weights.
             arguments |= {"dp_size": config.data_parallel, "enable_dp_attention": True}
+    if settings.experts:
+        arguments["enable_return_routed_experts"] = True
+        if settings.device == "cuda":  # others compute experts without recording them
+            arguments["moe_runner_backend"] = "triton"
     if settings.shares_operators and settings.device == "cuda":
         arguments["attention_backend"] = _shared_attention(settings)
     elif config.attention_backend != "auto":

@@ -46,6 +46,7 @@ from kit.utils.interrupts import held
 from kit.utils.shadowing import check_hidden_packages
 
 if TYPE_CHECKING:
+    from kit.models.source import ModelSource
     from kit.rewards.signature import Reward
     from kit.stack.stack import Stack
 
@@ -206,6 +207,7 @@ class SessionParts:
         )
         check_reward(self.reward)
         check_extra(dict(config.engine.extra))
+        check_experts(config, model)
         check_devices(config, model, device)
         plan = plan_for(config, model, device, sampler.max_response_len)
         keep = sampler.fits if config.data.filter_overlong_prompts else None
@@ -409,6 +411,20 @@ def check_functions(
         from kit.algo.own_loss import check_loss
 
         check_loss(loss)
+
+
+def check_experts(config: SessionConfig, model: ModelSource) -> None:
+    """Raise ConfigError if the experts of a model are to be replayed that has none."""
+    training = config.training
+    if model.experts or not training.replays_routing:
+        return
+    name = "use_rollout_routing_replay" if training.use_rollout_routing_replay else ""
+    raise ConfigError(
+        f"training.{name or 'use_routing_replay'} is set, and {config.model.name} has no experts.",
+        why=f"{model.architecture} sends every token through the same weights, so there is no "
+        "choice to replay.",
+        fix="leave the setting out, or train a mixture of experts, such as the preset tiny-moe.",
+    )
 
 
 def _warn_of_dropout(name: str, settings: list[str]) -> None:

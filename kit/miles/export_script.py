@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from kit.config import TINY, DataConfig, SessionConfig
+from kit.config import DataConfig, SessionConfig
 from kit.data.prompts import PromptRow
 from kit.data.sources import eval_sources, load_held_out, load_prompts
 from kit.errors import DataError
@@ -23,7 +23,7 @@ from kit.miles.flags import NOT_PASSED
 from kit.miles.links import CKPT, FSDP, GROUPS, MEGATRON, PERF, SGLANG, Variable, get, is_flag
 from kit.miles.links_rollout import is_file
 from kit.miles.table import LINKS
-from kit.tiny import MODEL_DIR
+from kit.models.source import DIRECTORIES
 
 WITHOUT = {
     "name": "",  # only a label
@@ -143,7 +143,7 @@ def _head(config: SessionConfig, notes: dict[str, str]) -> str:
 def _variables(config: SessionConfig, *, has_reference: bool) -> str:
     """Lines at the top of the script that set what depends on the machine."""
     source = config.data.source
-    model = str(MODEL_DIR) if config.model.name == TINY else config.model.name
+    model = str(DIRECTORIES.get(config.model.name, config.model.name))
     lines = [
         'MILES_DIR="${MILES_DIR:-/root/miles}"',
         f"NUM_GPUS={config.training.num_trainers}",

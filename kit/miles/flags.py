@@ -75,8 +75,8 @@ _OTHER = """
     critic-save critic-lr-warmup-iters custom-loss-function-path
     disable-compute-advantages-and-returns use-unbiased-kl disable-rewards-normalization
     observe-training-entropy get-mismatch-metrics reset-optimizer-states skip-actor-forward-only
-    custom-tis-function-path custom-pg-loss-reducer-function-path use-routing-replay
-    use-rollout-routing-replay use-indexer-replay use-rollout-indexer-replay use-opd opd-type
+    custom-tis-function-path custom-pg-loss-reducer-function-path use-indexer-replay
+    use-rollout-indexer-replay use-opd opd-type
     opd-kl-coef opd-log-prob-top-k opd-top-k-strategy opd-reward-weight-mode opd-topk-per-position
     opd-teacher-urls opd-teacher-key opd-teacher-load opd-teacher-ckpt-step use-miles-router
     miles-router-timeout miles-router-max-connections miles-router-health-check-failure-threshold

@@ -6,7 +6,7 @@ import json
 from pathlib import PurePosixPath
 from typing import Any
 
-from kit.config import TINY, SessionConfig
+from kit.config import SHIPPED, TINY, TINY_MOE, SessionConfig
 from kit.data.sources import eval_sources
 from kit.errors import ConfigError
 from kit.miles.links import (
@@ -218,7 +218,7 @@ EVALUATION = [
 
 REWARDS = "kit.miles.rewards."
 """The kit's rewards in the form that `--custom-rm-path` takes."""
-TINY_DIRECTORY = "kit/tiny/model"
+DIRECTORIES = {TINY: "kit/tiny/model", TINY_MOE: "kit/tiny/moe"}
 
 
 def is_file(source: str) -> bool:
@@ -265,7 +265,8 @@ def _read_eval(given: Given) -> str | dict[str, str]:
 def _reward(config: SessionConfig) -> str:
     """Name of the reward, or of the one that fits the source if the settings leave it open."""
     source = config.data.source
-    from_gym = source.startswith("reasoning_gym:") or (not source and config.model.name != TINY)
+    of_gym = not source and config.model.name not in SHIPPED
+    from_gym = source.startswith("reasoning_gym:") or of_gym
     return config.reward.name or ("reasoning_gym" if from_gym else "exact")
 
 
@@ -315,7 +316,7 @@ def _read_template_kwargs(given: Given) -> dict[str, Any]:
 
 def _read_model(given: Given) -> str:
     name = given.text("--hf-checkpoint", "")
-    return TINY if name.endswith(TINY_DIRECTORY) else name
+    return next((ours for ours, end in DIRECTORIES.items() if name.endswith(end)), name)
 
 
 PROMPTS = [

@@ -148,6 +148,19 @@ ESTIMATOR = [
         default="off",
         remark="Miles has it with its FSDP backend and FlashAttention 3",
     ),
+    switch("training.use_rollout_routing_replay", "--use-rollout-routing-replay", GRPO),
+    Link(
+        "training.use_routing_replay",
+        ("--use-routing-replay",),
+        GRPO,
+        lambda c, backend: words_if(c.training.use_routing_replay, "--use-routing-replay"),
+        lambda given: (
+            given.has("--use-routing-replay") and not given.has("--use-rollout-routing-replay")
+        ),
+        default="off",
+        remark="Miles switches it on with --use-rollout-routing-replay; here they exclude each "
+        "other",
+    ),
     switch("training.use_tis", "--use-tis", GRPO),
     value("training.tis_clip", "--tis-clip", GRPO, 2.0),
     value("training.tis_clip_low", "--tis-clip-low", GRPO, 0.0),

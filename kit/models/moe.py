@@ -1,61 +1,258 @@
-"""Mixture-of-experts routers: which experts each token takes, and other experts in their place."""
+"""Routers of a mixture of experts: which experts each token takes, and given ones in their place.
+
+A router computes a score for each expert, and sends the token to those with the highest. Where two
+are nearly equal, rounding decides, and then another network computes the token. To replay the
+choice of another pass, a router is given it: it computes its scores afresh, with their gradient,
+and takes those of the experts that it is told. The choice itself never had a gradient.
+
+`make_replayable` puts that into a model's routers. `replaying` is where a table of experts is in
+force: around a forward pass and its backward pass, which may compute the forward pass once more.
+
+The table of a pass lies in this module and not in the routers, as compiled layers would take the
+length of what lies in a module for fixed. It is the process' own, since the backward pass of a GPU
+runs in a thread of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-Experts = list[list[list[int]]]
-"""The experts of a sample's tokens: (tokens, layers, top k)."""
+from kit.errors import ModelError
+
+UNKNOWN = -1
+"""In a table: the token's own router chooses."""
 
 
 @dataclass(frozen=True, slots=True)
-class Routed:
-    """Experts and log-probs of one forward pass, sample by sample."""
+class ExpertTable:
+    """Experts of the T rows of one pass in the L layers that have some, K to each."""
 
-    experts: list[Experts]
-    log_probs: list[list[float]]
+    given_TLK: torch.Tensor
+    """Those that the rows are sent to, int64; `UNKNOWN` where the router chooses."""
+    own_TLK: torch.Tensor
+    """Those that the routers would choose; each pass under this table writes them."""
+    followed: bool = True
+    """Whether routers take what they are given; otherwise it is only compared with."""
+
+    @classmethod
+    def of(cls, given_TLK: torch.Tensor, *, followed: bool = True) -> ExpertTable:
+        """A table before its first pass."""
+        return cls(given_TLK, torch.full_like(given_TLK, UNKNOWN), followed)
+
+    def to(self, device: torch.device) -> ExpertTable:
+        """Copy to a device."""
+        return replace(self, given_TLK=self.given_TLK.to(device), own_TLK=self.own_TLK.to(device))
+
+    @property
+    def taken(self) -> torch.Tensor:
+        """Those that the last pass sent the rows to."""
+        if not self.followed:
+            return self.own_TLK
+        return torch.where(self.given_TLK < 0, self.own_TLK, self.given_TLK)
+
+    def of_rows(self, rows: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Those that the last pass sent some rows to, as a record: uint16."""
+        taken = self.taken[torch.tensor(rows, device=self.own_TLK.device)]
+        return taken.numpy(force=True).astype(np.uint16)
+
+    def changed(self) -> torch.Tensor:
+        """Given experts of each row that its routers would not choose, over all layers; 0 without.
+
+        (T), float32.
+        """
+        shared_TLK = (self.given_TLK[..., None] == self.own_TLK[..., None, :]).any(-1)
+        known_TLK = self.given_TLK >= 0
+        return (known_TLK & ~shared_TLK).sum((1, 2)).float()
+
+    def agreement(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """How far the routers of the last pass agree with what they were given.
+
+        Returns:
+            Sums in float64, as tensors of one number: the share of each row's given experts that it
+            would choose itself; rows of which at least one layer would choose others; rows.
+        """
+        given, own = self.given_TLK, self.own_TLK
+        known_T = (given[:, 0, 0] >= 0).double()
+        shared_TLK = (given[..., None] == own[..., None, :]).any(-1)
+        share_T = shared_TLK.double().mean((1, 2))
+        changed_T = (~shared_TLK).any(-1).any(-1).double()
+        return (share_T * known_T).sum(), (changed_T * known_T).sum(), known_T.sum()
 
 
-def routers(model: nn.Module) -> list[nn.Module]:
-    """The routers of all layers in their order; empty for a model without experts."""
-    return [m for m in model.modules() if type(m).__name__.endswith("Router")]
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Records of some samples' experts, that a pass is to follow."""
+
+    samples: Sequence[np.ndarray[Any, Any] | None]
+    """(tokens - 1, L, K) of each, unsigned; the largest number of the dtype where a token has none,
+    None where a sample has none."""
+    layers: int
+    top_k: int
+    followed: bool = True
+    """Whether the policy's routers follow them; otherwise they are only compared with."""
+
+    def table(self, rows_of: Sequence[Sequence[int]], size: int) -> tuple[ExpertTable, int]:
+        """Table for packed samples, and in how many (row, layer) their records contradict.
+
+        Of a row that several samples share, the first one's record counts.
+
+        Args:
+            rows_of: row of each token of each sample.
+            size: rows of the pass.
+        """
+        given_TLK = np.full((size, self.layers, self.top_k), UNKNOWN, np.int64)
+        contradicted = np.zeros((size, self.layers), bool)
+        for rows, record in zip(rows_of, self.samples, strict=True):
+            fits = record is not None and record.shape[1:] == (self.layers, self.top_k)
+            if record is None or not (fits or self.followed):
+                continue  # what another number of experts says cannot be compared
+            self._check(record, len(rows))
+            places = np.asarray(rows[: len(record)], np.int64)
+            told = np.where(record == np.iinfo(record.dtype).max, UNKNOWN, record.astype(np.int64))
+            before = given_TLK[places]
+            both = (before >= 0).all(-1) & (told >= 0).all(-1)
+            contradicted[places] |= both & (np.sort(before) != np.sort(told)).any(-1)
+            given_TLK[places] = np.where(before < 0, told, before)
+        table = ExpertTable.of(torch.from_numpy(given_TLK), followed=self.followed)
+        return table, int(contradicted.sum())
+
+    def _check(self, record: np.ndarray[Any, Any], tokens: int) -> None:
+        wanted = (tokens - 1, self.layers, self.top_k)
+        if record.shape != wanted:
+            raise ModelError(
+                f"A sample's record of experts is {record.shape}, and {wanted} is what the "
+                "trainer's model has: (tokens - 1, layers with experts, experts of a token).",
+                fix="train on samples that an engine with this model wrote, or leave the replay "
+                "out.",
+            )
+
+
+class _Current:
+    """The table in force, if any."""
+
+    table: ExpertTable | None = None
+
+
+_CURRENT = _Current()
 
 
 @contextmanager
-def observe_routers(
-    routers: list[nn.Module], forced: Experts | None = None
-) -> Iterator[list[torch.Tensor]]:
-    """Record the experts that each router chooses, (tokens, top k), in the order of the layers.
+def replaying(table: ExpertTable | None) -> Iterator[None]:
+    """Have replayable routers follow a table, and write their own choice into it; None: no table.
 
-    Args:
-        routers: those of one model.
-        forced: experts to send the tokens to instead; tokens at the end that it lacks choose
-            themselves.
+    A policy's layers are computed one pass after the other, so there is one table at a time.
     """
-    seen: list[torch.Tensor] = []
-
-    def observe(module: Any, _inputs: Any, output: Any) -> Any:
-        logits, scores, chosen = output
-        if forced is not None:
-            table = torch.tensor(forced, device=logits.device)[:, len(seen)]
-            chosen = logits.topk(table.shape[1], dim=-1).indices
-            chosen[: len(table)] = table
-            shares = logits.softmax(-1, dtype=torch.float32).gather(-1, chosen)
-            if module.norm_topk_prob:
-                shares = shares / shares.sum(-1, keepdim=True)
-            scores = shares.to(scores.dtype)
-        seen.append(chosen.cpu())
-        return logits, scores, chosen
-
-    hooks = [router.register_forward_hook(observe) for router in routers]
+    before, _CURRENT.table = _CURRENT.table, table
     try:
-        yield seen
+        yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        _CURRENT.table = before
+
+
+def routers(model: nn.Module) -> dict[int, Any]:
+    """The routers by the number of their layer, ascending; empty for a model without experts."""
+    found = {}
+    for name, module in model.named_modules():
+        number = re.search(r"\blayers\.(\d+)\.", name)
+        if number and type(module).__name__.endswith("Router"):
+            found[int(number[1])] = module
+    return dict(sorted(found.items()))
+
+
+def replayable_layers(model: nn.Module) -> tuple[int, ...]:
+    """Numbers of the layers whose routers follow a table; empty before `make_replayable`."""
+    found = routers(model)
+    return tuple(found) if all(hasattr(r, "column") for r in found.values()) else ()
+
+
+def experts_of(model: nn.Module) -> tuple[int, int]:
+    """(layers with replayable routers, experts of a token); (0, 0) for other models."""
+    found = [*routers(model).values()] if replayable_layers(model) else []
+    return (len(found), int(found[0].top_k)) if found else (0, 0)
+
+
+def make_replayable(model: nn.Module) -> None:
+    """Have every router of a model follow the table in force; without one nothing changes.
+
+    Layer by layer in ascending order, the routers take the columns of a table.
+
+    Raises:
+        ModelError: a router weighs experts in another way than by a softmax over all of them.
+    """
+    found = routers(model)
+    kinds = {number: _weighing(router) for number, router in found.items()}
+    for column, (number, router) in enumerate(found.items()):
+        normalizes = kinds[number]
+        if normalizes is None:
+            raise ModelError(
+                f"The experts of layer {number} cannot be replayed: {type(router).__name__} does "
+                "not weigh them by a softmax over all.",
+                fix="leave training.use_rollout_routing_replay and training.use_routing_replay "
+                "out, or train a model of the kinds Qwen2-MoE, Qwen3-MoE, Mixtral or OLMoE.",
+            )
+        router.register_buffer("column", torch.tensor([column]), persistent=False)
+        kind: Any = type(router)
+        router.__class__ = _replayable(kind, normalizes)
+
+
+def _weighing(router: Any) -> bool | None:
+    """Whether the router makes the weights of a token's experts sum to 1.
+
+    It is tried on random numbers; None if it weighs them in a way that is not known.
+    """
+    weight = getattr(router, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.ndim != 2:
+        return None
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(8, weight.shape[1], generator=draw).to(weight)
+    with torch.no_grad():
+        try:
+            logits, scores, chosen = router(hidden)
+        except (TypeError, ValueError, RuntimeError):
+            return None
+        for normalizes in (True, False):
+            if torch.equal(_weights(logits, chosen, normalizes, scores.dtype), scores):
+                return normalizes
+    return None
+
+
+def _weights(
+    logits: torch.Tensor, chosen: torch.Tensor, normalizes: bool, dtype: torch.dtype
+) -> torch.Tensor:
+    """Weights of the chosen experts, (rows, K)."""
+    weights = torch.softmax(logits, dim=-1, dtype=torch.float32).gather(-1, chosen)
+    if normalizes:
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+    return weights.to(dtype)
+
+
+@cache
+def _replayable(kind: Any, normalizes: bool) -> Any:
+    """Subclass that follows the table in force.
+
+    One class for all layers lets them share compiled code; so does the column of the table, which
+    is a tensor and no number.
+    """
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        logits, scores, own = kind.forward(self, *args, **kwargs)
+        table = _CURRENT.table
+        if table is None:
+            return logits, scores, own
+        table.own_TLK.index_copy_(1, self.column, own[:, None])
+        if not table.followed:
+            return logits, scores, own
+        given = table.given_TLK.index_select(1, self.column)[:, 0]
+        chosen = torch.where(given < 0, own, given)
+        return logits, _weights(logits, chosen, normalizes, scores.dtype), chosen
+
+    return type(kind.__name__, (kind,), {"forward": forward})

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from kit.errors import DataError
+from kit.models.moe import ExpertTable, Recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,12 @@ class Packed:
     """The response tokens."""
     sample_R: torch.Tensor
     """Sample that each response token belongs to."""
+    rows_of: tuple[Sequence[int], ...] = ()
+    """Rows of each sample's tokens."""
+    experts: ExpertTable | None = None
+    """The experts that the rows are sent to, where a policy's pass is to follow a record."""
+    contradictions: int = 0
+    """(row, layer) of which samples that share the row have different records."""
 
     def to(self, device: torch.device) -> Packed:
         """Copy to a device."""
@@ -54,7 +61,8 @@ class Packed:
         moved: dict[str, Any] = {
             name: to_device(x, device) for name, x in tensors.items() if x is not None
         }
-        return replace(self, **moved)
+        experts = self.experts.to(device) if self.experts else None
+        return replace(self, experts=experts, **moved)
 
 
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -65,7 +73,11 @@ def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def pack(
-    tokens: Sequence[Sequence[int]], response_lengths: Sequence[int], *, share: bool = True
+    tokens: Sequence[Sequence[int]],
+    response_lengths: Sequence[int],
+    *,
+    share: bool = True,
+    experts: Recorded | None = None,
 ) -> Packed:
     """Pack samples into one row.
 
@@ -73,6 +85,7 @@ def pack(
         tokens: prompt and response of each sample.
         response_lengths: how many of these tokens are the response.
         share: compute common prefixes once; the results differ by rounding only.
+        experts: records of these samples for the policy's routers to follow.
 
     Raises:
         DataError: a sample has no token before its response, so nothing predicts its first one.
@@ -90,6 +103,9 @@ def pack(
     for row, of_row, response in zip(tokens, rows.of_sample, response_lengths, strict=True):
         predictors += of_row[len(row) - response - 1 : len(row) - 1]
         targets += row[len(row) - response :]
+    table, contradictions = None, 0
+    if experts:
+        table, contradictions = experts.table(rows.of_sample, len(rows.tokens))
     return Packed(
         torch.tensor(rows.tokens),
         torch.tensor(rows.position),
@@ -99,6 +115,9 @@ def pack(
         torch.tensor(predictors, dtype=torch.long),
         torch.tensor(targets, dtype=torch.long),
         torch.repeat_interleave(torch.arange(len(tokens)), torch.tensor(list(response_lengths))),
+        tuple(rows.of_sample),
+        table,
+        contradictions,
     )
 
 

@@ -9,18 +9,56 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from kit.config import TINY, ModelConfig
+from kit.config import TINY, TINY_MOE, ModelConfig
 from kit.errors import ConfigError, ModelError
 from kit.utils.reading import mapping, open_regular, parse_json, read_json
 
 TINY_DIRECTORY = Path(__file__).resolve().parents[1] / "tiny" / "model"
+DIRECTORIES = {TINY: TINY_DIRECTORY, TINY_MOE: TINY_DIRECTORY.with_name("moe")}
+"""Of the models that ship with the kit, by name."""
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
 """Files of a hub model that a session needs. Code among them runs only if it is trusted."""
 INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertLayout:
+    """Where a mixture of experts has its experts, and how many of them a token takes."""
+
+    layers: tuple[int, ...]
+    """Numbers of the layers with experts, ascending; others are dense."""
+    count: int
+    """Experts of a layer."""
+    top_k: int
+    """Experts that a token takes."""
+    model_layers: int
+    """All layers, dense ones included."""
+
+    @classmethod
+    def read(cls, folder: Path, settings: dict[str, Any]) -> Self | None:
+        """Read it from config.json and the names of the weights; None without experts."""
+        config = settings.get("text_config") or settings
+        count = next((n for key in _EXPERT_COUNTS if (n := config.get(key))), None)
+        top_k = config.get("num_experts_per_tok")
+        if not (isinstance(count, int) and isinstance(top_k, int)):
+            return None
+        try:
+            names = [name for file in _weight_files(folder) for name in stored_parameters(file)]
+        except (OSError, ValueError):
+            return None  # whoever loads it says what is wrong
+        numbers = {int(m[1]) for name in names if (m := _EXPERT_WEIGHT.search(name))}
+        last = int(config.get("num_hidden_layers", 0))  # what follows predicts further tokens
+        layers = tuple(sorted(number for number in numbers if number < last))
+        return cls(layers, count, top_k, last) if layers else None
+
+
+_EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts")
+_EXPERT_WEIGHT = re.compile(r"\blayers\.(\d+)\..*\bexperts\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +74,8 @@ class ModelSource:
     """Tokens that config.json and generation_config.json name as ends of a response."""
     vocabulary: int = 0
     """Rows of its embedding; 0 where config.json does not say."""
+    experts: ExpertLayout | None = None
+    """Its experts; None for a dense model."""
 
 
 def find(config: ModelConfig) -> ModelSource:
@@ -45,7 +85,7 @@ def find(config: ModelConfig) -> ModelSource:
         ModelError: it is missing, no model directory, or its weights are incomplete.
         ConfigError: `context_length` is more than the model supports.
     """
-    path = TINY_DIRECTORY if config.name == TINY else _directory(config.name)
+    path = DIRECTORIES.get(config.name) or _directory(config.name)
     file = path / "config.json"
     try:
         settings = read_json(file, unique=False)
@@ -82,6 +122,7 @@ def find(config: ModelConfig) -> ModelSource:
         size_of(path),
         _eos_token_ids(settings) | _eos_token_ids(_generation_config(path)),
         vocabulary,
+        ExpertLayout.read(path, settings),
     )
 
 
@@ -187,11 +228,12 @@ def _directory(name: str) -> Path:
             fix="check model.name: a directory, a Hugging Face name such as Qwen/Qwen3-0.6B, or "
             "tiny.",
         )
-    hint = "Did you mean 'tiny'? " if difflib.get_close_matches(name, [TINY]) else ""
+    near = difflib.get_close_matches(name, DIRECTORIES, n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
     raise ModelError(
         f"There is no model {name!r}.",
         fix=f"{hint}model.name is a directory, a Hugging Face name such as Qwen/Qwen3-0.6B, or "
-        f"tiny (the model that ships with the kit).",
+        f"tiny or tiny-moe (the models that ship with the kit).",
     )
 
 

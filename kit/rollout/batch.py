@@ -18,6 +18,7 @@ from kit.samples.token_values import trained_mean
 if TYPE_CHECKING:
     import torch
 
+    from kit.messages import ExpertRecords
     from kit.stack.stack import Stack
 
 
@@ -290,10 +291,11 @@ def update(stack: Stack, batch: Batch, step: int) -> UpdateReport:
     """
     config = stack.settings.config
     check_sampling(batch.samples, config.rollout, config.training)
+    check_records(batch.samples, config.training)
     begin = time.perf_counter()
     if not batch.samples:
         return UpdateReport(step, {}, (), 0, 0, 0.0, batch.left_out, applied=False)
-    per_step, applied = stack.update(train_batch(batch), batch.id)
+    per_step, applied = stack.update(train_batch(batch, config.training), batch.id)
     return UpdateReport(
         step=step,
         metrics=means(per_step),
@@ -320,9 +322,31 @@ def nothing_to_train_on(report: UpdateReport) -> SessionError:
     )
 
 
-def train_batch(batch: Batch) -> Any:
+def replayed(samples: Sequence[Sample], training: TrainingConfig) -> ExpertRecords:
+    """Records of experts that the policy's passes over these samples follow; None for none."""
+    from kit.samples.experts import records
+
+    return records(samples) if training.use_rollout_routing_replay else None
+
+
+def check_records(samples: Sequence[Sample], training: TrainingConfig) -> None:
+    """Raise SessionError if experts are to be replayed, and no sample has a record of them."""
+    if not training.use_rollout_routing_replay or not samples:
+        return
+    if all(s.rollout_routed_experts is None for s in samples):
+        raise SessionError(
+            "training.use_rollout_routing_replay is set, and no sample has a record of the "
+            "engine's experts.",
+            why="They were written by an engine that did not record them, or by hand.",
+            fix="train on what session.generate() returns; or call "
+            "session.configure(use_rollout_routing_replay=False) for samples from elsewhere.",
+        )
+
+
+def train_batch(batch: Batch, training: TrainingConfig) -> Any:
     """Convert a batch to a `TrainBatch` of plain lists."""
     from kit.messages import TrainBatch
+    from kit.samples.experts import records
 
     samples = batch.samples
     logged = all(s.rollout_log_probs is not None for s in samples)
@@ -335,6 +359,8 @@ def train_batch(batch: Batch) -> Any:
         token_advantages=_as_lists(batch.token_advantages),
         values=_as_lists(batch.values),
         returns=_as_lists(batch.returns),
+        experts=records(samples),
+        replayed=training.use_rollout_routing_replay,
     )
 
 

@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from kit.config import TINY, SessionConfig
+from kit.config import SHIPPED, SessionConfig
 from kit.data import load_held_out, load_prompts
 from kit.data.buffer import Group
 from kit.data.chat_template import (
@@ -51,6 +51,7 @@ from kit.utils.interrupts import held
 
 if TYPE_CHECKING:
     from kit.messages import Generation, SamplingSettings
+    from kit.samples.experts import RoutedExperts
     from kit.stack.engines import RequestStream
     from kit.stack.stack import Stack
 
@@ -142,7 +143,7 @@ class PromptSampler:
         """Render a chat template that the model brings under limits. Raises ModelError."""
         data, model = self.config.data, self.config.model.name
         template = self.tokenizer.chat_template
-        if data.apply_chat_template and isinstance(template, str) and model != TINY:
+        if data.apply_chat_template and isinstance(template, str) and model not in SHIPPED:
             prompts = [row.prompt for row in islice(self.train.rows, TRIED)]
             tokens = {name: str(t) for name, t in self.tokenizer.special_tokens_map.items()}
             check_template(template, prompts, tokens | data.chat_template_kwargs, model)
@@ -349,6 +350,14 @@ class PromptSampler:
             )
         return groups
 
+    def _record(self, generation: Generation) -> RoutedExperts | None:
+        layout = self.model.experts
+        if generation.experts is None or layout is None:
+            return None
+        from kit.samples.experts import RoutedExperts
+
+        return RoutedExperts(generation.experts, layout.layers, layout.count)
+
     def apply_generation(self, sample: Sample, generation: Generation) -> Sample:
         """Append a generation to the sample it continues."""
         kept, status = len(generation.tokens), STATUS[generation.finish]
@@ -357,7 +366,10 @@ class PromptSampler:
         if before and (end := stop_over_seam(before, texts, self.config.rollout.stop)):
             kept, status = end, Status.COMPLETED
         longer = sample.continued(
-            generation.tokens[:kept], generation.log_probs[:kept], generation.weight_version
+            generation.tokens[:kept],
+            generation.log_probs[:kept],
+            generation.weight_version,
+            self._record(generation),
         )
         response, ended = self.reader.read(longer.response_tokens)
         if status is Status.TRUNCATED and ended:  # by the last token that it was allowed

@@ -3,6 +3,7 @@
     sample.py         Sample and Status, and what makes a sample impossible
     fields.py         the types of its fields, checked where one is read from a file
     rollout.py        Rollout, and the Batch that an update trains on
+    experts.py        RoutedExperts, where a mixture of experts sent each token
     token_values.py   what is known of each token: log-probs, advantage, ratio, ...
     serialization.py  rollouts and batches as files: JSON lines, arrays, tables
 

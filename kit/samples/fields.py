@@ -57,6 +57,10 @@ def _zeros_and_ones(value: Any) -> bool:
     return _wholes(value) and set(value) <= {0, 1}
 
 
+def _experts(value: Any) -> bool:
+    return isinstance(value, dict) or type(value).__name__ == "RoutedExperts"
+
+
 _WHOLE, _TEXT = (_whole, "a whole number"), (_text, "text")
 _WHOLES = (_wholes, "a list of whole numbers")
 _FIELDS: Mapping[str, tuple[Check, str]] = {
@@ -74,6 +78,7 @@ _FIELDS: Mapping[str, tuple[Check, str]] = {
     "annotated_versions": _WHOLES,
     "loss_mask": (_or_none(_zeros_and_ones), "a list of 0 and 1"),
     "rollout_log_probs": (_or_none(_numbers), "a list of numbers"),
+    "rollout_routed_experts": (_or_none(_experts), "a record of experts"),
     "reward": (_or_none(_number), "a number"),
     "temperature": (_or_none(_number), "a number"),
     "top_p": (_number, "a number"),

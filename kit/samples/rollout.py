@@ -10,7 +10,7 @@ from typing import Any
 
 from kit.errors import DataError
 from kit.samples.sample import Sample, Status
-from kit.utils.display import Displayed, pictures
+from kit.utils.display import Displayed, Picture, pictures
 from kit.utils.formatting import mean
 
 NEW_TOKENS = "rollout/new_tokens"
@@ -123,6 +123,17 @@ class Rollout(Displayed, Sequence[Sample]):
     def browse(self, labels: Sequence[str] = ("good", "bad", "odd")) -> Any:
         """Look through the samples in a notebook: filter, sort, step, mark with these labels."""
         return pictures().browse(self, labels)
+
+    def experts(self) -> Picture:
+        """How often each expert of a mixture was taken, layer by layer.
+
+        After `session.annotate`, also for how many tokens the trainer would choose others.
+
+        Raises:
+            DataError: the engine recorded no experts.
+        """
+        drawn: Picture = pictures().show_experts(self)
+        return drawn
 
     def to_pandas(self) -> Any:
         """One row a sample, with the columns a person sorts by."""

@@ -8,11 +8,12 @@ hundredths, which is what the journal of a session needs. Nothing is pickled.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kit.errors import DataError
 from kit.samples import token_values
@@ -27,6 +28,9 @@ from kit.utils.reading import (
     read_lines,
     read_object,
 )
+
+if TYPE_CHECKING:
+    from kit.samples.experts import RoutedExperts
 
 OWN = "rollout"
 """Key of the first line, for what belongs to the rollout and not to one of its samples."""
@@ -160,6 +164,7 @@ def token_table(sample: Sample) -> Any:
 VALUES = "token_values."
 ARRAYS = {"tokens": "int64", "rollout_log_probs": "float64", "loss_mask": "int8"}
 """Fields with a number a token; those of `token_values` are float64."""
+EXPERTS = "rollout_routed_experts"
 
 
 def write_arrays(file: Path, samples: Sequence[Sample], own: Mapping[str, Any]) -> None:
@@ -173,9 +178,15 @@ def write_arrays(file: Path, samples: Sequence[Sample], own: Mapping[str, Any]) 
     from safetensors.numpy import save_file
 
     columns: dict[str, list[float]] = {}
-    rows = []
+    rows, experts = [], []
     for sample in samples:
         row = {field.name: getattr(sample, field.name) for field in fields(sample)}
+        if (record := row.pop(EXPERTS)) is not None:
+            row[EXPERTS] = {
+                "shape": record.shape, "layers": record.layers, "dtype": str(record.array.dtype),
+                "experts": record.count,
+            }  # fmt: skip
+            experts.append(record.array.reshape(-1).view("uint8"))
         token_values = row.pop("token_values")
         lists = {name: row.pop(name) for name in ARRAYS}
         lists |= {VALUES + name: values for name, values in token_values.items()}
@@ -187,6 +198,8 @@ def write_arrays(file: Path, samples: Sequence[Sample], own: Mapping[str, Any]) 
         name: np.array(column, dtype=ARRAYS.get(name, "float64"))
         for name, column in columns.items()
     }
+    if experts:
+        arrays[EXPERTS] = np.concatenate(experts)
     text = {"rows": json.dumps(rows), "own": json.dumps(dict(own))}
     save_file(arrays or {"": np.zeros(0)}, file, metadata=text)
 
@@ -199,12 +212,30 @@ def read_arrays(file: Path) -> tuple[list[Sample], dict[str, Any]]:
         open_regular(file).close()
         with safe_open(file, "np") as opened:
             names = opened.keys()
-            columns = {name: iter(opened.get_tensor(name).tolist()) for name in names}
+            arrays = {name: opened.get_tensor(name) for name in names}
             text = opened.metadata()
-        samples = [_next_sample(row, columns) for row in parse_json(text["rows"])]
+        experts = memoryview(arrays.pop(EXPERTS, b""))
+        columns = {name: iter(array.tolist()) for name, array in arrays.items()}
+        samples = []
+        for row in parse_json(text["rows"]):
+            if row.get(EXPERTS):
+                row[EXPERTS], experts = _first_record(row[EXPERTS], experts)
+            samples.append(_next_sample(row, columns))
         return samples, mapping(parse_json(text["own"]))
     except Exception as error:
         raise DataError(f"{file} is damaged.", why=str(error)) from error
+
+
+def _first_record(row: Any, written: memoryview) -> tuple[RoutedExperts, memoryview]:
+    """(the record that these bytes begin with, the bytes after it)."""
+    import numpy as np
+
+    from kit.samples.experts import RoutedExperts
+
+    dtype = np.dtype(row["dtype"])
+    size = math.prod(row["shape"]) * dtype.itemsize
+    array = np.frombuffer(written[:size], dtype).reshape(row["shape"])
+    return RoutedExperts(array, row["layers"], row["experts"]), written[size:]
 
 
 def _next_sample(row: dict[str, Any], columns: Mapping[str, Iterator[Any]]) -> Sample:

@@ -8,6 +8,7 @@ are taken too: put a list of your own into `token_values`, and every display kno
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from kit.samples.sample import Sample
 
 
-Kind = Literal["log_prob", "amount", "signed", "ratio"]
+Kind = Literal["log_prob", "amount", "signed", "ratio", "category"]
 ANNOTATE = "rollout = session.annotate(rollout)"
 TWICE = (
     "annotate the same rollout or batch before and after an update: `batch = "
@@ -38,8 +39,8 @@ class Quantity:
     """What it is, for headings."""
     unit: str = ""
     kind: Kind = "amount"
-    """How it is coloured: a log-probability, an amount from 0 on, a number of either sign, or a
-    ratio around 1."""
+    """How it is coloured: a log-probability, an amount from 0 on, a number of either sign, a ratio
+    around 1, or a number that is a name."""
     call: str = ANNOTATE
     """What makes it known."""
     worst: str = "largest"
@@ -76,6 +77,11 @@ _ALL = (
         "entropy", "entropy of the trainer's choice at this place", "nats", "amount",
         worst="most undecided",
     ),
+    Quantity(
+        "experts_changed",
+        "experts of all layers that the trainer would take in place of recorded ones", "", "amount",
+        worst="most others",
+    ),
     Quantity("advantage", "advantage", "", "signed", BATCH),
     Quantity("loss", "share of the update's loss", "", "signed", BATCH),
 )  # fmt: skip
@@ -85,7 +91,26 @@ def quantity(name: str, values: Sequence[float]) -> Quantity:
     """Quantity of a name; an unknown name gets one that fits its numbers."""
     if name in QUANTITIES:
         return QUANTITIES[name]
+    if layer := _OF_LAYER.fullmatch(name):
+        words = f"first of the experts in layer {layer[1]} that the engine took at this place"
+        return Quantity(name, words, "", "category", RECORDED)
     return Quantity(name, name, kind="signed" if any(v < 0 for v in values) else "amount")
+
+
+RECORDED = "rollout = session.generate()"
+_OF_LAYER = re.compile(r"expert_of_layer_(\d+)")
+MOST_LAYERS = 8
+"""So many layers of a mixture of experts are named among what is known; each can be asked for."""
+
+
+def _experts(sample: Sample, layer: int) -> list[float] | None:
+    """First expert in a layer for each response token, by the token before, which predicts it."""
+    record = sample.rollout_routed_experts
+    if record is None or layer not in record.layers:
+        return None
+    first = record.array[len(sample.tokens) - sample.response_length - 1 :]
+    column = first[:, record.layers.index(layer), 0].tolist()
+    return [math.nan if expert == record.missing else float(expert) for expert in column]
 
 
 QUANTITIES = {quantity.name: quantity for quantity in _ALL}
@@ -111,6 +136,8 @@ def find(sample: Sample, name: str) -> list[float] | None:
     if name == "rollout_log_prob":
         log_probs = sample.rollout_log_probs
         return log_probs if log_probs and len(log_probs) == sample.response_length else None
+    if layer := _OF_LAYER.fullmatch(name):
+        return _experts(sample, int(layer[1]))
     if name not in _DERIVED:
         return None
     first, second, of = _DERIVED[name]
@@ -139,6 +166,8 @@ def known(sample: Sample) -> list[str]:
     if not sample.response_length:
         return []
     names = [*QUANTITIES, *(name for name in sample.token_values if name not in QUANTITIES)]
+    if (record := sample.rollout_routed_experts) is not None:
+        names += [f"expert_of_layer_{number}" for number in record.layers[:MOST_LAYERS]]
     return [name for name in names if find(sample, name) is not None]
 
 

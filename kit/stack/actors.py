@@ -138,6 +138,7 @@ def engine_settings(stack: StackSettings) -> EngineSettings:
         trust_remote_code=config.model.trust_remote_code,
         joined=config.cluster.address is not None,
         shares_operators=config.training.true_on_policy,
+        experts=stack.model.experts if config.records_experts else None,
     )
 
 

@@ -43,7 +43,13 @@ from kit.weight_sync.coordinator import WeightSync
 from kit.weight_sync.verify import BROKEN, Checksums, not_arrived
 
 if TYPE_CHECKING:
-    from kit.messages import CacheUse, SamplingSettings, TrainBatch, TrainerStatus
+    from kit.messages import (
+        CacheUse,
+        ExpertRecords,
+        SamplingSettings,
+        TrainBatch,
+        TrainerStatus,
+    )
 
 
 class Stack:
@@ -395,10 +401,18 @@ class Stack:
         return self.trainers.update(batch, update_id, self.cluster.directory / "tmp")
 
     def by_token(
-        self, tokens: list[list[int]], response_lengths: list[int], of: str
+        self,
+        tokens: list[list[int]],
+        response_lengths: list[int],
+        of: str,
+        experts: ExpertRecords = None,
     ) -> list[list[float]]:
-        """Log-prob of each response token by the `policy` or the `reference`, or the `values`."""
-        method, which = ("values", ()) if of == "values" else ("log_probs", (of,))
+        """Log-prob of each response token by the `policy` or the `reference`, or the `values`.
+
+        The policy follows the `experts` of these samples, where they are given.
+        """
+        which: tuple[Any, ...] = (of, experts if of == "policy" else None)
+        method, which = ("values", ()) if of == "values" else ("log_probs", which)
         asked = tokens, response_lengths, *which
         values: list[list[float]] = self._train(method, *asked, doing=of)[0]
         return values

@@ -1,6 +1,8 @@
-"""Makes the tiny model from nothing: corpus, tokenizer, weights and their record.
+"""Makes the tiny models from nothing: corpus, tokenizer, weights and their record.
 
-    python -m kit.tiny.recipe --out DIR [--steps N] [--seed S]      on a CPU, in minutes
+    python -m kit.tiny.recipe --out DIR [--moe] [--steps N] [--seed S]      on a CPU, in minutes
+
+`--moe` makes the mixture of experts: the same class, blackboard and tokenizer, another network.
 
 The base model is half-able on purpose. One that is always wrong gives reinforcement learning
 nothing to reward, and one that is always right leaves nothing to learn. So the corpus is a
@@ -44,7 +46,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -61,7 +63,10 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
+from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from kit.tiny import tasks
 
@@ -122,15 +127,30 @@ class Recipe:
     chains_per_step: int = 32
     """All chains of a step have one length (lengths take turns), so that nothing is padded."""
     habits: Habits = field(default_factory=Habits)
+    balance: float = 0.0
+    """Weight of the load balancing loss, which keeps every expert in use; mixtures only."""
 
 
-def build(out: Path, recipe: Recipe, log: Callable[[str], None] = print) -> dict[str, Any]:
-    """Train, measure and save everything that `kit/tiny/model` holds; returns the record."""
+MIXTURE = Recipe(balance=0.02)
+"""Settings of the mixture of experts."""
+
+
+def build(
+    out: Path, recipe: Recipe, log: Callable[[str], None] = print, *, moe: bool = False
+) -> dict[str, Any]:
+    """Train, measure and save everything that a directory of `kit/tiny` holds; returns the record.
+
+    Args:
+        out: the directory.
+        recipe: how it is trained.
+        log: told of the loss now and then.
+        moe: make the mixture of experts, not the dense model.
+    """
     started = time.perf_counter()
     tokenizer = build_tokenizer(CONTEXT)
     with _one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = build_model(tokenizer)
+        model = build_mixture(tokenizer) if moe else build_model(tokenizer)
         losses = train(model, tokenizer, recipe, log)
         accuracy = {task: measure(model, tokenizer, task, "held_out") for task in tasks.TASKS}
     model.save_pretrained(out)
@@ -226,25 +246,52 @@ def build_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+def build_model(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """An untrained Qwen3 with the tiny shape, in float32, and its stopping rules."""
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=448,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="float32",
+    config = Qwen3Config(intermediate_size=448, tie_word_embeddings=True, **_shape(tokenizer))
+    return _with_stopping_rules(Qwen3ForCausalLM(config), tokenizer)
+
+
+def build_mixture(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """An untrained Qwen3-MoE of the tiny shape: a dense layer, then three with experts.
+
+    Two of eight experts are as wide as a third of the dense model's layers.
+    """
+    config = Qwen3MoeConfig(
+        intermediate_size=256,
+        moe_intermediate_size=64,
+        num_experts=8,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        decoder_sparse_step=1,
+        mlp_only_layers=[0],
+        tie_word_embeddings=False,  # SGLang's Qwen3-MoE has an output layer of its own
+        **_shape(tokenizer),
     )
-    model = Qwen3ForCausalLM(config)
+    return _with_stopping_rules(Qwen3MoeForCausalLM(config), tokenizer)
+
+
+def _shape(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What the configurations of both models have in common."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": CONTEXT,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "dtype": "float32",
+    }
+
+
+def _with_stopping_rules(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> PreTrainedModel:
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -280,7 +327,8 @@ def train(
         additions = corpus.additions(recipe.additions_per_step)
         chains = corpus.chains(recipe.chains_per_step, length)
         loss = (
-            response_loss(model, tokenizer, additions) + response_loss(model, tokenizer, chains)
+            response_loss(model, tokenizer, additions, recipe.balance)
+            + response_loss(model, tokenizer, chains, recipe.balance)
         ) / 2
         optimizer.zero_grad()
         loss.backward()
@@ -295,9 +343,15 @@ def train(
 
 
 def response_loss(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, scribbles: Sequence[Scribble]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    scribbles: Sequence[Scribble],
+    balance: float = 0.0,
 ) -> torch.Tensor:
-    """Mean cross-entropy over all response tokens and their `<|end|>`: a scalar."""
+    """Mean cross-entropy over all response tokens and their `<|end|>`: a scalar.
+
+    With a weight, the load balancing loss of https://arxiv.org/abs/2101.03961 is added.
+    """
     questions = [render(tokenizer, prompt) for prompt, _ in scribbles]
     answers = [[*tokenizer.encode(text), tokenizer.eos_token_id] for _, text in scribbles]
     width = max(len(q) + len(a) for q, a in zip(questions, answers, strict=True))
@@ -308,10 +362,18 @@ def response_loss(
         tokens[row, :end] = torch.tensor(question + answer)
         labels[row, len(question) : end] = torch.tensor(answer)
     # Padding is on the right and attention is causal: no real token can see it, so no mask.
-    logits = model(input_ids=tokens, use_cache=False).logits
-    return functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE
+    wanted = {"output_router_logits": True} if balance else {}
+    output = model(input_ids=tokens, use_cache=False, **wanted)
+    loss: torch.Tensor = functional.cross_entropy(
+        output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE
     )
+    if not balance:
+        return loss
+    config: Any = model.config
+    chosen = config.num_experts, config.num_experts_per_tok
+    real = (tokens != tokenizer.pad_token_id).long()
+    uneven: torch.Tensor = load_balancing_loss_func(output.router_logits, *chosen, real)
+    return loss + balance * torch.as_tensor(uneven)
 
 
 def render(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
@@ -392,13 +454,16 @@ def _one_thread() -> Iterator[None]:
 
 def main() -> None:
     """Run the command line; prints the record."""
-    defaults = Recipe()
-    parser = argparse.ArgumentParser(description="Make the tiny model from nothing, on the CPU.")
+    parser = argparse.ArgumentParser(description="Make a tiny model from nothing, on the CPU.")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
-    parser.add_argument("--steps", type=int, default=defaults.steps, help="training steps")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of weights and corpus")
+    parser.add_argument("--moe", action="store_true", help="make the mixture of experts")
+    parser.add_argument("--steps", type=int, help="training steps")
+    parser.add_argument("--seed", type=int, help="of weights and corpus")
     arguments = parser.parse_args()
-    record = build(arguments.out, Recipe(seed=arguments.seed, steps=arguments.steps))
+    given = {name: getattr(arguments, name) for name in ("steps", "seed")}
+    changes = {name: number for name, number in given.items() if number is not None}
+    recipe = replace(MIXTURE if arguments.moe else Recipe(), **changes)
+    record = build(arguments.out, recipe, moe=arguments.moe)
     print(json.dumps(record, indent=2))
 
 

@@ -120,6 +120,29 @@ _TRAIN = {
     "opsm/masked_fraction": Meaning("share of tokens left out as off-policy", "near 0"),
     "opsm/masked_samples": Meaning("share of samples left out as off-policy", "near 0"),
     "opsm/kl_mean": Meaning("how far log-probs fell since generation, in nats a token", "near 0"),
+    "routing/overlap": Meaning(
+        "share of the recorded experts that the trainer's own routers would choose, by token and "
+        "layer",
+        "near 1; the rest is what a replay takes away",
+        _below(0.8, "both sides route differently: call session.check_mismatch(rollout)"),
+        "experts in common",
+    ),
+    "routing/changed_frac": Meaning(
+        "share of tokens that the trainer would send to other experts than recorded, in one layer "
+        "or more",
+        "small; with training.use_rollout_routing_replay they go to the recorded ones",
+        short="tokens of other experts",
+    ),
+    "routing/contradicted_frac": Meaning(
+        "share of tokens and layers of which samples that share them have different records; the "
+        "first one's counts",
+        "near 0",
+        _above(
+            0.05,
+            "many samples are computed with another's experts: set engine.extra "
+            "{disable_radix_cache: false}, so that a prompt is read once",
+        ),
+    ),
     "value_loss": Meaning("squared error of the critic, halved", "falls"),
     "value_clipfrac": Meaning("share of values whose update was clipped", "small"),
     "value_mean": Meaning("what the critic expects, on average", "follows the returns"),
@@ -180,6 +203,16 @@ _ROLLOUT = {
             "rollout.dynamic_sampling",
         ),
         "groups without signal",
+    ),
+    "routing/recorded_frac": Meaning(
+        "share of tokens whose experts the engine has recorded",
+        "1; others choose their experts in the trainer",
+        _below(0.99, "requests were retracted, or written by an engine without a record"),
+    ),
+    "routing/busiest_expert": Meaning(
+        "tokens of a layer's busiest expert, over those of each if all were even; of the layer "
+        "where that is most",
+        "above 1, far below the number of experts",
     ),
     "repetition_frac": Meaning("share of responses that repeat themselves", "near 0"),
     "step": Meaning("rollouts so far, over which rollout/... and perf/... are logged"),

@@ -42,6 +42,23 @@ def step_metrics(
     return metrics
 
 
+def routing_metrics(rollout: Rollout) -> Metrics:
+    """How many tokens have a record of their experts, and how even the experts' load is."""
+    found = [r for s in rollout if (r := s.rollout_routed_experts) is not None]
+    rows = sum(len(s.tokens) - 1 for s in rollout)
+    if not found or not rows:
+        return {}
+    from kit.samples.experts import load
+
+    taken = load(found)
+    even = taken.mean(1)
+    known = float(sum(r.known.sum() for r in found))
+    metrics = {"rollout/routing/recorded_frac": known / rows}
+    if even.min() > 0:
+        metrics["rollout/routing/busiest_expert"] = float((taken.max(1) / even).max())
+    return metrics
+
+
 def rollout_metrics(rollout: Rollout) -> Metrics:
     """Rewards, lengths, truncation, groups without a difference, repetition."""
     lengths = [s.response_length for s in rollout]
@@ -54,6 +71,7 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
         "rollout/failed_ratio": _share(rollout, Status.FAILED),
         "rollout/repetition_frac": statistics.fmean(map(_repeats, rollout)),
     }
+    metrics |= routing_metrics(rollout)
     if rollout.rewards():
         parts = {f"rollout/reward/{name}": mean for name, mean in rollout.mean_parts().items()}
         metrics = {REWARD: rollout.mean_reward(), **parts, **metrics}

@@ -17,7 +17,7 @@ import torch
 from kit.cluster import progress
 from kit.cluster.processes import cores
 from kit.config import TrainingConfig
-from kit.messages import TrainBatch, TrainerStatus
+from kit.messages import ExpertRecords, TrainBatch, TrainerStatus
 from kit.models.state_dict import saved_buffers
 from kit.trainer import hf_export
 from kit.trainer.backend import TrainerBackend
@@ -212,10 +212,14 @@ class Trainer:
     # ---- learning ------------------------------------------------------------------------------
 
     def log_probs(
-        self, tokens: list[list[int]], response_lengths: list[int], of: str = "policy"
+        self,
+        tokens: list[list[int]],
+        response_lengths: list[int],
+        of: str = "policy",
+        experts: ExpertRecords = None,
     ) -> list[list[float]]:
         """Log-probability of each response token under the present weights, or the reference's."""
-        return self.scorer.log_probs(tokens, response_lengths, of)
+        return self.scorer.log_probs(tokens, response_lengths, of, experts)
 
     def values(self, tokens: list[list[int]], response_lengths: list[int]) -> list[list[float]]:
         """What the critic expects before each response token."""

@@ -24,6 +24,8 @@ class TrainerBackend(Protocol):
     """One rank's networks: made, computed, changed, and read out."""
 
     device: torch.device
+    experts: tuple[int, int]
+    """(layers of the policy with experts that can be replayed, experts of a token), or zeros."""
 
     def start(self) -> None:
         """Load the policy into host memory."""

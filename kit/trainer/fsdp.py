@@ -13,6 +13,7 @@ from torch import nn
 
 from kit.config import TrainingConfig
 from kit.models import state_dict
+from kit.models.moe import experts_of, replaying
 from kit.models.packing import Packed
 from kit.models.policy import Policy
 from kit.models.sharding import hold_gradients, recover, reshard, whole
@@ -39,10 +40,12 @@ class FsdpBackend:
         self._factory = ModelFactory(settings, device)
         self.learners: dict[str, Learner] = {}
         self.reference: Policy | None = None
+        self.experts = (0, 0)
 
     def start(self) -> None:
         torch.manual_seed(self._settings.seed)
         self.policy = self._factory.load()
+        self.experts = experts_of(self.policy.model)
 
     def place(self) -> int:
         mesh, settings = self._group.mesh, learner_settings(self._training)
@@ -91,7 +94,8 @@ class FsdpBackend:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         model = self.reference if of == REFERENCE else self.learners[of].model
         assert model is not None
-        with torch.set_grad_enabled(gradient):
+        table = packed.experts if of == POLICY else None
+        with torch.set_grad_enabled(gradient), replaying(table):
             logp_R, entropy_R = _answer(model, packed, temperature, dropout=dropout)
         return logp_R.detach(), entropy_R.detach()
 
@@ -108,7 +112,7 @@ class FsdpBackend:
         hook = inner.model.register_forward_hook(
             lambda _module, _inputs, output: kept.append(output.last_hidden_state[0])
         )
-        with torch.no_grad():
+        with torch.no_grad(), replaying(packed.experts):
             try:
                 _answer(self.policy, packed, 1.0)
             finally:
@@ -139,9 +143,11 @@ class FsdpBackend:
             learner = self.learners[name]
             learner.model.train()  # loaded models are not, and then recompute nothing
             hold_gradients(learner.model, ranks == 1 and not last)
-            loss, values = loss_of(learner.model(packed, temperature))
-            # FSDP averages gradients over ranks; ours are shares of one sum.
-            (loss * ranks).backward()
+            # A backward pass may compute parts of the forward pass again, by the same experts.
+            with replaying(packed.experts if name == POLICY else None):
+                loss, values = loss_of(learner.model(packed, temperature))
+                # FSDP averages gradients over ranks; ours are shares of one sum.
+                (loss * ranks).backward()
             metrics |= values
         return metrics
 

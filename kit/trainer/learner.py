@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,8 +14,10 @@ from torch import nn
 
 from kit.algo.schedule import learning_rate
 from kit.config import TrainingConfig
+from kit.errors import ModelError
 from kit.models.compile import compile_layers, recompute
 from kit.models.dropout import switch_off
+from kit.models.moe import make_replayable
 from kit.models.policy import Policy, ValueModel, load
 from kit.models.sharding import recover, reshard, shard, whole
 from kit.trainer.settings import TrainerSettings
@@ -151,6 +154,8 @@ class ModelFactory:
         if settings.training.true_on_policy:
             policy.share_operators(self.device, settings.attention_backend)
         inner: Any = policy.model
+        with nullcontext() if settings.training.replays_routing else suppress(ModelError):
+            make_replayable(inner)
         recompute(inner, inner.model.layers, settings.recompute)
         if settings.compile:
             compile_layers(inner.model.layers, rounds=settings.training.true_on_policy)

@@ -18,7 +18,7 @@ from kit.algo.own_loss import LossFunction, token_loss
 from kit.config import MisConfig, TrainingConfig
 from kit.errors import StackError
 from kit.messages import TrainBatch
-from kit.models.packing import to_device
+from kit.models.packing import Packed, to_device
 from kit.trainer.batch import flat, flat_advantages
 
 ESS = ("ess/weights", "ess/squares", "ess/tokens")
@@ -232,13 +232,37 @@ def _surrogate(
     return losses.ppo_clip(logp_R, old_R, advantage_R, low, high, training.eps_clip_c)
 
 
+ROUTED_ROWS = "routed_rows"
+ROUTING = (
+    "train/routing/overlap",
+    "train/routing/changed_frac",
+    "train/routing/contradicted_frac",
+)
+
+
+def routing_sums(packed: Packed, *, counts: bool) -> dict[str, torch.Tensor]:
+    """Sums over the rows of a pass of how its routers agree with a record; none without one."""
+    table = packed.experts
+    if table is None:
+        return {}
+    share, changed, rows = table.agreement()
+    layers = table.given_TLK.shape[1]
+    contradicted = torch.full_like(rows, packed.contradictions / layers)
+    values = zip((*ROUTING, ROUTED_ROWS), (share, changed, contradicted, rows), strict=True)
+    return {name: value * float(counts) for name, value in values}
+
+
 def finish(sums: dict[str, float]) -> dict[str, float]:
     """The metrics of an optimizer step from the sums over its micro-batches.
 
     The effective sample size is that of the tokens, weighted by the probability ratio of the
     weights being trained to those that wrote the samples.
     """
-    metrics = {name: value for name, value in sums.items() if name not in ESS}
+    skipped = {*ESS, ROUTED_ROWS}
+    metrics = {name: value for name, value in sums.items() if name not in skipped}
+    for name in ROUTING:
+        if name in metrics:
+            metrics[name] /= max(sums[ROUTED_ROWS], 1.0)
     metrics["train/ess_ratio"] = effective_share(*(sums.get(name, 0.0) for name in ESS))
     return metrics
 

@@ -8,16 +8,16 @@ randomness. All ranks run each one for all samples; rank 0's result counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from kit.errors import StackError
-from kit.messages import TrainBatch
+from kit.messages import ExpertRecords, ExpertRows, TrainBatch
 from kit.models.log_probs import KEPT_LOGITS
-from kit.models.moe import Experts, Routed, observe_routers, routers
+from kit.models.packing import Packed
 from kit.operators.ladder import Recorder
 from kit.trainer.backend import TrainerBackend, whole_weights
 from kit.trainer.loss import Corrections, ScoredBatch, token_terms
@@ -36,6 +36,19 @@ class Samples:
 
     tokens: list[list[int]]
     response_lengths: list[int]
+    experts: ExpertRecords = None
+    """Records of their experts."""
+    followed: bool = True
+    """Whether the policy's routers follow them; otherwise they are only compared with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """Experts and log-probs of one forward pass, sample by sample."""
+
+    experts: list[ExpertRows]
+    """Those that the tokens were sent to."""
+    log_probs: Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +92,15 @@ class Probes:
             training_mode: with dropout, where the model has any, as in an update.
             seed: of what is dropped at random; the trainer's own randomness stays as it is.
         """
-        tokens = samples.tokens, samples.response_lengths
+        tokens, experts = (samples.tokens, samples.response_lengths), samples.experts
+        scorer = self.scorer
         with forked_random(self.backend.device):
             torch.manual_seed(seed)
-            (scores,) = self.scorer.score(
+            (scores,) = scorer.score(
                 *tokens,
-                parts=self.scorer.parts(*tokens) if packed else self.scorer.one_by_one(*tokens),
+                parts=scorer.parts(*tokens, experts=experts)
+                if packed
+                else scorer.one_by_one(*tokens, experts),
                 temperature=temperature,
                 dropout=training_mode,
             )
@@ -153,32 +169,30 @@ class Probes:
     def sampled(self, samples: Samples, ways: Sequence[SamplingTransform]) -> list[Rows]:
         """Log-probs of the response tokens in several ways, from one pass over each sample."""
         rows: list[Rows] = [[] for _ in ways]
-        for _, one in self.scorer.one_by_one(samples.tokens, samples.response_lengths):
+        asked = samples.tokens, samples.response_lengths, samples.experts
+        for _, one in self.scorer.one_by_one(*asked):
             logits = self.backend.logits(one).float()
             for by_sample, way in zip(rows, ways, strict=True):
                 logp = _processed(logits, way).log_softmax(-1)
                 by_sample.append(logp.gather(-1, one.target_R[:, None])[:, 0].tolist())
         return rows
 
-    def routing(
-        self, samples: Samples, temperature: float, forced: list[Experts] | None = None
-    ) -> Routed | None:
-        """Experts and log-probs of each sample by itself; None for a model without experts.
+    def routing(self, samples: Samples, temperature: float) -> Routed | None:
+        """Experts and log-probs of each sample by itself; None where they cannot be told.
 
         Args:
-            samples: the tokens.
+            samples: the tokens; with records, those that the tokens are sent to.
             temperature: divides the logits.
-            forced: experts to send the tokens of each sample to; see `observe_routers`.
         """
-        observed = routers(self.backend.module())
-        if not observed:
+        if not self.backend.experts[0]:
             return None
+        count = len(samples.tokens)
+        asked = samples.tokens, samples.response_lengths, samples.experts or [None] * count
         experts, log_probs = [], []
-        parts = self.scorer.one_by_one(samples.tokens, samples.response_lengths)
-        for (index,), one in parts:
-            with observe_routers(observed, forced[index] if forced else None) as chosen:
-                log_probs.append(self.backend.log_probs(one, temperature)[0].tolist())
-            experts.append(torch.stack(chosen, dim=1).tolist())
+        for _, one in self.scorer.one_by_one(*asked):
+            log_probs.append(self.backend.log_probs(one, temperature)[0].tolist())
+            assert one.experts is not None
+            experts.append(one.experts.of_rows(one.rows_of[0][:-1]))
         return Routed(experts, log_probs)
 
     # ---- facts ---------------------------------------------------------------------------------
@@ -215,11 +229,13 @@ class Probes:
 
     # ---- numbers of each token -----------------------------------------------------------------
 
-    def annotate_samples(
-        self, tokens: list[list[int]], response_lengths: list[int]
-    ) -> dict[str, Rows]:
-        """Log-prob and entropy of each response token under the present weights, in nats."""
-        return _annotation(self._scores(tokens, response_lengths))
+    def annotate_samples(self, samples: Samples) -> dict[str, Rows]:
+        """Log-prob and entropy of each response token under the present weights, in nats.
+
+        With records of experts, also how many of them the trainer would choose otherwise.
+        """
+        scores, changed = self._scores(samples)
+        return _annotation(scores) | changed
 
     def annotate_batch(self, batch: TrainBatch, update_id: str) -> dict[str, Rows]:
         """Log-prob, entropy, and what each token adds to the loss of its optimizer step.
@@ -229,16 +245,34 @@ class Probes:
         its first step. There is none for a batch that the last update has been made with: the
         weights that its loss was of are gone.
         """
-        scores = self._scores(batch.tokens, batch.response_lengths)
-        annotation = _annotation(scores)
+        own = Samples(batch.tokens, batch.response_lengths, batch.experts, batch.replayed)
+        scores, changed = self._scores(own)
+        annotation = _annotation(scores) | changed
         if self.state.last_update and self.state.last_update[0] == update_id:
             return annotation
         return annotation | {"loss": self._loss(batch, scores)}
 
-    def _scores(self, tokens: list[list[int]], response_lengths: list[int]) -> TokenScores:
-        """Scores by the micro-batches of an update, so that they are its numbers bit by bit."""
-        parts = self.scorer.parts(tokens, response_lengths)
-        return self.scorer.score(tokens, response_lengths, parts=parts)[0]
+    def _scores(self, samples: Samples) -> tuple[TokenScores, dict[str, Rows]]:
+        """Scores by the micro-batches of an update, so that they are its numbers bit by bit.
+
+        The second result has, with records, the experts of each token that would be others.
+        """
+        asked = samples.tokens, samples.response_lengths
+        changed: Rows = [[] for _ in samples.tokens]
+        experts, followed = samples.experts, samples.followed
+
+        def parts() -> Iterator[tuple[list[int], Packed]]:
+            for members, packed in self.scorer.parts(*asked, experts=experts, followed=followed):
+                yield members, packed
+                if packed.experts:
+                    by_row = packed.experts.changed()[packed.predictor_R]
+                    lengths = [samples.response_lengths[i] for i in members]
+                    for index, row in zip(members, by_row.split(lengths), strict=True):
+                        changed[index] = row.tolist()
+
+        scores = self.scorer.score(*asked, parts=parts())[0]
+        known = samples.experts is not None and self.backend.experts[0]
+        return scores, {"experts_changed": changed} if known else {}
 
     def _loss(self, batch: TrainBatch, scores: TokenScores) -> Rows:
         training, device = self.settings.training, self.backend.device

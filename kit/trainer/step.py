@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, product
 from typing import Any
@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from kit.errors import StackError
 from kit.messages import TrainBatch
+from kit.models.moe import Recorded
 from kit.models.packing import Packed, pack, to_device
 from kit.trainer.backend import LossFn, TrainerBackend
 from kit.trainer.batch import flat, optimizer_steps, rank_share, worth_sharing
@@ -28,6 +29,7 @@ from kit.trainer.loss import (
     TokenInputs,
     finish,
     policy_loss,
+    routing_sums,
     token_terms,
     value_loss,
 )
@@ -75,10 +77,21 @@ class TrainStep:
     def update(self, batch: TrainBatch, cancel: CancelToken) -> list[dict[str, float]]:
         """All optimizer steps over a batch: the metrics of each. What fails leaves it half done."""
         training, steps = self.settings.training, self.steps_of(batch)
+        if training.replays_routing and not self.backend.experts[0]:
+            raise StackError(
+                "Experts are to be replayed, and the model has no routers that can be told them.",
+                why="It is dense, or weighs its experts in a way that the trainer does not know.",
+                fix="call session.configure with use_rollout_routing_replay=False and "
+                "use_routing_replay=False.",
+            )
         # With one optimizer step the old weights are the present ones: nothing to compute.
         moves = len(steps) > 1 and not training.use_rollout_logprobs
         models = [POLICY] if moves or Corrections.need_old(training) else []
-        old, reference = self.log_probs_before(batch, models, cancel=cancel)
+        taken: dict[int, Any] | None = {} if training.use_routing_replay and models else None
+        old, reference = self.log_probs_before(batch, models, taken, cancel=cancel)
+        if taken:
+            own = [taken[i] for i in range(len(batch))]
+            batch = replace(batch, experts=own, replayed=True)
         corrections = Corrections.of(batch, old, training)
         scored = ScoredBatch(batch, old if moves else None, reference, corrections)
         meter = self._meter(batch, steps, old)
@@ -106,27 +119,38 @@ class TrainStep:
     def _log_probs_of(self, batch: TrainBatch, few: Sequence[int]) -> dict[int, torch.Tensor]:
         """Log-probs of the response tokens of a few samples, under the present weights."""
         lengths = [batch.response_lengths[i] for i in few]
-        (scores,) = self.scorer.score([batch.tokens[i] for i in few], lengths)
+        experts = [batch.experts[i] for i in few] if batch.experts and batch.replayed else None
+        (scores,) = self.scorer.score([batch.tokens[i] for i in few], lengths, experts=experts)
         return {i: logp_T.cpu() for i, logp_T in zip(few, scores.log_probs, strict=True)}
 
     def log_probs_before(
-        self, batch: TrainBatch, models: Sequence[str] = (), *, cancel: CancelToken = NEVER
+        self,
+        batch: TrainBatch,
+        models: Sequence[str] = (),
+        taken: dict[int, Any] | None = None,
+        *,
+        cancel: CancelToken = NEVER,
     ) -> tuple[list[torch.Tensor] | None, list[torch.Tensor] | None]:
         """(of the policy, if it is named; of the reference, where the loss has a KL), by sample.
 
         In the micro-batches of the update and with its operations: other shapes, or the kernels of
-        a pass without gradients, round otherwise, and no ratio would begin at 1.
+        a pass without gradients, round otherwise, and no ratio would begin at 1. `taken` gets the
+        experts that the policy sent each sample to.
         """
         names = {*models, REFERENCE} if self.settings.training.kl_loss_coef else set(models)
         known = [name for name in (POLICY, REFERENCE) if name in names and self.backend.has(name)]
         if not known:
             return None, None
-        scores = self.score_as_updated(batch, known, cancel)
+        scores = self.score_as_updated(batch, known, cancel, taken)
         by_model = {name: s.log_probs for name, s in zip(known, scores, strict=True)}
         return by_model.get(POLICY), by_model.get(REFERENCE)
 
     def score_as_updated(
-        self, batch: TrainBatch, models: Sequence[str], cancel: CancelToken = NEVER
+        self,
+        batch: TrainBatch,
+        models: Sequence[str],
+        cancel: CancelToken = NEVER,
+        taken: dict[int, Any] | None = None,
     ) -> list[TokenScores]:
         """Scores of a batch's samples as the forward passes of the next update would give them."""
         try:
@@ -134,7 +158,7 @@ class TrainStep:
                 batch.tokens,
                 batch.response_lengths,
                 models,
-                parts=self._parts(batch),
+                parts=self._parts(batch, taken),
                 dropout=True,
                 gradient=True,
                 cancel=cancel,
@@ -142,24 +166,48 @@ class TrainStep:
         finally:
             self.backend.recover()  # the gradients that these passes were ready for do not come
 
-    def _parts(self, batch: TrainBatch) -> Iterator[tuple[list[int], Packed]]:
-        """All samples in the micro-batches of the next update, of all ranks."""
+    def _parts(
+        self, batch: TrainBatch, taken: dict[int, Any] | None
+    ) -> Iterator[tuple[list[int], Packed]]:
+        """All samples in the micro-batches of the next update, of all ranks.
+
+        After its pass, each of them adds to `taken` the experts that its samples were sent to.
+        """
         world, limit = self._division()
         share = worth_sharing(batch.tokens, batch.response_lengths, self.backend.device)
         done: set[int] = set()
         for part, rank in product(self.steps_of(batch), range(world)):
             for members in rank_share(batch, part, world, limit, rank, share=share):
                 if not done.issuperset(members):
-                    yield members, self._packed(batch, members, share=share)
+                    recorded = None if taken is None else self._recording(len(members))
+                    packed = self._packed(batch, members, share=share, recorded=recorded)
+                    yield members, packed
                     done.update(members)
+                    if taken is not None and packed.experts:
+                        rows = zip(members, packed.rows_of, strict=True)
+                        taken |= {i: packed.experts.of_rows(of[:-1]) for i, of in rows}
+
+    def _recording(self, samples: int) -> Recorded:
+        """No records of so many samples, so that a pass writes down its own choice."""
+        return Recorded([None] * samples, *self.backend.experts)
 
     def _division(self) -> tuple[int, int]:
         """(ranks, tokens of a micro-batch)."""
         return self.settings.training.num_trainers, self.settings.max_tokens
 
-    def _packed(self, batch: TrainBatch, members: Sequence[int], *, share: bool) -> Packed:
+    def _packed(
+        self,
+        batch: TrainBatch,
+        members: Sequence[int],
+        *,
+        share: bool,
+        recorded: Recorded | None = None,
+    ) -> Packed:
         rows = [batch.tokens[i] for i in members], [batch.response_lengths[i] for i in members]
-        return pack(*rows, share=share).to(self.backend.device)
+        if recorded is None and batch.experts and self.backend.experts[0]:
+            records = [batch.experts[i] for i in members]
+            recorded = Recorded(records, *self.backend.experts, followed=batch.replayed)
+        return pack(*rows, share=share, experts=recorded).to(self.backend.device)
 
     def steps_of(self, batch: TrainBatch) -> list[list[int]]:
         """Which samples each optimizer step of the next update takes."""
@@ -249,7 +297,8 @@ class TrainStep:
         def of_policy(out: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             if meter:
                 meter.note(indices, batch.response_lengths, out[0])
-            return policy_loss(out[0], out[1], packed.sample_R, inputs, settings)
+            loss, sums = policy_loss(out[0], out[1], packed.sample_R, inputs, settings)
+            return loss, sums | routing_sums(packed, counts=meter is not None)
 
         losses: dict[str, LossFn] = {POLICY: of_policy}
         if CRITIC in self._networks():
@@ -274,7 +323,8 @@ class TrainStep:
         """
         batch, settings = scored.batch, self.loss_settings(scored.batch, part)
         samples = [batch.tokens[i] for i in part], [batch.response_lengths[i] for i in part]
-        for members, packed in self.scorer.parts(*samples):
+        records = [batch.experts[i] for i in part] if batch.experts and batch.replayed else None
+        for members, packed in self.scorer.parts(*samples, experts=records):
             indices = [part[i] for i in members]
             inputs = scored.inputs(indices, self.backend.device)
             logp_R, entropy_R = self.backend.log_probs(packed, self.settings.temperature)
@@ -395,7 +445,9 @@ def warm_up(backend: TrainerBackend, settings: TrainerSettings) -> None:
         longest = max(rows // SAMPLES - PROMPT, SAMPLES)
         lengths = [longest - number for number in range(SAMPLES)]
         tokens = [[1 + i // 2] * PROMPT + [2 + i] * lengths[i] for i in range(SAMPLES)]
-        return pack(tokens, lengths, share=share).to(backend.device)
+        replays = settings.training.replays_routing
+        recorded = Recorded([None] * SAMPLES, *backend.experts) if replays else None
+        return pack(tokens, lengths, share=share, experts=recorded).to(backend.device)
 
     with out_of_memory(most, backend.recover):
         for share in (True, False):

@@ -23,6 +23,7 @@ from kit.viz.reports.runs import comparison_page
 from kit.viz.reports.settings import show_config
 from kit.viz.samples.batch import show_batch
 from kit.viz.samples.compare import compare_samples
+from kit.viz.samples.experts import show_experts
 from kit.viz.samples.rollout import browse, show_rollout
 from kit.viz.samples.sample import show_sample
 from kit.viz.samples.strip import show_strip
@@ -41,6 +42,7 @@ __all__ = [
     "save_curve",
     "show_batch",
     "show_config",
+    "show_experts",
     "show_report",
     "show_rollout",
     "show_sample",

@@ -134,6 +134,8 @@ _RULES = """
 @ i.d1{background:var(--kv-d1);border-bottom:2px solid var(--kv-down)}
 @ i.d2{background:var(--kv-d2);border-bottom:3px solid var(--kv-down)}
 @ i.d3{background:var(--kv-d3);border-bottom:4px double var(--kv-fg)}
+@ .kv-strip .kv-layer{display:inline-block;min-width:5em;color:var(--kv-muted)}
+@ .kv-strip i.kv-none{border-color:transparent;color:inherit}
 @ i.q{border-style:dotted;border-color:var(--kv-fg)}
 @ i.m{border-style:dashed;border-color:var(--kv-muted);text-decoration:line-through}
 @ .kv-strip i.w{position:relative;outline:2px solid var(--kv-fg);outline-offset:1px;

@@ -6,17 +6,21 @@ around it is what runs there: its gradient, rows that samples share, recomputati
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
-from kit.models import attention, compile
+from kit.models import attention, compile, moe
 from kit.models.packing import Packed, pack
 from kit.models.policy import Policy, load
 from kit.tiny import MODEL_DIR
+from tests.small_models import mixture_of_experts
 
 CPU = torch.device("cpu")
 
@@ -112,8 +116,9 @@ BATCHES = [
 def results(policy: Policy, packed: Packed) -> list[torch.Tensor]:
     """Log-probs, entropies and every gradient."""
     policy.zero_grad()
-    logp, entropy = policy(packed, 1.0)
-    (logp.sum() + 0.1 * entropy.sum()).backward()
+    with moe.replaying(packed.experts):
+        logp, entropy = policy(packed, 1.0)
+        (logp.sum() + 0.1 * entropy.sum()).backward()
     return [logp.detach(), entropy.detach(), *(p.grad.clone() for p in policy.parameters())]
 
 
@@ -168,3 +173,46 @@ def test_grouped_rows_are_summed_in_one_pass_as_row_by_row() -> None:
 
     assert_close(gradient(*sums_of(rows, 6)), gradient())
     assert not gradient(*sums_of(rows, 6))[[2, 4]].any()  # rows that nobody takes
+
+
+@pytest.mark.slow
+def test_compiled_layers_follow_a_record_of_experts_and_share_their_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from torch._dynamo.utils import counters
+
+    folder = mixture_of_experts(tmp_path, num_hidden_layers=3, mlp_only_layers=[0])
+    draw = np.random.default_rng(0)
+    batches = [draw_experts(draw, packed) for packed in BATCHES[:2]]
+    plain = with_experts(folder)
+    expected = [results(plain, packed) for packed in batches]
+    monkeypatch.setattr(attention, "layout", attention.gathered)
+    monkeypatch.setattr(attention, "attend_on_cpu", attention.attend_on_gpu)
+    torch._dynamo.reset()
+    counters.clear()
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **how: real(f, backend="aot_eager", **how))
+    policy = with_experts(folder)
+    inner: Any = policy.model
+    compile.recompute(inner, inner.model.layers, "selective")
+    compile.compile_layers(inner.model.layers)
+    for packed, values in zip(batches, expected, strict=True):
+        for got, wanted in zip(results(policy, packed), values, strict=True):
+            assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 2  # the dense layer's, and that of the others
+    torch._dynamo.reset()
+
+
+def with_experts(folder: Path) -> Policy:
+    """A replayable policy, whose experts are computed by what can be traced on a CPU."""
+    policy = load(str(folder))
+    inner: Any = policy.model
+    inner.set_experts_implementation("batched_mm")
+    moe.make_replayable(inner)
+    return policy
+
+
+def draw_experts(draw: np.random.Generator, packed: Packed) -> Packed:
+    """The same rows with two random experts of four in each of two layers."""
+    order = draw.random((len(packed.tokens_T), 2, 4)).argsort(-1)[..., :2]
+    return replace(packed, experts=moe.ExpertTable.of(torch.from_numpy(order.copy())))

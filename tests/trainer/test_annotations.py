@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kit.trainer.probes import Samples
 from tests.trainer.test_estimators import logged
 from tests.trainer.trainers import PLAIN, Make, batch, make
 
@@ -56,7 +57,7 @@ def test_looking_leaves_an_update_as_it_is(make: Make) -> None:
         trainer = make(**PLAIN)
         if looks:
             trainer.probes.annotate_batch(batch(), "a")
-            trainer.probes.annotate_samples(batch().tokens, batch().response_lengths)
+            trainer.probes.annotate_samples(Samples(batch().tokens, batch().response_lengths))
         results.append(trainer.update(batch(), "a"))
     assert results[0] == results[1]
 
@@ -75,7 +76,7 @@ def test_entropy_is_that_of_the_whole_distribution(make: Make) -> None:
     from kit.tiny import MODEL_DIR
 
     given = batch()
-    found = make().probes.annotate_samples(given.tokens, given.response_lengths)
+    found = make().probes.annotate_samples(Samples(given.tokens, given.response_lengths))
     model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
     for row, length, entropy in zip(
         given.tokens, given.response_lengths, found["entropy"], strict=True

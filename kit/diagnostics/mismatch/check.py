@@ -17,6 +17,7 @@ from kit.diagnostics.mismatch.experiments import (
 )
 from kit.errors import DataError
 from kit.reports import Cause, MismatchReport, TokenDifference, Verdict
+from kit.rollout.batch import replayed
 from kit.samples import Rollout, Sample
 from kit.samples.token_values import ratio
 
@@ -67,7 +68,8 @@ def check(
     if not (samples := comparable(rollout)):
         raise DataError("The rollout has no tokens with log-probs to compare.")
     lengths, exact = [s.response_length for s in samples], config.training.true_on_policy
-    trained = stack.by_token([s.tokens for s in samples], lengths, "policy")
+    experts = replayed(samples, config.training)
+    trained = stack.by_token([s.tokens for s in samples], lengths, "policy", experts)
 
     def judged(rounding: float = 0.0) -> MismatchReport:
         return compare(

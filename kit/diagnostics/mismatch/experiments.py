@@ -9,12 +9,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from kit.config import SessionConfig
+from kit.diagnostics.annotate import as_scored
 from kit.diagnostics.mismatch import curves
 from kit.reports import Cause, MismatchReport
 from kit.samples import Sample
 
 if TYPE_CHECKING:
-    from kit.messages import CacheUse
+    from kit.messages import CacheUse, ExpertRecords
     from kit.rollout.sampler import PromptSampler
     from kit.stack.stack import Stack
 
@@ -122,9 +123,10 @@ class Experiments:
             tokens.tokens, tokens.response_lengths, cache=cache, experts=experts
         )
 
-    def routing(self, forced: Any = None) -> Any:
-        """Experts that the trainer routes tokens to; None without experts."""
-        return self.stack.probe("routing", self._tokens(), self.temperature, forced)
+    def routing(self, forced: ExpertRecords = None) -> Any:
+        """Experts that the trainer routes tokens to, its own or these; None without experts."""
+        asked = replace(self._tokens(), experts=forced)
+        return self.stack.probe("routing", asked, self.temperature)
 
     def with_tokens(
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
@@ -136,6 +138,7 @@ class Experiments:
                 tokens=[*prompt, *response],
                 response_length=len(response),
                 loss_mask=sample.loss_mask if len(response) == sample.response_length else None,
+                rollout_routed_experts=None,  # of these tokens nobody knows any
             )
             for sample, prompt, response in zip(self.samples, prompts, responses, strict=True)
         ]
@@ -146,9 +149,7 @@ class Experiments:
         return self.gap(self.recompute(), self.recorded)
 
     def _tokens(self) -> Any:
-        from kit.trainer.probes import Samples
-
-        return Samples([s.tokens for s in self.samples], [s.response_length for s in self.samples])
+        return as_scored(self.samples, self.config.training)
 
 
 def worst_samples(samples: Sequence[Sample], trained: Rows) -> list[int]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from kit.diagnostics.mismatch.experiments import Experiments, Finding, Rows
 from kit.errors import DataError
@@ -299,6 +303,27 @@ def packing(lab: Experiments) -> Finding:
     return Finding(tuple(lines))
 
 
+def differing(ours: Sequence[Any], theirs: Sequence[Any]) -> float:
+    """Share of (token, layer) whose experts differ, whatever their order."""
+    pairs = zip(ours, theirs, strict=True)
+    differ = [(np.sort(a) != np.sort(b)).any(-1).ravel() for a, b in pairs]
+    return float(np.concatenate(differ).mean()) if differ else 0.0
+
+
+def _takes_another_number(ours: Sequence[Any], theirs: Sequence[Any]) -> Finding | None:
+    """The finding that both sides take another number of experts; None if they do not."""
+    takes, wanted = (rows[0].shape[2] for rows in (theirs, ours))
+    if takes == wanted:
+        return None
+    line = f"experts: the engine sends a token to {takes} of a layer, the trainer to {wanted}"
+    words = (
+        f"Routing in the mixture of experts: the engine sends a token to {takes} experts of a "
+        f"layer, the trainer to {wanted}, so they compute other models. Leave num_experts_per_tok "
+        f"out of engine.extra (json_model_override_args)."
+    )
+    return Finding((line,), "expert_routing", words)
+
+
 def routing(lab: Experiments) -> Finding:
     """Compare the experts of both sides, and try the trainer with the engine's choice."""
     own = lab.routing()
@@ -308,13 +333,9 @@ def routing(lab: Experiments) -> Finding:
     if any(row is None for row in theirs):
         hint = "set engine.extra {enable_return_routed_experts: true} to have them compared"
         return Finding((f"the engine does not say where it routed tokens: {hint}",))
-    choices = [
-        set(ours) != set(their)
-        for sample, their_sample in zip(own.experts, theirs, strict=True)
-        for token, their_token in zip(sample, their_sample, strict=False)
-        for ours, their in zip(token, their_token, strict=True)
-    ]
-    share = sum(choices) / max(len(choices), 1)
+    if other_number := _takes_another_number(own.experts, theirs):
+        return other_number
+    share = differing(own.experts, theirs)
     after = lab.gap(lab.routing(theirs).log_probs, lab.recorded)
     lines = (
         f"experts: both sides choose differently for {share:.1%} of tokens and layers",
@@ -323,10 +344,12 @@ def routing(lab: Experiments) -> Finding:
     if not (share and lab.explains_difference(after)):
         return Finding(lines)
     words = (
-        f"Routing in the mixture of experts: both sides send {share:.1%} of the tokens to other "
-        f"experts; with the engine's choice the trainer's difference goes from "
-        f"{amount(lab.observed)} to {amount(after)}. Compare the router's settings on both sides "
-        f"(num_experts_per_tok, engine.extra), or replay the engine's choice in training."
+        f"Routing in the mixture of experts: both sides choose differently for {share:.1%} of "
+        f"tokens and layers; with the engine's choice the trainer's difference goes from "
+        f"{amount(lab.observed)} to {amount(after)}. Start with "
+        f"training.use_rollout_routing_replay: true, which has the trainer take the engine's "
+        f"experts. Where the share is large, compare the router's settings on both sides first "
+        f"(num_experts_per_tok, engine.extra)."
     )
     return Finding(lines, "expert_routing", words)
 

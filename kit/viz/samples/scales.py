@@ -65,6 +65,8 @@ def scale_of(quantity: Quantity, values: Sequence[float]) -> Scale:
     """The classes of a quantity; those of numbers with a sign fit themselves to the numbers."""
     if quantity.kind == "log_prob":
         return _probabilities()
+    if quantity.kind == "category":
+        return _names(values)
     if quantity.kind == "amount":
         return _amounts(quantity, values)
     if quantity.kind == "ratio":
@@ -93,6 +95,21 @@ def _amounts(quantity: Quantity, values: Sequence[float]) -> Scale:
     between = [f"{low} to {high}" for low, high in pairwise(ends)]
     words = (f"under {ends[0]}", *between, f"{ends[-1]} or more")
     return Scale(("", "p1", "p2", "p3", "p4"), words, lambda x: bisect_right(edges, x), float)
+
+
+NAMED = ("", "p1", "p2", "p3", "p4", "u1", "u2", "u3", "d1", "d2", "d3")
+"""The styles of numbers that are names; all there are, since none is more than another."""
+
+
+def _names(values: Sequence[float]) -> Scale:
+    """A class for each number, or for neighbours where there are more than styles."""
+    most = int(max((v for v in values if math.isfinite(v)), default=0.0))
+    width = most // len(NAMED) + 1
+    firsts = range(0, most + 1, width)
+    ends = [(n, min(n + width - 1, most)) for n in firsts]
+    words = [f"number {a}" if a == b else f"numbers {a}–{b}" for a, b in ends]
+    styles = NAMED[: len(words)]
+    return Scale(styles, tuple(words), lambda x: int(x) // width, lambda _: 0.0)
 
 
 def _signed(

@@ -88,7 +88,7 @@ def strip(
 
 
 def _heading(sample: Sample, quantity: Quantity, values: Sequence[float]) -> str:
-    finite = [v for v in values if math.isfinite(v)]
+    finite = [v for v in values if math.isfinite(v) and quantity.kind != "category"]
     words = quantity.words + (f", {quantity.unit}" if quantity.unit else "")
     if finite:
         ends = ((text, _say(quantity, v)) for text, v in _ends(quantity, finite))
