@@ -135,6 +135,7 @@ def test_samples_without_a_record_are_refused_where_the_engines_choice_is_to_be_
         ("engine.extra", {"moe_runner_backend": "flashinfer_trtllm"}, "only triton is known"),
         ("engine.extra", {"enable_return_routed_experts": False}, "switches the record off"),
         ("training.use_routing_replay", True, "are both set"),
+        ("training.true_on_policy", True, "nothing to replay"),
     ],
 )
 def test_settings_that_contradict_the_replay_are_refused(key: str, value: Any, words: str) -> None:

@@ -277,6 +277,12 @@ class TrainingConfig(Section):
                 "and with itself",
             ),
             (
+                self.true_on_policy and self.replays_routing,
+                "training.true_on_policy makes every router of the trainer choose as the engine's, "
+                "so there is nothing to replay",
+                "leave the replay out",
+            ),
+            (
                 own and self.use_rollout_logprobs,
                 "training.use_routing_replay replays the pass that computes old log-probs, and "
                 "with training.use_rollout_logprobs there is none",

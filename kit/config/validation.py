@@ -120,7 +120,8 @@ def check_routing_replay(engine: EngineConfig, training: TrainingConfig) -> None
 
 _NEUTRAL = frozenset(
     {
-        "chunked_prefill_size", "decode_log_interval", "disable_radix_cache", "log_level",
+        "chunked_prefill_size", "decode_log_interval", "disable_radix_cache",
+        "enable_return_routed_experts", "log_level",
         "max_prefill_tokens", "max_queued_requests", "random_seed", "schedule_conservativeness",
         "schedule_policy", "watchdog_timeout",
     }
