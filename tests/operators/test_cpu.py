@@ -11,6 +11,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from kit.operators import cpu as operators
 from kit.operators.rope import Angles, table_of
+from tests.cases import slow
 
 DTYPES = [torch.float32, torch.bfloat16]
 CUTS = [(a, n) for a in (0, 7, 100) for n in (1, 2, 3, 5, 8, 17, 33, 64, 100, 200)]
@@ -75,7 +76,7 @@ def test_a_plain_product_has_other_bits_in_other_batches() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", [16, 32, 64, 128])
+@pytest.mark.parametrize("size", [16, *slow(32, 64), 128])
 def test_a_query_attends_with_the_same_bits_in_every_batch(
     size: int, dtype: torch.dtype, threads: int
 ) -> None:
