@@ -116,7 +116,7 @@ def draw(runs: Mapping[bool, list[Rows]]) -> None:
             axis.set_xlabel("step")
             if name.startswith("train/"):
                 axis.set_yscale("log")
-        axes[-1].legend(fontsize=8)
+        axes[1].legend(fontsize=8, loc="center", bbox_to_anchor=(0.5, 0.58))
         figure.savefig(PICTURE, metadata={"Date": None})
 
 
