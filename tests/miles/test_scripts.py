@@ -161,6 +161,26 @@ def test_what_cannot_be_read_is_refused_with_the_flag(
         import_script(tmp_path / "run.sh")
 
 
+@pytest.mark.parametrize(
+    ("flags", "setting"),
+    [
+        ("--use-routing-replay", "use_routing_replay"),
+        ("--use-rollout-routing-replay", "use_rollout_routing_replay"),
+        ("--use-routing-replay --use-rollout-routing-replay", "use_rollout_routing_replay"),
+    ],
+)
+def test_of_both_replays_of_experts_the_engines_counts(
+    flags: str, setting: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "run.sh"
+    script.write_text(
+        f"python train.py --hf-checkpoint kit/tiny/moe --n-samples-per-prompt 4 {flags}\n"
+    )
+    training = import_script(script).config.training
+    names = ("use_routing_replay", "use_rollout_routing_replay")
+    assert [name for name in names if getattr(training, name)] == [setting]
+
+
 def test_the_script_is_the_one_that_was_looked_at_before() -> None:
     config = SessionConfig.preset("qwen3-0.6b-gsm8k")
     for setting, value in {

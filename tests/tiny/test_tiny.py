@@ -17,9 +17,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from kit.config import ModelConfig
+from kit.engine.patches import dense_layers
 from kit.errors import DataError
+from kit.models.source import find
 from kit.rewards import grade
-from kit.tiny import MODEL_DIR, SPLITS, TASKS, recipe, rows
+from kit.tiny import MODEL_DIR, MOE_DIR, SPLITS, TASKS, recipe, rows
 from kit.tiny.recipe import Corpus, Habits
 from kit.tiny.tasks import is_held_out
 
@@ -67,6 +70,36 @@ def test_record_names_the_shipped_weights(record: dict[str, Any], model: PreTrai
 
 def test_record_was_made_by_the_recipe_as_it_is_now(record: dict[str, Any]) -> None:
     assert record["recipe"] == recipe.settings(recipe.Recipe())
+
+
+# The mixture of experts
+
+
+def test_the_mixture_has_a_dense_layer_first_and_then_two_of_eight_experts() -> None:
+    source = find(ModelConfig(name="tiny-moe"))
+    layout = source.experts
+    assert layout is not None
+    assert (layout.layers, layout.count, layout.top_k, layout.model_layers) == ((1, 2, 3), 8, 2, 4)
+    assert dense_layers(str(MOE_DIR)) == {0}
+    assert dense_layers(str(MODEL_DIR)) == frozenset()
+    assert sum(file.stat().st_size for file in MOE_DIR.iterdir()) <= 4_000_000
+
+
+def test_the_mixture_was_made_by_the_recipe_as_it_is_now_and_is_half_able() -> None:
+    made = json.loads((MOE_DIR / "recipe.json").read_text())
+    assert made["recipe"] == recipe.settings(recipe.MIXTURE)
+    weights = (MOE_DIR / "model.safetensors").read_bytes()
+    assert made["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+    assert 0.3 < made["held_out_greedy_accuracy"]["addition"] < 0.6
+    mixture: Any = AutoModelForCausalLM.from_pretrained(MOE_DIR, local_files_only=True).eval()
+    tokens = AutoTokenizer.from_pretrained(MOE_DIR, local_files_only=True)
+    some = rows("addition", "held_out")[:100]
+    said = recipe.greedy_responses(mixture, tokens, [row["prompt"] for row in some], 4)
+    right = [
+        recipe.is_right("addition", answer, row["label"])
+        for answer, row in zip(said, some, strict=True)
+    ]
+    assert 30 < sum(right) < 60
 
 
 # The tokenizer
