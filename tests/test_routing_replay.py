@@ -15,6 +15,7 @@ from kit.lifecycle.start import check_experts
 from kit.models.source import find
 from kit.samples import Rollout, Sample
 from kit.samples.experts import RoutedExperts
+from kit.tracking.metrics import rollout_metrics
 
 MOE = (
     SessionConfig.preset("tiny-moe")
@@ -73,6 +74,29 @@ def test_a_stop_string_and_an_interrupted_rollout_keep_one_row_a_token(
         waiting = [s for group in session.debug.state.buffer.state() for s in group]
         begun = [s for s in waiting if s["response_length"]]
         assert all(s["rollout_routed_experts"] for s in begun)
+
+
+@pytest.mark.slow
+def test_what_a_retracted_request_reports_of_its_response_counts_as_not_recorded(
+    alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_TEST_RETRACT", "1")  # SGLang's own switch for its tests
+    config = (
+        MOE.replace("training.rollout_batch_size", 16)
+        .replace("data.source", "tiny:chain")
+        .replace("rollout.max_response_len", 128)
+        .replace("mismatch.on_start", "skip")
+    )
+    with RLSession.start(config) as session:
+        rollout = session.generate(temperature=3.0)
+    retracted = [s for s in rollout if not record(s).known.all()]
+    assert 0 < len(retracted) < len(rollout)
+    for sample in retracted:
+        told = len(sample.prompt_tokens) - 1
+        assert record(sample).known.tolist() == [
+            place < told for place in range(len(record(sample)))
+        ]
+    assert rollout_metrics(rollout)["rollout/routing/recorded_frac"] < 1
 
 
 @pytest.mark.slow
