@@ -219,8 +219,9 @@ class RewardConfig(Section):
 class RolloutConfig(Section):
     """Sampling of responses, and which groups a step trains on."""
 
-    temperature: float = Field(default=1.0, gt=0.0)
-    """Divides the logits, in the engine and in the trainer: below 1 surer, above 1 bolder."""
+    temperature: float = Field(default=1.0, ge=1e-5)
+    """Divides the logits, in the engine and in the trainer: below 1 surer, above 1 bolder. At least
+    0.00001: below that SGLang takes the likeliest token, and reports log-probs at 1."""
     top_p: Fraction = 1.0
     """Sample only from the likeliest tokens up to this share of the probability; 1 from all."""
     top_k: int = Field(default=-1, ge=-1)

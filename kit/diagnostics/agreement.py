@@ -132,15 +132,18 @@ class Agreement:
 def check_agreement(config: SessionConfig, stack: Stack, sampler: PromptSampler) -> None:
     """Check that the model is computed and synced rightly, unless that was seen before.
 
+    Equal bits, which hang on drivers and compilers too, are looked at in every start.
+
     Raises:
-        ModelError: it is not, and `mismatch.on_start` says `refuse`.
+        ModelError: it is not, and `mismatch.on_start` says `refuse`; or bits are to be equal and
+            are not.
     """
-    how = config.mismatch.on_start
+    how, exact = config.mismatch.on_start, config.training.true_on_policy
     longest = sequence_length(Path(stack.model.path), stack.model.context_length, _used(sampler))
     record = _record(stack, longest)
     if how == "skip":
         return
-    if record.is_file():
+    if record.is_file() and not exact:
         with suppress(ValueError, TypeError):  # not whole: it is looked at again
             seen = Agreement(**read_json(record))
             _keep(stack, seen)
@@ -155,12 +158,12 @@ def check_agreement(config: SessionConfig, stack: Stack, sampler: PromptSampler)
         ) from error
     if config.engine.disturbed:
         stack.sync(stack.trainers.version)
-    if agreement.agrees and (agreement.exact or not config.training.true_on_policy):
+    if agreement.agrees and not exact:
         with suppress(OSError):  # then it is looked at again
             record.parent.mkdir(parents=True, exist_ok=True)
             replace_file(record, json.dumps(asdict(agreement)) + "\n")
     _keep(stack, agreement)
-    if config.training.true_on_policy and not agreement.exact and agreement.agrees:
+    if exact and not agreement.exact and (agreement.agrees or how == "warn"):
         raise _not_exact(config.model.name, *stack.first_difference(_prompts(sampler, longest)[0]))
     if agreement.agrees:
         return
@@ -174,7 +177,7 @@ def _not_exact(name: str, part: str, agree: int) -> ModelError:
     where = f"The first part that differs is {part}." if part else f"All {agree} parts agree."
     return ModelError(
         f"Trainer and engine compute {name} with other bits, and training.true_on_policy is set.",
-        why=f"Log-probs of {SEQUENCES} sequences agree to rounding only. {where}",
+        why=f"Log-probs of {SEQUENCES} sequences are not equal. {where}",
         fix="leave training.true_on_policy off, and tell us of it, with the model's config.json.",
     )
 
@@ -332,7 +335,6 @@ def _record(stack: Stack, longest: int) -> Path:
         versions(),
         (stack.device, stack.dtype, longest, stack.model.context_length),
         (config.engine.model_dump(mode="json"), config.training.num_trainers),
-        config.training.true_on_policy,
     ]
     key = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

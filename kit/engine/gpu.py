@@ -36,9 +36,10 @@ from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 from sglang.srt.model_executor.model_runner import ModelRunner
 
+from kit.engine.server_args import MOST_GRAPHS
 from kit.operators import cuda as operators
 from kit.operators.families import unknown
-from kit.operators.rope import Angles, table_of
+from kit.operators.rope import Angles, angles_of
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -113,6 +114,12 @@ class SharedFlashAttention(FlashAttentionBackend):
 class SharedTritonAttention(TritonAttnBackend):
     """The kit's kernel, for what is read and for what is written."""
 
+    def __init__(self, model_runner: Any) -> None:
+        super().__init__(model_runner)
+        # As long as any batch, since graphs keep where it lies.
+        most = max(self.req_to_token.shape[0], MOST_GRAPHS) + 1
+        self._ends = torch.arange(most + 1, dtype=torch.int32, device=self.req_to_token.device)
+
     def forward_decode(
         self,
         q: torch.Tensor,
@@ -127,7 +134,7 @@ class SharedTritonAttention(TritonAttnBackend):
         if save_kv_cache:
             self._keep(k, v, layer, forward_batch)
         count, metadata = forward_batch.batch_size, self.forward_metadata
-        own = self._counted(count, q.device)
+        own = self._ends[: count + 1]
         seen = metadata.kv_indptr[: count + 1], metadata.kv_indices
         return self._attend(q, layer, own, *seen, 1)
 
@@ -191,22 +198,14 @@ class SharedTritonAttention(TritonAttnBackend):
         )
         return out.view(len(q), -1)
 
-    _ends: torch.Tensor | None = None
-
-    def _counted(self, count: int, device: torch.device) -> torch.Tensor:
-        """0 to `count`."""
-        if self._ends is None or len(self._ends) <= count:
-            self._ends = torch.arange(max(count, 8192) + 1, dtype=torch.int32, device=device)
-        return self._ends[: count + 1]
-
 
 def register(model_path: str) -> None:
     """Have this process' SGLang compute with the shared operators."""
     from sglang.srt.models import utils as model_utils
     from transformers import AutoConfig
 
-    table = table_of(AutoConfig.from_pretrained(model_path))
-    angles: list[Angles] = []
+    host = angles_of(AutoConfig.from_pretrained(model_path))
+    device: list[Angles] = []
 
     def rotary_forward(
         self: Any,
@@ -219,9 +218,10 @@ def register(model_path: str) -> None:
         """`RotaryEmbedding.forward_cuda` with the table of the model's configuration."""
         if any(value is not None for value in (*further, *named.values())):
             raise unknown("SGLang shifts its positions, or rotates into its cache")
-        if not angles:
-            angles.append(Angles(*(part.to(query.device) for part in table)))
-        turned = angles[0].cosines, angles[0].sines
+        if not device:
+            parts = host.cosines, host.sines
+            device.append(Angles(*(part.to(query.device) for part in parts)))
+        turned = device[0].cosines, device[0].sines
         rows = query.view(len(positions), -1), key.view(len(positions), -1)
         operators.rotate_into(*rows, *rows, positions, *turned)
         return query, key
@@ -279,7 +279,8 @@ def register_log_softmax() -> None:
         if dim not in (-1, x.dim() - 1):
             raise unknown("SGLang takes a logarithm of a softmax along another dimension")
         rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
-        if not torch.equal(rows.view(x.shape).to(x.dtype), x):
+        back = rows.view(x.shape).to(x.dtype)
+        if not torch.equal(back.nan_to_num(), x.nan_to_num()):
             raise unknown("SGLang does something to its logits before it scores them")
         one = torch.ones(1, dtype=torch.float32, device=x.device)
         return operators.log_softmax(rows, one).view(x.shape).to(x.dtype)

@@ -16,7 +16,7 @@ from kit.models.attention import Layout, backward_op, padded
 from kit.models.packing import repeat_rows, take_rows
 from kit.operators import cpu, cuda
 from kit.operators.families import refuse_others, unknown
-from kit.operators.rope import Angles, table_of
+from kit.operators.rope import Angles, angles_of
 
 ADDED = ("o_proj", "down_proj")
 """Parts whose output is added to what went into their layer."""
@@ -35,15 +35,13 @@ def use(model: Any, device: torch.device, attention: str = "auto") -> None:
     """
     refuse_others(type(model).__name__, device.type)
     config = model.config
-    try:
-        table = table_of(config)
-    except ValueError as error:
-        raise unknown(str(error)) from error
+    angles = angles_of(config, device)
     if config.hidden_act != "silu":
         raise unknown(f"its activation is {config.hidden_act!r}")
     if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
         raise unknown("some of its layers see a window only")
-    angles = Angles(*(part.to(device) for part in table))
+    if getattr(config, "dual_chunk_attention_config", None):
+        raise unknown("its attention is in two chunks")
     on_gpu = device.type == "cuda"
     kind = cuda.attention_of(config, attention) if on_gpu else "cpu"
     if on_gpu:

@@ -14,29 +14,35 @@ Shapes: T rows, H query heads, G key heads, D head size.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch.nn.functional import linear as library_product
 from torch.nn.functional import pad
 
+from kit.errors import ModelError
 from kit.operators.families import unknown
 from kit.operators.rope import Angles
 
-TRIED = (
-    *(1, 2, 3, 4, 6, 8, 13, 16, 24, 32, 40, 56, 64, 80, 96, 127, 128, 160, 192, 256, 333, 512),
-    *(777, 1024, 1500, 2048, 3333, 4096, 6000, 8192, 12345, 16384, 24000, 32768, 65536),
+FEW = 256
+"""Numbers of rows up to here are all compared."""
+MANY = (
+    *range(FEW + 256, 4097, 256),
+    *(333, 777, 1500, 3333, 6000, 8192, 12345, 16384, 24000, 32768, 65536),
 )
-"""Numbers of rows for which the library's product is compared with the kernel's."""
+"""Those beyond."""
+COMPARED = 1 << 20
+"""Elements of products of each number of rows: another order of summation changes one in ten
+thousand of them."""
 MOST_TRIED = 1 << 28
 """Elements of a product that is compared, at most."""
 MOST_FILLED = 256
 """Rows to which fewer are filled up, at most, for the library to compute them."""
-HEAD_SIZES = {"fa3": (128,), "triton": (16, 32, 64, 128, 256)}
+HEAD_SIZES = {"fa3": (128,), "triton": (16, 32, 64, 128)}
 """Head sizes for which each kind of attention gives a query the same bits alone as among others."""
 
-_proven: dict[tuple[int, int], range] = {}
+PROVEN: dict[tuple[int, int], range] = {}
 """Shapes (N, K) of weights whose products torch's library computes, and for how many rows."""
 
 
@@ -68,7 +74,7 @@ def linear(
 
 def plain_rows(shape: tuple[int, int]) -> range | None:
     """For how many rows torch's own product gives the kernel's bits; many only, or None."""
-    proven = _proven.get(shape)
+    proven = PROVEN.get(shape)
     return None if proven is None else range(MOST_FILLED, proven.stop)
 
 
@@ -100,7 +106,7 @@ product_op.register_autograd(_product_gradients, setup_context=_keep_product)
 def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """As `product_op`, without a gradient."""
     rows = len(x)
-    proven = _proven.get((len(weight), weight.shape[1]))
+    proven = PROVEN.get((len(weight), weight.shape[1]))
     if proven is None:
         return kernel_product(x, weight)
     if rows in proven:
@@ -139,6 +145,7 @@ def kernel_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         STEP=64,
         num_warps=4,
         num_stages=3,
+        enable_fp_fusion=False,
     )
     return out
 
@@ -157,20 +164,30 @@ def prove_products(
         Those of the shapes that the kernel computes.
     """
     draw = torch.Generator(device).manual_seed(0)
-    for shape in sorted(shapes - _proven.keys()):
-        weight = torch.randn(shape, device=device, generator=draw).bfloat16()
-        counts = [count for count in TRIED if count * shape[0] < most]
-        counts.append(max(1, min(most // shape[0], TRIED[-1])))
-        x = torch.randn(counts[-1], shape[1], device=device, generator=draw).bfloat16()
-        whole = kernel_product(x, weight)
-        least = 0  # from here on all are equal
-        for count in reversed(counts):
-            if not torch.equal(library_product(x[:count], weight), whole[:count]):
-                break
-            least = count
+    for shape in sorted(shapes - PROVEN.keys()):
+        normal = partial(torch.randn, device=device, generator=draw, dtype=torch.bfloat16)
+        weight, rows = normal(shape), min(most // max(shape), MANY[-1])
+        counts = sorted(n for n in {*range(1, FEW + 1), *MANY, rows} if 0 < n <= rows)
+        x = normal((rows, shape[1]))
+        least = _least_equal(x, weight, counts)
         if 0 < least <= MOST_FILLED:
-            _proven[shape] = range(least, counts[-1] + 1)
-    return shapes - _proven.keys()
+            PROVEN[shape] = range(least, rows + 1)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return shapes - PROVEN.keys()
+
+
+def _least_equal(x: torch.Tensor, weight: torch.Tensor, counts: list[int]) -> int:
+    """The number of rows from which on the library gives the kernel's bits; 0 where it does not."""
+    whole, least = kernel_product(x, weight), 0
+    for count in reversed(counts):
+        times = min(max(1, COMPARED // (count * len(weight))), FEW, len(x) // count)
+        parts = [slice(i * count, (i + 1) * count) for i in range(times)]
+        found = torch.cat([library_product(x[part], weight) for part in parts])
+        if not torch.equal(found, whole[: count * times]):
+            break
+        least = count
+    return least
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -532,7 +549,8 @@ def log_sums(logits: torch.Tensor, temperature: torch.Tensor) -> tuple[torch.Ten
 def log_softmax(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
     """Logarithm of the softmax of logits / temperature, (T, vocabulary), float32; no gradient."""
     total, _ = log_sums(logits, temperature)
-    return logits.float() / temperature.view(-1, 1) - total[:, None]
+    whole = logits.to(torch.float32, copy=True)
+    return whole.div_(temperature.view(-1, 1)).sub_(total[:, None])
 
 
 def log_probs_of(
@@ -571,13 +589,19 @@ def attention_of(config: Any, wanted: str = "auto") -> str:
     """
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kinds = [kind for kind, sizes in HEAD_SIZES.items() if size in sizes]
-    if fa3() is None and "fa3" in kinds:
+    if "fa3" in kinds and fa3() is None:
         kinds.remove("fa3")
     if wanted == "auto" and kinds:
         return kinds[0]
-    if wanted not in kinds:
-        raise unknown(f"{wanted} attention is not there for heads of {size} on this GPU")
-    return wanted
+    if wanted in kinds:
+        return wanted
+    if kinds:
+        raise ModelError(
+            f"training.true_on_policy cannot be had with {wanted} attention on this GPU, for heads "
+            f"of {size}.",
+            fix=f"leave engine.attention_backend out, which takes {kinds[0]}.",
+        )
+    raise unknown(f"its heads are of {size}, and the kit has {HEAD_SIZES['triton']}")
 
 
 def attend(
@@ -628,8 +652,7 @@ def attend(
     k, v = (x if x.stride()[1:] == (size, 1) else x.contiguous() for x in (k, v))
     out = q.new_empty(q.shape)
     total = q.new_empty((heads, rows), dtype=torch.float32)
-    tile = 64
-    grid = (len(own_ends) - 1, k.shape[1], -(-longest[0] * shared // tile))
+    grid = (len(own_ends) - 1, k.shape[1], -(-longest[0] * shared // 64))
     attention_kernel[grid](
         q,
         k,
@@ -647,9 +670,10 @@ def attend(
         GATHERS=seen_rows is not None,
         SHARED=shared,
         SIZE=size,
-        ROWS=tile,
+        ROWS=64,
         KEYS=64,
         num_warps=4,
         num_stages=3,
+        enable_fp_fusion=False,
     )
     return out, total

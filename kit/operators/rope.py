@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from kit.operators.families import unknown
+
 
 @dataclass(frozen=True, slots=True)
 class Angles:
@@ -37,6 +39,19 @@ def angle_table(
     place = torch.arange(positions, dtype=torch.float32, device=inverse_frequencies.device)
     angles = place[:, None] * inverse_frequencies.float()[None]
     return angles.cos() * scale, angles.sin() * scale
+
+
+def angles_of(config: Any, device: torch.device | str = "cpu") -> Angles:
+    """The angles of a model, from its Transformers configuration, made on the CPU.
+
+    Raises:
+        ModelError: its angles depend on the length of a sequence.
+    """
+    try:
+        table = table_of(config)
+    except ValueError as error:
+        raise unknown(str(error)) from error
+    return Angles(*(part.to(device) for part in table))
 
 
 STATIC = ("default", "linear", "llama3", "yarn")

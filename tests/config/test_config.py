@@ -131,7 +131,10 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(
         ),
         ({"training": {"kl_loss_coef": float("inf")}}, ["training.kl_loss_coef", "finite"]),
         ({"training": {"kl_loss_type": "k4"}}, ["training.kl_loss_type", "'k4'", "'k3'"]),
-        ({"rollout": {"temperature": 0}}, ["rollout.temperature", "0 (int)", "greater than 0"]),
+        (
+            {"rollout": {"temperature": 0}},
+            ["rollout.temperature", "0 (int)", "greater than or equal"],
+        ),
         ({"rollout": {"top_p": 1.5}}, ["rollout.top_p", "1.5"]),
         ({"data": "tiny"}, ["data is 'tiny'", "it is a section"]),
         ({"training": [1, 2]}, ["training is [1, 2] (list)", "it is a section"]),

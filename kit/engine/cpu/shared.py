@@ -31,7 +31,7 @@ from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 from kit.engine.cpu.attention import PADDED_SCORES, BatchedCpuAttention, Slice
 from kit.operators import cpu as operators
 from kit.operators.families import unknown
-from kit.operators.rope import Angles, table_of
+from kit.operators.rope import angles_of
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -150,7 +150,7 @@ def register(model_path: str) -> None:
     """Have this process' SGLang compute with the shared operators."""
     from transformers import AutoConfig
 
-    angles = Angles(*table_of(AutoConfig.from_pretrained(model_path)))
+    angles = angles_of(AutoConfig.from_pretrained(model_path))
 
     def rotary_forward(
         self: Any,
@@ -187,8 +187,6 @@ def register_log_probs() -> None:
     def forward_scaled(
         self: Any, logits_output: Any, sampling_info: Any, *rest: Any, **named: Any
     ) -> Any:
-        if sampling_info.is_all_greedy:
-            return forward(self, logits_output, sampling_info, *rest, **named)
         before = sampling_info.temperatures
         logits = logits_output.next_token_logits.float()
         logits_output.next_token_logits = logits.contiguous() / before
