@@ -108,30 +108,36 @@ def owned(kind: ast.ClassDef) -> set[str]:
     return names
 
 
-def reaches(node: ast.AST, own: frozenset[str] = frozenset()) -> Iterator[tuple[int, str]]:
+def reaches(tree: ast.AST, own: frozenset[str] = frozenset()) -> Iterator[tuple[int, str]]:
     """Line and text of each access to what another object or module keeps to itself.
 
     A class may touch the same of its other instances.
     """
-    match node:
-        case ast.ClassDef():
-            own |= owned(node)
-        case ast.Attribute(value=ast.Name(id="self" | "cls")):
-            return
-        case ast.Attribute(value=ast.Call(func=ast.Name(id="super"))):
-            return
-        case ast.Attribute(attr=name) if is_private(name) and name not in own:
-            yield node.lineno, ast.unparse(node)
-        case ast.ImportFrom(names=names, module=module):
-            for alias in names:
-                if is_private(alias.name):
-                    yield node.lineno, f"{module}.{alias.name}"
-        case ast.Call(args=[_, ast.Constant(value=str(name)), *_], func=called):
-            # getattr, setattr, and pytest's monkeypatch
-            if ast.unparse(called).endswith(("attr", "patch.object")) and is_private(name):
-                yield node.lineno, f"{ast.unparse(node.args[0])}.{name}"
-    for child in ast.iter_child_nodes(node):
-        yield from reaches(child, own)
+    waiting = [(tree, own)]
+    while waiting:
+        node, own = waiting.pop()
+        match node:
+            case ast.ClassDef():
+                own |= owned(node)
+            case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                continue
+            case ast.Attribute(value=ast.Call(func=ast.Name(id="super"))):
+                continue
+            case ast.Attribute(attr=name) if is_private(name) and name not in own:
+                yield node.lineno, ast.unparse(node)
+            case ast.ImportFrom(names=names, module=module):
+                for alias in names:
+                    if is_private(alias.name):
+                        yield node.lineno, f"{module}.{alias.name}"
+            case ast.Call(args=[_, ast.Constant(value=str(name)), *_], func=called):
+                # getattr, setattr, and pytest's monkeypatch
+                if ast.unparse(called).endswith(("attr", "patch.object")) and is_private(name):
+                    yield node.lineno, f"{ast.unparse(node.args[0])}.{name}"
+        children = [child for child in ast.iter_child_nodes(node) if not isinstance(child, LEAVES)]
+        waiting += [(child, own) for child in reversed(children)]
+
+
+LEAVES = ast.Constant, ast.Name, ast.expr_context, ast.operator, ast.cmpop, ast.unaryop
 
 
 def last_name(text: str) -> str:

@@ -85,6 +85,7 @@ def configuration() -> SessionConfig:
     config = SessionConfig.preset("tiny").replace("seed", SEED).replace("name", "dying")
     config = config.replace("training.rollout_batch_size", 8)
     config = config.replace("training.kl_loss_coef", 0.01)
+    config = config.replace("mismatch.on_start", "skip")
     config = config.replace("engine.replicas", some(1, 2))
     return config.replace("training.ref_update_interval", 2)
 

@@ -102,6 +102,7 @@ def test_the_policy_gradient_as_an_own_loss_trains_as_the_kits_own(make: Make) -
     torch.testing.assert_close(trained[1], trained[0], rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_own_functions_train_are_logged_and_are_asked_for_again(tmp_path: Path) -> None:
     def loss(logp_T: Any, advantage_T: Any, old_logp_T: Any) -> Any:
         return policy_gradient(logp_T, old_logp_T, advantage_T), {"size": advantage_T.abs()}

@@ -43,6 +43,7 @@ def test_a_fault_names_the_set_and_a_set_without_name_or_source_is_refused() -> 
             SessionConfig(data={"eval_source": sets})
 
 
+@pytest.mark.slow
 def test_each_set_is_evaluated_logged_and_shown(session: RLSession, tmp_path: Path) -> None:
     alone = session.evaluate()
     session.close(keep_warm=True)
