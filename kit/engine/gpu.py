@@ -38,6 +38,7 @@ from sglang.srt.model_executor.model_runner import ModelRunner
 
 from kit.engine.server_args import MOST_GRAPHS
 from kit.operators import cuda as operators
+from kit.operators.cuda_attention import attend
 from kit.operators.families import unknown
 from kit.operators.rope import Angles, angles_of
 
@@ -193,9 +194,7 @@ class SharedTritonAttention(TritonAttnBackend):
         keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
         query = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
         ends = own_ends, seen_ends
-        out, _ = operators.attend(
-            "triton", query, keys, values, *ends, (longest, 0), layer.scaling, slots
-        )
+        out, _ = attend("triton", query, keys, values, *ends, (longest, 0), layer.scaling, slots)
         return out.view(len(q), -1)
 
 

@@ -153,7 +153,7 @@ def _shared_attention(settings: EngineSettings) -> str:
     """Name of the attention that the trainer computes with too."""
     from transformers import AutoConfig
 
-    from kit.operators.cuda import attention_of
+    from kit.operators.cuda_attention import attention_of
 
     config = AutoConfig.from_pretrained(settings.model_path)
     return attention_of(config, settings.config.attention_backend)

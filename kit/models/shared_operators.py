@@ -14,7 +14,7 @@ from torch import nn
 
 from kit.models.attention import Layout, backward_op, padded
 from kit.models.packing import repeat_rows, take_rows
-from kit.operators import cpu, cuda
+from kit.operators import cpu, cuda, cuda_attention
 from kit.operators.families import refuse_others, unknown
 from kit.operators.rope import Angles, angles_of
 
@@ -43,7 +43,7 @@ def use(model: Any, device: torch.device, attention: str = "auto") -> None:
     if getattr(config, "dual_chunk_attention_config", None):
         raise unknown("its attention is in two chunks")
     on_gpu = device.type == "cuda"
-    kind = cuda.attention_of(config, attention) if on_gpu else "cpu"
+    kind = cuda_attention.attention_of(config, attention) if on_gpu else "cpu"
     if on_gpu:
         weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
         cuda.prove_products({(len(weight), weight.shape[1]) for weight in weights}, device)
@@ -221,7 +221,7 @@ def attention_op(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `kit.models.attention.forward_op`, with the engine's bits."""
     own, seen = limits.tolist()
-    return cuda.attend(kind, q, k, v, own_ends, seen_ends, (own, seen), scale)
+    return cuda_attention.attend(kind, q, k, v, own_ends, seen_ends, (own, seen), scale)
 
 
 @attention_op.register_fake

@@ -4,12 +4,13 @@ Engine and trainer compute with the very same ones where `training.true_on_polic
 that the log-probs of both are equal to the bit. A matrix product of a library chooses its order of
 summation by the number of rows, and attention by the lengths beside it; these do not.
 
-    cpu.py         the operators in torch, each with its gradient
-    cuda.py        the operators on a GPU, each with its gradient
-    kernels.py     their kernels, in Triton
-    rope.py        the table of angles, made from the model's configuration
-    families.py    models and devices that have them
-    ladder.py      digests of every part's output, to find the first that differs
+    cpu.py              the operators in torch, each with its gradient
+    cuda.py             the operators on a GPU, each with its gradient
+    cuda_attention.py   attention on a GPU
+    kernels.py          their kernels, in Triton
+    rope.py             the table of angles, made from the model's configuration
+    families.py         models and devices that have them
+    ladder.py           digests of every part's output, to find the first that differs
 
 Every operator computes in float32 inside and rounds once to the dtype of its input.
 """

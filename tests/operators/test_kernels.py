@@ -32,13 +32,13 @@ def test_kernels_compute_what_the_cpu_does() -> None:
 
 def check_attention() -> None:
     """Sequences of several lengths, heads that share keys, keys gathered by row."""
-    from kit.operators import cpu, cuda
+    from kit.operators import cpu, cuda_attention
 
     lengths, heads, groups, size = [70, 1, 9], 6, 2, 16
     ends = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
     rows = sum(lengths)
     q, k, v = (draw(rows, n, size) for n in (heads, groups, groups))
-    out, total = cuda.attend("triton", q, k, v, ends, ends, (70, 70), 0.25)
+    out, total = cuda_attention.attend("triton", q, k, v, ends, ends, (70, 70), 0.25)
     for i, length in enumerate(lengths):
         part = slice(int(ends[i]), int(ends[i + 1]))
         alone = [x[None, part] for x in (q, k, v)]
@@ -51,13 +51,13 @@ def check_attention() -> None:
     order = torch.randperm(rows)
     places = torch.empty_like(order)
     places[order] = torch.arange(rows)
-    gathered = cuda.attend(
+    gathered = cuda_attention.attend(
         "triton", q, k[order], v[order], ends, ends, (70, 70), 0.25, places.int()
     )
     close(gathered[0], out)
     last, own = q[69:70], torch.tensor([0, 1], dtype=torch.int32)
     seen = torch.tensor([0, 70], dtype=torch.int32)
-    alone, _ = cuda.attend("triton", last, k[:70], v[:70], own, seen, (1, 70), 0.25)
+    alone, _ = cuda_attention.attend("triton", last, k[:70], v[:70], own, seen, (1, 70), 0.25)
     close(alone[0], out[69])
 
 
