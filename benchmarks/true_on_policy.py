@@ -3,11 +3,16 @@
     python -m benchmarks.true_on_policy                 # CPU, float32, 16 prompts x 8
     python -m benchmarks.true_on_policy --dtype bfloat16 --steps 12
     python -m benchmarks.true_on_policy --gpu           # Qwen3-0.6B's shape, bfloat16, 32 x 8 x 512
+    python -m benchmarks.true_on_policy --gpu --mixture --sides exact,replay,plain
 
 On a CPU two sessions run side by side, one with and one without, and make their steps in turns, so
 that what else the machine does hits both. On a GPU they run one after the other, `--steps` with and
 a quarter of them without, and decode a number of requests at a time. The ratios are of the medians
 after the first two steps; the log-probs of trainer and engine are compared at every step.
+
+`--mixture` takes a mixture of experts of 1.2 B parameters and 256 tokens a response, and `replay`
+the trainer that follows the engine's experts (`training.use_rollout_routing_replay`). Weights are
+random; the mixture's last norm is six times as large, so that its distributions have peaks.
 """
 
 from __future__ import annotations
@@ -21,7 +26,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmarks.gpu_parts.workload import Workload
 
 PHASES = {
     "step": "perf/step_time",
@@ -48,18 +56,36 @@ DECODED = 256
 """Tokens of each request that is decoded among others."""
 
 
-def on_gpu(exact: bool, steps: int, directory: str) -> None:
+SIDES: dict[str, dict[str, Any]] = {
+    "exact": {"true_on_policy": True},
+    "replay": {"use_rollout_routing_replay": True},
+    "plain": {},
+}
+"""What `training` has on each side."""
+
+
+def workload(directory: str, *, mixture: bool) -> Workload:
+    """What runs on a GPU."""
+    from benchmarks.gpu_parts.workload import MIXTURE, Workload
+
+    if not mixture:
+        return Workload(directory)
+    return Workload(directory, shape=dict(MIXTURE), response_tokens=256)
+
+
+def on_gpu(side: str, steps: int, work: Workload) -> None:
     """Run one side on a GPU; print what was measured as JSON, last."""
-    from benchmarks.gpu_parts.card import make_model
+    from benchmarks.gpu_parts.card import device_memory, make_model
     from benchmarks.gpu_parts.session import stack_of
-    from benchmarks.gpu_parts.workload import Workload, reward
+    from benchmarks.gpu_parts.workload import reward
     from kit import RLSession
     from kit.messages import SamplingSettings
 
-    work = Workload(directory)
-    if not (Path(directory) / "config.json").exists():
+    if not (Path(work.model) / "config.json").exists():
         make_model(work)
-    config = work.config().replace("training.true_on_policy", exact)
+    config = work.config()
+    for name, value in SIDES[side].items():
+        config = config.replace(f"training.{name}", value)
     found: dict[str, Any] = {"rows": [], "decode": {}}
     with RLSession.start(config, data=work.rows(), reward=reward) as session:
         found["start"] = session.start_seconds
@@ -68,6 +94,7 @@ def on_gpu(exact: bool, steps: int, directory: str) -> None:
             gap = metrics["train/train_rollout_logprob_abs_diff"]
             found["rows"].append([*(metrics[name] for name in PHASES.values()), gap])
             print(f"step {number}: {found['rows'][-1]}", file=sys.stderr, flush=True)
+        found["memory"] = device_memory()
         stack, sampling = stack_of(session), SamplingSettings(1.0, DECODED)
         for count in work.requests:
             best = float("inf")
@@ -82,14 +109,14 @@ def on_gpu(exact: bool, steps: int, directory: str) -> None:
 
 
 def compare_on_gpu(asked: argparse.Namespace) -> None:
-    """Both sides one after the other, and their ratios."""
+    """Sides one after the other, and their ratios."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, steps in (("exact", asked.steps), ("plain", max(4, asked.steps // 4))):
-            if name not in asked.sides.split(","):
-                continue
+        for name in asked.sides:
+            steps = asked.steps if name == "exact" else max(4, asked.steps // 4)
             command = [sys.executable, "-m", __spec__.name, "--gpu", "--serve", name]
             command += ["--steps", str(steps), "--directory", asked.directory or folder]
+            command += ["--mixture"] * asked.mixture
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found[name] = json.loads(done.stdout.splitlines()[-1])
             rows = found[name]["rows"]
@@ -98,20 +125,22 @@ def compare_on_gpu(asked: argparse.Namespace) -> None:
                 for place, phase in enumerate(PHASES)
             }
             found[name] |= median
+            memory = (found[name]["memory"] or 0) / 2**30
             print(
                 f"{name}: {steps} steps, started in {found[name]['start']:.0f} s,",
                 *(f"{phase} {seconds:.3f} s," for phase, seconds in median.items()),
                 *(f"{n} at once {rate:.0f} tokens/s," for n, rate in found[name]["decode"].items()),
+                f"{memory:.1f} GiB of the card,",
                 f"mean |trainer - engine| at most {max(row[-1] for row in rows):.3g} nats",
                 flush=True,
             )
-    if len(found) < 2:
-        return
-    exact, plain = found["exact"], found["plain"]
-    for phase in PHASES:
-        print(f"{phase}: {plain[phase] / exact[phase]:.2f} of the speed without")
-    for count, rate in exact["decode"].items():
-        print(f"{count} decoded at once: {rate / plain['decode'][count]:.2f} of the speed without")
+    plain = found.pop("plain", None)
+    for name, side in found.items() if plain else ():
+        for phase in PHASES:
+            print(f"{name}, {phase}: {plain[phase] / side[phase]:.2f} of the speed without")
+        for count, rate in side["decode"].items():
+            share = rate / plain["decode"][count]
+            print(f"{name}, {count} decoded at once: {share:.2f} of the speed without")
 
 
 def main() -> None:
@@ -120,13 +149,19 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--steps", type=int, default=None, help="16 on a CPU, 20 on a GPU")
     parser.add_argument("--gpu", action="store_true", help="the 0.6 B shape on a GPU")
-    parser.add_argument("--sides", default="exact,plain", help="on a GPU: which to run")
+    parser.add_argument("--mixture", action="store_true", help="on a GPU: a mixture of experts")
+    parser.add_argument(
+        "--sides",
+        default=["exact", "plain"],
+        type=lambda text: [name for name in SIDES if name in text.split(",")],
+        help=f"on a GPU: which to run, of {', '.join(SIDES)}",
+    )
     parser.add_argument("--directory", help="on a GPU: where the model is, or is written to")
-    parser.add_argument("--serve", choices=["exact", "plain"], help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=[*SIDES], help=argparse.SUPPRESS)
     asked = parser.parse_args()
     asked.steps = asked.steps or (20 if asked.gpu else 16)
     if asked.gpu and asked.serve:
-        on_gpu(asked.serve == "exact", asked.steps, asked.directory)
+        on_gpu(asked.serve, asked.steps, workload(asked.directory, mixture=asked.mixture))
         return
     if asked.gpu:
         compare_on_gpu(asked)

@@ -185,10 +185,10 @@ def with_tiny_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def make_model(folder: Path, family: str) -> Path:
+def make_model(folder: Path, family: str, **further: Any) -> Path:
     """Write a model of a family whose special parts all matter: a directory to start from."""
     kind = family.partition(",")[0]
-    random_model(folder, kind, COMMON | FAMILIES[family], biases=0.5)
+    random_model(folder, kind, COMMON | FAMILIES[family] | further, biases=0.5)
     return with_tiny_tokenizer(folder)
 
 

@@ -157,6 +157,7 @@ def test_samples_without_a_record_are_refused_where_the_engines_choice_is_to_be_
         ("engine.extra", {"speculative_algorithm": "NGRAM"}, "speculative_algorithm: 'NGRAM'"),
         ("engine.extra", {"chunked_prefill_size": -1}, "chunked_prefill_size: -1"),
         ("engine.extra", {"moe_runner_backend": "flashinfer_trtllm"}, "only triton is known"),
+        ("engine.tensor_parallel", 2, "was never compared"),
         ("engine.extra", {"enable_return_routed_experts": False}, "switches the record off"),
         ("training.use_routing_replay", True, "are both set"),
         ("training.true_on_policy", True, "nothing to replay"),

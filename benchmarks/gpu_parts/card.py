@@ -15,6 +15,8 @@ import psutil
 from benchmarks.gpu_parts.children import Report
 from benchmarks.gpu_parts.workload import Workload
 
+PEAKED = 6.0
+"""Factor of a mixture's last norm: random logits are otherwise nearly equal."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -30,14 +32,20 @@ def make_model(work: Workload) -> int:
         Bytes of its weights.
     """
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from kit.models.source import TINY_DIRECTORY
 
-    config = Qwen3Config(**work.shape, bos_token_id=None, eos_token_id=None, pad_token_id=0)
+    mixture = "num_experts" in work.shape
+    kind = "qwen3_moe" if mixture else "qwen3"
+    no_end = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    config = AutoConfig.for_model(kind, **work.shape, **no_end)
     torch.manual_seed(0)
     with torch.device(work.device):
-        model = Qwen3ForCausalLM(config)
+        model = AutoModelForCausalLM.from_config(config)
+    if mixture:
+        with torch.no_grad():
+            model.model.norm.weight *= PEAKED
     dtype = torch.bfloat16 if work.device == "cuda" else torch.float32
     model.to(dtype).save_pretrained(work.model)
     for name in TOKENIZER_FILES:

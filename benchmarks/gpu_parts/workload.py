@@ -32,6 +32,20 @@ TINY: dict[str, Any] = QWEN3_06B | {
     "head_dim": 16,
     "max_position_embeddings": 1024,
 }
+MIXTURE: dict[str, Any] = QWEN3_06B | {
+    "intermediate_size": 2048,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 4,
+    "num_experts": 32,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 512,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [0],
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 4096,
+}
+"""A mixture of experts of 1.16 billion parameters, its first layer dense."""
 CHAT_TOKENS = 3
 """What the chat template puts around a prompt of one character a token."""
 

@@ -98,6 +98,14 @@ def check_routing_replay(engine: EngineConfig, training: TrainingConfig) -> None
     """Raise ValueError for settings of SGLang with which its record of experts would be wrong."""
     if not training.use_rollout_routing_replay:
         return
+    for name in ("tensor_parallel", "data_parallel"):
+        if getattr(engine, name) > 1:
+            raise ValueError(
+                "training.use_rollout_routing_replay needs the engine's record of experts, and "
+                f"with engine.{name} above 1 that was never compared with what is computed. What "
+                f"to do: set engine.{name}: 1 and engine.replicas, or take "
+                "training.use_routing_replay, which needs no record of the engine's."
+            )
     extra, why = engine.extra, ""
     guesses = [key for key, value in extra.items() if key.startswith("speculative") and value]
     chunk = extra.get("chunked_prefill_size", 1)

@@ -4,15 +4,18 @@ For `training.true_on_policy`: what a request gets is then the same to the bit, 
 its batch, and whether it is read or written; and it is what the trainer's forward pass gives.
 
 products      by `kit.operators.cuda`; a stack of several weights gives the bits of each
+experts       by `kit.operators.cuda_experts`, in the order of their numbers
 attention     FlashAttention-3 with one split, or the kit's kernel for reading and writing alike
 log-probs     of logits / temperature, where SGLang takes the logarithm of a softmax; and torch's
               log_softmax, with which prompts are scored, is the kit's in this process
-    relies on   layers/quantization/unquant.py: UnquantizedLinearMethod.apply
+    relies on   layers/quantization/unquant.py: UnquantizedLinearMethod.apply,
+                UnquantizedFusedMoEMethod.forward_cuda
+                layers/moe/topk.py: fused_topk, -1 for rows that fill a graph up
                 layers/logits_processor.py: LogitsProcessor._compute_lm_head
                 layers/layernorm.py, activation.py, rotary_embedding/base.py: forward_cuda
                 layers/sampler.py: Sampler.forward
                 layers/logprob_processor.py: LogprobResult, _log_softmax of float32
-                models/utils.py: apply_qk_norm
+                models/utils.py: apply_qk_norm, enable_fused_set_kv_buffer
                 layers/attention/attention_registry.py: ATTENTION_BACKENDS
                 layers/attention/triton_backend.py: forward_metadata, _set_kv_buffer
                 layers/attention/flashattention_backend.py: num_splits
@@ -32,12 +35,18 @@ from sglang.srt.layers.attention.flashattention_backend import FlashAttentionBac
 from sglang.srt.layers.attention.triton_backend import KVWriteLoc, TritonAttnBackend
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.logprob_processor import LogprobResult
-from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
+from sglang.srt.layers.moe import topk
+from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
+from sglang.srt.layers.quantization.unquant import (
+    UnquantizedFusedMoEMethod,
+    UnquantizedLinearMethod,
+)
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 from sglang.srt.model_executor.model_runner import ModelRunner
 
 from kit.engine.server_args import MOST_GRAPHS
 from kit.operators import cuda as operators
+from kit.operators import cuda_experts
 from kit.operators.cuda_attention import attend
 from kit.operators.families import unknown
 from kit.operators.rope import Angles, angles_of
@@ -102,6 +111,40 @@ def lm_head_logits(
     """`LogitsProcessor._compute_lm_head` for the vocabulary without padding."""
     weight = lm_head.weight[: self.config.vocab_size]
     return operators.product(hidden_states.to(weight.dtype), weight)
+
+
+def route(
+    hidden_states: torch.Tensor,
+    gating_output: torch.Tensor,
+    topk: int,
+    renormalize: bool,
+    correction_bias: torch.Tensor | None = None,
+    scoring_func: str = "softmax",
+    **named: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """SGLang's `fused_topk`."""
+    if correction_bias is not None or scoring_func != "softmax":
+        raise unknown("SGLang weighs its experts by something else than a softmax")
+    if any(named.get(key) for key in ("num_fused_shared_experts", "packed_out")):
+        raise unknown("SGLang gives every token an expert more")
+    weights, chosen = cuda_experts.choose(gating_output, topk, normalizes=renormalize)
+    return weights, chosen.int()
+
+
+def experts_forward(self: Any, layer: Any, dispatch_output: Any) -> StandardCombineInput:
+    """`UnquantizedFusedMoEMethod.forward_cuda`."""
+    config = self.moe_runner_config
+    if config.activation != "silu" or getattr(layer, "w13_weight_bias", None) is not None:
+        raise unknown("its experts are no gated units, or have biases")
+    if config.apply_router_weight_on_input or config.no_combine:
+        raise unknown("SGLang weighs its experts before they compute")
+    if (config.routed_scaling_factor or 1.0) != 1.0:
+        raise unknown("SGLang scales what its experts give")
+    weights, chosen, _ = dispatch_output.topk_output
+    summed = cuda_experts.compute(
+        dispatch_output.hidden_states, layer.w13_weight, layer.w2_weight, weights, chosen
+    )
+    return StandardCombineInput(hidden_states=summed)
 
 
 class SharedFlashAttention(FlashAttentionBackend):
@@ -229,8 +272,12 @@ def register(model_path: str) -> None:
     RotaryEmbedding.forward_cuda = rotary_forward
     SiluAndMul.forward_cuda = silu_forward
     UnquantizedLinearMethod.apply = apply_linear
+    UnquantizedFusedMoEMethod.forward_cuda = experts_forward
+    topk.fused_topk = route
     logits_processor.LogitsProcessor._compute_lm_head = lm_head_logits
-    model_utils.apply_qk_norm = qk_norm  # models import it after this
+    # Models import these two after this. The second would write keys while it rotates them.
+    model_utils.apply_qk_norm = qk_norm
+    model_utils.enable_fused_set_kv_buffer = lambda _: False
     sampler.Sampler.forward = reporting(sampler.Sampler.forward)
     ATTENTION_BACKENDS["fa3"] = SharedFlashAttention
     ATTENTION_BACKENDS["triton"] = SharedTritonAttention

@@ -140,8 +140,9 @@ def server_arguments(settings: EngineSettings) -> dict[str, Any]:
             arguments |= {"dp_size": config.data_parallel, "enable_dp_attention": True}
     if settings.experts:
         arguments["enable_return_routed_experts"] = True
-        if settings.device == "cuda":  # others compute experts without recording them
-            arguments["moe_runner_backend"] = "triton"
+    if (settings.experts or settings.shares_operators) and settings.device == "cuda":
+        # Others compute experts without recording them, and lay their weights out anew.
+        arguments["moe_runner_backend"] = "triton"
     if settings.shares_operators and settings.device == "cuda":
         arguments["attention_backend"] = _shared_attention(settings)
     elif config.attention_backend != "auto":

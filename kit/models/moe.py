@@ -137,9 +137,15 @@ class Recorded:
 
 
 class _Current:
-    """The table in force, if any."""
+    """The table in force, if any; its parts by themselves.
 
-    table: ExpertTable | None = None
+    Where compiled layers look at a tensor of an object, torch cannot compile them anew for the case
+    that there is no object.
+    """
+
+    given: torch.Tensor | None = None
+    own: torch.Tensor | None = None
+    followed = True
 
 
 _CURRENT = _Current()
@@ -151,11 +157,15 @@ def replaying(table: ExpertTable | None) -> Iterator[None]:
 
     A policy's layers are computed one pass after the other, so there is one table at a time.
     """
-    before, _CURRENT.table = _CURRENT.table, table
+    before = _CURRENT.given, _CURRENT.own, _CURRENT.followed
+    parts = (
+        (None, None, True) if table is None else (table.given_TLK, table.own_TLK, table.followed)
+    )
+    _CURRENT.given, _CURRENT.own, _CURRENT.followed = parts
     try:
         yield
     finally:
-        _CURRENT.table = before
+        _CURRENT.given, _CURRENT.own, _CURRENT.followed = before
 
 
 def routers(model: nn.Module) -> dict[int, Any]:
@@ -245,13 +255,13 @@ def _replayable(kind: Any, normalizes: bool) -> Any:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         logits, scores, own = kind.forward(self, *args, **kwargs)
-        table = _CURRENT.table
-        if table is None:
+        own_TLK, given_TLK = _CURRENT.own, _CURRENT.given
+        if own_TLK is None or given_TLK is None:
             return logits, scores, own
-        table.own_TLK.index_copy_(1, self.column, own[:, None])
-        if not table.followed:
+        own_TLK.index_copy_(1, self.column, own[:, None])
+        if not _CURRENT.followed:
             return logits, scores, own
-        given = table.given_TLK.index_select(1, self.column)[:, 0]
+        given = given_TLK.index_select(1, self.column)[:, 0]
         chosen = torch.where(given < 0, own, given)
         return logits, _weights(logits, chosen, normalizes, scores.dtype), chosen
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from kit.models.attention import Layout, backward_op, padded
 from kit.models.packing import repeat_rows, take_rows
-from kit.operators import cpu, cuda, cuda_attention
+from kit.operators import cpu, cuda, cuda_attention, cuda_experts
 from kit.operators.families import refuse_others, unknown
 from kit.operators.rope import Angles, angles_of
 
@@ -34,7 +34,11 @@ def use(model: Any, device: torch.device, attention: str = "auto") -> None:
         ModelError: some part of it is not known here.
     """
     refuse_others(type(model).__name__, device.type)
-    config = model.config
+    config, on_gpu = model.config, device.type == "cuda"
+    experts = [part for part in model.parameters() if part.dim() == 3]
+    if on_gpu and any(size % 8 for part in experts for size in part.shape[1:]):
+        # The library's grouped products, which compute the gradient, take no others.
+        raise unknown("sizes of its experts are no multiples of 8")
     angles = angles_of(config, device)
     if config.hidden_act != "silu":
         raise unknown(f"its activation is {config.hidden_act!r}")
@@ -42,7 +46,6 @@ def use(model: Any, device: torch.device, attention: str = "auto") -> None:
         raise unknown("some of its layers see a window only")
     if getattr(config, "dual_chunk_attention_config", None):
         raise unknown("its attention is in two chunks")
-    on_gpu = device.type == "cuda"
     kind = cuda_attention.attention_of(config, attention) if on_gpu else "cpu"
     if on_gpu:
         weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
@@ -50,6 +53,7 @@ def use(model: Any, device: torch.device, attention: str = "auto") -> None:
     parts: list[tuple[str, Any]] = list(model.model.named_modules())
     for name, module in parts:
         module.operators = cuda if on_gpu else cpu
+        module.of_mixtures = cuda_experts if on_gpu else cpu
         if isinstance(module, nn.Linear):
             _exchange(module, _Linear)
             if on_gpu and not name.endswith(ADDED):
@@ -115,6 +119,8 @@ class _FeedForward:
 
 
 class _Router:
+    operators: Any
+    of_mixtures: Any
     weight: torch.Tensor
     top_k: int
     norm_topk_prob: bool
@@ -123,11 +129,13 @@ class _Router:
         self, hidden_states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
-        logits = cpu.linear(rows, self.weight)
-        return logits, *cpu.route(logits, self.top_k, normalizes=self.norm_topk_prob)
+        logits = self.operators.linear(rows, self.weight)
+        chosen = self.of_mixtures.route(logits, self.top_k, normalizes=self.norm_topk_prob)
+        return logits, *chosen
 
 
 class _Experts:
+    of_mixtures: Any
     gate_up_proj: torch.Tensor
     down_proj: torch.Tensor
 
@@ -135,7 +143,10 @@ class _Experts:
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         weights = self.gate_up_proj, self.down_proj
-        return cpu.experts(hidden_states, *weights, top_k_weights.float(), top_k_index)
+        summed: torch.Tensor = self.of_mixtures.experts(
+            hidden_states, *weights, top_k_weights.float(), top_k_index
+        )
+        return summed
 
 
 class _Attention:

@@ -7,6 +7,7 @@ summation by the number of rows, and attention by the lengths beside it; these d
     cpu.py              the operators in torch, each with its gradient
     cuda.py             the operators on a GPU, each with its gradient
     cuda_attention.py   attention on a GPU
+    cuda_experts.py     mixtures of experts on a GPU
     kernels.py          their kernels, in Triton
     rope.py             the table of angles, made from the model's configuration
     families.py         models and devices that have them

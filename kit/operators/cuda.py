@@ -242,7 +242,7 @@ def _norm(
 
     size = len(weight)
     heads, more = x.shape[1] // size, x_more.shape[1] // size if x_more is not x else 0
-    count, block = len(x) * (heads + more), _power(size)
+    count, block = len(x) * (heads + more), power(size)
     rows = max(1, TILE // block)
     norm_kernel[(-(-count // rows),)](
         x,
@@ -274,7 +274,7 @@ TILE = 1024
 """Elements of a tile of rows, where several fit into one."""
 
 
-def _power(size: int) -> int:
+def power(size: int) -> int:
     """The power of two that holds so many."""
     return 1 << max(0, size - 1).bit_length()
 
@@ -350,7 +350,7 @@ def rotate_into(
 
     half = cosines.shape[1]
     heads, more = q.shape[1] // (2 * half), k.shape[1] // (2 * half)
-    count, block = len(q) * (heads + more), _power(half)
+    count, block = len(q) * (heads + more), power(half)
     rows = max(1, TILE // block)
     rotation_kernel[(-(-count // rows),)](
         q,

@@ -6,8 +6,6 @@ from kit.errors import ConfigError, ModelError
 
 FAMILIES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
 """Architectures of which every operator is known on both sides."""
-ON_CPUS = ("Qwen3MoeForCausalLM",)
-"""Those of them that have operators on a CPU only."""
 DEVICES = ("cpu", "cuda")
 
 
@@ -18,8 +16,8 @@ def refuse_others(
 
     Raises:
         ModelError: the architecture is not one of `FAMILIES`.
-        ConfigError: the device is not one of `DEVICES`, or a GPU is to compute experts or in
-            another dtype than bfloat16, or a CPU is to compute attention in a way of its own.
+        ConfigError: the device is not one of `DEVICES`, or a GPU is to compute in
+            another dtype than bfloat16, or a CPU to compute attention in a way of its own.
     """
     off = "or leave training.true_on_policy off"
     if architecture not in FAMILIES:
@@ -32,12 +30,6 @@ def refuse_others(
         raise ConfigError(
             f"training.true_on_policy has no operators for {device}.",
             fix=f"set device to one of {', '.join(DEVICES)}, {off}.",
-        )
-    if device == "cuda" and architecture in ON_CPUS:
-        raise ConfigError(
-            f"training.true_on_policy has no operators for {architecture} on a GPU.",
-            why="Products of experts are summed in one order on CPUs only.",
-            fix=f"set device: cpu, train a dense model, {off}.",
         )
     if device == "cuda" and dtype != "bfloat16":
         raise ConfigError(

@@ -15,6 +15,26 @@ import triton.language as tl
 
 
 @triton.jit
+def _sums(
+    rows, known, columns, inside, size, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    STEP: tl.constexpr,
+):  # fmt: skip
+    """A tile of products of rows, each from its first element to its last."""
+    step = tl.arange(0, STEP)
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for start in range(0, size, STEP):
+        at = start + step
+        a = tl.load(
+            rows[:, None] + at[None, :], mask=known[:, None] & (at < size)[None, :], other=0.0
+        )
+        b = tl.load(
+            columns[None, :] + at[:, None], mask=inside[None, :] & (at < size)[:, None], other=0.0
+        )
+        total = tl.dot(a, b, total)
+    return total
+
+
+@triton.jit
 def product_kernel(
     x, weight, out, rows, columns, size, x_stride, weight_stride, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, STEP: tl.constexpr,
@@ -22,24 +42,84 @@ def product_kernel(
     """A tile of x @ weight.T, its sum taken from the first element of a row to the last."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-    step = tl.arange(0, STEP)
-    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for start in range(0, size, STEP):
-        inside = start + step < size
-        a = tl.load(
-            x + row[:, None] * x_stride + (start + step)[None, :],
-            mask=(row < rows)[:, None] & inside[None, :],
-            other=0.0,
-        )
-        b = tl.load(
-            weight + column[None, :] * weight_stride + (start + step)[:, None],
-            mask=(column < columns)[None, :] & inside[:, None],
-            other=0.0,
-        )
-        total = tl.dot(a, b, total)
+    known, inside = row < rows, column < columns
+    of_rows, of_columns = x + row * x_stride, weight + column * weight_stride
+    total = _sums(of_rows, known, of_columns, inside, size, ROWS, COLUMNS, STEP)
     place = out + row[:, None] * columns + column[None, :]
-    valid = (row < rows)[:, None] & (column < columns)[None, :]
-    tl.store(place, total.to(out.dtype.element_ty), mask=valid)
+    tl.store(place, total.to(out.dtype.element_ty), mask=known[:, None] & inside[None, :])
+
+
+@triton.jit
+def experts_kernel(
+    x, weight, out, takes, puts, ends, tile_ends, experts, columns, size, x_stride, expert_stride,
+    weight_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
+    EXPERTS: tl.constexpr,
+):  # fmt: skip
+    """A tile of the products of one expert's rows with its weight.
+
+    Row i of those sorted by expert is row `takes[i]` of x, and its product row `puts[i]` of out.
+    The rows of expert e end at `ends[e + 1]`, their tiles at `tile_ends[e + 1]`; both begin with 0.
+    """
+    tile = tl.program_id(0)
+    number = tl.arange(0, EXPERTS)
+    last = tl.load(tile_ends + 1 + number, mask=number < experts, other=0)
+    expert = tl.sum(((last <= tile) & (number < experts)).to(tl.int32), axis=0)
+    if expert >= experts:
+        return
+    first = tl.load(ends + expert) + (tile - tl.load(tile_ends + expert)) * ROWS
+    place = first + tl.arange(0, ROWS)
+    known = place < tl.load(ends + expert + 1)
+    column = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = column < columns
+    row = tl.load(takes + place, mask=known, other=0).to(tl.int64)
+    to = tl.load(puts + place, mask=known, other=0).to(tl.int64)
+    of_columns = weight + expert.to(tl.int64) * expert_stride + column * weight_stride
+    of_rows = x + row * x_stride
+    total = _sums(of_rows, known, of_columns, inside, size, ROWS, COLUMNS, STEP)
+    at = out + to[:, None] * columns + column[None, :]
+    tl.store(at, total.to(out.dtype.element_ty), mask=known[:, None] & inside[None, :])
+
+
+@triton.jit
+def weighted_sum_kernel(parts, weights, out, size, EXPERTS: tl.constexpr, BLOCK: tl.constexpr):
+    """Sum of a part of one row's outputs times their weights, from its first expert on."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < size
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    for i in range(EXPERTS):
+        at = parts + (row * EXPERTS + i) * size + column
+        part = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        total += part * tl.load(weights + row * EXPERTS + i)
+    tl.store(out + row * size + column, total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def route_kernel(
+    logits, weights, chosen, experts, stride, TOP: tl.constexpr, NORMALIZES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The `TOP` largest of one row's softmax, by number of the expert; of equals, the first."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < experts
+    given = tl.load(logits + row * stride + column, mask=inside, other=-float("inf"))
+    wide = given.to(tl.float32)
+    share = tl.exp(wide - tl.max(wide, axis=0))
+    whole = tl.sum(share, axis=0)
+    share = tl.div_rn(share, tl.zeros((BLOCK,), dtype=tl.float32) + whole)
+    left, taken = tl.where(inside, share, -1.0), tl.zeros((BLOCK,), dtype=tl.int32)
+    for _ in range(TOP):
+        is_best = (left == tl.max(left, axis=0)) & inside
+        first = tl.min(tl.where(is_best, column, BLOCK), axis=0)
+        taken = tl.where(column == first, 1, taken)
+        left = tl.where(column == first, -1.0, left)
+    if NORMALIZES:
+        sum_of_taken = tl.sum(tl.where(taken > 0, share, 0.0), axis=0)
+        share = tl.div_rn(share, tl.zeros((BLOCK,), dtype=tl.float32) + sum_of_taken)
+    to = row * TOP + tl.cumsum(taken, axis=0) - 1
+    tl.store(weights + to, share, mask=taken > 0)
+    tl.store(chosen + to, column, mask=taken > 0)
 
 
 @triton.jit

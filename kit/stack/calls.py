@@ -152,8 +152,9 @@ class Calls:
         self.refuse_without_head(doing)
         if TRAINER in dead:
             return trainer_died(f"A trainer's process died during {doing}.")
-        if not dead:
-            return StackError(f"Ray gave no answer to {doing}.", why=str(error))
+        if not dead:  # or not yet watched: an engine that SGLang ends while it starts
+            why = f"{error}\n{self.cluster.log_tail()}".strip()
+            return StackError(f"Ray gave no answer to {doing}.", why=why)
         return EngineDiedError(
             f"A process of the engine died during {doing}.",
             why="\n".join([*str(error).strip().splitlines()[:1], self.cluster.log_tail()]),

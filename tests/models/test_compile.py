@@ -200,6 +200,9 @@ def test_compiled_layers_follow_a_record_of_experts_and_share_their_code(
         for got, wanted in zip(results(policy, packed), values, strict=True):
             assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     assert counters["stats"]["unique_graphs"] == 2  # the dense layer's, and that of the others
+    without = BATCHES[2]  # its rows are not shared: another layout, and no table
+    for got, wanted in zip(results(policy, without), results(plain, without), strict=True):
+        assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     torch._dynamo.reset()
 
 

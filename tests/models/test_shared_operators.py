@@ -13,7 +13,7 @@ from kit.models import policy
 from kit.models.packing import pack
 from kit.operators.families import FAMILIES, refuse_others
 from kit.operators.ladder import Recorder, first_difference
-from tests.small_models import make_model
+from tests.small_models import make_model, mixture_of_experts
 
 TOKENS = [[5, 9, 7, 20, 31, 44], [5, 9, 7, 20, 8], [5, 9, 7, 3, 3, 3, 3, 3, 3], [60, 61, 62]]
 LENGTHS = [3, 2, 6, 1]
@@ -93,10 +93,15 @@ def test_what_cannot_be_had_is_refused_before_anything_starts() -> None:
     refuse_others(FAMILIES[0], "cuda", "bfloat16", "triton")
     with pytest.raises(ConfigError, match="own attention on a CPU, and not 'triton'"):
         refuse_others(FAMILIES[0], "cpu", "float32", "triton")
-    with pytest.raises(ConfigError, match="no operators for Qwen3MoeForCausalLM on a GPU"):
-        refuse_others("Qwen3MoeForCausalLM", "cuda")
+    refuse_others("Qwen3MoeForCausalLM", "cuda")
     with pytest.raises(ConfigError, match="no operators for mps"):
         refuse_others(FAMILIES[0], "mps")
+
+
+def test_a_gpu_refuses_experts_whose_sizes_its_library_cannot_multiply(tmp_path: Path) -> None:
+    odd = policy.load(str(mixture_of_experts(tmp_path / "model", moe_intermediate_size=12)))
+    with pytest.raises(ModelError, match="no multiples of 8"):
+        odd.share_operators(torch.device("cuda"))
 
 
 def test_the_first_part_that_differs_is_named(path: str) -> None:

@@ -61,6 +61,44 @@ def check_attention() -> None:
     close(alone[0], out[69])
 
 
+def check_experts() -> None:
+    """Experts with many rows, few and none; a row beside others and by itself; gradients."""
+    from kit.operators import cpu, cuda_experts
+
+    x, gate_up, down = draw(150, 40), draw(5, 2 * 24, 40), draw(5, 40, 24)
+    logits = draw(150, 5)
+    logits[:, 3] = -50.0
+    logits[10:, 0] += 6
+    for normalizes in (True, False):
+        weights, chosen = cuda_experts.choose(logits, 2, normalizes=normalizes)
+        wanted_weights, wanted = cpu.route(logits, 2, normalizes=normalizes)
+        assert torch.equal(chosen, wanted)
+        close(weights, wanted_weights)
+    out = cuda_experts.compute(x, gate_up, down, weights, chosen)
+    close(out, cpu.experts(x, gate_up, down, weights, chosen), 1e-4)
+    one = [part[77:78] for part in (weights, chosen)]
+    close(cuda_experts.compute(x[77:78], gate_up, down, *one), out[77:78], 1e-4)
+    padded = chosen.clone()
+    padded[3] = -1  # SGLang's mark of a row that fills a graph up
+    others = torch.arange(150) != 3
+    close(cuda_experts.compute(x, gate_up, down, weights, padded)[others], out[others], 1e-4)
+    assert not cuda_experts.compute(x[:0], gate_up, down, weights[:0], chosen[:0]).numel()
+
+
+def check_experts_gradients() -> None:
+    """By the library's grouped products, against the CPU's."""
+    from kit.operators import cpu, cuda_experts
+
+    leaves = [draw(30, 40), draw(5, 2 * 24, 40), draw(5, 40, 24), draw(30, 2).abs()]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    _, chosen = cpu.route(draw(30, 5), 2, normalizes=True)
+    gradient = draw(30, 40)
+    ways = cuda_experts.by_library, cpu.experts
+    got, wanted = (torch.autograd.grad(way(*leaves, chosen), leaves, gradient) for way in ways)
+    for a, b in zip(got, wanted, strict=True):
+        close(a, b, 1e-4)
+
+
 def check_log_sums() -> None:
     """A vocabulary of more than one block."""
     from kit.operators import cuda
@@ -127,6 +165,27 @@ def check_proof() -> None:
         close(cuda.product(x[:count], weight), wanted[:count])
     assert cuda.plain_rows((24, 32)) == range(256, 130)  # for many rows only, and here for none
     del cuda.PROVEN[24, 32]
+
+
+def check_route() -> None:
+    """Of equal experts the first; rows that are no numbers choose nothing; the gradient."""
+    from kit.operators import cuda_experts
+
+    logits = torch.zeros(3, 6)
+    logits[1, 4], logits[2] = 1.0, torch.nan
+    weights, chosen = cuda_experts.choose(logits, 2, normalizes=True)
+    assert chosen.tolist() == [[0, 1], [0, 4], [0, 0]]
+    assert weights[0].tolist() == [0.5, 0.5]
+    assert weights[2].tolist() == [0.0, 0.0]
+    given = draw(7, 12).double().requires_grad_()
+    for normalizes in (True, False):
+        shares = given.softmax(-1)
+        taken, chosen = shares.topk(3, dim=-1)
+        whole = taken / taken.sum(-1, keepdim=True) if normalizes else taken
+        gradient = draw(7, 3).double()
+        wanted = torch.autograd.grad(whole, given, gradient)[0]
+        got = cuda_experts.gradient_of_logits(given.detach(), chosen, gradient, normalizes)
+        close(got, wanted)
 
 
 def check_rotation() -> None:
