@@ -121,13 +121,16 @@ def with_changes(config: SessionConfig, changes: Mapping[str, Any]) -> SessionCo
             branch = branch[section]
         branch[last] = value
     new = type(config)(**tree)
-    _refuse_other_networks(config.training, new.training)
+    _refuse_other_networks(config.training, new.training, adapters=config.model.lora is not None)
     return new
 
 
-def _refuse_other_networks(old: TrainingConfig, new: TrainingConfig) -> None:
-    """Raise ConfigError where an update would need a network that was not loaded."""
-    if new.has_reference and not old.has_reference:
+def _refuse_other_networks(old: TrainingConfig, new: TrainingConfig, *, adapters: bool) -> None:
+    """Raise ConfigError where an update would need a network that was not loaded.
+
+    With adapters the reference is the policy without them, and always there.
+    """
+    if new.has_reference and not (old.has_reference or adapters):
         raise ConfigError(
             "kl_loss_coef and kl_coef need a reference model, and this session has none.",
             fix="start a session with training.kl_loss_coef or kl_coef above 0.",

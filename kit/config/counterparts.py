@@ -65,6 +65,13 @@ COUNTERPARTS = (
             "recompute_num_layers",
         ),
     ),
+    Counterpart(
+        "model.lora",
+        ("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora"),
+        (_MODEL + "lora_rank", _MODEL + "lora_alpha", _MODEL + "target_modules"),
+        ("lora_rank", "target_modules"),
+        "a section with PEFT's names: {r: 8, lora_alpha: 16, target_modules: all-linear}",
+    ),
     Counterpart("model.compile", ("torch_compile",), (_ACTOR + "use_torch_compile",)),
     Counterpart("training.true_on_policy", (), (), _EXACT),
     Counterpart("data.source", ("dataset_name",), ("data.train_files",), ("prompt_data",)),
@@ -325,9 +332,6 @@ COUNTERPARTS = (
     Counterpart(
         "", ("output_dir",), ("trainer.default_local_dir",), ("save",),
         "session.save(path) and `kit run --out FOLDER` say where",
-    ),
-    Counterpart(
-        "", ("use_peft", "lora_r"), (_MODEL + "lora_rank",), (), "the kit trains all weights"
     ),
     Counterpart(
         "", ("min_p", "repetition_penalty"), (), (),

@@ -14,6 +14,7 @@ from kit.config.sections import UNNAMED, Section
 from kit.config.training import TrainingConfig
 from kit.config.validation import (
     check_eval_source,
+    check_lora,
     check_parallel,
     check_rollout_policies,
     check_routing_replay,
@@ -69,6 +70,7 @@ class SessionConfig(Section, Displayed):
         check_parallel(self.engine)
         check_true_on_policy(self.engine, self.training)
         check_routing_replay(self.engine, self.training)
+        check_lora(self.model, self.training)
         warn, fail = self.mismatch.warn_above, self.mismatch.fail_above
         if warn and fail and warn > fail:
             raise ValueError(

@@ -137,6 +137,76 @@ TINY_MOE = "tiny-moe"
 SHIPPED = (TINY, TINY_MOE)
 
 
+class LoraConfig(Section):
+    """Adapters that are trained beside frozen weights, by PEFT's names; see docs/lora.md.
+
+    What PEFT can do beyond these settings, and what is refused here, stands on that page.
+    """
+
+    r: Positive = 8
+    """Rank of each adapter: width of its two matrices A and B."""
+    lora_alpha: Positive = 16
+    """What B A is multiplied by, times `r`: the adapter adds lora_alpha / r times B A."""
+    lora_dropout: NonNegative = 0.0
+    """Only 0: a policy that drops something is another one at each pass, and not the engine's."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Linear layers that get an adapter: `all-linear` in every layer of the model, or their names,
+    [q_proj, v_proj]. The output layer and embeddings get none."""
+    use_rslora: bool = False
+    """Add lora_alpha / sqrt(r) times B A instead, so that a larger rank needs no other rate."""
+    init_lora_weights: Literal[True, "gaussian"] = True
+    """How A begins: true as PEFT does (Kaiming), gaussian with standard deviation 1 / r. B begins
+    at zero, so that training begins with the model as it is."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that are trained whole beside the adapters, by their last names, such as lm_head.
+    Embeddings that are tied to the output layer cannot be among them."""
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _a_list(cls, value: Any) -> Any:
+        """Refuse one name, which PEFT would take for a regular expression."""
+        if isinstance(value, str) and value != "all-linear":
+            raise ValueError(
+                f"model.lora.target_modules is {value!r}. What to do: give a list of names, "
+                f"[{value}], or all-linear."
+            )
+        if isinstance(value, (list, tuple)) and not value:
+            raise ValueError(
+                "model.lora.target_modules is empty, so nothing would be trained. What to do: name "
+                "layers, [q_proj, v_proj], or leave it out."
+            )
+        return value
+
+    @field_validator("init_lora_weights", mode="before")
+    @classmethod
+    def _begins_at_zero(cls, value: Any) -> Any:
+        """Refuse ways to begin in which the model would not be its files'."""
+        if value is not True and value != "gaussian":
+            raise ValueError(
+                f"model.lora.init_lora_weights is {value!r}; true and gaussian are known here: "
+                "with others of PEFT's training does not begin with the model of its files, which "
+                "the reference is. What to do: leave it out."
+            )
+        return value
+
+    @field_validator("lora_dropout")
+    @classmethod
+    def _drops_nothing(cls, value: float) -> float:
+        """Refuse dropout, which is switched off in whole models too."""
+        if value:
+            raise ValueError(
+                f"model.lora.lora_dropout is {value:g}: a policy that drops something at random is "
+                "another one at each pass, and the engine, which drops nothing, writes the samples "
+                "of a third. What to do: leave it out."
+            )
+        return value
+
+    @property
+    def scaling(self) -> float:
+        """What B A is multiplied by."""
+        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+
+
 class ModelConfig(Section):
     """The model and its precision, context, attention and recomputation."""
 
@@ -157,6 +227,9 @@ class ModelConfig(Section):
     parameters and more. The first start takes half a minute longer; later ones find it on disk."""
     trust_remote_code: bool = False
     """Run Python code that a model directory brings along."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of all weights; null trains all. The engine gets base and adapter as
+    one weight, rounded once."""
 
 
 class DataConfig(Section):

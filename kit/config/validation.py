@@ -6,7 +6,7 @@ validation errors into one ConfigError.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,7 +15,7 @@ from kit.errors import ConfigError, did_you_mean
 from kit.utils.formatting import shorten
 
 if TYPE_CHECKING:
-    from kit.config.sections import DataConfig, EngineConfig, RewardConfig, RolloutConfig
+    from kit.config.sections import DataConfig, EngineConfig, ModelConfig, RewardConfig, RolloutConfig
     from kit.config.training import TrainingConfig
 
 
@@ -126,6 +126,24 @@ def check_routing_replay(engine: EngineConfig, training: TrainingConfig) -> None
         )
 
 
+def check_lora(model: ModelConfig, training: TrainingConfig) -> None:
+    """Raise ValueError for settings that adapters do not go with."""
+    if model.lora is None:
+        return
+    if training.ref_update_interval:
+        raise ValueError(
+            f"training.ref_update_interval is {training.ref_update_interval}, and with model.lora "
+            "the reference is the model without its adapter, which does not move. What to do: set "
+            "ref_update_interval: 0, or leave model.lora out."
+        )
+    if model.lora.modules_to_save and training.true_on_policy:
+        raise ValueError(
+            "training.true_on_policy is set, and model.lora.modules_to_save too: modules that are "
+            "trained whole beside adapters are not known to give the engine's bits. What to do: "
+            "leave one of them out."
+        )
+
+
 _NEUTRAL = frozenset(
     {
         "chunked_prefill_size", "decode_log_interval", "disable_radix_cache",
@@ -222,5 +240,6 @@ def _suggest(path: list[str], root: type[BaseModel]) -> str:
 
 def _child(section: type[BaseModel], name: str) -> type[BaseModel] | None:
     field = section.model_fields.get(name)
-    kind = field.annotation if field else None
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+    sections = (k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
+    return next(sections, None)

@@ -27,6 +27,7 @@ from typing import Any, Literal
 from kit.config import SessionConfig
 from kit.errors import ConfigError
 from kit.memory.sizes import CONTEXT, Recompute, Sizes
+from kit.models.adapters import AdapterShape
 from kit.models.source import ModelShape, ModelSource, find
 from kit.utils.display import Shown
 from kit.utils.formatting import in_gib
@@ -136,6 +137,7 @@ def make_plan(
     max_response_len: int,
     context_length: int,
     width: int,
+    adapters: int = 0,
 ) -> MemoryPlan:
     """Plan the memory of one device.
 
@@ -146,6 +148,7 @@ def make_plan(
         max_response_len: tokens.
         context_length: tokens of the longest sample that the engine takes.
         width: bytes of a number in the computation, 2 or 4.
+        adapters: parameters of adapters, beside which all weights are frozen; 0 trains all.
 
     Raises:
         ConfigError: it cannot fit; names the setting to change.
@@ -158,7 +161,7 @@ def make_plan(
         compiled = card.is_gpu and shape.parameters >= COMPILED_FROM
 
     def fit(config: SessionConfig, response: int, limit: int) -> MemoryPlan:
-        sizes = Sizes(shape, config, width, card.is_gpu, compiled)
+        sizes = Sizes(shape, config, width, card.is_gpu, compiled, adapters)
         longest = min(context_length, PROMPT_TOKENS + response)
         update = _fit_update(sizes, limit, longest)
         return _fit_engine(sizes, card, limit, longest, update)
@@ -221,7 +224,7 @@ def _fit_update(sizes: Sizes, limit: int, longest: int) -> _Update:
     raise DoesNotFitError(
         f"The trainer does not fit: it needs {in_gib(least.peak)} and has {in_gib(max(room, 0))} "
         f"of the {in_gib(limit)} that the session may take.",
-        f"Weights, gradients and optimizer of {sizes.shape.parameters / 1e6:,.0f} M parameters "
+        f"Weights, gradients and optimizer of {sizes.trained / 1e6:,.0f} M parameters "
         f"take {in_gib(fixed)}, {rest}.",
     )
 
@@ -491,7 +494,7 @@ def plan_for(
         card: None takes the one that is here.
 
     Raises:
-        ConfigError: it cannot fit; names the settings that would make it.
+        ConfigError: it cannot fit, and which settings would make it; or an adapter fits nothing.
         ModelError: the directory does not tell the model's sizes.
     """
     if card is None and device == "cuda" and config.cluster.address and not Card.gpu():
@@ -512,4 +515,5 @@ def plan_for(
         max_response_len=max_response_len,
         context_length=model.context_length,
         width=widths[config.model.dtype],
+        adapters=AdapterShape.of(config.model, model).parameters if config.model.lora else 0,
     )

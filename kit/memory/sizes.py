@@ -32,6 +32,13 @@ class Sizes:
     """Bytes of a number in the computation."""
     gpu: bool
     compiled: bool
+    adapters: int = 0
+    """Parameters of adapters, beside which all weights are frozen; 0 where all are trained."""
+
+    @property
+    def trained(self) -> int:
+        """Parameters that have a gradient and an optimizer's moments."""
+        return self.adapters or self.shape.parameters
 
     @property
     def ranks(self) -> int:
@@ -120,13 +127,18 @@ class Sizes:
         return self.config.engine.max_total_tokens or longest
 
     def resident(self, offload: bool) -> int:
-        """A rank's memory between updates: float32 weights, two moments, further models."""
+        """A rank's memory between updates: float32 weights, two moments, further models.
+
+        With adapters these are in float32, the weights beside them in the dtype of the computation;
+        the reference is the same weights.
+        """
         if offload:
             return 0
         training, p = self.config.training, 4 * self.shape.parameters
-        critic = training.advantage_estimator == "ppo"
-        own = 3 * p + int(training.has_reference) * p + int(critic) * 3 * p
-        return own // self.ranks
+        networks = 1 + int(training.advantage_estimator == "ppo")
+        if self.adapters:
+            return networks * (self.width * self.shape.parameters + 12 * self.adapters) // self.ranks
+        return (networks * 3 * p + int(training.has_reference) * p) // self.ranks
 
     def working(self) -> int:
         """Trainer memory in an update, without activations: gradients and gathered weights.
@@ -139,7 +151,7 @@ class Sizes:
     @property
     def gradients(self) -> int:
         """A rank's share of the float32 gradients; on the device also with offload."""
-        return 4 * self.shape.parameters // self.ranks
+        return 4 * self.trained // self.ranks
 
     def not_given_back(self, offload: bool) -> int:
         """Memory of an update that the trainer keeps even after it has released its cache.
@@ -167,7 +179,8 @@ class Sizes:
 
         With offload one of the float32 copies is already counted by `not_given_back`.
         """
-        return (self.width + 4 + (0 if offload else 4)) * self.gathered
+        share = min(self.gathered, self.trained)
+        return (self.width + 4 + (0 if offload else 4)) * share
 
     def activations(self, tokens: int, level: Recompute) -> int:
         """Activations kept for the backward pass, and those that one layer needs on top."""

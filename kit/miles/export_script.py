@@ -28,6 +28,7 @@ from kit.models.source import DIRECTORIES
 WITHOUT = {
     "name": "",  # only a label
     "device": "Miles runs on GPUs, and cpu is none",
+    "model.lora": "the flags of Miles' adapters are not written yet; the script trains all weights",
     "model": "Miles takes what its trainer does",
     "data.system_prompt": "it belongs into the rows; `--data FOLDER` puts it there",
     "data.filter_overlong_prompts": "--rollout-max-prompt-len leaves out longer prompts",

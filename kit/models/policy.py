@@ -123,5 +123,6 @@ class ValueModel(nn.Module):
     def forward(self, packed: Packed, _temperature: float = 1.0) -> torch.Tensor:
         """Value before each response token: value_R, float32. Called as a `Policy` is."""
         hidden = _hidden(self.backbone, packed)
-        value_R: torch.Tensor = self.value_head(repeat_rows(hidden, packed.predictor_R))
+        rows = repeat_rows(hidden, packed.predictor_R).to(self.value_head.weight.dtype)
+        value_R: torch.Tensor = self.value_head(rows)
         return value_R[:, 0].float()

@@ -21,11 +21,13 @@ def shard(
     model: nn.Module,
     layers: Iterable[nn.Module],
     mesh: Any,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     *,
     offload: bool = False,
 ) -> None:
     """Shard each layer and then the rest; computation in `dtype`, gradients in float32.
+
+    With None each weight is computed with in the dtype that it is kept in.
 
     Where one rank has it all, layers are not treated one by one: nothing is gained by gathering
     them when their turn comes, and it would take as long as the arithmetic of a small batch.

@@ -90,8 +90,12 @@ class _Linear:
     bias: torch.Tensor | None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.product(x, self.weight)
+
+    def product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Output with another weight in the place of its own."""
         operator = self.operators.linear
-        product: torch.Tensor = operator(x, self.weight, self.bias, **self.options)
+        product: torch.Tensor = operator(x, weight, self.bias, **self.options)
         return product
 
 

@@ -333,7 +333,16 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def stored_parameters(file: Path) -> dict[str, int]:
     """Number of elements of each tensor in a safetensors file; reads only its header."""
+    return {name: math.prod(shape) for name, shape in _shapes(file).items()}
+
+
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor that a model is loaded from; reads only headers."""
+    return {n: shape for file in _weight_files(folder) for n, shape in _shapes(file).items()}
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
     begin, tensors = safetensors_header(file)
     if begin - 8 >= file.stat().st_size:
         raise ValueError(f"{file.name} is no safetensors file, or not a whole one")
-    return {name: math.prod(tensor["shape"]) for name, tensor in tensors.items()}
+    return {name: tuple(map(int, tensor["shape"])) for name, tensor in tensors.items()}

@@ -166,6 +166,7 @@ def trainer_settings(
         loss=stack.loss,
         disturbance=Disturbance(config.engine.weight_bits, config.engine.weight_noise, config.seed),
         trust_remote_code=config.model.trust_remote_code,
+        lora=config.model.lora,
         recompute=stack.plan.recompute,
         compile=stack.plan.compile,
         offload=stack.plan.optimizer_cpu_offload,

@@ -88,7 +88,7 @@ class Trainer:
         self._make_parts(settings)
         self.weights = WeightSender(
             self.device,
-            lambda value: self.backend.gather(value),  # `reset` makes another backend
+            lambda *named: self.backend.gather(*named),  # `reset` makes another backend
             feeds=settings.feeds,
             shares_memory=settings.shares_memory,
             allocation=self.memory.whole_blocks,
@@ -118,7 +118,7 @@ class Trainer:
         """Shard the models over the devices. Returns what the session shows of them."""
         settings = self.settings
         progress.report("trainer", "sharding")
-        parameters = self.backend.place()
+        parameters, trained = self.backend.place()
         if settings.compile:
             progress.report("trainer", "compiling layers (kept for the next start)")
             warm_up(self.backend, settings)
@@ -139,7 +139,7 @@ class Trainer:
         )
         self.ready = True
         progress.report("trainer", progress.READY)
-        return {"parameters": parameters, "buckets": {POLICY: buckets}}
+        return {"parameters": parameters, "trained": trained, "buckets": {POLICY: buckets}}
 
     def reset(self, settings: TrainerSettings) -> dict[str, Any]:
         """Forget everything that training made; as after `start` and `place`.

@@ -30,8 +30,12 @@ class TrainerBackend(Protocol):
     def start(self) -> None:
         """Load the policy into host memory."""
 
-    def place(self) -> int:
-        """Put all networks on the devices, and make their optimizers; the policy's parameters."""
+    def place(self) -> tuple[int, int]:
+        """Put all networks on the devices, and make their optimizers.
+
+        Returns:
+            Parameters of the policy's model, and those that are trained: adapters, or all.
+        """
 
     def release(self) -> None:
         """Drop all networks; `start` and `place` make them anew."""
@@ -104,13 +108,22 @@ class TrainerBackend(Protocol):
     # ---- reading out ---------------------------------------------------------------------------
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The policy's parameters and saved buffers by name, each as this rank holds it."""
+        """The policy's parameters and saved buffers by name, each as this rank holds it.
+
+        Adapters are none of them: `gather` adds them to their weights.
+        """
+
+    def named_trained(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The policy's parameters that updates change, each as this rank holds it."""
 
     def as_saved(self, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         """A whole weight of the policy as its checkpoint has it, by the names there."""
 
-    def gather(self, value: torch.Tensor) -> torch.Tensor:
-        """A parameter whole, on every rank."""
+    def gather(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """A weight of `named_weights` whole, on every rank, with its adapter if it has one."""
+
+    def merge_error(self) -> float:
+        """Norm of what rounding to the engine's dtype adds to all adapters, by their own norm."""
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor that an update changes by name, in the same order on every rank."""
@@ -128,4 +141,4 @@ class TrainerBackend(Protocol):
 def whole_weights(backend: TrainerBackend) -> Iterator[tuple[str, torch.Tensor]]:
     """The policy's parameters by name, gathered one after the other; all ranks iterate."""
     for name, value in backend.named_weights():
-        yield name, backend.gather(value).detach()
+        yield name, backend.gather(name, value).detach()

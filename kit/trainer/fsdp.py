@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from kit.config import TrainingConfig
-from kit.models import state_dict
+from kit.models import lora, state_dict
 from kit.models.moe import experts_of, replaying
 from kit.models.packing import Packed
 from kit.models.policy import Policy
@@ -38,6 +39,8 @@ class FsdpBackend:
         self.device, self._group, self._host = device, group, host
         self._settings, self._training = settings, settings.training
         self._factory = ModelFactory(settings, device)
+        self._adapts = settings.lora is not None
+        """Whether adapters are trained; without them the policy is its own reference."""
         self.learners: dict[str, Learner] = {}
         self.reference: Policy | None = None
         self.experts = (0, 0)
@@ -47,10 +50,10 @@ class FsdpBackend:
         self.policy = self._factory.load()
         self.experts = experts_of(self.policy.model)
 
-    def place(self) -> int:
+    def place(self) -> tuple[int, int]:
         mesh, settings = self._group.mesh, learner_settings(self._training)
         self._factory.shard(self.policy, mesh)
-        if self._training.has_reference:
+        if self._training.has_reference and not self._adapts:
             self.reference = self._factory.load_frozen(mesh)
         self.learners[POLICY] = Learner(POLICY, self.policy, settings[POLICY])
         if CRITIC in settings:
@@ -58,10 +61,14 @@ class FsdpBackend:
             self.learners[CRITIC] = Learner(CRITIC, value_model, settings[CRITIC])
         if self._settings.sleeps:
             # The optimizer's two moments come with its first step; locking memory takes seconds.
-            self._host.buffer.reserve(
-                3 * sum(p.numel() * p.element_size() for p in self.resident())
-            )
-        return sum(p.numel() for p in self.policy.parameters())
+            trained = (p for learner in self.learners.values() for p in learner.trained())
+            moments = 2 * sum(p.numel() * p.element_size() for p in trained)
+            weights = sum(p.numel() * p.element_size() for p in self.resident())
+            self._host.buffer.reserve(weights + moments)
+        sizes = [(p.numel(), p.requires_grad) for p in self.policy.parameters()]
+        trained_ones = sum(size for size, is_trained in sizes if is_trained)
+        frozen = sum(size for size, is_trained in sizes if not is_trained)
+        return frozen or trained_ones, trained_ones
 
     def release(self) -> None:
         del self.policy
@@ -76,7 +83,9 @@ class FsdpBackend:
                 self.learners[name].configure(settings)
 
     def has(self, name: str) -> bool:
-        return name in self.learners or (name == REFERENCE and self.reference is not None)
+        if name == REFERENCE:
+            return self.reference is not None or self._adapts
+        return name in self.learners
 
     def module(self) -> nn.Module:
         return self.policy.model
@@ -92,10 +101,13 @@ class FsdpBackend:
         dropout: bool = False,
         gradient: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        model = self.reference if of == REFERENCE else self.learners[of].model
+        model: nn.Module | None = self.reference
+        if of != REFERENCE or self._adapts:
+            model = self.learners[POLICY].model
         assert model is not None
+        without = lora.switched_off() if of == REFERENCE else nullcontext()
         table = packed.experts if of == POLICY else None
-        with torch.set_grad_enabled(gradient), replaying(table):
+        with torch.set_grad_enabled(gradient), replaying(table), without:
             logp_R, entropy_R = _answer(model, packed, temperature, dropout=dropout)
         return logp_R.detach(), entropy_R.detach()
 
@@ -123,7 +135,7 @@ class FsdpBackend:
 
     @contextmanager
     def with_reference(self) -> Iterator[None]:
-        if self.reference:
+        if self.reference or self._adapts:
             yield
             return
         self.reference = self._factory.load_frozen(self._group.mesh)
@@ -177,13 +189,30 @@ class FsdpBackend:
     # ---- reading out ---------------------------------------------------------------------------
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        return state_dict.named_weights(self.policy.model)
+        return lora.base_weights(self.policy.model)
+
+    def named_trained(self) -> Iterator[tuple[str, torch.Tensor]]:
+        named = self.policy.model.named_parameters()
+        return ((name, value) for name, value in named if value.requires_grad)
 
     def as_saved(self, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         return state_dict.as_saved(self.policy.model, name, value)
 
-    def gather(self, value: torch.Tensor) -> torch.Tensor:
-        return whole(value)
+    def gather(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        if not self._adapts:
+            return whole(value)
+        return lora.merged(self.policy.model, name, whole(value), whole)
+
+    def merge_error(self) -> float:
+        dtype, model = getattr(torch, self._settings.dtype), self.policy.model
+        with torch.no_grad():
+            sums = [
+                lora.merge_error(layer, whole(value), dtype, whole)
+                for name, value in self.named_weights()
+                if (layer := lora.layer_of(model, name))
+            ]
+            wrong, size = (float(sum(parts)) for parts in zip(*sums, strict=True))
+        return math.sqrt(wrong / size) if size else math.nan
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {}

@@ -16,6 +16,7 @@ from kit.algo.schedule import learning_rate
 from kit.config import TrainingConfig
 from kit.errors import ModelError
 from kit.models.compile import compile_layers, recompute
+from kit.models import lora
 from kit.models.dropout import switch_off
 from kit.models.moe import make_replayable
 from kit.models.policy import Policy, ValueModel, load
@@ -84,11 +85,19 @@ class Learner:
     def __init__(self, name: str, model: nn.Module, settings: LearnerSettings) -> None:
         self.name, self.model, self.settings = name, model, settings
         self.optimizer = torch.optim.AdamW(
-            model.parameters(),
+            self.trained(),
             lr=settings.rate(0),
             fused=True,  # its arithmetic in one kernel
             **settings.adam,
         )
+
+    def trained(self) -> list[nn.Parameter]:
+        """Parameters that training changes: with adapters not the frozen ones."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def named_trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Those by their names in the model."""
+        return ((n, value) for n, value in self.model.named_parameters() if value.requires_grad)
 
     def configure(self, settings: LearnerSettings) -> None:
         """Go on with other settings; what the optimizer holds stays."""
@@ -99,7 +108,7 @@ class Learner:
     def clip(self) -> float:
         """Scale the gradient down to the limit over all ranks; its norm before."""
         limit = self.settings.clip_grad or math.inf
-        return float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
+        return float(whole(torch.nn.utils.clip_grad_norm_(self.trained(), limit)))
 
     def step(self, rate: float) -> None:
         """Apply the gradient at this learning rate."""
@@ -119,16 +128,16 @@ class Learner:
             yield from (x for x in moments.values() if isinstance(x, torch.Tensor))
 
     def state_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Parameters, and what the optimizer holds of each, by the names of a checkpoint."""
+        """What is trained, and what the optimizer holds of it, by the names of a checkpoint."""
         reshard(self.model)
-        for parameter, value in self.model.named_parameters():
+        for parameter, value in self.named_trained():
             yield f"{self.name}/{parameter}", value
             for key, moment in self.optimizer.state.get(value, {}).items():
                 yield f"{self.name}.optimizer/{parameter}//{key}", moment
 
     def fill_optimizer(self, names: set[str]) -> None:
         """Fill the optimizer's state for exactly these names; new ones start at zero."""
-        for parameter, value in self.model.named_parameters():
+        for parameter, value in self.named_trained():
             if f"{self.name}.optimizer/{parameter}//step" not in names:
                 self.optimizer.state.pop(value, None)
             elif not self.optimizer.state.get(value):
@@ -154,6 +163,9 @@ class ModelFactory:
         if settings.training.true_on_policy:
             policy.share_operators(self.device, settings.attention_backend)
         inner: Any = policy.model
+        if settings.lora:
+            exact = settings.training.true_on_policy
+            lora.inject(inner, settings.lora, settings.seed, whole_products=exact)
         with nullcontext() if settings.training.replays_routing else suppress(ModelError):
             make_replayable(inner)
         recompute(inner, inner.model.layers, settings.recompute)
@@ -182,7 +194,13 @@ class ModelFactory:
         return model
 
     def _shard(self, model: nn.Module, layers: Any, mesh: Any) -> None:
-        offload = self.settings.offload
-        if not offload:
+        settings, dtype = self.settings, getattr(torch, self.settings.dtype)
+        if settings.lora:  # what is never stepped needs no more digits than it is computed with
+            for parameter in model.parameters():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(dtype)
+        if not settings.offload:
             model.to(self.device)
-        shard(model, layers, mesh, getattr(torch, self.settings.dtype), offload=offload)
+        # Sums of weight and adapter are made in float32, of float32.
+        exact = settings.lora and settings.training.true_on_policy
+        shard(model, layers, mesh, None if exact else dtype, offload=settings.offload)

@@ -209,6 +209,13 @@ class Probes:
         """Description of the disturbance in the engine's weights; empty if exact."""
         return str(self.weights.transform(POLICY).disturbance)
 
+    def merge_error(self) -> float:
+        """Size of what rounding does to the adapters as the engine gets them, as a share of them.
+
+        0 where nothing is lost, about 1 where all of it is; NaN while the adapters add nothing.
+        """
+        return self.backend.merge_error()
+
     def dropouts(self) -> list[str]:
         """The model's settings and layers that drop something at random in training."""
         model: Any = self.backend.module()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kit.algo.own_loss import LossFunction
-from kit.config import TrainingConfig
+from kit.config import LoraConfig, TrainingConfig
 from kit.models.compile import Recompute
 from kit.trainer.batch import MAX_TOKENS
 from kit.weight_sync.transform import EXACT, Disturbance
@@ -29,6 +29,8 @@ class TrainerSettings:
     disturbance: Disturbance = EXACT
     """What is done to the weights on their way to the engine."""
     trust_remote_code: bool = False
+    lora: LoraConfig | None = None
+    """Adapters that are trained; None trains all weights."""
     recompute: Recompute = "none"
     compile: bool = False
     offload: bool = False

@@ -92,10 +92,10 @@ def _update_at_rate_zero(
     settings = train_step.settings
     training = settings.training.model_copy(update=frozen)
     before = state.copy()
-    weights = {name: local(value).clone() for name, value in backend.named_weights()}
+    weights = {name: local(value).clone() for name, value in backend.named_trained()}
     try:
         replace(train_step, settings=replace(settings, training=training)).update(batch, NEVER)
-        changed = [(local(value) != weights[name]).sum() for name, value in backend.named_weights()]
+        changed = [(local(value) != weights[name]).sum() for name, value in backend.named_trained()]
     finally:
         backend.recover()
         state.put_back(before)

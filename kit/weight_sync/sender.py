@@ -57,7 +57,7 @@ class WeightSender:
     def __init__(
         self,
         device: torch.device,
-        gather: Callable[[torch.Tensor], torch.Tensor],
+        gather: Callable[[str, torch.Tensor], torch.Tensor],
         *,
         feeds: bool = True,
         shares_memory: bool = True,
@@ -67,7 +67,7 @@ class WeightSender:
 
         Args:
             device: where the weights are.
-            gather: makes a parameter whole; all ranks call it.
+            gather: makes the parameter of this name whole; all ranks call it.
             feeds: does this rank hand weights to an engine?
             shares_memory: do engines read its weights from its memory? Else they are broadcast.
             allocation: entered while buffers are made that another process will open.
@@ -151,7 +151,7 @@ class WeightSender:
         """Whole parameters as the engine is given them, all or those of these names."""
         for name, value in source.named_weights():
             if wanted is None or name in wanted:
-                yield name, source.transform.apply(name, self._gather(value))
+                yield name, source.transform.apply(name, self._gather(name, value))
 
     def _registered(self, model: str) -> _Model:
         if model not in self._models:

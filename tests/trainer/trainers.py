@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from kit.config import TrainingConfig
+from kit.config import LoraConfig, TrainingConfig
 from kit.messages import TrainBatch
 from kit.tiny import MODEL_DIR
 from kit.trainer.actor import Trainer
@@ -31,7 +31,13 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     threads = torch.get_num_threads()
     count = 0
 
-    def make(model: Path = MODEL_DIR, max_tokens: int = MAX_TOKENS, **training: Any) -> Trainer:
+    def make(
+        model: Path = MODEL_DIR,
+        max_tokens: int = MAX_TOKENS,
+        lora: LoraConfig | None = None,
+        dtype: str = "float32",
+        **training: Any,
+    ) -> Trainer:
         nonlocal count
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -42,11 +48,12 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
                 training=TrainingConfig(**training),
                 temperature=0.8,
                 device="cpu",
-                dtype="float32",
+                dtype=dtype,
                 seed=0,
                 rank=0,
                 rendezvous=str(tmp_path / f"rendezvous-{count}"),
                 max_tokens=max_tokens,
+                lora=lora,
             )
         )
         trainer.start()

@@ -25,7 +25,7 @@ WEIGHTS = {
 
 
 def sender(dtype_of: Any = lambda name: WEIGHTS[name].dtype, size: int = 1 << 30) -> WeightSender:
-    sending = WeightSender(CPU, lambda value: value)
+    sending = WeightSender(CPU, lambda _, value: value)
     sending.register(POLICY, WEIGHTS.items, dtype_of, bucket_bytes=size)
     return sending
 

@@ -1,0 +1,119 @@
+"""What adapters a model would get, by the headers of its weight files: no torch, nothing loaded.
+
+So names that fit nothing are refused before a process starts, and memory is planned for what is
+trained. `kit.models.lora` puts the adapters in.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from kit.config import LoraConfig, ModelConfig
+from kit.errors import ConfigError, did_you_mean
+from kit.models.source import ExpertLayout, ModelSource, stored_shapes
+
+_LAYER = re.compile(r"\blayers\.\d+\.")
+_ROUTED = re.compile(r"\bexperts?\b|\bmlp\.gate\b|\brouter\b")
+"""In names of a mixture's weights: experts and what chooses among them."""
+FIXED = {
+    "lm_head": "the output layer, whose logits the trainer computes without a layer's forward pass",
+    "embed_tokens": "an embedding, which is looked up and not multiplied with",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterShape:
+    """Number of a model's adapters, and their size."""
+
+    modules: int
+    """Layers with an adapter."""
+    parameters: int
+    """Trained parameters, modules that are trained whole included."""
+
+    @classmethod
+    def of(cls, config: ModelConfig, source: ModelSource) -> Self:
+        """Look at a model's files.
+
+        Args:
+            config: with `lora`.
+            source: where the model is.
+
+        Raises:
+            ConfigError: a name of the settings fits nothing that could be trained so.
+        """
+        lora = config.lora
+        assert lora is not None
+        stored = stored_shapes(Path(source.path))
+        weights = {n.removesuffix(".weight"): s for n, s in stored.items() if n.endswith(".weight")}
+        linear = {
+            name: shape
+            for name, shape in weights.items()
+            if len(shape) == 2 and _LAYER.search(name) and not _ROUTED.search(name)
+        }
+        if source.experts:
+            _refuse_experts(config.name, lora, source.experts, linear)
+        adapted = _matching("target_modules", lora, linear, config.name)
+        whole = _matching("modules_to_save", lora, weights, config.name)
+        adapted = [name for name in adapted if name not in whole]
+        trained = sum(lora.r * sum(linear[name]) for name in adapted)
+        return cls(len(adapted), trained + sum(math.prod(weights[name]) for name in whole))
+
+
+def fits(name: str, path: str) -> bool:
+    """Whether a name of the settings means the module at this path, as PEFT takes names."""
+    return f".{path}".endswith(f".{name}")
+
+
+def _refuse_experts(
+    model: str, lora: LoraConfig, experts: ExpertLayout, linear: dict[str, tuple[int, ...]]
+) -> None:
+    """Refuse what would leave experts out in silence, or adapt them."""
+    in_experts = {f"layers.{number}.mlp" for number in experts.layers}
+    kinds = sorted({n.rpartition(".")[2] for n in linear if "attn" in n or "attention" in n})
+    fix = f"name layers of its attention in model.lora.target_modules: [{', '.join(kinds)}]."
+    why = (
+        f"Layers {', '.join(map(str, sorted(experts.layers)[:3]))} ... of {model} have "
+        f"{experts.count} experts each, kept in one tensor."
+        if len(in_experts) > 3
+        else f"{model} has layers with {experts.count} experts each, kept in one tensor."
+    )
+    if lora.target_modules == "all-linear":
+        raise ConfigError(
+            "model.lora.target_modules is all-linear, and experts get no adapters yet.",
+            why=why,
+            fix=fix,
+        )
+    outside = [n for n in lora.target_modules if n.rpartition(".")[2] not in kinds]
+    if outside:
+        raise ConfigError(
+            f"model.lora.target_modules has {outside[0]!r}, which names experts, or nothing.",
+            why=f"{why} They get no adapters yet.",
+            fix=fix,
+        )
+
+
+def _matching(
+    setting: str, lora: LoraConfig, there: dict[str, tuple[int, ...]], model: str
+) -> list[str]:
+    """Modules that the names of a setting mean. Raises ConfigError where one means none."""
+    names = getattr(lora, setting)
+    if names == "all-linear":
+        return list(there)
+    for name in names:
+        if any(fits(name, path) for path in there):
+            continue
+        kinds = sorted({path.rpartition(".")[2] for path in there})
+        known = FIXED.get(name) if setting == "target_modules" else None
+        raise ConfigError(
+            f"model.lora.{setting} has {name!r}, which "
+            + (f"gets no adapter: it is {known}." if known else f"names nothing in {model}."),
+            why=f"Its layers have {', '.join(kinds)}.",
+            fix="name some of these, or all-linear."
+            if known or setting != "target_modules"
+            else did_you_mean(name, kinds),
+        )
+    return [path for path in there if any(fits(name, path) for name in names)]

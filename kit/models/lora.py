@@ -1,0 +1,281 @@
+"""LoRA: adapters beside frozen weights. PEFT puts them in and names them, the trainer computes.
+
+A linear layer with the frozen weight W becomes x W^T + s (x A^T) B^T with trained A (r, in) and B
+(out, r). Nothing writes to W: what engines and exports get is W + s B A, summed in float32 and
+rounded once. With `whole_products` a layer computes with that very sum, rounded to the dtype of W,
+so that its bits are those of an engine that holds it.
+
+Hu et al., https://arxiv.org/abs/2106.09685.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from kit.config import LoraConfig
+from kit.errors import ModelError
+from kit.models.adapters import fits
+from kit.models.state_dict import named_weights
+
+NAME = "default"
+"""PEFT's name of the one adapter that there is."""
+BASE, KEPT, COPY = ".base_layer", ".original_module", f".modules_to_save.{NAME}"
+"""What PEFT puts into the names of a frozen weight beside an adapter, of one beside a copy that is
+trained whole, and of that copy."""
+
+
+class _Switch:
+    """Whether all adapters are off, which makes a policy its own reference."""
+
+    off = False
+
+
+_SWITCH = _Switch()
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """Have models compute without their adapters inside the block."""
+    _SWITCH.off = True
+    try:
+        yield
+    finally:
+        _SWITCH.off = False
+
+
+def inject(model: nn.Module, lora: LoraConfig, seed: int, *, whole_products: bool = False) -> None:
+    """Put adapters into a Transformers model; all its other weights are frozen.
+
+    Args:
+        model: its decoder layers get them.
+        lora: which, and how they begin.
+        seed: of the numbers that A begins with.
+        whole_products: compute with the sum of weight and adapter.
+
+    Raises:
+        ModelError: a name fits no module, or one that cannot be trained so.
+    """
+    from peft import inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    kept = _check_names(model, lora)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tied embeddings are dealt with
+        torch.manual_seed(seed)
+        inject_adapter_in_model(_peft_config(lora, kept), model, adapter_name=NAME)
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.__class__ = _switched(type(module))
+        elif isinstance(module, BaseTunerLayer):
+            module.__class__ = _adapted(type(module))
+            module.whole = whole_products
+
+
+def _check_names(model: Any, lora: LoraConfig) -> list[str]:
+    """Refuse names that fit nothing; the modules to be trained whole, by their full names.
+
+    PEFT would take `norm` for every name that ends so, `q_norm` too.
+    """
+    own = [name for name, module in model.named_modules() if [*module.parameters(False)]]
+    linear = [name for name in own if isinstance(model.get_submodule(name), nn.Linear)]
+    linear = [name for name in linear if model.get_submodule(name) is not model.lm_head]
+    targets = () if isinstance(lora.target_modules, str) else lora.target_modules
+    for setting, names, there in (
+        ("target_modules", targets, linear),
+        ("modules_to_save", lora.modules_to_save, own),
+    ):
+        for name in names:
+            if not any(fits(name, path) for path in there):
+                kinds = sorted({path.rpartition(".")[2] for path in there})
+                raise ModelError(
+                    f"model.lora.{setting} has {name!r}, which names nothing in "
+                    f"{type(model).__name__} that could be trained so.",
+                    fix=f"name some of {', '.join(kinds)}.",
+                )
+    tied = {"lm_head", "embed_tokens"} & {n.rpartition(".")[2] for n in lora.modules_to_save}
+    if tied and model.config.tie_word_embeddings:
+        raise ModelError(
+            f"model.lora.modules_to_save has {min(tied)}, which {type(model).__name__} shares "
+            "between its first and its last layer.",
+            why="Trained in one of both places, it would be another weight there, and the engine "
+            "and every checkpoint have one for both.",
+            fix="leave it out.",
+        )
+    return [path for path in own if any(fits(name, path) for name in lora.modules_to_save)]
+
+
+def _peft_config(lora: LoraConfig, kept: list[str]) -> Any:
+    """PEFT's own configuration with these settings."""
+    import peft
+
+    targets = lora.target_modules
+    return peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        use_rslora=lora.use_rslora,
+        init_lora_weights=lora.init_lora_weights,
+        modules_to_save=kept or None,
+    )
+
+
+@cache
+def _switched(kind: Any) -> Any:
+    """Subclass that computes, and has the weights, of the frozen module while adapters are off."""
+
+    class Switched(kind):
+        @property
+        def disable_adapters(self) -> bool:
+            return _SWITCH.off
+
+    return Switched
+
+
+@cache
+def _adapted(kind: Any) -> Any:
+    """Subclass with the trainer's forward pass. One class for all layers shares compiled code."""
+    return type(kind.__name__, (Adapted, kind), {})
+
+
+class Adapted:
+    """A linear layer with an adapter."""
+
+    base_layer: Any
+    lora_A: Any  # noqa: N815 - PEFT's name
+    lora_B: Any  # noqa: N815 - PEFT's name
+    scaling: dict[str, float]
+    whole: bool
+    """Whether it multiplies with the sum of weight and adapter."""
+
+    def adapter(self) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """(A, B, factor of their product), as they are now."""
+        return self.lora_A[NAME].weight, self.lora_B[NAME].weight, self.scaling[NAME]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Product with weight and adapter; with the weight alone while adapters are off."""
+        base = self.base_layer
+        if _SWITCH.off:
+            without: torch.Tensor = base(x)
+            return without
+        a, b, factor = self.adapter()
+        if self.whole:
+            weight = (base.weight.float() + change(a, b, factor)).to(base.weight.dtype)
+            product: torch.Tensor = base.product(x, weight)
+            return product
+        linear = nn.functional.linear
+        sum_: torch.Tensor = base(x) + linear(linear(x, a), b) * factor
+        return sum_
+
+
+def change(a: torch.Tensor, b: torch.Tensor, factor: float) -> torch.Tensor:
+    """What an adapter adds to its weight, (out, in), in float32.
+
+    Without TF32 on a GPU, which would round A and B to 11 bits.
+    """
+    a, b = a.float(), b.float()
+    if not a.is_cuda:
+        return (b @ a) * factor
+    # In float64 no setting of the process can make a product less exact than float32.
+    return ((b.double() @ a.double()) * factor).float()
+
+
+def merged(
+    model: nn.Module,
+    name: str,
+    weight: torch.Tensor,
+    gather: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """A whole weight with its adapter added, in float32; as it is where it has none.
+
+    Args:
+        model: the model with adapters.
+        name: of the weight, as `base_weights` gives it.
+        weight: it, whole.
+        gather: makes an adapter's parameter whole; all ranks call it.
+    """
+    layer = layer_of(model, name)
+    if layer is None:
+        return weight
+    a, b, factor = layer.adapter()
+    added = change(gather(a), gather(b), factor)
+    # Where nothing is added every bit stays, also the sign of a zero.
+    return torch.where(added == 0, weight.float(), weight.float() + added)
+
+
+def merge_error(
+    layer: Adapted,
+    weight: torch.Tensor,
+    dtype: torch.dtype,
+    gather: Callable[[torch.Tensor], torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squared sums of (what rounding the sum to a dtype does to the change, the change itself).
+
+    Args:
+        layer: with an adapter.
+        weight: its frozen weight, whole.
+        dtype: of the engine.
+        gather: makes an adapter's parameter whole; all ranks call it.
+    """
+    a, b, factor = layer.adapter()
+    added, base = change(gather(a), gather(b), factor), weight.to(dtype).float()
+    arrived = (weight.float() + added).to(dtype).float() - base
+    return (arrived - added).double().square().sum(), added.double().square().sum()
+
+
+def layer_of(model: nn.Module, name: str) -> Adapted | None:
+    """The layer with an adapter that a weight belongs to; None for all other weights."""
+    path, _, last = name.rpartition(".")
+    if last != "weight":
+        return None
+    layer = model.get_submodule(path)
+    return layer if isinstance(layer, Adapted) else None
+
+
+def base_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and saved buffers of a model by the names that they have without adapters.
+
+    Frozen ones, and the copies of those that are trained whole; no adapters.
+    """
+    for name, value in named_weights(model):
+        if ".lora_A." in name or ".lora_B." in name or f"{KEPT}." in name:
+            continue
+        yield name.replace(f"{BASE}.", ".").replace(f"{COPY}.", "."), value
+
+
+def adapter_state(model: Any, gathered: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Trained parameters under the names of PEFT's files.
+
+    Args:
+        model: the model with adapters.
+        gathered: its trained parameters by name, whole.
+    """
+    from peft import get_peft_model_state_dict
+
+    state: dict[str, torch.Tensor] = get_peft_model_state_dict(
+        model, gathered, adapter_name=NAME, save_embedding_layers=False
+    )
+    return {f"base_model.model.{name}": value for name, value in state.items()}
+
+
+def save_config(model: Any, directory: str, base: str) -> None:
+    """Write `adapter_config.json` as PEFT reads it.
+
+    Args:
+        model: the model with adapters.
+        directory: where to.
+        base: name or directory of the model that the adapter belongs to.
+    """
+    config = copy(model.peft_config[NAME])
+    config.base_model_name_or_path, config.inference_mode = base, True
+    config.save_pretrained(directory)
