@@ -845,20 +845,31 @@ class RLSession:
         return checkpoint.save(parts.state, parts.stack, path, last, parts.tracker.recorder)
 
     @verb
-    def export_hf(self, path: str | Path | None = None, *, dtype: Dtype | None = None) -> Path:
+    def export_hf(
+        self,
+        path: str | Path | None = None,
+        *,
+        dtype: Dtype | None = None,
+        adapter: bool = False,
+    ) -> Path:
         """Write the model for Transformers, SGLang and the hub, tokenizer and chat template too.
 
-        `AutoModelForCausalLM.from_pretrained(path)` loads it; so does `model.name: path`.
+        `AutoModelForCausalLM.from_pretrained(path)` loads it; so does `model.name: path`. What
+        `model.lora` has trained is merged into it.
 
         Args:
             path: a directory; None takes the run's own folder, else one in `checkpoints/`.
-            dtype: of the weights. None takes what the engine generates with; `float32` keeps every
-                bit of the trainer's.
+            dtype: of the weights. None takes what the engine generates with, for adapters alone
+                float32; `float32` keeps every bit of the trainer's.
+            adapter: write the adapters of `model.lora` alone, for `PeftModel.from_pretrained`.
 
         Raises:
             CheckpointError: it cannot be written, or something else is in the way.
+            SessionError: there is no adapter.
         """
-        return export_hf(self._parts.stack, self.config, self.step_count, path, dtype)
+        state = self._parts.state
+        asked = self._parts.stack, self.config, state.step, path, dtype
+        return export_hf(*asked, adapter=adapter)
 
 
 _sessions: weakref.WeakSet[RLSession] = weakref.WeakSet()

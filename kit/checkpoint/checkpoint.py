@@ -25,6 +25,7 @@ from kit.checkpoint import manifest, values
 from kit.checkpoint.state import TrainState
 from kit.config import SessionConfig
 from kit.errors import CheckpointError, DataError
+from kit.models.source import weights_digest
 from kit.samples import Batch, Rollout
 from kit.samples.serialization import read_batch, write_batch
 from kit.tracking.recorder import Recorder, current_run, is_mark
@@ -40,6 +41,8 @@ LAST_ROLLOUT, LAST_BATCH = "last_rollout.jsonl", "last_batch.json"
 
 LONGEST_STATE = 2 * 10**9
 """Bytes of `state.json`: a row of metrics for each step of a long training."""
+BASE = "base"
+"""In the manifest, of a session that trains adapters: a digest of the weights beside them."""
 RUN_NOTE = "run.json"
 """Which training of a batch run it belongs to, and where the run's files ended."""
 
@@ -116,6 +119,8 @@ def _save(
             "parameters": stack.info.get("parameters"),
             "num_trainers": state.config.training.num_trainers,
         }
+        if state.config.model.lora:
+            facts[BASE] = weights_digest(stack.model.path)
         manifest.seal(folder, "checkpoint", facts)
     state.saved = state.step
 
@@ -268,9 +273,40 @@ def restore(state: TrainState, stack: Stack, folder: Path, row: dict[str, Any]) 
             as it was.
     """
     last_rollout, last_batch = _last(folder)
+    _refuse_other_adapters(state.config, stack, folder)
     move_to(state, stack, row, lambda: stack.load(str(folder.absolute() / TRAINER)))
     state.last_rollout, state.last_batch, state.trained_batch = last_rollout, last_batch, None
     state.saved = state.step
+
+
+def _refuse_other_adapters(config: SessionConfig, stack: Stack, folder: Path) -> None:
+    """Raise CheckpointError for adapters that would be added to other weights, or otherwise."""
+    own, there = config.model.lora, SessionConfig.load(folder / CONFIG).model.lora
+    if (own is None) != (there is None):
+        trains = {True: "all weights", False: "adapters (model.lora)"}
+        raise CheckpointError(
+            f"The session of the checkpoint {folder} trains {trains[there is None]}, and this one "
+            f"{trains[own is None]}.",
+            fix=f"close this one, and continue that: RLSession.load({str(folder)!r}).",
+        )
+    if own is None or there is None:
+        return
+    differ = {"r", "lora_alpha", "use_rslora", "target_modules", "modules_to_save"}
+    if changed := sorted(name for name in differ if getattr(own, name) != getattr(there, name)):
+        name = changed[0]
+        raise CheckpointError(
+            f"The adapters of the checkpoint {folder} were made with model.lora.{name} "
+            f"{getattr(there, name)}, and this session's have {getattr(own, name)}.",
+            why="The same numbers would be another model.",
+            fix=f"set model.lora.{name} to what it was.",
+        )
+    if manifest.peek(folder).get(BASE) != weights_digest(stack.model.path):
+        raise CheckpointError(
+            f"The checkpoint {folder} holds adapters to other weights than those of "
+            f"{stack.model.path}.",
+            why="It has no weights but theirs, and the model's files have changed since.",
+            fix="set model.name to the model that it was trained with.",
+        )
 
 
 def move_to(

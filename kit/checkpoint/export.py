@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from kit.checkpoint import manifest
 from kit.checkpoint.checkpoint import own_folder
 from kit.errors import SessionError, did_you_mean
+from kit.models.source import is_hub_name
 from kit.utils.interrupts import held
 from kit.utils.reading import read_json
 
@@ -19,9 +21,7 @@ if TYPE_CHECKING:
 
 
 Dtype = Literal["float32", "bfloat16"]
-BESIDE = (
-    "config.json",
-    "generation_config.json",
+TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -31,6 +31,8 @@ BESIDE = (
     "*.model",
     "*.tiktoken",
 )
+"""Files of a model directory that make its tokenizer."""
+BESIDE = ("config.json", "generation_config.json", *TOKENIZER)
 """Files of a model directory that training does not change."""
 CODE = "*.py"
 """Python code that a model brings along, without which nothing could load it. It is not run."""
@@ -39,18 +41,39 @@ NAME_CODE = ("config.json", "tokenizer_config.json")
 
 
 def export_hf(
-    stack: Stack, config: SessionConfig, step: int, path: str | Path | None, dtype: Dtype | None
+    stack: Stack,
+    config: SessionConfig,
+    step: int,
+    path: str | Path | None,
+    dtype: Dtype | None,
+    *,
+    adapter: bool = False,
 ) -> Path:
-    """Write the directory and return its path. Raises CheckpointError."""
+    """Write the directory and return its path; see `RLSession.export_hf`.
+
+    Raises:
+        CheckpointError: it cannot be written.
+        SessionError: there is no such dtype, or no adapter.
+    """
+    if adapter and config.model.lora is None:
+        raise SessionError(
+            "There is no adapter to export: this session trains all weights.",
+            fix="call session.export_hf() without adapter, or start a session with model.lora.",
+        )
     if dtype is not None and dtype not in (known := get_args(Dtype)):
         raise SessionError(f"There is no dtype {dtype!r}.", fix=did_you_mean(dtype, known))
-    name = f"{config.name}-step-{step:06d}-hf"
+    name = f"{config.name}-step-{step:06d}-{'adapter' if adapter else 'hf'}"
     target = (Path(path) if path is not None else own_folder() / name).absolute()
     with manifest.new_folder(target, "export") as folder:
-        wanted = dtype or stack.dtype
+        wanted = dtype or ("float32" if adapter else stack.dtype)
+        model, named = Path(stack.model.path), config.model.name
+        base = (named if is_hub_name(named) else str(model)) if adapter else None
         with held():  # trainers that nobody waits for would write on into a folder that goes away
-            stack.export_hf(str(folder), wanted)
-        copy_beside(Path(stack.model.path), folder, wanted)
+            stack.export_hf(str(folder), wanted, base)
+        if adapter:
+            copy_tokenizer(model, folder)
+        else:
+            copy_beside(model, folder, wanted)
         facts = {
             "session": config.name,
             "step": step,
@@ -62,12 +85,21 @@ def export_hf(
     return target
 
 
-def copy_beside(model: Path, folder: Path, dtype: str) -> None:
-    """Copy what a model's directory holds beside its weights; config.json with another dtype."""
-    for pattern in (*BESIDE, *((CODE,) if _brings_code(model) else ())):
+def copy_tokenizer(model: Path, folder: Path) -> None:
+    """Copy a model's tokenizer and chat template."""
+    _copy(model, folder, TOKENIZER)
+
+
+def _copy(model: Path, folder: Path, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
         for file in model.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
+
+
+def copy_beside(model: Path, folder: Path, dtype: str) -> None:
+    """Copy what a model's directory holds beside its weights; config.json with another dtype."""
+    _copy(model, folder, (*BESIDE, *((CODE,) if _brings_code(model) else ())))
     config = read_json(folder / "config.json", unique=False)
     config.pop("torch_dtype", None)  # the older name
     (folder / "config.json").write_text(

@@ -15,7 +15,13 @@ from kit.errors import ConfigError, did_you_mean
 from kit.utils.formatting import shorten
 
 if TYPE_CHECKING:
-    from kit.config.sections import DataConfig, EngineConfig, ModelConfig, RewardConfig, RolloutConfig
+    from kit.config.sections import (
+        DataConfig,
+        EngineConfig,
+        ModelConfig,
+        RewardConfig,
+        RolloutConfig,
+    )
     from kit.config.training import TrainingConfig
 
 

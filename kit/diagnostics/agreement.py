@@ -335,6 +335,7 @@ def _record(stack: Stack, longest: int) -> Path:
         versions(),
         (stack.device, stack.dtype, longest, stack.model.context_length),
         (config.engine.model_dump(mode="json"), config.training.num_trainers),
+        config.model.lora and config.model.lora.model_dump(mode="json"),
     ]
     key = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -369,7 +369,8 @@ def update_variants(config: SessionConfig, changes: Mapping[str, Any]) -> list[U
         tree = config.model_dump(mode="json")
         tree["training"] |= changed
         training = SessionConfig(**tree).training
-        if training.kl_loss_coef and not configured.has_reference:
+        there = configured.has_reference or config.model.lora is not None
+        if training.kl_loss_coef and not there:
             raise ConfigError(
                 "kl_loss_coef needs a reference model, and this session has none.",
                 fix="start a session with training.kl_loss_coef above 0.",

@@ -363,6 +363,8 @@ class SessionParts:
             waiting=len(state.buffer),
             host_memory=stack.cluster.host_memory() if stack else None,
             next_calls=self._next_calls(),
+            trained=stack.info.get("trained") if stack and state.config.model.lora else None,
+            lora=state.config.model.lora,
             first_prompt=self.sampler.first_prompt if stack else None,
         )
 

@@ -137,7 +137,8 @@ class Sizes:
         training, p = self.config.training, 4 * self.shape.parameters
         networks = 1 + int(training.advantage_estimator == "ppo")
         if self.adapters:
-            return networks * (self.width * self.shape.parameters + 12 * self.adapters) // self.ranks
+            own = self.width * self.shape.parameters + 12 * self.adapters
+            return networks * own // self.ranks
         return (networks * 3 * p + int(training.has_reference) * p) // self.ranks
 
     def working(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -19,10 +20,16 @@ from kit.models.source import ExpertLayout, ModelSource, stored_shapes
 _LAYER = re.compile(r"\blayers\.\d+\.")
 _ROUTED = re.compile(r"\bexperts?\b|\bmlp\.gate\b|\brouter\b")
 """In names of a mixture's weights: experts and what chooses among them."""
+TIED = {"lm_head", "embed_tokens"}
+"""Modules with one weight, in models that tie their embeddings."""
 FIXED = {
     "lm_head": "the output layer, whose logits the trainer computes without a layer's forward pass",
     "embed_tokens": "an embedding, which is looked up and not multiplied with",
 }
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shape of each weight, by its module's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +56,21 @@ class AdapterShape:
         assert lora is not None
         stored = stored_shapes(Path(source.path))
         weights = {n.removesuffix(".weight"): s for n, s in stored.items() if n.endswith(".weight")}
-        linear = {
+        linear: Shapes = {
             name: shape
             for name, shape in weights.items()
             if len(shape) == 2 and _LAYER.search(name) and not _ROUTED.search(name)
         }
         if source.experts:
             _refuse_experts(config.name, lora, source.experts, linear)
+        if "lm_head" not in weights and (tied := TIED & {*lora.modules_to_save}):
+            raise ConfigError(
+                f"model.lora.modules_to_save has {min(tied)!r}, which {config.name} shares between "
+                "its first and its last layer.",
+                why="Trained in one of both places, it would be another weight there, and the "
+                "engine and every checkpoint have one for both.",
+                fix="leave it out.",
+            )
         adapted = _matching("target_modules", lora, linear, config.name)
         whole = _matching("modules_to_save", lora, weights, config.name)
         adapted = [name for name in adapted if name not in whole]
@@ -68,19 +83,11 @@ def fits(name: str, path: str) -> bool:
     return f".{path}".endswith(f".{name}")
 
 
-def _refuse_experts(
-    model: str, lora: LoraConfig, experts: ExpertLayout, linear: dict[str, tuple[int, ...]]
-) -> None:
+def _refuse_experts(model: str, lora: LoraConfig, experts: ExpertLayout, linear: Shapes) -> None:
     """Refuse what would leave experts out in silence, or adapt them."""
-    in_experts = {f"layers.{number}.mlp" for number in experts.layers}
     kinds = sorted({n.rpartition(".")[2] for n in linear if "attn" in n or "attention" in n})
     fix = f"name layers of its attention in model.lora.target_modules: [{', '.join(kinds)}]."
-    why = (
-        f"Layers {', '.join(map(str, sorted(experts.layers)[:3]))} ... of {model} have "
-        f"{experts.count} experts each, kept in one tensor."
-        if len(in_experts) > 3
-        else f"{model} has layers with {experts.count} experts each, kept in one tensor."
-    )
+    why = f"{model} has {experts.count} experts in each of its layers with some, in one tensor."
     if lora.target_modules == "all-linear":
         raise ConfigError(
             "model.lora.target_modules is all-linear, and experts get no adapters yet.",
@@ -91,14 +98,12 @@ def _refuse_experts(
     if outside:
         raise ConfigError(
             f"model.lora.target_modules has {outside[0]!r}, which names experts, or nothing.",
-            why=f"{why} They get no adapters yet.",
+            why=f"{why} They get no adapters yet, and no other part outside of attention.",
             fix=fix,
         )
 
 
-def _matching(
-    setting: str, lora: LoraConfig, there: dict[str, tuple[int, ...]], model: str
-) -> list[str]:
+def _matching(setting: str, lora: LoraConfig, there: Shapes, model: str) -> list[str]:
     """Modules that the names of a setting mean. Raises ConfigError where one means none."""
     names = getattr(lora, setting)
     if names == "all-linear":
@@ -112,8 +117,6 @@ def _matching(
             f"model.lora.{setting} has {name!r}, which "
             + (f"gets no adapter: it is {known}." if known else f"names nothing in {model}."),
             why=f"Its layers have {', '.join(kinds)}.",
-            fix="name some of these, or all-linear."
-            if known or setting != "target_modules"
-            else did_you_mean(name, kinds),
+            fix="name some of these." if known else did_you_mean(name, kinds),
         )
     return [path for path in there if any(fits(name, path) for name in names)]

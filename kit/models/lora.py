@@ -73,11 +73,12 @@ def inject(model: nn.Module, lora: LoraConfig, seed: int, *, whole_products: boo
         torch.manual_seed(seed)
         inject_adapter_in_model(_peft_config(lora, kept), model, adapter_name=NAME)
     for module in model.modules():
+        layer: Any = module
         if isinstance(module, ModulesToSaveWrapper):
-            module.__class__ = _switched(type(module))
+            layer.__class__ = _switched(layer.__class__)
         elif isinstance(module, BaseTunerLayer):
-            module.__class__ = _adapted(type(module))
-            module.whole = whole_products
+            layer.__class__ = _adapted(layer.__class__)
+            layer.whole = whole_products
 
 
 def _check_names(model: Any, lora: LoraConfig) -> list[str]:
@@ -152,8 +153,8 @@ class Adapted:
     """A linear layer with an adapter."""
 
     base_layer: Any
-    lora_A: Any  # noqa: N815 - PEFT's name
-    lora_B: Any  # noqa: N815 - PEFT's name
+    lora_A: Any
+    lora_B: Any
     scaling: dict[str, float]
     whole: bool
     """Whether it multiplies with the sum of weight and adapter."""

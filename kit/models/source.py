@@ -7,10 +7,12 @@ loading the model.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 import os
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -93,13 +95,7 @@ def find(config: ModelConfig) -> ModelSource:
         architecture = str(settings["architectures"][0])
         vocabulary = int(settings.get("vocab_size") or 0)
     except FileNotFoundError:
-        raise ModelError(
-            f"{path} has no config.json, so it is no Hugging Face model directory.",
-            why="It is a checkpoint of a session." if (path / "manifest.json").is_file() else "",
-            fix="load it: RLSession.load(path)."
-            if (path / "manifest.json").is_file()
-            else "point model.name at the directory that holds config.json and the safetensors.",
-        ) from None
+        raise _no_model(path) from None
     except (ValueError, LookupError, TypeError, ArithmeticError, OSError) as error:
         raise ModelError(
             f"{file} does not describe a language model: {type(error).__name__} {error}."
@@ -123,6 +119,26 @@ def find(config: ModelConfig) -> ModelSource:
         _eos_token_ids(settings) | _eos_token_ids(_generation_config(path)),
         vocabulary,
         ExpertLayout.read(path, settings),
+    )
+
+
+def _no_model(path: Path) -> ModelError:
+    """Error for a directory without config.json."""
+    what = f"{path} has no config.json, so it is no Hugging Face model directory."
+    if (path / "adapter_config.json").is_file():
+        return ModelError(
+            what,
+            why="It holds an adapter of PEFT, which belongs to another model.",
+            fix="merge both into one model first: PEFT's `merge_and_unload`, or "
+            "`session.export_hf(path)` of the session that trained it.",
+        )
+    is_checkpoint = (path / "manifest.json").is_file()
+    return ModelError(
+        what,
+        why="It is a checkpoint of a session." if is_checkpoint else "",
+        fix="load it: RLSession.load(path)."
+        if is_checkpoint
+        else "point model.name at the directory that holds config.json and the safetensors.",
     )
 
 
@@ -191,6 +207,22 @@ def safetensors_header(file: Path) -> tuple[int, dict[str, Any]]:
         header = mapping(parse_json(opened.read(length))) if whole else {}
     header.pop("__metadata__", None)
     return 8 + length, header
+
+
+def weights_digest(path: str | Path) -> str:
+    """SHA-256 of a model's weight files, by their names; read once, while they stay as they are."""
+    files = sorted(_weight_files(Path(path)))
+    return _digest(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+
+
+@cache
+def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
+    word = hashlib.sha256()
+    for name, _, _ in files:
+        with Path(name).open("rb") as opened:
+            own = hashlib.file_digest(opened, "sha256").hexdigest()
+        word.update(f"{Path(name).name} {own}\n".encode())
+    return word.hexdigest()
 
 
 def is_hub_name(name: str) -> bool:

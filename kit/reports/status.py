@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kit.config import TrainingConfig
+from kit.config import LoraConfig, TrainingConfig
 from kit.errors import SessionError, did_you_mean
 from kit.reports.training import Metrics, StepReport
 from kit.samples import Batch, Rollout
@@ -56,6 +56,10 @@ class SessionState(Shown):
     """Bytes that the stack's processes hold for themselves; None where there are none."""
     next_calls: tuple[tuple[str, str], ...] = ()
     """(call, what it does), the most likely one first."""
+    trained: int | None = None
+    """Parameters that are trained, where those are not all: adapters."""
+    lora: LoraConfig | None = None
+    """How the adapters are made; None trains all parameters."""
     first_prompt: FirstPrompt | None = None
     """Shown until the first step is done; its warnings are shown as long as there are some."""
 

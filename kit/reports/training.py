@@ -70,6 +70,9 @@ class SyncReport(Shown):
     bytes: int
     verified: int | None = None
     """Parameters whose checksums were found equal on both sides; None where nobody looked."""
+    merge_error: float | None = None
+    """What rounding did to the adapters on their way, as a share of their size: 1 is all of it.
+    None without adapters, while they add nothing, and where the engine computes in float32."""
 
 
 @dataclass(frozen=True, slots=True)

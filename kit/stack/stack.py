@@ -14,6 +14,7 @@ The parts do not know it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -336,6 +337,7 @@ class Stack:
         self._start_dead_engines()
         self.prepare_trainers()
         with held():
+            lost = self._merge_error()
             try:
                 tensors, size = self._send_weights(version, exact, flush_cache, erase=verify)
             except (LateError, TrainerDiedError):
@@ -348,7 +350,14 @@ class Stack:
             self.trainers.measure("sync")
         seconds = time.perf_counter() - begin
         verified = self.verify_weights() if verify else None
-        return SyncReport(version, seconds, tensors, size, verified)
+        return SyncReport(version, seconds, tensors, size, verified, lost)
+
+    def _merge_error(self) -> float | None:
+        """What rounding does to adapters that are now on their way to the engine."""
+        if self.settings.config.model.lora is None or self.dtype == "float32":
+            return None
+        error: float = self.trainers.call_all_ranks("probe", "merge_error")[0]
+        return error if math.isfinite(error) else None
 
     def lost_weights(self) -> list[str]:
         """Erase every engine's parameters and sync; those that are not what they were before.
@@ -448,9 +457,9 @@ class Stack:
         changed = {"training": training, "rollout": rollout}
         self.settings.config = config.model_copy(update=changed)
 
-    def export_hf(self, directory: str, dtype: str) -> None:
-        """Write the policy as models are published."""
-        self._train("export_hf", directory, dtype)
+    def export_hf(self, directory: str, dtype: str, base: str | None = None) -> None:
+        """Write the policy as models are published; with a `base`, its adapters alone."""
+        self._train("export_hf", directory, dtype, base)
 
     def save(self, directory: str) -> None:
         """Write the trainers' state into a directory."""

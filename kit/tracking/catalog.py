@@ -69,6 +69,11 @@ _TRAIN = {
         _above(0.05, "the update moved the policy far: lower learning_rate"),
         "KL old to new",
     ),
+    "merge_error": Meaning(
+        "what rounding does to the adapters as the engine gets them, as a share of their size",
+        "falls as the adapters grow; 1 at the first steps is usual in bfloat16",
+        short="lost by rounding",
+    ),
     "kl_loss": Meaning(
         "distance from the reference model, in nats a token",
         "0 at the start, grows slowly",

@@ -37,6 +37,8 @@ def step_metrics(
         metrics["perf/tokens_per_gpu_per_sec"] = rollout.new_tokens / rollout.seconds
     if sync:
         metrics["perf/update_weights_time"] = sync.seconds
+        if sync.merge_error is not None:
+            metrics["train/merge_error"] = sync.merge_error
     if seconds is not None:
         metrics["perf/step_time"] = seconds
     return metrics

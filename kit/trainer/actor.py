@@ -320,9 +320,15 @@ class Trainer:
         """Bytes of host memory that a snapshot takes now."""
         return self.state.size()
 
-    def export_hf(self, directory: str, dtype: str) -> int:
-        """Write the policy as models are published; all ranks call. Bytes."""
-        return hf_export.export(self.backend, directory, dtype, rank=self.group.rank)
+    def export_hf(self, directory: str, dtype: str, base: str | None = None) -> int:
+        """Write the policy as models are published; all ranks call. Bytes.
+
+        With the name of a `base`, its adapters alone, as PEFT reads them.
+        """
+        rank = self.group.rank
+        if base is not None:
+            return hf_export.export_adapter(self.backend, directory, dtype, base, rank=rank)
+        return hf_export.export(self.backend, directory, dtype, rank=rank)
 
     def save(self, directory: str) -> None:
         """Write everything that an update changes; all ranks call, each writes its share."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from kit.errors import CheckpointError
+from kit.models import lora
 from kit.models.source import INDEX
 from kit.models.state_dict import saved_buffers
 from kit.trainer.backend import TrainerBackend, whole_weights
@@ -59,6 +60,46 @@ def export(
             fix="free space or name another directory; the session is unchanged.",
         )
     return sum(size for sizes in parts for size in sizes.values())
+
+
+def export_adapter(
+    backend: TrainerBackend, directory: str, dtype: str, base: str, *, rank: int = 0
+) -> int:
+    """Write the policy's adapters as PEFT reads them; how many bytes. All ranks gather.
+
+    Args:
+        backend: whose policy; it has adapters.
+        directory: where to; it is there.
+        dtype: of the adapters.
+        base: name or directory of the model that they belong to.
+        rank: this process's; the first one writes.
+
+    Raises:
+        CheckpointError: they cannot be written.
+    """
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    kept, whole = getattr(torch, dtype), {}
+    for name, value in backend.named_trained():
+        gathered = backend.gather(name, value).detach()
+        if not rank:
+            whole[name] = gathered.to("cpu", kept, copy=True).contiguous()
+    if rank:
+        return 0
+    model = backend.module()
+    state = lora.adapter_state(model, whole)
+    try:
+        lora.save_config(model, directory, base)
+        save_file(state, Path(directory) / SAFETENSORS_WEIGHTS_NAME, {"format": "pt"})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"The adapters cannot be written into {directory}.",
+            why=str(error),
+            fix="free space or name another directory; the session is unchanged.",
+        ) from error
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
 def _parts(

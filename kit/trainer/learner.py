@@ -15,8 +15,8 @@ from torch import nn
 from kit.algo.schedule import learning_rate
 from kit.config import TrainingConfig
 from kit.errors import ModelError
-from kit.models.compile import compile_layers, recompute
 from kit.models import lora
+from kit.models.compile import compile_layers, recompute
 from kit.models.dropout import switch_off
 from kit.models.moe import make_replayable
 from kit.models.policy import Policy, ValueModel, load

@@ -10,8 +10,8 @@ import torch
 
 from kit.config import LoraConfig
 from kit.errors import ModelError
-from kit.models.source import stored_parameters
 from kit.models.sharding import local_bytes, whole
+from kit.models.source import stored_parameters
 from kit.tiny import MODEL_DIR, MOE_DIR
 from kit.trainer.actor import Trainer
 from tests.small_models import make_model

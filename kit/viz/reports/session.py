@@ -77,6 +77,8 @@ def _facts(state: SessionState) -> list[tuple[str, str]]:
     ]
     if state.parameters:
         rows.insert(1, ("parameters", _millions(state.parameters)))
+    if state.lora:
+        rows.insert(2, ("trained", _adapters(state)))
     if state.last_reward is not None:
         rows.append(("reward, last rollout", number(state.last_reward, 3)))
     if state.waiting:
@@ -84,6 +86,19 @@ def _facts(state: SessionState) -> list[tuple[str, str]]:
     if state.host_memory:
         rows.append(("host memory", data_size(state.host_memory)))
     return rows
+
+
+def _adapters(state: SessionState) -> str:
+    """`84 k (9.1 %): LoRA of rank 8 in all linear layers`."""
+    assert state.lora
+    targets = state.lora.target_modules
+    where = "all linear layers" if targets == "all-linear" else shorten(", ".join(targets), 60)
+    words = f"LoRA of rank {state.lora.r} in {where}"
+    if kept := state.lora.modules_to_save:
+        words += f"; whole {shorten(', '.join(kept), 40)}"
+    if not (state.trained and state.parameters):
+        return words
+    return f"{_millions(state.trained)} ({state.trained / state.parameters:.2%}): {words}"
 
 
 def _millions(parameters: int) -> str:

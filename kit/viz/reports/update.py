@@ -157,6 +157,8 @@ def sync_line(report: SyncReport) -> str:
     rate = f" ({data_size(report.bytes / report.seconds)}/s)" if report.seconds > 0 else ""
     if report.verified is not None:
         rate += f"; {count(report.verified, 'parameter')} verified by checksum"
+    if report.merge_error is not None:
+        rate += f"; rounding takes {report.merge_error:.0%} of the adapters' size"
     return (
         f"Weights version {report.weight_version} handed to the engine: "
         f"{count(report.tensors, 'tensor')}, {data_size(report.bytes)} "
