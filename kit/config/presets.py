@@ -21,6 +21,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": {"source": "tiny:chain"},
         "training": {"learning_rate": 1e-4},
     },
+    "tiny-lora": {
+        "name": "tiny-lora",
+        "model": {"name": "tiny", "lora": {"r": 8}},
+        "data": {"source": "tiny:addition"},
+        "training": {"learning_rate": 1e-3},  # ten times that of all weights
+    },
     "tiny-moe": {
         "name": "tiny-moe",
         "model": {"name": "tiny-moe"},

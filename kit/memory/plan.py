@@ -216,7 +216,7 @@ def _fit_update(sizes: Sizes, limit: int, longest: int) -> _Update:
         tried = _Update(tokens, level, offload, peak)
         least = min(least or tried, tried, key=lambda u: (u.peak, u.tokens))
     assert least
-    fixed = sizes.resident(least.offload) + sizes.working()
+    fixed = sizes.resident(least.offload) + sizes.working(least.offload)
     handed_in = sizes.gradients_handed_in(least.offload)
     rest = f"a micro-batch of {least.tokens:,} tokens {in_gib(least.peak - fixed)}"
     if least.peak - fixed <= handed_in:
@@ -224,8 +224,7 @@ def _fit_update(sizes: Sizes, limit: int, longest: int) -> _Update:
     raise DoesNotFitError(
         f"The trainer does not fit: it needs {in_gib(least.peak)} and has {in_gib(max(room, 0))} "
         f"of the {in_gib(limit)} that the session may take.",
-        f"Weights, gradients and optimizer of {sizes.trained / 1e6:,.0f} M parameters "
-        f"take {in_gib(fixed)}, {rest}.",
+        f"{sizes.what_is_kept} take {in_gib(fixed)}, {rest}.",
     )
 
 

@@ -41,6 +41,15 @@ class Sizes:
         return self.adapters or self.shape.parameters
 
     @property
+    def what_is_kept(self) -> str:
+        """What the trainer holds besides activations, in words that a size follows."""
+        weights = f"{self.shape.parameters / 1e6:,.0f} M parameters"
+        if self.adapters:
+            adapters = f"{self.adapters / 1e6:,.1f} M parameters of adapters"
+            return f"Weights of {weights}, with gradients and optimizer of {adapters}"
+        return f"Weights, gradients and optimizer of {weights}"
+
+    @property
     def ranks(self) -> int:
         """Trainer ranks that shard weights and optimizer; 1 on a CPU, where they share memory."""
         return self.config.training.num_trainers if self.gpu else 1
@@ -141,13 +150,13 @@ class Sizes:
             return networks * own // self.ranks
         return (networks * 3 * p + int(training.has_reference) * p) // self.ranks
 
-    def working(self) -> int:
+    def working(self, offload: bool = False) -> int:
         """Trainer memory in an update, without activations: gradients and gathered weights.
 
         FSDP gathers weights into buffers of its own and copies out of them, so they count three
         times on a GPU.
         """
-        return self.gradients + (3 if self.gpu else 1) * self.width * self.gathered
+        return self.gradients + (3 if self.gpu else 1) * self.width * self.gathered(offload)
 
     @property
     def gradients(self) -> int:
@@ -162,16 +171,15 @@ class Sizes:
         """
         return self.gradients if offload and self.gpu else 0
 
-    @property
-    def gathered(self) -> int:
-        """Unsharded parameters that a rank holds at a time.
+    def gathered(self, offload: bool) -> int:
+        """Unsharded parameters that a rank holds at a time, as copies.
 
-        With one rank these are all of them; with several, the embeddings and two layers, the
-        second of which is being gathered.
+        With one rank these are all that are trained, with offload all; with several ranks, the
+        embeddings and two layers, the second of which is being gathered.
         """
         s = self.shape
         if self.ranks == 1:
-            return s.parameters
+            return s.parameters if offload else self.trained
         embeddings = min(s.vocabulary * s.hidden * (1 if s.tied else 2), s.parameters)
         return embeddings + min(2, s.layers) * (s.parameters - embeddings) // s.layers
 
@@ -180,7 +188,7 @@ class Sizes:
 
         With offload one of the float32 copies is already counted by `not_given_back`.
         """
-        share = min(self.gathered, self.trained)
+        share = min(self.gathered(offload), self.trained)
         return (self.width + 4 + (0 if offload else 4)) * share
 
     def activations(self, tokens: int, level: Recompute) -> int:
@@ -210,7 +218,7 @@ class Sizes:
         """Peak of an update: (working memory, activations or the gradients that replace them)."""
         forward = self.activations(tokens, level) + self.logits(tokens)
         # One layer after the other turns from activations into gradients.
-        return self.working(), max(forward, self.gradients_handed_in(offload))
+        return self.working(offload), max(forward, self.gradients_handed_in(offload))
 
     def buckets(self) -> int:
         """The two buffers of a weight sync."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -24,19 +24,22 @@ def shard(
     dtype: torch.dtype | None,
     *,
     offload: bool = False,
+    as_it_is: Collection[nn.Parameter] = (),
 ) -> None:
     """Shard each layer and then the rest; computation in `dtype`, gradients in float32.
 
-    With None each weight is computed with in the dtype that it is kept in.
+    With None each weight is computed with in the dtype that it is kept in. Parameters in `as_it_is`
+    are left alone: they are whole on this rank, and no copy of them is made to compute with.
 
     Where one rank has it all, layers are not treated one by one: nothing is gained by gathering
     them when their turn comes, and it would take as long as the arithmetic of a small batch.
     """
     mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     where = CPUOffloadPolicy() if offload else OffloadPolicy()
+    ignored = set(as_it_is)
     for layer in layers if mesh.size() > 1 else ():
-        fully_shard(layer, mesh=mesh, mp_policy=mixed, offload_policy=where)
-    fully_shard(model, mesh=mesh, mp_policy=mixed, offload_policy=where)
+        fully_shard(layer, mesh=mesh, mp_policy=mixed, offload_policy=where, ignored_params=ignored)
+    fully_shard(model, mesh=mesh, mp_policy=mixed, offload_policy=where, ignored_params=ignored)
 
 
 def reshard(model: nn.Module) -> None:

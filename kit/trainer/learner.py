@@ -195,12 +195,19 @@ class ModelFactory:
 
     def _shard(self, model: nn.Module, layers: Any, mesh: Any) -> None:
         settings, dtype = self.settings, getattr(torch, self.settings.dtype)
-        if settings.lora:  # what is never stepped needs no more digits than it is computed with
-            for parameter in model.parameters():
-                if not parameter.requires_grad:
-                    parameter.data = parameter.data.to(dtype)
+        frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+        for parameter in frozen:  # what is never stepped needs no more digits than it computes with
+            parameter.data = parameter.data.to(dtype)
         if not settings.offload:
             model.to(self.device)
         # Sums of weight and adapter are made in float32, of float32.
         exact = settings.lora and settings.training.true_on_policy
-        shard(model, layers, mesh, None if exact else dtype, offload=settings.offload)
+        whole_here = mesh.size() == 1 and not settings.offload
+        shard(
+            model,
+            layers,
+            mesh,
+            None if exact else dtype,
+            offload=settings.offload,
+            as_it_is=frozen if whole_here else (),
+        )

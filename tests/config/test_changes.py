@@ -53,6 +53,12 @@ def test_what_cannot_change_or_cannot_be_is_refused(changes: dict[str, Any], say
         with_changes(CONFIG, changes)
 
 
+def test_with_adapters_a_reference_is_there_already() -> None:
+    changed = with_changes(SessionConfig.preset("tiny-lora"), {"kl_loss_coef": 0.1})
+    assert changed.training.has_reference
+    assert changed.model.lora == SessionConfig.preset("tiny-lora").model.lora
+
+
 def test_changes_are_checked_together() -> None:
     """A rollout of 8 that is divided by 8: neither of both could be changed first."""
     small = CONFIG.replace("training.rollout_batch_size", 2).replace(

@@ -107,6 +107,8 @@ def test_an_empty_file_gives_the_defaults(write: Any) -> None:
         ({"learning_rate": 1e-6}, "'learning_rate'. Did you mean training.learning_rate?"),
         ({"model": {"top_p": 0.9}}, "'model.top_p'. Did you mean rollout.top_p?"),
         ({"model": {"qqqq": 1}}, "'model.qqqq'. Known: compile, context_length,"),
+        ({"model": {"lora": {"alpha": 1}}}, "'model.lora.alpha'. Did you mean 'lora_alpha'?"),
+        ({"training": {"mis": {"hi": 1}}}, "'training.mis.hi'. Did you mean 'high'?"),
         ({"self": 1}, "'self'. Known: checkpoint, cluster, data,"),
     ],
 )

@@ -27,6 +27,8 @@ from kit.miles.table import LINKS
         ({"training": {"lr": 1e-6}}, "training.learning_rate"),
         ({"--rollout-max-response-len": 64}, "rollout.max_response_len"),
         ({"data": {"enable_thinking": False}}, "data.chat_template_kwargs"),
+        ({"lora_r": 8}, "TRL's lora_r is model.lora here"),
+        ({"model": {"lora_rank": 8}}, "verl's actor_rollout_ref.model.lora_rank is model.lora"),
         ({"use_vllm": True}, "the engine is always SGLang"),
         ({"temperature": 1.0}, "Did you mean rollout.temperature?"),
         ({"training": {"learning_rat": 1}}, "Did you mean 'learning_rate'?"),

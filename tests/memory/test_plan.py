@@ -37,6 +37,7 @@ def plan(
     shape: ModelShape = QWEN3_0_6B,
     response: int = 1024,
     gpu: bool = True,
+    adapters: int = 0,
 ) -> MemoryPlan:
     return make_plan(
         config or SessionConfig(),
@@ -45,6 +46,7 @@ def plan(
         max_response_len=response,
         context_length=CONTEXT_LENGTH,
         width=2 if gpu else 4,
+        adapters=adapters,
     )
 
 
@@ -235,6 +237,22 @@ def test_a_card_that_is_too_small_is_refused_with_the_number_and_nothing_useless
     assert "of the 6.0 GiB" in message
     assert "596 M parameters" in message
     assert "max_response_len" not in message, "shorter responses would not make it fit"
+
+
+def test_adapters_need_neither_moments_nor_float32_of_the_weights_beside_them() -> None:
+    rank_16, reference = 17_000_000, {"kl_loss_coef": 0.01}
+    made = plan(80, shape=QWEN3_4B, adapters=rank_16)
+    assert part(made, "trainer: weights, optimizer") == 2 * QWEN3_4B.parameters + 12 * rank_16
+    # The reference is the same weights, the critic has its own.
+    with_reference = plan(80, with_settings(training=reference), shape=QWEN3_4B, adapters=rank_16)
+    assert with_reference.phases == made.phases
+    ppo = with_settings(training={"advantage_estimator": "ppo"})
+    doubled = plan(80, ppo, shape=QWEN3_4B, adapters=rank_16)
+    assert part(doubled, "trainer: weights, optimizer") == 2 * (
+        2 * QWEN3_4B.parameters + 12 * rank_16
+    )
+    with pytest.raises(ConfigError, match=r"4,022 M parameters, with .* of 17\.0 M parameters"):
+        plan(10, shape=QWEN3_4B, adapters=rank_16)
 
 
 def test_a_limit_that_is_too_low_is_told_the_one_that_is_enough() -> None:

@@ -161,6 +161,9 @@ def test_an_update_without_metrics_shows(html: Show, plain: Show) -> None:
 
 def test_a_hand_over_is_one_line(plain: Show) -> None:
     report = SyncReport(weight_version=4, seconds=0.055, tensors=310, bytes=1_192_000_000)
+    lost = replace(report, merge_error=0.614)
+    assert "rounding takes 61% of the adapters' size" in plain(lost)
+    assert "rounding" not in plain(report)
     assert plain(report) == (
         "Weights version 4 handed to the engine: 310 tensors, 1.2 GB in 55 ms (21.7 GB/s)"
     )
