@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from kit import RLSession, SessionConfig
-from kit.errors import CheckpointError, ConfigError, ModelError, SessionError
+from kit.errors import CheckpointError, ConfigError, ModelError
 from kit.tiny import MODEL_DIR
 from tests.checkpoint.test_export import response_log_probs
 from tests.conftest import Shared
@@ -34,12 +34,20 @@ def with_settings(**settings: Any) -> SessionConfig:
 
 
 @pytest.fixture(scope="module")
-def adapters(shared: Shared) -> Iterator[RLSession]:
+def running(shared: Shared) -> Iterator[RLSession]:
     """A session that trains adapters, on the processes of the shared one."""
     shared.at(seed=0).close(keep_warm=True)
     session = RLSession.start(CONFIG)
+    session.snapshot("first")
     yield session
     session.close(keep_warm=True)
+
+
+@pytest.fixture
+def adapters(running: RLSession) -> RLSession:
+    """It in its first moment."""
+    running.restore("first")
+    return running
 
 
 def learned(session: RLSession, steps: int) -> list[dict[str, float]]:
@@ -72,7 +80,7 @@ def test_the_engine_has_what_the_adapters_make_and_an_undo_takes_them_back(
     assert report.mean_abs_diff < 1e-5
     there = digests(adapters)
     tried = adapters.what_if(lr=[1e-4], settings={"kl_loss_coef": [0.0, 0.1]})
-    assert len(tried) == 4
+    assert len(tried) == 3
     assert digests(adapters) == there != before
     adapters.restore("before")
     assert digests(adapters) == before
@@ -80,14 +88,12 @@ def test_the_engine_has_what_the_adapters_make_and_an_undo_takes_them_back(
 
 
 def test_a_reference_is_there_without_having_been_asked_for(adapters: RLSession) -> None:
-    adapters.snapshot("before")
     first = adapters.generate()
     start = adapters.log_probs(first)
     adapters.configure(kl_loss_coef=0.05)
     rows = learned(adapters, 2)
     assert rows[0]["train/kl_loss"] == 0.0 < rows[1]["train/kl_loss"]
     assert adapters.log_probs(first, of="reference") == start != adapters.log_probs(first)
-    adapters.restore("before")
 
 
 def test_both_exports_give_the_trainers_log_probs(adapters: RLSession, tmp_path: Path) -> None:
@@ -111,12 +117,7 @@ def test_both_exports_give_the_trainers_log_probs(adapters: RLSession, tmp_path:
     assert AutoTokenizer.from_pretrained(path).chat_template == adapters.tokenizer.chat_template
     assert not (path / "model.safetensors").exists()
     with pytest.raises(ModelError, match=r"(?s)adapter of PEFT.*merge_and_unload"):
-        RLSession.start(with_settings(model__name=str(path)))
-
-
-def test_a_session_that_trains_all_weights_has_no_adapter_to_export(session: RLSession) -> None:
-    with pytest.raises(SessionError, match="no adapter to export"):
-        session.export_hf(adapter=True)
+        RLSession(with_settings(model__name=str(path))).debug.prepare()
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_what_adapters_cannot_be_is_refused_before_anything_starts(
     settings: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(ConfigError, match=says):
-        RLSession.start(with_settings(**settings))
+        RLSession(with_settings(**settings)).debug.prepare()
 
 
 @pytest.mark.slow

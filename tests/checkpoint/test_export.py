@@ -58,6 +58,8 @@ def test_an_export_in_bfloat16_is_half_as_large(session: RLSession, tmp_path: Pa
     assert sizes["bfloat16"] == pytest.approx(sizes["float32"] / 2, rel=0.05)
     with pytest.raises(SessionError, match="no dtype 'bfloat'"):
         session.export_hf(tmp_path / "other", dtype="bfloat")  # type: ignore[arg-type]
+    with pytest.raises(SessionError, match="no adapter to export"):
+        session.export_hf(tmp_path / "other", adapter=True)
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 

@@ -98,7 +98,7 @@ def _adapters(state: SessionState) -> str:
         words += f"; whole {shorten(', '.join(kept), 40)}"
     if not (state.trained and state.parameters):
         return words
-    return f"{_millions(state.trained)} ({state.trained / state.parameters:.2%}): {words}"
+    return f"{_millions(state.trained)} ({state.trained / state.parameters:.1%}): {words}"
 
 
 def _millions(parameters: int) -> str:
