@@ -180,11 +180,12 @@ def test_a_loaded_session_goes_on_as_the_saved_one_and_no_other_does(
 
 DIES = """
 import json, os, signal
-from kit import RLSession
-from tests.test_lora import CONFIG, learned
+from kit import RLSession, SessionConfig
 from tests.faults.interrupts import digests
-session = RLSession.start(CONFIG.replace("name", "dying-adapters"))
-learned(session, 2)
+config = SessionConfig.preset("tiny-lora").replace("name", "dying-adapters")
+session = RLSession.start(config)
+session.step()
+session.step()
 print(json.dumps(digests(session)), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -28,7 +28,7 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 Kind = Literal["checkpoint", "export"]
 
-PACKAGES = ("kit", "torch", "ray", "sglang", "transformers", "safetensors")
+PACKAGES = ("kit", "torch", "ray", "sglang", "transformers", "peft", "safetensors")
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def diagnose(config: SessionConfig | str | Path = TINY) -> Diagnosis:
 
 def _look(config: SessionConfig) -> Iterator[Finding]:
     yield machine.python()
-    yield machine.packages()
+    yield machine.packages(adapters=config.model.lora is not None)
     driver = Driver.inspect()
     size = files.expected_bytes(config.model)
     yield from device.findings(driver, config.device, config.model.name, size)
@@ -63,5 +63,9 @@ def _look(config: SessionConfig) -> Iterator[Finding]:
     source = files.source(config.model)
     if takes == "cuda" and source is not None and not running:  # else it holds its memory now
         yield device.memory(config, source, driver.cards[0])
-    yield from machine.room(takes, size)
+    adapters = None
+    if config.model.lora and source is not None:
+        found, adapters = files.adapters(config.model, source)
+        yield found
+    yield from machine.room(takes, size, adapters)
     yield from stacks.findings(alive, stacks.others(driver.cards))

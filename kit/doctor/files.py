@@ -11,7 +11,8 @@ from pathlib import Path
 from kit.config import SHIPPED, DataConfig, ModelConfig, SessionConfig
 from kit.data.sources import Split, eval_sources, hub_source, load_prompts
 from kit.doctor.machine import program
-from kit.errors import KitError
+from kit.errors import ConfigError, KitError
+from kit.models.adapters import AdapterShape
 from kit.models.source import (
     DIRECTORIES,
     ModelSource,
@@ -23,7 +24,7 @@ from kit.models.source import (
 )
 from kit.reports.diagnostics import Finding, Level
 from kit.rewards import build
-from kit.utils.formatting import data_size
+from kit.utils.formatting import count, data_size
 from kit.utils.reading import read_json
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -81,6 +82,16 @@ def source(config: ModelConfig) -> ModelSource | None:
         return _find(config, path) if path else None
     except KitError:
         return None
+
+
+def adapters(config: ModelConfig, source: ModelSource) -> tuple[Finding, AdapterShape | None]:
+    """What `model.lora` trains of a model, or what is wrong with it."""
+    try:
+        shape = AdapterShape.of(config, source)
+    except ConfigError as error:
+        return Finding.of_error("adapters", error), None
+    words = f"{shape.parameters:,} parameters in {count(shape.modules, 'layer')}"
+    return Finding("adapters", "ok", words), shape
 
 
 def _find(config: ModelConfig, path: Path | None) -> ModelSource:

@@ -18,6 +18,7 @@ from packaging.specifiers import SpecifierSet
 
 from kit.cluster.folder import stacks_root, unsuitable
 from kit.errors import StackError
+from kit.models.adapters import AdapterShape
 from kit.reports.diagnostics import Finding
 from kit.utils.files import working_folder
 from kit.utils.formatting import data_size
@@ -41,6 +42,8 @@ HOST_MEMORY = {"cpu": 3 << 30, "cuda": 10 << 30}
 """Bytes that the processes of a stack take for themselves, before the model."""
 TRAINED = 8
 """The trainer's float32 weights, gradients and two moments, as a multiple of bfloat16 weights."""
+FROZEN = 2
+"""Weights in float32 alone, likewise."""
 SAVED = 6
 """A checkpoint's float32 weights and moments, likewise."""
 
@@ -71,11 +74,12 @@ def python() -> Finding:
     return Finding("Python", "ok", found)
 
 
-def packages() -> Finding:
-    """The stack, installed and at the versions that the kit names."""
+def packages(*, adapters: bool = False) -> Finding:
+    """The stack, installed and at the versions that the kit names; for adapters PEFT too."""
     if hides := hidden(standard_library=False):
         return Finding.of_error("packages", hiding_error(hides))
-    installed = {name: installed_version(name) for name in STACK}
+    needed = (*STACK, "peft") if adapters else STACK
+    installed = {name: installed_version(name) for name in needed}
     return compare_versions(installed, pins())
 
 
@@ -121,15 +125,22 @@ def pins() -> dict[str, str]:
     return {name: match[1] for name, match in found.items() if match}
 
 
-def room(device: str, model_bytes: int | None) -> Iterator[Finding]:
+def room(
+    device: str, model_bytes: int | None, adapters: AdapterShape | None = None
+) -> Iterator[Finding]:
     """Compare memory and disks with what a session of this model takes.
 
     Args:
         device: `cpu` or `cuda`.
         model_bytes: of its weights; None where nothing tells.
+        adapters: what is trained in place of them.
     """
     weights = model_bytes or 0
-    need = HOST_MEMORY[device] + (TRAINED if device == "cpu" else 2) * weights
+    trained, saved = TRAINED * weights, SAVED * weights
+    if adapters:
+        saved = 12 * adapters.parameters  # in float32, with two moments
+        trained = FROZEN * weights + saved
+    need = HOST_MEMORY[device] + (trained if device == "cpu" else 2 * weights)
     yield host_memory(free_memory(), need)
     if SHARED_MEMORY.is_dir():
         # On a CPU the trainer hands its weights over through shared memory, as float32.
@@ -143,7 +154,7 @@ def room(device: str, model_bytes: int | None) -> Iterator[Finding]:
             yield Finding.of_error("working directory", error)
             return
         target = Path(here).resolve()
-        yield checkpoints(str(target), shutil.disk_usage(target).free, SAVED * weights)
+        yield checkpoints(str(target), shutil.disk_usage(target).free, saved)
 
 
 def host_memory(free: int, need: int) -> Finding:

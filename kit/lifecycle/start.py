@@ -44,6 +44,7 @@ from kit.utils.files import working_folder
 from kit.utils.forks import at_exit
 from kit.utils.interrupts import held
 from kit.utils.shadowing import check_hidden_packages
+from kit.utils.versions import installed_version
 
 if TYPE_CHECKING:
     from kit.models.source import ModelSource
@@ -208,6 +209,7 @@ class SessionParts:
         check_reward(self.reward)
         check_extra(dict(config.engine.extra))
         check_experts(config, model)
+        check_peft(config)
         check_devices(config, model, device)
         plan = plan_for(config, model, device, sampler.max_response_len)
         keep = sampler.fits if config.data.filter_overlong_prompts else None
@@ -427,6 +429,15 @@ def check_experts(config: SessionConfig, model: ModelSource) -> None:
         "choice to replay.",
         fix="leave the setting out, or train a mixture of experts, such as the preset tiny-moe.",
     )
+
+
+def check_peft(config: SessionConfig) -> None:
+    """Raise ConfigError if adapters are to be trained and PEFT is not installed."""
+    if config.model.lora and installed_version("peft") is None:
+        raise ConfigError(
+            "model.lora trains adapters, which PEFT puts into the model, and it is not installed.",
+            fix="install the locked versions: pip install -r requirements.lock.",
+        )
 
 
 def _warn_of_dropout(name: str, settings: list[str]) -> None:
