@@ -28,6 +28,8 @@ from kit.utils.versions import installed_version
 
 STACK = ("sglang", "torch", "transformers", "ray")
 """What has to be at one version, because the kit reaches into it."""
+ADAPTERS = "peft"
+"""What puts adapters into a model, likewise."""
 PYTHON = ">=3.11,<3.13"
 """What the kit takes where it cannot be asked, because it is not installed."""
 SHARED_MEMORY = Path("/dev/shm")
@@ -78,7 +80,7 @@ def packages(*, adapters: bool = False) -> Finding:
     """The stack, installed and at the versions that the kit names; for adapters PEFT too."""
     if hides := hidden(standard_library=False):
         return Finding.of_error("packages", hiding_error(hides))
-    needed = (*STACK, "peft") if adapters else STACK
+    needed = (*STACK, ADAPTERS) if adapters else STACK
     installed = {name: installed_version(name) for name in needed}
     return compare_versions(installed, pins())
 
@@ -121,7 +123,8 @@ def pins() -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:
         return {}
     pinned = re.compile(r"==([^*,]+)")
-    found = {r.name: pinned.fullmatch(str(r.specifier)) for r in named if r.name in STACK}
+    known = (*STACK, ADAPTERS)
+    found = {r.name: pinned.fullmatch(str(r.specifier)) for r in named if r.name in known}
     return {name: match[1] for name, match in found.items() if match}
 
 

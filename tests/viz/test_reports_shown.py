@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from kit import RLSession
-from kit.config import SessionConfig
+from kit.config import LoraConfig, SessionConfig
 from kit.reports import CurvePoint, SyncReport, TrainReport
 from kit.reports.status import FirstPrompt
 from kit.samples import Rollout
@@ -138,6 +138,16 @@ def test_the_first_display_shows_the_first_prompt_as_tokens(html: Show, plain: S
     assert "to look at" not in html(make_state(step=0, first_prompt=replace(prompt, warnings=())))
     long = make_state(step=0, first_prompt=FirstPrompt((1,) * 5000, ("ab",) * 5000))
     assert html(long).count("<i>ab</i>") == 160
+
+
+def test_a_session_with_adapters_says_what_is_trained(html: Show, plain: Show) -> None:
+    lora = LoraConfig(r=4, target_modules=("q_proj", "v_proj"), modules_to_save=("lm_head",))
+    state = make_state(lora=lora, trained=8_192, parameters=819_200)
+    for shown in (html(state), plain(state)):
+        assert "LoRA of rank 4 in q_proj, v_proj; whole lm_head" in shown
+        assert "8.19 k (1.0%)" in shown
+    assert "LoRA" not in plain(make_state())
+    assert "LoRA of rank 4" in plain(make_state(lora=lora, parameters=None))  # before it starts
 
 
 def test_a_session_that_was_not_started_says_how(html: Show, plain: Show) -> None:
