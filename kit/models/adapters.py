@@ -94,6 +94,12 @@ def _refuse_experts(model: str, lora: LoraConfig, experts: ExpertLayout, linear:
             why=why,
             fix=fix,
         )
+    if other := [n for n in lora.modules_to_save if n.rpartition(".")[2] not in TIED]:
+        raise ConfigError(
+            f"model.lora.modules_to_save has {other[0]!r}, and of a mixture of experts only "
+            f"{' and '.join(sorted(TIED))} are known to be trained rightly beside adapters.",
+            fix="leave it out.",
+        )
     outside = [n for n in lora.target_modules if n.rpartition(".")[2] not in kinds]
     if outside:
         raise ConfigError(

@@ -71,7 +71,7 @@ _TRAIN = {
     ),
     "merge_error": Meaning(
         "what rounding does to the adapters as the engine gets them, as a share of their size",
-        "falls as the adapters grow; 1 at the first steps is usual in bfloat16",
+        "falls as the adapters grow; near 1 only at the first steps",
         short="lost by rounding",
     ),
     "kl_loss": Meaning(

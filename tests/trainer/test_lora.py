@@ -14,6 +14,7 @@ from kit.models.sharding import local_bytes, whole
 from kit.models.source import stored_parameters
 from kit.tiny import MODEL_DIR, MOE_DIR
 from kit.trainer.actor import Trainer
+from tests.checkpoint.test_export import response_log_probs
 from tests.small_models import make_model
 from tests.trainer.test_estimators import WITH_CRITIC, valued
 from tests.trainer.trainers import PLAIN, Make, backend, batch, make, weights
@@ -233,6 +234,25 @@ def test_modules_that_are_trained_whole_are_sent_and_left_out_of_the_reference(
     expected = log_probs(trainer)
     for row, other in zip(expected, log_probs(full), strict=True):
         assert row == pytest.approx(other, abs=1e-5)
+
+
+def test_peft_loads_modules_that_were_trained_whole(make: Make, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = make_model(tmp_path / "model", "Llama")
+    kept = LoraConfig(r=4, target_modules=("q_proj",), modules_to_save=("lm_head", "norm"))
+    trainer = updated(make(model, lora=kept, **FAST))
+    trainer.export_hf(str(tmp_path), "float32", str(model))
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    tuned, given = PeftModel.from_pretrained(base, tmp_path), batch()
+    for tokens, count, expected in zip(
+        given.tokens, given.response_lengths, log_probs(trainer), strict=True
+    ):
+        found = response_log_probs(tuned, tokens, count, trainer.settings.temperature)
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert trainer.export_hf(str(tmp_path), "bfloat16", str(model)) > 0
+    assert (tmp_path / "adapter_model.safetensors").stat().st_size < 30_000
 
 
 @pytest.mark.parametrize(
