@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -14,7 +16,7 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 
 def shard(
@@ -92,6 +94,58 @@ def whole(value: torch.Tensor) -> torch.Tensor:
     if not isinstance(value, DTensor):
         return value
     return value.to_local() if value.device_mesh.size() == 1 else value.full_tensor()
+
+
+def whole_together(
+    values: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype | None]
+) -> list[torch.Tensor]:
+    """As `whole` of each, in one exchange for all of a dtype; all ranks call.
+
+    Args:
+        values: as this rank holds them.
+        dtypes: what each is rounded to before it travels; None leaves it as it is.
+    """
+    found: list[torch.Tensor] = list(values)
+    together: defaultdict[tuple[Any, torch.dtype], list[int]] = defaultdict(list)
+    for index, (value, dtype) in enumerate(zip(values, dtypes, strict=True)):
+        if isinstance(value, DTensor) and _is_in_rows(value):
+            together[value.device_mesh, dtype or value.dtype].append(index)
+        else:
+            found[index] = whole(value)
+    for (mesh, dtype), indices in together.items():
+        parts: list[Any] = [values[index] for index in indices]
+        for index, gathered in zip(indices, _gather_rows(parts, mesh, dtype), strict=True):
+            found[index] = gathered
+    return found
+
+
+def _is_in_rows(value: DTensor) -> bool:
+    """Whether each rank holds some rows of it, on the devices over which ranks talk."""
+    mesh = value.device_mesh
+    on_device = value.to_local().device.type == mesh.device_type
+    return mesh.size() > 1 and mesh.ndim == 1 and value.placements == (Shard(0),) and on_device
+
+
+def _gather_rows(parts: list[Any], mesh: Any, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Tensors whole of which every rank has a part: the first ranks as many rows as fit evenly."""
+    world = mesh.size()
+    rows = [-(-part.shape[0] // world) for part in parts]
+    sizes = [n * part.shape[1:].numel() for n, part in zip(rows, parts, strict=True)]
+    own = [part.to_local().detach().reshape(-1) for part in parts]
+    sent = torch.empty(sum(sizes), dtype=dtype, device=own[0].device)
+    places = sent.split(sizes)
+    torch._foreach_copy_(
+        [place[: part.numel()] for place, part in zip(places, own, strict=True)], own
+    )
+    every = torch.empty(world * len(sent), dtype=dtype, device=sent.device)
+    # As bytes: not every backend knows every dtype.
+    group = mesh.get_group()
+    dist.all_gather_into_tensor(every.view(torch.uint8), sent.view(torch.uint8), group=group)
+    of_ranks = every.view(world, -1).split(sizes, dim=1)
+    return [
+        piece.reshape(world * n, *part.shape[1:])[: part.shape[0]]
+        for piece, n, part in zip(of_ranks, rows, parts, strict=True)
+    ]
 
 
 def local(value: torch.Tensor) -> torch.Tensor:

@@ -89,6 +89,7 @@ class Trainer:
         self.weights = WeightSender(
             self.device,
             lambda *named: self.backend.gather(*named),  # `reset` makes another backend
+            lambda *named: self.backend.gather_together(*named),
             feeds=settings.feeds,
             shares_memory=settings.shares_memory,
             allocation=self.memory.whole_blocks,

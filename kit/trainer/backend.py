@@ -6,7 +6,7 @@ A backend holds one rank's share of the networks under their names: those that l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -121,6 +121,11 @@ class TrainerBackend(Protocol):
 
     def gather(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """A weight of `named_weights` whole, on every rank, with its adapter if it has one."""
+
+    def gather_together(
+        self, named: Sequence[tuple[str, torch.Tensor]], dtypes: Sequence[torch.dtype | None]
+    ) -> list[torch.Tensor]:
+        """As `gather` of each, in few exchanges; rounded before they travel, where a dtype says."""
 
     def merge_error(self) -> float:
         """Norm of what rounding to the engine's dtype adds to all adapters, by their own norm."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -17,7 +17,7 @@ from kit.models import lora, state_dict
 from kit.models.moe import experts_of, replaying
 from kit.models.packing import Packed
 from kit.models.policy import Policy
-from kit.models.sharding import hold_gradients, recover, reshard, whole
+from kit.models.sharding import hold_gradients, recover, reshard, whole, whole_together
 from kit.trainer.backend import LossFn
 from kit.trainer.learner import CRITIC, POLICY, REFERENCE, Learner, ModelFactory, learner_settings
 from kit.trainer.offload import HostOffload
@@ -202,6 +202,13 @@ class FsdpBackend:
         if not self._adapts:
             return whole(value)
         return lora.merged(self.policy.model, name, whole(value), whole)
+
+    def gather_together(
+        self, named: Sequence[tuple[str, torch.Tensor]], dtypes: Sequence[torch.dtype | None]
+    ) -> list[torch.Tensor]:
+        if self._adapts:  # which are added before anything is rounded
+            return [self.gather(name, value) for name, value in named]
+        return whole_together([value for _, value in named], dtypes)
 
     def merge_error(self) -> float:
         dtype, model = getattr(torch, self._settings.dtype), self.policy.model

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,9 @@ from kit.weight_sync.transport import (
 store: Any = dist  # it names its stores in no way that a type checker can read
 NamedWeights = Callable[[], Iterable[tuple[str, torch.Tensor]]]
 """A model's parameters by name as they are now, each as this rank holds it."""
+GatherTogether = Callable[
+    [Sequence[tuple[str, torch.Tensor]], Sequence[torch.dtype | None]], list[torch.Tensor]
+]
 AsSaved = Callable[[str, torch.Tensor], Iterable[tuple[str, torch.Tensor]]]
 """Turns a whole parameter into the tensors of its checkpoint, by name."""
 
@@ -47,8 +50,15 @@ class _Model:
     parameters: list[set[str]]
     """Names of the parameters in each bucket."""
     specs: list[BucketSpec]
+    dtypes: dict[str, torch.dtype | None]
+    """What each parameter may be rounded to before it travels: the engine's dtype of all that the
+    checkpoint makes of it."""
     transform: WeightTransform
     """Transform of the last sync."""
+
+
+def _dtype_of_all(dtypes: set[torch.dtype]) -> torch.dtype | None:
+    return dtypes.pop() if len(dtypes) == 1 else None
 
 
 class WeightSender:
@@ -58,6 +68,7 @@ class WeightSender:
         self,
         device: torch.device,
         gather: Callable[[str, torch.Tensor], torch.Tensor],
+        gather_together: GatherTogether | None = None,
         *,
         feeds: bool = True,
         shares_memory: bool = True,
@@ -68,11 +79,13 @@ class WeightSender:
         Args:
             device: where the weights are.
             gather: makes the parameter of this name whole; all ranks call it.
+            gather_together: the same for several at once, rounded to these dtypes before they
+                travel; None asks for them one by one. Checksums are always of what `gather` gives.
             feeds: does this rank hand weights to an engine?
             shares_memory: do engines read its weights from its memory? Else they are broadcast.
             allocation: entered while buffers are made that another process will open.
         """
-        self._device, self._gather = device, gather
+        self._device, self._gather, self._gather_together = device, gather, gather_together
         self._feeds, self._shares_memory, self._allocation = feeds, shares_memory, allocation
         self._models: dict[str, _Model] = {}
         self._buffers: dict[str, SendBuffer] = {}
@@ -116,7 +129,13 @@ class WeightSender:
         ]
         sent = self._models[model].transform if model in self._models else WeightTransform(EXACT, 0)
         parameters = [set(names) for names in buckets]
-        self._models[model] = _Model(named_weights, as_saved, disturbance, parameters, specs, sent)
+        dtypes = {
+            name: _dtype_of_all({dtype_of(saved) for saved, _ in parts})
+            for name, parts in tensors.items()
+        }
+        self._models[model] = _Model(
+            named_weights, as_saved, disturbance, parameters, specs, dtypes, sent
+        )
         self._buffers.setdefault(model, SendBuffer(self._device, self._shares_memory))
         return len(buckets)
 
@@ -136,7 +155,7 @@ class WeightSender:
         if bucket == 0:
             source.transform = WeightTransform(EXACT if exact else source.disturbance, updates)
         with torch.no_grad():
-            tensors = self._gathered(source, source.parameters[bucket])
+            tensors = self._gathered_together(source, source.parameters[bucket])
             named = (part for name, value in tensors for part in source.as_saved(name, value))
             if self._feeds:
                 with self._allocation():
@@ -152,6 +171,19 @@ class WeightSender:
         for name, value in source.named_weights():
             if wanted is None or name in wanted:
                 yield name, source.transform.apply(name, self._gather(name, value))
+
+    def _gathered_together(
+        self, source: _Model, wanted: set[str]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """As `_gathered`, in few exchanges."""
+        if self._gather_together is None:
+            yield from self._gathered(source, wanted)
+            return
+        named = [(name, value) for name, value in source.named_weights() if name in wanted]
+        as_it_is = source.transform.disturbance == EXACT
+        dtypes = [source.dtypes[name] if as_it_is else None for name, _ in named]
+        for (name, _), value in zip(named, self._gather_together(named, dtypes), strict=True):
+            yield name, source.transform.apply(name, value)
 
     def _registered(self, model: str) -> _Model:
         if model not in self._models:
