@@ -102,7 +102,9 @@ class FsdpBackend:
         gradient: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         model: nn.Module | None = self.reference
-        if of != REFERENCE or self._adapts:
+        if of != REFERENCE:
+            model = self.learners[of].model
+        elif self._adapts:
             model = self.learners[POLICY].model
         assert model is not None
         without = lora.switched_off() if of == REFERENCE else nullcontext()
