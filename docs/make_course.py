@@ -110,6 +110,15 @@ LESSONS = (
         "Take a step, look at it, undo it, bit by bit. Then make the same update with five "
         "learning rates, see what each moves and which goes too far, and keep the better one.",
     ),
+    Lesson(
+        "08_exactly_zero",
+        "Exactly zero",
+        8,
+        20,
+        "Equal weights, unequal numbers: where the last digits come from, what they do to a "
+        "training, and how engine and trainer are made equal to the bit. Then a mixture of "
+        "experts, where a last digit chooses the network.",
+    ),
 )
 
 

@@ -99,6 +99,10 @@ RIGHT: list[tuple[str, Any, dict[str, Any]]] = [
     ("07.2", 1e-4, {"tried": TRIED}),
     ("07.2", 0, {"tried": TRIED[2:]}),
     ("07.3", k3, {}),
+    ("08.1", (1e8, -1e8, 1.0), {}),
+    ("08.1", [1, 2**-24, 2**-24], {}),
+    ("08.2", [32, 96, 256], {}),
+    ("08.3", lambda e, t: sum(len({*x} & {*y}) for x, y in zip(e, t, strict=True)) / 6, {}),
 ]
 
 WRONG: list[tuple[str, Any, dict[str, Any], str]] = [
@@ -152,6 +156,17 @@ WRONG: list[tuple[str, Any, dict[str, Any], str]] = [
     ("07.2", 1e-2, {"tried": TRIED}, "was not tried"),
     ("07.3", lambda x: -sum(x) / len(x), {}, "k1"),
     ("07.3", lambda x: k3([-c for c in x]), {}, "turned around"),
+    ("08.1", (1, 2, 3), {}, "very different sizes"),
+    ("08.1", (0.1, 0.2, 0.3), {}, "differ in 64 bits"),
+    ("08.1", (3e38, 3e38, 0), {}, "no finite 32-bit number"),
+    ("08.1", 7, {}, "three numbers"),
+    ("08.2", [1, 70, 256], {}, "For 1: One row cannot"),
+    ("08.2", [32, 64, 256], {}, "For 70: 70 rows do not fit"),
+    ("08.2", [32, 96, 288], {}, "For 256: 256 rows fill"),
+    ("08.2", 96, {}, "three numbers"),
+    ("08.3", lambda e, t: 3, {}, "not their share"),
+    ("08.3", lambda e, t: sum({*x} == {*y} for x, y in zip(e, t, strict=True)) / 3, {}, "tokens"),
+    ("08.3", lambda e, t: 1 / 6, {}, "too small"),
 ]
 
 
@@ -217,6 +232,6 @@ def test_a_lesson_ends_with_three_open_exercises_that_have_solutions(lesson: str
         assert re.match(rf'check\("{number}", answer[,)]', last)
 
 
-def test_there_are_seven_lessons_of_three_exercises() -> None:
-    assert len(LESSONS) == 7
-    assert len(exercises()) == 21
+def test_there_are_eight_lessons_of_three_exercises() -> None:
+    assert len(LESSONS) == 8
+    assert len(exercises()) == 24

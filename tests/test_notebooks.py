@@ -50,6 +50,7 @@ rewards = lesson("04_samples_and_rewards")
 estimators = lesson("05_estimators")
 patients = lesson("06_reading_runs")
 trials = lesson("07_what_if")
+zero = lesson("08_exactly_zero")
 
 
 def word_problems(file: Path, split: str, count: int) -> str:
@@ -209,6 +210,16 @@ def test_what_is_undone_comes_back_and_one_of_the_trials_stays(trials: RunResult
     assert evaluations[-1]["accuracy"] > evaluations[0]["accuracy"]
     assert (trials.folder / "checkpoints" / "final" / "manifest.json").is_file()
     assert list((trials.folder / "model").glob("*.safetensors"))
+
+
+@pytest.mark.slow
+def test_both_sides_are_equal_to_the_bit_and_a_flipped_expert_is_not(zero: RunResult) -> None:
+    shown = texts(zero)
+    assert shown.count("✓ exact") == 2
+    tables = [table for table in re.findall(r"(?ms)^ *plain  true_on_policy\n(.*?)\n\n", shown)]
+    assert all(line.split()[-1] == "0.0" for line in tables[0].splitlines()[1:])
+    assert re.search(r"\(\d+, 3, 2\) tokens, layers, experts of a token", shown)
+    assert "Load of the experts" in shown
 
 
 @pytest.mark.slow
