@@ -175,7 +175,7 @@ def make_index() -> None:
         tag("h1", "Reinforcement learning of language models, from inside"),
         tag(
             "p",
-            f"Seven lessons of {total} minutes together, as a workshop would take them, on a "
+            f"Eight lessons of {total} minutes together, as a workshop would take them, on a "
             "laptop without a GPU. Each is a notebook that trains a real, tiny model; here they "
             "are as pages, with everything that their cells showed.",
         ),
