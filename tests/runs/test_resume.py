@@ -100,11 +100,11 @@ def call(notebooks: Path, *words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def begin(notebooks: Path) -> Path:
+def begin(notebooks: Path, name: str = "trains.ipynb") -> Path:
     """A new run with the seed 3; its folder."""
     before = set(notebooks.glob("runs/*"))
     options = ["--seed", 3, "--checkpoint-every", 2, "--samples-every", 2]
-    call(notebooks, notebooks / "trains.ipynb", *options)
+    call(notebooks, notebooks / name, *options)
     (folder,) = set(notebooks.glob("runs/*")) - before
     return folder
 
@@ -182,6 +182,24 @@ def test_a_run_that_was_killed_again_and_again_ends_as_if_it_had_not_been(
     refused = call(notebooks, "--resume", folder)
     assert refused.returncode == 2
     assert "is completed" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_run_that_trains_adapters_is_resumed_to_the_same_end(notebooks: Path) -> None:
+    starts = STARTS.replace('preset("tiny")', 'preset("tiny-lora")')
+    trains = TRAINS.partition("for number")[0]
+    write_notebook(notebooks, starts, trains, ENDS, parameters=PARAMETERS, name="adapters.ipynb")
+    unbroken = begin(notebooks, "adapters.ipynb")
+    assert SessionConfig.load(unbroken / "config.yaml").model.lora is not None
+    (notebooks / "trap.json").write_text('["after", 3]')
+    folder = begin(notebooks, "adapters.ipynb")
+    assert read_record(folder).status == "running"
+    resumed = call(notebooks, "--resume", folder)
+    assert resumed.returncode == 0, resumed.stdout
+    (continued,) = read_record(folder).lineage.continued
+    assert continued.step > 0
+    for name in ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl"):
+        assert rows(folder, name) == rows(unbroken, name)
 
 
 @pytest.mark.slow
