@@ -64,7 +64,8 @@ def test_a_session_with_adapters_begins_in_health_and_says_what_it_trains(
     assert "0 of 83,968" in str(report)
     shown = adapters._repr_mimebundle_()
     for text in (shown["text/plain"], shown["text/html"]):
-        assert "LoRA of rank 8 in all linear layers" in text
+        assert "LoRA, rank 8" in text
+        assert "adapters in all linear layers" in text
         assert "84 k (9.3%)" in text
 
 

@@ -144,10 +144,11 @@ def test_a_session_with_adapters_says_what_is_trained(html: Show, plain: Show) -
     lora = LoraConfig(r=4, target_modules=("q_proj", "v_proj"), modules_to_save=("lm_head",))
     state = make_state(lora=lora, trained=8_192, parameters=819_200)
     for shown in (html(state), plain(state)):
-        assert "LoRA of rank 4 in q_proj, v_proj; whole lm_head" in shown
+        assert "LoRA, rank 4" in shown
+        assert "adapters in q_proj, v_proj; whole lm_head" in shown
         assert "8.19 k (1.0%)" in shown
     assert "LoRA" not in plain(make_state())
-    assert "LoRA of rank 4" in plain(make_state(lora=lora, parameters=None))  # before it starts
+    assert "LoRA, rank 4" in plain(make_state(lora=lora, parameters=None))  # before it starts
 
 
 def test_a_session_that_was_not_started_says_how(html: Show, plain: Show) -> None:

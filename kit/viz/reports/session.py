@@ -7,6 +7,7 @@ import time
 
 from markupsafe import Markup
 
+from kit.config import LoraConfig
 from kit.reports import SessionState
 from kit.reports.status import (
     FirstPrompt,
@@ -78,7 +79,8 @@ def _facts(state: SessionState) -> list[tuple[str, str]]:
     if state.parameters:
         rows.insert(1, ("parameters", _millions(state.parameters)))
     if state.lora:
-        rows.insert(2, ("trained", _adapters(state)))
+        place = 2 if state.parameters else 1
+        rows[place:place] = _adapters(state, state.lora)
     if state.last_reward is not None:
         rows.append(("reward, last rollout", number(state.last_reward, 3)))
     if state.waiting:
@@ -88,17 +90,17 @@ def _facts(state: SessionState) -> list[tuple[str, str]]:
     return rows
 
 
-def _adapters(state: SessionState) -> str:
-    """`84 k (9.1 %): LoRA of rank 8 in all linear layers`."""
-    assert state.lora
-    targets = state.lora.target_modules
+def _adapters(state: SessionState, lora: LoraConfig) -> list[tuple[str, str]]:
+    """How much is trained, and where: `84 k (9.3%)`, `LoRA, rank 8`."""
+    targets = lora.target_modules
     where = "all linear layers" if targets == "all-linear" else shorten(", ".join(targets), 60)
-    words = f"LoRA of rank {state.lora.r} in {where}"
-    if kept := state.lora.modules_to_save:
-        words += f"; whole {shorten(', '.join(kept), 40)}"
-    if not (state.trained and state.parameters):
-        return words
-    return f"{_millions(state.trained)} ({state.trained / state.parameters:.1%}): {words}"
+    if lora.modules_to_save:
+        where += f"; whole {shorten(', '.join(lora.modules_to_save), 40)}"
+    rows = [(f"adapters in {where}", f"LoRA, rank {lora.r}")]
+    if state.trained and state.parameters:
+        share = f"{_millions(state.trained)} ({state.trained / state.parameters:.1%})"
+        rows.insert(0, ("trained", share))
+    return rows
 
 
 def _millions(parameters: int) -> str:

@@ -84,6 +84,8 @@ def _written(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(map(_written, value)) + "]"
     if isinstance(value, dict):
