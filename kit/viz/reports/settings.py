@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kit.config import SessionConfig
+from kit.config.sections import Section
 from kit.utils.display import Bundle, bundle
 from kit.utils.formatting import count, shorten
 from kit.viz.html import Child, Column, fold, join, note, page, quiet, table, tag, title, with_code
@@ -84,7 +85,7 @@ def _written(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, BaseModel):
+    if isinstance(value, Section):
         value = value.model_dump(mode="json")
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(map(_written, value)) + "]"
