@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 NAME = re.compile(r"\w[\w .+=-]{0,79}")
+REFERENCE = "a reference model (kl_loss_coef or kl_coef)"
 SPARE = 0.1
 """Share of the free host memory that a snapshot leaves."""
 
@@ -142,7 +143,7 @@ class SnapshotStore(Mapping[str, Snapshot]):
                 fix="pass the same to `RLSession.start`, and restore again; or close this session "
                 "and pass it to `RLSession.load`.",
             )
-        _refuse_other_networks(self._state.config.training, config.training, folder)
+        _refuse_other_networks(self._state.config, config.training, folder)
         with held():
             checkpoint.restore(self._state, stack, folder, row)
             sampling = values(config, SHAPES_SAMPLES)
@@ -216,12 +217,14 @@ def restored_settings(
     )
 
 
-def _refuse_other_networks(own: TrainingConfig, there: TrainingConfig, folder: Path) -> None:
+def _refuse_other_networks(own: SessionConfig, there: TrainingConfig, folder: Path) -> None:
     """Raise CheckpointError for one whose training has networks that the session's has not.
 
     Without its critic or reference it would go on as something that nobody has chosen.
     """
-    has = _networks(own)
+    has = _networks(own.training)
+    if own.model.lora:  # the policy without its adapters
+        has.append(REFERENCE)
     if missing := [network for network in _networks(there) if network not in has]:
         raise CheckpointError(
             f"The session of the checkpoint {folder} has {missing[0]}, and this one has none.",
@@ -234,7 +237,7 @@ def _networks(training: TrainingConfig) -> list[str]:
     """Networks beside the policy, with the settings that ask for them."""
     asked = {
         "a critic (advantage_estimator: ppo)": training.advantage_estimator == "ppo",
-        "a reference model (kl_loss_coef or kl_coef)": training.has_reference,
+        REFERENCE: training.has_reference,
         "a reference that moves (ref_update_interval)": training.ref_update_interval > 0,
     }
     return [network for network, is_there in asked.items() if is_there]

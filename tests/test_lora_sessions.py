@@ -1,0 +1,144 @@
+"""Adapters in sessions of their own: learned, loaded, attached, in bfloat16, by two trainers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kit import RLSession
+from kit.errors import CheckpointError
+from kit.tiny import MODEL_DIR
+from tests.faults.interrupts import digests
+from tests.test_lora import CONFIG, learned, with_settings
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_rank_8_solves_the_tiny_task(alone: None, seed: int) -> None:
+    with RLSession.start(with_settings(seed=seed)) as session:
+        assert session.evaluate().mean_reward < 0.5
+        session.train(30, show=False)
+        assert session.evaluate().mean_reward >= 0.9
+
+
+@pytest.mark.slow
+def test_a_loaded_session_goes_on_as_the_saved_one_and_no_other_does(
+    alone: None, tmp_path: Path
+) -> None:
+    model = shutil.copytree(MODEL_DIR, tmp_path / "model")
+    config = with_settings(model__name=str(model), data__source="tiny:addition")
+    with RLSession.start(config) as session:
+        learned(session, 2)
+        path = session.save(tmp_path / "saved")
+        rows, there = learned(session, 2), digests(session)
+        size = sum(file.stat().st_size for file in (path / "trainer").iterdir())
+        assert size < 2e6
+    with RLSession.load(path) as session:
+        assert learned(session, 2) == rows
+        assert digests(session) == there
+    with pytest.raises(CheckpointError, match=r"made with model\.lora\.lora_alpha 16"):
+        RLSession.load(path, changes={"model.lora.lora_alpha": 32})
+    with pytest.raises(CheckpointError, match="trains adapters"):
+        RLSession.load(path, changes={"model.lora": None})
+    other = bytearray((model / "model.safetensors").read_bytes())
+    other[-2] ^= 1
+    (model / "model.safetensors").write_bytes(other)
+    with pytest.raises(CheckpointError, match="adapters to other weights"):
+        RLSession.load(path)
+
+
+DIES = """
+import json, os, signal
+from kit import RLSession, SessionConfig
+from tests.faults.interrupts import digests
+config = SessionConfig.preset("tiny-lora").replace("name", "dying-adapters")
+session = RLSession.start(config)
+session.step()
+session.step()
+print(json.dumps(digests(session)), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_kernel_leaves_adapters_that_go_on(alone: None) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DIES],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with RLSession.attach("dying-adapters") as session:
+        assert session.step_count == 2
+        assert digests(session) == json.loads(done.stdout.splitlines()[-1])
+        row, there = learned(session, 1), digests(session)
+    with RLSession.start(CONFIG) as session:
+        learned(session, 2)
+        assert learned(session, 1) == row
+        assert digests(session) == there
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_with_shared_operators_merged_weights_give_the_trainers_bits(
+    alone: None, dtype: str
+) -> None:
+    config = with_settings(model__dtype=dtype, training__true_on_policy=True)
+    with RLSession.start(config) as session:
+        session.train(3, show=False)
+        report = session.check_mismatch(session.generate())
+        assert (report.max_abs_diff, report.exact) == (0.0, True), report
+
+
+@pytest.mark.slow
+def test_in_bfloat16_both_sides_agree_and_the_sync_tells_what_rounding_takes(alone: None) -> None:
+    with RLSession.start(with_settings(model__dtype="bfloat16")) as session:
+        assert session.sync().merge_error is None  # nothing was added yet
+        session.train(10, show=False)
+        errors = [row["train/merge_error"] for row in session.history]
+        assert all(0 < error < 2 for error in errors)
+        assert errors[-1] < errors[0]
+        synced = session.sync(verify=True)
+        assert f"rounding takes {synced.merge_error:.0%} of the adapters' size" in str(synced)
+        assert session.check_mismatch(session.generate()).verdict == "pass"
+
+
+@pytest.mark.slow
+def test_two_trainers_train_the_adapters_of_one(alone: None, tmp_path: Path) -> None:
+    with RLSession.start(CONFIG) as session:
+        expected = learned(session, 3)
+    with RLSession.start(with_settings(training__num_trainers=2)) as session:
+        rows = learned(session, 3)
+        for row, other in zip(rows, expected, strict=True):
+            for name, value in other.items():
+                assert row[name] == pytest.approx(value, rel=1e-3, abs=5e-5), name
+        assert session.sync(verify=True).verified
+        assert session.check_mismatch(session.generate()).verdict == "pass"
+        path = session.save(tmp_path / "saved")
+        after = session.evaluate().mean_reward
+        exported = session.export_hf(tmp_path / "adapter", adapter=True)
+        assert (exported / "adapter_model.safetensors").is_file()
+    with RLSession.load(path, num_trainers=1) as session:
+        assert session.evaluate().mean_reward == pytest.approx(after, abs=0.01)
+
+
+@pytest.mark.slow
+def test_a_critic_with_adapters_learns(alone: None) -> None:
+    config = with_settings(training__advantage_estimator="ppo")
+    config = config.replace("training.critic.learning_rate", 1e-3)
+    with RLSession.start(config) as session:
+        rows = learned(session, 8)
+        assert rows[-1]["train/value_loss"] < rows[0]["train/value_loss"]
+        assert session.check_mismatch(session.generate()).verdict == "pass"
