@@ -56,6 +56,7 @@ LIBRARIES = {
     "tests/conftest.py": {"_tmp_path_factory"},
     "tests/engine/conftest.py": {"_setupstate"},
     "tests/models/test_compile.py": {"_dynamo"},
+    "tests/models/test_lora.py": {"_dynamo"},
     "tests/viz/test_browser.py": {"_dom_classes"},
 }
 """What other libraries keep to themselves and we need all the same, file by file."""
