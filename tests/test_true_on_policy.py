@@ -102,6 +102,26 @@ def test_a_mixture_of_experts_is_equal_too(dtype: str, tmp_path: Path, alone: No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_requests_that_were_retracted_and_read_again_are_equal_too(
+    dtype: str, alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_TEST_RETRACT", "1")  # SGLang's own switch for its tests
+    config = SessionConfig.preset("tiny-moe").replace("model.dtype", dtype)
+    for name, value in {
+        "training.true_on_policy": True, "training.rollout_batch_size": 16,
+        "data.source": "tiny:chain", "rollout.max_response_len": 128, "rollout.temperature": 3.0,
+    }.items():  # fmt: skip
+        config = config.replace(name, value)
+    with RLSession.start(config) as session:
+        rollout = session.generate()
+        records = [s.rollout_routed_experts for s in rollout]
+        retracted = [record for record in records if record and not record.known.all()]
+        assert 0 < len(retracted) < len(rollout)
+        assert_exact(session, rollout)
+
+
+@pytest.mark.slow
 def test_twenty_steps_differ_in_no_bit(exact: RLSession) -> None:
     first = exact.evaluate().mean_reward
     for _ in range(20):
