@@ -6,5 +6,6 @@ routing.py       which experts each token of a request took, as SGLang reports i
 scoring.py       log-probs of given responses, computed again
 patches.py       what the kit changes in SGLang's processes, and what it relies on there
 gpu.py           SGLang on a GPU with the operators of `kit.operators`
+shared_router.py its choice of experts, on CPUs and GPUs alike, with one of them
 cpu/             SGLang without a GPU
 """

@@ -45,6 +45,7 @@ from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 from sglang.srt.model_executor.model_runner import ModelRunner
 
 from kit.engine.server_args import MOST_GRAPHS
+from kit.engine.shared_router import fused_topk_by
 from kit.operators import cuda as operators
 from kit.operators import cuda_experts
 from kit.operators.cuda_attention import attend
@@ -111,24 +112,6 @@ def lm_head_logits(
     """`LogitsProcessor._compute_lm_head` for the vocabulary without padding."""
     weight = lm_head.weight[: self.config.vocab_size]
     return operators.product(hidden_states.to(weight.dtype), weight)
-
-
-def route(
-    hidden_states: torch.Tensor,
-    gating_output: torch.Tensor,
-    topk: int,
-    renormalize: bool,
-    correction_bias: torch.Tensor | None = None,
-    scoring_func: str = "softmax",
-    **named: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """SGLang's `fused_topk`."""
-    if correction_bias is not None or scoring_func != "softmax":
-        raise unknown("SGLang weighs its experts by something else than a softmax")
-    if any(named.get(key) for key in ("num_fused_shared_experts", "packed_out")):
-        raise unknown("SGLang gives every token an expert more")
-    weights, chosen = cuda_experts.choose(gating_output, topk, normalizes=renormalize)
-    return weights, chosen.int()
 
 
 def experts_forward(self: Any, layer: Any, dispatch_output: Any) -> StandardCombineInput:
@@ -273,7 +256,7 @@ def register(model_path: str) -> None:
     SiluAndMul.forward_cuda = silu_forward
     UnquantizedLinearMethod.apply = apply_linear
     UnquantizedFusedMoEMethod.forward_cuda = experts_forward
-    topk.fused_topk = route
+    topk.fused_topk = fused_topk_by(cuda_experts.choose)
     logits_processor.LogitsProcessor._compute_lm_head = lm_head_logits
     # Models import these two after this. The second would write keys while it rotates them.
     model_utils.apply_qk_norm = qk_norm

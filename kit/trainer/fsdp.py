@@ -40,7 +40,7 @@ class FsdpBackend:
         self._settings, self._training = settings, settings.training
         self._factory = ModelFactory(settings, device)
         self._adapts = settings.lora is not None
-        """Whether adapters are trained; without them the policy is its own reference."""
+        """Whether adapters are trained: with them off, the policy is its own reference."""
         self.learners: dict[str, Learner] = {}
         self.reference: Policy | None = None
         self.experts = (0, 0)

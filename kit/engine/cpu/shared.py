@@ -29,6 +29,7 @@ from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 
 from kit.engine.cpu.attention import PADDED_SCORES, BatchedCpuAttention, Slice
+from kit.engine.shared_router import fused_topk_by
 from kit.operators import cpu as operators
 from kit.operators.families import unknown
 from kit.operators.rope import angles_of
@@ -74,24 +75,6 @@ def lm_head_logits(
     """`LogitsProcessor._compute_lm_head` for the vocabulary without padding."""
     weight = lm_head.weight[: self.config.vocab_size]
     return operators.tiled_product(hidden_states.to(weight.dtype), weight)
-
-
-def route(
-    hidden_states: torch.Tensor,
-    gating_output: torch.Tensor,
-    topk: int,
-    renormalize: bool,
-    correction_bias: torch.Tensor | None = None,
-    scoring_func: str = "softmax",
-    **named: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """SGLang's `fused_topk`."""
-    if correction_bias is not None or scoring_func != "softmax":
-        raise unknown("SGLang weighs its experts by something else than a softmax")
-    if any(named.get(key) for key in ("num_fused_shared_experts", "packed_out")):
-        raise unknown("SGLang gives every token an expert more")
-    weights, chosen = operators.route(gating_output, topk, normalizes=renormalize)
-    return weights, chosen.int()
 
 
 def experts_forward(layer: Any, x: torch.Tensor, topk_output: Any, config: Any) -> torch.Tensor:
@@ -174,7 +157,7 @@ def register(model_path: str) -> None:
     UnquantizedLinearMethod.apply = apply_linear
     logits_processor.LogitsProcessor._compute_lm_head = lm_head_logits
     ATTENTION_BACKENDS["torch_native"] = SharedCpuAttention
-    topk.fused_topk = topk.fused_topk_native = route
+    topk.fused_topk = topk.fused_topk_native = fused_topk_by(operators.route)
     fused_moe_native.moe_forward_native = experts_forward
     register_log_probs()
 
