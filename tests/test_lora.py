@@ -148,3 +148,17 @@ def test_what_adapters_cannot_be_is_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         RLSession(with_settings(**settings)).debug.prepare()
+
+
+def test_a_session_goes_on_from_an_exported_adapter(adapters: RLSession, tmp_path: Path) -> None:
+    adapters.train(2, show=False)
+    samples = [s for s in adapters.generate() if s.response_length][:8]
+    expected, reference = adapters.log_probs(samples), adapters.log_probs(samples, of="reference")
+    path = adapters.export_hf(tmp_path / "adapter", adapter=True)
+    adapters.close(keep_warm=True)
+    session = RLSession.start(with_settings(model__lora__adapter_path=str(path)))
+    assert session.log_probs(samples) == expected
+    assert session.log_probs(samples, of="reference") == reference
+    report = session.check()  # the engine has the adapter too
+    assert report.healthy, report
+    session.close(keep_warm=True)

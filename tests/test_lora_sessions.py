@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kit import RLSession
-from kit.errors import CheckpointError
+from kit.errors import CheckpointError, ConfigError
 from kit.tiny import MODEL_DIR
 from tests.faults.interrupts import digests
 from tests.test_lora import CONFIG, learned, with_settings
@@ -54,6 +54,25 @@ def test_a_loaded_session_goes_on_as_the_saved_one_and_no_other_does(
     (model / "model.safetensors").write_bytes(other)
     with pytest.raises(CheckpointError, match="adapters to other weights"):
         RLSession.load(path)
+
+
+@pytest.mark.slow
+def test_what_was_trained_on_from_an_adapter_is_loaded_without_it(
+    alone: None, tmp_path: Path
+) -> None:
+    with RLSession.start(CONFIG) as session:
+        learned(session, 2)
+        path = session.export_hf(tmp_path / "adapter", adapter=True)
+    with RLSession.start(with_settings(model__lora__adapter_path=str(path))) as session:
+        assert session.check_mismatch(session.generate(), deep=True).verdict == "pass"
+        learned(session, 1)
+        saved, there = session.save(tmp_path / "saved"), digests(session)
+    shutil.rmtree(path)
+    with pytest.raises(ConfigError, match=r"(?s)no directory .*adapter_path\": None"):
+        RLSession.load(saved)
+    with RLSession.load(saved, changes={"model.lora.adapter_path": None}) as session:
+        assert digests(session) == there
+        assert session.check_mismatch(session.generate()).verdict == "pass"
 
 
 DIES = """

@@ -68,8 +68,11 @@ COUNTERPARTS = (
     Counterpart(
         "model.lora",
         ("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora"),
-        (_MODEL + "lora_rank", _MODEL + "lora_alpha", _MODEL + "target_modules"),
-        ("lora_rank", "target_modules"),
+        (
+            _MODEL + "lora_rank", _MODEL + "lora_alpha", _MODEL + "target_modules",
+            _MODEL + "lora_adapter_path",
+        ),
+        ("lora_rank", "target_modules", "lora_adapter_path"),
         "a section with PEFT's names: {r: 8, lora_alpha: 16, target_modules: all-linear}",
     ),
     Counterpart("model.compile", ("torch_compile",), (_ACTOR + "use_torch_compile",)),

@@ -173,6 +173,12 @@ class SessionConfig(Section, Displayed):
         asked = self.engine.extra.get("enable_return_routed_experts")
         return bool(self.training.use_rollout_routing_replay or asked)
 
+    @property
+    def engine_reads_others(self) -> bool:
+        """Whether the model's files hold other weights than the engine has to start with."""
+        adapters = self.model.lora
+        return self.engine.disturbed or (adapters is not None and adapters.changes_model)
+
     def __str__(self) -> str:
         return self.to_yaml()
 

@@ -160,6 +160,10 @@ class LoraConfig(Section):
     modules_to_save: tuple[str, ...] = ()
     """Modules that are trained whole beside the adapters, by their last names, such as lm_head.
     Embeddings that are tied to the output layer cannot be among them."""
+    adapter_path: str | None = None
+    """Go on with the adapter in this directory, which PEFT or `session.export_hf(adapter=True)`
+    wrote; it has to be of this model and of these settings. The reference is the model without it.
+    None begins with adapters that add nothing."""
 
     @field_validator("target_modules", mode="before")
     @classmethod
@@ -205,6 +209,11 @@ class LoraConfig(Section):
     def scaling(self) -> float:
         """What B A is multiplied by."""
         return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+
+    @property
+    def changes_model(self) -> bool:
+        """Whether training begins with another policy than the model of its files."""
+        return self.adapter_path is not None
 
 
 class ModelConfig(Section):

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from kit.config import SessionConfig
 from kit.diagnostics.mismatch import curves
 from kit.errors import ModelError, StackError
+from kit.models.adapters import adapter_directory
 from kit.models.source import stored_parameters
 from kit.utils.files import replace_file
 from kit.utils.reading import read_json
@@ -330,12 +331,14 @@ def _record(stack: Stack, longest: int) -> Path:
     """Where it is noted that this model agrees, computed in this way."""
     model, config = Path(stack.model.path), stack.settings.config
     files = [model / "config.json", *sorted(model.glob("*.safetensors*"))]
+    if (adapters := config.model.lora) and adapters.adapter_path is not None:
+        files += sorted(adapter_directory(adapters).glob("adapter_*"))
     about = [
         [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
         versions(),
         (stack.device, stack.dtype, longest, stack.model.context_length),
         (config.engine.model_dump(mode="json"), config.training.num_trainers),
-        config.model.lora and config.model.lora.model_dump(mode="json"),
+        adapters and adapters.model_dump(mode="json"),
     ]
     key = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

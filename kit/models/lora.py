@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import nn
 
 from kit.config import LoraConfig
 from kit.errors import ModelError
-from kit.models.adapters import fits
+from kit.models.adapters import WEIGHTS, adapter_directory, fits
 from kit.models.state_dict import named_weights
 
 NAME = "default"
@@ -267,6 +268,47 @@ def adapter_state(model: Any, gathered: dict[str, torch.Tensor]) -> dict[str, to
         model, gathered, adapter_name=NAME, save_embedding_layers=False
     )
     return {f"base_model.model.{name}": value for name, value in state.items()}
+
+
+def read_adapter(model: Any, directory: Path) -> None:
+    """Give a model's adapters, and what is trained whole beside them, the numbers of PEFT's files.
+
+    Args:
+        model: the model with adapters; whole, not sharded yet.
+        directory: of the adapter.
+
+    Raises:
+        ModelError: the files cannot be read, or are of other adapters.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = directory / WEIGHTS
+    own = adapter_state(model, {n: p for n, p in model.named_parameters() if p.requires_grad})
+    try:
+        there = load_file(file)
+        if own.keys() != there.keys():
+            raise ValueError("it holds other adapters than the model has")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(there[name])
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"The adapter {file} cannot be read.",
+            why=str(error),
+            fix="give model.lora.adapter_path a whole adapter of this model, or leave it out.",
+        ) from error
+
+
+def by_peft(model: Any, lora: LoraConfig | None) -> Any:
+    """A Transformers model as PEFT computes it with the adapter that training starts from."""
+    if lora is None or lora.adapter_path is None:
+        return model
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a directory beside the adapter it knows nothing
+        return PeftModel.from_pretrained(model, adapter_directory(lora)).merge_and_unload()
 
 
 def save_config(model: Any, directory: str, base: str) -> None:

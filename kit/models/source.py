@@ -129,8 +129,8 @@ def _no_model(path: Path) -> ModelError:
         return ModelError(
             what,
             why="It holds an adapter of PEFT, which belongs to another model.",
-            fix="merge both into one model first: PEFT's `merge_and_unload`, or "
-            "`session.export_hf(path)` of the session that trained it.",
+            fix="give that model as model.name, and this directory as model.lora.adapter_path. To "
+            "train all weights, merge both into one model first: PEFT's `merge_and_unload`.",
         )
     is_checkpoint = (path / "manifest.json").is_file()
     return ModelError(
@@ -365,15 +365,16 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def stored_parameters(file: Path) -> dict[str, int]:
     """Number of elements of each tensor in a safetensors file; reads only its header."""
-    return {name: math.prod(shape) for name, shape in _shapes(file).items()}
+    return {name: math.prod(shape) for name, shape in safetensors_shapes(file).items()}
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shape of each tensor that a model is loaded from; reads only headers."""
-    return {n: shape for file in _weight_files(folder) for n, shape in _shapes(file).items()}
+    return {n: s for file in _weight_files(folder) for n, s in safetensors_shapes(file).items()}
 
 
-def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+def safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of a file; reads only its header. Raises ValueError if it is broken."""
     begin, tensors = safetensors_header(file)
     if begin - 8 >= file.stat().st_size:
         raise ValueError(f"{file.name} is no safetensors file, or not a whole one")

@@ -18,6 +18,7 @@ from kit.cluster.placement import Layout, Placement
 from kit.cluster.processes import cores
 from kit.config import SessionConfig
 from kit.memory import MemoryPlan
+from kit.models.adapters import located
 from kit.models.source import ModelSource
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def trainer_settings(
         loss=stack.loss,
         disturbance=Disturbance(config.engine.weight_bits, config.engine.weight_noise, config.seed),
         trust_remote_code=config.model.trust_remote_code,
-        lora=config.model.lora,
+        lora=config.model.lora and located(config.model.lora),
         recompute=stack.plan.recompute,
         compile=stack.plan.compile,
         offload=stack.plan.optimizer_cpu_offload,

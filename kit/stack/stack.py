@@ -126,8 +126,8 @@ class Stack:
         self._describe(self._start_actors())
         self.engines.watch(range(self.layout.replicas))
         self.trainers.watch()
-        if self.settings.config.engine.disturbed:
-            self.sync(0)  # the engine has read the exact weights
+        if self.settings.config.engine_reads_others:
+            self.sync(0)
 
     def _start_actors(self) -> dict[str, Any]:
         """Start engines and trainers side by side; what they say of themselves."""

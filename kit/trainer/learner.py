@@ -16,6 +16,7 @@ from kit.algo.schedule import learning_rate
 from kit.config import TrainingConfig
 from kit.errors import ModelError
 from kit.models import lora
+from kit.models.adapters import adapter_directory
 from kit.models.compile import compile_layers, recompute
 from kit.models.dropout import switch_off
 from kit.models.moe import make_replayable
@@ -166,6 +167,8 @@ class ModelFactory:
         if settings.lora:
             exact = settings.training.true_on_policy
             lora.inject(inner, settings.lora, settings.seed, whole_products=exact)
+            if settings.lora.adapter_path is not None:
+                lora.read_adapter(inner, adapter_directory(settings.lora))
         with nullcontext() if settings.training.replays_routing else suppress(ModelError):
             make_replayable(inner)
         recompute(inner, inner.model.layers, settings.recompute)

@@ -16,6 +16,7 @@ import torch
 
 from kit.errors import StackError
 from kit.messages import ExpertRecords, ExpertRows, TrainBatch
+from kit.models import lora
 from kit.models.log_probs import KEPT_LOGITS
 from kit.models.packing import Packed
 from kit.operators.ladder import Recorder
@@ -129,10 +130,11 @@ class Probes:
             samples: the tokens.
             dtypes: of weights and computation.
             temperature: divides the logits.
-            from_files: with the weights that the model's files hold, not with the present ones.
+            from_files: with the weights that the files hold of the model, and of the adapter that
+                the session starts from; not with the present ones.
             rounded_to: dtype that all weights are rounded to first, whatever computes with them.
         """
-        weights = {} if from_files else dict(whole_weights(self.backend))
+        weights = None if from_files else dict(whole_weights(self.backend))
         return [self._plainly(samples, dtype, temperature, weights, rounded_to) for dtype in dtypes]
 
     def _plainly(
@@ -140,7 +142,7 @@ class Probes:
         samples: Samples,
         dtype: str,
         temperature: float,
-        weights: dict[str, torch.Tensor],
+        weights: dict[str, torch.Tensor] | None,
         rounded_to: str | None,
     ) -> Rows:
         from transformers import AutoModelForCausalLM
@@ -152,7 +154,10 @@ class Probes:
             experts_implementation="eager",  # the others do not compute in float64
             trust_remote_code=self.settings.trust_remote_code,
         )
-        if unknown := model.eval().load_state_dict(weights, strict=False).unexpected_keys:
+        model.eval()
+        if weights is None:
+            model = lora.by_peft(model, self.settings.lora)
+        elif unknown := model.load_state_dict(weights, strict=False).unexpected_keys:
             raise StackError(f"Transformers' model has no weights named {', '.join(unknown[:3])}.")
         if rounded_to:
             for parameter in model.parameters():

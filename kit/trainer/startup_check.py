@@ -27,7 +27,8 @@ class Startup:
     entropy: float
     """Mean over tokens, in nats; NaN where one of them is not finite or below zero."""
     reference_gap: float | None
-    """Largest |actor - reference| log-prob; None once the actor has been trained."""
+    """Largest |actor - reference| log-prob; None once the actor has been trained, here or before an
+    adapter was read."""
     changed_values: int
     """Weights that an update at learning rate 0 changed; a zero may change its sign."""
     values: int
@@ -43,7 +44,9 @@ def startup(
     """Look at a first update without making one. Everything is as before afterwards."""
     with forked_random(backend.device):
         kl, clipped, entropy = _first_step(train_step, batch)
-        gap = None if state.optimizer_steps else _reference_gap(backend, train_step, batch)
+        adapters = train_step.settings.lora
+        trained = state.optimizer_steps or (adapters and adapters.adapter_path is not None)
+        gap = None if trained else _reference_gap(backend, train_step, batch)
         changed, values = _update_at_rate_zero(backend, train_step, state, batch)
     return Startup(kl, clipped, entropy, gap, changed, values)
 

@@ -255,6 +255,28 @@ def test_peft_loads_modules_that_were_trained_whole(make: Make, tmp_path: Path) 
     assert (tmp_path / "adapter_model.safetensors").stat().st_size < 30_000
 
 
+@pytest.mark.parametrize("kind", ["Qwen3", "Llama"])
+def test_an_exported_adapter_is_gone_on_from_to_the_bit(
+    make: Make, tmp_path: Path, kind: str
+) -> None:
+    model, kept = MODEL_DIR, RANK_4
+    if kind == "Llama":  # with a module that was trained whole
+        model = make_model(tmp_path / "model", kind)
+        kept = LoraConfig(
+            r=4, use_rslora=True, target_modules=("q_proj",), modules_to_save=("norm",)
+        )
+    trainer = updated(make(model, lora=kept, **FAST))
+    start = log_probs(trainer, "reference")
+    trainer.export_hf(str(tmp_path), "float32", str(model))
+    expected, sent = log_probs(trainer), weights(trainer).clone()
+    other = make(model, lora=kept.model_copy(update={"adapter_path": str(tmp_path)}), **FAST)
+    assert log_probs(other) == expected != start
+    assert log_probs(other, "reference") == start
+    assert torch.equal(weights(other).view(torch.int32), sent.view(torch.int32))
+    other.update(batch(3), "on")
+    assert log_probs(other) != expected
+
+
 @pytest.mark.parametrize(
     ("lora", "says"),
     [
