@@ -70,7 +70,7 @@ class SessionConfig(Section, Displayed):
         check_parallel(self.engine)
         check_true_on_policy(self.engine, self.training)
         check_routing_replay(self.engine, self.training)
-        check_lora(self.model, self.training)
+        check_lora(self.model, self.training, self.engine, self.cluster)
         warn, fail = self.mismatch.warn_above, self.mismatch.fail_above
         if warn and fail and warn > fail:
             raise ValueError(

@@ -5,6 +5,7 @@ The docstring under a field is its description: what it does, its unit, and what
 
 from __future__ import annotations
 
+import math
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -164,6 +165,11 @@ class LoraConfig(Section):
     """Go on with the adapter in this directory, which PEFT or `session.export_hf(adapter=True)`
     wrote; it has to be of this model and of these settings. The reference is the model without it.
     None begins with adapters that add nothing."""
+
+    @property
+    def factor(self) -> float:
+        """What B A is multiplied by."""
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     @field_validator("target_modules", mode="before")
     @classmethod
@@ -355,6 +361,12 @@ class EngineConfig(Section):
     data_parallel: Positive = 1
     """Into how many parts one engine's attention divides the requests (SGLang's dp_size, with
     enable_dp_attention); a divisor of `tensor_parallel`. GPU only."""
+    lora: Literal["auto", "merged", "adapter"] = "auto"
+    """How the adapters of `model.lora` reach the engine: `merged` into its weights by each sync, or
+    as SGLang's own beside weights that stay, a new `adapter` for each version. auto: merged."""
+    max_loras_per_batch: Positive = 4
+    """Adapters that one batch may have, each with room of its own on the device, where `lora` is
+    adapter (SGLang's max_loras_per_batch)."""
     update_weight_buffer_size: Annotated[int, Field(ge=1 << 20)] = 512 << 20
     """Bytes of a bucket in which weights travel from the trainer to the engine; two are held. A
     tensor that is larger has a bucket to itself. GPU only."""

@@ -16,6 +16,7 @@ from kit.utils.formatting import shorten
 
 if TYPE_CHECKING:
     from kit.config.sections import (
+        ClusterConfig,
         DataConfig,
         EngineConfig,
         ModelConfig,
@@ -132,8 +133,12 @@ def check_routing_replay(engine: EngineConfig, training: TrainingConfig) -> None
         )
 
 
-def check_lora(model: ModelConfig, training: TrainingConfig) -> None:
+def check_lora(
+    model: ModelConfig, training: TrainingConfig, engine: EngineConfig, cluster: ClusterConfig
+) -> None:
     """Raise ValueError for settings that adapters do not go with."""
+    if engine.lora == "adapter":
+        _check_adapter_way(model, training, engine, cluster)
     if model.lora is None:
         return
     if training.ref_update_interval:
@@ -148,6 +153,32 @@ def check_lora(model: ModelConfig, training: TrainingConfig) -> None:
             "trained whole beside adapters are not known to give the engine's bits. What to do: "
             "leave one of them out."
         )
+
+
+def _check_adapter_way(
+    model: ModelConfig, training: TrainingConfig, engine: EngineConfig, cluster: ClusterConfig
+) -> None:
+    """Raise ValueError where the engine cannot have the adapters beside its weights."""
+    refused = {
+        "model.lora is null, so there are no adapters": model.lora is None,
+        "model.lora.modules_to_save has modules that are trained whole, which an adapter cannot "
+        "carry": bool(model.lora and model.lora.modules_to_save),
+        "training.true_on_policy has both sides multiply with one sum of weight and adapter": (
+            training.true_on_policy
+        ),
+        "engine.weight_bits and engine.weight_noise change weights on their way to the engine, and "
+        "now none travel": engine.disturbed,
+        "SGLang takes new adapters in engines of one device (engine.tensor_parallel, "
+        "engine.data_parallel)": engine.tensor_parallel > 1 or engine.data_parallel > 1,
+        "engines on devices of their own (cluster.colocate: false) get weights by broadcast, and "
+        "SGLang takes no adapters so": not cluster.colocate,
+    }
+    for why, applies in refused.items():
+        if applies:
+            raise ValueError(
+                f"engine.lora is adapter, and {why}. What to do: set engine.lora: merged, or leave "
+                "it out."
+            )
 
 
 _NEUTRAL = frozenset(

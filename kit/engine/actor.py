@@ -12,6 +12,7 @@ from typing import Any
 
 from kit.cluster import processes, progress
 from kit.engine import patches, scoring
+from kit.engine.adapters import AdapterLoader
 from kit.engine.routing import routed_experts
 from kit.engine.server_args import EngineSettings, generation_request, server_arguments
 from kit.errors import StackError
@@ -19,7 +20,7 @@ from kit.messages import CacheUse, EngineStatus, Generation, Rescored, SamplingS
 from kit.models.source import ExpertLayout
 from kit.weight_sync import verify
 from kit.weight_sync.receiver import PATIENCE, WeightReceiver
-from kit.weight_sync.transport import BucketSpec, Handle
+from kit.weight_sync.transport import ADAPTER, POLICY, BucketSpec, Handle
 
 Part = tuple[float, list[tuple[int, Generation]]]
 """(seconds from the call to the last of them, responses with their prompt's place in the call)."""
@@ -39,6 +40,10 @@ class Engine:
         self.weights = WeightReceiver(
             settings.device, lambda: self._sglang.tokenizer_manager, weight_version
         )
+        self.adapters = AdapterLoader(settings.adapters) if settings.adapters else None
+        """Those that write, where they are not merged into the weights."""
+        if self.adapters:
+            self.weights.register(ADAPTER, self.adapters)
         self._asleep: set[str] = set()
         self._forkers: list[int] = []
         self._experts: ExpertLayout | None = None
@@ -153,8 +158,15 @@ class Engine:
                 yield seconds, part
         await reading
 
-    def _request(self, *of_call: Any) -> dict[str, Any]:
-        return generation_request(*of_call, experts=self._experts is not None)
+    def _request(self, prompts: list[list[int]], *of_call: Any) -> dict[str, Any]:
+        adapter = self._adapter()
+        adapters = [adapter] * len(prompts) if adapter else None
+        experts = self._experts is not None
+        return generation_request(prompts, *of_call, experts=experts, adapters=adapters)
+
+    def _adapter(self) -> str | None:
+        """SGLang's name for the adapter that writes."""
+        return self.adapters.name_of(POLICY) if self.adapters else None
 
     def _generation(self, output: dict[str, Any]) -> Generation:
         meta, layout = output["meta_info"], self._experts
@@ -200,12 +212,22 @@ class Engine:
         await self.weights.wait()
         layout = self._experts if experts else None
         return await scoring.rescore(
-            self._sglang, tokens, response_lengths, cache=cache, experts=layout
+            self._sglang,
+            tokens,
+            response_lengths,
+            cache=cache,
+            experts=layout,
+            adapter=self._adapter(),
         )
 
     async def checksums(self) -> list[dict[str, str]]:
         """A checksum of each weight by SGLang's names, for each of its devices."""
-        return await verify.engine_checksums(self._sglang.tokenizer_manager)
+        manager = self._sglang.tokenizer_manager
+        sums = await verify.engine_checksums(manager)
+        if self.adapters:
+            own = await verify.engine_checksums(manager, f"{verify.ADAPTER_OF}{self._adapter()}")
+            sums = [one | other for one, other in zip(sums, own, strict=True)]
+        return sums
 
     async def outputs(self, tokens: list[int]) -> dict[str, str]:
         """A digest of what each part of the model puts out as it reads these tokens."""
@@ -228,6 +250,7 @@ class Engine:
         last: bool = True,
         flush_cache: bool = True,
         erase: bool = False,
+        adapter: str = "",
         after: Any = None,
     ) -> tuple[int, int]:
         """Take a bucket of new weights: (tensors, bytes); see `WeightReceiver.receive`.
@@ -235,7 +258,8 @@ class Engine:
         `spec` is what rank 0 sends, where there are no handles; `after` the answer for the bucket
         before, which Ray has to have first.
         """
-        how = {"last": last, "flush_cache": flush_cache, "erase": erase}
+        how: dict[str, Any] = {"last": last, "flush_cache": flush_cache, "erase": erase}
+        how["adapter"] = adapter
         return await self.weights.receive(spec or handles[0], version, handles=handles, **how)
 
     async def meet_trainer(

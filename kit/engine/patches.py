@@ -40,6 +40,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kit.engine import adapters
 from kit.utils.reading import read_object
 
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ def engine_class(settings: EngineSettings) -> Any:
     from sglang.srt.entrypoints.engine import Engine
 
     shared = settings.model_path if settings.shares_operators else None
-    dense = dense_layers(settings.model_path)
-    run = partial(run_on_cpu, settings.threads, shared, dense)
+    dense, adapts = dense_layers(settings.model_path), settings.adapters is not None
+    run = partial(run_on_cpu, settings.threads, shared, dense, adapts)
     if settings.device != "cpu":
-        run = partial(run_on_gpu, shared, dense)
+        run = partial(run_on_gpu, shared, dense, adapts)
     place_load_files()  # for the tokenizer manager, which reads them
 
     class OurEngine(Engine):
@@ -64,7 +65,12 @@ def engine_class(settings: EngineSettings) -> Any:
 
 
 def run_on_cpu(
-    threads: int, shared: str | None, dense: frozenset[int], *args: Any, **kwargs: Any
+    threads: int,
+    shared: str | None,
+    dense: frozenset[int],
+    adapts: bool,
+    *args: Any,
+    **kwargs: Any,
 ) -> None:
     """The scheduler on a CPU: operators of ours for those that SGLang has for GPUs only.
 
@@ -72,6 +78,7 @@ def run_on_cpu(
         threads: cores that its arithmetic takes.
         shared: the model's directory, where it computes with the trainer's operators.
         dense: layers of a Qwen3-MoE without experts.
+        adapts: whether it has adapters beside its weights.
         args: SGLang's own.
         kwargs: SGLang's own.
     """
@@ -87,6 +94,8 @@ def run_on_cpu(
         from kit.engine.cpu import shared as shared_operators
 
         shared_operators.register(shared)
+    if adapts:
+        adapters.register("cpu")
     register_dense_layers(dense)
     register_prefix_cache()
     register_weight_checks()
@@ -94,7 +103,9 @@ def run_on_cpu(
     run_scheduler_process(*args, **kwargs)
 
 
-def run_on_gpu(shared: str | None, dense: frozenset[int], *args: Any, **kwargs: Any) -> None:
+def run_on_gpu(
+    shared: str | None, dense: frozenset[int], adapts: bool, *args: Any, **kwargs: Any
+) -> None:
     """The scheduler on a GPU; arguments as those of `run_on_cpu`."""
     from sglang.srt.managers.scheduler import run_scheduler_process
 
@@ -102,6 +113,8 @@ def run_on_gpu(shared: str | None, dense: frozenset[int], *args: Any, **kwargs: 
         from kit.engine import gpu
 
         gpu.register(shared)
+    if adapts:
+        adapters.register("cuda")
     register_dense_layers(dense)
     register_prefix_cache()
     register_weight_checks()
@@ -199,14 +212,15 @@ def register_weight_checks() -> None:
     """Give SGLang's weight checker the kit's checksum, and further actions.
 
     `erase` overwrites every parameter with NaN: what a sync does not write is then easily found.
-    `record` keeps what the model's parts put out from then on, `recorded` ends that and gives their
-    digests in place of checksums.
+    `adapter NAME` gives the checksums of an adapter. `record` keeps what the model's parts put out
+    from then on, `recorded` ends that and gives their digests in place of checksums.
     """
     import torch
     from sglang.srt.utils import weight_checker
 
+    from kit.engine.adapters import tensors_of
     from kit.operators.ladder import Recorder
-    from kit.weight_sync.verify import checksum
+    from kit.weight_sync.verify import ADAPTER_OF, checksum
 
     kind: Any = weight_checker.WeightChecker
     if weight_checker._hash_tensor is checksum:
@@ -221,6 +235,13 @@ def register_weight_checks() -> None:
                 for value in self._get_model().parameters():
                     if value.is_floating_point():
                         value.fill_(torch.nan)
+        elif action.startswith(ADAPTER_OF):
+            sums = tensors_of(action.removeprefix(ADAPTER_OF))
+            return weight_checker.ChecksumInfo(
+                checksums={name: checksum(value) for name, value in sums},
+                per_gpu_checksum="",
+                parallelism_info=self._parallelism_info(),
+            ).model_dump()
         elif action == "record":
             recorders.append(Recorder(self._get_model()))
         elif action == "recorded":

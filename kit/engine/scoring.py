@@ -18,6 +18,7 @@ async def rescore(
     *,
     cache: CacheUse,
     experts: ExpertLayout | None = None,
+    adapter: str | None = None,
 ) -> list[Rescored]:
     """Read samples in one go, as prompts, and return what the engine makes of each response token.
 
@@ -27,6 +28,7 @@ async def rescore(
         response_lengths: how many of them are the response.
         cache: what is taken from the prefix cache.
         experts: the model's, to ask which of them each token went to.
+        adapter: SGLang's name for the adapter that reads; None reads with the weights alone.
     """
     from sglang.srt.managers.io_struct import GenerateReqInput
 
@@ -44,6 +46,7 @@ async def rescore(
             logprob_start_len=starts,
             return_routed_experts=experts is not None,
             extra_key=key,
+            lora_path=adapter and [adapter] * len(tokens),
         )
         outputs = await manager.generate_request(request, None).__anext__()
     return [

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kit.config import EngineConfig
+from kit.engine.adapters import AdapterSettings
 from kit.engine.patches import sglang_sources
 from kit.errors import ConfigError, StackError, did_you_mean
 from kit.messages import SamplingSettings
@@ -17,6 +18,8 @@ HANDLED_ELSEWHERE = {
     "replicas": "kit.cluster.placement",
     "max_running_requests": "EngineSettings.max_running_requests, one replica's share",
     "max_total_tokens": "EngineSettings.max_total_tokens, decided by the memory plan",
+    "lora": "EngineSettings.adapters",
+    "max_loras_per_batch": "EngineSettings.adapters",
     "update_weight_buffer_size": "kit.weight_sync.sender",
     "weight_bits": "kit.weight_sync.transform",
     "weight_noise": "kit.weight_sync.transform",
@@ -54,6 +57,8 @@ class EngineSettings:
     """Whether it computes with the trainer's operators, for `training.true_on_policy`."""
     experts: ExpertLayout | None = None
     """The model's experts, where the engine is to report which of them each token took."""
+    adapters: AdapterSettings | None = None
+    """Adapters that it has beside its weights; None where a sync merges them, or there are none."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -71,8 +76,12 @@ def generation_request(
     limits: list[int],
     *,
     experts: bool = False,
+    adapters: list[str] | None = None,
 ) -> dict[str, Any]:
-    """The arguments of SGLang's `async_generate`; a seed and a limit of new tokens a prompt."""
+    """The arguments of SGLang's `async_generate`; a seed and a limit of new tokens a prompt.
+
+    `adapters` are SGLang's names of those that write, one a prompt; None has no adapter write.
+    """
     common: dict[str, Any] = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -91,6 +100,7 @@ def generation_request(
             for seed, limit in zip(seeds, limits, strict=True)
         ],
         "return_logprob": True,
+        "lora_path": adapters,
         "return_routed_experts": experts,
     }
 
@@ -138,6 +148,8 @@ def server_arguments(settings: EngineSettings) -> dict[str, Any]:
         if config.data_parallel > 1:
             # The only form of it in which SGLang takes new weights.
             arguments |= {"dp_size": config.data_parallel, "enable_dp_attention": True}
+    if settings.adapters:
+        arguments |= settings.adapters.server_arguments(settings.device)
     if settings.experts:
         arguments["enable_return_routed_experts"] = True
     if (settings.experts or settings.shares_operators) and settings.device == "cuda":

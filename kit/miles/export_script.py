@@ -42,6 +42,8 @@ WITHOUT = {
     "training.mis": "its example mis.py does this: --use-tis --custom-tis-function-path",
     "cluster": "the script starts Ray on one machine, or joins what runs there",
     "engine.replicas": "Miles starts an engine on each GPU of the job",
+    "engine.lora": "Miles has SGLang's own adapters, and merges none",
+    "engine.max_loras_per_batch": "Miles has one adapter",
     "engine.weight_bits": "Miles hands the weights over as they are",
     "engine.weight_noise": "Miles hands the weights over as they are",
     "engine": "Miles has limits of its own",

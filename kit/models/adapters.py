@@ -25,6 +25,8 @@ _ROUTED = re.compile(r"\bexperts?\b|\bmlp\.gate\b|\brouter\b")
 """In names of a mixture's weights: experts and what chooses among them."""
 TIED = {"lm_head", "embed_tokens"}
 """Modules with one weight, in models that tie their embeddings."""
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers that SGLang computes in one product, and whose adapters it wants together."""
 FIXED = {
     "lm_head": "the output layer, whose logits the trainer computes without a layer's forward pass",
     "embed_tokens": "an embedding, which is looked up and not multiplied with",
@@ -43,6 +45,8 @@ class AdapterShape:
     """Layers with an adapter."""
     parameters: int
     """Trained parameters, modules that are trained whole included."""
+    kinds: tuple[str, ...] = ()
+    """Last names of the layers with an adapter."""
 
     @classmethod
     def of(cls, config: ModelConfig, source: ModelSource) -> Self:
@@ -80,7 +84,9 @@ class AdapterShape:
         if lora.adapter_path is not None:
             _check_files(config, source, linear, adapted, {name: weights[name] for name in whole})
         trained = sum(lora.r * sum(linear[name]) for name in adapted)
-        return cls(len(adapted), trained + sum(math.prod(weights[name]) for name in whole))
+        trained += sum(math.prod(weights[name]) for name in whole)
+        kinds = sorted({name.rpartition(".")[2] for name in adapted})
+        return cls(len(adapted), trained, tuple(kinds))
 
 
 def fits(name: str, path: str) -> bool:

@@ -23,7 +23,7 @@ from torch import nn
 
 from kit.config import LoraConfig
 from kit.errors import ModelError
-from kit.models.adapters import WEIGHTS, adapter_directory, fits
+from kit.models.adapters import FUSED, WEIGHTS, adapter_directory, fits
 from kit.models.state_dict import named_weights
 
 NAME = "default"
@@ -253,6 +253,36 @@ def base_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
         if ".lora_A." in name or ".lora_B." in name or f"{KEPT}." in name:
             continue
         yield name.replace(f"{BASE}.", ".").replace(f"{COPY}.", "."), value
+
+
+def adapter_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The matrices A and B of all adapters, by the model's names."""
+    for name, value in model.named_parameters():
+        if ".lora_A." in name or ".lora_B." in name:
+            yield name, value
+
+
+def as_engines_have(
+    model: nn.Module, name: str, value: torch.Tensor
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """A whole A or B under the name that an engine wants.
+
+    And zeros for layers without adapter that SGLang computes in one product with this one: it takes
+    adapters of all of them or none.
+    """
+    yield name.replace(f".{NAME}.", "."), value
+    path, _, matrix = name.replace(f".{NAME}.", ".").partition(".lora_")
+    parent, _, own = path.rpartition(".")
+    group = next((group for group in FUSED if own in group), ())
+    layers = {each: model.get_submodule(f"{parent}.{each}") for each in group}
+    adapted = [each for each, layer in layers.items() if isinstance(layer, Adapted)]
+    if adapted[:1] != [own]:  # the first of them stands in for those that have none
+        return
+    for each, layer in layers.items():
+        if each not in adapted:
+            linear: Any = layer
+            rows = len(value) if matrix.startswith("A") else linear.out_features
+            yield f"{parent}.{each}.lora_{matrix}", value.new_zeros(rows, value.shape[1])
 
 
 def adapter_state(model: Any, gathered: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -59,6 +59,7 @@ Verdict = Literal["pass", "warn", "fail"]
 Cause = Literal[
     "none",
     "stale_weights",
+    "adapter",
     "stale_prefix_cache",
     "temperature",
     "processed_log_probs",

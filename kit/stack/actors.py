@@ -18,10 +18,11 @@ from kit.cluster.placement import Layout, Placement
 from kit.cluster.processes import cores
 from kit.config import SessionConfig
 from kit.memory import MemoryPlan
-from kit.models.adapters import located
+from kit.models.adapters import AdapterShape, located
 from kit.models.source import ModelSource
 
 if TYPE_CHECKING:
+    from kit.engine.adapters import AdapterSettings
     from kit.engine.server_args import EngineSettings
     from kit.trainer.settings import TrainerSettings
 
@@ -140,7 +141,19 @@ def engine_settings(stack: StackSettings) -> EngineSettings:
         joined=config.cluster.address is not None,
         shares_operators=config.training.true_on_policy,
         experts=stack.model.experts if config.records_experts else None,
+        adapters=_engine_adapters(stack),
     )
+
+
+def _engine_adapters(stack: StackSettings) -> AdapterSettings | None:
+    """Adapters that the engines have beside their weights; None where none or merged ones."""
+    from kit.engine.adapters import AdapterSettings
+
+    lora, engine = stack.config.model.lora, stack.config.engine
+    if lora is None or engine.lora != "adapter":
+        return None
+    kinds = AdapterShape.of(stack.config.model, stack.model).kinds
+    return AdapterSettings.of(lora.r, lora.factor, kinds, engine.max_loras_per_batch)
 
 
 def trainer_settings(
@@ -168,6 +181,7 @@ def trainer_settings(
         disturbance=Disturbance(config.engine.weight_bits, config.engine.weight_noise, config.seed),
         trust_remote_code=config.model.trust_remote_code,
         lora=config.model.lora and located(config.model.lora),
+        sends_adapters=config.engine.lora == "adapter",
         recompute=stack.plan.recompute,
         compile=stack.plan.compile,
         offload=stack.plan.optimizer_cpu_offload,

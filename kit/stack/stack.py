@@ -41,6 +41,7 @@ from kit.stack.trainers import TrainerGroup
 from kit.utils.hardware import gpu_count
 from kit.utils.interrupts import held
 from kit.weight_sync.coordinator import WeightSync
+from kit.weight_sync.transport import ADAPTER, POLICY
 from kit.weight_sync.verify import BROKEN, Checksums, not_arrived
 
 if TYPE_CHECKING:
@@ -91,6 +92,10 @@ class Stack:
         self.settings = StackSettings(
             config, model, device, self.dtype, max_response_len, plan, self.layout, loss
         )
+        self._sends_adapters = config.model.lora is not None and config.engine.lora == "adapter"
+        """Whether a sync sends adapters, and the weights only where they are not there."""
+        self._base_in_place = True
+        """Whether the engines have the weights that adapters belong to."""
         self.info: dict[str, Any] = {}
         self._stream: RequestStream[Any] | None = None
         """The responses that were asked for last."""
@@ -126,7 +131,7 @@ class Stack:
         self._describe(self._start_actors())
         self.engines.watch(range(self.layout.replicas))
         self.trainers.watch()
-        if self.settings.config.engine_reads_others:
+        if self.settings.config.engine_reads_others or self._sends_adapters:
             self.sync(0)
 
     def _start_actors(self) -> dict[str, Any]:
@@ -150,12 +155,15 @@ class Stack:
         """
         self._connect()
         self._describe(dict(description))
-        return recovery.reattach(self.engines, self.trainers, self.offload, self.weights)
+        status = recovery.reattach(self.engines, self.trainers, self.offload, self.weights)
+        self._base_in_place = not self.weights.interrupted
+        return status
 
     def reset(self) -> None:
         """Do what `start` does with processes that were started before; see `recovery.reset`."""
         self._connect()
         self._describe(recovery.reset(self.engines, self.trainers, self.offload))
+        self._base_in_place = False  # those who had the stack before may have left another
         self.sync(0)
 
     def _describe(self, description: dict[str, Any]) -> None:
@@ -354,7 +362,8 @@ class Stack:
 
     def _merge_error(self) -> float | None:
         """What rounding does to adapters that are now on their way to the engine."""
-        if self.settings.config.model.lora is None or self.dtype == "float32":
+        adapts = self.settings.config.model.lora is not None
+        if not adapts or self._sends_adapters or self.dtype == "float32":
             return None
         error: float = self.trainers.call_all_ranks("probe", "merge_error")[0]
         return error if math.isfinite(error) else None
@@ -399,8 +408,18 @@ class Stack:
         self, version: int, exact: bool, flush_cache: bool, *, erase: bool
     ) -> tuple[int, int]:
         self.weights.interrupted = True  # until all is sent, nobody generates
+        in_place = self._base_in_place and self.offload.engine_has_weights
         self.offload.make_room_for_sync()
-        return self.weights.send(version, exact=exact, flush_cache=flush_cache, erase=erase)
+        send = partial(self.weights.send, version, exact=exact, flush_cache=flush_cache)
+        tensors, size = 0, 0
+        if erase or not (self._sends_adapters and in_place):
+            self._base_in_place = False
+            tensors, size = send(erase=erase)
+            self._base_in_place = True
+        if self._sends_adapters:
+            more, larger = send(model=ADAPTER, adapter=POLICY)
+            tensors, size = tensors + more, size + larger
+        return tensors, size
 
     # ---- trainers ------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from kit.trainer.settings import TrainerSettings
 from kit.trainer.state import TrainerState
 from kit.trainer.step import TrainStep, warm_up
 from kit.weight_sync.sender import WeightSender
-from kit.weight_sync.transport import POLICY, BucketSpec, Handle
+from kit.weight_sync.transport import ADAPTER, POLICY, BucketSpec, Handle
 
 
 def make_backend(
@@ -88,14 +88,21 @@ class Trainer:
         self._make_parts(settings)
         self.weights = WeightSender(
             self.device,
-            lambda *named: self.backend.gather(*named),  # `reset` makes another backend
-            lambda *named: self.backend.gather_together(*named),
+            self._gather,
+            self._gather_together,
             feeds=settings.feeds,
             shares_memory=settings.shares_memory,
             allocation=self.memory.whole_blocks,
         )
         self.use(settings)
         self._load()
+
+    def _gather(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """A weight as engines get it; `reset` makes another backend."""
+        return self.backend.gather(name, value, merged=not self.settings.sends_adapters)
+
+    def _gather_together(self, *named: Any) -> list[torch.Tensor]:
+        return self.backend.gather_together(*named, merged=not self.settings.sends_adapters)
 
     def _make_parts(self, settings: TrainerSettings) -> None:
         self.backend = make_backend(settings, self.device, self.group, self.host)
@@ -130,7 +137,8 @@ class Trainer:
             for name, value in saved_buffers(self.backend.module())
             for saved, _ in self.backend.as_saved(name, value)
         }
-        buckets = self.weights.register(
+        buckets = {ADAPTER: self._register_adapters(dtype)} if settings.sends_adapters else {}
+        buckets[POLICY] = self.weights.register(
             POLICY,
             self.backend.named_weights,
             lambda name: exact.get(name, dtype),
@@ -140,7 +148,16 @@ class Trainer:
         )
         self.ready = True
         progress.report("trainer", progress.READY)
-        return {"parameters": parameters, "trained": trained, "buckets": {POLICY: buckets}}
+        return {"parameters": parameters, "trained": trained, "buckets": buckets}
+
+    def _register_adapters(self, dtype: torch.dtype) -> int:
+        return self.weights.register(
+            ADAPTER,
+            self.backend.named_adapters,
+            lambda _name: dtype,
+            bucket_bytes=1 << 62,  # SGLang takes an adapter in one piece
+            as_saved=self.backend.adapter_as_sent,
+        )
 
     def reset(self, settings: TrainerSettings) -> dict[str, Any]:
         """Forget everything that training made; as after `start` and `place`.

@@ -116,14 +116,27 @@ class TrainerBackend(Protocol):
     def named_trained(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The policy's parameters that updates change, each as this rank holds it."""
 
+    def named_adapters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The matrices of all adapters by name, each as this rank holds it."""
+
+    def adapter_as_sent(self, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """A whole matrix of an adapter as engines have it, by the names there."""
+
     def as_saved(self, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         """A whole weight of the policy as its checkpoint has it, by the names there."""
 
-    def gather(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """A weight of `named_weights` whole, on every rank, with its adapter if it has one."""
+    def gather(self, name: str, value: torch.Tensor, *, merged: bool = True) -> torch.Tensor:
+        """A weight of `named_weights` or `named_adapters` whole, on every rank.
+
+        `merged` with its adapter, if it has one.
+        """
 
     def gather_together(
-        self, named: Sequence[tuple[str, torch.Tensor]], dtypes: Sequence[torch.dtype | None]
+        self,
+        named: Sequence[tuple[str, torch.Tensor]],
+        dtypes: Sequence[torch.dtype | None],
+        *,
+        merged: bool = True,
     ) -> list[torch.Tensor]:
         """As `gather` of each, in few exchanges; rounded before they travel, where a dtype says."""
 

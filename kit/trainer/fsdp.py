@@ -197,18 +197,28 @@ class FsdpBackend:
         named = self.policy.model.named_parameters()
         return ((name, value) for name, value in named if value.requires_grad)
 
+    def named_adapters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return lora.adapter_weights(self.policy.model)
+
+    def adapter_as_sent(self, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        return lora.as_engines_have(self.policy.model, name, value)
+
     def as_saved(self, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         return state_dict.as_saved(self.policy.model, name, value)
 
-    def gather(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        if not self._adapts:
+    def gather(self, name: str, value: torch.Tensor, *, merged: bool = True) -> torch.Tensor:
+        if not (self._adapts and merged):
             return whole(value)
         return lora.merged(self.policy.model, name, whole(value), whole)
 
     def gather_together(
-        self, named: Sequence[tuple[str, torch.Tensor]], dtypes: Sequence[torch.dtype | None]
+        self,
+        named: Sequence[tuple[str, torch.Tensor]],
+        dtypes: Sequence[torch.dtype | None],
+        *,
+        merged: bool = True,
     ) -> list[torch.Tensor]:
-        if self._adapts:  # which are added before anything is rounded
+        if self._adapts and merged:  # which are added before anything is rounded
             return [self.gather(name, value) for name, value in named]
         return whole_together([value for _, value in named], dtypes)
 

@@ -28,7 +28,7 @@ from kit.trainer.startup_check import Startup, startup
 from kit.trainer.state import TrainerState, forked_random
 from kit.trainer.step import TrainStep
 from kit.weight_sync.sender import WeightSender
-from kit.weight_sync.transport import POLICY
+from kit.weight_sync.transport import ADAPTER, POLICY
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,10 @@ class Probes:
 
     def checksums(self) -> dict[str, dict[str, list[str]]]:
         """Checksums of the policy as the engine was given it, by SGLang's name and dtype."""
-        return self.weights.checksums(POLICY)
+        sums = self.weights.checksums(POLICY)
+        if self.settings.sends_adapters:
+            sums |= self.weights.checksums(ADAPTER)
+        return sums
 
     def digest(self) -> str:
         """See `TrainerState.digest`."""

@@ -31,6 +31,8 @@ class TrainerSettings:
     trust_remote_code: bool = False
     lora: LoraConfig | None = None
     """Adapters that are trained; None trains all weights."""
+    sends_adapters: bool = False
+    """Whether engines have the adapters beside their weights; otherwise a sync merges them."""
     recompute: Recompute = "none"
     compile: bool = False
     offload: bool = False

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from kit.cluster.placement import Placement
 from kit.cluster.processes import Watch, engine
 from kit.errors import StackError
-from kit.weight_sync.transport import POLICY, SLOTS, unknown_model
+from kit.weight_sync.transport import ADAPTER, POLICY, SLOTS, unknown_model
 
 if TYPE_CHECKING:
     from kit.weight_sync.transport import BucketSpec
@@ -90,12 +90,13 @@ class WeightSync:
         flush_cache: bool,
         erase: bool = False,
         model: str = POLICY,
+        adapter: str = "",
     ) -> tuple[int, int]:
         """Give all engines the trainers' weights as `version`: (tensors, bytes).
 
         Without the disturbance if `exact`; without `flush_cache` the engines keep their prefixes,
         which no longer fit the weights; `erase` overwrites all their weights first, to see what
-        arrives.
+        arrives. `adapter` is which of them the trainers have, where the model is `ADAPTER`.
 
         Raises:
             StackError: they did not arrive; the engines go on with what they have.
@@ -105,7 +106,7 @@ class WeightSync:
         self.interrupted = True
         group = None if self._layout.colocate else self._open()
         try:
-            how = {"flush_cache": flush_cache, "erase": erase}
+            how = {"flush_cache": flush_cache, "erase": erase, "adapter": adapter}
             answer = self._in_buckets(group, model, version, exact, how)
         except BaseException:
             for actor in self._engines.actors:  # else it would stay paused
@@ -114,7 +115,7 @@ class WeightSync:
                 self._break(group)
             raise
         self.interrupted = False
-        if model == POLICY:
+        if model in (POLICY, ADAPTER):
             self.exact, self.engine_version = exact, version
         return answer
 
@@ -124,7 +125,7 @@ class WeightSync:
         model: str,
         version: int,
         exact: bool,
-        how: dict[str, bool],
+        how: dict[str, Any],
     ) -> tuple[int, int]:
         """Send and receive bucket by bucket, and wait for all of it."""
         ranks, engines = self._trainers.actors, self._engines.actors

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from kit.errors import StackError
 from kit.weight_sync.transport import (
+    ADAPTER,
     BACKENDS,
     POLICY,
     BucketSpec,
@@ -117,6 +118,7 @@ class WeightReceiver:
         last: bool = True,
         flush_cache: bool = True,
         erase: bool = False,
+        adapter: str = "",
     ) -> tuple[int, int]:
         """Load a bucket, and go on generating after the last one: (tensors, bytes).
 
@@ -128,6 +130,7 @@ class WeightReceiver:
             last: whether no other bucket follows.
             flush_cache: False keeps the cached prefixes, which no longer fit the weights.
             erase: overwrite all weights first, to see what arrives.
+            adapter: which of them it is, where the model is `ADAPTER`.
 
         Raises:
             StackError: the model is unknown, or SGLang refused the weights.
@@ -145,6 +148,8 @@ class WeightReceiver:
             "flush_cache": flush_cache and last,
             "weight_version": str(version),
         }
+        if model == ADAPTER:
+            common["adapter"] = adapter
         if handles:
             answer = loader.from_memory(manager, self._payloads(handles), **common)
         else:
@@ -154,7 +159,7 @@ class WeightReceiver:
             raise StackError("The engine refused the new weights.", why=message)
         if last:
             self._incomplete.discard(model)
-            if model == POLICY:
+            if model in (POLICY, ADAPTER):
                 self.version = version
             self.resume()
         return len(spec.entries), spec.size

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from kit.weight_sync import verify
 from kit.weight_sync.transform import EXACT, Disturbance, WeightTransform
 from kit.weight_sync.transport import (
+    ADAPTER,
     BACKENDS,
     BucketSpec,
     DtypeOf,
@@ -206,7 +207,10 @@ class WeightSender:
         """
         source = self._registered(model)
         with torch.no_grad():
-            return verify.trainer_checksums(self._gathered(source))
+            gathered = self._gathered(source)
+            if model == ADAPTER:  # SGLang keeps its matrices as it is sent them
+                gathered = (part for named in gathered for part in source.as_saved(*named))
+            return verify.trainer_checksums(gathered)
 
     def release(self) -> None:
         """Give back the device memory of the buffers; the next sync makes them anew."""

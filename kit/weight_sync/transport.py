@@ -24,6 +24,8 @@ from kit.errors import StackError
 
 POLICY = "policy"
 """The name under which the weights that are trained travel."""
+ADAPTER = "adapter"
+"""The name under which adapters travel, where engines have them beside the policy's weights."""
 SLOTS = 2
 """Buffers of a GPU's trainer: one is filled while the engine reads the other."""
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}

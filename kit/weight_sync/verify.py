@@ -30,6 +30,8 @@ VOCABULARY_STEP = 64
 """SGLang pads embeddings with zeros to a multiple of it."""
 BROKEN = "!"
 """Ends the checksum of a tensor that is not all numbers."""
+ADAPTER_OF = "adapter "
+"""Begins the action of SGLang's checker that gives the checksums of the adapter that it names."""
 PIECE = 1 << 26
 """Bytes of which a checksum is taken at a time."""
 

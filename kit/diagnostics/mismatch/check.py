@@ -40,7 +40,7 @@ PROBES = (
 """The first that explains the difference ends the search. Cheap ones, and those whose fault would
 spoil the others' results, come first; precision is last, because a little of it is always there."""
 
-LATENT_CAUSES: tuple[Cause, ...] = ("stale_weights", "stale_prefix_cache", "dropout")
+LATENT_CAUSES: tuple[Cause, ...] = ("stale_weights", "adapter", "stale_prefix_cache", "dropout")
 """Causes that can be there while these log-probs agree. The others are differences explained, and
 where there is none there is nothing to explain."""
 

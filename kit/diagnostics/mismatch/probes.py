@@ -35,6 +35,13 @@ def weights(lab: Experiments) -> Finding:
     if any(version != trainer for version in lab.report.rollout_versions):
         # The words with both versions are in the report already.
         return Finding(tuple(lines), "stale_weights", lab.report.cause)
+    if sums.different and all(".lora_" in name for name in sums.different):
+        words = (
+            f"Adapter: both sides have the same weights and claim version {trainer}, but "
+            f"{len(sums.different)} of the adapters' matrices differ ({sums.different[0]}). The "
+            f"engine has another adapter than the trainer. Call session.sync() and generate again."
+        )
+        return Finding(tuple(lines), "adapter", words)
     if sums.different:
         names = ", ".join(sums.different[:3]) + (" ..." if len(sums.different) > 3 else "")
         words = (
