@@ -28,8 +28,8 @@ kit import miles run.sh -o config.yaml      # and back; the script is read, neve
 
 `export` also takes a preset's name. With `--data FOLDER` it also writes the prompts, of any source,
 as the JSONL files that Miles reads. The script is for Miles' FSDP trainer, which is also the kit's;
-`--train-backend megatron` writes one for the other. Settings without a flag are in the script as
-comments. Paths are at its top, to be changed in one place.
+`--train-backend megatron` writes one for the other, which ppo and adapters need. Settings without a
+flag are in the script as comments. Paths are at its top, to be changed in one place.
 
 `import` understands arrays, variables with defaults, quotes, continued lines and sourced files. It
 evaluates no conditions and runs no commands. Flags without a counterpart are listed with the

@@ -23,7 +23,7 @@ def export_miles(
     out: Out = None,
     train_backend: Annotated[
         Literal["fsdp", "megatron"] | None,
-        typer.Option(help="Which of Miles' trainers; fsdp, or megatron for ppo."),
+        typer.Option(help="Which of Miles' trainers; fsdp; megatron for ppo and adapters."),
     ] = None,
     data: Annotated[
         Path | None,

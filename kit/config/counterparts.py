@@ -72,7 +72,10 @@ COUNTERPARTS = (
             _MODEL + "lora_rank", _MODEL + "lora_alpha", _MODEL + "target_modules",
             _MODEL + "lora_adapter_path",
         ),
-        ("lora_rank", "target_modules", "lora_adapter_path"),
+        (
+            "lora_rank", "lora_alpha", "target_modules", "lora_adapter_path", "lora_type",
+            "lora_dropout", "exclude_modules",
+        ),
         "a section with PEFT's names: {r: 8, lora_alpha: 16, target_modules: all-linear}",
     ),
     Counterpart("model.compile", ("torch_compile",), (_ACTOR + "use_torch_compile",)),

@@ -28,7 +28,6 @@ from kit.models.source import DIRECTORIES
 WITHOUT = {
     "name": "",  # only a label
     "device": "Miles runs on GPUs, and cpu is none",
-    "model.lora": "the flags of Miles' adapters are not written yet; the script trains all weights",
     "model": "Miles takes what its trainer does",
     "data.system_prompt": "it belongs into the rows; `--data FOLDER` puts it there",
     "data.filter_overlong_prompts": "--rollout-max-prompt-len leaves out longer prompts",
@@ -75,10 +74,10 @@ def export_script(config: SessionConfig, backend: str | None = None) -> Exported
     Args:
         config: the settings.
         backend: Miles' trainer: `fsdp`, which is the kit's own kind, or `megatron`. None takes
-            fsdp, and megatron for ppo, which the other has not.
+            fsdp, and megatron for ppo and for adapters, which the other has not.
     """
     is_ppo = config.training.advantage_estimator == "ppo"
-    backend = backend or (MEGATRON if is_ppo else FSDP)
+    backend = backend or (MEGATRON if is_ppo or config.model.lora else FSDP)
     notes = {link.setting: link.note(config, backend) for link in LINKS}
     notes = {setting: why for setting, why in notes.items() if why}
     if is_ppo and backend == FSDP:

@@ -106,6 +106,8 @@ _OTHER = """
     lr-decay-iters lr-wsd-decay-iters lr-wsd-decay-style use-checkpoint-lr-scheduler
     override-lr-scheduler wandb-run-name sglang-server-concurrency sglang-router-ip
     sglang-router-port sglang-router-policy sglang-router-request-timeout-secs sglang-config
+    lora-sync-from-tensor lora-base-cpu-backup lora-train-only check-lora-weight-equal
+    experts-shared-outer-loras multi-lora-n-adapters
     data-parallel-sharding-strategy no-load-optim no-load-rng no-save-rng finetune ckpt-format
     dist-ckpt-strictness train-iters exit-duration-in-mins log-interval
 """

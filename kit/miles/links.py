@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from kit.config import SessionConfig
 from kit.errors import ConfigError
 
-CKPT, ROLLOUT, EVAL, GRPO = "CKPT", "ROLLOUT", "EVAL", "GRPO"
+CKPT, LORA, ROLLOUT, EVAL, GRPO = "CKPT", "LORA", "ROLLOUT", "EVAL", "GRPO"
 OPTIMIZER, PERF, SGLANG, LOG = "OPTIMIZER", "PERF", "SGLANG", "LOG"
-GROUPS = (CKPT, ROLLOUT, EVAL, GRPO, OPTIMIZER, PERF, SGLANG, LOG)
+GROUPS = (CKPT, LORA, ROLLOUT, EVAL, GRPO, OPTIMIZER, PERF, SGLANG, LOG)
 """Arrays of the script, in its order."""
 FSDP, MEGATRON = "fsdp", "megatron"
 

@@ -7,9 +7,18 @@ two trainers). Where Miles' trainers have different defaults, FSDP's stands firs
 from __future__ import annotations
 
 from kit.miles.links import Link
+from kit.miles.links_adapters import ADAPTERS
 from kit.miles.links_machine import LOGGING, MACHINE
 from kit.miles.links_rollout import EVALUATION, PROMPTS, ROLLOUTS
 from kit.miles.links_training import ESTIMATOR
 
-LINKS: tuple[Link, ...] = (*PROMPTS, *ROLLOUTS, *EVALUATION, *ESTIMATOR, *MACHINE, *LOGGING)
+LINKS: tuple[Link, ...] = (
+    *PROMPTS,
+    *ADAPTERS,
+    *ROLLOUTS,
+    *EVALUATION,
+    *ESTIMATOR,
+    *MACHINE,
+    *LOGGING,
+)
 """All of them, in the order of a script."""

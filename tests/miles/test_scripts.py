@@ -181,6 +181,50 @@ def test_of_both_replays_of_experts_the_engines_counts(
     assert [name for name in names if getattr(training, name)] == [setting]
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected", "remarked"),
+    [
+        ("--lora-rank 0 --target-modules all-linear", None, ""),
+        ("--lora-rank 32 --lora-type canonical_lora --target-modules all-linear",
+         {"r": 32, "lora_alpha": 16, "target_modules": "all-linear"}, ""),
+        ("--lora-rank 4 --target-modules linear_proj,linear_fc2 --lora-dropout 0.1",
+         {"r": 4, "target_modules": ("o_proj", "down_proj")}, "drop nothing"),
+        ("--lora-rank 4 --target-modules linear_qkv",
+         {"target_modules": ("q_proj", "k_proj", "v_proj")}, "each layer has its own"),
+        ("--lora-rank 4 --target-modules all-linear --exclude-modules linear_fc1,o_proj "
+         "--lora-adapter-path /a/b --lora-type canonical_lora",
+         {"target_modules": ("q_proj", "k_proj", "v_proj", "down_proj"), "adapter_path": "/a/b"},
+         "all but these"),
+    ],
+)  # fmt: skip
+def test_flags_of_miles_adapters_are_read(
+    flags: str, expected: dict[str, object] | None, remarked: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "run.sh"
+    script.write_text(f"python train.py --hf-checkpoint m --n-samples-per-prompt 4 {flags}\n")
+    imported = import_script(script)
+    lora = imported.config.model.lora
+    if expected is None or lora is None:
+        assert expected is lora
+    else:
+        assert lora.model_dump() == lora.model_dump() | expected
+    assert (remarked in imported.report()) if remarked else imported.report() == ""
+
+
+def test_adapters_go_to_the_trainer_of_miles_that_has_them_and_what_is_lost_is_said() -> None:
+    config = SessionConfig.preset("tiny-lora").replace("model.lora.r", 16)
+    exported = export_script(config)
+    assert "--train-backend megatron" in exported.script
+    assert "--lora-rank 16" in exported.script
+    assert "model.lora" not in exported.notes
+    rank_stabilised = export_script(config.replace("model.lora.use_rslora", True))
+    assert "--lora-alpha 64" in rank_stabilised.script
+    assert "gives the same factor as use_rslora" in rank_stabilised.notes["model.lora"]
+    on_fsdp = export_script(config, "fsdp")
+    assert "--lora" not in on_fsdp.script
+    assert "trains all weights" in on_fsdp.notes["model.lora"]
+
+
 def test_the_script_is_the_one_that_was_looked_at_before() -> None:
     config = SessionConfig.preset("qwen3-0.6b-gsm8k")
     for setting, value in {

@@ -41,6 +41,16 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "model.name": st.sampled_from(["tiny", "Qwen/Qwen3-0.6B", "/models/My Qwen"]),
     "model.context_length": st.none() | st.integers(64, 4096),
     "model.gradient_checkpointing": st.sampled_from([None, True, False, "selective"]),
+    "model.lora": st.none()
+    | st.fixed_dictionaries(
+        {
+            "r": COUNT,
+            "lora_alpha": COUNT,
+            "target_modules": st.sampled_from(["all-linear", ["q_proj", "v_proj"], ["x.o_proj"]]),
+            "adapter_path": st.none() | WORD,
+        },
+        optional={"use_rslora": st.just(True), "modules_to_save": st.just(["norm"])},
+    ),
     "data.source": FILE,
     "data.eval_source": FILE,
     "data.input_key": WORD,
@@ -176,6 +186,7 @@ def test_every_flag_that_is_written_is_one_of_miles_and_stands_in_the_script_onc
         logging={"use_wandb": True},
         checkpoint={"interval": 5},
         evaluation={"interval": 5},
+        model={"lora": {"adapter_path": "adapter"}},
     )
     known = {flag for link in LINKS for flag in link.flags} | set(REASONS)
     for backend in ("fsdp", "megatron"):
