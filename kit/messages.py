@@ -21,6 +21,9 @@ uint16; the largest number of the dtype where nothing is known of a token."""
 ExpertRecords: TypeAlias = "Sequence[ExpertRows | None] | None"
 """Those of some samples, None for one without; None where none has any."""
 
+FIRST = ""
+"""Among sessions that share a stack, the name of the one for which it was started."""
+
 NEVER_HANDED = -1
 """The weight version of an engine that was started again, until it has the trainer's weights."""
 
@@ -48,6 +51,10 @@ class TrainerStatus:
     """Whether its weights and optimizer are in host memory."""
     snapshots: tuple[str, ...]
     """Names of the snapshots that it holds."""
+    turn: str | None = FIRST
+    """Of which session all this is; None where that has ended."""
+    parked: tuple[str, ...] = ()
+    """Other sessions whose states it holds."""
 
 
 @dataclass(frozen=True, slots=True)

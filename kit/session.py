@@ -28,7 +28,7 @@ from kit.diagnostics import annotate, mismatch, startup, what_if
 from kit.diagnostics.annotate import Annotated
 from kit.diagnostics.reward_trial import try_reward
 from kit.errors import SessionError, did_you_mean
-from kit.lifecycle import attach, configure, load, running, step, train_loop
+from kit.lifecycle import attach, configure, forks, load, running, step, train_loop
 from kit.lifecycle.lock import verb
 from kit.lifecycle.start import SessionParts
 from kit.lifecycle.train_loop import Callback, Hooks, Training
@@ -255,6 +255,16 @@ class RLSession:
         )
 
     @property
+    def name(self) -> str:
+        """Name of the session; of a fork, the one that it was given."""
+        return self._parts.fork_name or self.config.name
+
+    @property
+    def forks(self) -> dict[str, RLSession]:
+        """Forks that share this session's stack by their names; see `fork`."""
+        return {name: self._of(parts) for name, parts in self._parts.forks.items()}
+
+    @property
     def step_count(self) -> int:
         """Number of updates applied so far."""
         return self._parts.state.step
@@ -336,6 +346,56 @@ class RLSession:
         changes = dict(settings or {}) | training
         return configure.configure(parts.state, parts.use, parts.tracker.recorder, changes)
 
+    @verb
+    def fork(
+        self,
+        /,
+        name: str,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        fresh: bool = False,
+        seed: int | None = None,
+        data: Any = None,
+        eval_data: Any = None,
+        reward: Reward | None = None,
+        advantage: Advantage | None = None,
+        loss: Callable[..., Any] | None = None,
+        **training: Any,
+    ) -> Self:
+        """Go on from here under another name too, in a second session on the same stack.
+
+            warm = session.fork("warm", {"rollout.temperature": 1.2})
+            fast = session.fork("fast", learning_rate=3e-3, reward=mine)
+
+        Both share the engine and the frozen weights of the model, and take turns. The fork has an
+        adapter, an optimizer, settings, data, reward, history and snapshots of its own, which
+        begin as copies of this session's; nothing that one does changes the other. It ends with
+        `close()`, and with the session for which the stack was started. See docs/lora.md.
+
+        Args:
+            name: of the fork; `session.forks` has all of a stack by it.
+            settings: those that are to be others, by their full names, as for `configure`.
+            fresh: begin with a new adapter, at the first step and the first prompt, as
+                `RLSession.start` would.
+            seed: another one, of what is drawn from here on, and of a fresh adapter. The order of
+                the prompts stays, unless the fork is fresh or has data of its own.
+            data: training prompts of its own, as in `start`.
+            eval_data: held-out prompts of its own.
+            reward: a reward of its own, as in `start`.
+            advantage: a function that makes advantages, as in `start`.
+            loss: a loss function, as in `start`.
+            training: settings as for `configure`, by name.
+
+        Raises:
+            SessionError: this session trains all weights, or the name cannot be.
+            ConfigError, DataError, RewardError: what the message names is wrong, or the same for
+                all forks. In every case nothing has changed.
+        """
+        changes = dict(settings or {}) | training
+        inputs = {"data": data, "eval_data": eval_data, "reward": reward}
+        inputs |= {"advantage": advantage, "loss": loss}
+        return self._of(forks.fork(self._parts, name, changes, seed, fresh, inputs))
+
     def memory_plan(self) -> MemoryPlan:
         """Memory plan of the session, beside what was measured so far."""
         stack = self._parts.stack
@@ -348,10 +408,12 @@ class RLSession:
         return diagnose(self.config)
 
     def __repr__(self) -> str:
-        groups = len(self._parts.state.buffer)
+        parts = self._parts
+        groups, root = len(parts.state.buffer), parts.root.state.config.name
+        shared = f"fork of {root!r}, " if parts.fork_name else ""
         waiting = f", groups waiting to be continued: {groups}" if groups else ""
         return (
-            f"RLSession({self.config.name!r}, {self._parts.phase}, model {self.config.model.name}, "
+            f"RLSession({self.name!r}, {shared}{parts.phase}, model {self.config.model.name}, "
             f"step {self.step_count}, engine holds weights {self.engine_version}{waiting})"
         )
 

@@ -66,7 +66,7 @@ def save(
     Raises:
         CheckpointError: it cannot be written; what was at `path` is still there.
     """
-    target = (Path(path) if path is not None else default_path(state)).absolute()
+    target = (Path(path) if path is not None else default_path(state, recorder)).absolute()
     _save(state, stack, target, recorder)
     if path is None and keep_last:
         _remove_older(state.config.name, target, keep_last)
@@ -83,7 +83,7 @@ def save_step(
 
     With `by_clock` the run asked for it, to be resumed from; of each training the newest stays.
     """
-    target = default_path(state, numbered=True).absolute()
+    target = default_path(state, recorder, numbered=True).absolute()
     try:
         _save(state, stack, target, recorder, by_clock=by_clock)
     except CheckpointError as error:
@@ -158,18 +158,20 @@ def _write_last(state: TrainState, folder: Path) -> None:
             (folder / LAST_BATCH).unlink(missing_ok=True)
 
 
-def own_folder() -> Path:
-    """Folder for what a session saves without a path."""
-    run = current_run()
+def own_folder(recorder: Recorder | None) -> Path:
+    """Folder for what a session saves without a path; a fork's recorder has one of its own."""
+    run = recorder or current_run()
     return run.folder if run else Path("checkpoints")
 
 
-def default_path(state: TrainState, *, numbered: bool = False) -> Path:
+def default_path(
+    state: TrainState, recorder: Recorder | None = None, *, numbered: bool = False
+) -> Path:
     """Default path of `save`; in a run below `checkpoints/`."""
-    run = current_run()
+    run = recorder or current_run()
     if run:
         return run.checkpoint_dir(state.step if numbered else None)
-    return own_folder() / f"{state.config.name}-step-{state.step:06d}"
+    return own_folder(None) / f"{state.config.name}-step-{state.step:06d}"
 
 
 def _remove_older(name: str, newest: Path, keep_last: int) -> None:

@@ -63,7 +63,7 @@ def export_hf(
     if dtype is not None and dtype not in (known := get_args(Dtype)):
         raise SessionError(f"There is no dtype {dtype!r}.", fix=did_you_mean(dtype, known))
     name = f"{config.name}-step-{step:06d}-{'adapter' if adapter else 'hf'}"
-    target = (Path(path) if path is not None else own_folder() / name).absolute()
+    target = (Path(path) if path is not None else own_folder(None) / name).absolute()
     with manifest.new_folder(target, "export") as folder:
         wanted = dtype or ("float32" if adapter else stack.dtype)
         model, named = Path(stack.model.path), config.model.name

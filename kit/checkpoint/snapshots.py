@@ -70,7 +70,7 @@ class SnapshotStore(Mapping[str, Snapshot]):
         folder, size = None, 0
         if on_disk:
             own = f"{self._state.config.name}-snapshot-{name.replace(' ', '-')}"
-            path = checkpoint.own_folder() / own
+            path = checkpoint.own_folder(recorder) / own
             folder = checkpoint.save(self._state, stack, path, recorder=recorder)
             size = _size(folder)
         else:

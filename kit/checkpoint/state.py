@@ -8,7 +8,7 @@ load_json ◄─ all three
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from kit.checkpoint import values
@@ -73,6 +73,17 @@ class TrainState:
     def unsaved(self) -> list[Metrics]:
         """Rows of the steps that no checkpoint holds."""
         return [row for row in self.history if row[STEP] >= self.saved]
+
+    def twin(self, config: SessionConfig) -> TrainState:
+        """Another state that goes on from here with these settings, without a stream yet."""
+        return replace(
+            self,
+            config=config,
+            history=list(self.history),
+            unsynced=None,
+            buffer=RolloutBuffer(self.buffer),
+            changes=list(self.changes),
+        )
 
     def counters(self, versions: WeightVersions) -> dict[str, Any]:
         """The small part of `to_json`: counters, and data position."""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 
 FOLDER = "session"
+FORKS = "forks"
 STATE = "state.json"
 START = "start.json"
 SNAPSHOT = "snapshot"
@@ -55,7 +56,7 @@ class Journal:
     ) -> None:
         self._state, self._versions, self._snapshots = state, versions, snapshots
         self.folder = directory / FOLDER
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(exist_ok=True, parents=True)
         self._now: dict[str, Any] = {}
         self._kept: dict[str, tuple[Any, str]] = {}
         """By kind: what was written last, and into which file."""
@@ -177,6 +178,11 @@ class Journal:
         for file in self.folder.iterdir():
             if file.name not in used:
                 file.unlink(missing_ok=True)
+
+
+def of_fork(directory: Path, name: str) -> Path:
+    """Where a fork's journal has its folder, in the folder of its stack."""
+    return directory / FORKS / name
 
 
 def _number(file: Path) -> int:

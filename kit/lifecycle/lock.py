@@ -1,8 +1,9 @@
 """`SessionLock`: a session does one thing at a time, whichever thread asks for it.
 
     cell     ── verb ──►┐
-                        ├── one lock ──► session, stack
-    training ── step ──►┘
+                        ├── one lock ──► session ──►┐
+    training ── step ──►┘                           ├── its turn ──► stack
+    a fork's cells and training ──► fork ──────────►┘
 
 While training runs, a verb of another thread is refused at once rather than kept waiting for an
 end that may be hours away, and rather than slipped in between two steps, where it would draw
@@ -96,7 +97,7 @@ def verb(
         __tracebackhide__ = True  # IPython then shows the verb's own lines
         parts, lock = self._parts, self._parts.lock
         parts.refuse_in_fork()  # before the lock, which may have been taken as it was forked
-        with lock.take(method.__name__):
+        with lock.take(method.__name__), parts.turn():
             outermost = not lock.in_step
             lock.in_step = not outermost or method.__name__ == "step"
             try:

@@ -125,7 +125,8 @@ def _saved(parts: SessionParts) -> Path:
     try:
         while training and not training.close(1.0):
             pass
-        first = checkpoint.default_path(state, numbered=True)
+        recorder = parts.tracker.recorder
+        first = checkpoint.default_path(state, recorder, numbered=True)
         path, number = first, 1
         while path.exists():
             number += 1

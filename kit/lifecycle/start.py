@@ -17,7 +17,9 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from kit import tracking
@@ -28,7 +30,7 @@ from kit.config import SessionConfig, TrainingConfig
 from kit.data.stream import PromptStream
 from kit.diagnostics.agreement import check_agreement
 from kit.errors import ConfigError, SessionError, StackError
-from kit.lifecycle import resume, running
+from kit.lifecycle import journal, resume, running
 from kit.lifecycle.journal import Journal
 from kit.lifecycle.lock import SessionLock
 from kit.lifecycle.step import Tracker
@@ -49,7 +51,9 @@ from kit.utils.versions import installed_version
 if TYPE_CHECKING:
     from kit.models.source import ModelSource
     from kit.rewards.signature import Reward
+    from kit.stack.slots import Slot
     from kit.stack.stack import Stack
+    from kit.tracking.recorder import Recorder
 
 
 CLOSE_SECONDS = 1.0
@@ -73,14 +77,22 @@ class SessionParts:
     collector: RolloutCollector
     journal: Journal
 
-    def __init__(self, config: SessionConfig) -> None:
-        self.state = TrainState(config)
+    def __init__(self, config: SessionConfig, state: TrainState | None = None) -> None:
+        self.state = state or TrainState(config)
         self.snapshots = SnapshotStore(self.state, self.use)
         self.lock = SessionLock()
         self.tracker = Tracker()
         self.phase = "not started"
         """`not started`, `running` or `closed`."""
         self.start_seconds = 0.0
+        self.root = self
+        """The session for which the stack was started; its own parts, unless this is a fork."""
+        self.forks: dict[str, SessionParts] = {}
+        """Forks on the same stack by their names; one mapping for all of them."""
+        self.fork_name = ""
+        """Of this one among them; empty for the first session."""
+        self.slot: Slot | None = None
+        """Its share of the stack, as long as it runs."""
         self._stack: Stack | None = None
         self._process = os.getpid()
         """The one that drives the stack; a child that it forks has these parts too."""
@@ -97,14 +109,38 @@ class SessionParts:
         """
         self.refuse_in_fork()
         if self._stack is None:
-            raise SessionError(
-                f"The session is {self.phase}.",
-                fix="make a running one with `session = RLSession.start(...)`"
-                + ("" if self.phase == "not started" else ", or `RLSession.load(path)`")
-                + ".",
-            )
-        self.state.step += self._stack.trainers.settle()
+            raise self._not_running()
+        if self.slot:
+            self.state.step += self._stack.settle(self.slot)
         return self._stack
+
+    def _not_running(self) -> SessionError:
+        again = "" if self.phase == "not started" else ", or `RLSession.load(path)`"
+        if self.root is self or self.phase != "closed":
+            fix = f"make a running one with `session = RLSession.start(...)`{again}."
+            return SessionError(f"The session is {self.phase}.", fix=fix)
+        root = self.root.state.config.name
+        ended = self.root.phase != "running"
+        return SessionError(
+            f"The fork {self.state.config.name!r} is closed.",
+            why=f"The session {root!r} ended, whose stack it shared." if ended else "",
+            fix="continue what it has saved as a session of its own: RLSession.load(path)"
+            + ("." if ended else f"; or fork {root!r} again: session.fork(...)."),
+        )
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Have the stack to itself in the block, when sessions that share it have finished.
+
+        Raises:
+            StackError: it is writing responses for another session in this very thread.
+        """
+        if self._stack is None or self.slot is None:
+            yield
+            return
+        with self._stack.turn(self.slot):
+            LIMIT.seconds = self.state.config.reward.timeout
+            yield
 
     def running(self) -> Self:
         """Return these parts. Raises SessionError if the session is not running."""
@@ -132,12 +168,17 @@ class SessionParts:
     @property
     def engine_version(self) -> int:
         """The weights that the engine generates with."""
-        return self._stack.weights.engine_version if self._stack else self._last_versions[0]
+        return self._versions()[0]
 
     @property
     def weight_version(self) -> int:
         """The weights that the trainer holds."""
-        return self._stack.trainers.version if self._stack else self._last_versions[1]
+        return self._versions()[1]
+
+    def _versions(self) -> tuple[int, int]:
+        if self._stack is None or self.slot is None:
+            return self._last_versions
+        return self._stack.versions(self.slot)
 
     # ---- start ---------------------------------------------------------------------------------
 
@@ -227,27 +268,45 @@ class SessionParts:
         """Run with a stack that is up; from here on it outlives this process for a while."""
         from kit.stack.actors import fingerprint
 
-        self._stack, self.phase = stack, "running"
         config, recorder = self.state.config, current_run()
         LIMIT.seconds = config.reward.timeout
-        if recorder:
-            recorder.start(config, self.state.inputs.described)
-        loggers = tracking.start(config, recorder.folder if recorder else None)
-        self.tracker = Tracker(recorder, loggers)
-        self.journal = Journal(stack.cluster.directory, self.state, stack.trainers, self.snapshots)
-        self.journal.start({"inputs": dict(self.state.inputs.described), "info": stack.description})
+        self._record(stack, stack.slots[0], recorder, stack.cluster.directory)
         self.note()
         # A batch run's kernel never comes back to attach.
         lease = 0.0 if recorder else config.stack.lease
         stack.cluster.ready(lease, fingerprint=fingerprint(stack.settings))
-        self._process = os.getpid()
         running.add(self)
         self._at_exit = at_exit(self._end_of_process)
+
+    def run_fork(self, root: SessionParts, stack: Stack, slot: Slot) -> None:
+        """Run beside others on a stack, in a slot that is open; it ends with the root's."""
+        self.root, self.forks, self.fork_name = root, root.forks, slot.name
+        recorder, directory = root.tracker.recorder, stack.cluster.directory
+        notes = journal.of_fork(directory, slot.name)
+        self._record(stack, slot, recorder and recorder.of_fork(slot.name), notes)
+        self.forks[slot.name] = self
+
+    def _record(self, stack: Stack, slot: Slot, recorder: Recorder | None, notes: Path) -> None:
+        """Run in a slot of a stack, with files, loggers and a journal of its own."""
+        self._stack, self.slot, self.phase = stack, slot, "running"
+        self._process = os.getpid()
+        config = self.state.config
+        if recorder:
+            recorder.start(config, self.state.inputs.described)
+        loggers = tracking.start(config, recorder.folder if recorder else None)
+        self.tracker = Tracker(recorder, loggers)
+        self.journal = Journal(notes, self.state, stack.trainers, self.snapshots)
+        self._note_inputs()
+
+    def _note_inputs(self) -> None:
+        """Write down what does not change: how a session with these parts can be made again."""
+        described = dict(self.state.inputs.described)
+        self.journal.start({"inputs": described, "info": self.stack.description})
 
     def abandon(self) -> None:
         """Be without a stack again, after a start that failed."""
         running.discard(self)
-        self._stack, self.phase = None, "not started"
+        self._stack, self.slot, self.phase = None, None, "not started"
         if self.tracker.loggers:
             self.tracker.loggers.close()
         self.tracker = Tracker()
@@ -268,7 +327,7 @@ class SessionParts:
         self.reward = reward
         described = {**self.state.inputs.described, **Inputs.of(reward=reward).described}
         self.state.inputs = Inputs(described)
-        self.journal.start({"inputs": described, "info": self.stack.description})
+        self._note_inputs()
 
     def use(self, config: SessionConfig) -> None:
         """Continue with other settings, as far as they may change while the session runs."""
@@ -284,10 +343,11 @@ class SessionParts:
         recorder = self.tracker.recorder
         if recorder is None:
             return 0
-        held_already = resume.begin_training(self.state, self.stack, recorder, self.use, total)
-        if recorder.settings.attempt > 1:
-            self.note()
-        return held_already
+        with self.turn():
+            done = resume.begin_training(self.state, self.stack, recorder, self.use, total)
+            if recorder.settings.attempt > 1:
+                self.note()
+        return done
 
     def end_training(self) -> None:
         """End the training: later checkpoints belong to none."""
@@ -299,11 +359,14 @@ class SessionParts:
     @property
     def is_lost(self) -> bool:
         """Whether the session can only be continued from a checkpoint."""
-        return self._stack is not None and self._stack.lost
+        return bool(self._stack and self.slot and self._stack.has_lost(self.slot))
 
     def close(self, *, keep_warm: bool = False) -> None:
-        """End every process, or leave them warm. Safe to call again."""
+        """End every process, or leave them warm; of a fork only itself. Safe to call again."""
         self.refuse_in_fork()
+        if self.root is not self:
+            self._close_fork()
+            return
         seconds = self.state.config.stack.keep_warm or (WARM_SECONDS if keep_warm else 0.0)
         if current_run():
             grouped = RunSettings.here().keep_warm * 60 or WARM_SECONDS
@@ -315,23 +378,45 @@ class SessionParts:
             elif stack:
                 stack.close()
 
+    def _close_fork(self) -> None:
+        """Free the fork's slot; the others on its stack go on."""
+        training = self.lock.training
+        while training and not training.close(CLOSE_SECONDS):
+            pass  # its step is not to be torn off a stack that others use
+        with self.lock.take("close"), held():
+            stack, slot = self._stack, self.slot
+            if stack and slot:
+                self._detach()
+                stack.drop(slot)
+
     def _let_go(self) -> tuple[Stack | None, bool]:
-        """Stop training and detach: (the stack, if there is one; whether all its parts live)."""
-        stack, training = self._stack, self.lock.training
+        """Stop training and detach, forks too: (the stack, if there is one; whether all its parts
+        live).
+        """
+        stack = self._stack
         if stack is None:
             return None, False
-        ended = training is None or training.close(CLOSE_SECONDS)
-        self._last_versions = stack.weights.engine_version, stack.trainers.version
-        self._stack, self.phase = None, "closed"
+        members = [*self.forks.values(), self]
+        trainings = [member.lock.training for member in members]
+        late = [each for each in trainings if each and not each.close(CLOSE_SECONDS)]
+        for member in members:
+            member._detach()
+        if late:
+            stack.halt()  # else their threads would wait in a Ray that goes away
+            for training in late:
+                training.close(CLOSE_SECONDS)
+        running.discard(self)
+        atexit.unregister(self._at_exit)
+        return stack, not late and not stack.watch.dead()
+
+    def _detach(self) -> None:
+        """Be closed, and without a stack."""
+        self._last_versions = self._versions()
+        self._stack, self.slot, self.phase = None, None, "closed"
         self.snapshots.clear()
         if self.tracker.loggers:
             self.tracker.loggers.close()
-        if training and not ended:
-            stack.halt()  # else its thread would wait in a Ray that goes away
-            training.close(CLOSE_SECONDS)
-        running.discard(self)
-        atexit.unregister(self._at_exit)
-        return stack, ended and not stack.watch.dead()
+        self.forks.pop(self.fork_name, None)
 
     def _end_of_process(self) -> None:
         """Close at exit; a kernel that restarts leaves its stack to the next one."""

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 
 def shard(
@@ -146,6 +146,15 @@ def _gather_rows(parts: list[Any], mesh: Any, dtype: torch.dtype) -> list[torch.
         piece.reshape(world * n, *part.shape[1:])[: part.shape[0]]
         for piece, n, part in zip(of_ranks, rows, parts, strict=True)
     ]
+
+
+def fill(value: torch.Tensor, whole_value: torch.Tensor) -> None:
+    """Give a tensor other values, of which every rank has the whole and takes its part."""
+    new = whole_value.detach().to(device=value.device, dtype=value.dtype)
+    if isinstance(value, DTensor):
+        mesh, places = value.device_mesh, value.placements
+        new = distribute_tensor(new, mesh, places, src_data_rank=None)
+    local(value).copy_(local(new))
 
 
 def local(value: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
@@ -103,6 +104,22 @@ class PromptSampler:
         if eval_data is not None or data is None or config.data.eval_source:
             held_out = load_held_out(config.data, model_name=name, seed=seed, override=eval_data)
         return cls(config, model, train, held_out, response_limit(config, train, model))
+
+    def for_fork(self, config: SessionConfig, data: Any, eval_data: Any) -> Self:
+        """Another one with these settings, and with other prompts where they are given.
+
+        Raises:
+            DataError: the prompts cannot be used.
+        """
+        other = copy(self)
+        other.config, other.last_stream = config, None
+        if data is not None or eval_data is not None:
+            loaded = type(self).load(config, self.model, data, eval_data)
+            other.held_out, other.rendered = loaded.held_out, {}
+            if data is not None:
+                other.train, other.max_response_len = loaded.train, loaded.max_response_len
+            other.load_tokenizer()
+        return other
 
     def load_tokenizer(self) -> None:
         """Load the tokenizer and measure the longest prompts. Raises ModelError or DataError."""

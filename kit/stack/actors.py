@@ -24,7 +24,7 @@ from kit.models.source import ModelSource
 if TYPE_CHECKING:
     from kit.engine.adapters import AdapterSettings
     from kit.engine.server_args import EngineSettings
-    from kit.trainer.settings import TrainerSettings
+    from kit.trainer.settings import OwnSettings, TrainerSettings
 
 CONTROL = "control"
 """Ray's concurrency group for a call that has to reach a rank while it waits in another."""
@@ -32,7 +32,9 @@ CONTROL = "control"
 
 @dataclass(slots=True)
 class StackSettings:
-    """What is decided before any process starts; only `config` can change after that."""
+    """What is decided before any process starts. `config` can change after that; and with it
+    `max_response_len` and `loss` where another session has its turn.
+    """
 
     config: SessionConfig
     model: ModelSource
@@ -190,6 +192,21 @@ def trainer_settings(
         sleeps=stack.plan.trainer_sleeps,
         attention_backend=config.engine.attention_backend,
         memory_limit=stack.plan.trainer_limit if config.memory.device_gib else None,
+    )
+
+
+def own_settings(stack: StackSettings, name: str) -> OwnSettings:
+    """Settings of the trainers that are those of one session, which has this name among all."""
+    from kit.trainer.settings import OwnSettings
+
+    config = stack.config
+    return OwnSettings(
+        name=name,
+        training=config.training,
+        temperature=config.rollout.temperature,
+        seed=config.seed,
+        max_response_len=stack.max_response_len,
+        loss=stack.loss,
     )
 
 

@@ -189,6 +189,11 @@ class RequestStream(Generic[Key]):
         """Number of calls that are not answered."""
         return len(self._calls) + len(self._lost)
 
+    @property
+    def is_read(self) -> bool:
+        """Whether somebody is at it: something is being written, or handed over."""
+        return bool(self.pending or self._part)
+
     def ask(self, requests: Sequence[Request[Key]], engine: int | None = None) -> None:
         """Send requests, in one call an engine.
 

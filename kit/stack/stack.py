@@ -7,6 +7,7 @@ It owns the parts, and brings them into the state that a call needs before it ma
     EngineGroup       the engines' actors, RequestStream          engines.py
     TrainerGroup      the ranks' actors                           trainers.py
     OffloadSchedule   what is on the device, what on the host     offload.py
+    Slot, Turns       several sessions, and whose turn it is      slots.py
     WeightSync        weights from trainers to engines            kit/weight_sync/coordinator.py
 
 The parts do not know it.
@@ -16,7 +17,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ from kit.cluster.processes import HEAD, TRAINER, Watch
 from kit.config import SessionConfig, TrainingConfig
 from kit.errors import StackError
 from kit.memory import MemoryPlan
+from kit.messages import FIRST
 from kit.models.source import ModelSource
 from kit.operators import ladder
 from kit.operators.families import refuse_others
@@ -37,6 +40,7 @@ from kit.stack.actors import StackSettings
 from kit.stack.calls import Calls, EngineDiedError, LateError, TrainerDiedError, trainer_died
 from kit.stack.engines import EngineGroup, Handover, Key, Request, RequestStream
 from kit.stack.offload import OffloadSchedule
+from kit.stack.slots import Slot, Turns
 from kit.stack.trainers import TrainerGroup
 from kit.utils.hardware import gpu_count
 from kit.utils.interrupts import held
@@ -97,6 +101,13 @@ class Stack:
         self._base_in_place = True
         """Whether the engines have the weights that adapters belong to."""
         self.info: dict[str, Any] = {}
+        self.slot = Slot(FIRST, config, max_response_len, loss)
+        """Of the session whose turn it is."""
+        self.slots = [self.slot]
+        """Of all sessions; the first is that of the session for which the stack was started."""
+        self._turns = Turns()
+        self._engine_slot: Slot | None = self.slot
+        """Whose weights the engines hold; None where nobody can tell."""
         self._stream: RequestStream[Any] | None = None
         """The responses that were asked for last."""
 
@@ -181,7 +192,12 @@ class Stack:
     @property
     def lost(self) -> bool:
         """Whether a part has died that only a checkpoint can bring back."""
-        return bool({HEAD, TRAINER} & self.watch.dead()) or self.trainers.needs_load
+        return self.has_lost(self.slot)
+
+    def has_lost(self, slot: Slot) -> bool:
+        """Whether a session's weights are gone, which only a checkpoint can bring back."""
+        needs_load = self.trainers.needs_load if slot is self.slot else slot.needs_load
+        return needs_load or bool({HEAD, TRAINER} & self.watch.dead())
 
     def halt(self) -> None:
         """Kill engines and trainers: a call that waits for one raises StackError at once."""
@@ -202,6 +218,101 @@ class Stack:
             if hasattr(self, "cluster"):
                 self.watch.close()
                 self.cluster.close()
+
+    # ---- several sessions ----------------------------------------------------------------------
+
+    @contextmanager
+    def turn(self, slot: Slot) -> Iterator[None]:
+        """Work for one session in the block, when all have finished that asked before.
+
+        Nothing is moved yet: trainers and engines get its weights when they are asked for
+        something. A block inside another gives the turn back to the session of that one.
+
+        Raises:
+            StackError: the engines are writing for the session of the block around.
+        """
+        with self._turns.take() as inside:
+            around = self.slot
+            if inside and slot is not around and self._stream and self._stream.is_read:
+                raise _writing(around, slot)
+            self._give_turn(slot)
+            try:
+                yield
+            finally:
+                if inside:
+                    self._give_turn(around)
+
+    def _give_turn(self, slot: Slot) -> None:
+        """Have all parts work with the settings and numbers of a session."""
+        mine, settings = self.slot, self.settings
+        if slot is mine:
+            return
+        with held():
+            try:
+                mine.uncounted += self.trainers.settle()
+            except LateError:
+                raise
+            except StackError:  # it made nothing; whether a trainer lives is looked at in each call
+                pass
+            mine.config = settings.config
+            mine.version, mine.needs_load = self.trainers.version, self.trainers.needs_load
+            mine.engine_version, mine.exact = self.weights.engine_version, self.weights.exact
+            settings.config, settings.loss = slot.config, slot.loss
+            settings.max_response_len = slot.max_response_len
+            self.trainers.version, self.trainers.needs_load = slot.version, slot.needs_load
+            self.weights.engine_version, self.weights.exact = slot.engine_version, slot.exact
+            self.slot = slot
+
+    def versions(self, slot: Slot) -> tuple[int, int]:
+        """Numbers of a session's weights: (those that engines last got, those of the trainers)."""
+        if slot is self.slot:
+            return self.weights.engine_version, self.trainers.version
+        return slot.engine_version, slot.version
+
+    def settle(self, slot: Slot) -> int:
+        """Wait for an update of a session that nobody waited for; how many it made since."""
+        if slot is self.slot:
+            slot.uncounted += self.trainers.settle()
+        made, slot.uncounted = slot.uncounted, 0
+        return made
+
+    def open(self, slot: Slot, *, fresh: bool = False) -> None:
+        """Let a further session share the stack; it goes on from the present one's weights.
+
+        Args:
+            slot: its own, which nobody uses yet.
+            fresh: it begins as after a start, with its own seed.
+        """
+        self.prepare_trainers()
+        if not fresh:
+            slot.version = self.trainers.version
+        slot.engine_version = slot.version
+        with held():
+            try:
+                with self.turn(slot):
+                    self._take_trainers()
+                    if fresh:
+                        self.trainers.call_all_ranks("begin_anew")
+            except BaseException:
+                self.trainers.drop(slot.name)
+                raise
+            self.slots.append(slot)
+
+    def drop(self, slot: Slot) -> None:
+        """Free what the stack holds for a session other than the first."""
+        with self._turns.take(), held():
+            if slot in self.slots:
+                self.slots.remove(slot)
+            if self.slot is slot:
+                self._give_turn(self.slots[0])
+            if self._engine_slot is slot:
+                self._engine_slot = None
+            if not {HEAD, TRAINER} & self.watch.dead():
+                self.trainers.drop(slot.name)
+
+    def _take_trainers(self) -> None:
+        """Have the trainers, which are awake, hold the weights of the session whose turn it is."""
+        self.trainers.take_turn(self.slot.name)
 
     # ---- before a call -------------------------------------------------------------------------
 
@@ -226,6 +337,8 @@ class Stack:
     def _wake_weights(self) -> None:
         if not self.offload.engine_has_weights:
             self.sync(self.trainers.version)
+        elif self._engine_slot is not self.slot:
+            self.sync(self.trainers.version, exact=self.weights.exact)
 
     def prepare_trainers(self) -> None:
         """Make the trainers ready: alive, with their weights, and on the device."""
@@ -236,6 +349,7 @@ class Stack:
         if self.plan.kv_sleeps:
             self._start_dead_engines()
         self.offload.make_room_for_trainer()
+        self._take_trainers()
 
     # ---- engines -------------------------------------------------------------------------------
 
@@ -410,6 +524,7 @@ class Stack:
         self.weights.interrupted = True  # until all is sent, nobody generates
         in_place = self._base_in_place and self.offload.engine_has_weights
         self.offload.make_room_for_sync()
+        self._take_trainers()
         send = partial(self.weights.send, version, exact=exact, flush_cache=flush_cache)
         tensors, size = 0, 0
         if erase or not (self._sends_adapters and in_place):
@@ -419,6 +534,7 @@ class Stack:
         if self._sends_adapters:
             more, larger = send(model=ADAPTER, adapter=POLICY)
             tensors, size = tensors + more, size + larger
+        self._engine_slot = self.slot
         return tensors, size
 
     # ---- trainers ------------------------------------------------------------------------------
@@ -459,6 +575,8 @@ class Stack:
 
     def forget(self, name: str) -> None:
         """Free the memory of a snapshot."""
+        if self.trainers.turn != self.slot.name:
+            self.prepare_trainers()
         self.trainers.ask("forget", name)
 
     def state_bytes(self) -> int:
@@ -471,7 +589,8 @@ class Stack:
         rollout = config.rollout
         if temperature is not None:
             rollout = rollout.model_copy(update={"temperature": temperature})
-        self.trainers.ask("configure", training, rollout.temperature)
+        if self.trainers.turn == self.slot.name:  # else they are told at its next turn
+            self.trainers.ask("configure", training, rollout.temperature)
         # For those that may have to be started again.
         changed = {"training": training, "rollout": rollout}
         self.settings.config = config.model_copy(update=changed)
@@ -491,7 +610,10 @@ class Stack:
             self.offload.trainer_asleep = False
         self.offload.make_room_for_trainer()
         if died:
+            for slot in self.slots:  # what they held for the others went with them
+                slot.needs_load = True
             self.trainers.restart()
+        self._take_trainers()
         self.trainers.call_all_ranks("load", directory, mutates=True)
         self.trainers.needs_load = False
 
@@ -500,3 +622,15 @@ class Stack:
     ) -> list[Any]:
         self.prepare_trainers()
         return self.trainers.call_all_ranks(method, *arguments, doing=doing, mutates=mutates)
+
+
+def _writing(around: Slot, other: Slot) -> StackError:
+    """The error of a call for one session while the engines write for another."""
+    return StackError(
+        f"{other.config.name!r} was asked for something while the engine writes for "
+        f"{around.config.name!r}.",
+        why="Both share the engine, which has the weights of one of them at a time. A reward "
+        "function is called while other responses are still being written.",
+        fix="take the steps by hand: rollout = session.generate(), and then "
+        "session.score(rollout), in which other sessions can be called.",
+    )

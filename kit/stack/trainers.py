@@ -19,12 +19,13 @@ from kit.cluster.placement import Placement
 from kit.cluster.processes import TRAINER
 from kit.errors import KitError, StackError, StoppedError
 from kit.memory.plan import PhaseName
-from kit.messages import TrainBatch
+from kit.messages import FIRST, TrainBatch
 from kit.stack.actors import (
     CONTROL,
     StackSettings,
     forget_actor,
     make_trainers,
+    own_settings,
     trainer_name,
     trainer_settings,
 )
@@ -51,6 +52,8 @@ class TrainerGroup:
         """How many process groups the ranks have joined."""
         self.needs_load = False
         """Whether they were started again, and have read no checkpoint yet."""
+        self.turn: str | None = FIRST
+        """Of which session they hold the weights; the numbers here are of the one that calls."""
         self._settings, self._placement, self._calls = settings, placement, calls
         self._unsettled: list[Any] = []
         """Calls of an update whose answer nobody has taken."""
@@ -78,7 +81,7 @@ class TrainerGroup:
 
     def restart(self) -> None:
         """Start all ranks anew, with the weights of the model's files: they have to be loaded."""
-        self.needs_load = True
+        self.needs_load, self.turn = True, FIRST
         self._looks.clear()  # nobody answers them any more
         with held():
             for rank, actor in enumerate(self.actors):
@@ -97,6 +100,7 @@ class TrainerGroup:
         ]
         infos: list[dict[str, Any]] = self._calls.get(calls, "reset")
         self.version = self.newest_version = 0
+        self.turn = FIRST
         return infos[0]
 
     def watch(self) -> None:
@@ -106,6 +110,24 @@ class TrainerGroup:
         ranks = zip(self.actors, self._settings.layout.trainers, pids, strict=True)
         members = (self._placement.members(*rank) for rank in ranks)
         self._calls.watch.add(TRAINER, [member for of_rank in members for member in of_rank])
+
+    # ---- several sessions ----------------------------------------------------------------------
+
+    def take_turn(self, name: str) -> None:
+        """Have the ranks hold a session's weights, which are those of before if it is a new one.
+
+        They have to be awake.
+        """
+        if self.turn != name:
+            with held():
+                self.ask("take_turn", own_settings(self._settings, name))
+                self.turn = name
+
+    def drop(self, name: str) -> None:
+        """Have the ranks forget a session."""
+        with held():
+            self.ask("drop", name)
+            self.turn = None if self.turn == name else self.turn
 
     # ---- calls ---------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from kit.tracking.run_folder import (
     CONFIG,
     EVALUATIONS,
     FINAL,
+    FORKS,
     INPUTS,
     METRICS,
     SAMPLES,
@@ -120,6 +121,10 @@ class Recorder:
         self._rows: list[tuple[int, int]] = []
         """For each step: where its line begins in `metrics.jsonl`, and in `samples.jsonl`."""
         self._unwritable: set[str] = set()
+
+    def of_fork(self, name: str) -> Recorder:
+        """A recorder for a fork of the session, in a folder below this one."""
+        return Recorder(self.folder / FORKS / name)
 
     def start(self, config: SessionConfig, inputs: Mapping[str, Any] | None = None) -> None:
         """Write the session's settings; a second session of a run writes `config-2.yaml`.

@@ -30,6 +30,8 @@ CHANGES = "changes.jsonl"
 INPUTS = "inputs.jsonl"
 CHECKPOINTS = "checkpoints"
 FINAL = "final"
+FORKS = "forks"
+"""What forks of a run's session write, each into a folder of its name that is a run's too."""
 ATTEMPTS = "attempts"
 """What attempts wrote that were killed before the run was resumed; it goes when a run completes."""
 

@@ -17,17 +17,17 @@ import torch
 from kit.cluster import progress
 from kit.cluster.processes import cores
 from kit.config import TrainingConfig
-from kit.messages import ExpertRecords, TrainBatch, TrainerStatus
+from kit.messages import FIRST, ExpertRecords, TrainBatch, TrainerStatus
 from kit.models.state_dict import saved_buffers
 from kit.trainer import hf_export
 from kit.trainer.backend import TrainerBackend
 from kit.trainer.fsdp import FsdpBackend
-from kit.trainer.offload import DeviceMemory, HostOffload
+from kit.trainer.offload import DeviceMemory, HostBuffer, HostOffload
 from kit.trainer.probes import Probes
 from kit.trainer.process_group import CancelToken, ProcessGroup
 from kit.trainer.scoring import LogProbScorer
-from kit.trainer.settings import TrainerSettings
-from kit.trainer.state import TrainerState
+from kit.trainer.settings import OwnSettings, TrainerSettings
+from kit.trainer.state import Parked, TrainerState
 from kit.trainer.step import TrainStep, warm_up
 from kit.weight_sync.sender import WeightSender
 from kit.weight_sync.transport import ADAPTER, POLICY, BucketSpec, Handle
@@ -57,14 +57,18 @@ class Trainer:
     scorer: LogProbScorer
     train_step: TrainStep
     probes: Probes
+    turn: str | None
+    """Of which session the networks hold the weights; None where that has ended."""
+    parked: dict[str, Parked]
+    """The states of all other sessions by their names."""
 
     def __init__(self, settings: TrainerSettings) -> None:
         if settings.cards:  # before anything asks CUDA
             os.environ["CUDA_VISIBLE_DEVICES"] = settings.cards
         self.settings = settings
+        self._spare: HostBuffer | None = None
+        """Host memory in which nothing waits."""
         self.ready = False
-        self.update_seconds = 0.0
-        """That the last one took."""
 
     def is_ready(self) -> bool:
         """Whether `start` and `place` have both completed."""
@@ -107,7 +111,9 @@ class Trainer:
     def _make_parts(self, settings: TrainerSettings) -> None:
         self.backend = make_backend(settings, self.device, self.group, self.host)
         self.state = TrainerState(self.backend, self.group.rank, self.group.size)
-        self.update_seconds = 0.0
+        self.turn = FIRST
+        self.parked = {}
+        self._spare = None
 
     def use(self, settings: TrainerSettings) -> None:
         """Compute with other settings from now on, on the same models."""
@@ -196,9 +202,11 @@ class Trainer:
         return TrainerStatus(
             self.state.updates,
             self.state.last_update,
-            self.update_seconds,
+            self.state.update_seconds,
             bool(self.host.offloaded_bytes),
             tuple(self.state.snapshots),
+            self.turn,
+            tuple(self.parked),
         )
 
     def processes(self) -> list[int]:
@@ -279,13 +287,50 @@ class Trainer:
         if interval and state.updates % interval == 0:
             self.backend.refresh_reference()
         state.last_update = (update_id, metrics)
-        self.update_seconds = time.perf_counter() - begin
+        state.update_seconds = time.perf_counter() - begin
         return metrics, True
 
     def configure(self, training: TrainingConfig, temperature: float) -> None:
         """Train with other settings from now on; models and processes stay those of the start."""
         self.backend.configure(training)
         self.use(replace(self.settings, training=training, temperature=temperature))
+
+    # ---- several sessions ----------------------------------------------------------------------
+
+    def take_turn(self, own: OwnSettings) -> None:
+        """Go on with a session's state and settings; the present one's waits in host memory.
+
+        A session that is not known goes on from the present state, as a copy of it.
+        """
+        before, there = self.state, self.parked.get(own.name)
+        if own.name != self.turn:
+            copy = before.copy(self._spare)
+            self.state = there.state if there else before.twin()
+            if there:
+                try:
+                    self.state.put_back(there.copy)
+                except BaseException:
+                    self.state = before
+                    before.put_back(copy)
+                    raise
+            if self.turn is not None:
+                self.parked[self.turn] = Parked(before, copy)
+            self.parked.pop(own.name, None)
+            # Page-locked memory is dear; the next one to be parked takes it.
+            self._spare = there.copy.tensors if there else None
+            self.turn = own.name
+        self.backend.configure(own.training)
+        self.use(self.settings.with_own(own))
+
+    def begin_anew(self) -> None:
+        """Have the session whose turn it is begin as after a start."""
+        self.state.begin_anew(self.settings.seed)
+
+    def drop(self, name: str) -> None:
+        """Forget a session, whose name may be given to another."""
+        self.parked.pop(name, None)
+        if self.turn == name:
+            self.turn = None
 
     def probe(self, name: str, *arguments: Any) -> Any:
         """Run an experiment of `Probes`; all ranks call."""

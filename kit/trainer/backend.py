@@ -37,6 +37,9 @@ class TrainerBackend(Protocol):
             Parameters of the policy's model, and those that are trained: adapters, or all.
         """
 
+    def begin_anew(self, seed: int) -> None:
+        """Give all that is trained the values that a start with this seed gives it."""
+
     def release(self) -> None:
         """Drop all networks; `start` and `place` make them anew."""
 

@@ -7,6 +7,7 @@ import gc
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,6 +70,13 @@ class FsdpBackend:
         trained_ones = sum(size for size, is_trained in sizes if is_trained)
         frozen = sum(size for size, is_trained in sizes if not is_trained)
         return frozen or trained_ones, trained_ones
+
+    def begin_anew(self, seed: int) -> None:
+        factory = replace(self._factory, settings=replace(self._settings, seed=seed))
+        torch.manual_seed(seed)
+        made = {POLICY: factory.load, CRITIC: factory.value_model}
+        for name, learner in self.learners.items():
+            learner.begin_anew(made[name]())
 
     def release(self) -> None:
         del self.policy

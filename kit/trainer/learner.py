@@ -21,7 +21,7 @@ from kit.models.compile import compile_layers, recompute
 from kit.models.dropout import switch_off
 from kit.models.moe import make_replayable
 from kit.models.policy import Policy, ValueModel, load
-from kit.models.sharding import recover, reshard, shard, whole
+from kit.models.sharding import fill, recover, reshard, shard, whole
 from kit.trainer.settings import TrainerSettings
 
 POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"
@@ -99,6 +99,14 @@ class Learner:
     def named_trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Those by their names in the model."""
         return ((n, value) for n, value in self.model.named_parameters() if value.requires_grad)
+
+    def begin_anew(self, start: nn.Module) -> None:
+        """Take what is trained of a model as it was loaded, and begin with an empty optimizer."""
+        reshard(self.model)
+        values = dict(start.named_parameters())
+        for name, value in self.named_trained():
+            fill(value, values[name])
+        self.fill_optimizer(set())
 
     def configure(self, settings: LearnerSettings) -> None:
         """Go on with other settings; what the optimizer holds stays."""
@@ -189,11 +197,15 @@ class ModelFactory:
         """
         return self.shard(self.load(), mesh)
 
-    def load_value_model(self, mesh: Any) -> ValueModel:
-        """Load and shard a value model with the policy's layers."""
+    def value_model(self) -> ValueModel:
+        """Load a value model with the policy's layers into host memory."""
         inner: Any = self.load().model
-        model = ValueModel(inner.model, inner.config.hidden_size)
-        self._shard(model, inner.model.layers, mesh)
+        return ValueModel(inner.model, inner.config.hidden_size)
+
+    def load_value_model(self, mesh: Any) -> ValueModel:
+        """Load and shard a value model."""
+        model = self.value_model()
+        self._shard(model, model.backbone.layers, mesh)
         return model
 
     def _shard(self, model: nn.Module, layers: Any, mesh: Any) -> None:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kit.algo.own_loss import LossFunction
 from kit.config import LoraConfig, TrainingConfig
 from kit.models.compile import Recompute
 from kit.trainer.batch import MAX_TOKENS
 from kit.weight_sync.transform import EXACT, Disturbance
+
+
+@dataclass(frozen=True, slots=True)
+class OwnSettings:
+    """Settings in which sessions may differ that share a trainer."""
+
+    name: str
+    """Of the session among those, empty for the first."""
+    training: TrainingConfig
+    temperature: float
+    seed: int
+    max_response_len: int
+    loss: LossFunction | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +68,17 @@ class TrainerSettings:
     """The engine's, where both compute with the same operators on a GPU."""
     memory_limit: int | None = None
     """Bytes that the process may take of a GPU; None all there is."""
+
+    def with_own(self, own: OwnSettings) -> TrainerSettings:
+        """These with those of one session."""
+        return replace(
+            self,
+            training=own.training,
+            temperature=own.temperature,
+            seed=own.seed,
+            max_response_len=own.max_response_len,
+            loss=own.loss,
+        )
 
     @property
     def init_method(self) -> str:

@@ -41,6 +41,14 @@ FILE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
+class Parked:
+    """The state of a session that waits while another one has the networks."""
+
+    state: TrainerState
+    copy: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Snapshot of one rank's state, in host memory."""
 
@@ -62,14 +70,31 @@ class TrainerState:
         self.updates = 0
         self.last_update: tuple[str, list[dict[str, float]]] | None = None
         """The id of the last one, and the metrics of its steps."""
+        self.update_seconds = 0.0
+        """That it took."""
         self.snapshots: dict[str, Snapshot] = {}
+
+    # ---- several of them on the same networks --------------------------------------------------
+
+    def twin(self) -> TrainerState:
+        """Another state that goes on from here, without the snapshots of this one."""
+        other = TrainerState(self._backend, self._rank, self._ranks)
+        other.optimizer_steps, other.updates = self.optimizer_steps, self.updates
+        other.last_update, other.update_seconds = self.last_update, self.update_seconds
+        return other
+
+    def begin_anew(self, seed: int) -> None:
+        """Be as after a start with this seed: new adapters, optimizers and counters."""
+        self._backend.begin_anew(seed)
+        self.optimizer_steps = self.updates = 0
+        self.last_update, self.update_seconds = None, 0.0
 
     # ---- in host memory ------------------------------------------------------------------------
 
-    def copy(self) -> Snapshot:
-        """Copy the state as it is now into host memory."""
+    def copy(self, into: HostBuffer | None = None) -> Snapshot:
+        """Copy the state as it is now into host memory; into this, if it is free."""
         tensors = self._backend.state_tensors()
-        buffer = HostBuffer(self._backend.device)
+        buffer = into or HostBuffer(self._backend.device)
         buffer.store([local_bytes(tensor) for tensor in tensors.values()])
         counters = (self.optimizer_steps, self.updates, self.last_update)
         return Snapshot(

@@ -1,0 +1,186 @@
+"""Forks: further sessions on the stack of one that trains adapters.
+
+    parent ──────► steps ──► steps          one engine, one copy of the frozen weights
+      └── fork ──► steps ──► steps          adapter, optimizer, data, reward, history of its own
+
+A fork goes on from where its parent is, or, `fresh`, begins as a session of its own would. From
+there on neither knows of the other, but that they take turns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kit.checkpoint.inputs import WORDS, Inputs
+from kit.checkpoint.state import TrainState
+from kit.config import SessionConfig
+from kit.config.changes import with_changes
+from kit.data.buffer import RolloutBuffer
+from kit.data.stream import PromptStream
+from kit.errors import ConfigError, SessionError
+from kit.lifecycle import configure
+from kit.lifecycle.start import SessionParts, check_functions
+from kit.rewards import build
+from kit.rollout.collector import RolloutCollector
+from kit.rollout.sampler import PromptSampler
+from kit.utils.formatting import data_size
+from kit.utils.hardware import free_memory
+from kit.utils.interrupts import held
+
+if TYPE_CHECKING:
+    from kit.stack.stack import Stack
+
+NAME = re.compile(r"[A-Za-z0-9][\w+=-]{0,39}")
+SPARE = 0.1
+"""Share of the free host memory that a fork leaves."""
+PASSED = {"reward": "reward=", "data": "data= or eval_data="}
+"""Sections of which a fork has its own by an argument."""
+
+
+def fork(
+    parent: SessionParts,
+    name: str,
+    changes: Mapping[str, Any],
+    seed: int | None,
+    fresh: bool,
+    inputs: Mapping[str, Any],
+) -> SessionParts:
+    """Start a fork of a session whose turn it is; returns its parts.
+
+    Args:
+        parent: of the session that it is a fork of.
+        name: of the fork, among those of its stack.
+        changes: settings that are to be others than the parent's.
+        seed: another one than the parent's; None takes that.
+        fresh: begin as a session of its own would.
+        inputs: data and functions by argument of `RLSession.start`; None takes the parent's.
+
+    Raises:
+        SessionError: the parent trains all weights, or the name cannot be.
+        ConfigError, DataError, RewardError: what the message names is wrong; nothing has changed.
+    """
+    from kit.rewards.signature import check_reward
+    from kit.stack.slots import Slot
+
+    before = parent.state.config
+    _refuse(parent, name, before)
+    stack = parent.stack
+    config = _settings(before, f"{parent.root.state.config.name}.{name}", changes, seed)
+    data, eval_data, own_reward, advantage, loss = (inputs[name] for name in WORDS)
+    advantage, loss = advantage or parent.advantage, loss or stack.settings.loss
+    check_functions(config.training, advantage, loss)
+    sampler = parent.sampler.for_fork(config, data, eval_data)
+    longest = stack.slots[0].max_response_len
+    if sampler.max_response_len > longest:
+        raise ConfigError(
+            f"Responses to this data may have {sampler.max_response_len:,} tokens, and those of "
+            f"{before.name!r} have {longest:,} at most: memory and context are planned for that.",
+            fix="start the session with a larger rollout.max_response_len.",
+        )
+    reward = parent.reward
+    if own_reward is not None:
+        reward = own_reward
+    elif data is not None and "reward" not in parent.state.inputs.described:
+        reward = build(config.reward, sampler.train.default_reward)
+    check_reward(reward)
+    state = _state(parent.state, config, sampler, new_data=data is not None, fresh=fresh)
+    described = Inputs.of(**inputs).described
+    state.inputs = Inputs({**parent.state.inputs.described, **described})
+    _check_room(stack, name)
+    parts, slot = SessionParts(config, state), Slot(name, config, sampler.max_response_len, loss)
+    parts.sampler, parts.reward, parts.advantage = sampler, reward, advantage
+    parts.collector = RolloutCollector(state, sampler, stack)
+    with held():
+        stack.open(slot, fresh=fresh)
+        parts.run_fork(parent.root, stack, slot)
+        with parts.turn():
+            if not fresh:
+                configure.log(state, parts.tracker.recorder, before)
+            parts.note()
+    return parts
+
+
+def _refuse(parent: SessionParts, name: object, config: SessionConfig) -> None:
+    """Raise SessionError for a session that has no adapters, or a name that cannot be."""
+    if config.model.lora is None:
+        raise SessionError(
+            f"The session {config.name!r} trains all weights, and only adapters can be forked.",
+            why="Forks share the frozen weights of the model. Without any, each would be a whole "
+            "model with an optimizer of its own.",
+            fix="start one with adapters (the preset tiny-lora, or model.lora: {r: 16}). To try "
+            "another update of this one, and go back: session.what_if(...), session.snapshot().",
+        )
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise SessionError(
+            f"{name!r} cannot be the name of a fork.",
+            fix="give letters, digits and _ + = -, 40 at most: session.fork('higher-rate').",
+        )
+    if name in parent.forks:
+        raise SessionError(
+            f"There is a fork {name!r} already.",
+            fix=f"it is session.forks[{name!r}]; choose another name, or close it first.",
+        )
+
+
+def _settings(
+    before: SessionConfig, name: str, changes: Mapping[str, Any], seed: int | None
+) -> SessionConfig:
+    """The fork's settings. Raises ConfigError for one that all on a stack have in common."""
+    for each in changes:
+        section = str(each).partition(".")[0]
+        if section in PASSED:
+            raise ConfigError(
+                f"{each} is not a setting that a fork can be given.",
+                fix=f"pass the fork's own by {PASSED[section]}, as RLSession.start takes it.",
+            )
+    try:
+        config = with_changes(before, changes) if changes else before
+    except ConfigError as error:
+        if "cannot change while the session runs" not in error.what:
+            raise
+        raise ConfigError(
+            f"{error.what.split()[0]} is the same for all forks of a stack.",
+            why="They share its processes, its model and its memory, which were made with it. What "
+            "session.configure may change, a fork may have otherwise.",
+            fix="start a session of its own with it.",
+        ) from None
+    if seed is not None and seed != before.seed and before.engine.weight_noise:
+        raise ConfigError(
+            "A fork has its parent's seed where engine.weight_noise is set.",
+            why="The noise is drawn by the seed of the session that the stack was started for.",
+            fix="leave seed out, or start a session of its own.",
+        )
+    config = config.replace("name", name)
+    return config if seed is None else config.replace("seed", seed)
+
+
+def _state(
+    before: TrainState,
+    config: SessionConfig,
+    sampler: PromptSampler,
+    *,
+    new_data: bool,
+    fresh: bool,
+) -> TrainState:
+    """Counters, place in the data and history that a fork begins with."""
+    state = TrainState(config) if fresh else before.twin(config)
+    keep = sampler.fits if config.data.filter_overlong_prompts else None
+    state.stream = PromptStream(sampler.train, config.seed, config.data.shuffle, keep)
+    if new_data:
+        state.buffer = RolloutBuffer()  # what waited were beginnings of answers to other prompts
+    elif not fresh:
+        state.stream.load_state(before.stream.state())
+    return state
+
+
+def _check_room(stack: Stack, name: str) -> None:
+    """Raise SessionError where the host has no room for another adapter and optimizer."""
+    need, free = stack.state_bytes(), int(free_memory() * (1 - SPARE))
+    if need > free:
+        raise SessionError(
+            f"There is no room for the fork {name!r}, which takes {data_size(need)} of host "
+            f"memory while it is not its turn; the host has {data_size(free)} to spare.",
+            fix="close a fork, or release snapshots: session.forget(name).",
+        )
