@@ -294,7 +294,8 @@ class RLSession:
     @property
     def weight_version(self) -> int:
         """The weights that the trainer holds. Each update gives them a number that no other weights
-        of the session ever have: as many as there were updates, and more after an undo.
+        of the session or its forks ever have: as many as there were updates, and more after an undo
+        or beside forks that train.
         """
         return self._parts.weight_version
 

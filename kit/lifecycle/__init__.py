@@ -10,5 +10,6 @@ load.py        a checkpoint or snapshot put back, with other settings where aske
 step.py        an update, and what follows it: sync, metrics, evaluation, checkpoint
 configure.py   changes of settings while a session runs
 train_loop.py  `train`: the loop, live or in a thread
+forks.py       further sessions on the stack of one that trains adapters
 resume.py      a batch run that was killed, continued
 """
