@@ -5,11 +5,13 @@ save                that, with a model to go with it
 make_model          one of each family in `FAMILIES`, with the tiny model's tokenizer
 mixture_of_experts  the one with experts that tests start sessions of
 random_model        what all of them are made with
+hollow              the files of a large Qwen3: its shapes, and nothing on the disk
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -237,4 +239,59 @@ def save(
     }
     random_model(folder, "Qwen2", COMMON | own)
     (folder / "generation_config.json").write_text("{}")
+    return folder
+
+
+def hollow(
+    folder: Path,
+    hidden: int,
+    intermediate: int,
+    layers: int,
+    heads: int,
+    *,
+    vocabulary: int = 151_936,
+) -> Path:
+    """Files of a Qwen3 whose weights are a hole in a file: it can be planned for, and no more."""
+    size, kv = 128, 8
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    for layer in range(layers):
+        parts = {
+            "self_attn.q_proj": (heads * size, hidden),
+            "self_attn.k_proj": (kv * size, hidden),
+            "self_attn.v_proj": (kv * size, hidden),
+            "self_attn.o_proj": (hidden, heads * size),
+            "self_attn.q_norm": (size,),
+            "self_attn.k_norm": (size,),
+            "mlp.gate_proj": (intermediate, hidden),
+            "mlp.up_proj": (intermediate, hidden),
+            "mlp.down_proj": (hidden, intermediate),
+            "input_layernorm": (hidden,),
+            "post_attention_layernorm": (hidden,),
+        }
+        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in parts.items()}
+    shapes["model.norm.weight"] = (hidden,)
+    header, place = {}, 0
+    for name, shape in shapes.items():
+        end = place + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(header).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + place)
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "head_dim": size,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 40_960,
+        "tie_word_embeddings": True,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
     return folder

@@ -8,6 +8,25 @@ if TYPE_CHECKING:
     from kit.config.schema import SessionConfig
 
 
+def _qwen3_lora(size: str) -> dict[str, Any]:
+    """Adapters on a Qwen3 that answers without thinking first, which would take more tokens."""
+    return {
+        "name": f"qwen3-{size.lower()}-lora",
+        "device": "cuda",  # a CPU would need days
+        "model": {"name": f"Qwen/Qwen3-{size}", "lora": {"r": 16, "lora_alpha": 32}},
+        "data": {
+            "source": "reasoning_gym:gsm_symbolic",
+            "chat_template_kwargs": {"enable_thinking": False},
+        },
+        "rollout": {"max_response_len": 1024},
+        "training": {
+            "rollout_batch_size": 32,
+            "n_samples_per_prompt": 8,
+            "learning_rate": 1e-5,  # ten times that of all weights
+        },
+    }
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "name": "tiny",
@@ -63,6 +82,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "evaluation": {"interval": 10, "max_prompts": 512},
     },
+    "qwen3-0.6b-lora": _qwen3_lora("0.6B"),
+    "qwen3-1.7b-lora": _qwen3_lora("1.7B"),
+    "qwen3-4b-lora": _qwen3_lora("4B"),
 }
 
 

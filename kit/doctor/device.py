@@ -12,7 +12,7 @@ from pathlib import Path
 from kit.config import SessionConfig
 from kit.doctor.machine import program
 from kit.errors import ConfigError, ModelError
-from kit.memory import ModelShape, make_plan
+from kit.memory.plan import plan_for
 from kit.memory.sizes import DEFAULT_RESPONSE_LENGTH
 from kit.models.source import ModelSource
 from kit.reports.diagnostics import Finding
@@ -54,15 +54,9 @@ def memory(config: SessionConfig, model: ModelSource, card: Card) -> Finding:
     """Compare the session's planned device memory with what is free."""
     name = "card's memory"
     try:
-        plan = make_plan(
-            config,
-            ModelShape.read(model.path),
-            card,
-            max_response_len=config.rollout.max_response_len
-            or min(DEFAULT_RESPONSE_LENGTH, model.context_length // 2),
-            context_length=model.context_length,
-            width=4 if config.model.dtype == "float32" else 2,
-        )
+        default = min(DEFAULT_RESPONSE_LENGTH, model.context_length // 2)
+        response = config.rollout.max_response_len or default
+        plan = plan_for(config, model, "cuda", response, card)
     except (ConfigError, ModelError) as error:
         return Finding.of_error(name, error)
     peak = max(phase.total for phase in plan.phases)

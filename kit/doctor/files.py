@@ -90,7 +90,9 @@ def adapters(config: ModelConfig, source: ModelSource) -> tuple[Finding, Adapter
         shape = AdapterShape.of(config, source)
     except ConfigError as error:
         return Finding.of_error("adapters", error), None
+    kept = data_size(12 * shape.parameters)  # in float32, with two moments
     words = f"{shape.parameters:,} parameters in {count(shape.modules, 'layer')}"
+    words += f", {kept} with their optimizer; all other weights are frozen"
     return Finding("adapters", "ok", words), shape
 
 

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from kit.config import SessionConfig
 from kit.errors import ConfigError
-from kit.memory.sizes import CONTEXT, Recompute, Sizes
+from kit.memory.sizes import CONTEXT, KEPT, Recompute, Sizes
 from kit.models.adapters import AdapterShape
 from kit.models.source import ModelShape, ModelSource, find
 from kit.utils.display import Shown
@@ -42,6 +42,7 @@ SPARE = 0.04
 COMPILED_FROM = 100_000_000
 """Parameters from which compiling the layers pays for the half minute that it takes once."""
 
+Parts = tuple[tuple[str, int], ...]
 PhaseName = Literal["generate", "update", "sync"]
 LEVELS: tuple[Recompute, ...] = ("none", "selective", "alternating", "full")
 
@@ -51,7 +52,7 @@ class Phase:
     """Content of device memory in one phase."""
 
     name: PhaseName
-    parts: tuple[tuple[str, int], ...]
+    parts: Parts
     """(what, bytes), engine's first; 0 for what sleeps meanwhile."""
     measured: int | None = None
     """Largest memory use measured in this phase so far, in bytes; None before the first."""
@@ -68,6 +69,11 @@ class Phase:
     def of(self, side: Literal["engine", "trainer"]) -> int:
         """Bytes that the engine, or the trainer, holds."""
         return sum(size for what, size in self.parts if what.startswith(side))
+
+    @property
+    def kept(self) -> int:
+        """Bytes that the trainer holds between updates, where they are on the device."""
+        return sum(size for what, size in self.parts if what in KEPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +143,7 @@ def make_plan(
     max_response_len: int,
     context_length: int,
     width: int,
-    adapters: int = 0,
+    adapters: AdapterShape | None = None,
 ) -> MemoryPlan:
     """Plan the memory of one device.
 
@@ -148,7 +154,7 @@ def make_plan(
         max_response_len: tokens.
         context_length: tokens of the longest sample that the engine takes.
         width: bytes of a number in the computation, 2 or 4.
-        adapters: parameters of adapters, beside which all weights are frozen; 0 trains all.
+        adapters: those beside which all weights are frozen; None trains all.
 
     Raises:
         ConfigError: it cannot fit; names the setting to change.
@@ -202,7 +208,7 @@ def _ways(config: SessionConfig, longest: int, gpu: bool) -> Iterator[tuple[bool
 def _fit_update(sizes: Sizes, limit: int, longest: int) -> _Update:
     """Choose the fastest way to train that fits while the engine sleeps as deeply as it may."""
     context = CONTEXT if sizes.gpu else 0
-    beside = sizes.engine_context + sizes.engine_asleep
+    beside = sizes.engine_stays + sizes.engine_asleep
     if sizes.apart:
         beside = 0
     elif not sizes.sleeps:
@@ -255,8 +261,17 @@ def _fit_engine(sizes: Sizes, card: Card, limit: int, longest: int, update: _Upd
             f"{in_gib(sizes.engine_weights)}.",
         )
     kv = tokens * token
-    kv_sleeps = sizes.sleeps and (forced == "always" or awake + kv > spare)
-    kept_awake = sizes.engine_weights + sizes.engine_context + sizes.engine_asleep
+    crowded = sizes.sync(update.offload, kv) > usable
+    kv_sleeps = sizes.sleeps and (forced == "always" or awake + kv > spare or crowded)
+    needed = sizes.sync(update.offload, None if kv_sleeps else kv)
+    if gpu and needed > usable:
+        raise DoesNotFitError(
+            f"A weight sync does not fit: trainer and engine hold their weights side by side, and "
+            f"need {in_gib(needed)} of the {in_gib(usable)} that there are.",
+            f"The engine's weights take {in_gib(sizes.engine_weights)}, what the trainer keeps "
+            f"{in_gib(resident)}, buckets and sums {in_gib(sizes.buckets() + sizes.merging)}.",
+        )
+    kept_awake = sizes.engine_weights + sizes.engine_stays + sizes.engine_asleep
     weights_sleep = kv_sleeps and (forced == "always" or kept_awake > spare)
     return MemoryPlan(
         card=card,
@@ -285,9 +300,8 @@ def _phases(
     usable: int,
 ) -> tuple[Phase, ...]:
     gpu, weights = sizes.gpu, sizes.engine_weights
-    context = CONTEXT if gpu else 0
     graphs = sizes.engine_graphs
-    resident = sizes.resident(update.offload)
+    resident = sizes.kept(update.offload)
     working, rest = sizes.update_peak(update.tokens, update.level, update.offload)
     # Memory that the update took is given back only where the engine needs the room.
     kept = working + rest if gpu else 0
@@ -296,18 +310,14 @@ def _phases(
     held = 0 if weights_sleep else weights
     buckets = sizes.buckets() if gpu else weights
     # The buckets are taken from what is kept where the rest of the device is taken.
-    others = sizes.engine_context + weights + (0 if kv_sleeps else kv) + asleep
-    others += context + resident + buckets
-    if sizes.apart:
-        others = context + resident + buckets
-    left = max(usable - others, 0)
+    left = max(usable - sizes.sync(update.offload, None if kv_sleeps else kv), 0)
     kv_kept = 0 if kv_sleeps else kv
     return (
         _phase(
             sizes,
             "generate",
             (weights, kv, graphs),
-            0 if trainer_sleeps else resident,
+            _asleep(resident) if trainer_sleeps else resident,
             ("trainer: kept for the next update", stays),
         ),
         _phase(
@@ -325,27 +335,33 @@ def _phases(
             resident,
             ("trainer: kept for the next update", stays if weights_sleep else min(kept, left)),
             ("trainer: buckets of weights", buckets),
+            *((("trainer: a weight and its adapter", sizes.merging),) if sizes.adapters else ()),
         ),
     )
+
+
+def _asleep(parts: Parts) -> Parts:
+    return tuple((name, 0) for name, _ in parts)
 
 
 def _phase(
     sizes: Sizes,
     name: PhaseName,
     engine: tuple[int, int, int],
-    trainer: int,
+    trainer: Parts,
     *rest: tuple[str, int],
 ) -> Phase:
     weights, cache, workspace = engine
+    beside = (("engine: adapters", sizes.engine_adapters),) if sizes.sends_adapters else ()
     parts = (
         ("engine: process", sizes.engine_context),
         ("engine: weights", weights),
+        *beside,
         ("engine: KV cache", cache),
         ("engine: graphs, workspace", workspace),
         ("trainer: process", CONTEXT if sizes.gpu else 0),
-        ("trainer: weights, optimizer", trainer),
     )
-    return Phase(name, (*parts, *rest), apart=sizes.apart)
+    return Phase(name, (*parts, *trainer, *rest), apart=sizes.apart)
 
 
 class DoesNotFitError(Exception):
@@ -514,5 +530,5 @@ def plan_for(
         max_response_len=max_response_len,
         context_length=model.context_length,
         width=widths[config.model.dtype],
-        adapters=AdapterShape.of(config.model, model).parameters if config.model.lora else 0,
+        adapters=AdapterShape.of(config.model, model) if config.model.lora else None,
     )

@@ -7,6 +7,7 @@ from typing import Literal
 
 from kit.config import SessionConfig
 from kit.data.prompts import PromptSet
+from kit.models.adapters import AdapterShape
 from kit.models.source import ModelShape, ModelSource
 from kit.utils.hardware import GIB
 
@@ -18,6 +19,14 @@ ASLEEP = int(1.4 * GIB)
 """GPU memory that an engine still holds while it sleeps."""
 LOGITS_AT_ONCE = 1 << 28
 """Logits in one piece, and as many in its gradient: see `kit.models.log_probs`."""
+
+WEIGHTS, FROZEN = "trainer: weights, optimizer", "trainer: frozen weights"
+ADAPTERS = "trainer: adapters, optimizer"
+KEPT = (WEIGHTS, FROZEN, ADAPTERS)
+"""Parts of a plan that a trainer keeps between updates, on the device or in host memory."""
+MERGED_AT_ONCE = 20
+"""Bytes a parameter of the one weight that a sync adds to its adapter; the product is in float64.
+"""
 
 Recompute = Literal["none", "selective", "alternating", "full"]
 
@@ -32,20 +41,20 @@ class Sizes:
     """Bytes of a number in the computation."""
     gpu: bool
     compiled: bool
-    adapters: int = 0
-    """Parameters of adapters, beside which all weights are frozen; 0 where all are trained."""
+    adapters: AdapterShape | None = None
+    """Adapters, beside which all weights are frozen; None where all are trained."""
 
     @property
     def trained(self) -> int:
         """Parameters that have a gradient and an optimizer's moments."""
-        return self.adapters or self.shape.parameters
+        return self.adapters.parameters if self.adapters else self.shape.parameters
 
     @property
     def what_is_kept(self) -> str:
         """What the trainer holds besides activations, in words that a size follows."""
         weights = f"{self.shape.parameters / 1e6:,.0f} M parameters"
         if self.adapters:
-            adapters = f"{self.adapters / 1e6:,.1f} M parameters of adapters"
+            adapters = f"{self.trained / 1e6:,.1f} M parameters of adapters"
             return f"Weights of {weights}, with gradients and optimizer of {adapters}"
         return f"Weights, gradients and optimizer of {weights}"
 
@@ -103,9 +112,25 @@ class Sizes:
         return self.side_by_side * ASLEEP if self.gpu else 0
 
     @property
+    def sends_adapters(self) -> bool:
+        """Whether the engine has adapters beside its weights, not merged into them."""
+        return self.adapters is not None and self.config.engine.lora == "adapter"
+
+    @property
+    def engine_adapters(self) -> int:
+        """Room for adapters beside the weights of all engines on one device."""
+        slots = self.config.engine.max_loras_per_batch
+        return self.side_by_side * slots * self.width * self.trained if self.sends_adapters else 0
+
+    @property
+    def engine_stays(self) -> int:
+        """What the engines of one device never let go."""
+        return self.engine_context + self.engine_adapters
+
+    @property
     def engine_awake(self) -> int:
         """Memory of the engines of one device, without their KV caches."""
-        return self.engine_weights + self.engine_context + self.engine_graphs
+        return self.engine_weights + self.engine_stays + self.engine_graphs
 
     @property
     def sleeps(self) -> bool:
@@ -136,19 +161,22 @@ class Sizes:
         return self.config.engine.max_total_tokens or longest
 
     def resident(self, offload: bool) -> int:
-        """A rank's memory between updates: float32 weights, two moments, further models.
+        """A rank's memory between updates: all of `kept`."""
+        return sum(size for _, size in self.kept(offload))
 
-        With adapters these are in float32, the weights beside them in the dtype of the computation;
-        the reference is the same weights.
+    def kept(self, offload: bool) -> tuple[tuple[str, int], ...]:
+        """A rank's memory between updates, part by part: weights, two moments, further models.
+
+        All in float32, but the weights beside adapters in the dtype of the computation; and with
+        adapters the reference is the same weights.
         """
-        if offload:
-            return 0
-        training, p = self.config.training, 4 * self.shape.parameters
+        training, p = self.config.training, self.shape.parameters
         networks = 1 + int(training.advantage_estimator == "ppo")
         if self.adapters:
-            own = self.width * self.shape.parameters + 12 * self.adapters
-            return networks * own // self.ranks
-        return (networks * 3 * p + int(training.has_reference) * p) // self.ranks
+            parts = [(FROZEN, networks * self.width * p), (ADAPTERS, networks * 12 * self.trained)]
+        else:
+            parts = [(WEIGHTS, 4 * p * (3 * networks + int(training.has_reference)))]
+        return tuple((name, 0 if offload else size // self.ranks) for name, size in parts)
 
     def working(self, offload: bool = False) -> int:
         """Trainer memory in an update, without activations: gradients and gathered weights.
@@ -211,7 +239,9 @@ class Sizes:
     def logits(self, tokens: int) -> int:
         """Logits in pieces and the output embedding's gradient, or all logits of a small model."""
         s = self.shape
-        in_pieces = 2 * LOGITS_AT_ONCE * self.width + 4 * s.vocabulary * s.hidden
+        in_pieces = 2 * LOGITS_AT_ONCE * self.width
+        if self.adapters is None or self.adapters.trains_head:
+            in_pieces += 4 * s.vocabulary * s.hidden
         return min(in_pieces, 5 * 4 * tokens * s.vocabulary)
 
     def update_peak(self, tokens: int, level: Recompute, offload: bool) -> tuple[int, int]:
@@ -223,6 +253,26 @@ class Sizes:
     def buckets(self) -> int:
         """The two buffers of a weight sync."""
         return min(2 * self.config.engine.update_weight_buffer_size, self.one_engines_weights)
+
+    def sync(self, offload: bool, cache: int | None) -> int:
+        """A weight sync on one device; on the trainer's where they are apart.
+
+        Args:
+            offload: the trainer's weights are in host memory.
+            cache: bytes of the KV cache; None while the engine sleeps, but for its weights.
+        """
+        trainer = CONTEXT + self.resident(offload) + self.buckets() + self.merging
+        if self.apart:
+            return trainer
+        rest = self.engine_asleep if cache is None else self.engine_graphs + cache
+        return trainer + self.engine_stays + self.engine_weights + rest
+
+    @property
+    def merging(self) -> int:
+        """Memory of a weight sync in which one weight after the other gets its adapter added."""
+        if self.adapters is None or self.sends_adapters:
+            return 0
+        return MERGED_AT_ONCE * self.adapters.largest
 
 
 DEFAULT_RESPONSE_LENGTH = 1024

@@ -47,6 +47,10 @@ class AdapterShape:
     """Trained parameters, modules that are trained whole included."""
     kinds: tuple[str, ...] = ()
     """Last names of the layers with an adapter."""
+    largest: int = 0
+    """Parameters of the largest weight beside an adapter."""
+    trains_head: bool = False
+    """Whether the output layer is trained whole."""
 
     @classmethod
     def of(cls, config: ModelConfig, source: ModelSource) -> Self:
@@ -86,7 +90,13 @@ class AdapterShape:
         trained = sum(lora.r * sum(linear[name]) for name in adapted)
         trained += sum(math.prod(weights[name]) for name in whole)
         kinds = sorted({name.rpartition(".")[2] for name in adapted})
-        return cls(len(adapted), trained, tuple(kinds))
+        return cls(
+            len(adapted),
+            trained,
+            tuple(kinds),
+            largest=max((math.prod(linear[name]) for name in adapted), default=0),
+            trains_head="lm_head" in whole,
+        )
 
 
 def fits(name: str, path: str) -> bool:

@@ -111,7 +111,9 @@ class _InPieces(torch.autograd.Function):
             logp_gradient_R = torch.zeros_like(total_R)
         gradient_of = _compiled(_logit_gradient) if hidden_R.is_cuda else _logit_gradient
         hidden_gradient_R = torch.empty_like(hidden_R)
-        head_gradient = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
+        head_gradient = None
+        if ctx.needs_input_grad[1]:  # it may be frozen
+            head_gradient = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
         for piece in _pieces(len(target_R), len(head)):
             gradient = gradient_of(
                 hidden_R[piece] @ head.T,
@@ -123,8 +125,11 @@ class _InPieces(torch.autograd.Function):
                 ctx.scale,
             )
             torch.mm(gradient, head, out=hidden_gradient_R[piece])
-            _add_product(head_gradient, gradient.T, hidden_R[piece])
-        return hidden_gradient_R, head_gradient.to(head.dtype), None, None, None
+            if head_gradient is not None:
+                _add_product(head_gradient, gradient.T, hidden_R[piece])
+        if head_gradient is not None:
+            head_gradient = head_gradient.to(head.dtype)
+        return hidden_gradient_R, head_gradient, None, None, None
 
 
 def _pieces(rows: int, vocabulary: int) -> Iterator[slice]:

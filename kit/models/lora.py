@@ -232,7 +232,13 @@ def merge_error(
     a, b, factor = layer.adapter()
     added, base = change(gather(a), gather(b), factor), weight.to(dtype).float()
     arrived = (weight.float() + added).to(dtype).float() - base
-    return (arrived - added).double().square().sum(), added.double().square().sum()
+    return _squares(arrived - added), _squares(added)
+
+
+def _squares(value: torch.Tensor) -> torch.Tensor:
+    """Sum of squares in float64, without a copy that is as wide."""
+    norm: torch.Tensor = torch.linalg.vector_norm(value, dtype=torch.float64)
+    return norm.square()
 
 
 def layer_of(model: nn.Module, name: str) -> Adapted | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -105,7 +106,7 @@ class Trainer:
         """A weight as engines get it; `reset` makes another backend."""
         return self.backend.gather(name, value, merged=not self.settings.sends_adapters)
 
-    def _gather_together(self, *named: Any) -> list[torch.Tensor]:
+    def _gather_together(self, *named: Any) -> Iterable[torch.Tensor]:
         return self.backend.gather_together(*named, merged=not self.settings.sends_adapters)
 
     def _make_parts(self, settings: TrainerSettings) -> None:

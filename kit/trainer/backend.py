@@ -140,7 +140,7 @@ class TrainerBackend(Protocol):
         dtypes: Sequence[torch.dtype | None],
         *,
         merged: bool = True,
-    ) -> list[torch.Tensor]:
+    ) -> Iterable[torch.Tensor]:
         """As `gather` of each, in few exchanges; rounded before they travel, where a dtype says."""
 
     def merge_error(self) -> float:

@@ -225,9 +225,9 @@ class FsdpBackend:
         dtypes: Sequence[torch.dtype | None],
         *,
         merged: bool = True,
-    ) -> list[torch.Tensor]:
-        if self._adapts and merged:  # which are added before anything is rounded
-            return [self.gather(name, value) for name, value in named]
+    ) -> Iterable[torch.Tensor]:
+        if self._adapts and merged:  # one by one: sums take several times their weight's memory
+            return (self.gather(name, value) for name, value in named)
         return whole_together([value for _, value in named], dtypes)
 
     def merge_error(self) -> float:

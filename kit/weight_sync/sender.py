@@ -35,7 +35,7 @@ store: Any = dist  # it names its stores in no way that a type checker can read
 NamedWeights = Callable[[], Iterable[tuple[str, torch.Tensor]]]
 """A model's parameters by name as they are now, each as this rank holds it."""
 GatherTogether = Callable[
-    [Sequence[tuple[str, torch.Tensor]], Sequence[torch.dtype | None]], list[torch.Tensor]
+    [Sequence[tuple[str, torch.Tensor]], Sequence[torch.dtype | None]], Iterable[torch.Tensor]
 ]
 AsSaved = Callable[[str, torch.Tensor], Iterable[tuple[str, torch.Tensor]]]
 """Turns a whole parameter into the tensors of its checkpoint, by name."""

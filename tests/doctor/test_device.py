@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from kit.config import SessionConfig
 from kit.doctor import Finding, device, files
 from kit.utils.hardware import Card, Driver, GpuProcess
+from tests.small_models import hollow
 
 GIB = 1 << 30
 H100 = Card("NVIDIA H100 80GB HBM3", 80 * GIB, capability=(9, 0), bus="0000:1E:00.0", free=79 * GIB)
@@ -88,6 +90,19 @@ def test_what_a_session_would_hold_is_compared_with_what_is_free() -> None:
     assert "memory.device_gib: 0.5" in found.fix
     small = replace(H100, name="small", total=GIB, free=GIB)
     assert device.memory(config, source, small).level == "problem"
+
+
+def test_the_memory_that_adapters_need_is_compared_not_that_of_all_weights(tmp_path: Path) -> None:
+    model = hollow(tmp_path / "model", 1024, 3072, 28, 16)
+    whole = SessionConfig(model={"name": str(model)})
+    adapters = whole.replace("model.lora", {"r": 16})
+    source = files.source(whole.model)
+    assert source is not None
+    small = replace(H100, total=11 * GIB, free=11 * GIB)
+    levels = [device.memory(config, source, small).level for config in (whole, adapters)]
+    assert levels == ["problem", "ok"]
+    found, _ = files.adapters(adapters.model, source)
+    assert "10,092,544 parameters in 196 layers, 121.1 MB with their optimizer" in found.found
 
 
 def test_the_driver_of_this_machine_answers_or_says_why_not() -> None:

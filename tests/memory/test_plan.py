@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 from kit import SessionConfig
 from kit.errors import ConfigError
 from kit.memory import Card, MemoryPlan, ModelShape, make_plan
-from kit.memory.plan import LEVELS
+from kit.memory.plan import LEVELS, memory_plan
+from kit.models.adapters import AdapterShape
 from kit.tiny import MODEL_DIR
 from kit.utils.hardware import GIB
+from tests.small_models import hollow
 
 QWEN3_0_6B = ModelShape(
     parameters=596_049_920, layers=28, hidden=1024, intermediate=3072, heads=16, key_value_heads=8,
@@ -37,7 +40,7 @@ def plan(
     shape: ModelShape = QWEN3_0_6B,
     response: int = 1024,
     gpu: bool = True,
-    adapters: int = 0,
+    adapters: AdapterShape | None = None,
 ) -> MemoryPlan:
     return make_plan(
         config or SessionConfig(),
@@ -239,20 +242,81 @@ def test_a_card_that_is_too_small_is_refused_with_the_number_and_nothing_useless
     assert "max_response_len" not in message, "shorter responses would not make it fit"
 
 
+RANK_16 = AdapterShape(252, 33_030_144, largest=2560 * 9728)
+"""Adapters of every linear layer of the larger model."""
+
+
 def test_adapters_need_neither_moments_nor_float32_of_the_weights_beside_them() -> None:
-    rank_16, reference = 17_000_000, {"kl_loss_coef": 0.01}
-    made = plan(80, shape=QWEN3_4B, adapters=rank_16)
-    assert part(made, "trainer: weights, optimizer") == 2 * QWEN3_4B.parameters + 12 * rank_16
+    reference = {"kl_loss_coef": 0.01}
+    made = plan(80, shape=QWEN3_4B, adapters=RANK_16)
+    assert part(made, "trainer: frozen weights") == 2 * QWEN3_4B.parameters
+    assert part(made, "trainer: adapters, optimizer") == 12 * RANK_16.parameters
     # The reference is the same weights, the critic has its own.
-    with_reference = plan(80, with_settings(training=reference), shape=QWEN3_4B, adapters=rank_16)
+    with_reference = plan(80, with_settings(training=reference), shape=QWEN3_4B, adapters=RANK_16)
     assert with_reference.phases == made.phases
     ppo = with_settings(training={"advantage_estimator": "ppo"})
-    doubled = plan(80, ppo, shape=QWEN3_4B, adapters=rank_16)
-    assert part(doubled, "trainer: weights, optimizer") == 2 * (
-        2 * QWEN3_4B.parameters + 12 * rank_16
-    )
-    with pytest.raises(ConfigError, match=r"4,022 M parameters, with .* of 17\.0 M parameters"):
-        plan(10, shape=QWEN3_4B, adapters=rank_16)
+    doubled = plan(80, ppo, shape=QWEN3_4B, adapters=RANK_16)
+    assert part(doubled, "trainer: frozen weights") == 4 * QWEN3_4B.parameters
+    assert part(doubled, "trainer: adapters, optimizer") == 24 * RANK_16.parameters
+    with pytest.raises(ConfigError, match=r"4,022 M parameters, with .* of 33\.0 M parameters"):
+        plan(10, shape=QWEN3_4B, adapters=RANK_16)
+
+
+def test_a_frozen_output_layer_takes_no_memory_for_its_gradient() -> None:
+    whole = replace(RANK_16, trains_head=True)
+    frozen, trained = (plan(140, shape=QWEN3_4B, adapters=each) for each in (RANK_16, whole))
+    name = "trainer: activations, logits"
+    sizes = [dict(made.phase("update").parts)[name] for made in (trained, frozen)]
+    assert sizes[0] - sizes[1] == 4 * QWEN3_4B.vocabulary * QWEN3_4B.hidden
+
+
+def test_adapters_beside_the_engines_weights_are_counted_there_and_merge_nothing() -> None:
+    made = plan(80, with_settings(engine={"max_loras_per_batch": 3}), shape=QWEN3_4B)
+    assert "engine: adapters" not in dict(made.phases[0].parts)
+    settings = {"lora": "adapter", "max_loras_per_batch": 3}
+    config = with_settings(engine=settings, model={"name": "tiny", "lora": {"r": 16}})
+    beside = plan(80, config, shape=QWEN3_4B, adapters=RANK_16)
+    assert part(beside, "engine: adapters") == 3 * 2 * RANK_16.parameters
+    merged = plan(80, shape=QWEN3_4B, adapters=RANK_16)
+    name = "trainer: a weight and its adapter"
+    sums = [dict(each.phase("sync").parts)[name] for each in (beside, merged)]
+    assert sums == [0, 20 * RANK_16.largest]
+
+
+@pytest.mark.parametrize("gib", [14, 16, 18, 20])
+def test_where_weights_of_both_sides_do_not_fit_beside_each_other_a_sync_is_refused(
+    gib: int,
+) -> None:
+    with pytest.raises(ConfigError, match=r"weight sync does not fit: .* need 19"):
+        plan(gib, shape=QWEN3_4B, adapters=RANK_16)
+
+
+@pytest.mark.parametrize("gib", [22, 24, 32, 48, 80, 140])
+def test_with_adapters_a_sync_fits_too(gib: int) -> None:
+    made = plan(gib, shape=QWEN3_4B, adapters=RANK_16)
+    fits(made, gpu=True)
+    assert all(phase.total <= made.usable for phase in made.phases)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [
+        ("0.6b", (1024, 3072, 28, 16)),
+        ("1.7b", (2048, 6144, 28, 16)),
+        ("4b", (2560, 9728, 36, 32)),
+    ],
+)
+def test_presets_with_adapters_fit_a_card_of_24_gib(
+    size: str, shape: tuple[int, int, int, int], tmp_path: Path
+) -> None:
+    preset = SessionConfig.preset(f"qwen3-{size}-lora")
+    assert preset.model.name.lower() == f"qwen/qwen3-{size}"
+    config = preset.replace("model.name", str(hollow(tmp_path / size, *shape)))
+    made = memory_plan(config, device_gib=24)
+    fits(made, gpu=True)
+    assert made.samples_at_once >= 32
+    assert made.max_tokens_per_gpu >= 4096
+    assert not made.optimizer_cpu_offload
 
 
 def test_a_limit_that_is_too_low_is_told_the_one_that_is_enough() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from markupsafe import Markup
 
 from kit.memory.plan import MemoryPlan, Phase
+from kit.memory.sizes import KEPT
 from kit.utils.formatting import columns, count, in_gib, percent, shorten
 from kit.viz.html import Child, Column, drawing, facts, join, note, spaced, table, tag, title
 from kit.viz.render import register
@@ -23,10 +24,13 @@ TEXT_BAR = 40
 SHADES = {
     "engine: process": "u1",
     "engine: weights": "u3",
+    "engine: adapters": "u2",
     "engine: KV cache": "u2",
     "engine: graphs, workspace": "u1",
     "trainer: process": "d1",
     "trainer: weights, optimizer": "d3",
+    "trainer: frozen weights": "d3",
+    "trainer: adapters, optimizer": "d2",
     "trainer: gradients, weights to compute with": "d2",
     "trainer: activations, logits": "d1",
     "trainer: buckets of weights": "d2",
@@ -124,7 +128,7 @@ def _sleep(plan: MemoryPlan) -> Iterator[str]:
             f"{why if together > plan.usable else asked} (memory.sleep)."
         )
     if plan.trainer_sleeps:
-        size = dict(update.parts)["trainer: weights, optimizer"]
+        size = update.kept
         crowded = generate.total + size > plan.usable
         why = "beside it the KV cache would hold less than half of a rollout"
         yield (
@@ -212,7 +216,7 @@ def _numbers(plan: MemoryPlan) -> dict[str, int]:
 
 
 def _always_outside(plan: MemoryPlan, name: str) -> bool:
-    return plan.optimizer_cpu_offload and name == "trainer: weights, optimizer"
+    return plan.optimizer_cpu_offload and name in KEPT
 
 
 def _off(phase: Phase) -> str:
