@@ -123,8 +123,9 @@ class RLSession:
         reward: Reward | None = None,
         advantage: Advantage | None = None,
         loss: Callable[..., Any] | None = None,
+        forks: Mapping[str, Mapping[str, Any] | None] | None = None,
     ) -> Self:
-        """Continue a session whose kernel was restarted or killed.
+        """Continue a session whose kernel was restarted or killed, and its forks.
 
         Steps, weights, optimizer, place in the data, randomness, buffer, metrics and the last
         rollout are as they were. A step that was under way has either been completed or not begun.
@@ -139,6 +140,8 @@ class RLSession:
             reward: as in `start`.
             advantage: as in `start`.
             loss: as in `start`; what the trainers were given stays.
+            forks: rows and functions that forks had of their own, by the fork's name and the
+                argument: `{"b": {"reward": mine}}`; None instead of them gives a fork up.
 
         Raises:
             SessionError: there is no such session, a living process drives it, or something has to
@@ -148,11 +151,12 @@ class RLSession:
         passed |= {"advantage": advantage, "loss": loss}
         if own := attach.own_session(name, passed):
             return cls._of(own)
-        parts, unfinished = attach.attach(name, passed)
-        session = cls._of(parts)
-        if unfinished:
-            attach.complete(parts, unfinished, session.sync, session.evaluate)
-        return session
+        found = attach.attach(name, passed, forks or {})
+        for parts, unfinished in found:
+            session = cls._of(parts)
+            if unfinished:
+                attach.complete(parts, unfinished, session.sync, session.evaluate)
+        return cls._of(found[0][0])
 
     @classmethod
     def load(

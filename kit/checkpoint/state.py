@@ -81,6 +81,7 @@ class TrainState:
             config=config,
             history=list(self.history),
             unsynced=None,
+            saved=self.step,  # the steps before are for the other one to save
             buffer=RolloutBuffer(self.buffer),
             changes=list(self.changes),
         )

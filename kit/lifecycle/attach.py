@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit.checkpoint.inputs import Inputs
-from kit.errors import SessionError, StackError, did_you_mean
-from kit.lifecycle import journal, running, step
+from kit.errors import KitError, SessionError, StackError, did_you_mean
+from kit.lifecycle import forks, journal, running, step
 from kit.lifecycle.start import SessionParts
 from kit.reports import EvalReport, SyncReport, UpdateReport
 from kit.reports.status import LivingSession, Sessions
@@ -21,6 +23,8 @@ from kit.utils.interrupts import held
 if TYPE_CHECKING:
     from kit.cluster.registry import Entry
     from kit.messages import TrainerStatus
+    from kit.stack.slots import Slot
+    from kit.stack.stack import Stack
 
 
 LEFT_SECONDS = 300.0
@@ -90,9 +94,17 @@ def own_session(name: str | None, passed: Mapping[str, Any]) -> SessionParts | N
 
 
 def attach(
-    name: str | None, passed: Mapping[str, Any]
-) -> tuple[SessionParts, UnfinishedStep | None]:
-    """Attach to a session; returns its parts and the step to `complete`, if there is one.
+    name: str | None, passed: Mapping[str, Any], of_forks: Mapping[str, Mapping[str, Any] | None]
+) -> list[tuple[SessionParts, UnfinishedStep | None]]:
+    """Attach to a session and its forks.
+
+    Args:
+        name: of the session; None takes the only one.
+        passed: data and functions for it, by argument.
+        of_forks: those of forks, by the forks' names; None leaves a fork behind.
+
+    Returns:
+        The parts of each, the session's own first, and the step to `complete`, if there is one.
 
     Raises:
         SessionError: there is none, a living process drives it, or something has to be passed
@@ -113,6 +125,7 @@ def attach(
         f"The session {entry.name!r}",
         f"RLSession.attach({entry.name!r}, ...)",
     )
+    wanted = forks.wanted(entry.folder, entry.name, start, given, of_forks)
     with registry.locked():
         _refuse_if_driven(entry)
         try:
@@ -133,21 +146,56 @@ def attach(
         undo.callback(stack.watch.close)
         parts.sampler.load_tokenizer()
         trainers = stack.reattach(start["info"])
-        finished = _update_was_made(notes, trainers)
-        row = notes["then"]["state"] if finished else notes["now"]
-        _refuse_other_updates(entry.name, row["step_count"], trainers.updates)
-        kept = trainers.snapshots
-        journal.restore(entry.folder, row, parts.state, stack.trainers, parts.snapshots, kept)
-        for unknown in set(kept) - parts.snapshots.keys():
-            stack.forget(unknown)
+        found = [(parts, _restore(parts, stack, entry.folder, entry.name, trainers))]
+        if stack.shared_with:
+            stack.weights.engine_version = stack.trainers.version
         if stack.weights.interrupted:
             stack.sync(stack.trainers.version)
         with held():
             parts.run(stack)
         undo.pop_all()
+    for fork, slot in forks.found(parts, stack, entry.folder, wanted):
+        with suppress(KitError):  # of which `_rejoin` has warned
+            found.append((fork, _rejoin(parts, fork, stack, slot, entry.folder)))
     parts.start_seconds = time.perf_counter() - begin
+    return found
+
+
+def _rejoin(
+    root: SessionParts, fork: SessionParts, stack: Stack, slot: Slot, folder: Path
+) -> UnfinishedStep | None:
+    """Have a fork again beside the session that it was forked from."""
+    stack.rejoin(slot)
+    try:
+        with stack.turn(slot):
+            status, own = stack.status(), journal.of_fork(folder, slot.name)
+            unfinished = _restore(fork, stack, own, slot.config.name, status)
+            stack.weights.engine_version = stack.trainers.version
+            with held():
+                fork.run_fork(root, stack, slot)
+                fork.note()
+    except KitError as error:
+        stack.drop(slot)
+        warnings.warn(f"The fork {slot.name!r} was not taken up again. {error}", stacklevel=4)
+        raise
+    return unfinished
+
+
+def _restore(
+    parts: SessionParts, stack: Stack, folder: Path, name: str, trainers: TrainerStatus
+) -> UnfinishedStep | None:
+    """Put a session where its journal and its trainers say that it was."""
+    notes = journal.noted(folder)
+    finished = _update_was_made(notes, trainers)
+    row = notes["then"]["state"] if finished else notes["now"]
+    _refuse_other_updates(name, row["step_count"], trainers.updates)
+    kept, newest = trainers.snapshots, stack.trainers.newest_version
+    journal.restore(folder, row, parts.state, stack.trainers, parts.snapshots, kept)
+    stack.trainers.newest_version = max(newest, stack.trainers.newest_version)
+    for unknown in set(kept) - parts.snapshots.keys():
+        stack.forget(unknown)
     recorded = finished and parts.state.last_rollout is not None
-    return parts, UnfinishedStep(notes["then"], trainers) if recorded else None
+    return UnfinishedStep(notes["then"], trainers) if recorded else None
 
 
 def complete(
@@ -160,6 +208,16 @@ def complete(
 
     One that was made by hand is written down; its sync is left to whoever goes on.
     """
+    with parts.turn():
+        _complete(parts, unfinished, sync, evaluate)
+
+
+def _complete(
+    parts: SessionParts,
+    unfinished: UnfinishedStep,
+    sync: Callable[[], SyncReport],
+    evaluate: Callable[[], EvalReport],
+) -> None:
     note, trainers, rollout = unfinished.note, unfinished.trainers, parts.state.last_rollout
     if rollout is None or not trainers.last_update:
         return

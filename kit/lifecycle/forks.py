@@ -10,7 +10,9 @@ there on neither knows of the other, but that they take turns.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit.checkpoint.inputs import WORDS, Inputs
@@ -19,8 +21,8 @@ from kit.config import SessionConfig
 from kit.config.changes import with_changes
 from kit.data.buffer import RolloutBuffer
 from kit.data.stream import PromptStream
-from kit.errors import ConfigError, SessionError
-from kit.lifecycle import configure
+from kit.errors import ConfigError, SessionError, did_you_mean
+from kit.lifecycle import configure, journal
 from kit.lifecycle.start import SessionParts, check_functions
 from kit.rewards import build
 from kit.rollout.collector import RolloutCollector
@@ -30,6 +32,7 @@ from kit.utils.hardware import free_memory
 from kit.utils.interrupts import held
 
 if TYPE_CHECKING:
+    from kit.stack.slots import Slot
     from kit.stack.stack import Stack
 
 NAME = re.compile(r"[A-Za-z0-9][\w+=-]{0,39}")
@@ -61,14 +64,123 @@ def fork(
         SessionError: the parent trains all weights, or the name cannot be.
         ConfigError, DataError, RewardError: what the message names is wrong; nothing has changed.
     """
+    before = parent.state.config
+    _refuse(parent, name, before)
+    config = _settings(before, f"{parent.root.state.config.name}.{name}", changes, seed)
+    parts, slot = _assemble(parent, name, config, inputs, from_start=fresh)
+    stack = parent.stack
+    _check_room(stack, name)
+    with held():
+        stack.open(slot, fresh=fresh)
+        parts.run_fork(parent.root, stack, slot)
+        with parts.turn():
+            if not fresh:
+                configure.log(parts.state, parts.tracker.recorder, before)
+            parts.note()
+    return parts
+
+
+def wanted(
+    folder: Path,
+    name: str,
+    start: Mapping[str, Any],
+    given: Mapping[str, Any],
+    of_forks: Mapping[str, Mapping[str, Any] | None],
+) -> dict[str, dict[str, Any]]:
+    """Forks of a session to be found again, with the data and functions that are their own.
+
+    Args:
+        folder: of the session's stack.
+        name: of the session.
+        start: what its journal says of its start.
+        given: data and functions of the session itself, by argument.
+        of_forks: those passed for forks, by name; None for a fork that is given up.
+
+    Raises:
+        SessionError: there is no such fork, or something has to be passed again.
+    """
+    root = Inputs.of_state(start).described
+    known = journal.forks(folder)
+    for fork, passed in of_forks.items():
+        if fork not in known:
+            raise SessionError(f"{name!r} has no fork {fork!r}.", fix=did_you_mean(fork, known))
+        if unknown := [argument for argument in passed or () if argument not in WORDS]:
+            raise SessionError(
+                f"A fork takes no {unknown[0]!r}.", fix=did_you_mean(unknown[0], WORDS)
+            )
+    found = {}
+    for fork in known:
+        own = of_forks.get(fork, {})
+        if own is None:
+            continue
+        described = Inputs.of_state(journal.started_with(journal.of_fork(folder, fork)))
+        same = {n: given.get(n) for n, told in described.described.items() if root.get(n) == told}
+        all_of_it = described.again(
+            dict.fromkeys(WORDS) | same | dict(own),
+            SessionError,
+            f"The fork {fork!r}",
+            f"RLSession.attach({name!r}, forks={{{fork!r}: dict(...)}})",
+        )
+        # What is the session's own as well is there already.
+        found[fork] = all_of_it | {n: None for n in same if n not in own}
+    return found
+
+
+def found(
+    root: SessionParts, stack: Stack, folder: Path, inputs: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[SessionParts, Slot]]:
+    """Make the parts of forks whose weights the trainers hold, and forget all others.
+
+    Args:
+        root: of the session, which runs again.
+        stack: it has.
+        folder: of the stack.
+        inputs: what `wanted` gave.
+    """
+    for name in stack.shared_with - inputs.keys():
+        stack.trainers.drop(name)
+        journal.forget_fork(folder, name)
+    for name, own in inputs.items():
+        notes = journal.of_fork(folder, name)
+        if name not in stack.shared_with:
+            warnings.warn(
+                f"The fork {name!r} is gone: no trainer holds its weights. Continue from its last "
+                "checkpoint: RLSession.load(path), or session.fork(...).restore(path).",
+                stacklevel=5,
+            )
+            journal.forget_fork(folder, name)
+            continue
+        config = SessionConfig(**journal.settings(notes, journal.noted(notes)["now"]))
+        parts, slot = _assemble(root, name, config, own, from_start=True)
+        parts.state.inputs = Inputs.of_state(journal.started_with(notes))
+        yield parts, slot
+
+
+def _assemble(
+    parent: SessionParts,
+    name: str,
+    config: SessionConfig,
+    inputs: Mapping[str, Any],
+    *,
+    from_start: bool,
+) -> tuple[SessionParts, Slot]:
+    """Make a fork's parts and its share of the stack; nothing of it runs yet.
+
+    Args:
+        parent: of the session that it takes after.
+        name: of the fork.
+        config: its settings.
+        inputs: data and functions of its own.
+        from_start: at the first step, not where its parent is.
+
+    Raises:
+        ConfigError, DataError, RewardError: what the message names is wrong.
+    """
     from kit.rewards.signature import check_reward
     from kit.stack.slots import Slot
 
-    before = parent.state.config
-    _refuse(parent, name, before)
     stack = parent.stack
-    config = _settings(before, f"{parent.root.state.config.name}.{name}", changes, seed)
-    data, eval_data, own_reward, advantage, loss = (inputs[name] for name in WORDS)
+    data, eval_data, own_reward, advantage, loss = (inputs[each] for each in WORDS)
     advantage, loss = advantage or parent.advantage, loss or stack.settings.loss
     check_functions(config.training, advantage, loss)
     sampler = parent.sampler.for_fork(config, data, eval_data)
@@ -76,8 +188,9 @@ def fork(
     if sampler.max_response_len > longest:
         raise ConfigError(
             f"Responses to this data may have {sampler.max_response_len:,} tokens, and those of "
-            f"{before.name!r} have {longest:,} at most: memory and context are planned for that.",
-            fix="start the session with a larger rollout.max_response_len.",
+            f"{parent.root.state.config.name!r} have {longest:,} at most: memory and context are "
+            "planned for that.",
+            fix="start that session with a larger rollout.max_response_len.",
         )
     reward = parent.reward
     if own_reward is not None:
@@ -85,21 +198,14 @@ def fork(
     elif data is not None and "reward" not in parent.state.inputs.described:
         reward = build(config.reward, sampler.train.default_reward)
     check_reward(reward)
-    state = _state(parent.state, config, sampler, new_data=data is not None, fresh=fresh)
+    new_data = data is not None
+    state = _state(parent.state, config, sampler, new_data=new_data, from_start=from_start)
     described = Inputs.of(**inputs).described
     state.inputs = Inputs({**parent.state.inputs.described, **described})
-    _check_room(stack, name)
-    parts, slot = SessionParts(config, state), Slot(name, config, sampler.max_response_len, loss)
+    parts = SessionParts(config, state)
     parts.sampler, parts.reward, parts.advantage = sampler, reward, advantage
     parts.collector = RolloutCollector(state, sampler, stack)
-    with held():
-        stack.open(slot, fresh=fresh)
-        parts.run_fork(parent.root, stack, slot)
-        with parts.turn():
-            if not fresh:
-                configure.log(state, parts.tracker.recorder, before)
-            parts.note()
-    return parts
+    return parts, Slot(name, config, sampler.max_response_len, loss)
 
 
 def _refuse(parent: SessionParts, name: object, config: SessionConfig) -> None:
@@ -162,15 +268,15 @@ def _state(
     sampler: PromptSampler,
     *,
     new_data: bool,
-    fresh: bool,
+    from_start: bool,
 ) -> TrainState:
     """Counters, place in the data and history that a fork begins with."""
-    state = TrainState(config) if fresh else before.twin(config)
+    state = TrainState(config) if from_start else before.twin(config)
     keep = sampler.fits if config.data.filter_overlong_prompts else None
     state.stream = PromptStream(sampler.train, config.seed, config.data.shuffle, keep)
     if new_data:
         state.buffer = RolloutBuffer()  # what waited were beginnings of answers to other prompts
-    elif not fresh:
+    elif not from_start:
         state.stream.load_state(before.stream.state())
     return state
 

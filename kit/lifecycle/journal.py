@@ -18,8 +18,10 @@ step counts as one verb: killed before its update, it has not begun; killed afte
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,6 +185,19 @@ class Journal:
 def of_fork(directory: Path, name: str) -> Path:
     """Where a fork's journal has its folder, in the folder of its stack."""
     return directory / FORKS / name
+
+
+def forks(directory: Path) -> list[str]:
+    """Names of the forks that have a journal in the folder of a stack."""
+    with suppress(FileNotFoundError):
+        found = sorted((directory / FORKS).iterdir())
+        return [each.name for each in found if (each / FOLDER / STATE).is_file()]
+    return []
+
+
+def forget_fork(directory: Path, name: str) -> None:
+    """Remove a fork's journal."""
+    shutil.rmtree(of_fork(directory, name), ignore_errors=True)
 
 
 def _number(file: Path) -> int:

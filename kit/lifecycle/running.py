@@ -82,13 +82,16 @@ def replace(parts: SessionParts, stack: Stack) -> None:
     """
     from kit.stack.actors import fingerprint
 
-    name, unsaved = parts.state.config.name, parts.state.unsaved
-    steps, seconds = len(unsaved), sum(row.get("perf/step_time", 0.0) for row in unsaved)
-    saved = _saved(parts) if seconds >= KEPT_SECONDS else None
-    later = [kept.name for kept in parts.snapshots.values() if kept.step and not kept.folder]
+    name, forks = parts.state.config.name, parts.forks.items()
+    lost = [_goes_with(each) for each in (parts, *parts.forks.values())]
+    lines = [f"The session {name!r} ended for this one{lost[0]}."]
+    lines += [
+        f"The fork {fork!r} ended with it{words}."
+        for (fork, _), words in zip(forks, lost[1:], strict=True)
+    ]
     same = parts.stack.cluster.entry.fingerprint == fingerprint(stack.settings)
     parts.close(keep_warm=same)
-    print(f"The session {name!r} ended for this one{_lost(steps, seconds, later, saved)}.")
+    print("\n".join(lines))
 
 
 def _other() -> SessionParts | None:
@@ -100,6 +103,15 @@ def _other() -> SessionParts | None:
         other.close()
         return None
     return other
+
+
+def _goes_with(parts: SessionParts) -> str:
+    """What goes with a session, as the end of a sentence; what took long to train is saved."""
+    unsaved = parts.state.unsaved
+    steps, seconds = len(unsaved), sum(row.get("perf/step_time", 0.0) for row in unsaved)
+    saved = _saved(parts) if seconds >= KEPT_SECONDS else None
+    later = [kept.name for kept in parts.snapshots.values() if kept.step and not kept.folder]
+    return _lost(steps, seconds, later, saved)
 
 
 def _lost(steps: int, seconds: float, snapshots: list[str], saved: Path | None) -> str:
@@ -131,7 +143,8 @@ def _saved(parts: SessionParts) -> Path:
         while path.exists():
             number += 1
             path = first.with_name(f"{first.name}-{number}")
-        return checkpoint.save(state, parts.stack, path, recorder=parts.tracker.recorder)
+        with parts.turn():
+            return checkpoint.save(state, parts.stack, path, recorder=recorder)
     except KitError as error:
         raise SessionError(
             f"The session {state.config.name!r} would end for a new one; but "

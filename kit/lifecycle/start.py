@@ -387,6 +387,7 @@ class SessionParts:
             stack, slot = self._stack, self.slot
             if stack and slot:
                 self._detach()
+                journal.forget_fork(stack.cluster.directory, slot.name)
                 stack.drop(slot)
 
     def _let_go(self) -> tuple[Stack | None, bool]:
@@ -435,7 +436,9 @@ class SessionParts:
         """State of the session, without asking the stack, which may be busy."""
         state, stack, last = self.state, self._stack, self.state.last_rollout
         return SessionState(
-            name=state.config.name,
+            name=self.fork_name or state.config.name,
+            fork_of=self.root.state.config.name if self.fork_name else "",
+            forks=tuple(name for name in self.forks if name != self.fork_name),
             state=self.phase,
             model=state.config.model.name,
             parameters=stack.info.get("parameters") if stack else None,

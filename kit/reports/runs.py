@@ -256,14 +256,17 @@ class RunInfo:
     machine: dict[str, Any] = field(default_factory=dict)
     sweep: str | None = None
     """The name of its sweep's folder."""
+    fork_of: str | None = None
+    """The name of the run whose session it was forked from; it is in that run's folder."""
     error: str | None = None
     faults: tuple[str, ...] = ()
     """What of its folder was left out because it cannot be read, and why."""
 
     @property
     def name(self) -> str:
-        """The name of its folder."""
-        return self.folder.name
+        """The name of its folder; of a fork, below that of its run."""
+        own = self.folder.name
+        return f"{self.fork_of}/{self.folder.parent.name}/{own}" if self.fork_of else own
 
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON's types."""

@@ -60,6 +60,10 @@ class SessionState(Shown):
     """Parameters that are trained, where those are not all: adapters."""
     lora: LoraConfig | None = None
     """How the adapters are made; None trains all parameters."""
+    fork_of: str = ""
+    """Name of the session that it shares a stack with, as a fork."""
+    forks: tuple[str, ...] = ()
+    """Names of the forks that share its stack, but for itself."""
     first_prompt: FirstPrompt | None = None
     """Shown until the first step is done; its warnings are shown as long as there are some."""
 

@@ -106,6 +106,8 @@ class _Run:
         settings = {k: v for k, v in self.settings.items() if k not in _OF_A_RUN}
         versions = {**info.versions, "commit": (info.git_commit or "").removesuffix("-dirty")}
         found = {("notebook", "notebook"): info.notebook} if info.parameters else {}
+        if info.fork_of:
+            found["setting", "fork"] = info.folder.name
         for kind, row in (
             ("parameter", parameters),
             ("setting", settings),

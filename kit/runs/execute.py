@@ -30,10 +30,10 @@ from kit.runs.progress import RunProgress, say
 from kit.tracking.recorder import GROUP_VARIABLE, NAME_VARIABLE, current_group
 from kit.tracking.run_folder import (
     ATTEMPTS,
-    CHECKPOINTS,
     NOTEBOOK,
     PARAMETERS,
     RUNS,
+    has_checkpoint,
     new_folder,
     new_name,
 )
@@ -204,7 +204,7 @@ def _summarize(result: RunResult, console: Console) -> None:
     if (result.folder / "notebook.html").is_file():
         say(console, "Read it in a browser: notebook.html. Step through it yourself: make lab.")
     if result.status != "completed":
-        saved = any((result.folder / CHECKPOINTS).glob("**/step-*"))
+        saved = has_checkpoint(result.folder)
         words = "Go on from its last checkpoint" if saved else "It has no checkpoint; run it anew"
         say(console, f"{words}: kit run --resume {result.folder}")
 

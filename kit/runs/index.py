@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -25,6 +26,7 @@ from kit.runs.progress import say
 from kit.runs.sweep.state import SIGNS, STYLES, read_sweep
 from kit.tracking.run_files import LARGEST_STEP, RunFiles, told
 from kit.tracking.run_folder import (
+    FORKS,
     LAST,
     NAMED,
     NOTEBOOK,
@@ -35,6 +37,8 @@ from kit.tracking.run_folder import (
     age,
     entries,
     find_place,
+    forks_of,
+    is_fork,
     is_run,
     is_sweep,
     when,
@@ -150,8 +154,26 @@ def _status(result: _Result, files: RunFiles, state: str) -> str:
     return "stopped" if state == "stopped" else status
 
 
+def forks(run: RunInfo) -> list[RunInfo]:
+    """The forks of a run's session, each with records of its own, by their names."""
+    return [
+        replace(
+            read_run(folder, run.sweep),
+            notebook=run.notebook,
+            status=run.status,
+            started=run.started,
+            parameters=run.parameters,
+            versions=run.versions,
+            git_commit=run.git_commit,
+            machine=run.machine,
+            fork_of=run.name,
+        )
+        for folder in forks_of(run.folder)
+    ]
+
+
 def find_runs(root: str | Path) -> list[RunInfo]:
-    """Every run in a folder, those of its sweeps included, the newest first.
+    """Every run in a folder, those of its sweeps included, the newest first; each before its forks.
 
     Args:
         root: a folder of runs, or of one sweep.
@@ -172,7 +194,8 @@ def find_runs(root: str | Path) -> list[RunInfo]:
         found = []
         for folder in entries(place):
             found += _members_or_why_not(folder) if is_sweep(folder) else [read_run(folder)]
-    return sorted(found, key=lambda run: age(run.folder, run.started), reverse=True)
+    found.sort(key=lambda run: age(run.folder, run.started), reverse=True)
+    return [each for run in found for each in (run, *forks(run))]
 
 
 def members(sweep: Path) -> list[RunInfo]:
@@ -228,6 +251,8 @@ def resolve(names: Sequence[str | Path], root: str | Path) -> list[RunInfo]:
             place = find_place(name, root).resolve()
         if is_sweep(place):
             runs = members(place)
+        elif is_fork(place):
+            runs = [fork for fork in forks(read_run(place.parents[1])) if fork.folder == place]
         else:
             beside = members(place.parent) if is_sweep(place.parent) else []
             runs = [run for run in beside if run.folder == place] or [read_run(place)]
@@ -344,6 +369,8 @@ def show_runs(runs: Sequence[RunInfo], console: Console, where: str) -> None:
     inner = sum(run.sweep is not None for run in runs)
     words = f"{count(len(runs), 'run')} in {where}"
     words += f", {inner} of them members of sweeps" if inner else ""
+    forked = sum(run.fork_of is not None for run in runs)
+    words += f", {forked} of them forks" if forked else ""
     names = f"{handles[runs[0].name]} {handles[runs[-1].name]}"
     names += "" if where == str(RUNS) else f" --in {where}"
     further = f" Side by side: kit compare {names}" if len(runs) > 1 else ""
@@ -352,10 +379,16 @@ def show_runs(runs: Sequence[RunInfo], console: Console, where: str) -> None:
 
 def _handles(runs: Sequence[RunInfo]) -> dict[str, str]:
     """Short handle of each run: the last six characters if unique, else its name."""
-    signs = {run.name: SIGNS_AT_END.search(run.name) for run in runs}
-    short = {name: found[1] if found else name for name, found in signs.items()}
+    short = {run.name: _handle(run) for run in runs}
     used = [*short.values()]
     return {name: handle if used.count(handle) == 1 else name for name, handle in short.items()}
+
+
+def _handle(run: RunInfo) -> str:
+    whole, own = run.fork_of or run.name, run.folder.name
+    found = SIGNS_AT_END.search(whole)
+    handle = found[1] if found else whole
+    return f"{handle}/{FORKS}/{own}" if run.fork_of else handle
 
 
 def _fact(runs: Sequence[RunInfo], name: str) -> Callable[[RunInfo], Any]:

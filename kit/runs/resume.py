@@ -24,7 +24,14 @@ from kit.runs.execute import RunResult, carry_out
 from kit.runs.parameters import open_notebook
 from kit.runs.progress import say
 from kit.tracking.recorder import LINES, RUN_DIR_VARIABLE
-from kit.tracking.run_folder import ATTEMPTS, CHECKPOINTS, NOTEBOOK, RUNS, find_run
+from kit.tracking.run_folder import (
+    ATTEMPTS,
+    CHECKPOINTS,
+    NOTEBOOK,
+    RUNS,
+    find_run,
+    has_checkpoint,
+)
 from kit.utils.files import replace_file
 from kit.utils.versions import versions
 
@@ -73,8 +80,7 @@ def resume_notebook(
         words = f"Other versions than the run began with ({'; '.join(changed)})"
         say(console, f"{words}: numbers may differ.", "yellow")
     record = _begin(folder, record, keep_warm, full_names(changes or {}))
-    saved = folder / CHECKPOINTS
-    if saved.is_dir() and any(saved.glob("**/step-*")):
+    if has_checkpoint(folder):
         where = "its trainings go on from their newest checkpoints"
     else:
         where = "it has no checkpoint and begins again: step 0"
@@ -148,7 +154,7 @@ def _begin(
     aside = folder / ATTEMPTS / str(before)
     for file in sorted(folder.rglob("*")):
         inner = file.relative_to(folder)
-        if inner.parts[0] in (ATTEMPTS, CHECKPOINTS) or not _is_record(file):
+        if inner.parts[0] == ATTEMPTS or CHECKPOINTS in inner.parts or not _is_record(file):
             continue
         (aside / inner).parent.mkdir(parents=True, exist_ok=True)
         file.replace(aside / inner)

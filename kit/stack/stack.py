@@ -105,6 +105,8 @@ class Stack:
         """Of the session whose turn it is."""
         self.slots = [self.slot]
         """Of all sessions; the first is that of the session for which the stack was started."""
+        self.shared_with: set[str] = set()
+        """Other sessions whose weights the trainers of a stack held that was taken over."""
         self._turns = Turns()
         self._engine_slot: Slot | None = self.slot
         """Whose weights the engines hold; None where nobody can tell."""
@@ -168,7 +170,24 @@ class Stack:
         self._describe(dict(description))
         status = recovery.reattach(self.engines, self.trainers, self.offload, self.weights)
         self._base_in_place = not self.weights.interrupted
+        self.trainers.turn = status.turn
+        self.shared_with = {*status.parked, *filter(None, [status.turn])} - {FIRST}
+        if self.shared_with:
+            self._engine_slot = None  # the engines may have any of their weights
+            status = self.status()
         return status
+
+    def status(self) -> TrainerStatus:
+        """How the first trainer is, with the weights of the session whose turn it is."""
+        self.offload.make_room_for_trainer()
+        self._take_trainers()
+        status: TrainerStatus = self.trainers.ask("status")[0]
+        return status
+
+    def rejoin(self, slot: Slot) -> None:
+        """Have a further session again, of which the trainers hold the weights."""
+        slot.engine_version = slot.version
+        self.slots.append(slot)
 
     def reset(self) -> None:
         """Do what `start` does with processes that were started before; see `recovery.reset`."""

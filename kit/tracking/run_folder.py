@@ -99,7 +99,8 @@ def find_place(name: str | Path, root: str | Path, *, sweeps: bool = True) -> Pa
 
     Args:
         name: a folder; or in `root` a name, the unique beginning of one, the six signs at its end;
-            `last`, `last~1` for the newest and the one before it.
+            `last`, `last~1` for the newest and the one before it; behind each, `/forks/NAME` for a
+            fork of its session.
         root: the folder that runs are kept in.
         sweeps: does `last` count sweeps too?
 
@@ -107,6 +108,14 @@ def find_place(name: str | Path, root: str | Path, *, sweeps: bool = True) -> Pa
         RunError: nothing has that name, or several have; the message lists them.
     """
     path, root = Path(name), Path(root)
+    run, is_below, fork = str(name).rpartition(f"/{FORKS}/")
+    if is_below and not path.is_dir():
+        folder = find_place(run, root) / FORKS / fork
+        if not is_run(folder):
+            others = [each.name for each in forks_of(folder.parents[1])]
+            hint = did_you_mean(fork, others) if others else "its session was not forked."
+            raise RunError(f"The run {run} has no fork {fork!r}.", fix=hint)
+        return folder
     if path.is_dir() and (is_run(path) or is_sweep(path)):
         return path
     if path.is_dir() and str(name) != "last":
@@ -143,6 +152,21 @@ def _by_name(name: str, folders: Sequence[Path], root: Path) -> Path:
         f"{len(near)} runs have a name that begins with {name!r}:\n{listed}{more}",
         fix="write more of it, or the six signs at its end.",
     )
+
+
+def forks_of(run: Path) -> list[Path]:
+    """The folders of forks of a run's session, by their names."""
+    return sorted(folder for folder in entries(run / FORKS) if not is_sweep(folder))
+
+
+def is_fork(folder: Path) -> bool:
+    """Whether a folder is that of a fork, below its run's."""
+    return folder.parent.name == FORKS and is_run(folder.parents[1])
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run, or a fork of its session, has saved steps that it can go on from."""
+    return any(run.glob(f"**/{CHECKPOINTS}/**/step-*"))
 
 
 def is_run(folder: Path) -> bool:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from kit.errors import RunError
 from kit.reports.runs import RunInfo
+from kit.runs.compare import compare_runs
 from kit.runs.index import choose, find_runs, read_run, resolve, show_runs, sort_runs
 from kit.runs.sweep.state import Member, SweepRecord
 from kit.tracking.run_folder import find_run
@@ -187,3 +188,34 @@ def test_last_beside_another_name_counts_runs_those_of_a_sweep_too(root: Path) -
     assert set(names(resolve(["last"], root))) == {10, 11}
     with pytest.raises(RunError, match="last~9"):
         resolve(["last", "last~9"], root)
+
+
+def test_forks_of_a_runs_session_stand_behind_it_and_have_names_of_their_own(
+    tmp_path: Path,
+) -> None:
+    for number in (1, 2):
+        run = make_run(tmp_path, number)
+        for fork in ("a", "b"):
+            made = make_run(tmp_path / "made", number, 1e-3, steps=4, sampled=False)
+            (made / "result.json").unlink()
+            (made / "params.yaml").unlink()
+            (run / "forks").mkdir(exist_ok=True)
+            made.rename(run / "forks" / fork)
+    (tmp_path / "made").rmdir()
+    found = find_runs(tmp_path)
+    assert [run.name.partition("/")[2] for run in found] == ["", "forks/a", "forks/b"] * 2
+    assert [run.steps for run in found] == [12, 4, 4] * 2
+    assert found[1].fork_of == found[0].name
+    assert (found[1].status, found[1].started) == (found[0].status, found[0].started)
+    output = io.StringIO()
+    show_runs(found, Console(file=output, width=200), "there")
+    text = output.getvalue()
+    assert "000002/forks/a" in text
+    assert "4 of them forks" in text
+    (one,) = resolve(["000001/forks/b"], tmp_path)
+    assert one == found[5]
+    with pytest.raises(RunError, match="has no fork 'c'"):
+        resolve(["last/forks/c"], tmp_path)
+    compared = compare_runs(["last", "last/forks/a", "last/forks/b"], root=tmp_path)
+    assert len(compared.groups) == 3
+    assert "fork" in {d.name for d in compared.differences}

@@ -132,6 +132,7 @@ def poisoned(text: str) -> list[object]:
         compare_samples(rollout, rollout), sample.strip(quantity=text), sample.strip("change"),
         status, diagnosis, make_memory_plan(name=text), make_sessions(text, text),
         make_state(step=0, first_prompt=FirstPrompt((1,) * 90, (text,) * 90, (text,), (text,))),
+        make_state(fork_of=text, forks=(text, text)),
         Snapshots((kept,), 1), kept, make_what_if(label=text, refused=text),
         make_comparison(text, sample), SettingsChange(1, ((text, text, None),)),
     ]  # fmt: skip

@@ -114,6 +114,19 @@ def test_a_session_shows_where_it_stands_and_what_to_call(html: Show, plain: Sho
     assert "off-policy" not in page
 
 
+def test_a_fork_says_whose_it_is_and_a_session_which_forks_it_has(html: Show, plain: Show) -> None:
+    for show in (html, plain):
+        fork = show(make_state(name="b", fork_of="tiny-lora", forks=("a",)))
+        assert "Fork b" in fork
+        assert "fork of" in fork
+        assert "tiny-lora" in fork
+        assert "other forks" in fork
+        root = show(make_state(forks=("a", "b")))
+        assert "Session tiny" in root
+        assert "a, b" in root
+        assert "other forks" not in root
+
+
 def test_an_engine_that_is_behind_is_told(html: Show, plain: Show) -> None:
     for shown in (html(make_state(engine_version=2)), plain(make_state(engine_version=2))):
         assert "trainer is at weights version 3, the engine at 2" in shown

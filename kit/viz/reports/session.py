@@ -41,7 +41,7 @@ def _session_html(state: SessionState) -> Markup:
     heads = [Column("what to call next", "fit"), Column("")]
     rows = [[tag("span", call, class_="kv-text"), quiet(words)] for call, words in state.next_calls]
     return join(
-        title(f"Session {shorten(state.name, 60)} ", badge(*_state(state))),
+        title(f"{_kind(state)} {shorten(state.name, 60)} ", badge(*_state(state))),
         facts(_facts(state)),
         note(_behind(state)) if _behind(state) else None,
         _rewards(state),
@@ -52,7 +52,7 @@ def _session_html(state: SessionState) -> Markup:
 
 def _session_plain(state: SessionState) -> str:
     lines = [
-        f"Session {shorten(state.name, 60)}: {_state(state)[0]}",
+        f"{_kind(state)} {shorten(state.name, 60)}: {_state(state)[0]}",
         named(_facts(state)),
     ]
     if _behind(state):
@@ -63,6 +63,10 @@ def _session_plain(state: SessionState) -> str:
 
 
 register(SessionState, _session_html, _session_plain)
+
+
+def _kind(state: SessionState) -> str:
+    return "Fork" if state.fork_of else "Session"
 
 
 def _state(state: SessionState) -> tuple[str, str]:
@@ -81,6 +85,11 @@ def _facts(state: SessionState) -> list[tuple[str, str]]:
     if state.lora:
         place = 2 if state.parameters else 1
         rows[place:place] = _adapters(state, state.lora)
+    if state.fork_of:
+        rows.insert(0, ("fork of", shorten(state.fork_of, 60)))
+    if state.forks:
+        words = "other forks" if state.fork_of else "forks"
+        rows.append((words, shorten(", ".join(state.forks), 80)))
     if state.last_reward is not None:
         rows.append(("reward, last rollout", number(state.last_reward, 3)))
     if state.waiting:
