@@ -7,6 +7,8 @@ Read from SGLang 0.5.16, and changed in its scheduler:
     lora/lora_manager.py    load_lora_weights_from_tensors: takes each tensor through host memory,
                             and copies to the device when the first request comes. Ours keeps a copy
                             where it is, and fills the adapter's place in the pool at once.
+    managers/tp_worker.py   load_lora_adapter_from_tensors: opens memory of another process without
+                            having torch name cards as the sender does.
     lora/*, on a CPU        tensors in pinned memory, which takes a GPU.
 """
 
@@ -148,6 +150,10 @@ def register(device: str) -> None:
 
     if device == "cpu":
         _pin_nothing()
+    else:
+        from sglang.srt.utils.patch_torch import monkey_patch_torch_reductions
+
+        monkey_patch_torch_reductions()  # tensors name their card by its UUID
     LoRAManager.load_lora_weights_from_tensors = _load
 
 
