@@ -6,7 +6,9 @@ them, so none is taken over from one version to the next.
 Read from SGLang 0.5.16, and changed in its scheduler:
     lora/lora_manager.py    load_lora_weights_from_tensors: takes each tensor through host memory,
                             and copies to the device when the first request comes. Ours keeps a copy
-                            where it is, and fills the adapter's place in the pool at once.
+                            where it is, and fills the adapter's slot of the pool at once.
+    lora/mem_pool.py        load_lora_weight_to_buffer, _clear_buffer_slot_for_base: hundreds of
+                            small copies, which take longer than the bytes. Ours are one.
     managers/tp_worker.py   load_lora_adapter_from_tensors: opens memory of another process without
                             having torch name cards as the sender does.
     lora/*, on a CPU        tensors in pinned memory, which takes a GPU.
@@ -20,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from kit.errors import StackError
-from kit.models.adapters import FUSED
+from kit.models.adapters import FUSED, SGLANG
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +144,14 @@ class AdapterLoader:
 
 _MANAGERS: list[Any] = []
 """The LoRA manager of this process, once it has loaded an adapter."""
+_PLACES: dict[int, dict[str, Any]] = {}
+"""By slot of the pool: where each matrix of an adapter goes. The pool never moves."""
 
 
 def register(device: str) -> None:
     """Change this process' SGLang as the top of this module says."""
     from sglang.srt.lora.lora_manager import LoRAManager
+    from sglang.srt.lora.mem_pool import LoRAMemoryPool
 
     if device == "cpu":
         _pin_nothing()
@@ -155,12 +160,14 @@ def register(device: str) -> None:
 
         monkey_patch_torch_reductions()  # tensors name their card by its UUID
     LoRAManager.load_lora_weights_from_tensors = _load
+    pool: Any = LoRAMemoryPool
+    pool.load_lora_weight_to_buffer = _fill
+    pool._clear_buffer_slot_for_base = _clear
 
 
 def _load(manager: Any, ref: Any, tensors: dict[str, Any]) -> None:
     """Take an adapter from tensors that may lie in another process' memory."""
     import torch
-    from sglang.srt.layers.utils import get_layer_id
     from sglang.srt.lora.lora import LoRAAdapter
 
     adapter = LoRAAdapter(
@@ -171,14 +178,67 @@ def _load(manager: Any, ref: Any, tensors: dict[str, Any]) -> None:
         manager.lora_backend,
         base_model=manager.base_model,
     )
-    for name, tensor in tensors.items():
-        adapter.layers[get_layer_id(name)].weights[name] = tensor.clone()
-    adapter._normalize_weights()
+    own = torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
+    parts = own.split([tensor.numel() for tensor in tensors.values()])
+    adapter.matrices = {
+        name: part.view(tensor.shape)
+        for (name, tensor), part in zip(tensors.items(), parts, strict=True)
+    }
     manager.loras[ref.lora_id] = adapter
-    manager.fetch_new_loras({ref.lora_id})
     _MANAGERS[:] = [manager]
+    manager.fetch_new_loras({ref.lora_id})
     if manager.device.type == "cuda":
         torch.cuda.synchronize()  # the sender may use its memory again
+
+
+def _fill(pool: Any, uid: Any, slot: int, adapter: Any, modules: list[Any], *_: Any) -> None:
+    """Copy an adapter's matrices into a slot of the pool; zeros where there is no adapter.
+
+    Raises:
+        ValueError: the model has no place for one of them, or places for which there is none.
+    """
+    import torch
+
+    if uid is None:
+        _clear(pool, slot)
+        return
+    if slot not in _PLACES:
+        _PLACES[slot] = {
+            name: view
+            for layer, paths in enumerate(modules)
+            for path in paths
+            for name, view in _places(pool, path, layer, slot, adapter.matrices)
+        }
+    places = _PLACES[slot]
+    if places.keys() != adapter.matrices.keys():
+        wrong = sorted(places.keys() ^ adapter.matrices.keys())
+        raise ValueError(f"{len(wrong)} matrices of the adapter do not fit, {wrong[0]} for one")
+    torch._foreach_copy_([*places.values()], [adapter.matrices[name] for name in places])
+
+
+def _places(
+    pool: Any, path: str, layer: int, slot: int, matrices: dict[str, Any]
+) -> Iterator[tuple[str, Any]]:
+    """Where the matrices of one of SGLang's layers lie: those of its parts one after the other."""
+    parent, _, kind = path.rpartition(".")
+    into_a, into_b = pool.A_buffer[kind][layer][slot], pool.B_buffer[kind][layer][slot]
+    row_a = row_b = 0
+    for part in SGLANG.get(kind, (kind,)):
+        name_a, name_b = (f"{parent}.{part}.lora_{letter}.weight" for letter in "AB")
+        if name_a not in matrices:  # a layer without adapter, whose zeros nobody overwrites
+            continue
+        a, b = len(matrices[name_a]), len(matrices[name_b])
+        yield name_a, into_a[row_a : row_a + a]
+        yield name_b, into_b[row_b : row_b + b]
+        row_a, row_b = row_a + a, row_b + b
+
+
+def _clear(pool: Any, slot: int) -> None:
+    """Fill a slot with zeros."""
+    import torch
+
+    buffers = (*pool.A_buffer.values(), *pool.B_buffer.values())
+    torch._foreach_zero_([layer[slot] for layers in buffers for layer in layers])
 
 
 def tensors_of(adapter: str) -> Iterator[tuple[str, Any]]:

@@ -25,8 +25,10 @@ _ROUTED = re.compile(r"\bexperts?\b|\bmlp\.gate\b|\brouter\b")
 """In names of a mixture's weights: experts and what chooses among them."""
 TIED = {"lm_head", "embed_tokens"}
 """Modules with one weight, in models that tie their embeddings."""
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers that SGLang computes in one product, and whose adapters it wants together."""
+SGLANG = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""SGLang's layers that compute several of a model's in one product, in this order."""
+FUSED = tuple(SGLANG.values())
+"""Layers whose adapters SGLang wants together."""
 FIXED = {
     "lm_head": "the output layer, whose logits the trainer computes without a layer's forward pass",
     "embed_tokens": "an embedding, which is looked up and not multiplied with",

@@ -73,6 +73,8 @@ def inject(model: nn.Module, lora: LoraConfig, seed: int, *, whole_products: boo
         warnings.simplefilter("ignore")  # tied embeddings are dealt with
         torch.manual_seed(seed)
         inject_adapter_in_model(_peft_config(lora, kept), model, adapter_name=NAME)
+    whole: Any = model
+    whole.get_input_embeddings().register_forward_hook(_begin_gradient)
     for module in model.modules():
         layer: Any = module
         if isinstance(module, ModulesToSaveWrapper):
@@ -80,6 +82,12 @@ def inject(model: nn.Module, lora: LoraConfig, seed: int, *, whole_products: boo
         elif isinstance(module, BaseTunerLayer):
             layer.__class__ = _adapted(layer.__class__)
             layer.whole = whole_products
+
+
+def _begin_gradient(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+    """Let the first layer get a gradient as all others do: else it would be compiled by itself."""
+    if torch.is_grad_enabled() and not output.requires_grad:
+        output.requires_grad_()
 
 
 def _check_names(model: Any, lora: LoraConfig) -> list[str]:

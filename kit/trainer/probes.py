@@ -134,7 +134,9 @@ class Probes:
                 the session starts from; not with the present ones.
             rounded_to: dtype that all weights are rounded to first, whatever computes with them.
         """
-        weights = None if from_files else dict(whole_weights(self.backend))
+        weights = None
+        if not from_files:  # on the host: with adapters each is a new tensor, in float32
+            weights = {name: value.cpu() for name, value in whole_weights(self.backend)}
         return [self._plainly(samples, dtype, temperature, weights, rounded_to) for dtype in dtypes]
 
     def _plainly(
