@@ -12,6 +12,7 @@ import torch
 from kit import RLSession, SessionConfig
 from kit.errors import ConfigError, ModelError
 from kit.tiny import MODEL_DIR
+from tests.cases import slow
 from tests.checkpoint.test_export import response_log_probs
 from tests.conftest import Shared
 from tests.faults.interrupts import digests
@@ -27,20 +28,23 @@ def with_settings(**settings: Any) -> SessionConfig:
 
 
 @pytest.fixture(scope="module")
-def running(shared: Shared) -> Iterator[RLSession]:
-    """A session that trains adapters, on the processes of the shared one."""
+def running(shared: Shared) -> Iterator[list[RLSession]]:
+    """Sessions that train adapters, on the processes of the shared one; the last may run."""
     shared.at(seed=0).close(keep_warm=True)
-    session = RLSession.start(CONFIG)
-    session.snapshot("first")
-    yield session
-    session.close(keep_warm=True)
+    sessions: list[RLSession] = []
+    yield sessions
+    if sessions:
+        sessions[-1].close(keep_warm=True)
 
 
 @pytest.fixture
-def adapters(running: RLSession) -> RLSession:
-    """It in its first moment."""
-    running.restore("first")
-    return running
+def adapters(running: list[RLSession]) -> RLSession:
+    """The running one in its first moment, or another where a test has closed it."""
+    if not running or RLSession.current() is not running[-1]:
+        running.append(RLSession.start(CONFIG))
+        running[-1].snapshot("first")
+    running[-1].restore("first")
+    return running[-1]
 
 
 def learned(session: RLSession, steps: int) -> list[dict[str, float]]:
@@ -140,6 +144,22 @@ def test_both_exports_give_the_trainers_log_probs(adapters: RLSession, tmp_path:
         ({"model__lora__init_lora_weights": "pissa"}, "true and gaussian are known"),
         ({"model__lora__rank": 8}, r"model\.lora\.rank'(?s:.*)use_rslora"),
         ({"training__kl_coef": 0.1, "training__ref_update_interval": 2}, "does not move"),
+        (
+            {"model__lora__load_in_4bit": True, "training__optimizer_cpu_offload": True},
+            "4 bits stay on the device",
+        ),
+        (
+            {"model__lora__load_in_4bit": True, "model__lora__modules_to_save": ["v_proj"]},
+            r"(?s)modules_to_save has 'v_proj'.*other numbers than the reference",
+        ),
+        (
+            {
+                "model__name": "tiny-moe",
+                "model__lora__target_modules": ["q_proj"],
+                "model__lora__load_in_4bit": True,
+            },
+            "is a mixture of experts",
+        ),
         ({"model__name": "tiny-moe"}, r"(?s)experts get no adapters yet.*q_proj"),
     ],
 )
@@ -161,4 +181,30 @@ def test_a_session_goes_on_from_an_exported_adapter(adapters: RLSession, tmp_pat
     assert session.log_probs(samples, of="reference") == reference
     report = session.check()  # the engine has the adapter too
     assert report.healthy, report
+    session.close(keep_warm=True)
+
+
+@pytest.mark.parametrize("way", ["merged", *slow("adapter")])
+def test_a_base_in_4_bits_is_the_engines_and_the_references_too(
+    adapters: RLSession, tmp_path: Path, way: str
+) -> None:
+    samples = [s for s in adapters.generate() if s.response_length][:8]
+    of_the_files = adapters.log_probs(samples)
+    adapters.close(keep_warm=True)
+    session = RLSession.start(with_settings(model__lora__load_in_4bit=True, engine__lora=way))
+    start = session.log_probs(samples)
+    assert start == session.log_probs(samples, of="reference") != of_the_files
+    report = session.check()  # with Transformers, which has the rounded weights
+    assert report.healthy, report
+    shown = session._repr_mimebundle_()["text/plain"]
+    assert "adapters in all linear layers, beside weights in 4 bits" in shown
+    assert "84 k (9.3%)" in shown
+    session.train(2, show=False)
+    assert session.sync(verify=True).verified
+    mismatch = session.check_mismatch(session.generate(), deep=True)
+    assert mismatch.verdict == "pass", mismatch
+    assert session.log_probs(samples, of="reference") == start
+    path = session.export_hf(tmp_path / "adapter", adapter=True)
+    with pytest.warns(UserWarning, match="was trained beside weights in 4 bits"):
+        RLSession(with_settings(model__lora__adapter_path=str(path))).debug.prepare()
     session.close(keep_warm=True)

@@ -31,6 +31,35 @@ def test_rank_8_solves_the_tiny_task(alone: None, seed: int) -> None:
 
 
 @pytest.mark.slow
+def test_adapters_beside_weights_in_4_bits_solve_it_too(alone: None, tmp_path: Path) -> None:
+    with RLSession.start(with_settings(model__lora__load_in_4bit=True)) as session:
+        before = session.evaluate().mean_reward
+        session.train(30, show=False)
+        after = session.evaluate().mean_reward
+        assert before < 0.5
+        assert after >= 0.85
+        assert session.check_mismatch(session.generate(), deep=True).verdict == "pass"
+        path, there = session.save(tmp_path / "saved"), digests(session)
+    with RLSession.load(path) as session:
+        assert digests(session) == there
+        assert session.evaluate().mean_reward == after
+    with pytest.raises(CheckpointError, match=r"made with model\.lora\.load_in_4bit True"):
+        RLSession.load(path, changes={"model.lora.load_in_4bit": False})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_two_trainers_and_shared_operators_take_weights_in_4_bits(alone: None, dtype: str) -> None:
+    config = with_settings(model__lora__load_in_4bit=True, model__dtype=dtype)
+    exact = config.replace("training.true_on_policy", True).replace("training.num_trainers", 2)
+    with RLSession.start(exact) as session:
+        session.train(2, show=False)
+        assert session.sync(verify=True).verified
+        report = session.check_mismatch(session.generate())
+        assert (report.max_abs_diff, report.exact) == (0.0, True), report
+
+
+@pytest.mark.slow
 def test_a_loaded_session_goes_on_as_the_saved_one_and_no_other_does(
     alone: None, tmp_path: Path
 ) -> None:

@@ -293,7 +293,7 @@ def _refuse_other_adapters(config: SessionConfig, stack: Stack, folder: Path) ->
         )
     if own is None or there is None:
         return
-    differ = {"r", "lora_alpha", "use_rslora", "target_modules", "modules_to_save"}
+    differ = {"load_in_4bit", "r", "lora_alpha", "use_rslora", "target_modules", "modules_to_save"}
     if changed := sorted(name for name in differ if getattr(own, name) != getattr(there, name)):
         name = changed[0]
         raise CheckpointError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from kit.checkpoint import manifest
 from kit.checkpoint.checkpoint import own_folder
 from kit.errors import SessionError, did_you_mean
+from kit.models.adapters import IN_4_BITS
 from kit.models.source import is_hub_name
 from kit.utils.interrupts import held
 from kit.utils.reading import read_json
@@ -81,6 +82,8 @@ def export_hf(
             "made_from": config.model.name,
             "dtype": wanted,
         }
+        if config.model.lora and config.model.lora.load_in_4bit:
+            facts |= IN_4_BITS
         manifest.seal(folder, "export", facts)
     return target
 

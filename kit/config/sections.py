@@ -161,6 +161,10 @@ class LoraConfig(Section):
     modules_to_save: tuple[str, ...] = ()
     """Modules that are trained whole beside the adapters, by their last names, such as lm_head.
     Embeddings that are tied to the output layer cannot be among them."""
+    load_in_4bit: bool = False
+    """Keep the frozen weights of linear layers in 4 bits (NF4 with double quantisation, as QLoRA).
+    The model is then the one that 4 bits can say: the reference, the engine and exports have its
+    weights too."""
     adapter_path: str | None = None
     """Go on with the adapter in this directory, which PEFT or `session.export_hf(adapter=True)`
     wrote; it has to be of this model and of these settings. The reference is the model without it.
@@ -219,7 +223,7 @@ class LoraConfig(Section):
     @property
     def changes_model(self) -> bool:
         """Whether training begins with another policy than the model of its files."""
-        return self.adapter_path is not None
+        return self.adapter_path is not None or self.load_in_4bit
 
 
 class ModelConfig(Section):

@@ -147,6 +147,12 @@ def check_lora(
             "the reference is the model without its adapter, which does not move. What to do: set "
             "ref_update_interval: 0, or leave model.lora out."
         )
+    if model.lora.load_in_4bit and training.optimizer_cpu_offload:
+        raise ValueError(
+            "training.optimizer_cpu_offload is set, and model.lora.load_in_4bit too: weights in 4 "
+            "bits stay on the device, and what is left to move is small. What to do: leave one of "
+            "them out."
+        )
     if model.lora.modules_to_save and training.true_on_policy:
         raise ValueError(
             "training.true_on_policy is set, and model.lora.modules_to_save too: modules that are "

@@ -200,6 +200,8 @@ def _ways(config: SessionConfig, longest: int, gpu: bool) -> Iterator[tuple[bool
     sizes = [MICRO_BATCH, MICRO_BATCH // 2] if tokens is None else [tokens]
     small = [t for t in (4096, 2048, 1024) if t > longest] if tokens is None else []
     offload = config.training.optimizer_cpu_offload if gpu else False
+    if config.model.lora and config.model.lora.load_in_4bit:
+        offload = False
     for off in (False, True) if offload is None else (offload,):
         yield from ((off, level, max(t, longest)) for level in levels for t in sizes)
         yield from ((off, levels[-1], t) for t in [*small, longest] if tokens is None)
@@ -444,6 +446,10 @@ def _loosened(config: SessionConfig) -> Iterator[tuple[str, SessionConfig]]:
         if costs:
             what = f"leave {key} open" if value is None else f"set {key}: {words}"
             yield what, _with(config, key, value)
+    lora = config.model.lora
+    if lora and not lora.load_in_4bit:
+        in_4_bits = lora.model_copy(update={"load_in_4bit": True})
+        yield "set model.lora.load_in_4bit: true", _with(config, "model.lora", in_4_bits)
 
 
 def _with(config: SessionConfig, key: str, value: Any) -> SessionConfig:

@@ -21,9 +21,11 @@ LOGITS_AT_ONCE = 1 << 28
 """Logits in one piece, and as many in its gradient: see `kit.models.log_probs`."""
 
 WEIGHTS, FROZEN = "trainer: weights, optimizer", "trainer: frozen weights"
-ADAPTERS = "trainer: adapters, optimizer"
-KEPT = (WEIGHTS, FROZEN, ADAPTERS)
+FOUR_BIT, ADAPTERS = "trainer: frozen weights in 4 bits", "trainer: adapters, optimizer"
+KEPT = (WEIGHTS, FROZEN, FOUR_BIT, ADAPTERS)
 """Parts of a plan that a trainer keeps between updates, on the device or in host memory."""
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes a parameter in 4 bits, with its share of scales; see `kit.operators.nf4`."""
 MERGED_AT_ONCE = 20
 """Bytes a parameter of the one weight that a sync adds to its adapter; the product is in float64.
 """
@@ -50,11 +52,19 @@ class Sizes:
         return self.adapters.parameters if self.adapters else self.shape.parameters
 
     @property
+    def four_bit(self) -> int:
+        """Parameters that the trainer keeps in 4 bits."""
+        lora = self.config.model.lora
+        return self.adapters.linear if self.adapters and lora and lora.load_in_4bit else 0
+
+    @property
     def what_is_kept(self) -> str:
         """What the trainer holds besides activations, in words that a size follows."""
         weights = f"{self.shape.parameters / 1e6:,.0f} M parameters"
         if self.adapters:
             adapters = f"{self.trained / 1e6:,.1f} M parameters of adapters"
+            if self.four_bit:
+                weights += f", {self.four_bit / 1e6:,.0f} M of them in 4 bits"
             return f"Weights of {weights}, with gradients and optimizer of {adapters}"
         return f"Weights, gradients and optimizer of {weights}"
 
@@ -173,10 +183,17 @@ class Sizes:
         training, p = self.config.training, self.shape.parameters
         networks = 1 + int(training.advantage_estimator == "ppo")
         if self.adapters:
-            parts = [(FROZEN, networks * self.width * p), (ADAPTERS, networks * 12 * self.trained)]
+            parts = [
+                (FROZEN, networks * self.width * (p - self.four_bit)),
+                (ADAPTERS, networks * 12 * self.trained),
+            ]
         else:
             parts = [(WEIGHTS, 4 * p * (3 * networks + int(training.has_reference)))]
-        return tuple((name, 0 if offload else size // self.ranks) for name, size in parts)
+        shared = tuple((name, 0 if offload else size // self.ranks) for name, size in parts)
+        if not self.four_bit:
+            return shared
+        # Each rank has all of these.
+        return (shared[0], (FOUR_BIT, int(networks * NF4_BYTES * self.four_bit)), *shared[1:])
 
     def working(self, offload: bool = False) -> int:
         """Trainer memory in an update, without activations: gradients and gathered weights.
@@ -184,7 +201,21 @@ class Sizes:
         FSDP gathers weights into buffers of its own and copies out of them, so they count three
         times on a GPU.
         """
-        return self.gradients + (3 if self.gpu else 1) * self.width * self.gathered(offload)
+        gathered = (3 if self.gpu else 1) * self.width * self.gathered(offload)
+        return self.gradients + gathered + self.read_again
+
+    @property
+    def read_again(self) -> int:
+        """Weights in the dtype of the computation that are made of others to compute with.
+
+        Of weights in 4 bits that is one at a time. Where trainer and engine compute with the same
+        bits, it is the sum of each weight and its adapter, until its backward pass.
+        """
+        if self.adapters is None:
+            return 0
+        if self.config.training.true_on_policy:
+            return self.width * self.adapters.beside
+        return self.width * self.adapters.largest if self.four_bit else 0
 
     @property
     def gradients(self) -> int:
@@ -206,10 +237,11 @@ class Sizes:
         embeddings and two layers, the second of which is being gathered.
         """
         s = self.shape
+        parameters = s.parameters - self.four_bit
         if self.ranks == 1:
-            return s.parameters if offload else self.trained
-        embeddings = min(s.vocabulary * s.hidden * (1 if s.tied else 2), s.parameters)
-        return embeddings + min(2, s.layers) * (s.parameters - embeddings) // s.layers
+            return parameters if offload else self.trained
+        embeddings = min(s.vocabulary * s.hidden * (1 if s.tied else 2), parameters)
+        return embeddings + min(2, s.layers) * (parameters - embeddings) // s.layers
 
     def gradients_handed_in(self, offload: bool) -> int:
         """Gradients at the end of a backward pass: as computed, and twice in float32.

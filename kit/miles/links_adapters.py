@@ -58,6 +58,8 @@ def _note(config: SessionConfig, backend: str) -> str:
         notes.append(
             f"Miles divides by r, so --lora-alpha {_alpha(lora)} gives {how} as use_rslora"
         )
+    if lora.load_in_4bit:
+        notes.append("the frozen weights are in bfloat16, not in 4 bits")
     if lora.init_lora_weights is not True:
         notes.append("A begins as Megatron's does")
     if lora.modules_to_save:

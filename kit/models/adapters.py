@@ -29,6 +29,8 @@ SGLANG = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_pro
 """SGLang's layers that compute several of a model's in one product, in this order."""
 FUSED = tuple(SGLANG.values())
 """Layers whose adapters SGLang wants together."""
+NF4_BLOCK = 64
+"""Numbers that share a scale; see `kit.operators.nf4`, which takes torch."""
 FIXED = {
     "lm_head": "the output layer, whose logits the trainer computes without a layer's forward pass",
     "embed_tokens": "an embedding, which is looked up and not multiplied with",
@@ -53,6 +55,10 @@ class AdapterShape:
     """Parameters of the largest weight beside an adapter."""
     trains_head: bool = False
     """Whether the output layer is trained whole."""
+    beside: int = 0
+    """Parameters of all weights beside an adapter."""
+    linear: int = 0
+    """Parameters of all weights that can be kept in 4 bits."""
 
     @classmethod
     def of(cls, config: ModelConfig, source: ModelSource) -> Self:
@@ -87,6 +93,8 @@ class AdapterShape:
         adapted = _matching("target_modules", lora, linear, config.name)
         whole = _matching("modules_to_save", lora, weights, config.name)
         adapted = [name for name in adapted if name not in whole]
+        if lora.load_in_4bit:
+            _check_four_bit(config.name, source, linear, whole)
         if lora.adapter_path is not None:
             _check_files(config, source, linear, adapted, {name: weights[name] for name in whole})
         trained = sum(lora.r * sum(linear[name]) for name in adapted)
@@ -98,6 +106,8 @@ class AdapterShape:
             tuple(kinds),
             largest=max((math.prod(linear[name]) for name in adapted), default=0),
             trains_head="lm_head" in whole,
+            beside=sum(math.prod(linear[name]) for name in adapted),
+            linear=0 if source.experts else sum(map(math.prod, linear.values())),
         )
 
 
@@ -132,6 +142,33 @@ def _refuse_experts(model: str, lora: LoraConfig, experts: ExpertLayout, linear:
         )
 
 
+def _check_four_bit(model: str, source: ModelSource, linear: Shapes, whole: list[str]) -> None:
+    """Refuse weights that cannot be kept in 4 bits, or of which little would be."""
+    setting = "model.lora.load_in_4bit is set, and"
+    if source.experts:
+        raise ConfigError(
+            f"{setting} {model} is a mixture of experts.",
+            why="Its experts, which most of it is, are one tensor in each layer, and linear layers "
+            "alone are quantised.",
+            fix="leave it out.",
+        )
+    if trained := [name for name in whole if name in linear]:
+        raise ConfigError(
+            f"{setting} model.lora.modules_to_save has {trained[0].rpartition('.')[2]!r}, whose "
+            "weights would be in 4 bits.",
+            why="A copy that is trained whole would begin with other numbers than the reference.",
+            fix="leave one of them out; lm_head and norms can be trained whole.",
+        )
+    for name, shape in linear.items():
+        if math.prod(shape) % NF4_BLOCK:
+            raise ConfigError(
+                f"{setting} {name} of {model} has {' x '.join(map(str, shape))} numbers, which is "
+                f"no multiple of {NF4_BLOCK}.",
+                why="They are quantised in blocks of so many.",
+                fix="leave it out.",
+            )
+
+
 def _matching(setting: str, lora: LoraConfig, there: Shapes, model: str) -> list[str]:
     """Modules that the names of a setting mean. Raises ConfigError where one means none."""
     names = getattr(lora, setting)
@@ -155,6 +192,8 @@ def _matching(setting: str, lora: LoraConfig, there: Shapes, model: str) -> list
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """Files of an adapter, as PEFT names them."""
+IN_4_BITS = {"frozen_weights": "nf4"}
+"""In an export's manifest: what it was trained beside, where that is not the files' weights."""
 PREFIX = "base_model.model."
 """What PEFT puts before the names of a model's modules."""
 _NO_MATTER = frozenset(
@@ -215,6 +254,13 @@ def _check_files(
             fix="copy it again, or save it with PEFT's `save_pretrained`.",
         ) from None
     _compare(folder, expected, found)
+    if _trained_in_4_bits(folder) and not lora.load_in_4bit:
+        warnings.warn(
+            f"The adapter in {folder} was trained beside weights in 4 bits, and here they are as "
+            "their files have them, which is another model. Set model.lora.load_in_4bit: true to "
+            "go on with the one that was trained.",
+            stacklevel=2,
+        )
     if other := _other_base(config, source, settings):
         warnings.warn(
             f"The adapter in {folder} was made for {other}, and model.name is {config.name}: its "
@@ -324,6 +370,15 @@ def _kinds(found: Shapes) -> str:
     whole = {n.rsplit(".", 2)[1] for n in found if ".lora_" not in n and n.count(".") >= 2}
     kept = f", and [{', '.join(sorted(whole))}] whole" if whole else ""
     return f"[{', '.join(sorted(adapted))}]{kept}"
+
+
+def _trained_in_4_bits(folder: Path) -> bool:
+    """Whether an export says so of the weights that it was trained beside."""
+    try:
+        manifest = read_object(folder / "manifest.json")
+    except (ValueError, OSError):  # PEFT writes none
+        return False
+    return IN_4_BITS.items() <= manifest.items()
 
 
 def _other_base(config: ModelConfig, source: ModelSource, settings: dict[str, Any]) -> str:

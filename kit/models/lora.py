@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import nn
 
 from kit.config import LoraConfig
 from kit.errors import ModelError
+from kit.models import four_bit
 from kit.models.adapters import FUSED, WEIGHTS, adapter_directory, fits
 from kit.models.state_dict import named_weights
 
@@ -261,12 +263,20 @@ def layer_of(model: nn.Module, name: str) -> Adapted | None:
 def base_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters and saved buffers of a model by the names that they have without adapters.
 
-    Frozen ones, and the copies of those that are trained whole; no adapters.
+    Frozen ones, and the copies of those that are trained whole; no adapters. Those that are kept in
+    4 bits are on the meta device, for `base_weight`.
     """
-    for name, value in named_weights(model):
+    for name, value in chain(named_weights(model), four_bit.named_weights(model)):
         if ".lora_A." in name or ".lora_B." in name or f"{KEPT}." in name:
             continue
         yield name.replace(f"{BASE}.", ".").replace(f"{COPY}.", "."), value
+
+
+def base_weight(model: nn.Module, name: str) -> torch.Tensor:
+    """A weight that `base_weights` gave on the meta device."""
+    layer: Any = model.get_submodule(name.rpartition(".")[0])
+    weight: torch.Tensor = getattr(layer, "base_layer", layer).weight
+    return weight
 
 
 def adapter_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -344,8 +354,16 @@ def read_adapter(model: Any, directory: Path) -> None:
         ) from error
 
 
-def by_peft(model: Any, lora: LoraConfig | None) -> Any:
-    """A Transformers model as PEFT computes it with the adapter that training starts from."""
+def by_peft(model: Any, lora: LoraConfig | None, device: torch.device) -> Any:
+    """A Transformers model as PEFT computes it with the adapter that training starts from.
+
+    Args:
+        model: the model of the files.
+        lora: the adapter, and how the weights beside it are kept.
+        device: what is computed on.
+    """
+    if lora is not None and lora.load_in_4bit:
+        four_bit.round_weights(model.model.layers, device)
     if lora is None or lora.adapter_path is None:
         return model
     from peft import PeftModel

@@ -9,6 +9,7 @@ summation by the number of rows, and attention by the lengths beside it; these d
     cuda_attention.py   attention on a GPU
     cuda_experts.py     mixtures of experts on a GPU
     kernels.py          their kernels, in Triton
+    nf4.py              frozen weights in 4 bits, read and multiplied with
     rope.py             the table of angles, made from the model's configuration
     families.py         models and devices that have them
     ladder.py           digests of every part's output, to find the first that differs

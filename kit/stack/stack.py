@@ -98,7 +98,7 @@ class Stack:
         )
         self._sends_adapters = config.model.lora is not None and config.engine.lora == "adapter"
         """Whether a sync sends adapters, and the weights only where they are not there."""
-        self._base_in_place = True
+        self._base_in_place = self._base_is_the_files
         """Whether the engines have the weights that adapters belong to."""
         self.info: dict[str, Any] = {}
         self.slot = Slot(FIRST, config, max_response_len, loss)
@@ -351,7 +351,16 @@ class Stack:
         self.offload.make_room_for_engine()
 
     def _start_dead_engines(self) -> bool:
-        return recovery.start_dead_engines(self.engines, self.offload, self.weights)
+        started = recovery.start_dead_engines(self.engines, self.offload, self.weights)
+        if started and not self._base_is_the_files:
+            self._base_in_place = False
+        return started
+
+    @property
+    def _base_is_the_files(self) -> bool:
+        """Whether adapters belong to the weights that an engine reads as it starts."""
+        adapters = self.settings.config.model.lora
+        return adapters is None or not adapters.load_in_4bit
 
     def _wake_weights(self) -> None:
         if not self.offload.engine_has_weights:

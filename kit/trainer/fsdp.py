@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from kit.config import TrainingConfig
-from kit.models import lora, state_dict
+from kit.models import four_bit, lora, state_dict
 from kit.models.moe import experts_of, replaying
 from kit.models.packing import Packed
 from kit.models.policy import Policy
@@ -69,6 +69,7 @@ class FsdpBackend:
         sizes = [(p.numel(), p.requires_grad) for p in self.policy.parameters()]
         trained_ones = sum(size for size, is_trained in sizes if is_trained)
         frozen = sum(size for size, is_trained in sizes if not is_trained)
+        frozen += sum(value.numel() for _, value in four_bit.named_weights(self.policy))
         return frozen or trained_ones, trained_ones
 
     def begin_anew(self, seed: int) -> None:
@@ -215,6 +216,8 @@ class FsdpBackend:
         return state_dict.as_saved(self.policy.model, name, value)
 
     def gather(self, name: str, value: torch.Tensor, *, merged: bool = True) -> torch.Tensor:
+        if value.is_meta:
+            value = lora.base_weight(self.policy.model, name)
         if not (self._adapts and merged):
             return whole(value)
         return lora.merged(self.policy.model, name, whole(value), whole)
@@ -226,15 +229,15 @@ class FsdpBackend:
         *,
         merged: bool = True,
     ) -> Iterable[torch.Tensor]:
-        if self._adapts and merged:  # one by one: sums take several times their weight's memory
-            return (self.gather(name, value) for name, value in named)
+        if self._adapts:  # one by one: sums take several times their weight's memory
+            return (self.gather(name, value, merged=merged) for name, value in named)
         return whole_together([value for _, value in named], dtypes)
 
     def merge_error(self) -> float:
         dtype, model = getattr(torch, self._settings.dtype), self.policy.model
         with torch.no_grad():
             sums = [
-                lora.merge_error(layer, whole(value), dtype, whole)
+                lora.merge_error(layer, self.gather(name, value, merged=False), dtype, whole)
                 for name, value in self.named_weights()
                 if (layer := lora.layer_of(model, name))
             ]

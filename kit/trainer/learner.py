@@ -15,7 +15,7 @@ from torch import nn
 from kit.algo.schedule import learning_rate
 from kit.config import TrainingConfig
 from kit.errors import ModelError
-from kit.models import lora
+from kit.models import four_bit, lora
 from kit.models.adapters import adapter_directory
 from kit.models.compile import compile_layers, recompute
 from kit.models.dropout import switch_off
@@ -133,6 +133,7 @@ class Learner:
     def resident(self) -> Iterator[torch.Tensor]:
         """Every tensor that stays on the device between updates."""
         yield from self.model.parameters()
+        yield from four_bit.tensors(self.model)
         for moments in self.optimizer.state.values():
             yield from (x for x in moments.values() if isinstance(x, torch.Tensor))
 
@@ -210,6 +211,8 @@ class ModelFactory:
 
     def _shard(self, model: nn.Module, layers: Any, mesh: Any) -> None:
         settings, dtype = self.settings, getattr(torch, self.settings.dtype)
+        if settings.lora and settings.lora.load_in_4bit:
+            four_bit.quantize(layers, self.device, dtype)
         frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         for parameter in frozen:  # what is never stepped needs no more digits than it computes with
             parameter.data = parameter.data.to(dtype)

@@ -149,16 +149,18 @@ class Probes:
     ) -> Rows:
         from transformers import AutoModelForCausalLM
 
+        adapters, wanted = self.settings.lora, getattr(torch, dtype)
+        rounds = weights is None and adapters is not None and adapters.load_in_4bit
         model: Any = AutoModelForCausalLM.from_pretrained(
             self.settings.model_path,
-            dtype=getattr(torch, dtype),
+            dtype=torch.float32 if rounds else wanted,  # in which they are rounded to 4 bits
             attn_implementation="eager",
             experts_implementation="eager",  # the others do not compute in float64
             trust_remote_code=self.settings.trust_remote_code,
         )
         model.eval()
         if weights is None:
-            model = lora.by_peft(model, self.settings.lora)
+            model = lora.by_peft(model, adapters, self.backend.device).to(wanted)
         elif unknown := model.load_state_dict(weights, strict=False).unexpected_keys:
             raise StackError(f"Transformers' model has no weights named {', '.join(unknown[:3])}.")
         if rounded_to:

@@ -242,7 +242,9 @@ def test_a_card_that_is_too_small_is_refused_with_the_number_and_nothing_useless
     assert "max_response_len" not in message, "shorter responses would not make it fit"
 
 
-RANK_16 = AdapterShape(252, 33_030_144, largest=2560 * 9728)
+RANK_16 = AdapterShape(
+    252, 33_030_144, largest=2560 * 9728, beside=3_633_315_840, linear=3_633_315_840
+)
 """Adapters of every linear layer of the larger model."""
 
 
@@ -289,6 +291,48 @@ def test_where_weights_of_both_sides_do_not_fit_beside_each_other_a_sync_is_refu
 ) -> None:
     with pytest.raises(ConfigError, match=r"weight sync does not fit: .* need 19"):
         plan(gib, shape=QWEN3_4B, adapters=RANK_16)
+
+
+def in_4_bits(**sections: dict[str, Any]) -> SessionConfig:
+    lora = {"r": 16, "load_in_4bit": True}
+    return SessionConfig(model={"name": "tiny", "lora": lora}, **sections)
+
+
+def test_weights_in_4_bits_are_counted_as_such_and_whole_on_each_of_several_ranks() -> None:
+    made = plan(80, in_4_bits(), shape=QWEN3_4B, adapters=RANK_16)
+    four = part(made, "trainer: frozen weights in 4 bits")
+    assert four == pytest.approx(RANK_16.linear * 4.127 / 8, rel=1e-3)
+    rest = QWEN3_4B.parameters - RANK_16.linear
+    assert part(made, "trainer: frozen weights") == 2 * rest
+    two = plan(80, in_4_bits(training={"num_trainers": 2}), shape=QWEN3_4B, adapters=RANK_16)
+    assert part(two, "trainer: frozen weights in 4 bits") == four
+    assert part(two, "trainer: frozen weights") == rest
+    assert not two.optimizer_cpu_offload
+    plain = plan(80, shape=QWEN3_4B, adapters=RANK_16)
+    working = [
+        dict(each.phase("update").parts)["trainer: gradients, weights to compute with"]
+        for each in (made, plain)
+    ]
+    assert working[0] - working[1] == 2 * RANK_16.largest  # one weight at a time
+
+
+def test_a_card_for_which_bfloat16_is_too_much_is_told_of_4_bits() -> None:
+    config = in_4_bits().replace("model.lora.load_in_4bit", False)
+    with pytest.raises(ConfigError, match=r"set model\.lora\.load_in_4bit: true"):
+        plan(16, config, shape=QWEN3_4B, adapters=RANK_16)
+    made = plan(16, in_4_bits(), shape=QWEN3_4B, adapters=RANK_16)
+    fits(made, gpu=True)
+    assert made.samples_at_once >= 16
+
+
+def test_bits_that_are_the_engines_need_the_sums_of_weights_and_adapters() -> None:
+    exact = with_settings(training={"true_on_policy": True})
+    name = "trainer: gradients, weights to compute with"
+    sums = [
+        dict(plan(140, config, shape=QWEN3_4B, adapters=RANK_16).phase("update").parts)[name]
+        for config in (exact, SessionConfig())
+    ]
+    assert sums[0] - sums[1] == 2 * RANK_16.beside
 
 
 @pytest.mark.parametrize("gib", [22, 24, 32, 48, 80, 140])

@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from kit.config import LoraConfig
 from kit.errors import ModelError
+from kit.models.four_bit import quantized
 from kit.models.sharding import local_bytes, whole
 from kit.models.source import stored_parameters
+from kit.operators import nf4
 from kit.tiny import MODEL_DIR, MOE_DIR
 from kit.trainer.actor import Trainer
+from kit.weight_sync.transport import ReceiveBuffer
 from tests.checkpoint.test_export import response_log_probs
 from tests.small_models import make_model
 from tests.trainer.test_estimators import WITH_CRITIC, valued
@@ -21,6 +25,7 @@ from tests.trainer.trainers import PLAIN, Make, backend, batch, make, weights
 
 __all__ = ["make"]  # a fixture
 RANK_4 = LoraConfig(r=4, lora_alpha=8)
+IN_4_BITS = RANK_4.model_copy(update={"load_in_4bit": True})
 FAST = {"learning_rate": 0.01}
 
 
@@ -31,8 +36,12 @@ def log_probs(trainer: Trainer, of: str = "policy") -> list[list[float]]:
 
 def frozen(trainer: Trainer) -> dict[str, bytes]:
     """Every bit of what no update may change."""
-    parameters = backend(trainer).policy.named_parameters()
-    return {n: local_bytes(p).numpy().tobytes() for n, p in parameters if not p.requires_grad}
+    policy = backend(trainer).policy
+    kept = {name: p for name, p in policy.named_parameters() if not p.requires_grad}
+    kept |= {
+        f"{name} {i}": p for name, layer in quantized(policy) for i, p in enumerate(layer.parts)
+    }
+    return {name: local_bytes(p).numpy().tobytes() for name, p in kept.items()}
 
 
 def updated(trainer: Trainer, steps: int = 2) -> Trainer:
@@ -49,8 +58,9 @@ def test_training_begins_with_the_model_as_it_is_to_the_bit(make: Make) -> None:
     assert torch.equal(weights(trainer).view(torch.int32), sent.view(torch.int32))
 
 
-def test_only_adapters_are_trained_and_kept(make: Make) -> None:
-    trainer = make(lora=RANK_4, **FAST)
+@pytest.mark.parametrize("lora", [RANK_4, IN_4_BITS])
+def test_only_adapters_are_trained_and_kept(make: Make, lora: LoraConfig) -> None:
+    trainer = make(lora=lora, **FAST)
     before = frozen(trainer)
     trained = [value.numel() for _, value in trainer.backend.named_trained()]
     updated(trainer)
@@ -94,8 +104,11 @@ def test_a_step_is_that_of_peft_on_transformers(make: Make) -> None:
     assert moved > 1e-3
 
 
-def test_without_its_adapter_the_policy_is_its_reference_to_the_bit(make: Make) -> None:
-    trainer = make(lora=RANK_4, kl_loss_coef=0.1, **FAST)
+@pytest.mark.parametrize("lora", [RANK_4, IN_4_BITS])
+def test_without_its_adapter_the_policy_is_its_reference_to_the_bit(
+    make: Make, lora: LoraConfig
+) -> None:
+    trainer = make(lora=lora, kl_loss_coef=0.1, **FAST)
     start = log_probs(trainer)
     (first,), _ = trainer.update(batch(), "a")
     (second,), _ = trainer.update(batch(), "b")
@@ -127,10 +140,13 @@ def test_merged_weights_compute_what_weight_and_adapter_compute(make: Make) -> N
     assert log_probs(full) != log_probs(make())
 
 
+@pytest.mark.parametrize("lora", [RANK_4, IN_4_BITS])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_shared_operators_give_the_bits_of_the_merged_weights(make: Make, dtype: str) -> None:
+def test_shared_operators_give_the_bits_of_the_merged_weights(
+    make: Make, dtype: str, lora: LoraConfig
+) -> None:
     exact: dict[str, Any] = {"dtype": dtype, "true_on_policy": True, **FAST}
-    trainer = updated(make(lora=RANK_4, **exact))
+    trainer = updated(make(lora=lora, **exact))
     handle = trainer.export_weights()
     assert handle is not None
     expected, digests = log_probs(trainer), trainer.probe("outputs", batch().tokens[0])
@@ -163,6 +179,61 @@ def test_how_samples_are_packed_changes_no_adapter(make: Make) -> None:
         results.append(weights(trainer).clone())
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_base_in_4_bits_is_the_model_that_is_computed_sent_and_exported(
+    make: Make, tmp_path: Path, dtype: str
+) -> None:
+    before = dict(make(dtype=dtype).backend.module().named_parameters())
+    values = {name: whole(value).detach().clone() for name, value in before.items()}
+    trainer = make(lora=IN_4_BITS, dtype=dtype, **FAST)
+    start = sent(trainer)
+    assert start.keys() == values.keys()
+    moved = {n for n, value in start.items() if not torch.equal(value, values[n].to(value.dtype))}
+    assert len(moved) == 28
+    assert all(name.split(".")[-2].endswith("_proj") for name in moved)
+    for name in moved:
+        found = nf4.quantize(values[name])
+        columns = values[name].shape[1]
+        expected = nf4.weight(*found.parts, columns, getattr(torch, dtype)).float()
+        assert torch.equal(start[name].float(), expected)
+    updated(trainer)
+    expected_rows, after = log_probs(trainer), sent(trainer)
+    assert any(not torch.equal(after[name], start[name]) for name in moved)
+    trainer.export_hf(str(tmp_path), dtype)
+    exported = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(exported[name], value) for name, value in after.items())
+    full = make(dtype=dtype)
+    with torch.no_grad():
+        for name, value in full.backend.module().named_parameters():
+            whole(value).copy_(after[name])
+    bound = 1e-5 if dtype == "float32" else 0.2  # the tokens are very unlikely ones
+    for row, other in zip(expected_rows, log_probs(full), strict=True):
+        assert row == pytest.approx(other, abs=bound)
+
+
+def sent(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Every weight by name, as the engine would get it."""
+    handle = trainer.export_weights()
+    assert handle is not None
+    flat = ReceiveBuffer().receive(handle)
+    return {entry.name: entry.view(flat).clone() for entry in handle.entries}
+
+
+def test_a_base_in_4_bits_takes_an_eighth_and_other_layers_stay_as_they_are(make: Make) -> None:
+    trainer = make(lora=LoraConfig(r=4, target_modules=("q_proj",), load_in_4bit=True))
+    policy = backend(trainer).policy
+    kept = [name for name, p in policy.named_parameters() if not p.requires_grad]
+    assert {name.split(".")[-2] for name in kept} == {
+        "embed_tokens", "norm", "q_norm", "k_norm", "input_layernorm", "post_attention_layernorm",
+    }  # fmt: skip
+    assert len(dict(quantized(policy))) == 28  # those without an adapter too
+    parts = sum(p.numel() * p.element_size() for _, each in quantized(policy) for p in each.parts)
+    numbers = sum(each.in_features * each.out_features for _, each in quantized(policy))
+    assert parts / (4 * numbers) == pytest.approx(4.127 / 32, rel=0.02)
+    resident = {p.data_ptr() for p in backend(trainer).resident()}
+    assert all(part.data_ptr() in resident for _, each in quantized(policy) for part in each.parts)
 
 
 def everything(trainer: Trainer) -> dict[str, bytes]:

@@ -30,6 +30,7 @@ SHADES = {
     "trainer: process": "d1",
     "trainer: weights, optimizer": "d3",
     "trainer: frozen weights": "d3",
+    "trainer: frozen weights in 4 bits": "d3",
     "trainer: adapters, optimizer": "d2",
     "trainer: gradients, weights to compute with": "d2",
     "trainer: activations, logits": "d1",

@@ -105,6 +105,8 @@ def _adapters(state: SessionState, lora: LoraConfig) -> list[tuple[str, str]]:
     where = "all linear layers" if targets == "all-linear" else shorten(", ".join(targets), 60)
     if lora.modules_to_save:
         where += f"; whole {shorten(', '.join(lora.modules_to_save), 40)}"
+    if lora.load_in_4bit:
+        where += ", beside weights in 4 bits"
     rows = [(f"adapters in {where}", f"LoRA, rank {lora.r}")]
     if state.trained and state.parameters:
         share = f"{_millions(state.trained)} ({state.trained / state.parameters:.1%})"
