@@ -82,6 +82,8 @@ class SamplingSettings:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end a response, besides those that the model's files name."""
+    adapter: str = ""
+    """Which adapter writes, where the engine has some beside its weights; empty for the first."""
 
 
 @dataclass(frozen=True, slots=True)

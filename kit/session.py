@@ -453,6 +453,41 @@ class RLSession:
         collector = self._parts.running().collector
         return collector.generate(prompts, n_samples_per_prompt, temperature, max_tokens, top_p)
 
+    @staticmethod
+    def generate_together(
+        sessions: Sequence[RLSession],
+        prompts: Sequence[str | Messages] | None = None,
+        *,
+        n_samples_per_prompt: int | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        top_p: float | None = None,
+    ) -> list[Rollout]:
+        """Generate for a session and its forks, each as its own `generate` would; in their order.
+
+            first, second = RLSession.generate_together([session, fork])
+
+        With `engine.lora: adapter` the engine writes for all at once, each with its adapter; else
+        for one after the other.
+
+        Args:
+            sessions: that share a stack.
+            prompts: the same for all; None takes the next ones of each one's data.
+            n_samples_per_prompt: as for `generate`.
+            temperature: as for `generate`.
+            max_tokens: as for `generate`.
+            top_p: as for `generate`.
+
+        Raises:
+            SessionError: they do not share a stack, or one of them is training.
+        """
+        wanted = "pass sessions that share a stack: [session, fork]."
+        members = [expect(s, RLSession, "generate_together", wanted)._parts for s in sessions]
+        given = {"n_samples_per_prompt": n_samples_per_prompt, "temperature": temperature}
+        given |= {"max_tokens": max_tokens, "top_p": top_p}
+        with in_living_folder():
+            return forks.generate_together(members, prompts=prompts, **given)
+
     @verb
     def score(self, rollout: Rollout, reward: Reward | None = None) -> Rollout:
         """Score a rollout. A sample whose reward fails is marked, and says why.

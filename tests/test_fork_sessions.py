@@ -31,6 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "a critic": {"training.advantage_estimator": "ppo"},
     "shared operators": {"training.true_on_policy": True},
     "bfloat16": {"model.dtype": "bfloat16"},
+    "4 bits": {"model.lora.load_in_4bit": True},
     "two engines": {"engine.replicas": 2},
     "two trainers": {"training.num_trainers": 2},
 }
@@ -271,3 +272,45 @@ def test_a_start_that_ends_a_session_says_what_of_its_forks_goes(
         assert f"and is in {kept.absolute()}" in capsys.readouterr().out
         with pytest.raises(SessionError, match=r"(?s)'adapters.fork' is closed.*'adapters' ended"):
             fork.step()
+
+
+@pytest.mark.slow
+def test_with_adapters_in_the_engine_no_turn_needs_a_sync_and_several_write_at_once(
+    alone: None,
+) -> None:
+    config = CONFIG.replace("engine.lora", "adapter")
+    with RLSession.start(config) as root:
+        forks = [root.fork(str(i), learning_rate=rate) for i, rate in enumerate((1e-3, 3e-3))]
+        everyone = [root, *forks, root.fork("fresh", fresh=True, seed=5), root.fork("sixth")]
+        everyone.append(everyone[3].fork("fifth"))
+        for session in everyone:
+            session.step()
+        slots = root.debug.stack.slots
+        assert slots.in_engines == {session.debug.slot for session in everyone}
+        for session in everyone:
+            session.snapshot("here")
+        one_by_one = [session.generate() for session in everyone]
+        for session in everyone:
+            session.restore("here")
+        both = RLSession.generate_together(everyone)
+        assert slots.in_engines == {session.debug.slot for session in everyone}
+        for session, first, second in zip(everyone, one_by_one, both, strict=True):
+            assert [s.tokens for s in first] == [s.tokens for s in second]
+            assert [s.rollout_log_probs for s in first] == [s.rollout_log_probs for s in second]
+            assert second.written_by({session.weight_version})
+            assert session.last_rollout == second
+            assert session.check_mismatch(second).verdict == "pass"
+            assert session.sync(verify=True).verified
+        asked = ["1+2=", "3+4="]
+        same = RLSession.generate_together(everyone, asked, n_samples_per_prompt=1, temperature=0)
+        assert [len(rollout) for rollout in same] == [2] * 6
+        kill(of_engine(root, 0))
+        again = RLSession.generate_together(everyone, asked, n_samples_per_prompt=1, temperature=0)
+        assert [[s.tokens for s in r] for r in again] == [[s.tokens for s in r] for r in same]
+        update = root.update(root.advantages(root.score(root.generate())))
+        assert update.applied
+        stale = root.generate(asked)  # of the version that the engine has, as without forks
+        assert stale.written_by({root.engine_version})
+        assert root.engine_version < root.weight_version
+        forks[0].close()
+        assert forks[1].step().step == 1

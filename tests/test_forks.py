@@ -214,3 +214,19 @@ def test_what_a_fork_cannot_be_is_refused_and_changes_nothing(
 def test_full_training_cannot_be_forked() -> None:
     with pytest.raises(SessionError, match=r"(?s)trains all weights.*tiny-lora.*what_if"):
         RLSession("tiny").fork("x")
+
+
+def test_several_generate_in_one_call_what_each_would_have_generated(root: RLSession) -> None:
+    fork, other = root.fork("fork", seed=7), root.fork("other")
+    other.generate()
+    expected = samples(other)
+    first, second = RLSession.generate_together([fork, root])
+    assert (fork.last_rollout, root.last_rollout) == (first, second)
+    assert samples(root) == expected != samples(fork)
+    with pytest.raises(SessionError, match="named twice"):
+        RLSession.generate_together([root, root])
+    with pytest.raises(SessionError, match="No session is named"):
+        RLSession.generate_together([])
+    fork.close()
+    with pytest.raises(SessionError, match="closed"):
+        RLSession.generate_together([root, fork])

@@ -124,7 +124,8 @@ class Engine:
         outputs = await self._sglang.async_generate(
             **self._request(prompts, sampling, seeds, limits)
         )
-        return [self._generation(output) for output in outputs]
+        version = self._version(sampling.adapter)
+        return [self._generation(output, version) for output in outputs]
 
     async def generate_in_parts(
         self, prompts: list[list[int]], sampling: SamplingSettings, seeds: list[int]
@@ -137,6 +138,7 @@ class Engine:
         begin = time.perf_counter()
         limits = [sampling.max_new_tokens] * len(seeds)
         request = self._request(prompts, sampling, seeds, limits)
+        version = self._version(sampling.adapter)
         finished: list[tuple[int, Generation]] = []
         seconds = 0.0
 
@@ -147,7 +149,7 @@ class Engine:
                 if reason and reason.get("status_code"):  # raised, where nothing is streamed
                     raise StackError("The engine refused a prompt.", why=reason["message"])
                 if reason:
-                    finished.append((output["index"], self._generation(output)))
+                    finished.append((output["index"], self._generation(output, version)))
                     seconds = time.perf_counter() - begin
 
         reading = asyncio.create_task(read())
@@ -158,24 +160,32 @@ class Engine:
                 yield seconds, part
         await reading
 
-    def _request(self, prompts: list[list[int]], *of_call: Any) -> dict[str, Any]:
-        adapter = self._adapter()
+    def _request(
+        self, prompts: list[list[int]], sampling: SamplingSettings, *of_call: Any
+    ) -> dict[str, Any]:
+        adapter = self._adapter(sampling.adapter)
         adapters = [adapter] * len(prompts) if adapter else None
         experts = self._experts is not None
-        return generation_request(prompts, *of_call, experts=experts, adapters=adapters)
+        return generation_request(prompts, sampling, *of_call, experts=experts, adapters=adapters)
 
-    def _adapter(self) -> str | None:
-        """SGLang's name for the adapter that writes."""
-        return self.adapters.name_of(POLICY) if self.adapters else None
+    def _adapter(self, which: str) -> str | None:
+        """SGLang's name for an adapter; None where all that is trained is in the weights."""
+        return self.adapters.name_of(which or POLICY) if self.adapters else None
 
-    def _generation(self, output: dict[str, Any]) -> Generation:
+    def _version(self, adapter: str) -> int:
+        """Number of the weights that write."""
+        if self.adapters:
+            return self.adapters.versions.get(adapter or POLICY, self.weights.version)
+        return self.weights.version
+
+    def _generation(self, output: dict[str, Any], version: int) -> Generation:
         meta, layout = output["meta_info"], self._experts
         pairs = meta.get("output_token_logprobs") or []
         return Generation(
             tokens=[pair[1] for pair in pairs],
             log_probs=[pair[0] for pair in pairs],
             finish=(meta.get("finish_reason") or {"type": "abort"})["type"],
-            weight_version=self.weights.version,
+            weight_version=version,
             experts=routed_experts(meta, len(pairs), layout) if layout else None,
         )
 
@@ -207,6 +217,7 @@ class Engine:
         *,
         cache: CacheUse,
         experts: bool = False,
+        adapter: str = "",
     ) -> list[Rescored]:
         """Log-probs of given responses, at temperature 1; see `kit.engine.scoring`."""
         await self.weights.wait()
@@ -217,17 +228,23 @@ class Engine:
             response_lengths,
             cache=cache,
             experts=layout,
-            adapter=self._adapter(),
+            adapter=self._adapter(adapter),
         )
 
-    async def checksums(self) -> list[dict[str, str]]:
-        """A checksum of each weight by SGLang's names, for each of its devices."""
+    async def checksums(self, adapter: str = "") -> list[dict[str, str]]:
+        """A checksum of each weight by SGLang's names, for each of its devices; of one adapter."""
         manager = self._sglang.tokenizer_manager
         sums = await verify.engine_checksums(manager)
         if self.adapters:
-            own = await verify.engine_checksums(manager, f"{verify.ADAPTER_OF}{self._adapter()}")
+            name = f"{verify.ADAPTER_OF}{self._adapter(adapter)}"
+            own = await verify.engine_checksums(manager, name)
             sums = [one | other for one, other in zip(sums, own, strict=True)]
         return sums
+
+    async def forget_adapter(self, adapter: str) -> None:
+        """Forget an adapter, if it is there."""
+        if self.adapters:
+            await self.adapters.unload(self._sglang.tokenizer_manager, adapter)
 
     async def outputs(self, tokens: list[int]) -> dict[str, str]:
         """A digest of what each part of the model puts out as it reads these tokens."""

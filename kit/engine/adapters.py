@@ -77,6 +77,8 @@ class AdapterLoader:
         self._settings = settings
         self.names: dict[str, str] = {}
         """By adapter: SGLang's name for its present version."""
+        self.versions: dict[str, int] = {}
+        """By adapter: the number of its present version."""
 
     async def from_memory(
         self, manager: Any, payloads: list[bytes], **common: Any
@@ -105,7 +107,7 @@ class AdapterLoader:
             return False, str(answer.error_message)
         if old:
             await self.unload(manager, adapter)
-        self.names[adapter] = name
+        self.names[adapter], self.versions[adapter] = name, int(common["weight_version"])
         return True, ""
 
     async def unload(self, manager: Any, adapter: str) -> None:

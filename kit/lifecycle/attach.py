@@ -147,7 +147,7 @@ def attach(
         parts.sampler.load_tokenizer()
         trainers = stack.reattach(start["info"])
         found = [(parts, _restore(parts, stack, entry.folder, entry.name, trainers))]
-        if stack.shared_with:
+        if stack.slots.found:
             stack.weights.engine_version = stack.trainers.version
         if stack.weights.interrupted:
             stack.sync(stack.trainers.version)
@@ -165,7 +165,7 @@ def _rejoin(
     root: SessionParts, fork: SessionParts, stack: Stack, slot: Slot, folder: Path
 ) -> UnfinishedStep | None:
     """Have a fork again beside the session that it was forked from."""
-    stack.rejoin(slot)
+    stack.slots.add(slot)
     try:
         with stack.turn(slot):
             status, own = stack.status(), journal.of_fork(folder, slot.name)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from kit.lifecycle.start import SessionParts, check_functions
 from kit.rewards import build
 from kit.rollout.collector import RolloutCollector
 from kit.rollout.sampler import PromptSampler
+from kit.samples import Rollout
 from kit.utils.formatting import data_size
 from kit.utils.hardware import free_memory
 from kit.utils.interrupts import held
@@ -78,6 +80,68 @@ def fork(
                 configure.log(parts.state, parts.tracker.recorder, before)
             parts.note()
     return parts
+
+
+def generate_together(members: Sequence[SessionParts], **given: Any) -> list[Rollout]:
+    """Generate for several sessions of a stack; at once, where the engine has their adapters.
+
+    Args:
+        members: the sessions' parts.
+        given: arguments of `RolloutCollector.generate`, the same for all.
+
+    Raises:
+        SessionError: they do not share a stack.
+    """
+    if not members or len({id(each) for each in members}) < len(members):
+        what = "A session is named twice." if members else "No session is named."
+        raise SessionError(what, fix="name each once: generate_together([session, fork]).")
+    if len({id(each.running().root) for each in members}) > 1:
+        names = ", ".join(each.state.config.name for each in members)
+        raise SessionError(
+            f"These sessions do not share a stack: {names}.",
+            why="One engine writes for a session and its forks, and knows no others.",
+            fix="name a session and its forks: generate_together([session, session.forks['b']]).",
+        )
+    with ExitStack() as taken:
+        for each in sorted(members, key=lambda one: one.fork_name):  # in one order: none waits
+            taken.enter_context(each.lock.take("generate_together"))  # for the other for ever
+        try:
+            return _together(members, given)
+        finally:
+            with held():
+                for each in members:
+                    with each.turn():
+                        each.note()
+
+
+def _together(members: Sequence[SessionParts], given: Mapping[str, Any]) -> list[Rollout]:
+    stack, asked = members[0].stack, any(value is not None for value in given.values())
+    plain = asked or not any(m.state.config.rollout.over_sampling_batch_size for m in members)
+    rollouts: list[Rollout] = []
+    if not (stack.writes_together and plain and len(members) > 1):
+        for each in members:
+            with each.turn():
+                rollouts.append(each.collector.generate(**given))
+        return rollouts
+    slots = [each.slot for each in members if each.slot]
+    with members[0].turn(), stack.together(slots), ExitStack() as undo:
+        streams = []
+        for each in members:
+            undo.enter_context(each.collector.undo_draw_on_interrupt())
+            with each.turn():
+                streams.append(each.collector.begin(**given))
+        try:
+            for each, stream in zip(members, streams, strict=True):
+                with each.turn():
+                    rollouts.append(each.collector.finish(stream))
+        except BaseException:
+            rest = [*zip(members, streams, strict=True)][len(rollouts) + 1 :]
+            with held():  # the engine was told to stop; what it has written stays
+                for each, stream in rest:
+                    stream.rest()
+                    each.state.last_rollout = stream.rollout() or each.state.last_rollout
+            raise
+    return rollouts
 
 
 def wanted(
@@ -137,12 +201,12 @@ def found(
         folder: of the stack.
         inputs: what `wanted` gave.
     """
-    for name in stack.shared_with - inputs.keys():
+    for name in stack.slots.found - inputs.keys():
         stack.trainers.drop(name)
         journal.forget_fork(folder, name)
     for name, own in inputs.items():
         notes = journal.of_fork(folder, name)
-        if name not in stack.shared_with:
+        if name not in stack.slots.found:
             warnings.warn(
                 f"The fork {name!r} is gone: no trainer holds its weights. Continue from its last "
                 "checkpoint: RLSession.load(path), or session.fork(...).restore(path).",
@@ -184,7 +248,7 @@ def _assemble(
     advantage, loss = advantage or parent.advantage, loss or stack.settings.loss
     check_functions(config.training, advantage, loss)
     sampler = parent.sampler.for_fork(config, data, eval_data)
-    longest = stack.slots[0].max_response_len
+    longest = stack.slots.first.max_response_len
     if sampler.max_response_len > longest:
         raise ConfigError(
             f"Responses to this data may have {sampler.max_response_len:,} tokens, and those of "

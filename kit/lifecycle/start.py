@@ -111,7 +111,7 @@ class SessionParts:
         if self._stack is None:
             raise self._not_running()
         if self.slot:
-            self.state.step += self._stack.settle(self.slot)
+            self.state.step += self._stack.slots.settle(self.slot)
         return self._stack
 
     def _not_running(self) -> SessionError:
@@ -178,7 +178,7 @@ class SessionParts:
     def _versions(self) -> tuple[int, int]:
         if self._stack is None or self.slot is None:
             return self._last_versions
-        return self._stack.versions(self.slot)
+        return self._stack.slots.versions(self.slot)
 
     # ---- start ---------------------------------------------------------------------------------
 
@@ -270,7 +270,7 @@ class SessionParts:
 
         config, recorder = self.state.config, current_run()
         LIMIT.seconds = config.reward.timeout
-        self._record(stack, stack.slots[0], recorder, stack.cluster.directory)
+        self._record(stack, stack.slots.first, recorder, stack.cluster.directory)
         self.note()
         # A batch run's kernel never comes back to attach.
         lease = 0.0 if recorder else config.stack.lease

@@ -26,7 +26,7 @@ from kit.data.stream import PromptStream
 from kit.errors import SessionError, StackError
 from kit.rewards import score_samples
 from kit.rewards.runner import Scoring
-from kit.rollout.sampler import PromptSampler, as_rows
+from kit.rollout.sampler import PromptSampler, RolloutStream, as_rows
 from kit.samples import NEW_TOKENS, Messages, Rollout, Sample, Status
 from kit.stack.engines import Request
 from kit.tracking.metrics import equal_rewards
@@ -99,17 +99,29 @@ class RolloutCollector:
         None takes the configured value. A call without arguments over-samples where the settings
         ask for it.
         """
-        training, given = self.state.config.training, (prompts, n_samples_per_prompt, temperature)
-        if n_samples_per_prompt is not None:
-            n_samples_per_prompt = at_least_one(n_samples_per_prompt, "n_samples_per_prompt")
-        sampling = self.sampler.sampling(temperature, max_tokens, top_p)
-        plain = all(value is None for value in (*given, max_tokens, top_p))
+        given = prompts, n_samples_per_prompt, temperature, max_tokens, top_p
+        plain = all(value is None for value in given)
         if plain and self.state.config.rollout.over_sampling_batch_size:
             return self.over_sample()
         with self.undo_draw_on_interrupt():
-            rows = as_rows(prompts) or self.state.stream.next(training.rollout_batch_size)
-            count = n_samples_per_prompt or training.n_samples_per_prompt
-            return self._write(rows, count, sampling)
+            return self.finish(self.begin(*given))
+
+    def begin(
+        self,
+        prompts: Sequence[str | Messages] | None = None,
+        n_samples_per_prompt: int | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        top_p: float | None = None,
+    ) -> RolloutStream:
+        """Have responses written, as for `generate`; `finish` waits for them."""
+        training = self.state.config.training
+        if n_samples_per_prompt is not None:
+            n_samples_per_prompt = at_least_one(n_samples_per_prompt, "n_samples_per_prompt")
+        sampling = self.sampler.sampling(temperature, max_tokens, top_p)
+        rows = as_rows(prompts) or self.state.stream.next(training.rollout_batch_size)
+        count = n_samples_per_prompt or training.n_samples_per_prompt
+        return self._begin(rows, count, sampling)
 
     def over_sample(self) -> Rollout:
         """Over-sample: return the first `rollout_batch_size` groups that finish."""
@@ -151,24 +163,36 @@ class RolloutCollector:
         per_prompt = self.state.config.training.n_samples_per_prompt
         scoring = Scoring(reward)
         rows = self.state.stream.next(count)
-        sampling = self.sampler.sampling()
-        return self._write(rows, per_prompt, sampling, scoring, first_group)
+        stream = self._begin(rows, per_prompt, self.sampler.sampling())
+        return self.finish(stream, scoring, first_group, count)
 
-    def _write(
+    def _begin(
+        self, rows: Sequence[PromptRow], per_prompt: int, sampling: SamplingSettings
+    ) -> RolloutStream:
+        step, seed = self.state.step, self.next_seed()
+        return self.sampler.write(self.stack, rows, per_prompt, sampling, seed, step)
+
+    def finish(
         self,
-        rows: Sequence[PromptRow],
-        per_prompt: int,
-        sampling: SamplingSettings,
+        stream: RolloutStream,
         scoring: Scoring | None = None,
         first_group: int = 0,
+        coming: int = 0,
     ) -> Rollout:
-        state, seed = self.state, self.next_seed()
-        stream = self.sampler.write(self.stack, rows, per_prompt, sampling, seed, state.step)
+        """Wait for the responses of a stream that has begun; the last rollout is what came.
+
+        Args:
+            stream: what `begin` returned.
+            scoring: gets each response as soon as it is there.
+            first_group: the number of the first group that is scored.
+            coming: how many prompts come next, which are made tokens of meanwhile.
+        """
+        state = self.state
         try:
             with scoring or nullcontext(), stream:
                 if scoring:
                     stream.renumber(first_group)
-                    self.sampler.prepare(state.stream, len(rows))
+                    self.sampler.prepare(state.stream, coming)
                 for places in stream:
                     if scoring:
                         for place in places:

@@ -1,6 +1,7 @@
 """Sessions that share a stack: what the stack keeps of each, and whose turn it is.
 
     Slot    one session's share: settings that may differ, and the numbers of its weights
+    Slots   all of a stack
     Turns   a lock that sessions get in the order in which they ask for it
 
 A stack works for one session at a time. What its processes hold of the others waits: the trainers
@@ -14,9 +15,15 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from kit.config import SessionConfig
+from kit.errors import StackError
+from kit.messages import FIRST
+from kit.stack.actors import StackSettings
+from kit.stack.calls import LateError
+from kit.utils.interrupts import held
+from kit.weight_sync.transport import POLICY
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +47,136 @@ class Slot:
     """Whether trainers were started again, and have read no checkpoint for it."""
     uncounted: int = 0
     """Updates that were made for it and that nobody has counted yet."""
+
+    @property
+    def adapter(self) -> str:
+        """What engines call its adapter, where they have adapters beside their weights."""
+        return f"{POLICY}.{self.name}" if self.name else POLICY
+
+
+class TrainerNumbers(Protocol):
+    """What trainers know of the weights of the session whose turn it is."""
+
+    version: int
+    needs_load: bool
+
+    def settle(self) -> bool:
+        """Wait for an update that nobody waited for; whether it was made."""
+
+
+class EngineNumbers(Protocol):
+    """The same of engines."""
+
+    engine_version: int
+    exact: bool
+
+
+class Slots:
+    """The sessions of a stack, whose turn it is, and whose weights the engines hold."""
+
+    def __init__(self, settings: StackSettings) -> None:
+        """Have one, for which the stack is started."""
+        self._settings = settings
+        config, longest = settings.config, settings.max_response_len
+        self.first = self.present = Slot(FIRST, config, longest, settings.loss)
+        self.all = [self.first]
+        self.in_engines = {self.first}
+        """Whose weights the engines hold: those of one session, or the adapters of several."""
+        self.found: set[str] = set()
+        """Names of those that trainers held for others, of a stack that was taken over."""
+        self._turns = Turns()
+        self._trainers: TrainerNumbers
+        self._engines: EngineNumbers
+
+    def connect(self, trainers: TrainerNumbers, engines: EngineNumbers) -> None:
+        """Know the parts that have the numbers of whoever has its turn."""
+        self._trainers, self._engines = trainers, engines
+
+    def add(self, slot: Slot) -> None:
+        """Have another one."""
+        self.all.append(slot)
+
+    def remove(self, slot: Slot) -> None:
+        """Have one less, whose turn it is not."""
+        self.in_engines.discard(slot)
+        if slot in self.all:
+            self.all.remove(slot)
+
+    def find(self, names: set[str]) -> bool:
+        """Note which ones trainers hold; whether there are any but the first."""
+        self.found = names - {FIRST}
+        if self.found:
+            self.in_engines.clear()  # they may have anybody's
+        return bool(self.found)
+
+    @contextmanager
+    def turn(self, slot: Slot, *, busy: bool) -> Iterator[None]:
+        """Give a session its turn in the block; one inside another gives it back at its end.
+
+        Raises:
+            StackError: the engines are `busy` with the session of the block around.
+        """
+        with self._turns.take() as inside:
+            around = self.present
+            if inside and busy and slot is not around:
+                raise _writing(around, slot)
+            self._give(slot)
+            try:
+                yield
+            finally:
+                if inside:
+                    self._give(around)
+
+    def _give(self, slot: Slot) -> None:
+        """Have all parts work with the settings and numbers of a session."""
+        mine, settings = self.present, self._settings
+        trainers, engines = self._trainers, self._engines
+        if slot is mine:
+            return
+        with held():
+            try:
+                mine.uncounted += trainers.settle()
+            except LateError:
+                raise
+            except StackError:  # it made nothing; whether a trainer lives is looked at in each call
+                pass
+            mine.config = settings.config
+            mine.version, mine.needs_load = trainers.version, trainers.needs_load
+            mine.engine_version, mine.exact = engines.engine_version, engines.exact
+            settings.config, settings.loss = slot.config, slot.loss
+            settings.max_response_len = slot.max_response_len
+            trainers.version, trainers.needs_load = slot.version, slot.needs_load
+            engines.engine_version, engines.exact = slot.engine_version, slot.exact
+            self.present = slot
+
+    def versions(self, slot: Slot) -> tuple[int, int]:
+        """Numbers of a session's weights: (those that engines last got, those of the trainers)."""
+        if slot is self.present:
+            return self._engines.engine_version, self._trainers.version
+        return slot.engine_version, slot.version
+
+    def needs_load(self, slot: Slot) -> bool:
+        """Whether a session's weights have to be read from a checkpoint."""
+        return self._trainers.needs_load if slot is self.present else slot.needs_load
+
+    def settle(self, slot: Slot) -> int:
+        """Wait for an update of a session that nobody waited for; how many it made since."""
+        if slot is self.present:
+            slot.uncounted += self._trainers.settle()
+        made, slot.uncounted = slot.uncounted, 0
+        return made
+
+
+def _writing(around: Slot, other: Slot) -> StackError:
+    """The error of a call for one session while the engines write for another."""
+    return StackError(
+        f"{other.config.name!r} was asked for something while the engine writes for "
+        f"{around.config.name!r}.",
+        why="Both share the engine, which works for one of them at a time. A reward function is "
+        "called while other responses are still being written.",
+        fix="take the steps by hand: rollout = session.generate(), and then "
+        "session.score(rollout), in which other sessions can be called.",
+    )
 
 
 class Turns:

@@ -7,7 +7,7 @@ It owns the parts, and brings them into the state that a call needs before it ma
     EngineGroup       the engines' actors, RequestStream          engines.py
     TrainerGroup      the ranks' actors                           trainers.py
     OffloadSchedule   what is on the device, what on the host     offload.py
-    Slot, Turns       several sessions, and whose turn it is      slots.py
+    Slots             several sessions, and whose turn it is      slots.py
     WeightSync        weights from trainers to engines            kit/weight_sync/coordinator.py
 
 The parts do not know it.
@@ -18,7 +18,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,6 @@ from kit.cluster.processes import HEAD, TRAINER, Watch
 from kit.config import SessionConfig, TrainingConfig
 from kit.errors import StackError
 from kit.memory import MemoryPlan
-from kit.messages import FIRST
 from kit.models.source import ModelSource
 from kit.operators import ladder
 from kit.operators.families import refuse_others
@@ -40,12 +40,12 @@ from kit.stack.actors import StackSettings
 from kit.stack.calls import Calls, EngineDiedError, LateError, TrainerDiedError, trainer_died
 from kit.stack.engines import EngineGroup, Handover, Key, Request, RequestStream
 from kit.stack.offload import OffloadSchedule
-from kit.stack.slots import Slot, Turns
+from kit.stack.slots import Slot, Slots
 from kit.stack.trainers import TrainerGroup
 from kit.utils.hardware import gpu_count
 from kit.utils.interrupts import held
 from kit.weight_sync.coordinator import WeightSync
-from kit.weight_sync.transport import ADAPTER, POLICY
+from kit.weight_sync.transport import ADAPTER
 from kit.weight_sync.verify import BROKEN, Checksums, not_arrived
 
 if TYPE_CHECKING:
@@ -101,15 +101,9 @@ class Stack:
         self._base_in_place = self._base_is_the_files
         """Whether the engines have the weights that adapters belong to."""
         self.info: dict[str, Any] = {}
-        self.slot = Slot(FIRST, config, max_response_len, loss)
-        """Of the session whose turn it is."""
-        self.slots = [self.slot]
-        """Of all sessions; the first is that of the session for which the stack was started."""
-        self.shared_with: set[str] = set()
-        """Other sessions whose weights the trainers of a stack held that was taken over."""
-        self._turns = Turns()
-        self._engine_slot: Slot | None = self.slot
-        """Whose weights the engines hold; None where nobody can tell."""
+        self.slots = Slots(self.settings)
+        self._together = False
+        """Whether the engines write for several sessions at once."""
         self._stream: RequestStream[Any] | None = None
         """The responses that were asked for last."""
 
@@ -135,6 +129,7 @@ class Stack:
         self.weights = WeightSync(
             self.engines, self.trainers, self.calls.get, placement, self.watch, timeout
         )
+        self.slots.connect(self.trainers, self.weights)
 
     def start(self) -> None:
         """Join the head, start engines and trainers side by side, and wait for them."""
@@ -171,9 +166,7 @@ class Stack:
         status = recovery.reattach(self.engines, self.trainers, self.offload, self.weights)
         self._base_in_place = not self.weights.interrupted
         self.trainers.turn = status.turn
-        self.shared_with = {*status.parked, *filter(None, [status.turn])} - {FIRST}
-        if self.shared_with:
-            self._engine_slot = None  # the engines may have any of their weights
+        if self.slots.find({*status.parked, *filter(None, [status.turn])}):
             status = self.status()
         return status
 
@@ -183,11 +176,6 @@ class Stack:
         self._take_trainers()
         status: TrainerStatus = self.trainers.ask("status")[0]
         return status
-
-    def rejoin(self, slot: Slot) -> None:
-        """Have a further session again, of which the trainers hold the weights."""
-        slot.engine_version = slot.version
-        self.slots.append(slot)
 
     def reset(self) -> None:
         """Do what `start` does with processes that were started before; see `recovery.reset`."""
@@ -211,12 +199,11 @@ class Stack:
     @property
     def lost(self) -> bool:
         """Whether a part has died that only a checkpoint can bring back."""
-        return self.has_lost(self.slot)
+        return self.has_lost(self.slots.present)
 
     def has_lost(self, slot: Slot) -> bool:
         """Whether a session's weights are gone, which only a checkpoint can bring back."""
-        needs_load = self.trainers.needs_load if slot is self.slot else slot.needs_load
-        return needs_load or bool({HEAD, TRAINER} & self.watch.dead())
+        return self.slots.needs_load(slot) or bool({HEAD, TRAINER} & self.watch.dead())
 
     def halt(self) -> None:
         """Kill engines and trainers: a call that waits for one raises StackError at once."""
@@ -250,50 +237,9 @@ class Stack:
         Raises:
             StackError: the engines are writing for the session of the block around.
         """
-        with self._turns.take() as inside:
-            around = self.slot
-            if inside and slot is not around and self._stream and self._stream.is_read:
-                raise _writing(around, slot)
-            self._give_turn(slot)
-            try:
-                yield
-            finally:
-                if inside:
-                    self._give_turn(around)
-
-    def _give_turn(self, slot: Slot) -> None:
-        """Have all parts work with the settings and numbers of a session."""
-        mine, settings = self.slot, self.settings
-        if slot is mine:
-            return
-        with held():
-            try:
-                mine.uncounted += self.trainers.settle()
-            except LateError:
-                raise
-            except StackError:  # it made nothing; whether a trainer lives is looked at in each call
-                pass
-            mine.config = settings.config
-            mine.version, mine.needs_load = self.trainers.version, self.trainers.needs_load
-            mine.engine_version, mine.exact = self.weights.engine_version, self.weights.exact
-            settings.config, settings.loss = slot.config, slot.loss
-            settings.max_response_len = slot.max_response_len
-            self.trainers.version, self.trainers.needs_load = slot.version, slot.needs_load
-            self.weights.engine_version, self.weights.exact = slot.engine_version, slot.exact
-            self.slot = slot
-
-    def versions(self, slot: Slot) -> tuple[int, int]:
-        """Numbers of a session's weights: (those that engines last got, those of the trainers)."""
-        if slot is self.slot:
-            return self.weights.engine_version, self.trainers.version
-        return slot.engine_version, slot.version
-
-    def settle(self, slot: Slot) -> int:
-        """Wait for an update of a session that nobody waited for; how many it made since."""
-        if slot is self.slot:
-            slot.uncounted += self.trainers.settle()
-        made, slot.uncounted = slot.uncounted, 0
-        return made
+        reads = self._stream is not None and self._stream.is_read
+        with self.slots.turn(slot, busy=reads and not self._together):
+            yield
 
     def open(self, slot: Slot, *, fresh: bool = False) -> None:
         """Let a further session share the stack; it goes on from the present one's weights.
@@ -315,23 +261,49 @@ class Stack:
             except BaseException:
                 self.trainers.drop(slot.name)
                 raise
-            self.slots.append(slot)
+            self.slots.add(slot)
 
     def drop(self, slot: Slot) -> None:
         """Free what the stack holds for a session other than the first."""
-        with self._turns.take(), held():
-            if slot in self.slots:
-                self.slots.remove(slot)
-            if self.slot is slot:
-                self._give_turn(self.slots[0])
-            if self._engine_slot is slot:
-                self._engine_slot = None
+        with self.turn(self.slots.first), held():
+            self.slots.remove(slot)
             if not {HEAD, TRAINER} & self.watch.dead():
                 self.trainers.drop(slot.name)
+            if self._sends_adapters and HEAD not in self.watch.dead():
+                with suppress(StackError):  # a dead engine has none any more
+                    self.engines.ask("forget_adapter", slot.adapter)
+
+    @contextmanager
+    def together(self, slots: Sequence[Slot]) -> Iterator[None]:
+        """Have the engines write for several sessions at once in the block.
+
+        They get the adapters that they lack before it begins.
+
+        Raises:
+            StackError: they have the weights of one session at a time.
+        """
+        if not self._sends_adapters:
+            raise StackError(
+                "The engine has the weights of one session at a time.",
+                fix="set engine.lora: adapter, or generate for one after the other.",
+            )
+        for slot in slots:
+            with self.turn(slot):
+                self.prepare_engines()
+        self._together = True
+        try:
+            yield
+        finally:
+            self._together = False
+
+    @property
+    def writes_together(self) -> bool:
+        """Whether the engines can write for several sessions at once."""
+        return self._sends_adapters
 
     def _take_trainers(self) -> None:
         """Have the trainers, which are awake, hold the weights of the session whose turn it is."""
-        self.trainers.take_turn(self.slot.name)
+        self.trainers.take_turn(self.slots.present.name)
 
     # ---- before a call -------------------------------------------------------------------------
 
@@ -341,7 +313,8 @@ class Stack:
         One that was started again has the trainer's present weights, as after a `sync`.
         """
         self.calls.refuse_without_head("generate")
-        if self._stream and self._stream.pending:  # an interrupt came before anybody could stop it
+        left = self._stream is not None and self._stream.pending and not self._together
+        if left:  # an interrupt came before anybody could stop it
             self.engines.abort()
             self._stream = None
         self._start_dead_engines()
@@ -352,8 +325,9 @@ class Stack:
 
     def _start_dead_engines(self) -> bool:
         started = recovery.start_dead_engines(self.engines, self.offload, self.weights)
-        if started and not self._base_is_the_files:
-            self._base_in_place = False
+        if started:
+            self.slots.in_engines.clear()
+            self._base_in_place = self._base_in_place and self._base_is_the_files
         return started
 
     @property
@@ -365,7 +339,7 @@ class Stack:
     def _wake_weights(self) -> None:
         if not self.offload.engine_has_weights:
             self.sync(self.trainers.version)
-        elif self._engine_slot is not self.slot:
+        elif self.slots.present not in self.slots.in_engines:
             self.sync(self.trainers.version, exact=self.weights.exact)
 
     def prepare_trainers(self) -> None:
@@ -410,7 +384,7 @@ class Stack:
             stream: RequestStream[Key] = RequestStream(
                 self.engines,
                 self.calls,
-                sampling,
+                replace(sampling, adapter=self.slots.present.adapter),
                 handover=handover,
                 timeout=self.settings.config.engine.call_timeout,
                 make_ready=self.prepare_engines,
@@ -430,7 +404,8 @@ class Stack:
     ) -> list[list[Any]]:
         """Score samples in every engine now: a `Rescored` a sample, replica by replica."""
         self.prepare_engines()
-        return self._ask_living("rescore", tokens, response_lengths, cache=cache, experts=experts)
+        how = {"cache": cache, "experts": experts, "adapter": self.slots.present.adapter}
+        return self._ask_living("rescore", tokens, response_lengths, **how)
 
     def first_difference(self, tokens: list[int]) -> tuple[str, int]:
         """Name of the first part of the model in which trainer and engine differ; how many agree.
@@ -454,7 +429,7 @@ class Stack:
     def _checksums(self) -> list[list[dict[str, str]]]:
         """Checksums of each device of each replica."""
         self._wake_weights()
-        return self._ask_living("checksums")
+        return self._ask_living("checksums", self.slots.present.adapter)
 
     def _ask_living(self, method: str, *arguments: Any, **named: Any) -> list[Any]:
         """Ask all engines; once more, if one dies meanwhile."""
@@ -557,12 +532,13 @@ class Stack:
         tensors, size = 0, 0
         if erase or not (self._sends_adapters and in_place):
             self._base_in_place = False
+            self.slots.in_engines.clear()
             tensors, size = send(erase=erase)
             self._base_in_place = True
         if self._sends_adapters:
-            more, larger = send(model=ADAPTER, adapter=POLICY)
+            more, larger = send(model=ADAPTER, adapter=self.slots.present.adapter)
             tensors, size = tensors + more, size + larger
-        self._engine_slot = self.slot
+        self.slots.in_engines.add(self.slots.present)
         return tensors, size
 
     # ---- trainers ------------------------------------------------------------------------------
@@ -603,7 +579,7 @@ class Stack:
 
     def forget(self, name: str) -> None:
         """Free the memory of a snapshot."""
-        if self.trainers.turn != self.slot.name:
+        if self.trainers.turn != self.slots.present.name:
             self.prepare_trainers()
         self.trainers.ask("forget", name)
 
@@ -617,7 +593,7 @@ class Stack:
         rollout = config.rollout
         if temperature is not None:
             rollout = rollout.model_copy(update={"temperature": temperature})
-        if self.trainers.turn == self.slot.name:  # else they are told at its next turn
+        if self.trainers.turn == self.slots.present.name:  # else they are told at its next turn
             self.trainers.ask("configure", training, rollout.temperature)
         # For those that may have to be started again.
         changed = {"training": training, "rollout": rollout}
@@ -638,7 +614,7 @@ class Stack:
             self.offload.trainer_asleep = False
         self.offload.make_room_for_trainer()
         if died:
-            for slot in self.slots:  # what they held for the others went with them
+            for slot in self.slots.all:  # what they held for the others went with them
                 slot.needs_load = True
             self.trainers.restart()
         self._take_trainers()
@@ -650,15 +626,3 @@ class Stack:
     ) -> list[Any]:
         self.prepare_trainers()
         return self.trainers.call_all_ranks(method, *arguments, doing=doing, mutates=mutates)
-
-
-def _writing(around: Slot, other: Slot) -> StackError:
-    """The error of a call for one session while the engines write for another."""
-    return StackError(
-        f"{other.config.name!r} was asked for something while the engine writes for "
-        f"{around.config.name!r}.",
-        why="Both share the engine, which has the weights of one of them at a time. A reward "
-        "function is called while other responses are still being written.",
-        fix="take the steps by hand: rollout = session.generate(), and then "
-        "session.score(rollout), in which other sessions can be called.",
-    )
