@@ -65,7 +65,7 @@ class TrainerNumbers(Protocol):
 
 
 class EngineNumbers(Protocol):
-    """The same of engines."""
+    """What engines know of the weights of the session whose turn it is."""
 
     engine_version: int
     exact: bool
