@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -204,6 +206,9 @@ def test_a_base_in_4_bits_is_the_engines_and_the_references_too(
     mismatch = session.check_mismatch(session.generate(), deep=True)
     assert mismatch.verdict == "pass", mismatch
     assert session.log_probs(samples, of="reference") == start
+    if way == "adapter":  # an engine that starts again has read the files' weights
+        os.kill(session.debug.stack.engines.ask("processes")[0][1], signal.SIGKILL)
+        assert session.check_mismatch(session.generate()).verdict == "pass"
     path = session.export_hf(tmp_path / "adapter", adapter=True)
     with pytest.warns(UserWarning, match="was trained beside weights in 4 bits"):
         RLSession(with_settings(model__lora__adapter_path=str(path))).debug.prepare()

@@ -67,7 +67,10 @@ COUNTERPARTS = (
     ),
     Counterpart(
         "model.lora",
-        ("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora"),
+        (
+            "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora",
+            "load_in_4bit",
+        ),
         (
             _MODEL + "lora_rank", _MODEL + "lora_alpha", _MODEL + "target_modules",
             _MODEL + "lora_adapter_path",

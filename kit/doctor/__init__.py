@@ -67,5 +67,5 @@ def _look(config: SessionConfig) -> Iterator[Finding]:
     if config.model.lora and source is not None:
         found, adapters = files.adapters(config.model, source)
         yield found
-    yield from machine.room(takes, size, adapters)
+    yield from machine.room(takes, size, adapters, adapts=config.model.lora is not None)
     yield from stacks.findings(alive, stacks.others(driver.cards))

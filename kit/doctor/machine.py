@@ -129,19 +129,24 @@ def pins() -> dict[str, str]:
 
 
 def room(
-    device: str, model_bytes: int | None, adapters: AdapterShape | None = None
+    device: str,
+    model_bytes: int | None,
+    adapters: AdapterShape | None = None,
+    *,
+    adapts: bool = False,
 ) -> Iterator[Finding]:
     """Compare memory and disks with what a session of this model takes.
 
     Args:
         device: `cpu` or `cuda`.
         model_bytes: of its weights; None where nothing tells.
-        adapters: what is trained in place of them.
+        adapters: what is trained in place of them; None also where the model is not here to tell.
+        adapts: whether adapters are trained.
     """
     weights = model_bytes or 0
     trained, saved = TRAINED * weights, SAVED * weights
-    if adapters:
-        saved = 12 * adapters.parameters  # in float32, with two moments
+    if adapts:
+        saved = 12 * adapters.parameters if adapters else 0  # in float32, with two moments
         trained = FROZEN * weights + saved
     need = HOST_MEMORY[device] + (trained if device == "cpu" else 2 * weights)
     yield host_memory(free_memory(), need)
@@ -150,7 +155,7 @@ def room(
         handed = 2 * weights if device == "cpu" else 0
         yield shared_memory(shutil.disk_usage(SHARED_MEMORY).free, OBJECT_STORE, handed)
     yield temporary_files()
-    if weights:
+    if saved:
         try:
             here = os.environ.get("KIT_RUN_DIR") or working_folder()  # as `session.save()` has it
         except StackError as error:

@@ -17,6 +17,7 @@ from kit.cluster import folder, lease
 from kit.config import SessionConfig
 from kit.doctor import diagnose, machine, stacks
 from kit.errors import ConfigError, SessionError
+from kit.models.adapters import AdapterShape
 from kit.utils.hardware import Card, GpuProcess
 
 GIB = 1 << 30
@@ -102,6 +103,18 @@ def test_packages_are_compared_with_their_pins() -> None:
 
 def test_the_pins_are_those_of_the_project() -> None:
     assert machine.pins().keys() - {machine.ADAPTERS} == set(machine.STACK)
+
+
+def test_of_adapters_no_disk_is_asked_for_that_a_whole_model_would_take() -> None:
+    weights = 8 * GIB
+    whole = {found.name: found.found for found in machine.room("cpu", weights)}
+    unknown = {found.name: found.found for found in machine.room("cpu", weights, adapts=True)}
+    assert "checkpoints" in whole
+    assert "checkpoints" not in unknown  # the model is not here to tell how large they are
+    shape = AdapterShape(252, 33_030_144)
+    known = {found.name: found.found for found in machine.room("cpu", weights, shape, adapts=True)}
+    assert "a checkpoint takes about 396.4 MB" in known["checkpoints"]
+    assert whole["host memory"] != unknown["host memory"]
 
 
 def test_short_memory_and_disks_are_told_by_how_short_they_are() -> None:
