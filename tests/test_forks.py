@@ -11,8 +11,10 @@ import pytest
 
 from kit import RLSession
 from kit.errors import KitError, SessionError
+from kit.lifecycle.train_loop import Training
 from kit.samples import Sample
 from tests.conftest import Shared
+from tests.faults.interrupts import interrupted
 from tests.forking import CONFIG, OTHER, alone, digest, everything, samples
 
 
@@ -230,3 +232,38 @@ def test_several_generate_in_one_call_what_each_would_have_generated(root: RLSes
     fork.close()
     with pytest.raises(SessionError, match="closed"):
         RLSession.generate_together([root, fork])
+
+
+def test_an_interrupt_in_one_session_leaves_all_of_them_in_order(root: RLSession) -> None:
+    fork, twin, other = root.fork("fork"), root.fork("twin"), root.fork("other")
+    undone = 0
+    for after in (0.02, 0.1, 0.2, 0.4):
+        interrupted(lambda: RLSession.generate_together([other, root]), after)
+        before = everything(fork)
+        if interrupted(fork.step, after) and fork.step_count == before[0]:
+            undone += 1
+            now = everything(fork)
+            assert (now[1:3], now[4]) == (before[1:3], before[4])
+    assert undone
+    while twin.step_count < fork.step_count:
+        twin.step()
+    assert everything(twin)[1:3] == everything(fork)[1:3]
+    for session in (root, fork, twin, other):
+        assert session.check_mismatch(session.generate()).verdict == "pass"
+
+
+def test_a_fork_trains_in_the_background_beside_others_and_ends_with_its_close(
+    root: RLSession,
+) -> None:
+    fork = root.fork("fork")
+    training = Training(fork.debug, fork.step, 1000)
+    fork.debug.lock.training = training
+    training.resume()
+    while not training.done:
+        root.step()
+    with pytest.raises(SessionError, match="while training runs"):
+        fork.generate()
+    assert root.check_mismatch(root.generate()).verdict == "pass"
+    fork.close()
+    assert training.state == "stopped"
+    assert root.step()
