@@ -138,7 +138,7 @@ def trainer(work: Workload, *, sequences: int = 2) -> dict[str, Any]:
     shape = ModelShape.read(work.model)
     operations = training_operations(shape, Samples(sequences, 1, 1, length - 1))
     found: dict[str, Any] = {}
-    for level in ("full", "selective", "none"):
+    for level in ("selective", "full", "none"):
         with tempfile.TemporaryDirectory() as folder:
             made = Trainer(
                 TrainerSettings(

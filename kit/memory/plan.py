@@ -202,8 +202,13 @@ def _ways(config: SessionConfig, longest: int, gpu: bool) -> Iterator[tuple[bool
     offload = config.training.optimizer_cpu_offload if gpu else False
     if config.model.lora and config.model.lora.load_in_4bit:
         offload = False
+    pairs = [(level, size) for level in levels for size in sizes]
+    if config.model.lora:
+        # Adapters are many small products, which take longer to launch than to compute: twice the
+        # tokens at once are worth recomputing feed-forward parts.
+        pairs.sort(key=lambda pair: (max(LEVELS.index(pair[0]), 1), -pair[1]))
     for off in (False, True) if offload is None else (offload,):
-        yield from ((off, level, max(t, longest)) for level in levels for t in sizes)
+        yield from ((off, level, max(t, longest)) for level, t in pairs)
         yield from ((off, levels[-1], t) for t in [*small, longest] if tokens is None)
 
 

@@ -27,6 +27,7 @@ from kit.errors import ModelError
 from kit.models import four_bit
 from kit.models.adapters import FUSED, WEIGHTS, adapter_directory, fits
 from kit.models.state_dict import named_weights
+from kit.operators.adapter import add_adapter
 
 NAME = "default"
 """PEFT's name of the one adapter that there is."""
@@ -185,9 +186,7 @@ class Adapted:
             weight = (base.weight.float() + change(a, b, factor)).to(base.weight.dtype)
             product: torch.Tensor = base.product(x, weight)
             return product
-        linear = nn.functional.linear
-        sum_: torch.Tensor = base(x) + linear(linear(x, a), b) * factor
-        return sum_
+        return add_adapter(base(x), x, a, b, factor)
 
 
 def change(a: torch.Tensor, b: torch.Tensor, factor: float) -> torch.Tensor:

@@ -4,6 +4,7 @@ Engine and trainer compute with the very same ones where `training.true_on_polic
 that the log-probs of both are equal to the bit. A matrix product of a library chooses its order of
 summation by the number of rows, and attention by the lengths beside it; these do not.
 
+    adapter.py          an adapter's share of a linear layer
     cpu.py              the operators in torch, each with its gradient
     cuda.py             the operators on a GPU, each with its gradient
     cuda_attention.py   attention on a GPU
