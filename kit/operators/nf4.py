@@ -76,24 +76,32 @@ def quantize(value: torch.Tensor) -> Quantized:
 
 
 @cache
-def _pairs(device: torch.device) -> torch.Tensor:
+def byte_levels(device: torch.device) -> torch.Tensor:
     """The two levels that a byte stands for, (256, 2)."""
     levels = torch.tensor(LEVELS, device=device)
     byte = torch.arange(256, device=device)
     return torch.stack([levels[byte >> 4], levels[byte & 15]], dim=1)
 
 
-def _read(
+def read_blocks(
     codes: torch.Tensor, scales: torch.Tensor, pairs: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
+    """Numbers of a weight one after the other: the level of each, times its block's scale.
+
+    Args:
+        codes: two levels a byte.
+        scales: one for each block.
+        pairs: the levels that a byte stands for, as `byte_levels` gives them.
+        dtype: what each number is rounded to.
+    """
     blocks = pairs[codes.int()].view(scales.shape[0], BLOCK)
     return (blocks * scales[:, None]).to(dtype)
 
 
 @cache
-def _compiled() -> Any:
-    """Into one kernel: what is between would take eight times the memory of what comes out."""
-    return torch.compile(_read, dynamic=True)
+def compiled_read() -> Any:
+    """`read_blocks` in one kernel: what is between would take several times what comes out."""
+    return torch.compile(read_blocks, dynamic=True)
 
 
 @torch.library.custom_op("kit::nf4_weight", mutates_args=())
@@ -106,9 +114,11 @@ def weight(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """The weight (N, columns), computed in float32 and rounded once to a dtype."""
-    each = (scales.view(len(factors), -1) / factors[:, None] + mean).view(-1)
-    read = _compiled() if codes.is_cuda else _read
-    value: torch.Tensor = read(codes, each, _pairs(codes.device), dtype)
+    each = scales.view(len(factors), -1) / factors[:, None] + mean
+    read = compiled_read() if codes.is_cuda else read_blocks
+    with torch.no_grad():  # as it is here in any case; compiled code would be made for both
+        # A copy, since the compiler would look at the shape behind a view, and compile for each.
+        value: torch.Tensor = read(codes, each.view(-1).clone(), byte_levels(codes.device), dtype)
     return value.view(-1, columns)
 
 

@@ -89,3 +89,21 @@ def test_the_bytes_that_are_planned_for_are_those_that_it_takes() -> None:
     assert size == int(NF4_BYTES * 1024 * 1024) + 4
     assert pytest.approx(NF4_BYTES * 8) == nf4.BITS == pytest.approx(4.127, abs=1e-3)
     assert NF4_BLOCK == nf4.BLOCK
+
+
+@pytest.mark.slow
+def test_compiled_code_reads_the_same_bits_by_one_graph_for_weights_of_every_size() -> None:
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = nf4.compiled_read()
+    for rows, columns in ((1024, 512), (448, 128), (64, 128), (512, 1024)):
+        found = nf4.quantize(made(rows, columns))
+        levels = nf4.byte_levels(found.codes.device)
+        each = found.scales.view(len(found.factors), -1) / found.factors[:, None] + found.mean
+        for dtype in (torch.float32, torch.bfloat16):
+            value = compiled(found.codes, each.view(-1).clone(), levels, dtype)
+            assert torch.equal(value.view(-1, columns), read(found, columns, dtype))
+    assert counters["stats"]["unique_graphs"] == 2
+    torch._dynamo.reset()
