@@ -267,3 +267,31 @@ def test_a_fork_trains_in_the_background_beside_others_and_ends_with_its_close(
     fork.close()
     assert training.state == "stopped"
     assert root.step()
+
+
+def test_a_reward_that_asks_a_fork_and_a_thread_that_trains_it_never_wait_for_each_other(
+    root: RLSession,
+) -> None:
+    judge = root.fork("judge")
+    rollout = root.generate(["1+2=", "3+4="], n_samples_per_prompt=4)
+    done, failed = threading.Event(), list[BaseException]()
+
+    def judged(sample: Sample) -> float:
+        return float(len(judge.generate([sample.response or "1"], n_samples_per_prompt=1)))
+
+    def train() -> None:
+        try:
+            while not done.is_set():
+                judge.step()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    scored = root.score(rollout, reward=judged)
+    done.set()
+    thread.join()
+    assert not failed
+    assert [sample.reward for sample in scored] == [1.0] * 8
+    assert root.check_mismatch(rollout).verdict == "pass"
+    assert judge.check_mismatch(judge.generate()).verdict == "pass"

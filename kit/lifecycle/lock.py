@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
 from kit.errors import SessionError
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from kit.lifecycle.train_loop import Training
 
 
+PATIENCE = 0.5
+"""Seconds for which an interrupt may wait while a thread waits for the lock."""
+
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
@@ -36,7 +39,13 @@ Result = TypeVar("Result")
 class SessionLock:
     """One session's lock, and the training that runs in a thread of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, give_way: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        """`give_way` lets other sessions work while a thread waits for this one's lock.
+
+        Without it two threads could wait for each other: one for the other session's lock in the
+        midst of a turn on the stack, the other, which has that lock, for its turn.
+        """
+        self._give_way = give_way
         self.training: Training | None = None
         """The last one that was made to run in a thread."""
         self.in_step = False
@@ -56,14 +65,23 @@ class SessionLock:
             yield
             return
         self._refuse_while_training(verb)
-        with self._lock:
+        got = False
+        try:
+            with held():  # an interrupt just after it was taken would leave it taken for ever
+                got = self._lock.acquire(blocking=False)
+            if not got:
+                with self._give_way():
+                    while not got:
+                        with held():
+                            got = self._lock.acquire(timeout=PATIENCE)
             self._refuse_while_training(verb)  # it may have been resumed in the meantime
             self._owner = me
-            try:
-                with raised_again():
-                    yield
-            finally:
+            with raised_again():
+                yield
+        finally:
+            if got:
                 self._owner = None
+                self._lock.release()
 
     def _refuse_while_training(self, verb: str) -> None:
         training = self.training

@@ -80,7 +80,7 @@ class SessionParts:
     def __init__(self, config: SessionConfig, state: TrainState | None = None) -> None:
         self.state = state or TrainState(config)
         self.snapshots = SnapshotStore(self.state, self.use)
-        self.lock = SessionLock()
+        self.lock = SessionLock(self._give_way)
         self.tracker = Tracker()
         self.phase = "not started"
         """`not started`, `running` or `closed`."""
@@ -127,6 +127,14 @@ class SessionParts:
             fix="continue what it has saved as a session of its own: RLSession.load(path)"
             + ("." if ended else f"; or fork {root!r} again: session.fork(...)."),
         )
+
+    @contextmanager
+    def _give_way(self) -> Iterator[None]:
+        if self._stack is None:
+            yield
+            return
+        with self._stack.give_way():
+            yield
 
     @contextmanager
     def turn(self) -> Iterator[None]:

@@ -25,6 +25,9 @@ from kit.stack.calls import LateError
 from kit.utils.interrupts import held
 from kit.weight_sync.transport import POLICY
 
+PATIENCE = 0.5
+"""Seconds for which an interrupt may wait while a thread waits for its turn."""
+
 
 @dataclass(slots=True, eq=False)
 class Slot:
@@ -127,6 +130,27 @@ class Slots:
                 if inside:
                     self._give(around)
 
+    @contextmanager
+    def give_way(self, *, busy: bool) -> Iterator[None]:
+        """Let others have their turns in the block, if this thread has one; it has it again after.
+
+        For waiting in the midst of a turn for somebody who may wait for a turn.
+
+        Raises:
+            StackError: the engines are `busy` with the session whose turn it is.
+        """
+        if not self._turns.is_mine():
+            yield
+            return
+        around = self.present
+        if busy:
+            raise _writing(around, None)
+        try:
+            with self._turns.released():
+                yield
+        finally:
+            self._give(around)
+
     def _give(self, slot: Slot) -> None:
         """Have all parts work with the settings and numbers of a session."""
         mine, settings = self.present, self._settings
@@ -167,11 +191,11 @@ class Slots:
         return made
 
 
-def _writing(around: Slot, other: Slot) -> StackError:
+def _writing(around: Slot, other: Slot | None) -> StackError:
     """The error of a call for one session while the engines write for another."""
+    whom = repr(other.config.name) if other else "Another session"
     return StackError(
-        f"{other.config.name!r} was asked for something while the engine writes for "
-        f"{around.config.name!r}.",
+        f"{whom} was asked for something while the engine writes for {around.config.name!r}.",
         why="Both share the engine, which works for one of them at a time. A reward function is "
         "called while other responses are still being written.",
         fix="take the steps by hand: rollout = session.generate(), and then "
@@ -193,23 +217,61 @@ class Turns:
     @contextmanager
     def take(self) -> Iterator[bool]:
         """Hold the lock in the block; the value is whether this thread held it before."""
-        me = threading.get_ident()
-        if self._owner == me:
+        if self.is_mine():
             yield True
             return
-        ticket = object()
-        with self._changed:
-            self._waiting.append(ticket)
-            try:
-                while self._owner is not None or self._waiting[0] is not ticket:
-                    self._changed.wait(1.0)  # without an end, an interrupt may not be seen
-                self._owner = me
-            finally:
-                self._waiting.remove(ticket)
-                self._changed.notify_all()
         try:
+            self._acquire()
             yield False
         finally:
-            with self._changed:
-                self._owner = None
+            if self.is_mine():
+                self._release()
+
+    def is_mine(self) -> bool:
+        """Whether this thread holds the lock."""
+        return self._owner == threading.get_ident()
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Let others have the lock in the block, which this thread holds before and after."""
+        self._release()
+        try:
+            yield
+        finally:
+            with held():
+                self._acquire()
+
+    def _acquire(self) -> None:
+        ticket = object()
+        try:
+            while not self._is_next(ticket):
+                pass  # an interrupt is raised between two waits
+        except BaseException:
+            with held(), self._changed:
+                if ticket in self._waiting:
+                    self._waiting.remove(ticket)
                 self._changed.notify_all()
+            raise
+
+    def _is_next(self, ticket: object) -> bool:
+        """Wait a little, and take the lock if it is this one's turn.
+
+        An interrupt that came upon the condition itself would leave it taken for ever.
+        """
+        with held(), self._changed:
+            if ticket not in self._waiting:
+                self._waiting.append(ticket)
+            self._changed.wait_for(lambda: self._may_go(ticket), PATIENCE)
+            if self._may_go(ticket):
+                self._waiting.popleft()
+                self._owner = threading.get_ident()
+                return True
+        return False
+
+    def _may_go(self, ticket: object) -> bool:
+        return self._owner is None and self._waiting[0] is ticket
+
+    def _release(self) -> None:
+        with held(), self._changed:
+            self._owner = None
+            self._changed.notify_all()

@@ -237,9 +237,23 @@ class Stack:
         Raises:
             StackError: the engines are writing for the session of the block around.
         """
-        reads = self._stream is not None and self._stream.is_read
-        with self.slots.turn(slot, busy=reads and not self._together):
+        with self.slots.turn(slot, busy=self._is_read):
             yield
+
+    @contextmanager
+    def give_way(self) -> Iterator[None]:
+        """Let other sessions work in the block, where this thread has the turn of one.
+
+        Raises:
+            StackError: the engines are writing for it.
+        """
+        with self.slots.give_way(busy=self._is_read):
+            yield
+
+    @property
+    def _is_read(self) -> bool:
+        """Whether the engines write for one session, which reads what they have written."""
+        return self._stream is not None and self._stream.is_read and not self._together
 
     def open(self, slot: Slot, *, fresh: bool = False) -> None:
         """Let a further session share the stack; it goes on from the present one's weights.
