@@ -14,7 +14,7 @@ import pytest
 
 from kit import RLSession, SessionConfig
 from kit.errors import SessionError, StackError
-from kit.lifecycle import running
+from kit.lifecycle import journal, running
 from kit.runs.index import find_runs, read_run
 from tests.forking import CONFIG, OTHER, digest, everything, rows
 from tests.forking import alone as by_itself
@@ -262,8 +262,11 @@ def test_a_start_that_ends_a_session_says_what_of_its_forks_goes(
     root = RLSession.start(CONFIG)
     root.step()
     fork = root.fork("fork")
+    directory = root.debug.stack.cluster.directory
     again = RLSession.start(CONFIG)
     assert "The fork 'fork' ended with it.\n" in capsys.readouterr().out
+    assert again.debug.stack.cluster.directory == directory
+    assert not journal.forks(directory)
     fork = again.fork("fork")
     fork.step()
     monkeypatch.setattr(running, "KEPT_SECONDS", 1e-6)

@@ -212,6 +212,8 @@ class SessionParts:
                 if warm:
                     try:
                         stack.reset()
+                        for fork in journal.forks(folder):  # of whoever had it before
+                            journal.forget_fork(folder, fork)
                     except StackError:  # what was left warm is broken: a new one, then
                         stack.close()
                         acquire_stack(stack, fresh=True)
