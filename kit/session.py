@@ -463,12 +463,12 @@ class RLSession:
         max_tokens: int | None = None,
         top_p: float | None = None,
     ) -> list[Rollout]:
-        """Generate for a session and its forks, each as its own `generate` would; in their order.
+        """Generate for a session and its forks, as `generate` of each would; in their order.
 
             first, second = RLSession.generate_together([session, fork])
 
-        With `engine.lora: adapter` the engine writes for all at once, each with its adapter; else
-        for one after the other.
+        With `engine.lora: adapter` the engine writes for all at once, each with its adapter, in
+        other batches than for one alone, which may round otherwise; else for one after the other.
 
         Args:
             sessions: that share a stack.

@@ -299,7 +299,8 @@ def test_with_adapters_in_the_engine_no_turn_needs_a_sync_and_several_write_at_o
         assert slots.in_engines == {session.debug.slot for session in everyone}
         for session, first, second in zip(everyone, one_by_one, both, strict=True):
             assert [s.tokens for s in first] == [s.tokens for s in second]
-            assert [s.rollout_log_probs for s in first] == [s.rollout_log_probs for s in second]
+            for one, other in zip(first, second, strict=True):  # of other batches
+                assert other.rollout_log_probs == pytest.approx(one.rollout_log_probs, abs=1e-4)
             assert second.written_by({session.weight_version})
             assert session.last_rollout == second
             assert session.check_mismatch(second).verdict == "pass"
