@@ -229,7 +229,8 @@ class FsdpBackend:
         *,
         merged: bool = True,
     ) -> Iterable[torch.Tensor]:
-        if self._adapts:  # one by one: sums take several times their weight's memory
+        # One by one: sums, and weights in 4 bits that are read, take several times their memory.
+        if self._adapts and (merged or any(value.is_meta for _, value in named)):
             return (self.gather(name, value, merged=merged) for name, value in named)
         return whole_together([value for _, value in named], dtypes)
 
