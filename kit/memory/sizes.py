@@ -128,8 +128,11 @@ class Sizes:
 
     @property
     def engine_adapters(self) -> int:
-        """Room for adapters beside the weights of all engines on one device."""
-        slots = self.config.engine.max_loras_per_batch
+        """Room for adapters beside the weights of all engines on one device.
+
+        Each is there twice: as it came, and in its slot.
+        """
+        slots = 2 * self.config.engine.max_loras_per_batch
         return self.side_by_side * slots * self.width * self.trained if self.sends_adapters else 0
 
     @property

@@ -42,9 +42,7 @@ class DeviceMemory:
 
     def release_cache(self) -> None:
         """Give back what is held but not used, and forget the peak so far."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self.device)
+        forget_peak(self.device)
 
     def read(self) -> dict[str, int]:
         """Bytes: `used` of the device by all processes now, `held` of it by torch in this process;
@@ -60,6 +58,13 @@ class DeviceMemory:
         torch.cuda.reset_peak_memory_stats(self.device)
         used = total - free
         return {"used": used, "held": held, "peak": used - held + most, "allocated": allocated}
+
+
+def forget_peak(device: torch.device) -> None:
+    """Give back what this process holds of a device but does not use; the peak begins anew."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _growing_segments(wanted: bool) -> None:

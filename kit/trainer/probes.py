@@ -22,6 +22,7 @@ from kit.models.packing import Packed
 from kit.operators.ladder import Recorder
 from kit.trainer.backend import TrainerBackend, whole_weights
 from kit.trainer.loss import Corrections, ScoredBatch, token_terms
+from kit.trainer.offload import forget_peak
 from kit.trainer.scoring import LogProbScorer, Rows, TokenScores, as_rows
 from kit.trainer.settings import TrainerSettings
 from kit.trainer.startup_check import Startup, startup
@@ -137,12 +138,16 @@ class Probes:
         weights = None
         if not from_files:  # on the host: with adapters each is a new tensor, in float32
             weights = {name: value.cpu() for name, value in whole_weights(self.backend)}
-        return [self._plainly(samples, dtype, temperature, weights, rounded_to) for dtype in dtypes]
+        try:
+            asked = samples, temperature, weights, rounded_to
+            return [self._plainly(dtype, *asked) for dtype in dtypes]
+        finally:
+            forget_peak(self.backend.device)  # a whole model more, which no phase of the plan has
 
     def _plainly(
         self,
-        samples: Samples,
         dtype: str,
+        samples: Samples,
         temperature: float,
         weights: dict[str, torch.Tensor] | None,
         rounded_to: str | None,
