@@ -53,7 +53,7 @@ def _backward(
     b: torch.Tensor,
     factor: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of x, A and B."""
+    """Gradients of x, A and B."""
     of_sum, nothing = gradient.reshape(-1, gradient.shape[-1]), b.new_empty(1)
     of_narrow = torch.addmm(nothing, of_sum, b, beta=0, alpha=factor)
     of_b = torch.addmm(nothing, of_sum.T, narrow, beta=0, alpha=factor)
