@@ -2,13 +2,17 @@
 
     python -m benchmarks.lora                                  # 4b and 0.6b, both ways, 24 GiB
     python -m benchmarks.lora --shapes 0.6b --ways merged,adapter,full --steps 6
-    python -m benchmarks.lora --parts trainer --shapes 4b      # one sequence of 16,384 tokens
+    python -m benchmarks.lora --parts trainer --shapes 4b      # sequences of 16,384 tokens
+    python -m benchmarks.lora --parts forks --shapes 0.6b      # four sessions on one base
 
 Models have the shapes of Qwen3 and random weights, adapters rank 16 in all linear layers. A session
 makes steps of 32 prompts x 8 responses of 512 tokens: seconds by phase (medians after two steps),
 what the card held in each phase beside what the plan said, the log-prob difference, syncs, and
 tokens a second of 1, 64 and 256 requests decoded at once. `full` trains all weights, without a
 budget. Each side is a process of its own, one after the other.
+
+Four sessions on one base, each with an adapter of its own that has made a step, generate a quarter
+of the responses each, all at once, in turns with the first one, which generates all by itself.
 
 The trainer alone makes updates on sequences of 16,384 tokens: tokens a second, and the share of a
 Hopper card's 989 TFLOP/s that forward and backward pass of all weights would take (what is frozen
@@ -107,6 +111,36 @@ def session(way: str, work: Workload, gib: float | None, steps: int) -> dict[str
         found["verified"] = running.sync(verify=True).verified
         found["mismatch"] = str(running.check_mismatch(running.generate()))
     return found
+
+
+def forks(work: Workload, gib: float | None) -> dict[str, Any]:
+    """Tokens a second of four sessions that generate at once, and of one that does alone."""
+    from benchmarks.gpu_parts.workload import reward
+    from kit import RLSession
+
+    rows, share = work.rows(), max(work.prompts // 4, 1)
+    config = settings(work, "adapter", gib).replace("training.rollout_batch_size", share)
+    with RLSession.start(config, data=rows, reward=reward) as first:
+        say(f"started in {first.start_seconds:.0f} s")
+        sessions = [first, *(first.fork(f"fork-{number}", seed=number) for number in range(1, 4))]
+        for each in sessions:
+            each.step()
+        prompts = [row["prompt"] for row in rows[: 4 * share]]
+        rates: dict[str, list[float]] = {"alone": [], "together": []}
+        for _ in range(1 + work.repeats):
+            for who in rates:
+                for each in sessions:
+                    each.sync()
+                begun = time.perf_counter()
+                if who == "alone":
+                    rollouts = [first.generate(prompts)]
+                else:
+                    rollouts = RLSession.generate_together(sessions)
+                seconds = time.perf_counter() - begun
+                written = sum(sample.response_length for each in rollouts for sample in each)
+                rates[who].append(written / seconds)
+        found = {who: max(each[1:]) for who, each in rates.items()}
+    return found | {"together_over_alone": found["together"] / found["alone"]}
 
 
 def trainer(work: Workload, *, sequences: int = 2) -> dict[str, Any]:
@@ -223,7 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", default="4b,0.6b", help="of 4b, 0.6b and tiny (on a CPU)")
     parser.add_argument("--ways", default="merged,adapter", help=f"of {', '.join(WAYS)}")
-    parser.add_argument("--parts", default="session,trainer")
+    parser.add_argument("--parts", default="session,forks,trainer")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--gib", type=float, default=24.0, help="the session's budget")
     parser.add_argument("--directory", help="where the models are, or are written to")
@@ -237,13 +271,18 @@ def main() -> None:
         if not (Path(work.model) / "config.json").exists():
             make_model(work)
         gib = asked.gib if work.device == "cuda" else None
-        found = trainer(work) if what == "trainer" else session(what, work, gib, asked.steps)
+        if what == "trainer":
+            found = trainer(work)
+        elif what == "forks":
+            found = forks(work, gib)
+        else:
+            found = session(what, work, gib, asked.steps)
         print(json.dumps(found), flush=True)
         return
     with tempfile.TemporaryDirectory() as folder:
         sides = [way for way in WAYS if way in asked.ways.split(",")]
         sides = sides if "session" in asked.parts else []
-        sides += ["trainer"] if "trainer" in asked.parts else []
+        sides += [part for part in ("forks", "trainer") if part in asked.parts]
         for shape in asked.shapes.split(","):
             for side in sides:
                 command = [sys.executable, "-m", __spec__.name, "--one", side, shape]
@@ -255,7 +294,7 @@ def main() -> None:
                     continue
                 found = json.loads(done.stdout.splitlines()[-1])
                 name = f"{shape}, {side}"
-                text = f"{name}: {found}" if side == "trainer" else shown(name, found)
+                text = shown(name, found) if side in WAYS else f"{name}: {found}"
                 print(text, flush=True)
 
 
