@@ -10,14 +10,14 @@ from typing import Any
 
 from kit.errors import DataError
 from kit.samples.sample import Sample, Status
-from kit.utils.display import Displayed, Picture, pictures
+from kit.utils.display import Picture, Shown, pictures
 from kit.utils.formatting import mean
 
 NEW_TOKENS = "rollout/new_tokens"
 
 
 @dataclass(frozen=True, slots=True)
-class Rollout(Displayed, Sequence[Sample]):
+class Rollout(Shown, Sequence[Sample]):
     """The samples of one `generate`, in groups of the same prompt. Shows itself as a table."""
 
     samples: tuple[Sample, ...]
@@ -156,7 +156,7 @@ class Rollout(Displayed, Sequence[Sample]):
 
 
 @dataclass(frozen=True, slots=True)
-class Batch(Displayed):
+class Batch(Shown):
     """Input of an update: the samples that train, and the advantage of each.
 
     Failed samples and their groups are already left out; `left_out` says which and why.

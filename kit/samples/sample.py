@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kit.errors import DataError
 from kit.samples import token_values as by_token
 from kit.samples.fields import wrong_type
-from kit.utils.display import Displayed, Picture, pictures
+from kit.utils.display import Picture, Shown, pictures
 from kit.utils.formatting import shorten
 from kit.utils.reading import kind_of
 
@@ -38,7 +38,7 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample(Displayed):
+class Sample(Shown):
     """One response to one prompt, with everything that training needs to know about it."""
 
     group_index: int = 0

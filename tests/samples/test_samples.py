@@ -253,3 +253,26 @@ def test_a_batch_names_both_numbers_where_samples_and_advantages_differ() -> Non
 def test_each_batch_has_an_id_of_its_own() -> None:
     ids = {Batch(samples=(), advantages=()).id for _ in range(50)}
     assert len(ids) == 50
+
+
+def test_printed_samples_are_the_table_that_a_notebook_shows_and_not_their_fields() -> None:
+    samples = tuple(
+        Sample(
+            group_index=number // 4,
+            index=number,
+            prompt="1+1=",
+            tokens=[1, 2, 3],
+            response="2",
+            response_length=2,
+            label="2",
+            reward=1.0,
+        )
+        for number in range(128)
+    )
+    rollout = Rollout(samples)
+    assert str(rollout) == rollout._repr_mimebundle_()["text/plain"]
+    assert str(rollout).startswith("Rollout of step 0: 32 prompts x 4 samples")
+    assert len(str(rollout)) < 2000
+    batch = Batch(samples, tuple(0.0 for _ in samples))
+    for shown in (samples[0], batch):
+        assert str(shown) == shown._repr_mimebundle_()["text/plain"]
