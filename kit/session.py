@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -149,7 +149,7 @@ class RLSession:
         """
         passed = {"data": data, "eval_data": eval_data, "reward": reward}
         passed |= {"advantage": advantage, "loss": loss}
-        if own := attach.own_session(name, passed):
+        if own := attach.own_session(name, passed | {"forks": forks or None}):
             return cls._of(own)
         found = attach.attach(name, passed, forks or {})
         for parts, unfinished in found:
@@ -482,7 +482,10 @@ class RLSession:
             SessionError: they do not share a stack, or one of them is training.
         """
         wanted = "pass sessions that share a stack: [session, fork]."
-        members = [expect(s, RLSession, "generate_together", wanted)._parts for s in sessions]
+        each = expect(sessions, Iterable, "generate_together", wanted)
+        members = [expect(s, RLSession, "generate_together", wanted)._parts for s in each]
+        if isinstance(prompts, Iterator):
+            prompts = list(prompts)  # each session reads all of them
         given = {"n_samples_per_prompt": n_samples_per_prompt, "temperature": temperature}
         given |= {"max_tokens": max_tokens, "top_p": top_p}
         with in_living_folder():

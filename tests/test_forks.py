@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from kit import RLSession
-from kit.errors import KitError, SessionError
+from kit.errors import DataError, KitError, SessionError
 from kit.lifecycle.train_loop import Training
 from kit.samples import Sample
 from tests.conftest import Shared
@@ -138,6 +139,22 @@ def test_a_callback_may_use_another_session_and_a_reward_in_its_turn(root: RLSes
     assert "asked for something while the engine writes for 'adapters'" in (failed[0].error or "")
 
 
+def test_rewards_have_the_time_of_their_own_session_after_another_had_its_turn(
+    root: RLSession,
+) -> None:
+    hasty = root.fork("hasty", {"reward.timeout": 0.05})
+
+    def judged(sample: Sample) -> float:
+        if sample.index == 0:
+            hasty.generate(["1+2="], n_samples_per_prompt=1)
+        else:
+            time.sleep(0.2)
+        return 1.0
+
+    rollout = root.generate(["1+2="], n_samples_per_prompt=2)
+    assert not root.score(rollout, reward=judged).failed()
+
+
 def test_undo_and_snapshots_are_each_sessions_own(root: RLSession) -> None:
     fork = root.fork("fork")
     root.snapshot("mine")
@@ -229,6 +246,15 @@ def test_several_generate_in_one_call_what_each_would_have_generated(root: RLSes
         RLSession.generate_together([root, root])
     with pytest.raises(SessionError, match="No session is named"):
         RLSession.generate_together([])
+    with pytest.raises(SessionError, match="pass sessions that share a stack"):
+        RLSession.generate_together(root)  # type: ignore[arg-type]
+    prompts: Any = iter(["1+2=", "3+4="])
+    both = RLSession.generate_together([fork, root], prompts, n_samples_per_prompt=1)
+    assert [len(rollout) for rollout in both] == [2, 2]
+    with pytest.raises(DataError, match="needs a list of prompts"):
+        root.generate(iter([]))  # type: ignore[arg-type]
+    with pytest.raises(SessionError):
+        RLSession.attach(forks={"fork": None})
     fork.close()
     with pytest.raises(SessionError, match="closed"):
         RLSession.generate_together([root, fork])

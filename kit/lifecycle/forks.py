@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from kit.checkpoint.inputs import WORDS, Inputs
 from kit.checkpoint.state import TrainState
 from kit.config import SessionConfig
-from kit.config.changes import with_changes
+from kit.config.changes import CHANGEABLE, with_changes
 from kit.data.buffer import RolloutBuffer
 from kit.data.stream import PromptStream
 from kit.errors import ConfigError, SessionError, did_you_mean
@@ -300,7 +300,7 @@ def _settings(
     """The fork's settings. Raises ConfigError for one that all on a stack have in common."""
     for each in changes:
         section = str(each).partition(".")[0]
-        if section in PASSED:
+        if section in PASSED and each not in CHANGEABLE:
             raise ConfigError(
                 f"{each} is not a setting that a fork can be given.",
                 fix=f"pass the fork's own by {PASSED[section]}, as RLSession.start takes it.",

@@ -133,8 +133,9 @@ class SessionParts:
         if self._stack is None:
             yield
             return
-        with self._stack.give_way():
+        with self._stack.give_way() as around:
             yield
+        self._limit_rewards(around)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -146,9 +147,18 @@ class SessionParts:
         if self._stack is None or self.slot is None:
             yield
             return
-        with self._stack.turn(self.slot):
-            LIMIT.seconds = self.state.config.reward.timeout
-            yield
+        with self._stack.turn(self.slot) as around:
+            self._limit_rewards(self.slot)
+            try:
+                yield
+            finally:
+                self._limit_rewards(around)
+
+    def _limit_rewards(self, slot: Slot | None) -> None:
+        """Give reward functions the time that the session of a slot allows them."""
+        for each in (self.root, *self.forks.values()):
+            if slot and each.slot is slot:
+                LIMIT.seconds = each.state.config.reward.timeout
 
     def running(self) -> Self:
         """Return these parts. Raises SessionError if the session is not running."""

@@ -406,6 +406,8 @@ def as_rows(prompts: Sequence[str | Messages] | None) -> list[PromptRow]:
     """Convert prompts given to `generate` to rows. Raises DataError unless they are a list."""
     if prompts is None:
         return []
+    if isinstance(prompts, Iterator):
+        prompts = list(prompts)
     if isinstance(prompts, str) or not prompts:
         raise DataError(
             f"generate needs a list of prompts, got {prompts!r}.",

@@ -113,8 +113,10 @@ class Slots:
         return bool(self.found)
 
     @contextmanager
-    def turn(self, slot: Slot, *, busy: bool) -> Iterator[None]:
+    def turn(self, slot: Slot, *, busy: bool) -> Iterator[Slot | None]:
         """Give a session its turn in the block; one inside another gives it back at its end.
+
+        The value is whose turn it is around the block; None where it is no one's.
 
         Raises:
             StackError: the engines are `busy` with the session of the block around.
@@ -125,29 +127,30 @@ class Slots:
                 raise _writing(around, slot)
             self._give(slot)
             try:
-                yield
+                yield around if inside else None
             finally:
                 if inside:
                     self._give(around)
 
     @contextmanager
-    def give_way(self, *, busy: bool) -> Iterator[None]:
+    def give_way(self, *, busy: bool) -> Iterator[Slot | None]:
         """Let others have their turns in the block, if this thread has one; it has it again after.
 
-        For waiting in the midst of a turn for somebody who may wait for a turn.
+        For waiting in the midst of a turn for somebody who may wait for a turn. The value is whose
+        turn it is around the block; None where it is no one's.
 
         Raises:
             StackError: the engines are `busy` with the session whose turn it is.
         """
         if not self._turns.is_mine():
-            yield
+            yield None
             return
         around = self.present
         if busy:
             raise _writing(around, None)
         try:
             with self._turns.released():
-                yield
+                yield around
         finally:
             self._give(around)
 

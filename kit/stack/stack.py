@@ -228,27 +228,28 @@ class Stack:
     # ---- several sessions ----------------------------------------------------------------------
 
     @contextmanager
-    def turn(self, slot: Slot) -> Iterator[None]:
+    def turn(self, slot: Slot) -> Iterator[Slot | None]:
         """Work for one session in the block, when all have finished that asked before.
 
         Nothing is moved yet: trainers and engines get its weights when they are asked for
-        something. A block inside another gives the turn back to the session of that one.
+        something. A block inside another gives the turn back to the session of that one, which is
+        the value; None where there is none.
 
         Raises:
             StackError: the engines are writing for the session of the block around.
         """
-        with self.slots.turn(slot, busy=self._is_read):
-            yield
+        with self.slots.turn(slot, busy=self._is_read) as around:
+            yield around
 
     @contextmanager
-    def give_way(self) -> Iterator[None]:
-        """Let other sessions work in the block, where this thread has the turn of one.
+    def give_way(self) -> Iterator[Slot | None]:
+        """Let other sessions work in the block, where this thread has the turn of one: the value.
 
         Raises:
             StackError: the engines are writing for it.
         """
-        with self.slots.give_way(busy=self._is_read):
-            yield
+        with self.slots.give_way(busy=self._is_read) as around:
+            yield around
 
     @property
     def _is_read(self) -> bool:
@@ -550,6 +551,7 @@ class Stack:
             tensors, size = send(erase=erase)
             self._base_in_place = True
         if self._sends_adapters:
+            self.slots.in_engines.discard(self.slots.present)  # where it ends half way
             more, larger = send(model=ADAPTER, adapter=self.slots.present.adapter)
             tensors, size = tensors + more, size + larger
         self.slots.in_engines.add(self.slots.present)
