@@ -482,10 +482,13 @@ class RLSession:
             SessionError: they do not share a stack, or one of them is training.
         """
         wanted = "pass sessions that share a stack: [session, fork]."
-        each = expect(sessions, Iterable, "generate_together", wanted)
-        members = [expect(s, RLSession, "generate_together", wanted)._parts for s in each]
-        if isinstance(prompts, Iterator):
-            prompts = list(prompts)  # each session reads all of them
+        several: Any = sessions
+        if not isinstance(several, Iterable):
+            expect(several, list, "generate_together", wanted)
+        members = [expect(s, RLSession, "generate_together", wanted)._parts for s in several]
+        unread: Any = prompts
+        if isinstance(unread, Iterator):
+            prompts = list(unread)  # each session reads all of them
         given = {"n_samples_per_prompt": n_samples_per_prompt, "temperature": temperature}
         given |= {"max_tokens": max_tokens, "top_p": top_p}
         with in_living_folder():

@@ -406,8 +406,9 @@ def as_rows(prompts: Sequence[str | Messages] | None) -> list[PromptRow]:
     """Convert prompts given to `generate` to rows. Raises DataError unless they are a list."""
     if prompts is None:
         return []
-    if isinstance(prompts, Iterator):
-        prompts = list(prompts)
+    given: Any = prompts
+    if isinstance(given, Iterator):
+        prompts = list(given)
     if isinstance(prompts, str) or not prompts:
         raise DataError(
             f"generate needs a list of prompts, got {prompts!r}.",

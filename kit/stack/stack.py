@@ -551,7 +551,6 @@ class Stack:
             tensors, size = send(erase=erase)
             self._base_in_place = True
         if self._sends_adapters:
-            self.slots.in_engines.discard(self.slots.present)  # where it ends half way
             more, larger = send(model=ADAPTER, adapter=self.slots.present.adapter)
             tensors, size = tensors + more, size + larger
         self.slots.in_engines.add(self.slots.present)
