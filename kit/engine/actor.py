@@ -241,10 +241,11 @@ class Engine:
             sums = [one | other for one, other in zip(sums, own, strict=True)]
         return sums
 
-    async def forget_adapter(self, adapter: str) -> None:
-        """Forget an adapter, if it is there."""
+    async def forget_adapter(self, adapter: str | None) -> None:
+        """Forget an adapter, if it is there; None forgets all."""
         if self.adapters:
-            await self.adapters.unload(self._sglang.tokenizer_manager, adapter)
+            for name in [*self.adapters.names] if adapter is None else [adapter]:
+                await self.adapters.unload(self._sglang.tokenizer_manager, name)
 
     async def outputs(self, tokens: list[int]) -> dict[str, str]:
         """A digest of what each part of the model puts out as it reads these tokens."""

@@ -204,7 +204,8 @@ def _fill(pool: Any, uid: Any, slot: int, adapter: Any, modules: list[Any], *_: 
     if uid is None:
         _clear(pool, slot)
         return
-    if slot not in _PLACES:
+    if _PLACES.get(slot, {}).keys() != adapter.matrices.keys():
+        _clear(pool, slot)  # the slot had adapters of other layers
         _PLACES[slot] = {
             name: view
             for layer, paths in enumerate(modules)

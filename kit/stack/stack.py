@@ -182,6 +182,7 @@ class Stack:
         self._connect()
         self._describe(recovery.reset(self.engines, self.trainers, self.offload))
         self._base_in_place = False  # those who had the stack before may have left another
+        self.engines.ask("forget_adapter", None)
         self.sync(0)
 
     def _describe(self, description: dict[str, Any]) -> None:
@@ -551,6 +552,7 @@ class Stack:
             tensors, size = send(erase=erase)
             self._base_in_place = True
         if self._sends_adapters:
+            self.slots.in_engines.discard(self.slots.present)  # some may have it, and not all
             more, larger = send(model=ADAPTER, adapter=self.slots.present.adapter)
             tensors, size = tensors + more, size + larger
         self.slots.in_engines.add(self.slots.present)
