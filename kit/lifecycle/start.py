@@ -19,7 +19,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from kit import tracking
@@ -290,7 +289,7 @@ class SessionParts:
 
         config, recorder = self.state.config, current_run()
         LIMIT.seconds = config.reward.timeout
-        self._record(stack, stack.slots.first, recorder, stack.cluster.directory)
+        self._record(stack, stack.slots.first, recorder)
         self.note()
         # A batch run's kernel never comes back to attach.
         lease = 0.0 if recorder else config.stack.lease
@@ -301,12 +300,11 @@ class SessionParts:
     def run_fork(self, root: SessionParts, stack: Stack, slot: Slot) -> None:
         """Run beside others on a stack, in a slot that is open; it ends with the root's."""
         self.root, self.forks, self.fork_name = root, root.forks, slot.name
-        recorder, directory = root.tracker.recorder, stack.cluster.directory
-        notes = journal.of_fork(directory, slot.name)
-        self._record(stack, slot, recorder and recorder.of_fork(slot.name), notes)
+        recorder = root.tracker.recorder
+        self._record(stack, slot, recorder and recorder.of_fork(slot.name))
         self.forks[slot.name] = self
 
-    def _record(self, stack: Stack, slot: Slot, recorder: Recorder | None, notes: Path) -> None:
+    def _record(self, stack: Stack, slot: Slot, recorder: Recorder | None) -> None:
         """Run in a slot of a stack, with files, loggers and a journal of its own."""
         self._stack, self.slot, self.phase = stack, slot, "running"
         self._process = os.getpid()
@@ -315,6 +313,9 @@ class SessionParts:
             recorder.start(config, self.state.inputs.described)
         loggers = tracking.start(config, recorder.folder if recorder else None)
         self.tracker = Tracker(recorder, loggers)
+        notes = stack.cluster.directory
+        if slot is not stack.slots.first:
+            notes = journal.of_fork(notes, slot.name)
         self.journal = Journal(notes, self.state, stack.trainers, self.snapshots)
         self._note_inputs()
 
