@@ -47,7 +47,7 @@ def test_other_layers_forms_and_numbers_of_processes_agree_too(
 
 
 @pytest.mark.slow
-def test_a_session_goes_on_after_its_kernel_was_killed(alone: None, tmp_path: Path) -> None:
+def test_a_checkpoint_brings_the_adapter_into_another_engine(alone: None, tmp_path: Path) -> None:
     with RLSession.start(with_settings(name="left")) as session:
         session.train(2, show=False)
         expected = greedy(session)
