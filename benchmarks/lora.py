@@ -149,16 +149,16 @@ def trainer(work: Workload, *, sequences: int = 2) -> dict[str, Any]:
     import random
 
     from benchmarks.gpu_parts.floors import Samples, training_operations
+    from benchmarks.gpu_parts.training import Level, forget, start
     from kit.cluster.client import kept_kernels
     from kit.config import LoraConfig
+    from kit.errors import StackError
     from kit.models.source import ModelShape
 
     os.environ |= kept_kernels()
     import torch
 
     from kit.messages import TrainBatch
-    from kit.trainer.actor import Trainer
-    from kit.trainer.settings import TrainerSettings
 
     draw, length = random.Random(2), LONG if work.device == "cuda" else 64
     size = work.shape["vocab_size"]
@@ -172,27 +172,17 @@ def trainer(work: Workload, *, sequences: int = 2) -> dict[str, Any]:
     shape = ModelShape.read(work.model)
     operations = training_operations(shape, Samples(sequences, 1, 1, length - 1))
     found: dict[str, Any] = {}
-    for level in ("selective", "full", "none"):
+    levels: tuple[Level, ...] = ("selective", "full", "none")
+    for level in levels:
         with tempfile.TemporaryDirectory() as folder:
-            made = Trainer(
-                TrainerSettings(
-                    model_path=work.model,
-                    training=work.config().training,
-                    temperature=1.0,
-                    device=work.device,
-                    dtype="bfloat16" if work.device == "cuda" else "float32",
-                    seed=0,
-                    rank=0,
-                    rendezvous=f"{folder}/meet",
-                    max_response_len=length,
-                    lora=LoraConfig(r=RANK, lora_alpha=2 * RANK),
-                    recompute=level,  # type: ignore[arg-type]
-                    compile=work.device == "cuda",
-                    max_tokens=length,
-                )
+            made = start(
+                work,
+                level,
+                Path(folder) / "meet",
+                max_response_len=length,
+                max_tokens=length,
+                lora=LoraConfig(r=RANK, lora_alpha=2 * RANK),
             )
-            made.start()
-            made.place()
             seconds = []
             try:
                 made.update(batch, f"{level} first")
@@ -210,16 +200,12 @@ def trainer(work: Workload, *, sequences: int = 2) -> dict[str, Any]:
                     "peak_gib": peak,
                 }
                 say(f"{level}: {found[level]}")
-            except Exception as error:  # it does not fit, say: the next may
-                say(f"{level}: {error}")
-            torch.distributed.destroy_process_group()
+            except StackError as error:
+                if "memory" not in error.what:
+                    raise
+                say(f"{level}: does not fit")
             del made
-            torch._dynamo.reset()
-            import gc
-
-            gc.collect()
-            if work.device == "cuda":
-                torch.cuda.empty_cache()
+            forget(torch)
     return found
 
 

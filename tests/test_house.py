@@ -20,7 +20,6 @@ KIT = ROOT / "kit"
 
 LIBRARIES = {
     "benchmarks/gpu_parts/training.py": {"_dynamo"},
-    "benchmarks/lora.py": {"_dynamo"},
     "kit/cluster/fork_server.py": {
         "_forkserver",
         "_forkserver_address",

@@ -40,7 +40,7 @@ def measure(_: None, work: Workload, report: Report) -> None:
                 report.say(f"no time for recomputation {level}")
                 return
             begin = time.perf_counter()
-            trainer = _start(work, level, Path(directory) / level)
+            trainer = start(work, level, Path(directory) / level)
             report.say(f"{level}: trainer up after {time.perf_counter() - begin:.1f} s")
             if number == 0:
                 _log_probs(trainer, batch, work, report)
@@ -57,7 +57,7 @@ def measure(_: None, work: Workload, report: Report) -> None:
                     report.say(f"{level}, {tokens} tokens: does not fit")
                 report.put(f"{level}_{tokens}", measured)
             del trainer
-            _forget(torch)
+            forget(torch)
 
 
 def train_batch(work: Workload) -> Any:
@@ -75,7 +75,8 @@ def train_batch(work: Workload) -> Any:
     )
 
 
-def _start(work: Workload, level: Level, rendezvous: Path) -> Any:
+def start(work: Workload, level: Level, rendezvous: Path, **further: Any) -> Any:
+    """A trainer in this process that recomputes so much; `further` are settings of it."""
     from kit.trainer.actor import Trainer
     from kit.trainer.settings import TrainerSettings
 
@@ -89,9 +90,9 @@ def _start(work: Workload, level: Level, rendezvous: Path) -> Any:
             seed=0,
             rank=0,
             rendezvous=str(rendezvous),
-            max_response_len=work.response_tokens,
             recompute=level,
             compile=work.device == "cuda",
+            **{"max_response_len": work.response_tokens, **further},
         )
     )
     trainer.start()
@@ -145,7 +146,7 @@ def _first(batch: Any, count: int) -> Any:
     )
 
 
-def _forget(torch: Any) -> None:
+def forget(torch: Any) -> None:
     """Give back what the trainer before held, its process group and compiled code too."""
     torch.distributed.destroy_process_group()
     torch._dynamo.reset()
