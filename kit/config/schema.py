@@ -16,6 +16,7 @@ from kit.config.validation import (
     check_eval_source,
     check_lora,
     check_parallel,
+    check_quantization,
     check_rollout_policies,
     check_routing_replay,
     check_stop,
@@ -62,6 +63,16 @@ class SessionConfig(Section, Displayed):
             raise explain(error, type(self)) from None
 
     @model_validator(mode="after")
+    def _corrects_for_the_engine(self) -> Self:
+        """Switch TIS on where it is left open and only the engine is quantised."""
+        training = self.training
+        if self.engine.quantization and training.use_tis is None:
+            if not training.corrects_for_engine:
+                corrected = TrainingConfig(**training.model_dump() | {"use_tis": True})
+                object.__setattr__(self, "training", corrected)
+        return self
+
+    @model_validator(mode="after")
     def _goes_together(self) -> Self:
         check_rollout_policies(self.rollout, self.training)
         check_stop(self.rollout, self.reward)
@@ -71,6 +82,7 @@ class SessionConfig(Section, Displayed):
         check_true_on_policy(self.engine, self.training)
         check_routing_replay(self.engine, self.training)
         check_lora(self.model, self.training, self.engine, self.cluster)
+        check_quantization(self.model, self.training, self.engine, self.cluster)
         warn, fail = self.mismatch.warn_above, self.mismatch.fail_above
         if warn and fail and warn > fail:
             raise ValueError(
@@ -172,6 +184,12 @@ class SessionConfig(Section, Displayed):
         """Whether the engine is to report the experts of a mixture of experts."""
         asked = self.engine.extra.get("enable_return_routed_experts")
         return bool(self.training.use_rollout_routing_replay or asked)
+
+    @property
+    def quantization(self) -> sections.QuantizationConfig | None:
+        """How the engine's weights are quantised, alone or as the trainer's; None if they are not.
+        """
+        return self.model.quantization or self.engine.quantization
 
     @property
     def engine_reads_others(self) -> bool:

@@ -7,9 +7,16 @@ from __future__ import annotations
 
 import math
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from kit.errors import ConfigError
@@ -226,6 +233,38 @@ class LoraConfig(Section):
         return self.adapter_path is not None or self.load_in_4bit
 
 
+class QuantizationConfig(Section):
+    """Linear layers in FP8 or INT4; see docs/low_precision.md. `fp8` alone is `{method: fp8}`."""
+
+    method: Literal["fp8", "int4"]
+    """fp8: weights in blocks of 128 x 128 and activations in blocks of 1 x 128, e4m3. int4: weights
+    in groups along each row, symmetric, activations as they are."""
+    group_size: Positive | None = None
+    """Numbers of a row that share a scale (int4 only); None takes 128. It has to divide the inputs
+    of every linear layer."""
+
+    @property
+    def numbers_a_scale(self) -> int:
+        """The group size of int4."""
+        return self.group_size or 128
+
+    @model_validator(mode="after")
+    def _of_int4(self) -> Self:
+        """Refuse a group size that nothing would read."""
+        if self.group_size is not None and self.method != "int4":
+            raise ValueError(
+                f"quantization.group_size is {self.group_size}, and {self.method} has blocks of "
+                "128 x 128. What to do: leave it out, or take int4."
+            )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_name(cls, value: Any) -> Any:
+        """Take a method's name alone for the section."""
+        return {"method": value} if isinstance(value, str) else value
+
+
 class ModelConfig(Section):
     """The model and its precision, context, attention and recomputation."""
 
@@ -249,6 +288,9 @@ class ModelConfig(Section):
     lora: LoraConfig | None = None
     """Train adapters instead of all weights; null trains all. The engine gets base and adapter as
     one weight, rounded once."""
+    quantization: QuantizationConfig | None = None
+    """Train through quantised weights and have the engine compute with the same: fp8, or int4
+    (quantisation-aware training); null for neither. The trainer keeps float32 weights. CPU only."""
 
 
 class DataConfig(Section):
@@ -377,6 +419,9 @@ class EngineConfig(Section):
     weight_bits: Annotated[int, Field(ge=2, le=16)] | None = None
     """Round each row of every weight matrix to so many bits on its way to the engine, as a
     quantised engine has them; None does not. The trainer's weights stay as they are."""
+    quantization: QuantizationConfig | None = None
+    """Quantise the engine's weights alone, fp8 or int4, and leave the trainer's as they are:
+    `training.use_tis` is then on where it is left open. null does not. CPU only."""
     weight_noise: float = Field(default=0.0, ge=0.0)
     """Add normal noise to every weight matrix on its way to the engine, anew at each sync: its
     standard deviation, as a share of the root mean square of the matrix's row. To see what

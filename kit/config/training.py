@@ -166,8 +166,9 @@ class TrainingConfig(Section):
     experts."""
     use_rollout_logprobs: bool = False
     """Take the engine's log-probs as the old ones of the ratio, not the trainer's."""
-    use_tis: bool = False
-    """Weigh each token by the ratio of trainer to engine, truncated at `tis_clip`."""
+    use_tis: bool | None = None
+    """Weigh each token by the ratio of trainer to engine, truncated at `tis_clip`. None does so
+    where `engine.quantization` gives the engine other weights and nothing else corrects for it."""
     tis_clip: Above0 = 2.0
     """Largest weight of a token under `use_tis`."""
     tis_clip_low: NonNegative = 0.0
@@ -208,7 +209,7 @@ class TrainingConfig(Section):
         without_effect = (*CLIP_SETTINGS, "use_routing_replay")
         usual = {name: type(self).model_fields[name].default for name in without_effect}
         estimator = self.advantage_estimator
-        weighs_tokens = self.use_tis or self.mis is not None
+        weighs_tokens = bool(self.use_tis) or self.mis is not None
         if estimator == "cispo" or (estimator == "gspo" and not weighs_tokens):
             usual["advantage_estimator"] = "grpo"
         return self.model_copy(update=usual)
@@ -217,6 +218,11 @@ class TrainingConfig(Section):
     def has_reference(self) -> bool:
         """Whether a KL term needs a reference model."""
         return self.kl_loss_coef > 0 or self.kl_coef > 0
+
+    @property
+    def corrects_for_engine(self) -> bool:
+        """Whether the loss weighs by the ratio of trainer to engine, in one way or another."""
+        return bool(self.use_tis or self.mis or self.use_rollout_logprobs)
 
     @property
     def replays_routing(self) -> bool:

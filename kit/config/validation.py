@@ -133,6 +133,39 @@ def check_routing_replay(engine: EngineConfig, training: TrainingConfig) -> None
         )
 
 
+def check_quantization(
+    model: ModelConfig, training: TrainingConfig, engine: EngineConfig, cluster: ClusterConfig
+) -> None:
+    """Raise ValueError for settings with which quantised weights were never tried."""
+    both, alone = model.quantization, engine.quantization
+    if both is None and alone is None:
+        return
+    name = "model.quantization" if both else "engine.quantization"
+    extra = [key for key in engine.extra if key not in _NEUTRAL]
+    refused = {
+        "engine.quantization is set too, and model.quantization quantises the engine's weights "
+        "already": bool(both and alone),
+        "model.lora trains adapters, which nothing here quantises with the weights beside them": (
+            model.lora is not None
+        ),
+        "engine.weight_bits and engine.weight_noise round or disturb the same weights": (
+            engine.disturbed
+        ),
+        "engines of several devices (engine.tensor_parallel, engine.data_parallel) divide a "
+        "weight's blocks": engine.tensor_parallel > 1 or engine.data_parallel > 1,
+        "engines on devices of their own (cluster.colocate: false) get weights by broadcast, which "
+        "was never tried with codes and scales": not cluster.colocate,
+        f"engine.extra has {', '.join(extra)}, with which SGLang may compute otherwise": bool(
+            extra
+        ),
+        "training.true_on_policy promises equal bits, and the engine alone would have quantised "
+        "weights": bool(alone and training.true_on_policy),
+    }
+    for why, applies in refused.items():
+        if applies:
+            raise ValueError(f"{name} is set, and {why}. What to do: leave one of them out.")
+
+
 def check_lora(
     model: ModelConfig, training: TrainingConfig, engine: EngineConfig, cluster: ClusterConfig
 ) -> None:

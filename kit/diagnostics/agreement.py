@@ -213,6 +213,9 @@ def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
     coarse = "bfloat16" in (stack.dtype, str(config.engine.extra.get("dtype")))
     dtypes = ["float32", "bfloat16"] if coarse else ["float32"]
     exact, *rounded = stack.probe("plainly", samples, dtypes, 1.0, True)
+    engines = exact
+    if config.engine.quantization:  # the engine's weights are others than the trainer's
+        engines = stack.probe("plainly", samples, ["float32"], 1.0, True, None, "all")[0]
     trained = stack.probe("recompute", samples, 1.0)
     read = stack.rescore(samples.tokens, samples.response_lengths, cache="none")[0]
     exactness = "tf32" if stack.device == "cuda" else "float32"
@@ -220,14 +223,15 @@ def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
     rounding = _gap(rounded[0], exact) if rounded else 0.0
     bound = max(bound, ROUNDINGS * rounding)
     prefill: Rows = [row.log_probs for row in read]
-    tails = _tails(exact, answers)
+    tails = _tails(engines, answers)
     gaps = {
         "trainer": _gap(trained, exact),
-        "prefill": _gap(prefill, exact),
+        "prefill": _gap(prefill, engines),
         "decode": _gap([answer.log_probs for answer in answers], tails),
     }
-    worst = max((trained, prefill), key=lambda rows: curves.badness(_gap(rows, exact)))
-    onset = _onset(Path(stack.model.path), worst, exact, bound)
+    pairs = (trained, exact), (prefill, engines)
+    worst = max(pairs, key=lambda pair: curves.badness(_gap(*pair)))
+    onset = _onset(Path(stack.model.path), *worst, bound)
     lost = tuple(stack.lost_weights())
     alone = config.engine.tensor_parallel == 1  # else each device has a part of every weight
     return Agreement(
@@ -339,6 +343,7 @@ def _record(stack: Stack, longest: int) -> Path:
         (stack.device, stack.dtype, longest, stack.model.context_length),
         (config.engine.model_dump(mode="json"), config.training.num_trainers),
         adapters and adapters.model_dump(mode="json"),
+        config.model.quantization and config.model.quantization.model_dump(mode="json"),
     ]
     key = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

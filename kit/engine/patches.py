@@ -44,6 +44,7 @@ from kit.engine import adapters
 from kit.utils.reading import read_object
 
 if TYPE_CHECKING:
+    from kit.config import QuantizationConfig
     from kit.engine.server_args import EngineSettings
 
 
@@ -53,9 +54,13 @@ def engine_class(settings: EngineSettings) -> Any:
 
     shared = settings.model_path if settings.shares_operators else None
     dense, adapts = dense_layers(settings.model_path), settings.adapters is not None
-    run = partial(run_on_cpu, settings.threads, shared, dense, adapts)
+    run = partial(run_on_cpu, settings.threads, shared, dense, adapts, settings.quantization)
     if settings.device != "cpu":
         run = partial(run_on_gpu, shared, dense, adapts)
+    elif settings.quantization:  # this process checks the name
+        from kit.engine.cpu import quantization
+
+        quantization.register(settings.quantization, shares_operators=shared is not None)
     place_load_files()  # for the tokenizer manager, which reads them
 
     class OurEngine(Engine):
@@ -69,6 +74,7 @@ def run_on_cpu(
     shared: str | None,
     dense: frozenset[int],
     adapts: bool,
+    quantized: QuantizationConfig | None,
     *args: Any,
     **kwargs: Any,
 ) -> None:
@@ -79,6 +85,7 @@ def run_on_cpu(
         shared: the model's directory, where it computes with the trainer's operators.
         dense: layers of a Qwen3-MoE without experts.
         adapts: whether it has adapters beside its weights.
+        quantized: how its linear layers are quantised.
         args: SGLang's own.
         kwargs: SGLang's own.
     """
@@ -94,6 +101,10 @@ def run_on_cpu(
         from kit.engine.cpu import shared as shared_operators
 
         shared_operators.register(shared)
+    if quantized:
+        from kit.engine.cpu import quantization
+
+        quantization.register(quantized, shares_operators=shared is not None)
     if adapts:
         adapters.register("cpu")
     register_dense_layers(dense)
@@ -211,7 +222,7 @@ def take_apart(root: Any) -> None:
 def register_weight_checks() -> None:
     """Give SGLang's weight checker the kit's checksum, and further actions.
 
-    `erase` overwrites every parameter with NaN: what a sync does not write is then easily found.
+    `erase` overwrites every parameter with NaN, and codes of INT4 with one that there is not: what a sync does not write is then easily found.
     `adapter NAME` gives the checksums of an adapter. `record` keeps what the model's parts put out
     from then on, `recorded` ends that and gives their digests in place of checksums.
     """
@@ -220,7 +231,7 @@ def register_weight_checks() -> None:
 
     from kit.engine.adapters import tensors_of
     from kit.operators.ladder import Recorder
-    from kit.weight_sync.verify import ADAPTER_OF, checksum
+    from kit.weight_sync.verify import ADAPTER_OF, NO_CODE, checksum
 
     kind: Any = weight_checker.WeightChecker
     if weight_checker._hash_tensor is checksum:
@@ -235,6 +246,8 @@ def register_weight_checks() -> None:
                 for value in self._get_model().parameters():
                     if value.is_floating_point():
                         value.fill_(torch.nan)
+                    elif value.dtype is torch.int8:
+                        value.fill_(NO_CODE)
         elif action.startswith(ADAPTER_OF):
             sums = tensors_of(action.removeprefix(ADAPTER_OF))
             return weight_checker.ChecksumInfo(

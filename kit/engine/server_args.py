@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kit.config import EngineConfig
+from kit.config import EngineConfig, QuantizationConfig
 from kit.engine.adapters import AdapterSettings
 from kit.engine.patches import sglang_sources
 from kit.errors import ConfigError, StackError, did_you_mean
 from kit.messages import SamplingSettings
 from kit.models.source import ExpertLayout
 
+QUANTIZED = "kit"
+"""SGLang's name for the quantisation that `kit.engine.cpu.quantization` registers."""
 MOST_GRAPHS = 256
 """Largest batch whose decoding is captured as a graph; beyond it launching costs little."""
 HANDLED_ELSEWHERE = {
@@ -21,6 +23,7 @@ HANDLED_ELSEWHERE = {
     "lora": "EngineSettings.adapters",
     "max_loras_per_batch": "EngineSettings.adapters",
     "update_weight_buffer_size": "kit.weight_sync.sender",
+    "quantization": "EngineSettings.quantization",
     "weight_bits": "kit.weight_sync.transform",
     "weight_noise": "kit.weight_sync.transform",
     "start_timeout": "kit.stack",
@@ -59,6 +62,8 @@ class EngineSettings:
     """The model's experts, where the engine is to report which of them each token took."""
     adapters: AdapterSettings | None = None
     """Adapters that it has beside its weights; None where a sync merges them, or there are none."""
+    quantization: QuantizationConfig | None = None
+    """How its linear layers are quantised, alone or as the trainer's."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -148,6 +153,8 @@ def server_arguments(settings: EngineSettings) -> dict[str, Any]:
         if config.data_parallel > 1:
             # The only form of it in which SGLang takes new weights.
             arguments |= {"dp_size": config.data_parallel, "enable_dp_attention": True}
+    if settings.quantization:
+        arguments["quantization"] = QUANTIZED
     if settings.adapters:
         arguments |= settings.adapters.server_arguments(settings.device)
     if settings.experts:

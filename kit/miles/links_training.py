@@ -161,7 +161,14 @@ ESTIMATOR = [
         remark="Miles switches it on with --use-rollout-routing-replay; here they exclude each "
         "other",
     ),
-    switch("training.use_tis", "--use-tis", GRPO),
+    Link(
+        "training.use_tis",
+        ("--use-tis",),
+        GRPO,
+        lambda c, backend: words_if(bool(c.training.use_tis), "--use-tis"),
+        lambda given: given.has("--use-tis"),
+        default="off",
+    ),
     value("training.tis_clip", "--tis-clip", GRPO, 2.0),
     value("training.tis_clip_low", "--tis-clip-low", GRPO, 0.0),
     Link(

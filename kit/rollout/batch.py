@@ -240,7 +240,7 @@ def check_sampling(
     cut = [s for s in samples if is_cut(s.top_p, s.top_k)]
     if cut:
         raise _cut_error(f"{len(cut)} of {len(samples)} samples were drawn", cut[0])
-    weighed = training.use_tis or training.mis or training.use_rollout_logprobs
+    weighed = training.corrects_for_engine
     other = [
         s.temperature
         for s in samples

@@ -144,6 +144,7 @@ def engine_settings(stack: StackSettings) -> EngineSettings:
         shares_operators=config.training.true_on_policy,
         experts=stack.model.experts if config.records_experts else None,
         adapters=_engine_adapters(stack),
+        quantization=config.quantization,
     )
 
 
@@ -184,6 +185,8 @@ def trainer_settings(
         trust_remote_code=config.model.trust_remote_code,
         lora=config.model.lora and located(config.model.lora),
         sends_adapters=config.engine.lora == "adapter",
+        quantization=config.quantization,
+        trains_quantized=config.model.quantization is not None,
         recompute=stack.plan.recompute,
         compile=stack.plan.compile,
         offload=stack.plan.optimizer_cpu_offload,

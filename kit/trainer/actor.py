@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from kit.cluster import progress
 from kit.cluster.processes import cores
 from kit.config import TrainingConfig
 from kit.messages import FIRST, ExpertRecords, TrainBatch, TrainerStatus
+from kit.models import low_precision
 from kit.models.state_dict import saved_buffers
 from kit.trainer import hf_export
 from kit.trainer.backend import TrainerBackend
@@ -145,13 +146,15 @@ class Trainer:
             for saved, _ in self.backend.as_saved(name, value)
         }
         buckets = {ADAPTER: self._register_adapters(dtype)} if settings.sends_adapters else {}
+        scheme = low_precision.scheme_of(settings.quantization)
         buckets[POLICY] = self.weights.register(
             POLICY,
             self.backend.named_weights,
-            lambda name: exact.get(name, dtype),
+            lambda name: exact.get(name) or low_precision.sent_dtype(name, scheme) or dtype,
             bucket_bytes=settings.bucket_bytes,
-            as_saved=self.backend.as_saved,
+            as_saved=self._as_sent,
             disturbance=settings.disturbance,
+            compared_as_sent=scheme is not None,
         )
         self.ready = True
         progress.report("trainer", progress.READY)
@@ -164,7 +167,14 @@ class Trainer:
             lambda _name: dtype,
             bucket_bytes=1 << 62,  # SGLang takes an adapter in one piece
             as_saved=self.backend.adapter_as_sent,
+            compared_as_sent=True,
         )
+
+    def _as_sent(self, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """A whole weight in the form in which engines keep it."""
+        scheme = low_precision.scheme_of(self.settings.quantization)
+        for saved, part in self.backend.as_saved(name, value):
+            yield from low_precision.as_sent(saved, part, scheme) if scheme else [(saved, part)]
 
     def reset(self, settings: TrainerSettings) -> dict[str, Any]:
         """Forget everything that training made; as after `start` and `place`.

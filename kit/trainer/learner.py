@@ -15,7 +15,7 @@ from torch import nn
 from kit.algo.schedule import learning_rate
 from kit.config import TrainingConfig
 from kit.errors import ModelError
-from kit.models import four_bit, lora
+from kit.models import four_bit, lora, low_precision
 from kit.models.adapters import adapter_directory
 from kit.models.compile import compile_layers, recompute
 from kit.models.dropout import switch_off
@@ -173,6 +173,9 @@ class ModelFactory:
         if settings.training.true_on_policy:
             policy.share_operators(self.device, settings.attention_backend)
         inner: Any = policy.model
+        scheme = low_precision.scheme_of(settings.quantization)
+        if scheme and settings.trains_quantized:
+            low_precision.use(inner, scheme)
         if settings.lora:
             exact = settings.training.true_on_policy
             lora.inject(inner, settings.lora, settings.seed, whole_products=exact)

@@ -9,17 +9,18 @@ randomness. All ranks run each one for all samples; rank 0's result counts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 
 from kit.errors import StackError
 from kit.messages import ExpertRecords, ExpertRows, TrainBatch
-from kit.models import lora
+from kit.models import lora, low_precision
 from kit.models.log_probs import KEPT_LOGITS
 from kit.models.packing import Packed
 from kit.operators.ladder import Recorder
+from kit.operators.low_precision import Scheme
 from kit.trainer.backend import TrainerBackend, whole_weights
 from kit.trainer.loss import Corrections, ScoredBatch, token_terms
 from kit.trainer.offload import forget_peak
@@ -30,6 +31,9 @@ from kit.trainer.state import TrainerState, forked_random
 from kit.trainer.step import TrainStep
 from kit.weight_sync.sender import WeightSender
 from kit.weight_sync.transport import ADAPTER, POLICY
+
+Quantized = Literal["own", "nothing", "weights", "all"]
+"""What of a model's linear layers is quantised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,7 @@ class Probes:
         temperature: float,
         from_files: bool = False,
         rounded_to: str | None = None,
+        quantized: Quantized = "own",
     ) -> list[Rows]:
         """Log-probs from Transformers alone, in each dtype: no packing, no FSDP, no own kernels.
 
@@ -134,12 +139,14 @@ class Probes:
             from_files: with the weights that the files hold of the model, and of the adapter that
                 the session starts from; not with the present ones.
             rounded_to: dtype that all weights are rounded to first, whatever computes with them.
+            quantized: what of its linear layers is quantised as the engine's are: nothing, the
+                weights, the activations too where its method does that, or what the trainer does.
         """
         weights = None
         if not from_files:  # on the host: with adapters each is a new tensor, in float32
             weights = {name: value.cpu() for name, value in whole_weights(self.backend)}
         try:
-            asked = samples, temperature, weights, rounded_to
+            asked = samples, temperature, weights, rounded_to, quantized
             return [self._plainly(dtype, *asked) for dtype in dtypes]
         finally:
             forget_peak(self.backend.device)  # a whole model more, which no phase of the plan has
@@ -151,6 +158,7 @@ class Probes:
         temperature: float,
         weights: dict[str, torch.Tensor] | None,
         rounded_to: str | None,
+        quantized: Quantized,
     ) -> Rows:
         from transformers import AutoModelForCausalLM
 
@@ -171,6 +179,8 @@ class Probes:
         if rounded_to:
             for parameter in model.parameters():
                 parameter.data = parameter.data.to(getattr(torch, rounded_to)).to(parameter.dtype)
+        if scheme := self._scheme(quantized):
+            low_precision.use(model, scheme)
         device, precision = self.backend.device, torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:
@@ -179,6 +189,14 @@ class Probes:
             return _alone(model.to("cpu"), samples, temperature, torch.device("cpu"))
         finally:
             torch.set_float32_matmul_precision(precision)
+
+    def _scheme(self, quantized: Quantized) -> Scheme | None:
+        scheme = low_precision.scheme_of(self.settings.quantization)
+        if quantized == "own":
+            quantized = "all" if self.settings.trains_quantized else "nothing"
+        if scheme is None or quantized == "nothing":
+            return None
+        return replace(scheme, activations=quantized == "all")
 
     def sampled(self, samples: Samples, ways: Sequence[SamplingTransform]) -> list[Rows]:
         """Log-probs of the response tokens in several ways, from one pass over each sample."""

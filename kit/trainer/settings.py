@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kit.algo.own_loss import LossFunction
-from kit.config import LoraConfig, TrainingConfig
+from kit.config import LoraConfig, QuantizationConfig, TrainingConfig
 from kit.models.compile import Recompute
 from kit.trainer.batch import MAX_TOKENS
 from kit.weight_sync.transform import EXACT, Disturbance
@@ -46,6 +46,10 @@ class TrainerSettings:
     """Adapters that are trained; None trains all weights."""
     sends_adapters: bool = False
     """Whether engines have the adapters beside their weights; otherwise a sync merges them."""
+    quantization: QuantizationConfig | None = None
+    """How the engine's weights are quantised."""
+    trains_quantized: bool = False
+    """Whether the trainer computes with the same weights."""
     recompute: Recompute = "none"
     compile: bool = False
     offload: bool = False

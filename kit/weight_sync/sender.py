@@ -21,7 +21,6 @@ import torch.distributed as dist
 from kit.weight_sync import verify
 from kit.weight_sync.transform import EXACT, Disturbance, WeightTransform
 from kit.weight_sync.transport import (
-    ADAPTER,
     BACKENDS,
     BucketSpec,
     DtypeOf,
@@ -56,6 +55,8 @@ class _Model:
     checkpoint makes of it."""
     transform: WeightTransform
     """Transform of the last sync."""
+    compared_as_sent: bool
+    """Whether engines keep the tensors of `as_saved`, so that checksums are of those."""
 
 
 def _dtype_of_all(dtypes: set[torch.dtype]) -> torch.dtype | None:
@@ -104,6 +105,7 @@ class WeightSender:
         bucket_bytes: int,
         as_saved: AsSaved = lambda name, value: ((name, value),),
         disturbance: Disturbance = EXACT,
+        compared_as_sent: bool = False,
     ) -> int:
         """Send this model's weights too, or from another source than before; how many buckets.
 
@@ -114,6 +116,7 @@ class WeightSender:
             bucket_bytes: the most that a bucket holds, but for a parameter that is larger.
             as_saved: gives a parameter the form and the names that engines load.
             disturbance: what is done to the weights on their way.
+            compared_as_sent: checksums are of what `as_saved` gives, which engines keep as it is.
         """
         tensors = {
             name: [
@@ -135,7 +138,14 @@ class WeightSender:
             for name, parts in tensors.items()
         }
         self._models[model] = _Model(
-            named_weights, as_saved, disturbance, parameters, specs, dtypes, sent
+            named_weights,
+            as_saved,
+            disturbance,
+            parameters,
+            specs,
+            dtypes,
+            sent,
+            compared_as_sent,
         )
         self._buffers.setdefault(model, SendBuffer(self._device, self._shares_memory))
         return len(buckets)
@@ -208,7 +218,7 @@ class WeightSender:
         source = self._registered(model)
         with torch.no_grad():
             gathered = self._gathered(source)
-            if model == ADAPTER:  # SGLang keeps its matrices as it is sent them
+            if source.compared_as_sent:
                 gathered = (part for named in gathered for part in source.as_saved(*named))
             return verify.trainer_checksums(gathered)
 

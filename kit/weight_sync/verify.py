@@ -32,6 +32,10 @@ BROKEN = "!"
 """Ends the checksum of a tensor that is not all numbers."""
 ADAPTER_OF = "adapter "
 """Begins the action of SGLang's checker that gives the checksums of the adapter that it names."""
+NO_CODE = -128
+"""A number in int8 that is no code of a quantised weight."""
+SCALE = ".weight_scale"
+"""Ends the names of scales of quantised weights."""
 PIECE = 1 << 26
 """Bytes of which a checksum is taken at a time."""
 
@@ -52,21 +56,23 @@ def trainer_checksums(named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, di
             renamed = name
             for ours, theirs in RENAMED.items():
                 renamed = renamed.replace(ours, theirs)
-            sums[renamed] = _by_dtype(value)
+            sums[renamed] = _by_dtype(name, value)
             continue
         whole_name, place = FUSED[piece]
         fused = name.replace(piece, whole_name)
         parts.setdefault(fused, {})[place] = value
         if len(parts[fused]) == (3 if whole_name == "qkv_proj" else 2):
             pieces = parts.pop(fused)
-            sums[fused] = _by_dtype(torch.cat([pieces[i] for i in sorted(pieces)]))
+            sums[fused] = _by_dtype(fused, torch.cat([pieces[i] for i in sorted(pieces)]))
     return sums
 
 
-def _by_dtype(value: torch.Tensor) -> dict[str, list[str]]:
+def _by_dtype(name: str, value: torch.Tensor) -> dict[str, list[str]]:
     import torch
 
     forms = {}
+    if value.itemsize == 1 or name.endswith(SCALE):  # codes and scales have one dtype everywhere
+        return dict.fromkeys(("float32", "bfloat16"), [checksum(value)])
     for dtype in ("float32", "bfloat16"):
         tensor = value.to(getattr(torch, dtype))
         sums = [checksum(tensor)]
@@ -78,7 +84,7 @@ def _by_dtype(value: torch.Tensor) -> dict[str, list[str]]:
 
 
 def checksum(tensor: torch.Tensor) -> str:
-    """Checksum of a tensor's bits; ends in `!` where one of its numbers is NaN.
+    """Checksum of a tensor's bits; ends in `!` where one of its numbers is NaN, or no code.
 
     Unlike SGLang's own it needs no kernel that a GPU would have to compile first.
     """
@@ -93,6 +99,7 @@ def checksum(tensor: torch.Tensor) -> str:
         factors = torch.arange(1, 2 * len(whole), 2, device=flat.device)
         total = total * 31 + int((whole * factors).sum())
     broken = tensor.is_floating_point() and bool(flat.isnan().any())
+    broken = broken or (tensor.dtype is torch.int8 and bool((flat == NO_CODE).any()))
     return f"{total % (1 << 64):016x}{BROKEN if broken else ''}"
 
 

@@ -1,0 +1,161 @@
+"""Linear layers with quantised weights in SGLang on a CPU; read from SGLang 0.5.16.
+
+What SGLang has itself for FP8 and INT4 needs a GPU, or a CPU with AMX. Here a layer holds codes and
+scales, and reads its weights from them for each product, as the trainer does. FP8 is kept in e4m3,
+a byte a number; INT4 in int8, a byte too, and not packed: on a CPU nothing would be gained by it.
+
+Weights may come as codes with their scales, which a sync sends, or plain, as the model's files have
+them: those are quantised as they come, by the same functions. Of a layer that SGLang computes in one
+product (q, k and v; gate and up) each part has scales of its own, as it has in the trainer, wherever
+its first row comes to lie.
+    relies on   layers/linear.py: LinearBase, which asks the quantisation for a method and hands
+                `create_weights` the sizes of its parts; weight_loader(parameter, tensor, part)
+                layers/quantization: QUANTIZATION_METHODS, CPU_QUANTIZATION_METHODS
+                server_args.py: add_quantization_method_choices
+                models/llama.py: load_weights, which takes `weight_scale` only by this name
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sglang.srt import server_args
+from sglang.srt.layers import quantization
+from sglang.srt.layers.linear import LinearBase
+from sglang.srt.layers.quantization.base_config import LinearMethodBase, QuantizationConfig
+from torch import nn
+
+from kit.config import QuantizationConfig as Settings
+from kit.engine.server_args import QUANTIZED
+from kit.errors import StackError
+from kit.models.low_precision import SCALE, scheme_of
+from kit.operators import cpu, low_precision
+from kit.operators.low_precision import Scheme
+
+PARTS = {"q": 0, "k": 1, "v": 2}
+"""SGLang's names of the parts of an attention's projection; those of other layers are numbers."""
+
+
+class QuantizedLinear(LinearMethodBase):
+    """Makes, fills and applies the weights of one linear layer."""
+
+    def __init__(self, scheme: Scheme, *, shares_operators: bool) -> None:
+        self._scheme, self._shares_operators = scheme, shares_operators
+
+    def create_weights(
+        self,
+        layer: nn.Module,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **_: Any,
+    ) -> None:
+        """Give a layer room for codes (N, K), and for the scales of its parts one after the other."""
+        scheme, columns = self._scheme, input_size_per_partition
+        if (columns, sum(output_partition_sizes)) != (input_size, output_size):
+            raise StackError("A quantised layer cannot be divided over devices.")
+        shapes = [scheme.scales_shape(rows, columns) for rows in output_partition_sizes]
+        own: Any = layer
+        own.rows_of_parts = list(output_partition_sizes)
+        own.scales_of_parts = [rows for rows, _ in shapes]
+        codes = torch.zeros(output_size, columns, dtype=scheme.codes_dtype)
+        scales = torch.full((sum(own.scales_of_parts), shapes[0][1]), torch.nan)
+        for name, value in (("weight", codes), (SCALE, scales.to(scheme.scales_dtype))):
+            parameter: Any = nn.Parameter(value, requires_grad=False)
+            layer.register_parameter(name, parameter)
+            parameter.weight_loader = self._loader(layer, name)
+
+    def _loader(self, layer: Any, name: str) -> Any:
+        def load(_parameter: Any, loaded: torch.Tensor, part: str | int | None = None) -> None:
+            if part is None and len(layer.rows_of_parts) > 1:
+                raise StackError("The parts of a quantised layer have to come one by one.")
+            place = PARTS[part] if isinstance(part, str) else part or 0
+            if name == SCALE:
+                scales, codes = loaded, None
+            elif loaded.dtype is self._scheme.codes_dtype:
+                scales, codes = None, loaded
+            else:  # from the model's files
+                codes, scales = self._scheme.quantize(loaded)
+            if codes is not None:
+                _put(layer.weight, codes, layer.rows_of_parts, place)
+            if scales is not None:
+                _put(getattr(layer, SCALE), scales, layer.scales_of_parts, place)
+
+        return load
+
+    def apply(
+        self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Product of x with the weights that the codes stand for."""
+        weights = self.weights(layer, x.dtype)
+        if self._scheme.rounds_activations:
+            x = low_precision.rounded_activations(x)
+        if not self._shares_operators:
+            return nn.functional.linear(x, torch.cat(weights), bias)
+        # A stack of several weights gives other bits than each of them.
+        whole = torch.cat([cpu.tiled_product(x, weight) for weight in weights], dim=-1)
+        return whole if bias is None else whole + bias
+
+    def weights(self, layer: Any, dtype: torch.dtype) -> list[torch.Tensor]:
+        """The weights of each part, (N, K)."""
+        codes = layer.weight.split(layer.rows_of_parts)
+        scales = getattr(layer, SCALE).split(layer.scales_of_parts)
+        return [self._scheme.read(*pair, dtype) for pair in zip(codes, scales, strict=True)]
+
+
+def _put(parameter: torch.Tensor, loaded: torch.Tensor, sizes: list[int], place: int) -> None:
+    """Copy a part's rows to where they belong. Raises StackError for ones of another form."""
+    target = parameter.data.split(sizes)[place]
+    if (target.shape, target.dtype) != (loaded.shape, loaded.dtype):
+        raise StackError(
+            f"A quantised weight of {tuple(loaded.shape)} in {loaded.dtype} came for one of "
+            f"{tuple(target.shape)} in {target.dtype}."
+        )
+    target.copy_(loaded)
+
+
+def register(settings: Settings, *, shares_operators: bool) -> None:
+    """Teach this process' SGLang the quantisation `QUANTIZED`, with these settings.
+
+    With `shares_operators` products are the trainer's to the bit, for `training.true_on_policy`.
+    """
+    scheme = scheme_of(settings)
+    assert scheme is not None
+
+    class Quantization(QuantizationConfig):
+        @classmethod
+        def get_name(cls) -> str:
+            return QUANTIZED
+
+        @classmethod
+        def get_supported_act_dtypes(cls) -> list[torch.dtype]:
+            return [torch.float32, torch.bfloat16]
+
+        @classmethod
+        def get_min_capability(cls) -> int:
+            return 0
+
+        @staticmethod
+        def get_config_filenames() -> list[str]:
+            return []
+
+        @classmethod
+        def from_config(cls, _config: dict[str, Any]) -> Quantization:
+            return cls()
+
+        def get_scaled_act_names(self) -> list[str]:
+            return []
+
+        def get_quant_method(self, layer: nn.Module, prefix: str) -> Any:
+            if not isinstance(layer, LinearBase):
+                return None
+            return QuantizedLinear(scheme, shares_operators=shares_operators)
+
+    known: Any = quantization
+    known.QUANTIZATION_METHODS[QUANTIZED] = Quantization
+    known.CPU_QUANTIZATION_METHODS[QUANTIZED] = Quantization
+    if QUANTIZED not in server_args.QUANTIZATION_CHOICES:
+        server_args.add_quantization_method_choices([QUANTIZED])
