@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from kit.checkpoint import checkpoint
-from kit.checkpoint.export import Dtype, export_hf
+from kit.checkpoint.export import Dtype, Method, export_hf
 from kit.config import SessionConfig
 from kit.config.training import Estimator
 from kit.diagnostics import annotate, mismatch, startup, what_if
@@ -959,6 +959,7 @@ class RLSession:
         *,
         dtype: Dtype | None = None,
         adapter: bool = False,
+        quantization: Method | None = None,
     ) -> Path:
         """Write the model for Transformers, SGLang and the hub, tokenizer and chat template too.
 
@@ -970,14 +971,17 @@ class RLSession:
             dtype: of the weights. None takes what the engine generates with, for adapters alone
                 float32; `float32` keeps every bit of the trainer's.
             adapter: write the adapters of `model.lora` alone, for `PeftModel.from_pretrained`.
+            quantization: write the linear layers quantised, `fp8` or `int4`, in groups as the
+                session's where it has any. None writes plain weights, those that are trained.
 
         Raises:
             CheckpointError: it cannot be written, or something else is in the way.
-            SessionError: there is no adapter.
+            SessionError: there is no adapter, or there are adapters that are to be quantised.
+            ModelError: the model cannot be quantised so.
         """
         state = self._parts.state
         asked = self._parts.stack, self.config, state.step, path, dtype
-        return export_hf(*asked, adapter=adapter)
+        return export_hf(*asked, adapter=adapter, quantization=quantization)
 
 
 _sessions: weakref.WeakSet[RLSession] = weakref.WeakSet()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from kit.checkpoint import manifest
 from kit.checkpoint.checkpoint import own_folder
+from kit.config import QuantizationConfig
 from kit.errors import SessionError, did_you_mean
 from kit.models.adapters import IN_4_BITS
 from kit.models.source import is_hub_name
@@ -18,10 +19,12 @@ from kit.utils.reading import read_json
 
 if TYPE_CHECKING:
     from kit.config import SessionConfig
+    from kit.models.source import ModelSource
     from kit.stack.stack import Stack
 
 
 Dtype = Literal["float32", "bfloat16"]
+Method = Literal["fp8", "int4"]
 TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -49,13 +52,16 @@ def export_hf(
     dtype: Dtype | None,
     *,
     adapter: bool = False,
+    quantization: Method | None = None,
 ) -> Path:
     """Write the directory and return its path; see `RLSession.export_hf`.
 
     Raises:
         CheckpointError: it cannot be written.
-        SessionError: there is no such dtype, or no adapter.
+        SessionError: there is no such dtype, no adapter, or adapters are to be quantised.
+        ModelError: the model cannot be quantised so.
     """
+    quantized = _quantized(config, stack.model, quantization)
     if adapter and config.model.lora is None:
         raise SessionError(
             "There is no adapter to export: this session trains all weights.",
@@ -70,11 +76,11 @@ def export_hf(
         model, named = Path(stack.model.path), config.model.name
         base = (named if is_hub_name(named) else str(model)) if adapter else None
         with held():  # trainers that nobody waits for would write on into a folder that goes away
-            stack.export_hf(str(folder), wanted, base)
+            stack.export_hf(str(folder), wanted, base, quantized)
         if adapter:
             copy_tokenizer(model, folder)
         else:
-            copy_beside(model, folder, wanted)
+            copy_beside(model, folder, dtype=wanted, quantized=quantized)
         facts = {
             "session": config.name,
             "step": step,
@@ -84,6 +90,8 @@ def export_hf(
         }
         if config.model.lora and config.model.lora.load_in_4bit:
             facts |= IN_4_BITS
+        if quantized:
+            facts["quantization"] = quantized.model_dump(exclude_none=True)
         manifest.seal(folder, "export", facts)
     return target
 
@@ -100,14 +108,53 @@ def _copy(model: Path, folder: Path, patterns: Iterable[str]) -> None:
                 shutil.copyfile(file, folder / file.name)
 
 
-def copy_beside(model: Path, folder: Path, dtype: str) -> None:
-    """Copy what a model's directory holds beside its weights; config.json with another dtype."""
+def copy_beside(
+    model: Path,
+    folder: Path,
+    *,
+    dtype: str | None = None,
+    quantized: QuantizationConfig | None = None,
+) -> None:
+    """Copy what a model's directory holds beside its weights; config.json says what has changed.
+
+    Args:
+        model: the directory.
+        folder: where to.
+        dtype: of the weights there; None leaves what config.json says.
+        quantized: how linear layers are quantised there.
+    """
     _copy(model, folder, (*BESIDE, *((CODE,) if _brings_code(model) else ())))
     config = read_json(folder / "config.json", unique=False)
-    config.pop("torch_dtype", None)  # the older name
-    (folder / "config.json").write_text(
-        json.dumps(config | {"dtype": dtype}, indent=2) + "\n", encoding="utf-8"
-    )
+    if dtype is not None:
+        config.pop("torch_dtype", None)  # the older name
+        config["dtype"] = dtype
+    if quantized:
+        from kit.models.low_precision import config_entry
+
+        config["quantization_config"] = config_entry(quantized)
+    text = json.dumps(config, indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def _quantized(
+    config: SessionConfig, model: ModelSource, method: Method | None
+) -> QuantizationConfig | None:
+    """How an export is quantised: as the session, where it is by this method."""
+    if method is None:
+        return None
+    if config.model.lora is not None:
+        raise SessionError(
+            "A model with adapters is not exported quantised: nobody has compared what comes out.",
+            fix="export it merged, and quantise that directory: kit quantize MODEL OUT.",
+        )
+    if method not in (known := get_args(Method)):
+        raise SessionError(f"There is no quantization {method!r}.", fix=did_you_mean(method, known))
+    from kit.models.low_precision import check_model
+
+    own = config.quantization
+    quantized = own if own and own.method == method else QuantizationConfig(method=method)
+    check_model(model, quantized)
+    return quantized
 
 
 def _brings_code(model: Path) -> bool:

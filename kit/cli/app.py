@@ -6,7 +6,8 @@ Exit codes: 0 all well, 1 the notebook failed or the doctor found a problem, 2 t
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -80,6 +81,25 @@ def doctor(
         typer.echo(typer.style(sign, fg=colours.get(sign), bold=True) + visible(line[len(sign) :]))
     if not diagnosis.ready:
         raise typer.Exit(NOT_READY)
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="A model's directory, or its name on the hub.")],
+    out: Annotated[Path, typer.Argument(help="The directory to write.")],
+    to: Annotated[Literal["fp8", "int4"], typer.Option(help="How linear layers are quantised.")],
+    group_size: Annotated[
+        int | None, typer.Option(help="Numbers of a row that share a scale (int4); 128.")
+    ] = None,
+) -> None:
+    """Write a model with its linear layers in FP8 or INT4, as quantised engines load it."""
+    from kit.checkpoint.quantize import quantize
+    from kit.config import SessionConfig
+
+    wanted = {"method": to, "group_size": group_size}
+    config = SessionConfig(engine={"quantization": wanted}).quantization
+    assert config
+    typer.echo(visible(str(quantize(model, out, config))))
 
 
 @app.command()

@@ -66,10 +66,10 @@ class SessionConfig(Section, Displayed):
     def _corrects_for_the_engine(self) -> Self:
         """Switch TIS on where it is left open and only the engine is quantised."""
         training = self.training
-        if self.engine.quantization and training.use_tis is None:
-            if not training.corrects_for_engine:
-                corrected = TrainingConfig(**training.model_dump() | {"use_tis": True})
-                object.__setattr__(self, "training", corrected)
+        left_open = training.use_tis is None and not training.corrects_for_engine
+        if self.engine.quantization and left_open:
+            corrected = TrainingConfig(**training.model_dump() | {"use_tis": True})
+            object.__setattr__(self, "training", corrected)
         return self
 
     @model_validator(mode="after")
@@ -187,8 +187,7 @@ class SessionConfig(Section, Displayed):
 
     @property
     def quantization(self) -> sections.QuantizationConfig | None:
-        """How the engine's weights are quantised, alone or as the trainer's; None if they are not.
-        """
+        """How the engine's weights are quantised, alone or with the trainer's; None if not."""
         return self.model.quantization or self.engine.quantization
 
     @property

@@ -222,7 +222,8 @@ def take_apart(root: Any) -> None:
 def register_weight_checks() -> None:
     """Give SGLang's weight checker the kit's checksum, and further actions.
 
-    `erase` overwrites every parameter with NaN, and codes of INT4 with one that there is not: what a sync does not write is then easily found.
+    `erase` overwrites every parameter with NaN, and codes of INT4 with one that there is not: what
+    a sync does not write is then easily found.
     `adapter NAME` gives the checksums of an adapter. `record` keeps what the model's parts put out
     from then on, `recorded` ends that and gives their digests in place of checksums.
     """

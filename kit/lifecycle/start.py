@@ -19,7 +19,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from kit import tracking
@@ -253,7 +252,7 @@ class SessionParts:
         from kit.cluster.placement import check_devices
         from kit.engine.server_args import check_extra
         from kit.memory.plan import plan_for
-        from kit.models import dropout
+        from kit.models import dropout, low_precision
         from kit.models.source import find
         from kit.rewards.signature import check_reward
         from kit.stack.stack import Stack
@@ -270,7 +269,7 @@ class SessionParts:
         check_reward(self.reward)
         check_extra(dict(config.engine.extra))
         check_experts(config, model)
-        check_quantized(config, model, device)
+        low_precision.check_session(config, model, device)
         check_peft(config)
         check_devices(config, model, device)
         plan = plan_for(config, model, device, sampler.max_response_len)
@@ -540,37 +539,6 @@ def check_experts(config: SessionConfig, model: ModelSource) -> None:
         "choice to replay.",
         fix="leave the setting out, or train a mixture of experts, such as the preset tiny-moe.",
     )
-
-
-def check_quantized(config: SessionConfig, model: ModelSource, device: str) -> None:
-    """Refuse what cannot be quantised; warn of an engine that nothing corrects for.
-
-    Raises:
-        ConfigError: the device is a GPU.
-        ModelError: the model's layers are not known, or sizes do not fit.
-    """
-    from kit.models.low_precision import check_model
-    from kit.models.source import stored_shapes
-
-    if config.quantization is None:
-        return
-    name = "model.quantization" if config.model.quantization else "engine.quantization"
-    if device != "cpu":
-        raise ConfigError(
-            f"{name} is set, and the device is {device}.",
-            why="Quantised weights were run on CPUs only: on a GPU neither the engine's kernels nor "
-            "the weight sync into their layouts were ever tried.",
-            fix=f"set device: cpu, or leave {name} out.",
-        )
-    check_model(model.architecture, stored_shapes(Path(model.path)).items(), config.quantization)
-    if config.engine.quantization and not config.training.corrects_for_engine:
-        warnings.warn(
-            "engine.quantization gives the engine other weights than the trainer's, and "
-            "training.use_tis is off: the policy that writes the samples is not the one that is "
-            "trained, and nothing weighs by the difference. Leave training.use_tis out to have it "
-            "on.",
-            stacklevel=4,
-        )
 
 
 def check_peft(config: SessionConfig) -> None:

@@ -28,6 +28,8 @@ from kit.models.source import DIRECTORIES
 WITHOUT = {
     "name": "",  # only a label
     "device": "Miles runs on GPUs, and cpu is none",
+    "model.quantization": "Miles' Megatron trainer does this for a model that `kit quantize` wrote "
+    "(--fp8-format e4m3 --fp8-recipe blockwise); the script trains plain weights",
     "model": "Miles takes what its trainer does",
     "data.system_prompt": "it belongs into the rows; `--data FOLDER` puts it there",
     "data.filter_overlong_prompts": "--rollout-max-prompt-len leaves out longer prompts",
@@ -43,6 +45,7 @@ WITHOUT = {
     "engine.replicas": "Miles starts an engine on each GPU of the job",
     "engine.lora": "Miles has SGLang's own adapters, and merges none",
     "engine.max_loras_per_batch": "Miles has one adapter",
+    "engine.quantization": "name a directory that `kit quantize` wrote in --hf-checkpoint",
     "engine.weight_bits": "Miles hands the weights over as they are",
     "engine.weight_noise": "Miles hands the weights over as they are",
     "engine": "Miles has limits of its own",

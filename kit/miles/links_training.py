@@ -166,7 +166,7 @@ ESTIMATOR = [
         ("--use-tis",),
         GRPO,
         lambda c, backend: words_if(bool(c.training.use_tis), "--use-tis"),
-        lambda given: given.has("--use-tis"),
+        lambda given: given.has("--use-tis") or None,
         default="off",
     ),
     value("training.tis_clip", "--tis-clip", GRPO, 2.0),

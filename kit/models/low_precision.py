@@ -1,4 +1,4 @@
-"""Linear layers that compute with quantised weights, and the form in which these are stored and sent.
+"""Linear layers that compute with quantised weights, and the form in which these are sent and kept.
 
 Quantised are the projections of attention and feed-forward parts; embeddings, norms and the output
 layer stay as they are. The trainer keeps float32 weights and computes with what their codes stand
@@ -10,17 +10,21 @@ them, and the `pack-quantized` format of compressed-tensors.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from kit.config import QuantizationConfig
-from kit.errors import ModelError
+from kit.config import QuantizationConfig, SessionConfig
+from kit.errors import ConfigError, ModelError
+from kit.models.source import ModelSource, stored_shapes
 from kit.operators import low_precision
 from kit.operators.low_precision import PER_WORD, Scheme
+from kit.utils.reading import read_json
 
 FAMILIES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Architectures whose every linear layer is known here."""
@@ -31,9 +35,9 @@ _QUANTIZED = re.compile(
 )
 
 
-def scheme_of(config: QuantizationConfig | None) -> Scheme | None:
-    """How weights are quantised by these settings; None for None."""
-    return config and Scheme(config.method, config.numbers_a_scale)
+def scheme_of(config: QuantizationConfig) -> Scheme:
+    """How weights are quantised by these settings."""
+    return Scheme(config.method, config.numbers_a_scale)
 
 
 def is_quantized(name: str) -> bool:
@@ -41,37 +45,74 @@ def is_quantized(name: str) -> bool:
     return _QUANTIZED.fullmatch(name) is not None
 
 
-def check_model(
-    architecture: str, shapes: Iterable[tuple[str, tuple[int, ...]]], config: QuantizationConfig
-) -> None:
-    """Refuse a model that cannot be quantised so.
-
-    Args:
-        architecture: of its config.json.
-        shapes: (name, shape) of its weights.
-        config: how.
+def check_session(config: SessionConfig, model: ModelSource, device: str) -> None:
+    """Refuse what cannot be quantised; warn of an engine that nothing corrects for.
 
     Raises:
-        ModelError: its layers are not known, or a group size does not divide a row of one.
+        ConfigError: the device is a GPU.
+        ModelError: see `check_model`.
     """
-    if architecture not in FAMILIES:
+    if config.quantization is None:
+        return
+    name = "model.quantization" if config.model.quantization else "engine.quantization"
+    if device != "cpu":
+        raise ConfigError(
+            f"{name} is set, and the device is {device}.",
+            why="Quantised weights were run on CPUs only: on a GPU neither the engine's kernels "
+            "nor the weight sync into their layouts were ever tried. An engine's FP8 blocks of "
+            "128 rows would also have to begin where q, k and v do.",
+            fix=f"set device: cpu, or leave {name} out.",
+        )
+    check_model(model, config.quantization)
+    if config.engine.quantization and not config.training.corrects_for_engine:
+        warnings.warn(
+            "engine.quantization gives the engine other weights than the trainer's, and "
+            "training.use_tis is off: the policy that writes the samples is not the one that is "
+            "trained, and nothing weighs by the difference. Leave training.use_tis out to have it "
+            "on.",
+            stacklevel=5,
+        )
+
+
+def check_model(model: ModelSource, config: QuantizationConfig) -> None:
+    """Refuse a model that cannot be quantised so.
+
+    Raises:
+        ModelError: its layers are not known, it is quantised already, or a group size does not
+            divide the inputs of a layer.
+    """
+    if model.architecture not in FAMILIES:
         raise ModelError(
-            f"{architecture} is not quantised here.",
+            f"{model.architecture} is not quantised here.",
             why=f"Which of its weights an engine quantises is known of {', '.join(FAMILIES)} only.",
             fix="take one of these, or leave the quantisation out.",
         )
-    group = config.numbers_a_scale
-    for name, shape in shapes:
-        if config.method != "int4" or not is_quantized(name):
-            continue
-        if shape[1] % group or shape[1] % PER_WORD:
-            why = f"{shape[1]} numbers a row"
-            raise ModelError(
-                f"{name} has {why}, which groups of {group} do not divide.",
-                why=f"INT4 has a scale for each group, and {PER_WORD} codes in a word.",
-                fix=f"set group_size to a divisor of {shape[1]}, such as "
-                f"{_divisor(shape[1], group)}, or quantise to fp8.",
-            )
+    if read_json(Path(model.path) / "config.json", unique=False).get("quantization_config"):
+        raise ModelError(
+            f"{model.path} holds a model that is quantised already.",
+            fix="take the model that it was made from.",
+        )
+    if config.method == "int4":
+        for name, shape in stored_shapes(Path(model.path)).items():
+            if is_quantized(name):
+                _check_row(name, shape[1], config.numbers_a_scale)
+
+
+def _check_row(name: str, size: int, group: int) -> None:
+    """Raise ModelError where groups of so many do not divide a row, or words of 8 codes."""
+    if size % PER_WORD:
+        raise ModelError(
+            f"{name} has {size} numbers a row, which is no multiple of {PER_WORD}.",
+            why=f"INT4 has {PER_WORD} codes in a word.",
+            fix="quantise to fp8.",
+        )
+    if size % group:
+        raise ModelError(
+            f"{name} has {size} numbers a row, which groups of {group} do not divide.",
+            why="INT4 has a scale for each group.",
+            fix=f"set the group size to a divisor of {size}, such as {_divisor(size, group)}, or "
+            "quantise to fp8.",
+        )
 
 
 def _divisor(size: int, below: int) -> int:
@@ -133,10 +174,8 @@ def use(model: nn.Module, scheme: Scheme) -> None:
 # ---- on the way to engines, and in files -------------------------------------------------------
 
 
-def as_sent(
-    name: str, weight: torch.Tensor, scheme: Scheme
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """A weight as a quantised engine gets it: codes under its name, then scales; others as they are.
+def as_sent(name: str, weight: torch.Tensor, scheme: Scheme) -> Iterator[tuple[str, torch.Tensor]]:
+    """A weight as a quantised engine gets it: codes under its name, then scales; others unchanged.
 
     Args:
         name: of the weight.
@@ -193,9 +232,9 @@ def as_stored(
         yield f"{path}.weight_shape", torch.tensor(codes.shape)
 
 
-def config_entry(scheme: Scheme) -> dict[str, Any]:
+def config_entry(config: QuantizationConfig) -> dict[str, Any]:
     """The `quantization_config` of a config.json for such files."""
-    if scheme.method == "fp8":
+    if config.method == "fp8":
         return {
             "quant_method": "fp8",
             "activation_scheme": "dynamic",
@@ -208,7 +247,7 @@ def config_entry(scheme: Scheme) -> dict[str, Any]:
         "type": "int",
         "symmetric": True,
         "strategy": "group",
-        "group_size": scheme.group_size,
+        "group_size": config.numbers_a_scale,
         "dynamic": False,
     }
     return {

@@ -50,7 +50,7 @@ class ExpertLayout:
         if not (isinstance(count, int) and isinstance(top_k, int)):
             return None
         try:
-            names = [name for file in _weight_files(folder) for name in stored_parameters(file)]
+            names = [name for file in weight_files(folder) for name in stored_parameters(file)]
         except (OSError, ValueError):
             return None  # whoever loads it says what is wrong
         numbers = {int(m[1]) for name in names if (m := _EXPERT_WEIGHT.search(name))}
@@ -211,7 +211,7 @@ def safetensors_header(file: Path) -> tuple[int, dict[str, Any]]:
 
 def weights_digest(path: str | Path) -> str:
     """SHA-256 of a model's weight files, by their names; read once, while they stay as they are."""
-    files = sorted(_weight_files(Path(path)))
+    files = sorted(weight_files(Path(path)))
     return _digest(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
 
 
@@ -328,7 +328,7 @@ class ModelShape:
         if experts := config.get("num_experts_per_tok"):
             wide = int(config.get("moe_intermediate_size", wide)) * int(experts)
         tied = bool(config.get("tie_word_embeddings", False))
-        files = _weight_files(folder)
+        files = weight_files(folder)
         if not files:
             raise FileNotFoundError("there are no *.safetensors")
         stored = {name: size for file in files for name, size in stored_parameters(file).items()}
@@ -352,7 +352,7 @@ class ModelShape:
         return 2 * self.layers * self.key_value_heads * self.head_size * width
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """Weight files that a model is loaded from; a directory may hold a second copy of them."""
     index, whole = folder / INDEX, folder / "model.safetensors"
     if whole.is_file():
@@ -370,7 +370,7 @@ def stored_parameters(file: Path) -> dict[str, int]:
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shape of each tensor that a model is loaded from; reads only headers."""
-    return {n: s for file in _weight_files(folder) for n, s in safetensors_shapes(file).items()}
+    return {n: s for file in weight_files(folder) for n, s in safetensors_shapes(file).items()}
 
 
 def safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:

@@ -10,6 +10,7 @@ summation by the number of rows, and attention by the lengths beside it; these d
     cuda_attention.py   attention on a GPU
     cuda_experts.py     mixtures of experts on a GPU
     kernels.py          their kernels, in Triton
+    low_precision.py    FP8 and INT4: quantised, read, and trained through
     nf4.py              frozen weights in 4 bits, read and multiplied with
     rope.py             the table of angles, made from the model's configuration
     families.py         models and devices that have them

@@ -7,13 +7,13 @@
 
 A weight is rounded to bfloat16 before it is quantised, in the trainer as on its way to the engine:
 an engine that gets bfloat16 would otherwise have other codes where a number lies between two. The
-scale of INT4 is rounded to the dtype in which it travels before it divides. Blocks at the edges of a
-weight are as large as what is left of it.
+scale of INT4 is rounded to the dtype in which it travels before it divides. Blocks at the edges of
+a weight are as large as what is left of it.
 
 `rounded_weight` and `rounded_activations` give the numbers that the codes stand for, with a
 gradient that passes as if nothing had been rounded (straight-through; Bengio et al.,
-https://arxiv.org/abs/1308.3432). Both are operators that `torch.compile` does not look into, so that
-the same numbers come out wherever they are computed.
+https://arxiv.org/abs/1308.3432). Both are operators that `torch.compile` does not look into, so
+that the same numbers come out wherever they are computed.
 
 The blocks are those of DeepSeek-V3 (https://arxiv.org/abs/2412.19437), which SGLang and Miles take.
 """
@@ -37,7 +37,7 @@ LARGEST_INT4, LEAST_INT4 = 7, 1e-5
 GROUP = 128
 """Numbers of a row that share a scale in INT4, where nothing else is set."""
 FP8, INT4_SCALE = torch.float8_e4m3fn, torch.bfloat16
-"""Dtypes of FP8's codes and of INT4's scales. INT4's codes are int8 as long as nobody packs them."""
+"""Dtypes of FP8's codes and of INT4's scales. INT4's codes are int8 until somebody packs them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +109,7 @@ def quantize_int4(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, 
     return codes.to(torch.int8).flatten(1), scales
 
 
-def read(
-    codes: torch.Tensor, scales: torch.Tensor, group: int, dtype: torch.dtype
-) -> torch.Tensor:
+def read(codes: torch.Tensor, scales: torch.Tensor, group: int, dtype: torch.dtype) -> torch.Tensor:
     """The numbers that codes (N, K) stand for; `group` is INT4's group size, and 0 for FP8."""
     rows, columns = codes.shape
     wide = scales.float()
@@ -153,7 +151,7 @@ def rounded_activations(x: torch.Tensor) -> torch.Tensor:
     columns = x.shape[-1]
     wide = pad(x.float(), (0, -columns % BLOCK)).unflatten(-1, (-1, BLOCK))
     scales = wide.abs().amax(-1, keepdim=True).clamp_min(LEAST_FP8) / LARGEST_FP8
-    rounded = _e4m3(wide / scales).float() * scales
+    rounded: torch.Tensor = _e4m3(wide / scales).float() * scales
     return rounded.flatten(-2)[..., :columns].to(x.dtype).contiguous()
 
 

@@ -28,7 +28,7 @@ from kit.cluster.client import Cluster
 from kit.cluster.joined import start_cluster
 from kit.cluster.placement import Layout
 from kit.cluster.processes import HEAD, TRAINER, Watch
-from kit.config import SessionConfig, TrainingConfig
+from kit.config import QuantizationConfig, SessionConfig, TrainingConfig
 from kit.errors import StackError
 from kit.memory import MemoryPlan
 from kit.models.source import ModelSource
@@ -616,9 +616,15 @@ class Stack:
         changed = {"training": training, "rollout": rollout}
         self.settings.config = config.model_copy(update=changed)
 
-    def export_hf(self, directory: str, dtype: str, base: str | None = None) -> None:
-        """Write the policy as models are published; with a `base`, its adapters alone."""
-        self._train("export_hf", directory, dtype, base)
+    def export_hf(
+        self,
+        directory: str,
+        dtype: str,
+        base: str | None = None,
+        quantization: QuantizationConfig | None = None,
+    ) -> None:
+        """Write the policy as models are published; see `Trainer.export_hf`."""
+        self._train("export_hf", directory, dtype, base, quantization)
 
     def save(self, directory: str) -> None:
         """Write the trainers' state into a directory."""

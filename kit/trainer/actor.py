@@ -17,10 +17,11 @@ import torch
 
 from kit.cluster import progress
 from kit.cluster.processes import cores
-from kit.config import TrainingConfig
+from kit.config import QuantizationConfig, TrainingConfig
 from kit.messages import FIRST, ExpertRecords, TrainBatch, TrainerStatus
 from kit.models import low_precision
 from kit.models.state_dict import saved_buffers
+from kit.operators.low_precision import Scheme
 from kit.trainer import hf_export
 from kit.trainer.backend import TrainerBackend
 from kit.trainer.fsdp import FsdpBackend
@@ -40,6 +41,10 @@ def make_backend(
 ) -> TrainerBackend:
     """Choose the library that computes."""
     return FsdpBackend(settings, device, group, host)
+
+
+def _scheme(quantization: QuantizationConfig | None) -> Scheme | None:
+    return None if quantization is None else low_precision.scheme_of(quantization)
 
 
 class Trainer:
@@ -146,7 +151,7 @@ class Trainer:
             for saved, _ in self.backend.as_saved(name, value)
         }
         buckets = {ADAPTER: self._register_adapters(dtype)} if settings.sends_adapters else {}
-        scheme = low_precision.scheme_of(settings.quantization)
+        scheme = _scheme(settings.quantization)
         buckets[POLICY] = self.weights.register(
             POLICY,
             self.backend.named_weights,
@@ -172,7 +177,7 @@ class Trainer:
 
     def _as_sent(self, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         """A whole weight in the form in which engines keep it."""
-        scheme = low_precision.scheme_of(self.settings.quantization)
+        scheme = _scheme(self.settings.quantization)
         for saved, part in self.backend.as_saved(name, value):
             yield from low_precision.as_sent(saved, part, scheme) if scheme else [(saved, part)]
 
@@ -394,15 +399,22 @@ class Trainer:
         """Bytes of host memory that a snapshot takes now."""
         return self.state.size()
 
-    def export_hf(self, directory: str, dtype: str, base: str | None = None) -> int:
+    def export_hf(
+        self,
+        directory: str,
+        dtype: str,
+        base: str | None = None,
+        quantization: QuantizationConfig | None = None,
+    ) -> int:
         """Write the policy as models are published; all ranks call. Bytes.
 
-        With the name of a `base`, its adapters alone, as PEFT reads them.
+        With the name of a `base`, its adapters alone, as PEFT reads them; with `quantization` the
+        linear layers quantised.
         """
-        rank = self.group.rank
+        rank, scheme = self.group.rank, _scheme(quantization)
         if base is not None:
             return hf_export.export_adapter(self.backend, directory, dtype, base, rank=rank)
-        return hf_export.export(self.backend, directory, dtype, rank=rank)
+        return hf_export.export(self.backend, directory, dtype, rank=rank, scheme=scheme)
 
     def save(self, directory: str) -> None:
         """Write everything that an update changes; all ranks call, each writes its share."""

@@ -5,15 +5,16 @@ that Transformers and SGLang load, in files of bounded size.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from kit.errors import CheckpointError
-from kit.models import lora
+from kit.models import lora, low_precision
 from kit.models.source import INDEX
 from kit.models.state_dict import saved_buffers
+from kit.operators.low_precision import Scheme
 from kit.trainer.backend import TrainerBackend, whole_weights
 
 FILE_BYTES = 4 << 30
@@ -26,14 +27,38 @@ def export(
     *,
     rank: int = 0,
     file_bytes: int = FILE_BYTES,
+    scheme: Scheme | None = None,
 ) -> int:
     """Write the policy's weights; how many bytes. All ranks gather, rank 0 writes.
 
     Args:
         backend: whose policy.
         directory: where to; it is there.
-        dtype: of the parameters; buffers keep their own.
+        dtype: of the parameters; buffers, codes and scales have their own.
         rank: this process's.
+        file_bytes: the most that a file holds, but for a tensor that is larger.
+        scheme: how linear layers are quantised; None leaves them as they are.
+
+    Raises:
+        CheckpointError: they cannot be written.
+        ModelError: weights that are not finite are to be quantised.
+    """
+    named = _named_tensors(backend, getattr(torch, dtype), scheme)
+    if rank:
+        for _ in named:  # gathering takes all ranks
+            pass
+        return 0
+    return write(named, directory, file_bytes=file_bytes)
+
+
+def write(
+    named: Iterable[tuple[str, torch.Tensor]], directory: str, *, file_bytes: int = FILE_BYTES
+) -> int:
+    """Write tensors by name, in files of bounded size; how many bytes.
+
+    Args:
+        named: in the dtype in which they are written; all are taken, also after an error.
+        directory: where to; it is there.
         file_bytes: the most that a file holds, but for a tensor that is larger.
 
     Raises:
@@ -41,14 +66,14 @@ def export(
     """
     folder, problem = Path(directory), ""
     parts: list[dict[str, int]] = []
-    for part in _parts(backend, getattr(torch, dtype), rank, file_bytes):
-        if rank or problem:
-            continue  # the others still need this rank to gather
+    for part in _parts(named, file_bytes):
+        if problem:
+            continue  # other ranks still need this one to gather
         try:
             parts.append(_written(folder, len(parts), part))
         except OSError as error:
             problem = str(error)
-    if not problem and parts:
+    if not problem:
         try:
             _named(folder, parts)
         except OSError as error:
@@ -102,24 +127,33 @@ def export_adapter(
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
-def _parts(
-    backend: TrainerBackend, dtype: torch.dtype, rank: int, limit: int
-) -> Iterator[dict[str, torch.Tensor]]:
-    """All weights, whole and on the host, as many at a time as a file takes."""
-    part: dict[str, torch.Tensor] = {}
-    room = limit
+def _named_tensors(
+    backend: TrainerBackend, dtype: torch.dtype, scheme: Scheme | None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """All weights, whole, by their names in files."""
     exact = {name for name, _ in saved_buffers(backend.module())}
     for name, value in whole_weights(backend):
-        kept = value.dtype if name in exact else dtype
         for saved, tensor in backend.as_saved(name, value):
-            size = tensor.numel() * kept.itemsize
-            if part and size > room:
-                yield part
-                part, room = {}, limit
-            if not rank:
-                # A copy: experts share a tensor, which safetensors would refuse.
-                part[saved] = tensor.to("cpu", kept, copy=True).contiguous()
-            room -= size
+            if scheme and low_precision.is_quantized(saved):
+                yield from low_precision.as_stored(saved, tensor, scheme)
+            else:
+                yield saved, tensor if name in exact else tensor.to(dtype)
+
+
+def _parts(
+    named: Iterable[tuple[str, torch.Tensor]], limit: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """As many of the tensors at a time as a file takes, on the host."""
+    part: dict[str, torch.Tensor] = {}
+    room = limit
+    for name, tensor in named:
+        size = tensor.numel() * tensor.itemsize
+        if part and size > room:
+            yield part
+            part, room = {}, limit
+        # A copy: experts share a tensor, which safetensors would refuse.
+        part[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        room -= size
     yield part
 
 

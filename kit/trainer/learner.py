@@ -173,9 +173,8 @@ class ModelFactory:
         if settings.training.true_on_policy:
             policy.share_operators(self.device, settings.attention_backend)
         inner: Any = policy.model
-        scheme = low_precision.scheme_of(settings.quantization)
-        if scheme and settings.trains_quantized:
-            low_precision.use(inner, scheme)
+        if settings.quantization and settings.trains_quantized:
+            low_precision.use(inner, low_precision.scheme_of(settings.quantization))
         if settings.lora:
             exact = settings.training.true_on_policy
             lora.inject(inner, settings.lora, settings.seed, whole_products=exact)

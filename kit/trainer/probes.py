@@ -191,12 +191,12 @@ class Probes:
             torch.set_float32_matmul_precision(precision)
 
     def _scheme(self, quantized: Quantized) -> Scheme | None:
-        scheme = low_precision.scheme_of(self.settings.quantization)
+        how = self.settings.quantization
         if quantized == "own":
             quantized = "all" if self.settings.trains_quantized else "nothing"
-        if scheme is None or quantized == "nothing":
+        if how is None or quantized == "nothing":
             return None
-        return replace(scheme, activations=quantized == "all")
+        return replace(low_precision.scheme_of(how), activations=quantized == "all")
 
     def sampled(self, samples: Samples, ways: Sequence[SamplingTransform]) -> list[Rows]:
         """Log-probs of the response tokens in several ways, from one pass over each sample."""

@@ -70,9 +70,9 @@ def trainer_checksums(named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, di
 def _by_dtype(name: str, value: torch.Tensor) -> dict[str, list[str]]:
     import torch
 
-    forms = {}
     if value.itemsize == 1 or name.endswith(SCALE):  # codes and scales have one dtype everywhere
-        return dict.fromkeys(("float32", "bfloat16"), [checksum(value)])
+        return {dtype: [checksum(value)] for dtype in ("float32", "bfloat16")}
+    forms = {}
     for dtype in ("float32", "bfloat16"):
         tensor = value.to(getattr(torch, dtype))
         sums = [checksum(tensor)]

@@ -77,7 +77,7 @@ def test_an_export_has_the_code_that_its_model_brings_along_and_no_other(
     for name in names:
         (model / name).write_text("raise SystemExit")
     (model / "train.log").write_text("")
-    copy_beside(model, folder, "bfloat16")
+    copy_beside(model, folder, dtype="bfloat16")
     copied = {file.name for file in folder.iterdir()} - {"config.json", "tokenizer_config.json"}
     assert copied == {name for name in names if names_it or not name.endswith(".py")}
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"

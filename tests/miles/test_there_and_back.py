@@ -96,7 +96,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "training.kl_loss_type": st.sampled_from(["k1", "k2", "k3", "low_var_kl"]),
     "training.ref_update_interval": st.sampled_from([0, 5]),
     "training.entropy_coef": st.floats(0, 1),
-    "training.use_tis": st.booleans(),
+    "training.use_tis": st.sampled_from([None, True]),
     "training.tis_clip": st.floats(1, 5),
     "training.opsm_delta": st.none() | SHARE,
     "training.max_tokens_per_gpu": st.none() | st.integers(1, 20000),

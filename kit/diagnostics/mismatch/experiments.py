@@ -16,6 +16,7 @@ from kit.samples import Sample
 
 if TYPE_CHECKING:
     from kit.messages import CacheUse, ExpertRecords
+    from kit.trainer.probes import Quantized
     from kit.rollout.sampler import PromptSampler
     from kit.stack.stack import Stack
 
@@ -109,11 +110,12 @@ class Experiments:
         rows: list[Rows] = self.stack.probe("sampled", self._tokens(), transforms)
         return rows
 
-    def plainly(self, dtypes: Sequence[str], rounded_to: str | None = None) -> dict[str, Rows]:
+    def plainly(
+        self, dtypes: Sequence[str], rounded_to: str | None = None, quantized: Quantized = "own"
+    ) -> dict[str, Rows]:
         """Log-probs of plain Transformers with the trainer's weights, by dtype."""
-        rows = self.stack.probe(
-            "plainly", self._tokens(), list(dtypes), self.temperature, False, rounded_to
-        )
+        how = list(dtypes), self.temperature, False, rounded_to, quantized
+        rows = self.stack.probe("plainly", self._tokens(), *how)
         return dict(zip(dtypes, rows, strict=True))
 
     def rescore(self, *, cache: CacheUse, experts: bool = False) -> list[list[Any]]:

@@ -50,6 +50,8 @@ def weights(lab: Experiments) -> Finding:
             f"without a hand-over. Call session.sync() and generate again."
         )
         return Finding(tuple(lines), "stale_weights", words)
+    if how := lab.config.engine.quantization:
+        return _quantized(lab, how.method, lines)
     if done := lab.stack.probe("disturbance"):
         lines.append(f"the engine's matrices are the trainer's, {done}")
         words = (
@@ -59,6 +61,32 @@ def weights(lab: Experiments) -> Finding:
         )
         return Finding(tuple(lines), "precision", words)
     return Finding(tuple(lines))
+
+
+def _quantized(lab: Experiments, method: str, lines: list[str]) -> Finding:
+    """Tell what quantising the weights does from what quantising the activations does.
+
+    Both are put into Transformers with the trainer's weights; what is left is no matter of theirs.
+    """
+    dtype = lab.stack.dtype
+    of_weights, of_both = (
+        lab.gap(lab.plainly([dtype], quantized=what)[dtype], lab.recorded)
+        for what in ("weights", "all")
+    )
+    lines.append(f"the trainer with the engine's weights: mean difference {amount(of_weights)}")
+    changes = f"with the same weights in {method} it goes to {amount(of_weights)}"
+    if method == "fp8":
+        lines.append(f"with quantised activations too: {amount(of_both)}")
+        changes += f", with the same activations too to {amount(of_both)}"
+    if not lab.explains_difference(of_both):
+        return Finding(tuple(lines))
+    words = (
+        f"Precision: the engine computes with weights in {method}, as engine.quantization asks, and "
+        f"the trainer with its own. The mean difference is {amount(lab.observed)}; {changes}. "
+        f"Correct for it with training.use_tis or training.mis, or train through the same weights: "
+        f"model.quantization: {method}."
+    )
+    return Finding(tuple(lines), "precision", words)
 
 
 def compare_checksums(lab: Experiments) -> Checksums:

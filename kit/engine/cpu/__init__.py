@@ -7,5 +7,6 @@ This folder makes the same SGLang run on a plain CPU; `kit.cluster.fork_server` 
     attention.py       an attention backend that serves the whole batch in one call per layer
     operators.py       norm, rotation, checksums, the record of experts, the KV cache's memory
     shared.py          the operators of `kit.operators`, for `training.true_on_policy`
+    quantization.py    linear layers with weights in FP8 or INT4
     sampling.py        sampling that depends on a request's own seed alone
 """

@@ -4,10 +4,10 @@ What SGLang has itself for FP8 and INT4 needs a GPU, or a CPU with AMX. Here a l
 scales, and reads its weights from them for each product, as the trainer does. FP8 is kept in e4m3,
 a byte a number; INT4 in int8, a byte too, and not packed: on a CPU nothing would be gained by it.
 
-Weights may come as codes with their scales, which a sync sends, or plain, as the model's files have
-them: those are quantised as they come, by the same functions. Of a layer that SGLang computes in one
-product (q, k and v; gate and up) each part has scales of its own, as it has in the trainer, wherever
-its first row comes to lie.
+Weights may come as codes with their scales, which a sync sends, or plain, as the model's files
+have them: those are quantised as they come, by the same functions. Of a layer that SGLang computes
+in one product (q, k and v; gate and up) each part has scales of its own, as it has in the trainer,
+wherever its first row comes to lie.
     relies on   layers/linear.py: LinearBase, which asks the quantisation for a method and hands
                 `create_weights` the sizes of its parts; weight_loader(parameter, tensor, part)
                 layers/quantization: QUANTIZATION_METHODS, CPU_QUANTIZATION_METHODS
@@ -53,7 +53,7 @@ class QuantizedLinear(LinearMethodBase):
         params_dtype: torch.dtype,
         **_: Any,
     ) -> None:
-        """Give a layer room for codes (N, K), and for the scales of its parts one after the other."""
+        """Give a layer room for codes (N, K), and for the scales of its parts in their order."""
         scheme, columns = self._scheme, input_size_per_partition
         if (columns, sum(output_partition_sizes)) != (input_size, output_size):
             raise StackError("A quantised layer cannot be divided over devices.")
@@ -86,9 +86,7 @@ class QuantizedLinear(LinearMethodBase):
 
         return load
 
-    def apply(
-        self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Product of x with the weights that the codes stand for."""
         weights = self.weights(layer, x.dtype)
         if self._scheme.rounds_activations:
@@ -123,7 +121,6 @@ def register(settings: Settings, *, shares_operators: bool) -> None:
     With `shares_operators` products are the trainer's to the bit, for `training.true_on_policy`.
     """
     scheme = scheme_of(settings)
-    assert scheme is not None
 
     class Quantization(QuantizationConfig):
         @classmethod
