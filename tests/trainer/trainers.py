@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from kit.config import LoraConfig, TrainingConfig
+from kit.config import LoraConfig, QuantizationConfig, TrainingConfig
 from kit.messages import TrainBatch
+from kit.models.compile import Recompute
 from kit.tiny import MODEL_DIR
 from kit.trainer.actor import Trainer
 from kit.trainer.batch import MAX_TOKENS
@@ -36,6 +37,9 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         max_tokens: int = MAX_TOKENS,
         lora: LoraConfig | None = None,
         dtype: str = "float32",
+        quantization: QuantizationConfig | None = None,
+        recompute: Recompute = "none",
+        compiles: bool = False,
         **training: Any,
     ) -> Trainer:
         nonlocal count
@@ -54,6 +58,10 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
                 rendezvous=str(tmp_path / f"rendezvous-{count}"),
                 max_tokens=max_tokens,
                 lora=lora,
+                quantization=quantization,
+                trains_quantized=quantization is not None,
+                recompute=recompute,
+                compile=compiles,
             )
         )
         trainer.start()

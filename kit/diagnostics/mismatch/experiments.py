@@ -16,9 +16,9 @@ from kit.samples import Sample
 
 if TYPE_CHECKING:
     from kit.messages import CacheUse, ExpertRecords
-    from kit.trainer.probes import Quantized
     from kit.rollout.sampler import PromptSampler
     from kit.stack.stack import Stack
+    from kit.trainer.probes import Quantized
 
 
 Rows = Sequence[Sequence[float]]

@@ -81,8 +81,8 @@ def _quantized(lab: Experiments, method: str, lines: list[str]) -> Finding:
     if not lab.explains_difference(of_both):
         return Finding(tuple(lines))
     words = (
-        f"Precision: the engine computes with weights in {method}, as engine.quantization asks, and "
-        f"the trainer with its own. The mean difference is {amount(lab.observed)}; {changes}. "
+        f"Precision: the engine computes with weights in {method}, as engine.quantization asks, "
+        f"and the trainer with its own. The mean difference is {amount(lab.observed)}; {changes}. "
         f"Correct for it with training.use_tis or training.mis, or train through the same weights: "
         f"model.quantization: {method}."
     )
