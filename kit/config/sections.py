@@ -485,11 +485,11 @@ class MismatchConfig(Section):
     interval: int = Field(default=0, ge=0)
     """Check trainer against engine every so many steps of `train`; 0 only when asked."""
     warn_above: Above0 | None = None
-    """Mean |trainer - rollout| log-prob; None: 1e-5 in float32; in bfloat16 0.02, or twice what
-    rounding does to Transformers' log-probs of the same samples, measured where the mean is
-    higher."""
+    """Mean |trainer - rollout| log-prob; None: 1e-5 in float32, 2e-3 where activations are in FP8
+    (`model.quantization`); in bfloat16 0.02, or twice what rounding does to Transformers' log-probs
+    of the same samples, measured where the mean is higher."""
     fail_above: Above0 | None = None
-    """None: 1e-3 in float32, 0.1 in bfloat16."""
+    """None: 1e-3 in float32, 0.02 where activations are in FP8, 0.1 in bfloat16."""
     on_start: Literal["refuse", "warn", "skip"] = "refuse"
     """What happens at the start if trainer or engine computes the model otherwise than Transformers
     does. A weight that would not reach the engine is always refused. `skip` does not look."""

@@ -39,8 +39,9 @@ SEQUENCES, WRITTEN = 4, 16
 """So many sequences are scored; the engine writes so many tokens at the end of each."""
 SHORTEST = 64
 """Tokens of a sequence, where nothing asks for more."""
-BOUNDS = {"float32": 1e-4, "tf32": 5e-3, "bfloat16": 0.02}
-"""Mean |difference| of log-probs from Transformers' that rounding may cause, in nats a token."""
+BOUNDS = {"float32": 1e-4, "tf32": 5e-3, "fp8": 5e-3, "bfloat16": 0.02}
+"""Mean |difference| of log-probs from Transformers' that rounding may cause, in nats a token. `fp8`
+is float32 with activations in FP8, where a last bit that differs may move one by a whole step."""
 ROUNDINGS = 4.0
 """In bfloat16, differences up to so many times what rounding does to Transformers itself agree."""
 WINDOWS = ("sliding_window", "attention_chunk_size", "original_max_position_embeddings")
@@ -219,6 +220,8 @@ def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
     trained = stack.probe("recompute", samples, 1.0)
     read = stack.rescore(samples.tokens, samples.response_lengths, cache="none")[0]
     exactness = "tf32" if stack.device == "cuda" else "float32"
+    if config.quantization and config.quantization.method == "fp8":
+        exactness = "fp8"
     bound = BOUNDS["bfloat16" if coarse else exactness]
     rounding = _gap(rounded[0], exact) if rounded else 0.0
     bound = max(bound, ROUNDINGS * rounding)

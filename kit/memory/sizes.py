@@ -26,6 +26,8 @@ KEPT = (WEIGHTS, FROZEN, FOUR_BIT, ADAPTERS)
 """Parts of a plan that a trainer keeps between updates, on the device or in host memory."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes a parameter in 4 bits, with its share of scales; see `kit.operators.nf4`."""
+FP8_BLOCK = 128
+"""Rows and columns that share a scale in FP8; see `kit.operators.low_precision`."""
 MERGED_AT_ONCE = 20
 """Bytes a parameter of the one weight that a sync adds to its adapter; the product is in float64.
 """
@@ -104,7 +106,26 @@ class Sizes:
     @property
     def one_engines_weights(self) -> int:
         """Weights of one engine on one of its devices."""
-        return self.shape.parameters * self.width // self.config.engine.tensor_parallel
+        plain = self.shape.parameters - self.quantized
+        codes = int(self.quantized * self.quantized_bytes)
+        return (plain * self.width + codes) // self.config.engine.tensor_parallel
+
+    @property
+    def quantized(self) -> int:
+        """Parameters of which the engine has codes and scales: its decoder's linear layers."""
+        if self.config.quantization is None:
+            return 0
+        s = self.shape
+        attention = 2 * s.hidden * (s.heads + s.key_value_heads) * s.head_size
+        return s.layers * (attention + 3 * s.hidden * s.intermediate)
+
+    @property
+    def quantized_bytes(self) -> float:
+        """Bytes of such a parameter with its share of scales; a CPU's engine packs no codes."""
+        how = self.config.quantization
+        if how is None or how.method == "fp8":
+            return 1 + 4 / FP8_BLOCK**2
+        return 1 + 2 / how.numbers_a_scale
 
     @property
     def engine_context(self) -> int:
@@ -212,8 +233,11 @@ class Sizes:
         """Weights in the dtype of the computation that are made of others to compute with.
 
         Of weights in 4 bits that is one at a time. Where trainer and engine compute with the same
-        bits, it is the sum of each weight and its adapter, until its backward pass.
+        bits, it is the sum of each weight and its adapter, until its backward pass; and where
+        weights are quantised what each one's codes stand for.
         """
+        if self.config.model.quantization:
+            return self.width * self.quantized
         if self.adapters is None:
             return 0
         if self.config.training.true_on_policy:

@@ -402,3 +402,27 @@ def test_several_settings_that_must_give_way_together_are_named_together() -> No
 def test_measured_memory_stands_beside_the_phase_it_is_of() -> None:
     seen = plan(24).with_measured({"update": 20 * GIB})
     assert [phase.measured for phase in seen.phases] == [None, 20 * GIB, None]
+
+
+def test_an_engine_with_quantised_weights_takes_the_bytes_of_codes_and_scales() -> None:
+    from kit.models.low_precision import is_quantized, scheme_of
+    from kit.models.source import stored_shapes
+
+    def weights(**engine: Any) -> int:
+        config = SessionConfig(engine=engine)
+        made = plan(8, config, shape=TINY, gpu=False)
+        return dict(made.phase("generate").parts)["engine: weights"]
+
+    for how in ({"method": "fp8"}, {"method": "int4", "group_size": 64}):
+        config = SessionConfig(engine={"quantization": how}).quantization
+        assert config is not None
+        scheme, expected = scheme_of(config), 0
+        for name, shape in stored_shapes(MODEL_DIR).items():
+            if is_quantized(name):
+                scales = scheme.scales_shape(*shape)
+                size = scheme.scales_dtype.itemsize
+                expected += shape[0] * shape[1] + scales[0] * scales[1] * size
+            else:
+                expected += 4 * shape[0] * (shape[1] if shape[1:] else 1)
+        assert weights(quantization=how) == pytest.approx(expected, rel=2e-3)
+    assert weights() > 3 * weights(quantization="fp8")

@@ -174,5 +174,7 @@ def test_weights_that_are_not_finite_are_not_sent(make: Make, how: QuantizationC
     weights = dict(backend(trainer).policy.model.named_parameters())
     with torch.no_grad():
         weights["model.layers.2.mlp.up_proj.weight"].data.view(-1)[7] = torch.inf
-    with pytest.raises(ModelError, match=r"2\.mlp\.up_proj\.weight has numbers that are not finite"):
+    with pytest.raises(
+        ModelError, match=r"2\.mlp\.up_proj\.weight has numbers that are not finite"
+    ):
         trainer.export_weights()

@@ -78,6 +78,7 @@ def check(
             config=config.mismatch,
             dtype=stack.dtype,
             rounding=rounding,
+            rounds_activations=rounds_activations(config),
             exact=exact,
             trainer_version=stack.trainers.version,
             token_text=sampler.token_text,
@@ -143,8 +144,10 @@ def explain(lab: Experiments, *, deep: bool) -> MismatchReport:
     )
 
 
-THRESHOLDS = {"float32": (1e-5, 1e-3), "bfloat16": (0.02, 0.1)}
-"""Mean |trainer - rollout| log-prob above which to warn and to fail, by dtype."""
+THRESHOLDS = {"float32": (1e-5, 1e-3), "fp8": (2e-3, 0.02), "bfloat16": (0.02, 0.1)}
+"""Mean |trainer - rollout| log-prob above which to warn and to fail, by dtype. `fp8` is float32
+where both sides round activations to FP8: a last bit that differs moves one of them by a step.
+"""
 WORST = 8
 CONTEXT = 6
 """Tokens shown on either side of one of the worst."""
@@ -169,6 +172,7 @@ def compare(
     config: MismatchConfig,
     dtype: str,
     rounding: float = 0.0,
+    rounds_activations: bool = False,
     exact: bool = False,
     trainer_version: int,
     token_text: Callable[[int], str],
@@ -184,6 +188,7 @@ def compare(
         config: thresholds, where set.
         dtype: of the computation; gives the thresholds that are not set.
         rounding: what rounding to it does to log-probs of these samples, where that is known.
+        rounds_activations: both sides round activations to FP8.
         exact: both sides compute with the same operators, so that nothing may differ.
         trainer_version: weight version the trainer holds now.
         token_text: a token id as text, for the list of the worst tokens.
@@ -194,7 +199,8 @@ def compare(
     gaps = [abs(x) for x in signed]
     mean, ratios = curves.mean(gaps), [ratio(x) for x in signed]
     largest = max(gaps, key=curves.badness, default=0.0)
-    warn, fail = (0.0, 0.0) if exact else thresholds(config, dtype, rounding)
+    coarsest = "fp8" if rounds_activations and dtype == "float32" else dtype
+    warn, fail = (0.0, 0.0) if exact else thresholds(config, coarsest, rounding)
     versions = tuple(sorted({v for sample in samples for v in sample.weight_versions}))
     stale = any(version != trainer_version for version in versions)
     verdict = "fail" if unaligned(samples) else _verdict(mean, warn, fail, stale)
@@ -219,6 +225,12 @@ def compare(
         by_position=curves.by_position(differences),
         by_probability=curves.by_probability(differences),
     )
+
+
+def rounds_activations(config: SessionConfig) -> bool:
+    """Whether trainer and engine both round activations to FP8."""
+    quantized = config.model.quantization
+    return quantized is not None and quantized.method == "fp8"
 
 
 def _token_differences(

@@ -1,0 +1,76 @@
+"""Settings of quantised weights: how they are written, what they bring along, what they exclude."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kit import SessionConfig
+from kit.config import ModelConfig, from_yaml
+from kit.errors import ConfigError, ModelError
+from kit.models.low_precision import check_session
+from kit.models.source import find
+
+INT4 = {"method": "int4", "group_size": 64}
+
+
+def test_a_method_alone_is_a_whole_section() -> None:
+    config = SessionConfig(model={"quantization": "fp8"})
+    assert config == SessionConfig().replace("model.quantization", {"method": "fp8"})
+    assert config == SessionConfig(**from_yaml(config.to_yaml()))
+    assert config.quantization is not None
+    assert SessionConfig(model={"quantization": "int4"}).quantization.numbers_a_scale == 128  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match=r"group_size is 64, and fp8 has blocks"):
+        SessionConfig(model={"quantization": {"method": "fp8", "group_size": 64}})
+
+
+def test_an_engine_that_is_quantised_alone_is_corrected_for() -> None:
+    assert SessionConfig().training.use_tis is None
+    alone = SessionConfig(engine={"quantization": "fp8"})
+    assert alone.training.use_tis is True
+    assert SessionConfig().replace("engine.quantization", "fp8") == alone
+    assert SessionConfig(model={"quantization": "fp8"}).training.use_tis is None
+    off = SessionConfig(engine={"quantization": "fp8"}, training={"use_tis": False})
+    assert off.training.use_tis is False
+    for other in ({"mis": {}}, {"use_rollout_logprobs": True}):
+        config = SessionConfig(engine={"quantization": "fp8"}, training=other)
+        assert config.training.use_tis is None
+
+
+def test_what_nothing_corrects_for_is_told() -> None:
+    model = find(ModelConfig())
+    off = SessionConfig(engine={"quantization": "fp8"}, training={"use_tis": False})
+    with pytest.warns(UserWarning, match=r"nothing weighs by the difference"):
+        check_session(off, model, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model": {"quantization": "fp8"}, "engine": {"quantization": "fp8"}}, "already"),
+        ({"model": {"quantization": "fp8", "lora": {"r": 4}}}, "model.lora"),
+        ({"model": {"lora": {"r": 4}}, "engine": {"quantization": "fp8"}}, "model.lora"),
+        ({"model": {"quantization": "fp8"}, "engine": {"weight_bits": 8}}, "weight_bits"),
+        ({"model": {"quantization": INT4}, "engine": {"weight_noise": 0.1}}, "weight_noise"),
+        ({"model": {"quantization": INT4}, "engine": {"tensor_parallel": 2}}, "tensor_parallel"),
+        ({"model": {"quantization": INT4}, "cluster": {"colocate": False}}, "colocate"),
+        ({"model": {"quantization": "fp8"}, "engine": {"extra": {"dtype": "half"}}}, "has dtype"),
+        ({"engine": {"quantization": "fp8"}, "training": {"true_on_policy": True}}, "equal bits"),
+    ],
+)
+def test_what_was_never_tried_together_is_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        SessionConfig(**settings)
+
+
+def test_gpus_other_models_and_sizes_that_do_not_fit_are_refused() -> None:
+    tiny, moe = find(ModelConfig()), find(ModelConfig(name="tiny-moe"))
+    fp8 = SessionConfig(model={"quantization": "fp8"})
+    with pytest.raises(ConfigError, match=r"the device is cuda.\n.*CPUs only"):
+        check_session(fp8, tiny, "cuda")
+    with pytest.raises(ModelError, match="Qwen3MoeForCausalLM is not quantised"):
+        check_session(fp8, moe, "cpu")
+    with pytest.raises(ModelError, match=r"mlp\.down_proj\.weight has 448 numbers a row"):
+        check_session(SessionConfig(engine={"quantization": "int4"}), tiny, "cpu")
+    check_session(SessionConfig(), moe, "cuda")

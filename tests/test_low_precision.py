@@ -1,0 +1,147 @@
+"""Quantised weights on the real stack: both sides agree, what arrives, what is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kit import RLSession, SessionConfig
+from kit.errors import SessionError
+from kit.models.low_precision import is_quantized
+from kit.operators.low_precision import Scheme
+from kit.weight_sync.verify import BROKEN
+from tests.faults.interrupts import digests
+from tests.processes import SCHEDULER, kill, of_engine
+from tests.steps import responses_and_metrics
+
+INT4 = {"method": "int4", "group_size": 64}
+
+
+def quantized(how: Any = "fp8", side: str = "model", **changes: Any) -> SessionConfig:
+    config = SessionConfig.preset("tiny").replace(f"{side}.quantization", how)
+    for name, value in changes.items():
+        config = config.replace(name.replace("__", "."), value)
+    return config
+
+
+@pytest.fixture(scope="module")
+def exact(alone: None) -> Iterator[RLSession]:
+    """FP8 in trainer and engine, with the same operators: nothing may differ."""
+    with RLSession.start(quantized(training__true_on_policy=True)) as session:
+        yield session
+
+
+def test_trainer_and_engine_agree_to_the_bit_before_and_after_an_update(exact: RLSession) -> None:
+    for _ in range(2):
+        report = exact.check_mismatch(exact.generate())
+        assert (report.verdict, report.max_abs_diff, report.exact) == ("pass", 0.0, True), report
+        exact.step()
+
+
+def test_a_verified_sync_counts_codes_and_scales(exact: RLSession) -> None:
+    exact.step()
+    report = exact.sync(verify=True)
+    names = exact.debug.stack.checksums()[0]
+    linear = 4 * 4  # fused: qkv, o, gate and up, down of each layer
+    assert report.verified == len(names)
+    assert sum(name.endswith(".weight_scale") for name in names) == linear
+    # Codes take a byte, so what travels is far less than 4 bytes a number.
+    assert report.bytes < 1.1e6
+
+
+def test_an_update_that_was_not_sent_shows_in_codes_and_scales(exact: RLSession) -> None:
+    exact.update(exact.advantages(exact.score(exact.generate())))
+    different = exact.debug.stack.compare_weights().different
+    assert any(name.endswith("qkv_proj.weight_scale") for name in different)
+    assert any(name.endswith("down_proj.weight") for name in different)
+    exact.sync(verify=True)
+    assert not exact.debug.stack.compare_weights().different
+
+
+def test_what_is_erased_and_not_sent_is_seen(exact: RLSession) -> None:
+    stack = exact.debug.stack
+    assert not stack.lost_weights()
+    assert not any(BROKEN in value for value in stack.checksums()[0].values())
+
+
+def test_an_export_is_what_was_trained(exact: RLSession, tmp_path: Path) -> None:
+    path = exact.export_hf(tmp_path / "fp8", quantization="fp8")
+    plain = load_file(exact.export_hf(tmp_path / "plain", dtype="float32") / "model.safetensors")
+    there = load_file(path / "model.safetensors")
+    for name, value in plain.items():
+        if not is_quantized(name):
+            assert torch.equal(there[name], value)
+            continue
+        codes, scales = Scheme("fp8").quantize(value)
+        assert torch.equal(there[name].view(torch.uint8), codes.view(torch.uint8))
+        assert torch.equal(there[f"{name}_scale_inv"], scales)
+    with pytest.raises(SessionError, match=r"no quantization 'fp4'.*fp8|int4"):
+        exact.export_hf(tmp_path / "other", quantization="fp4")  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("how", ["fp8", INT4], ids=["fp8", "int4"])
+def test_the_tiny_task_is_solved(alone: None, how: Any, seed: int) -> None:
+    with RLSession.start(quantized(how, seed=seed)) as session:
+        assert session.evaluate().mean_reward < 0.6
+        assert session.check_mismatch(session.generate()).verdict == "pass"
+        session.train(30, show=False)
+        assert session.sync(verify=True).verified
+        assert session.check_mismatch(session.generate()).verdict == "pass"
+        assert session.evaluate().mean_reward >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["fp8", INT4], ids=["fp8", "int4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_two_trainers_and_two_engines_agree_to_the_bit(alone: None, how: Any, dtype: str) -> None:
+    config = quantized(how, model__dtype=dtype, training__true_on_policy=True, engine__replicas=2)
+    with RLSession.start(config.replace("training.num_trainers", 2)) as session:
+        session.train(2, show=False)
+        assert session.sync(verify=True).verified
+        report = session.check_mismatch(session.generate())
+        assert (report.max_abs_diff, report.exact) == (0.0, True), report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["fp8", INT4], ids=["fp8", "int4"])
+def test_a_loaded_session_goes_on_as_the_saved_one(alone: None, how: Any, tmp_path: Path) -> None:
+    with RLSession.start(quantized(how)) as session:
+        session.train(2, show=False)
+        path, there = session.save(tmp_path / "saved"), digests(session)
+        rows = responses_and_metrics([session.step()])
+    with RLSession.load(path) as session:
+        assert digests(session) == there
+        assert responses_and_metrics([session.step()]) == rows
+
+
+@pytest.mark.slow
+def test_an_engine_that_died_gets_codes_of_the_present_weights(alone: None) -> None:
+    with RLSession.start(quantized(INT4)) as session:
+        session.train(2, show=False)
+        before = session.debug.stack.checksums()
+        kill(of_engine(session, SCHEDULER))
+        assert session.check_mismatch(session.generate()).verdict == "pass"
+        assert session.debug.stack.checksums() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["fp8", INT4], ids=["fp8", "int4"])
+def test_an_engine_that_is_quantised_alone_is_named_with_its_numbers(alone: None, how: Any) -> None:
+    method = how if isinstance(how, str) else how["method"]
+    with RLSession.start(quantized(how, side="engine")) as session:
+        assert session.config.training.use_tis
+        rollout = session.generate()
+        report = session.check_mismatch(rollout)
+        assert report.verdict != "pass"
+        assert report.cause_kind == "precision"
+        assert f"weights in {method}, as engine.quantization asks" in report.cause
+        assert ("with the same activations too" in report.cause) == (method == "fp8")
+        session.step()
+        assert session.sync(verify=True).verified
