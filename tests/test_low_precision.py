@@ -80,7 +80,7 @@ def test_an_export_is_what_was_trained(exact: RLSession, tmp_path: Path) -> None
         codes, scales = Scheme("fp8").quantize(value)
         assert torch.equal(there[name].view(torch.uint8), codes.view(torch.uint8))
         assert torch.equal(there[f"{name}_scale_inv"], scales)
-    with pytest.raises(SessionError, match=r"no quantization 'fp4'.*fp8|int4"):
+    with pytest.raises(SessionError, match="no quantization 'fp4'"):
         exact.export_hf(tmp_path / "other", quantization="fp4")  # type: ignore[arg-type]
 
 
