@@ -119,6 +119,15 @@ LESSONS = (
         "training, and how engine and trainer are made equal to the bit. Then a mixture of "
         "experts, where a last digit chooses the network.",
     ),
+    Lesson(
+        "09_lora",
+        "Adapters",
+        8,
+        20,
+        "Two narrow matrices beside each weight instead of all weights: what is trained and kept, "
+        "how narrow they may be, and why. Then two students on one base and one engine, each with "
+        "a reward, a learning rate and a history of its own, who come to do opposite things.",
+    ),
 )
 
 
@@ -175,7 +184,7 @@ def make_index() -> None:
         tag("h1", "Reinforcement learning of language models, from inside"),
         tag(
             "p",
-            f"Eight lessons of {total} minutes together, as a workshop would take them, on a "
+            f"Nine lessons of {total} minutes together, as a workshop would take them, on a "
             "laptop without a GPU. Each is a notebook that trains a real, tiny model; here they "
             "are as pages, with everything that their cells showed.",
         ),

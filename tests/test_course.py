@@ -103,6 +103,10 @@ RIGHT: list[tuple[str, Any, dict[str, Any]]] = [
     ("08.1", [1, 2**-24, 2**-24], {}),
     ("08.2", [32, 96, 256], {}),
     ("08.3", lambda e, t: sum(len({*x} & {*y}) for x, y in zip(e, t, strict=True)) / 6, {}),
+    ("09.1", 4608, {}),
+    ("09.2", [False, True, True, True], {}),
+    ("09.3", lambda w, a, b, alpha: w + alpha / len(a) * b @ a, {}),
+    ("09.3", lambda w, a, b, alpha: (w + alpha / 3 * b.dot(a)).tolist(), {}),
 ]
 
 WRONG: list[tuple[str, Any, dict[str, Any], str]] = [
@@ -167,6 +171,24 @@ WRONG: list[tuple[str, Any, dict[str, Any], str]] = [
     ("08.3", lambda e, t: 3, {}, "not their share"),
     ("08.3", lambda e, t: sum({*x} == {*y} for x, y in zip(e, t, strict=True)) / 3, {}, "tokens"),
     ("08.3", lambda e, t: 1 / 6, {}, "too small"),
+    ("09.1", 128 * 448, {}, "the weight itself"),
+    ("09.1", 8 * 448, {}, "B has 128 rows"),
+    ("09.1", 8 * 128 * 448, {}, "has the weight's shape"),
+    ("09.1", 3 * 4608, {}, "AdamW's two averages"),
+    ("09.1", 4000, {}, "too small"),
+    ("09.2", [True, True, True, True], {}, "A in the first step: think again; a change of A"),
+    ("09.2", [False, False, True, True], {}, "B in the first step"),
+    ("09.2", [False, True, False, True], {}, "A in the second: think again; the first step"),
+    ("09.2", [False, True, ..., True], {}, "still open"),
+    ("09.2", True, {}, "a list of four"),
+    ("09.3", lambda w, a, b, alpha: b @ a * alpha / 3, {}, "the change alone"),
+    ("09.3", lambda w, a, b, alpha: w + b @ a, {}, "Multiply B A"),
+    ("09.3", lambda w, a, b, alpha: w + alpha * b @ a, {}, "Divide by r, too"),
+    ("09.3", lambda w, a, b, alpha: w + alpha / 4 * b @ a, {}, "the number of A's rows"),
+    ("09.3", lambda w, a, b, alpha: w + alpha / 3**0.5 * b @ a, {}, "use_rslora"),
+    ("09.3", lambda w, a, b, alpha: w - alpha / 3 * b @ a, {}, "begins with 6, and yours with -4"),
+    ("09.3", lambda w, a, b, alpha: a @ b, {}, "B is (out, r)"),
+    ("09.3", lambda w, a, b, alpha: b, {}, "W's shape"),
 ]
 
 
@@ -232,6 +254,6 @@ def test_a_lesson_ends_with_three_open_exercises_that_have_solutions(lesson: str
         assert re.match(rf'check\("{number}", answer[,)]', last)
 
 
-def test_there_are_eight_lessons_of_three_exercises() -> None:
-    assert len(LESSONS) == 8
-    assert len(exercises()) == 24
+def test_there_are_nine_lessons_of_three_exercises() -> None:
+    assert len(LESSONS) == 9
+    assert len(exercises()) == 27

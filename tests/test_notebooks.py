@@ -51,6 +51,7 @@ estimators = lesson("05_estimators")
 patients = lesson("06_reading_runs")
 trials = lesson("07_what_if")
 zero = lesson("08_exactly_zero")
+adapters = lesson("09_lora")
 
 
 def word_problems(file: Path, split: str, count: int) -> str:
@@ -225,6 +226,35 @@ def test_both_sides_are_equal_to_the_bit_and_an_exchanged_expert_is_seen(zero: R
     (gaps,) = re.findall(r"(?m)^mean \|difference\| +(\S+) +(\S+)$", shown)
     assert float(gaps[1]) < float(gaps[0]) / 2  # with replay
     assert len(re.findall(r"engine.* 42\.0% -> \d+\.\d%", shown)) == 3
+
+
+@pytest.mark.slow
+def test_adapters_learn_and_two_students_of_one_base_come_to_do_opposite_things(
+    adapters: RunResult,
+) -> None:
+    shown = texts(adapters)
+    assert "as without an adapter: True" in shown
+    for rank in (1, 8):
+        (after,) = re.findall(rf"rank {rank} +42\.0% -> (\d+\.\d)%", shown)
+        assert float(after) > 60
+    slow_rate, fast_rate = (
+        [float(value) for value in re.search(rf"(?m)^learning rate {rate}(.*)$", shown)[1].split()]  # type: ignore[index]
+        for rate in ("1e-05", "0.001")
+    )
+    assert slow_rate[-1] > 0.8 > 0.4 > fast_rate[0] > fast_rate[-1]
+    rows = re.findall(r"(?m)^(base|careful|hasty) +(\d+) +(\d+)% +(\d+)%$", shown)
+    steps, right, short = ({who: int(row[n]) for who, *row in rows} for n in range(3))
+    assert steps == {"base": 0, "careful": 6, "hasty": 6}
+    assert right["careful"] > right["base"] > right["hasty"]
+    assert short["careful"] < short["base"] < short["hasty"]
+    (undone,) = re.findall(r"hasty one: (\d+)%, undone (\d+)%", shown)
+    assert int(undone[0]) < int(undone[1])
+    assert "the careful one as before: True" in shown
+    (gap,) = re.findall(r"largest difference of a log-prob: (\S+)", shown)
+    assert float(gap) < 1e-4
+    assert (adapters.folder / "careful" / "adapter_model.safetensors").is_file()
+    metrics = (adapters.folder / "forks" / "careful" / "metrics.jsonl").read_text()
+    assert len(metrics.splitlines()) == 6
 
 
 @pytest.mark.slow
