@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from kit import RLSession, SessionConfig
 from kit.errors import SessionError
 from kit.models.low_precision import is_quantized
 from kit.operators.low_precision import Scheme
+from kit.tiny import MODEL_DIR
 from kit.weight_sync.verify import BROKEN
 from tests.faults.interrupts import digests
 from tests.processes import SCHEDULER, kill, of_engine
@@ -145,3 +147,50 @@ def test_an_engine_that_is_quantised_alone_is_named_with_its_numbers(alone: None
         assert ("with the same activations too" in report.cause) == (method == "fp8")
         session.step()
         assert session.sync(verify=True).verified
+
+
+def uneven(folder: Path) -> Path:
+    """The tiny model with channels of other sizes, which computes the same to the bit.
+
+    What a channel's first weight is multiplied by, up to 16, its last one is divided by. In a group
+    of numbers whose largest is 16 times as large as others, INT4 has no codes left for these.
+    """
+    random = torch.Generator().manual_seed(0)
+    weights = load_file(shutil.copytree(MODEL_DIR, folder) / "model.safetensors")
+    for layer in range(4):
+        place = f"model.layers.{layer}"
+        size = 2.0 ** torch.randint(0, 5, (448,), generator=random)
+        weights[f"{place}.mlp.up_proj.weight"] *= size[:, None]
+        weights[f"{place}.mlp.down_proj.weight"] /= size
+        size = 2.0 ** torch.randint(0, 5, (64,), generator=random)
+        weights[f"{place}.self_attn.v_proj.weight"] *= size[:, None]
+        # Two query heads share a key head.
+        weights[f"{place}.self_attn.o_proj.weight"] /= (
+            size.view(2, 1, 32).expand(2, 2, 32).flatten()
+        )
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.slow
+def test_training_through_int4_keeps_what_rounding_afterwards_loses(
+    alone: None, tmp_path: Path
+) -> None:
+    def accuracy(config: SessionConfig, steps: int, out: Path | None = None) -> float:
+        with RLSession.start(config) as session:
+            session.train(steps, show=False)
+            found = session.evaluate().mean_reward
+            if out:
+                session.export_hf(out, dtype="float32")
+        assert found is not None
+        return found
+
+    task = {"data__source": "tiny:addition"}
+    model = str(uneven(tmp_path / "uneven"))
+    plain = SessionConfig.preset("tiny").replace("model.name", model)
+    trained = accuracy(plain.replace("data.source", "tiny:addition"), 30, tmp_path / "plain")
+    rounded = quantized(INT4, side="engine", model__name=str(tmp_path / "plain"), **task)
+    aware = quantized(INT4, model__name=model, **task)
+    with RLSession.start(rounded) as session:
+        assert session.evaluate().mean_reward < trained - 0.1
+    assert accuracy(aware, 30) > trained - 0.02

@@ -191,6 +191,17 @@ class SessionConfig(Section, Displayed):
         return self.model.quantization or self.engine.quantization
 
     @property
+    def quantized(self) -> str:
+        """The quantisation in words, and what corrects for it; empty without one."""
+        if how := self.model.quantization:
+            return f"{how} in trainer and engine"
+        if how := self.engine.quantization:
+            ways = ("use_tis", "mis", "use_rollout_logprobs")
+            on = [f"training.{name}" for name in ways if getattr(self.training, name)]
+            return f"{how} in the engine alone; {(on or ['nothing'])[0]} corrects for it"
+        return ""
+
+    @property
     def engine_reads_others(self) -> bool:
         """Whether the model's files hold other weights than the engine has to start with."""
         adapters = self.model.lora

@@ -248,6 +248,9 @@ class QuantizationConfig(Section):
         """The group size of int4."""
         return self.group_size or 128
 
+    def __str__(self) -> str:
+        return "FP8" if self.method == "fp8" else f"INT4 in groups of {self.numbers_a_scale}"
+
     @model_validator(mode="after")
     def _of_int4(self) -> Self:
         """Refuse a group size that nothing would read."""

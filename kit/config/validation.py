@@ -151,6 +151,9 @@ def check_quantization(
         "engine.weight_bits and engine.weight_noise round or disturb the same weights": (
             engine.disturbed
         ),
+        "engine.speculative has a draft write first, whose layers nothing here quantises": bool(
+            getattr(engine, "speculative", None)
+        ),
         "engines of several devices (engine.tensor_parallel, engine.data_parallel) divide a "
         "weight's blocks": engine.tensor_parallel > 1 or engine.data_parallel > 1,
         "engines on devices of their own (cluster.colocate: false) get weights by broadcast, which "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +83,19 @@ def source(config: ModelConfig) -> ModelSource | None:
         return _find(config, path) if path else None
     except KitError:
         return None
+
+
+def quantization(config: SessionConfig, source: ModelSource, device: str) -> Finding:
+    """What is quantised of a model, or why it cannot be."""
+    from kit.models.low_precision import check_session
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it warns of is among the words
+            check_session(config, source, device)
+    except KitError as error:
+        return Finding.of_error("quantisation", error)
+    return Finding("quantisation", "ok", config.quantized)
 
 
 def adapters(config: ModelConfig, source: ModelSource) -> tuple[Finding, AdapterShape | None]:

@@ -477,6 +477,7 @@ class SessionParts:
             next_calls=self._next_calls(),
             trained=stack.info.get("trained") if stack and state.config.model.lora else None,
             lora=state.config.model.lora,
+            quantized=state.config.quantized,
             first_prompt=self.sampler.first_prompt if stack else None,
         )
 

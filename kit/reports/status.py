@@ -60,6 +60,8 @@ class SessionState(Shown):
     """Parameters that are trained, where those are not all: adapters."""
     lora: LoraConfig | None = None
     """How the adapters are made; None trains all parameters."""
+    quantized: str = ""
+    """In which sides linear layers are quantised and how, and what corrects for a difference."""
     fork_of: str = ""
     """Name of the session that it shares a stack with, as a fork."""
     forks: tuple[str, ...] = ()

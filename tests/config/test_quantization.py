@@ -38,6 +38,16 @@ def test_an_engine_that_is_quantised_alone_is_corrected_for() -> None:
         assert config.training.use_tis is None
 
 
+def test_a_session_says_what_is_quantised_and_what_corrects_for_it() -> None:
+    assert SessionConfig().quantized == ""
+    both = SessionConfig(model={"quantization": INT4})
+    assert both.quantized == "INT4 in groups of 64 in trainer and engine"
+    alone = SessionConfig(engine={"quantization": "fp8"})
+    assert alone.quantized == "FP8 in the engine alone; training.use_tis corrects for it"
+    off = alone.replace("training.use_tis", False)
+    assert off.quantized == "FP8 in the engine alone; nothing corrects for it"
+
+
 def test_what_nothing_corrects_for_is_told() -> None:
     model = find(ModelConfig())
     off = SessionConfig(engine={"quantization": "fp8"}, training={"use_tis": False})

@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from kit.config import SessionConfig
+from kit.doctor import files
+from kit.models.source import find
+from kit.reports.diagnostics import Finding
 from kit.tiny import MODEL_DIR
 from tests.hub import drop, put
 
@@ -214,3 +218,16 @@ def test_a_dataset_that_is_only_downloaded_is_named_by_the_folder_that_can_be_re
     said = kit_doctor({"data": SUMS | {"source": str(folder), "eval_source": str(folder)}})
     assert said.level("prompts") == said.level("held-out prompts") == "ok"
     assert offline(home, READ, folder).splitlines() == ["2 gsm8k #### 2", "1 gsm8k #### 2"]
+
+
+def test_what_is_quantised_is_said_or_why_it_cannot_be() -> None:
+    def found(device: str, **settings: Any) -> Finding:
+        config = SessionConfig(**settings)
+        return files.quantization(config, find(config.model), device)
+
+    fp8 = {"engine": {"quantization": "fp8"}}
+    assert found("cpu", **fp8).level == "ok"
+    assert "training.use_tis corrects" in found("cpu", **fp8).found
+    assert found("cuda", **fp8).level == "problem"
+    assert "CPUs only" in found("cuda", **fp8).found
+    assert "448 numbers a row" in found("cpu", model={"quantization": "int4"}).found

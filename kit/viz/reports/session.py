@@ -85,6 +85,8 @@ def _facts(state: SessionState) -> list[tuple[str, str]]:
     if state.lora:
         place = 2 if state.parameters else 1
         rows[place:place] = _adapters(state, state.lora)
+    if state.quantized:
+        rows.append(("linear layers", state.quantized))
     if state.fork_of:
         rows.insert(0, ("fork of", shorten(state.fork_of, 60)))
     if state.forks:
