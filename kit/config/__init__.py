@@ -40,7 +40,7 @@ from kit.config.sections import (
     RolloutConfig,
     StackConfig,
 )
-from kit.config.training import CriticConfig, MisConfig, TrainingConfig
+from kit.config.training import CriticConfig, MisConfig, Optimizer, TrainingConfig
 from kit.utils.strict_yaml import from_yaml
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
     "MisConfig",
     "MismatchConfig",
     "ModelConfig",
+    "Optimizer",
     "QuantizationConfig",
     "RewardConfig",
     "RolloutConfig",

@@ -19,6 +19,7 @@ FIXED_IN_TRAINING = frozenset(
     {
         "num_trainers",
         "max_tokens_per_gpu",
+        "optimizer",
         "optimizer_cpu_offload",
         "ref_update_interval",
         "true_on_policy",

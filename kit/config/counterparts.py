@@ -165,6 +165,9 @@ COUNTERPARTS = (
     ),
     Counterpart("training.learning_rate", (), (_OPTIMIZER + "lr",), ("lr",)),
     Counterpart(
+        "training.optimizer", ("optim",), (), (), "adamw or adamw8bit, both torch's arithmetic"
+    ),
+    Counterpart(
         "training.lr_schedule",
         ("lr_scheduler_type",),
         (_OPTIMIZER + "lr_scheduler_type", _OPTIMIZER + "warmup_style"),

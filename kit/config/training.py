@@ -18,6 +18,7 @@ Estimator = Literal[
     "reinforce_plus_plus_baseline",
     "ppo",
 ]
+Optimizer = Literal["adamw", "adamw8bit"]
 COMPARES_A_GROUP = {"grpo", "dr_grpo", "rloo", "gspo", "cispo", "reinforce_plus_plus_baseline"}
 """Estimators whose advantage is a comparison with the other samples of the prompt."""
 WHITENED = {"reinforce_plus_plus", "reinforce_plus_plus_baseline", "ppo"}
@@ -107,6 +108,9 @@ class TrainingConfig(Section):
     """How often an update goes over the rollout; from the second time on in a new order."""
     learning_rate: float = Field(default=1e-6, ge=0.0, lt=1.0)
     """AdamW's, after the warm-up."""
+    optimizer: Optimizer = "adamw"
+    """adamw keeps its two moments of each weight in float32; adamw8bit in 8 bits (torchao), a
+    quarter of that. One trainer, all weights, and a CPU only."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the rate after the warm-up, over `num_rollout` steps."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -299,6 +303,19 @@ class TrainingConfig(Section):
     def _conflicts(self) -> list[Conflict]:
         estimator = self.advantage_estimator
         return [
+            (
+                self.optimizer == "adamw8bit" and self.num_trainers > 1,
+                "training.optimizer is adamw8bit and training.num_trainers "
+                f"{self.num_trainers}: each would have blocks of its own, which a checkpoint could "
+                "not give to another number of them",
+                "set num_trainers: 1, or optimizer: adamw",
+            ),
+            (
+                self.optimizer == "adamw8bit" and self.optimizer_cpu_offload,
+                "training.optimizer is adamw8bit, and training.optimizer_cpu_offload is set: a "
+                "step in host memory was never tried with it",
+                "leave one of them out",
+            ),
             (
                 self.kl_loss_coef and self.kl_coef,
                 "training.kl_loss_coef and training.kl_coef are both above 0: the KL would count "

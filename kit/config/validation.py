@@ -177,6 +177,11 @@ def check_lora(
         _check_adapter_way(model, training, engine, cluster)
     if model.lora is None:
         return
+    if training.optimizer != "adamw":
+        raise ValueError(
+            f"training.optimizer is {training.optimizer}, and model.lora trains adapters, most of "
+            "which are too small for blocks of 256 numbers. What to do: leave one of them out."
+        )
     if training.ref_update_interval:
         raise ValueError(
             f"training.ref_update_interval is {training.ref_update_interval}, and with model.lora "

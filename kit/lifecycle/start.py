@@ -270,6 +270,7 @@ class SessionParts:
         check_extra(dict(config.engine.extra))
         check_experts(config, model)
         low_precision.check_session(config, model, device)
+        check_optimizer(config.training, device)
         check_peft(config)
         check_devices(config, model, device)
         plan = plan_for(config, model, device, sampler.max_response_len)
@@ -540,6 +541,23 @@ def check_experts(config: SessionConfig, model: ModelSource) -> None:
         "choice to replay.",
         fix="leave the setting out, or train a mixture of experts, such as the preset tiny-moe.",
     )
+
+
+def check_optimizer(training: TrainingConfig, device: str) -> None:
+    """Raise ConfigError for an optimizer that was never run on a device, or is not installed."""
+    if training.optimizer != "adamw8bit":
+        return
+    if device != "cpu":
+        raise ConfigError(
+            f"training.optimizer is adamw8bit, and the device is {device}.",
+            why="It was run on CPUs only, where its arithmetic is not compiled.",
+            fix="set training.optimizer: adamw, or device: cpu.",
+        )
+    if installed_version("torchao") is None:
+        raise ConfigError(
+            "training.optimizer is adamw8bit, which is torchao's, and it is not installed.",
+            fix="install the locked versions: pip install -r requirements.lock.",
+        )
 
 
 def check_peft(config: SessionConfig) -> None:

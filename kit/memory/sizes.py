@@ -26,6 +26,8 @@ KEPT = (WEIGHTS, FROZEN, FOUR_BIT, ADAPTERS)
 """Parts of a plan that a trainer keeps between updates, on the device or in host memory."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes a parameter in 4 bits, with its share of scales; see `kit.operators.nf4`."""
+EIGHT_BIT_BYTES = 1 + 4 / 256
+"""Bytes a number of a moment in 8 bits, with its share of scales; see `kit.trainer.optimizer`."""
 FP8_BLOCK = 128
 """Rows and columns that share a scale in FP8; see `kit.operators.low_precision`."""
 MERGED_AT_ONCE = 20
@@ -212,7 +214,9 @@ class Sizes:
                 (ADAPTERS, networks * 12 * self.trained),
             ]
         else:
-            parts = [(WEIGHTS, 4 * p * (3 * networks + int(training.has_reference)))]
+            moments = 8.0 if training.optimizer == "adamw" else 2 * EIGHT_BIT_BYTES
+            kept = networks * (4 + moments) + 4 * int(training.has_reference)
+            parts = [(WEIGHTS, int(p * kept))]
         shared = tuple((name, 0 if offload else size // self.ranks) for name, size in parts)
         if not self.four_bit:
             return shared

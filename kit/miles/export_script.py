@@ -41,6 +41,7 @@ WITHOUT = {
     "rollout.include_stop_str_in_output": "Miles keeps the string in any case",
     "rollout": "Miles draws until the batch is full",
     "training.mis": "its example mis.py does this: --use-tis --custom-tis-function-path",
+    "training.optimizer": "Miles' Adam keeps its moments in float32",
     "cluster": "the script starts Ray on one machine, or joins what runs there",
     "engine.replicas": "Miles starts an engine on each GPU of the job",
     "engine.lora": "Miles has SGLang's own adapters, and merges none",

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from kit.algo.schedule import learning_rate
-from kit.config import TrainingConfig
+from kit.config import Optimizer, TrainingConfig
 from kit.errors import ModelError
 from kit.models import four_bit, lora, low_precision
 from kit.models.adapters import adapter_directory
@@ -22,6 +22,7 @@ from kit.models.dropout import switch_off
 from kit.models.moe import make_replayable
 from kit.models.policy import Policy, ValueModel, load
 from kit.models.sharding import fill, recover, reshard, shard, whole
+from kit.trainer import optimizer
 from kit.trainer.settings import TrainerSettings
 
 POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"
@@ -39,6 +40,7 @@ class LearnerSettings:
     adam: dict[str, Any]
     loss_metric: str
     norm_metric: str
+    optimizer: Optimizer = "adamw"
     first_update: int = 0
     """Updates before this one leave it as it is."""
 
@@ -66,6 +68,7 @@ def learner_settings(training: TrainingConfig) -> dict[str, LearnerSettings]:
             adam,
             "train/loss",
             "train/grad_norm",
+            training.optimizer,
             first_update=training.critic.warmup_rollouts if has_critic else 0,
         )
     }
@@ -76,6 +79,7 @@ def learner_settings(training: TrainingConfig) -> dict[str, LearnerSettings]:
             adam,
             "train/value_loss",
             "train/critic_grad_norm",
+            training.optimizer,
         )
     return settings
 
@@ -85,12 +89,8 @@ class Learner:
 
     def __init__(self, name: str, model: nn.Module, settings: LearnerSettings) -> None:
         self.name, self.model, self.settings = name, model, settings
-        self.optimizer = torch.optim.AdamW(
-            self.trained(),
-            lr=settings.rate(0),
-            fused=True,  # its arithmetic in one kernel
-            **settings.adam,
-        )
+        rate, adam = settings.rate(0), settings.adam
+        self.optimizer = optimizer.make(settings.optimizer, self.trained(), rate, adam)
 
     def trained(self) -> list[nn.Parameter]:
         """Parameters that training changes: with adapters not the frozen ones."""
@@ -121,9 +121,7 @@ class Learner:
 
     def step(self, rate: float) -> None:
         """Apply the gradient at this learning rate."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        optimizer.step(self.optimizer, rate)
 
     def recover(self) -> None:
         """Forget the gradient, and where a pass stood that broke off."""
@@ -134,15 +132,15 @@ class Learner:
         """Every tensor that stays on the device between updates."""
         yield from self.model.parameters()
         yield from four_bit.tensors(self.model)
-        for moments in self.optimizer.state.values():
-            yield from (x for x in moments.values() if isinstance(x, torch.Tensor))
+        for state in self.optimizer.state.values():
+            yield from (tensor for _, tensor in optimizer.kept(state))
 
     def state_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """What is trained, and what the optimizer holds of it, by the names of a checkpoint."""
         reshard(self.model)
         for parameter, value in self.named_trained():
             yield f"{self.name}/{parameter}", value
-            for key, moment in self.optimizer.state.get(value, {}).items():
+            for key, moment in optimizer.kept(self.optimizer.state.get(value, {})):
                 yield f"{self.name}.optimizer/{parameter}//{key}", moment
 
     def fill_optimizer(self, names: set[str]) -> None:
@@ -151,11 +149,7 @@ class Learner:
             if f"{self.name}.optimizer/{parameter}//step" not in names:
                 self.optimizer.state.pop(value, None)
             elif not self.optimizer.state.get(value):
-                self.optimizer.state[value] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=value.device),
-                    "exp_avg": torch.zeros_like(value),
-                    "exp_avg_sq": torch.zeros_like(value),
-                }
+                self.optimizer.state[value] = optimizer.empty_state(self.optimizer, value)
 
 
 @dataclass(frozen=True, slots=True)

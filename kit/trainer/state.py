@@ -4,7 +4,8 @@ Tensors go by names that are the same on every rank and whatever the number of r
 snapshots and checkpoints need not know of models and optimizers:
 
     policy/NAME                  a parameter, float32, sharded
-    policy.optimizer/NAME//KEY   what AdamW keeps of it: `exp_avg`, `exp_avg_sq`, `step`
+    policy.optimizer/NAME//KEY   what AdamW keeps of it: `exp_avg`, `exp_avg_sq`, `step`; in
+                                 8 bits `exp_avg.codes`, `exp_avg.scale` and so on
     reference/NAME               where the reference moves; else it is the model of the start
     critic/..., critic.optimizer/...
 
@@ -261,8 +262,8 @@ def _check_shapes(
             raise CheckpointError(
                 f"The checkpoint {directory} is of another model: {name} {there}, this model's "
                 f"has {tuple(tensor.shape)}.",
-                fix="start the session with the model and the estimator that the checkpoint was "
-                "made with.",
+                fix="start the session with the model, the estimator and the optimizer that the "
+                "checkpoint was made with.",
             )
 
 
