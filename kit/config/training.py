@@ -271,7 +271,8 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
-        for wrong, why, fix in (*self._conflicts(), *self._routing_conflicts()):
+        conflicts = self._conflicts, self._routing_conflicts, self._optimizer_conflicts
+        for wrong, why, fix in (conflict for of in conflicts for conflict in of()):
             if wrong:
                 raise ValueError(f"{why}. What to do: {fix}.")
         return self
@@ -300,8 +301,7 @@ class TrainingConfig(Section):
             ),
         ]
 
-    def _conflicts(self) -> list[Conflict]:
-        estimator = self.advantage_estimator
+    def _optimizer_conflicts(self) -> list[Conflict]:
         return [
             (
                 self.optimizer == "adamw8bit" and self.num_trainers > 1,
@@ -316,6 +316,11 @@ class TrainingConfig(Section):
                 "step in host memory was never tried with it",
                 "leave one of them out",
             ),
+        ]
+
+    def _conflicts(self) -> list[Conflict]:
+        estimator = self.advantage_estimator
+        return [
             (
                 self.kl_loss_coef and self.kl_coef,
                 "training.kl_loss_coef and training.kl_coef are both above 0: the KL would count "

@@ -27,7 +27,7 @@ KEPT = (WEIGHTS, FROZEN, FOUR_BIT, ADAPTERS)
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes a parameter in 4 bits, with its share of scales; see `kit.operators.nf4`."""
 EIGHT_BIT_BYTES = 1 + 4 / 256
-"""Bytes a number of a moment in 8 bits, with its share of scales; see `kit.trainer.optimizer`."""
+"""Bytes a number of a moment in 8 bits, with its share of scales; see `kit.trainer.learner`."""
 FP8_BLOCK = 128
 """Rows and columns that share a scale in FP8; see `kit.operators.low_precision`."""
 MERGED_AT_ONCE = 20

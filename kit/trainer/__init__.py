@@ -4,7 +4,6 @@ actor.py           `Trainer`: receives calls, owns the parts
 backend.py         `TrainerBackend`: what is needed of the library that computes
 fsdp.py            `FsdpBackend`: the networks under FSDP2
 learner.py         `Learner`: a network with optimizer, clipping and step; `ModelFactory`
-optimizer.py       AdamW, also with moments in 8 bits
 process_group.py   the group of all ranks, and how all of them stop together
 scoring.py         `LogProbScorer`: log-probs, entropies and values of samples
 step.py            `TrainStep`: the optimizer steps of an update

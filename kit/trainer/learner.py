@@ -1,16 +1,22 @@
-"""`Learner`: one network that is trained. `ModelFactory`: how a trainer's networks are made."""
+"""`Learner`: one network that is trained. `ModelFactory`: how a trainer's networks are made.
+
+The optimizer is AdamW, also with moments in 8 bits (torchao): codes, a byte a number, and a scale
+for each 256 of them. Moments of fewer than 4,096 numbers, or whose number is no multiple of 256,
+stay in float32, and so do weights. Dettmers et al., https://arxiv.org/abs/2110.02861.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from kit.algo.schedule import learning_rate
 from kit.config import Optimizer, TrainingConfig
@@ -22,11 +28,16 @@ from kit.models.dropout import switch_off
 from kit.models.moe import make_replayable
 from kit.models.policy import Policy, ValueModel, load
 from kit.models.sharding import fill, recover, reshard, shard, whole
-from kit.trainer import optimizer
 from kit.trainer.settings import TrainerSettings
 
 POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"
 """Names of a trainer's networks, in checkpoints too."""
+
+
+MOMENTS = {"exp_avg": True, "exp_avg_sq": False}
+"""What is kept of each parameter beside the number of steps, and whether it has a sign."""
+PARTS = ("codes", "scale")
+"""Tensors that a moment in 8 bits is kept in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +101,7 @@ class Learner:
     def __init__(self, name: str, model: nn.Module, settings: LearnerSettings) -> None:
         self.name, self.model, self.settings = name, model, settings
         rate, adam = settings.rate(0), settings.adam
-        self.optimizer = optimizer.make(settings.optimizer, self.trained(), rate, adam)
+        self.optimizer = make_optimizer(settings.optimizer, self.trained(), rate, adam)
 
     def trained(self) -> list[nn.Parameter]:
         """Parameters that training changes: with adapters not the frozen ones."""
@@ -121,7 +132,7 @@ class Learner:
 
     def step(self, rate: float) -> None:
         """Apply the gradient at this learning rate."""
-        optimizer.step(self.optimizer, rate)
+        take_step(self.optimizer, rate)
 
     def recover(self) -> None:
         """Forget the gradient, and where a pass stood that broke off."""
@@ -133,14 +144,14 @@ class Learner:
         yield from self.model.parameters()
         yield from four_bit.tensors(self.model)
         for state in self.optimizer.state.values():
-            yield from (tensor for _, tensor in optimizer.kept(state))
+            yield from (tensor for _, tensor in kept_tensors(state))
 
     def state_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """What is trained, and what the optimizer holds of it, by the names of a checkpoint."""
         reshard(self.model)
         for parameter, value in self.named_trained():
             yield f"{self.name}/{parameter}", value
-            for key, moment in optimizer.kept(self.optimizer.state.get(value, {})):
+            for key, moment in kept_tensors(self.optimizer.state.get(value, {})):
                 yield f"{self.name}.optimizer/{parameter}//{key}", moment
 
     def fill_optimizer(self, names: set[str]) -> None:
@@ -149,7 +160,70 @@ class Learner:
             if f"{self.name}.optimizer/{parameter}//step" not in names:
                 self.optimizer.state.pop(value, None)
             elif not self.optimizer.state.get(value):
-                self.optimizer.state[value] = optimizer.empty_state(self.optimizer, value)
+                self.optimizer.state[value] = empty_state(self.optimizer, value)
+
+
+def make_optimizer(
+    kind: Optimizer, parameters: Sequence[nn.Parameter], rate: float, adam: dict[str, Any]
+) -> torch.optim.Optimizer:
+    """An optimizer with nothing kept yet.
+
+    Args:
+        kind: `adamw` or `adamw8bit`.
+        parameters: what it steps.
+        rate: learning rate of the first step.
+        adam: betas, eps and weight_decay.
+    """
+    if kind == "adamw8bit":
+        from torchao.optim import AdamW8bit
+
+        eight_bit: torch.optim.Optimizer = AdamW8bit(parameters, lr=rate, **adam)
+        return eight_bit
+    # Its arithmetic in one kernel.
+    return torch.optim.AdamW(parameters, lr=rate, fused=True, **adam)
+
+
+def take_step(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Apply the gradient at this learning rate."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+    with _uncompiled(optimizer):
+        optimizer.step()
+
+
+def _uncompiled(optimizer: torch.optim.Optimizer) -> AbstractContextManager[Any]:
+    """Keep torchao from compiling its arithmetic, which takes minutes on a CPU: one for each shape.
+
+    Nothing is lost by it there.
+    """
+    plain = isinstance(optimizer, torch.optim.AdamW)
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return nullcontext() if plain else stance
+
+
+def kept_tensors(state: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in which an optimizer's state of one parameter is kept, by name."""
+    for key, value in state.items():
+        local: Any = value.to_local() if isinstance(value, DTensor) else value
+        if all(hasattr(local, part) for part in PARTS):
+            for part in PARTS:
+                yield f"{key}.{part}", getattr(local, part)
+        elif isinstance(value, torch.Tensor):
+            yield key, value
+
+
+def empty_state(optimizer: Any, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+    """State of a parameter before its first step, to be filled."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        moments = {key: torch.zeros_like(parameter) for key in MOMENTS}
+        device = parameter.device
+    else:
+        moments = {k: optimizer._new_buffer(parameter, sign) for k, sign in MOMENTS.items()}
+        device = torch.device("cpu")
+    return {"step": torch.zeros((), dtype=torch.float32, device=device), **moments}
 
 
 @dataclass(frozen=True, slots=True)

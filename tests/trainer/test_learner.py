@@ -12,7 +12,7 @@ from kit.config import TrainingConfig
 from kit.errors import CheckpointError, ConfigError
 from kit.lifecycle.start import check_optimizer
 from kit.models.sharding import local
-from kit.trainer import optimizer
+from kit.trainer.learner import take_step
 from tests.faults.interrupts import digests
 from tests.steps import responses_and_metrics
 from tests.trainer.test_estimators import WITH_CRITIC, valued
@@ -66,9 +66,9 @@ def test_the_rate_of_a_step_is_the_one_that_was_asked_for(make: Make) -> None:
     before = [local(value).clone() for value in learner.trained()]
     for value in learner.trained():
         value.grad = torch.ones_like(value)
-    optimizer.step(learner.optimizer, 0.0)
+    take_step(learner.optimizer, 0.0)
     assert all(torch.equal(local(a), b) for a, b in zip(learner.trained(), before, strict=True))
-    optimizer.step(learner.optimizer, 0.1)
+    take_step(learner.optimizer, 0.1)
     assert not any(torch.equal(local(a), b) for a, b in zip(learner.trained(), before, strict=True))
 
 
