@@ -22,8 +22,11 @@ LARGEST = 2**53
 """Largest counter: as far as whole numbers go in every reader of JSON."""
 PART = 1 << 24
 """Numbers looked at together; bounds what is read into memory."""
-WEIGHTS, RANDOM = "F32", "U8"
-"""How safetensors call the types of the trainer's tensors, and of its random states."""
+WEIGHTS, BYTES = "F32", "U8"
+"""How safetensors call the types of the trainer's tensors, and of its random states and of the
+codes of moments in 8 bits."""
+CODES = ("//exp_avg.codes", "//exp_avg_sq.codes")
+NEVER_NEGATIVE = ("//step", "//exp_avg_sq", "//exp_avg.scale", "//exp_avg_sq.scale")
 
 
 def check_trainer(folder: Path) -> None:
@@ -67,13 +70,14 @@ def _fault(name: str, dtype: Any, data: Any) -> str:
     """What is wrong with one tensor; "" if nothing."""
     import numpy as np
 
-    wanted = RANDOM if name.startswith("random/") else WEIGHTS
+    of_bytes = name.startswith("random/") or name.endswith(CODES)
+    wanted = BYTES if of_bytes else WEIGHTS
     if dtype != wanted:
         return f"is of type {shorten(str(dtype), 20)}, where the trainer has {wanted}"
-    if wanted == RANDOM:
+    if of_bytes:
         return ""
     numbers = data.view(np.float32)
-    never_negative = name.endswith(("//step", "//exp_avg_sq"))
+    never_negative = name.endswith(NEVER_NEGATIVE)
     for start in range(0, len(numbers), PART):
         part = numbers[start : start + PART]
         if not np.isfinite(part).all():

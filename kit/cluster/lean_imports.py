@@ -37,6 +37,8 @@ OPTIONAL = frozenset(
     }
 )
 """Not found in this process."""
+_FOUND_AGAIN: set[str] = set()
+"""Packages among them that this process has asked for by name."""
 
 PLACEHOLDERS = frozenset({"gguf", "torchvision"})
 """Imported without asking; every name in them is a class that raises when it is called."""
@@ -78,7 +80,7 @@ class LeanFinder:
     ) -> importlib.machinery.ModuleSpec | None:
         """Find as Python does, unless the package is left out."""
         package = name.partition(".")[0]
-        if package in OPTIONAL:
+        if package in OPTIONAL - _FOUND_AGAIN:
             return None
         if package in PLACEHOLDERS:
             return importlib.machinery.ModuleSpec(name, _PlaceholderLoader(), is_package=True)
@@ -104,3 +106,8 @@ def leave_out() -> None:
             LeanFinder if finder is importlib.machinery.PathFinder else finder
             for finder in sys.meta_path
         ]
+
+
+def bring_back(package: str) -> None:
+    """Let this process find a package again, for a part of the kit that needs it."""
+    _FOUND_AGAIN.add(package)

@@ -19,6 +19,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from kit.algo.schedule import learning_rate
+from kit.cluster.lean_imports import bring_back
 from kit.config import Optimizer, TrainingConfig
 from kit.errors import ModelError
 from kit.models import four_bit, lora, low_precision
@@ -175,6 +176,7 @@ def make_optimizer(
         adam: betas, eps and weight_decay.
     """
     if kind == "adamw8bit":
+        bring_back("torchao")
         from torchao.optim import AdamW8bit
 
         eight_bit: torch.optim.Optimizer = AdamW8bit(parameters, lr=rate, **adam)
