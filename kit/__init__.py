@@ -23,6 +23,7 @@ from kit.utils.versions import installed_version
 if TYPE_CHECKING:
     from kit.compare import compare
     from kit.config import SessionConfig
+    from kit.drafts import DraftReport, make_draft
     from kit.errors import (
         CheckpointError,
         ConfigError,
@@ -62,6 +63,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Diagnosis",
+    "DraftReport",
     "EvalReport",
     "KitError",
     "MemoryPlan",
@@ -87,12 +89,14 @@ __all__ = [
     "WhatIf",
     "__version__",
     "compare",
+    "make_draft",
     "memory_plan",
 ]
 __version__ = installed_version("kit") or "0+unknown"  # a checkout on PYTHONPATH, not installed
 _HOMES = {
     "kit.compare": ("compare",),
     "kit.config": ("SessionConfig",),
+    "kit.drafts": ("DraftReport", "make_draft"),
     "kit.reports.diagnostics": ("Diagnosis",),
     "kit.memory.plan": ("MemoryPlan", "memory_plan"),
     "kit.reports": ("RewardTrial", "TrainingStatus"),
@@ -102,9 +106,9 @@ _HOMES = {
     "kit.lifecycle.train_loop": ("Training",),
     "kit.reports.what_if": ("WhatIf",),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_HOME_OF |= {name: "kit.errors" for name in __all__ if name.endswith("Error")}
+_HOME_OF = {name: "kit.errors" for name in __all__ if name.endswith("Error")}
 _HOME_OF |= {name: "kit.reports" for name in __all__ if name.endswith("Report")}
+_HOME_OF |= {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:

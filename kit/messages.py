@@ -69,6 +69,8 @@ class Generation:
     experts: ExpertRows | None = None
     """Of the prompt's tokens and these but the last, by layer with experts; None where the engine
     does not report them, or had read nothing yet."""
+    spec_info: dict[str, int] | None = None
+    """Where the engine drafts: see `Sample.spec_info`."""
 
 
 @dataclass(frozen=True, slots=True)

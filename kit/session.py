@@ -960,6 +960,7 @@ class RLSession:
         dtype: Dtype | None = None,
         adapter: bool = False,
         quantization: Method | None = None,
+        draft: bool = False,
     ) -> Path:
         """Write the model for Transformers, SGLang and the hub, tokenizer and chat template too.
 
@@ -973,15 +974,16 @@ class RLSession:
             adapter: write the adapters of `model.lora` alone, for `PeftModel.from_pretrained`.
             quantization: write the linear layers quantised, `fp8` or `int4`, in groups as the
                 session's where it has any. None writes plain weights, those that are trained.
+            draft: write the draft that `training.draft` trains, for `engine.speculative`.
 
         Raises:
             CheckpointError: it cannot be written, or something else is in the way.
-            SessionError: there is no adapter, or there are adapters that are to be quantised.
+            SessionError: there is no adapter, no draft, or adapters or a draft are to be quantised.
             ModelError: the model cannot be quantised so.
         """
         state = self._parts.state
         asked = self._parts.stack, self.config, state.step, path, dtype
-        return export_hf(*asked, adapter=adapter, quantization=quantization)
+        return export_hf(*asked, adapter=adapter, quantization=quantization, draft=draft)
 
 
 _sessions: weakref.WeakSet[RLSession] = weakref.WeakSet()

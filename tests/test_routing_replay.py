@@ -154,7 +154,7 @@ def test_samples_without_a_record_are_refused_where_the_engines_choice_is_to_be_
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("engine.extra", {"speculative_algorithm": "NGRAM"}, "speculative_algorithm: 'NGRAM'"),
+        ("engine.speculative", {"algorithm": "ngram"}, "record of experts"),
         ("engine.extra", {"chunked_prefill_size": -1}, "chunked_prefill_size: -1"),
         ("engine.extra", {"moe_runner_backend": "flashinfer_trtllm"}, "only triton is known"),
         ("engine.tensor_parallel", 2, "was never compared"),

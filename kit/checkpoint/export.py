@@ -53,15 +53,27 @@ def export_hf(
     *,
     adapter: bool = False,
     quantization: Method | None = None,
+    draft: bool = False,
 ) -> Path:
     """Write the directory and return its path; see `RLSession.export_hf`.
 
     Raises:
         CheckpointError: it cannot be written.
-        SessionError: there is no such dtype, no adapter, or adapters are to be quantised.
+        SessionError: there is no such dtype, no adapter, no draft that was trained, or adapters or
+            a draft are to be quantised.
         ModelError: the model cannot be quantised so.
     """
     quantized = _quantized(config, stack.model, quantization)
+    if draft and (adapter or quantization):
+        raise SessionError(
+            "A draft has no adapter, and is not quantised.", fix="export one after the other."
+        )
+    if draft and config.training.draft is None:
+        raise SessionError(
+            "There is no draft to export: this session trains none.",
+            fix="start one with training.draft; a draft that is not trained is where "
+            "engine.speculative.draft_model says.",
+        )
     if adapter and config.model.lora is None:
         raise SessionError(
             "There is no adapter to export: this session trains all weights.",
@@ -69,14 +81,19 @@ def export_hf(
         )
     if dtype is not None and dtype not in (known := get_args(Dtype)):
         raise SessionError(f"There is no dtype {dtype!r}.", fix=did_you_mean(dtype, known))
-    name = f"{config.name}-step-{step:06d}-{'adapter' if adapter else 'hf'}"
+    kind = "adapter" if adapter else "draft" if draft else "hf"
+    name = f"{config.name}-step-{step:06d}-{kind}"
     target = (Path(path) if path is not None else own_folder(None) / name).absolute()
     with manifest.new_folder(target, "export") as folder:
         wanted = dtype or ("float32" if adapter else stack.dtype)
         model, named = Path(stack.model.path), config.model.name
+        if draft and stack.settings.draft and config.engine.speculative:
+            model = Path(stack.settings.draft.path)
+            named = config.engine.speculative.draft_model or ""
         base = (named if is_hub_name(named) else str(model)) if adapter else None
         with held():  # trainers that nobody waits for would write on into a folder that goes away
-            stack.export_hf(str(folder), wanted, base, quantized)
+            of = "draft" if draft else "policy"
+            stack.export_hf(str(folder), wanted, base, quantized, of)
         if adapter:
             copy_tokenizer(model, folder)
         else:
@@ -85,7 +102,7 @@ def export_hf(
             "session": config.name,
             "step": step,
             "weight_version": stack.trainers.version,
-            "made_from": config.model.name,
+            "made_from": named,
             "dtype": wanted,
         }
         if config.model.lora and config.model.lora.load_in_4bit:

@@ -237,6 +237,7 @@ def _networks(training: TrainingConfig) -> list[str]:
     """Networks beside the policy, with the settings that ask for them."""
     asked = {
         "a critic (advantage_estimator: ppo)": training.advantage_estimator == "ppo",
+        "a draft that is trained (training.draft)": training.draft is not None,
         REFERENCE: training.has_reference,
         "a reference that moves (ref_update_interval)": training.ref_update_interval > 0,
     }

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from kit.cli import miles
+from kit.cli.draft import draft
 from kit.cli.run import Pairs, params, run
 from kit.cli.runs import compare, runs
 from kit.cli.sweep import sweep
@@ -50,6 +51,7 @@ app.command()(params)
 app.command(cls=Pairs)(sweep)
 app.command()(runs)
 app.command()(compare)
+app.command()(draft)
 app.add_typer(miles.export, name="export")
 app.add_typer(miles.take_over, name="import")
 

@@ -38,9 +38,16 @@ from kit.config.sections import (
     QuantizationConfig,
     RewardConfig,
     RolloutConfig,
+    SpeculativeConfig,
     StackConfig,
 )
-from kit.config.training import CriticConfig, MisConfig, Optimizer, TrainingConfig
+from kit.config.training import (
+    CriticConfig,
+    DraftConfig,
+    MisConfig,
+    Optimizer,
+    TrainingConfig,
+)
 from kit.utils.strict_yaml import from_yaml
 
 __all__ = [
@@ -52,6 +59,7 @@ __all__ = [
     "ClusterConfig",
     "CriticConfig",
     "DataConfig",
+    "DraftConfig",
     "EngineConfig",
     "EvaluationConfig",
     "LoggingConfig",
@@ -65,6 +73,7 @@ __all__ = [
     "RewardConfig",
     "RolloutConfig",
     "SessionConfig",
+    "SpeculativeConfig",
     "StackConfig",
     "TrainingConfig",
     "as_yaml",

@@ -136,6 +136,12 @@ def _refuse_other_networks(old: TrainingConfig, new: TrainingConfig, *, adapters
             "kl_loss_coef and kl_coef need a reference model, and this session has none.",
             fix="start a session with training.kl_loss_coef or kl_coef above 0.",
         )
+    if (new.draft is None) != (old.draft is None):
+        raise ConfigError(
+            "training.draft cannot be set or taken away while the session runs.",
+            why="It says whether trainers have a draft; its numbers can change.",
+            fix="start a session with it; or set training.draft.learning_rate: 0 for a while.",
+        )
     if (new.advantage_estimator == "ppo") != (old.advantage_estimator == "ppo"):
         raise ConfigError(
             f"advantage_estimator cannot change from {old.advantage_estimator} to "

@@ -296,6 +296,17 @@ COUNTERPARTS = (
         ("sglang_max_running_requests",),
     ),
     Counterpart("engine.attention_backend", (), (), ("sglang_attention_backend",)),
+    Counterpart(
+        "engine.speculative",
+        (),
+        (),
+        (
+            "sglang_speculative_algorithm", "sglang_speculative_num_steps",
+            "sglang_speculative_eagle_topk", "sglang_speculative_num_draft_tokens",
+            "sglang_speculative_draft_model_path",
+        ),
+        "a section: {algorithm: standalone, draft_model: ...}",
+    ),
     Counterpart("engine.extra", ("generation_kwargs",), (_ENGINE + "engine_kwargs",)),
     Counterpart(
         "memory.sleep",

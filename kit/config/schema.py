@@ -19,6 +19,7 @@ from kit.config.validation import (
     check_quantization,
     check_rollout_policies,
     check_routing_replay,
+    check_speculative,
     check_stop,
     check_template_kwargs,
     check_true_on_policy,
@@ -81,6 +82,7 @@ class SessionConfig(Section, Displayed):
         check_parallel(self.engine)
         check_true_on_policy(self.engine, self.training)
         check_routing_replay(self.engine, self.training)
+        check_speculative(self.model, self.training, self.engine, self.cluster)
         check_lora(self.model, self.training, self.engine, self.cluster)
         check_quantization(self.model, self.training, self.engine, self.cluster)
         warn, fail = self.mismatch.warn_above, self.mismatch.fail_above

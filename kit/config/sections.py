@@ -391,6 +391,76 @@ class RolloutConfig(Section):
     """Do not train on tokens of continued responses that older weights wrote."""
 
 
+class SpeculativeConfig(Section):
+    """Speculative decoding: something cheap drafts tokens, and the model verifies several at once.
+
+    Responses are those of plain decoding; what is drafted well is written faster.
+    """
+
+    algorithm: Literal["ngram", "standalone"] = "ngram"
+    """What drafts. `ngram`: the text so far, of this request and of those beside it. `standalone`:
+    a smaller model with the same vocabulary."""
+    num_steps: Positive | None = None
+    """Tokens that a draft is long, at most; None takes 3 (SGLang's speculative_num_steps).
+    `standalone` only."""
+    eagle_topk: Positive | None = None
+    """Ways in which each drafted token may go on: 1 drafts a chain, more a tree; None takes 1
+    (SGLang's speculative_eagle_topk). `standalone` only."""
+    num_draft_tokens: Annotated[int, Field(ge=2)] | None = None
+    """Tokens that the model verifies at once, its own last one included (SGLang's
+    speculative_num_draft_tokens). None takes 8 for `ngram`, `num_steps` + 1 for a chain, and as
+    many as a tree has, at most 8."""
+    draft_model: str | None = None
+    """Directory or Hugging Face name of the model that drafts; `standalone` only."""
+
+    @model_validator(mode="after")
+    def _of_the_algorithm(self) -> Self:
+        if self.algorithm == "ngram":
+            for name in ("num_steps", "eagle_topk", "draft_model"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"engine.speculative.{name} is {getattr(self, name)!r}, and ngram drafts "
+                        "without a model. What to do: leave it out, or set algorithm: standalone."
+                    )
+            return self
+        if self.draft_model is None:
+            raise ValueError(
+                "engine.speculative.algorithm is standalone, and no draft_model is named. What to "
+                "do: name a smaller model with the same vocabulary, or set algorithm: ngram."
+            )
+        most = 1 + self.topk + (self.steps - 1) * self.topk**2
+        wrong = self.draft_tokens > most or (self.topk == 1 and self.draft_tokens != most)
+        if wrong:
+            rule = f"{most}" if self.topk == 1 else f"at most {most}"
+            raise ValueError(
+                f"engine.speculative.num_draft_tokens is {self.num_draft_tokens}; with num_steps "
+                f"{self.steps} and eagle_topk {self.topk} it is {rule}. What to do: leave it out, "
+                "or change one of them."
+            )
+        return self
+
+    @property
+    def steps(self) -> int:
+        """`num_steps`, or what None stands for."""
+        return self.num_steps or 3
+
+    @property
+    def topk(self) -> int:
+        """`eagle_topk`, or what None stands for."""
+        return self.eagle_topk or 1
+
+    @property
+    def draft_tokens(self) -> int:
+        """`num_draft_tokens`, or what None stands for."""
+        if self.num_draft_tokens is not None:
+            return self.num_draft_tokens
+        if self.algorithm == "ngram":
+            return 8
+        if self.topk == 1:
+            return self.steps + 1
+        return min(8, 1 + self.topk + (self.steps - 1) * self.topk**2)
+
+
 class EngineConfig(Section):
     """The SGLang engine: precision, KV cache, parallelism, timeouts."""
 
@@ -416,6 +486,8 @@ class EngineConfig(Section):
     max_loras_per_batch: Positive = 4
     """Adapters that one batch may have, each with room of its own on the device, where `lora` is
     adapter (SGLang's max_loras_per_batch)."""
+    speculative: SpeculativeConfig | None = None
+    """Draft several tokens and verify them at once; null writes one after the other."""
     update_weight_buffer_size: Annotated[int, Field(ge=1 << 20)] = 512 << 20
     """Bytes of a bucket in which weights travel from the trainer to the engine; two are held. A
     tensor that is larger has a bucket to itself. GPU only."""

@@ -47,6 +47,21 @@ class CriticConfig(Section):
     """Largest gradient norm of the critic; 0 does not clip."""
 
 
+class DraftConfig(Section):
+    """The draft of `engine.speculative` (standalone), trained beside the policy on what it wrote.
+
+    It learns to write the policy's tokens (cross-entropy on all response tokens of a batch, at the
+    sampling temperature), by an optimizer of its own. The policy is what it would be without it.
+    """
+
+    learning_rate: float = Field(default=1e-4, ge=0.0, lt=1.0)
+    """AdamW's, of the draft alone; constant."""
+    clip_grad: NonNegative = 1.0
+    """Largest gradient norm of the draft; 0 does not clip."""
+    interval: Positive = 1
+    """The engine gets the draft's weights with the policy's every so many updates."""
+
+
 class MisConfig(Section):
     """Importance weights between trainer and engine, and which tokens they reject."""
 
@@ -138,6 +153,8 @@ class TrainingConfig(Section):
     """Discount by token (ppo, reinforce_plus_plus)."""
     lambd: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     """Lambda of the generalised advantage estimation (ppo)."""
+    draft: DraftConfig | None = None
+    """Train the draft of `engine.speculative` along; null leaves it as its files have it."""
     critic: CriticConfig = CriticConfig()
     eps_clip: Fraction = 0.2
     """How far below 1 the probability ratio counts."""

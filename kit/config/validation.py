@@ -114,12 +114,8 @@ def check_routing_replay(engine: EngineConfig, training: TrainingConfig) -> None
                 "training.use_routing_replay, which needs no record of the engine's."
             )
     extra, why = engine.extra, ""
-    guesses = [key for key, value in extra.items() if key.startswith("speculative") and value]
     chunk = extra.get("chunked_prefill_size", 1)
-    if guesses:
-        key = guesses[0]
-        why = "tokens that a draft proposed overwrite the record of those that were kept"
-    elif isinstance(chunk, int) and chunk < 1:
+    if isinstance(chunk, int) and chunk < 1:
         key, why = "chunked_prefill_size", "the record is as long as a part of a prompt can be"
     elif extra.get("moe_runner_backend", "triton") not in ("auto", "triton"):
         key, why = "moe_runner_backend", "only triton is known to record what it computes"
@@ -167,6 +163,58 @@ def check_quantization(
     for why, applies in refused.items():
         if applies:
             raise ValueError(f"{name} is set, and {why}. What to do: leave one of them out.")
+
+
+def check_speculative(
+    model: ModelConfig, training: TrainingConfig, engine: EngineConfig, cluster: ClusterConfig
+) -> None:
+    """Raise ValueError for what drafts are not known to go with."""
+    for key in engine.extra:
+        if key.startswith("speculative"):
+            raise ValueError(
+                f"engine.extra has {key}, of which the kit has to know: SGLang would load the "
+                "policy's weights into the draft, and on a CPU write as if the temperature were 0. "
+                "What to do: set engine.speculative instead."
+            )
+    drafts = engine.speculative
+    if training.draft and (drafts is None or drafts.draft_model is None):
+        raise ValueError(
+            "training.draft is set, and there is no draft to be trained. What to do: set "
+            "engine.speculative: {algorithm: standalone, draft_model: ...}, or leave it out."
+        )
+    if drafts is None:
+        return
+    if training.draft and model.lora:
+        raise ValueError(
+            "training.draft is set, and model.lora too: training a draft beside adapters was never "
+            "tried. What to do: leave one of them out."
+        )
+    if training.draft and not cluster.colocate:
+        raise ValueError(
+            "training.draft is set, and cluster.colocate false: engines on devices of their own "
+            "get weights by broadcast, and SGLang takes no draft's so. What to do: leave one of "
+            "them out."
+        )
+    refused = {
+        "the tokens of rejected drafts overwrite the engine's record of experts "
+        "(training.use_rollout_routing_replay)": training.use_rollout_routing_replay,
+        "drafts are verified several tokens at a time, which is not known to give the trainer's "
+        "bits (training.true_on_policy)": training.true_on_policy,
+        "SGLang was not tried with adapters beside the weights of a model that has a draft "
+        "(engine.lora: adapter; merged works)": engine.lora == "adapter",
+        "SGLang would quantise a draft too, which was never tried (model.quantization, "
+        "engine.quantization)": bool(model.quantization or engine.quantization),
+        "drafts were tried in engines of one device only (engine.tensor_parallel, "
+        "engine.data_parallel)": engine.tensor_parallel > 1 or engine.data_parallel > 1,
+        "the CPU's attention of drafts is the kit's own (engine.attention_backend)": (
+            engine.attention_backend != "auto"
+        ),
+    }
+    for why, applies in refused.items():
+        if applies:
+            raise ValueError(
+                f"engine.speculative is set, and {why}. What to do: leave one of them out."
+            )
 
 
 def check_lora(

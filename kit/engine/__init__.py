@@ -4,6 +4,7 @@ actor.py         the actor: generate, abort, sleep and wake; owns a `WeightRecei
 server_args.py   settings of an engine, and as arguments of SGLang; the request of a generation
 routing.py       which experts each token of a request took, as SGLang reports it
 adapters.py      adapters of SGLang's own, beside the weights
+speculative.py   drafts: settings, weights of their own, and what is changed for them
 scoring.py       log-probs of given responses, computed again
 patches.py       what the kit changes in SGLang's processes, and what it relies on there
 gpu.py           SGLang on a GPU with the operators of `kit.operators`

@@ -15,12 +15,13 @@ from kit.engine import patches, scoring
 from kit.engine.adapters import AdapterLoader
 from kit.engine.routing import routed_experts
 from kit.engine.server_args import EngineSettings, generation_request, server_arguments
+from kit.engine.speculative import DRAFT_OF, DraftLoader, spec_info
 from kit.errors import StackError
 from kit.messages import CacheUse, EngineStatus, Generation, Rescored, SamplingSettings
 from kit.models.source import ExpertLayout
 from kit.weight_sync import verify
 from kit.weight_sync.receiver import PATIENCE, WeightReceiver
-from kit.weight_sync.transport import ADAPTER, POLICY, BucketSpec, Handle
+from kit.weight_sync.transport import ADAPTER, DRAFT, POLICY, BucketSpec, Handle
 
 Part = tuple[float, list[tuple[int, Generation]]]
 """(seconds from the call to the last of them, responses with their prompt's place in the call)."""
@@ -44,6 +45,8 @@ class Engine:
         """Those that write, where they are not merged into the weights."""
         if self.adapters:
             self.weights.register(ADAPTER, self.adapters)
+        if settings.speculative and settings.speculative.has_draft:
+            self.weights.register(DRAFT, DraftLoader())
         self._asleep: set[str] = set()
         self._forkers: list[int] = []
         self._experts: ExpertLayout | None = None
@@ -59,8 +62,9 @@ class Engine:
         os.environ["SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"] = f"file://{meeting}"
         if self.settings.config.extra.get("dp_size", 1) == 1:  # else one of them is not ours
             os.environ[patches.LOADS] = os.path.dirname(meeting)
-        if not any(key.startswith("speculative") for key in self.settings.config.extra):
-            patches.import_only(self.settings.model_path)
+        drafts = self.settings.speculative
+        draft = [drafts.draft_path] if drafts and drafts.draft_path else []
+        patches.import_only(self.settings.model_path, *draft)
         engine_class: Any = sglang.Engine
         if self.settings.device == "cpu":
             from kit.cluster.fork_server import use_zygote
@@ -179,7 +183,7 @@ class Engine:
         return self.weights.version
 
     def _generation(self, output: dict[str, Any], version: int) -> Generation:
-        meta, layout = output["meta_info"], self._experts
+        meta, layout, drafts = output["meta_info"], self._experts, self.settings.speculative
         pairs = meta.get("output_token_logprobs") or []
         return Generation(
             tokens=[pair[1] for pair in pairs],
@@ -187,6 +191,7 @@ class Engine:
             finish=(meta.get("finish_reason") or {"type": "abort"})["type"],
             weight_version=version,
             experts=routed_experts(meta, len(pairs), layout) if layout else None,
+            spec_info=spec_info(meta, len(pairs)) if drafts else None,
         )
 
     async def abort(self) -> None:
@@ -235,11 +240,18 @@ class Engine:
         """A checksum of each weight by SGLang's names, for each of its devices; of one adapter."""
         manager = self._sglang.tokenizer_manager
         sums = await verify.engine_checksums(manager)
+        sums = [{n: one[n] for n in one if not n.startswith(DRAFT_OF)} for one in sums]
         if self.adapters:
             name = f"{verify.ADAPTER_OF}{self._adapter(adapter)}"
             own = await verify.engine_checksums(manager, name)
             sums = [one | other for one, other in zip(sums, own, strict=True)]
         return sums
+
+    async def draft_checksums(self) -> dict[str, str]:
+        """A checksum of each weight of its draft, by SGLang's names."""
+        (sums,) = await verify.engine_checksums(self._sglang.tokenizer_manager)
+        of_draft = (name for name in sums if name.startswith(DRAFT_OF))
+        return {name.removeprefix(DRAFT_OF): sums[name] for name in of_draft}
 
     async def forget_adapter(self, adapter: str | None) -> None:
         """Forget an adapter, if it is there; None forgets all."""

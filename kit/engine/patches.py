@@ -40,12 +40,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kit.engine import adapters
+from kit.engine import adapters, speculative
 from kit.utils.reading import read_object
 
 if TYPE_CHECKING:
     from kit.config import QuantizationConfig
     from kit.engine.server_args import EngineSettings
+    from kit.engine.speculative import SpeculativeSettings
 
 
 def engine_class(settings: EngineSettings) -> Any:
@@ -54,7 +55,8 @@ def engine_class(settings: EngineSettings) -> Any:
 
     shared = settings.model_path if settings.shares_operators else None
     dense, adapts = dense_layers(settings.model_path), settings.adapters is not None
-    run = partial(run_on_cpu, settings.threads, shared, dense, adapts, settings.quantization)
+    further = settings.quantization, settings.speculative
+    run = partial(run_on_cpu, settings.threads, shared, dense, adapts, *further)
     if settings.device != "cpu":
         run = partial(run_on_gpu, shared, dense, adapts)
     elif settings.quantization:  # this process checks the name
@@ -75,6 +77,7 @@ def run_on_cpu(
     dense: frozenset[int],
     adapts: bool,
     quantized: QuantizationConfig | None,
+    drafts: SpeculativeSettings | None,
     *args: Any,
     **kwargs: Any,
 ) -> None:
@@ -86,6 +89,7 @@ def run_on_cpu(
         dense: layers of a Qwen3-MoE without experts.
         adapts: whether it has adapters beside its weights.
         quantized: how its linear layers are quantised.
+        drafts: how it drafts, if it does.
         args: SGLang's own.
         kwargs: SGLang's own.
     """
@@ -107,6 +111,11 @@ def run_on_cpu(
         quantization.register(quantized, shares_operators=shared is not None)
     if adapts:
         adapters.register("cpu")
+    if drafts:
+        from kit.engine.cpu import speculative as on_cpu
+
+        on_cpu.register(whole_draft=drafts.has_draft)
+        speculative.register(drafts)
     register_dense_layers(dense)
     register_prefix_cache()
     register_weight_checks()
@@ -277,25 +286,25 @@ EXTERNAL = "SGLANG_EXTERNAL_MODEL_PACKAGE"
 """SGLang's variable for a package with models of the user's own."""
 
 
-def import_only(model_path: str) -> None:
+def import_only(*model_paths: str) -> None:
     """Tell this process' SGLang, and what it starts, which models it can leave out.
 
-    Where the model's architecture is in none of SGLang's modules, or the environment already says
-    something of this, SGLang is told nothing.
+    Where the architecture of one of the models is in none of SGLang's modules, or the environment
+    already says something of this, SGLang is told nothing.
     """
     if os.environ.get(DISABLED) or os.environ.get(EXTERNAL):
         return
-    wanted = read_object(Path(model_path) / "config.json", unique=False)
-    names = [str(name) for name in wanted.get("architectures") or ()]
-    others, found = [], False
+    wanted = [read_object(Path(path) / "config.json", unique=False) for path in model_paths]
+    names = {str(name) for settings in wanted for name in settings.get("architectures") or ()}
+    others, found = [], set()
     models = sglang_sources() / "models"
     for file in sorted(file for file in models.glob("*.py") if file.stem != "__init__"):
         text = file.read_text(encoding="utf-8")
-        if any(name in text for name in names):
-            found = found or "EntryClass" in text
+        if here := {name for name in names if name in text}:
+            found |= here if "EntryClass" in text else set()
         else:
             others.append(file.stem)
-    if found:
+    if found and found == names:
         os.environ[DISABLED] = ",".join(others)
 
 

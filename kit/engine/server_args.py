@@ -8,6 +8,7 @@ from typing import Any
 from kit.config import EngineConfig, QuantizationConfig
 from kit.engine.adapters import AdapterSettings
 from kit.engine.patches import sglang_sources
+from kit.engine.speculative import SpeculativeSettings
 from kit.errors import ConfigError, StackError, did_you_mean
 from kit.messages import SamplingSettings
 from kit.models.source import ExpertLayout
@@ -22,6 +23,7 @@ HANDLED_ELSEWHERE = {
     "max_total_tokens": "EngineSettings.max_total_tokens, decided by the memory plan",
     "lora": "EngineSettings.adapters",
     "max_loras_per_batch": "EngineSettings.adapters",
+    "speculative": "EngineSettings.speculative",
     "update_weight_buffer_size": "kit.weight_sync.sender",
     "quantization": "EngineSettings.quantization",
     "weight_bits": "kit.weight_sync.transform",
@@ -64,6 +66,8 @@ class EngineSettings:
     """Adapters that it has beside its weights; None where a sync merges them, or there are none."""
     quantization: QuantizationConfig | None = None
     """How its linear layers are quantised, alone or as the trainer's."""
+    speculative: SpeculativeSettings | None = None
+    """How it drafts; None writes one token after the other."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -157,6 +161,8 @@ def server_arguments(settings: EngineSettings) -> dict[str, Any]:
         arguments["quantization"] = QUANTIZED
     if settings.adapters:
         arguments |= settings.adapters.server_arguments(settings.device)
+    if settings.speculative:
+        arguments |= settings.speculative.server_arguments()
     if settings.experts:
         arguments["enable_return_routed_experts"] = True
     if (settings.experts or settings.shares_operators) and settings.device == "cuda":

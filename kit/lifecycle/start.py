@@ -30,6 +30,7 @@ from kit.data.stream import PromptStream
 from kit.diagnostics.agreement import check_agreement
 from kit.errors import ConfigError, SessionError, StackError
 from kit.lifecycle import journal, resume, running
+from kit.lifecycle.drafts import find_draft
 from kit.lifecycle.journal import Journal
 from kit.lifecycle.lock import SessionLock
 from kit.lifecycle.step import Tracker
@@ -272,6 +273,7 @@ class SessionParts:
         low_precision.check_session(config, model, device)
         check_optimizer(config.training, device)
         check_peft(config)
+        draft = find_draft(config, model, device)
         check_devices(config, model, device)
         plan = plan_for(config, model, device, sampler.max_response_len)
         keep = sampler.fits if config.data.filter_overlong_prompts else None
@@ -281,7 +283,7 @@ class SessionParts:
         self.state.inputs = Inputs.of(
             data=data, eval_data=eval_data, reward=reward, advantage=advantage, loss=loss
         )
-        stack = Stack(config, model, device, sampler.max_response_len, plan, loss)
+        stack = Stack(config, model, device, sampler.max_response_len, plan, loss, draft)
         self.collector = RolloutCollector(self.state, sampler, stack)
         return stack
 

@@ -6,6 +6,7 @@
     table.py           LINKS, from which both directions are made: all of the entries below
     links.py           what an entry is, and what a script said
     links_adapters.py  entry: model.lora
+    links_drafts.py    entry: engine.speculative
     links_rollout.py   entries: prompts, rollouts, evaluation
     links_training.py  entries: estimator and loss
     links_machine.py   entries: optimizer, devices, engine, logging

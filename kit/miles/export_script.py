@@ -40,6 +40,7 @@ WITHOUT = {
     "reward": "Miles waits for rewards as long as they take",
     "rollout.include_stop_str_in_output": "Miles keeps the string in any case",
     "rollout": "Miles draws until the batch is full",
+    "training.draft": "Miles trains the heads of models that predict several tokens, no draft",
     "training.mis": "its example mis.py does this: --use-tis --custom-tis-function-path",
     "training.optimizer": "Miles' Adam keeps its moments in float32",
     "cluster": "the script starts Ray on one machine, or joins what runs there",

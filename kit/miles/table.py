@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from kit.miles.links import Link
 from kit.miles.links_adapters import ADAPTERS
+from kit.miles.links_drafts import DRAFTS
 from kit.miles.links_machine import LOGGING, MACHINE
 from kit.miles.links_rollout import EVALUATION, PROMPTS, ROLLOUTS
 from kit.miles.links_training import ESTIMATOR
@@ -15,6 +16,7 @@ from kit.miles.links_training import ESTIMATOR
 LINKS: tuple[Link, ...] = (
     *PROMPTS,
     *ADAPTERS,
+    *DRAFTS,
     *ROLLOUTS,
     *EVALUATION,
     *ESTIMATOR,

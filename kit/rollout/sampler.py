@@ -387,6 +387,7 @@ class PromptSampler:
             generation.log_probs[:kept],
             generation.weight_version,
             self._record(generation),
+            generation.spec_info,
         )
         response, ended = self.reader.read(longer.response_tokens)
         if status is Status.TRUNCATED and ended:  # by the last token that it was allowed

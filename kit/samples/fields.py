@@ -84,6 +84,7 @@ _FIELDS: Mapping[str, tuple[Check, str]] = {
     "top_p": (_number, "a number"),
     "reward_parts": (_named(_or_none(_number)), "numbers by name"),
     "token_values": (_named(_numbers), "lists of numbers by name"),
+    "spec_info": (_named(_whole), "whole numbers by name"),
     "metadata": (lambda value: isinstance(value, dict), "a mapping"),
 }
 """Of each field that has a type: whether a value is of it, and what to call that."""

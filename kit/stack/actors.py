@@ -24,6 +24,7 @@ from kit.models.source import ModelSource
 if TYPE_CHECKING:
     from kit.engine.adapters import AdapterSettings
     from kit.engine.server_args import EngineSettings
+    from kit.engine.speculative import SpeculativeSettings
     from kit.trainer.settings import OwnSettings, TrainerSettings
 
 CONTROL = "control"
@@ -45,6 +46,8 @@ class StackSettings:
     layout: Layout
     loss: Callable[..., Any] | None = None
     """A loss function of the user's own."""
+    draft: ModelSource | None = None
+    """The model that drafts; None where none does."""
 
 
 def engine_name(index: int) -> str:
@@ -145,7 +148,18 @@ def engine_settings(stack: StackSettings) -> EngineSettings:
         experts=stack.model.experts if config.records_experts else None,
         adapters=_engine_adapters(stack),
         quantization=config.quantization,
+        speculative=_speculative(stack),
     )
+
+
+def _speculative(stack: StackSettings) -> SpeculativeSettings | None:
+    """How the engines draft; None where they do not."""
+    from kit.engine.speculative import SpeculativeSettings
+
+    config = stack.config.engine.speculative
+    if config is None:
+        return None
+    return SpeculativeSettings.of(config, stack.draft.path if stack.draft else None)
 
 
 def _engine_adapters(stack: StackSettings) -> AdapterSettings | None:
@@ -184,6 +198,7 @@ def trainer_settings(
         disturbance=Disturbance(config.engine.weight_bits, config.engine.weight_noise, config.seed),
         trust_remote_code=config.model.trust_remote_code,
         lora=config.model.lora and located(config.model.lora),
+        draft_path=stack.draft.path if stack.draft and config.training.draft else None,
         sends_adapters=config.engine.lora == "adapter",
         quantization=config.quantization,
         trains_quantized=config.model.quantization is not None,
@@ -226,6 +241,7 @@ def fingerprint(stack: StackSettings) -> str:
         "sleeps": [stack.plan.kv_sleeps, stack.plan.trainer_sleeps],
         "memory": config.memory.device_gib,
         "model": _files(Path(stack.model.path), "*"),
+        "draft": _files(Path(stack.draft.path), "*") if stack.draft else [],
         "cards": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "python": sys.executable,
         "kit": _files(PACKAGE_ROOT / "kit", "**/*.py"),

@@ -8,6 +8,7 @@ It owns the parts, and brings them into the state that a call needs before it ma
     TrainerGroup      the ranks' actors                           trainers.py
     OffloadSchedule   what is on the device, what on the host     offload.py
     Slots             several sessions, and whose turn it is      slots.py
+    Sending           what a sync sends, and what is there        sending.py
     WeightSync        weights from trainers to engines            kit/weight_sync/coordinator.py
 
 The parts do not know it.
@@ -40,12 +41,12 @@ from kit.stack.actors import StackSettings
 from kit.stack.calls import Calls, EngineDiedError, LateError, TrainerDiedError, trainer_died
 from kit.stack.engines import EngineGroup, Handover, Key, Request, RequestStream
 from kit.stack.offload import OffloadSchedule
+from kit.stack.sending import Sending
 from kit.stack.slots import Slot, Slots
 from kit.stack.trainers import TrainerGroup
 from kit.utils.hardware import gpu_count
 from kit.utils.interrupts import held
 from kit.weight_sync.coordinator import WeightSync
-from kit.weight_sync.transport import ADAPTER
 from kit.weight_sync.verify import BROKEN, Checksums, not_arrived
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Stack:
         max_response_len: int,
         plan: MemoryPlan,
         loss: Callable[..., Any] | None = None,
+        draft: ModelSource | None = None,
     ) -> None:
         """Start nothing; see `launch`."""
         self.model, self.device, self.plan = model, device, plan
@@ -94,12 +96,9 @@ class Stack:
         self.layout = Layout.of(config, device, model.bytes)
         """Which device each trainer and each engine has."""
         self.settings = StackSettings(
-            config, model, device, self.dtype, max_response_len, plan, self.layout, loss
+            config, model, device, self.dtype, max_response_len, plan, self.layout, loss, draft
         )
-        self._sends_adapters = config.model.lora is not None and config.engine.lora == "adapter"
-        """Whether a sync sends adapters, and the weights only where they are not there."""
-        self._base_in_place = self._base_is_the_files
-        """Whether the engines have the weights that adapters belong to."""
+        self.sending = Sending.of(config)
         self.info: dict[str, Any] = {}
         self.slots = Slots(self.settings)
         self._together = False
@@ -139,7 +138,7 @@ class Stack:
         self._describe(self._start_actors())
         self.engines.watch(range(self.layout.replicas))
         self.trainers.watch()
-        if self.settings.config.engine_reads_others or self._sends_adapters:
+        if self.settings.config.engine_reads_others or self.sending.adapters:
             self.sync(0)
 
     def _start_actors(self) -> dict[str, Any]:
@@ -164,7 +163,8 @@ class Stack:
         self._connect()
         self._describe(dict(description))
         status = recovery.reattach(self.engines, self.trainers, self.offload, self.weights)
-        self._base_in_place = not self.weights.interrupted
+        self.sending.draft_version = None
+        self.sending.base_in_place = not self.weights.interrupted
         self.trainers.turn = status.turn
         if self.slots.find({*status.parked, *filter(None, [status.turn])}):
             status = self.status()
@@ -181,7 +181,7 @@ class Stack:
         """Do what `start` does with processes that were started before; see `recovery.reset`."""
         self._connect()
         self._describe(recovery.reset(self.engines, self.trainers, self.offload))
-        self._base_in_place = False  # those who had the stack before may have left another
+        self.sending.doubt()
         self.engines.ask("forget_adapter", None)
         self.sync(0)
 
@@ -285,7 +285,7 @@ class Stack:
             self.slots.remove(slot)
             if not {HEAD, TRAINER} & self.watch.dead():
                 self.trainers.drop(slot.name)
-            if self._sends_adapters and HEAD not in self.watch.dead():
+            if self.sending.adapters and HEAD not in self.watch.dead():
                 with suppress(StackError):  # a dead engine has none any more
                     self.engines.ask("forget_adapter", slot.adapter)
 
@@ -298,7 +298,7 @@ class Stack:
         Raises:
             StackError: they have the weights of one session at a time.
         """
-        if not self._sends_adapters:
+        if not self.sending.adapters:
             raise StackError(
                 "The engine has the weights of one session at a time.",
                 fix="set engine.lora: adapter, or generate for one after the other.",
@@ -315,7 +315,7 @@ class Stack:
     @property
     def writes_together(self) -> bool:
         """Whether the engines can write for several sessions at once."""
-        return self._sends_adapters
+        return self.sending.adapters
 
     def _take_trainers(self) -> None:
         """Have the trainers, which are awake, hold the weights of the session whose turn it is."""
@@ -343,14 +343,8 @@ class Stack:
         started = recovery.start_dead_engines(self.engines, self.offload, self.weights)
         if started:
             self.slots.in_engines.clear()
-            self._base_in_place = self._base_in_place and self._base_is_the_files
+            self.sending.started_again()
         return started
-
-    @property
-    def _base_is_the_files(self) -> bool:
-        """Whether adapters belong to the weights that an engine reads as it starts."""
-        adapters = self.settings.config.model.lora
-        return adapters is None or not adapters.load_in_4bit
 
     def _wake_weights(self) -> None:
         if not self.offload.engine_has_weights:
@@ -496,7 +490,7 @@ class Stack:
     def _merge_error(self) -> float | None:
         """What rounding does to adapters that are now on their way to the engine."""
         adapts = self.settings.config.model.lora is not None
-        if not adapts or self._sends_adapters or self.dtype == "float32":
+        if not adapts or self.sending.adapters or self.dtype == "float32":
             return None
         error: float = self.trainers.call_all_ranks("probe", "merge_error")[0]
         return error if math.isfinite(error) else None
@@ -522,6 +516,11 @@ class Stack:
         reshaped = self.description.get("reshaped", ())
         return Checksums.of(self.probe("checksums"), self.checksums(), self.dtype, reshaped)
 
+    def compare_draft(self) -> Checksums:
+        """Trainers' and engines' draft side by side, where one is trained."""
+        engines = self._ask_living("draft_checksums")
+        return Checksums.of(self.probe("draft_checksums"), engines, self.dtype)
+
     def verify_weights(self) -> int:
         """Count the parameters of an engine that were erased before the last sync.
 
@@ -535,28 +534,28 @@ class Stack:
         # With more, each device has a part of every weight.
         if self.settings.config.engine.tensor_parallel == 1:
             self.compare_weights().require_equal()
+        if self.settings.config.training.draft:
+            self.compare_draft().require_equal()
         return len(engines[0][0])
 
     def _send_weights(
         self, version: int, exact: bool, flush_cache: bool, *, erase: bool
     ) -> tuple[int, int]:
         self.weights.interrupted = True  # until all is sent, nobody generates
-        in_place = self._base_in_place and self.offload.engine_has_weights
+        awake = self.offload.engine_has_weights
         self.offload.make_room_for_sync()
         self._take_trainers()
-        send = partial(self.weights.send, version, exact=exact, flush_cache=flush_cache)
-        tensors, size = 0, 0
-        if erase or not (self._sends_adapters and in_place):
-            self._base_in_place = False
-            self.slots.in_engines.clear()
-            tensors, size = send(erase=erase)
-            self._base_in_place = True
-        if self._sends_adapters:
-            self.slots.in_engines.discard(self.slots.present)  # some may have it, and not all
-            more, larger = send(model=ADAPTER, adapter=self.slots.present.adapter)
-            tensors, size = tensors + more, size + larger
-        self.slots.in_engines.add(self.slots.present)
-        return tensors, size
+        draft = self.settings.config.training.draft
+        return self.sending.send(
+            self.weights,
+            self.slots,
+            version,
+            awake=awake,
+            exact=exact,
+            flush_cache=flush_cache,
+            erase=erase,
+            draft_every=draft.interval if draft else 0,
+        )
 
     # ---- trainers ------------------------------------------------------------------------------
 
@@ -622,9 +621,10 @@ class Stack:
         dtype: str,
         base: str | None = None,
         quantization: QuantizationConfig | None = None,
+        of: str = "policy",
     ) -> None:
-        """Write the policy as models are published; see `Trainer.export_hf`."""
-        self._train("export_hf", directory, dtype, base, quantization)
+        """Write `policy` or `draft` as models are published; see `Trainer.export_hf`."""
+        self._train("export_hf", directory, dtype, base, quantization, of)
 
     def save(self, directory: str) -> None:
         """Write the trainers' state into a directory."""

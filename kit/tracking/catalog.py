@@ -69,6 +69,12 @@ _TRAIN = {
         _above(0.05, "the update moved the policy far: lower learning_rate"),
         "KL old to new",
     ),
+    "draft_loss": Meaning(
+        "cross-entropy of the policy's tokens under the draft, in nats a token",
+        "falls towards the policy's own entropy",
+        short="draft's loss",
+    ),
+    "draft_grad_norm": Meaning("size of the draft's gradient before clipping", "steady"),
     "merge_error": Meaning(
         "what rounding does to the adapters as the engine gets them, as a share of their size",
         "falls as the adapters grow; near 1 only at the first steps",
@@ -208,6 +214,22 @@ _ROLLOUT = {
             "rollout.dynamic_sampling",
         ),
         "groups without signal",
+    ),
+    "spec_accept_length": Meaning(
+        "tokens that a pass of the model gave where it verified drafts, its own one included",
+        "1 is plain decoding; above about 1.5 drafts pay, and more the fewer responses are written "
+        "at once",
+        _below(
+            1.05,
+            "drafts are hardly ever right, and only cost time: leave engine.speculative "
+            "out, or train the draft",
+        ),
+        "accepted length",
+    ),
+    "spec_accept_rate": Meaning(
+        "share of the drafted tokens that the model would have written, too",
+        "near its start; it falls as the policy leaves a draft that does not learn along",
+        short="accepted drafts",
     ),
     "routing/recorded_frac": Meaning(
         "share of tokens whose experts the engine has recorded",

@@ -61,6 +61,19 @@ def routing_metrics(rollout: Rollout) -> Metrics:
     return metrics
 
 
+def draft_metrics(rollout: Rollout) -> Metrics:
+    """How many tokens a pass gave where drafts were verified, and how many of them were right."""
+    counts: Counter[str] = Counter()
+    for sample in rollout:
+        counts.update(sample.spec_info)
+    if not counts["verify_ct"]:
+        return {}
+    return {
+        "rollout/spec_accept_length": counts["tokens"] / counts["verify_ct"],
+        "rollout/spec_accept_rate": counts["num_correct_drafts"] / counts["num_proposed_drafts"],
+    }
+
+
 def rollout_metrics(rollout: Rollout) -> Metrics:
     """Rewards, lengths, truncation, groups without a difference, repetition."""
     lengths = [s.response_length for s in rollout]
@@ -73,7 +86,7 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
         "rollout/failed_ratio": _share(rollout, Status.FAILED),
         "rollout/repetition_frac": statistics.fmean(map(_repeats, rollout)),
     }
-    metrics |= routing_metrics(rollout)
+    metrics |= routing_metrics(rollout) | draft_metrics(rollout)
     if rollout.rewards():
         parts = {f"rollout/reward/{name}": mean for name, mean in rollout.mean_parts().items()}
         metrics = {REWARD: rollout.mean_reward(), **parts, **metrics}

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ from kit.trainer.settings import OwnSettings, TrainerSettings
 from kit.trainer.state import Parked, TrainerState
 from kit.trainer.step import TrainStep, warm_up
 from kit.weight_sync.sender import WeightSender
-from kit.weight_sync.transport import ADAPTER, POLICY, BucketSpec, Handle
+from kit.weight_sync.transform import EXACT, Disturbance
+from kit.weight_sync.transport import ADAPTER, DRAFT, POLICY, BucketSpec, Handle
 
 
 def make_backend(
@@ -145,25 +147,36 @@ class Trainer:
             warm_up(self.backend, settings)
         self.memory.release_cache()
         dtype = getattr(torch, settings.dtype)
-        exact = {
-            saved: value.dtype
-            for name, value in saved_buffers(self.backend.module())
-            for saved, _ in self.backend.as_saved(name, value)
-        }
         buckets = {ADAPTER: self._register_adapters(dtype)} if settings.sends_adapters else {}
         scheme = _scheme(settings.quantization)
-        buckets[POLICY] = self.weights.register(
-            POLICY,
-            self.backend.named_weights,
-            lambda name: exact.get(name) or low_precision.sent_dtype(name, scheme) or dtype,
-            bucket_bytes=settings.bucket_bytes,
-            as_saved=self._as_sent,
-            disturbance=settings.disturbance,
-            compared_as_sent=scheme is not None,
-        )
+        buckets[POLICY] = self._register(POLICY, dtype, scheme, settings.disturbance)
+        if self.backend.has(DRAFT):
+            buckets[DRAFT] = self._register(DRAFT, dtype)
         self.ready = True
         progress.report("trainer", progress.READY)
         return {"parameters": parameters, "trained": trained, "buckets": buckets}
+
+    def _register(
+        self,
+        of: str,
+        dtype: torch.dtype,
+        scheme: Scheme | None = None,
+        disturbance: Disturbance = EXACT,
+    ) -> int:
+        exact = {
+            saved: value.dtype
+            for name, value in saved_buffers(self.backend.module(of))
+            for saved, _ in self.backend.as_saved(name, value, of)
+        }
+        return self.weights.register(
+            of,
+            lambda: self.backend.named_weights(of),
+            lambda name: exact.get(name) or low_precision.sent_dtype(name, scheme) or dtype,
+            bucket_bytes=self.settings.bucket_bytes,
+            as_saved=partial(self._as_sent, of=of),
+            disturbance=disturbance,
+            compared_as_sent=scheme is not None,
+        )
 
     def _register_adapters(self, dtype: torch.dtype) -> int:
         return self.weights.register(
@@ -175,10 +188,12 @@ class Trainer:
             compared_as_sent=True,
         )
 
-    def _as_sent(self, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    def _as_sent(
+        self, name: str, value: torch.Tensor, of: str = POLICY
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         """A whole weight in the form in which engines keep it."""
         scheme = _scheme(self.settings.quantization)
-        for saved, part in self.backend.as_saved(name, value):
+        for saved, part in self.backend.as_saved(name, value, of):
             yield from low_precision.as_sent(saved, part, scheme) if scheme else [(saved, part)]
 
     def reset(self, settings: TrainerSettings) -> dict[str, Any]:
@@ -405,16 +420,17 @@ class Trainer:
         dtype: str,
         base: str | None = None,
         quantization: QuantizationConfig | None = None,
+        of: str = POLICY,
     ) -> int:
-        """Write the policy as models are published; all ranks call. Bytes.
+        """Write `policy` or `draft` as models are published; all ranks call. Bytes.
 
-        With the name of a `base`, its adapters alone, as PEFT reads them; with `quantization` the
-        linear layers quantised.
+        With the name of a `base`, the policy's adapters alone, as PEFT reads them; with
+        `quantization` the linear layers quantised.
         """
         rank, scheme = self.group.rank, _scheme(quantization)
         if base is not None:
             return hf_export.export_adapter(self.backend, directory, dtype, base, rank=rank)
-        return hf_export.export(self.backend, directory, dtype, rank=rank, scheme=scheme)
+        return hf_export.export(self.backend, directory, dtype, of=of, rank=rank, scheme=scheme)
 
     def save(self, directory: str) -> None:
         """Write everything that an update changes; all ranks call, each writes its share."""

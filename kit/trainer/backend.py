@@ -1,7 +1,8 @@
 """`TrainerBackend`: what a trainer needs of the library that computes; `fsdp.py` is the first.
 
 A backend holds one rank's share of the networks under their names: those that learn (`policy`,
-`critic`), and `reference`, which does not. All ranks make the same calls in the same order.
+`critic`, `draft`), and `reference`, which does not. All ranks make the same calls in the same
+order.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class TrainerBackend(Protocol):
     def has(self, name: str) -> bool:
         """Whether there is a network of this name."""
 
-    def module(self) -> nn.Module:
-        """The policy's Transformers model, for hooks that observe it."""
+    def module(self, of: str = "policy") -> nn.Module:
+        """The Transformers model of the `policy` or the `draft`, for hooks that observe it."""
 
     # ---- computing -----------------------------------------------------------------------------
 
@@ -110,8 +111,8 @@ class TrainerBackend(Protocol):
 
     # ---- reading out ---------------------------------------------------------------------------
 
-    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The policy's parameters and saved buffers by name, each as this rank holds it.
+    def named_weights(self, of: str = "policy") -> Iterator[tuple[str, torch.Tensor]]:
+        """Parameters and saved buffers of `policy` or `draft` by name, each as this rank holds it.
 
         Adapters are none of them: `gather` adds them to their weights.
         """
@@ -125,8 +126,10 @@ class TrainerBackend(Protocol):
     def adapter_as_sent(self, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         """A whole matrix of an adapter as engines have it, by the names there."""
 
-    def as_saved(self, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-        """A whole weight of the policy as its checkpoint has it, by the names there."""
+    def as_saved(
+        self, name: str, value: torch.Tensor, of: str = "policy"
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """A whole weight of `policy` or `draft` as its checkpoint has it, by the names there."""
 
     def gather(self, name: str, value: torch.Tensor, *, merged: bool = True) -> torch.Tensor:
         """A weight of `named_weights` or `named_adapters` whole, on every rank.
@@ -159,7 +162,9 @@ class TrainerBackend(Protocol):
         """Bring everything back to the device."""
 
 
-def whole_weights(backend: TrainerBackend) -> Iterator[tuple[str, torch.Tensor]]:
-    """The policy's parameters by name, gathered one after the other; all ranks iterate."""
-    for name, value in backend.named_weights():
+def whole_weights(
+    backend: TrainerBackend, of: str = "policy"
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters by name, gathered one after the other; all ranks iterate."""
+    for name, value in backend.named_weights(of):
         yield name, backend.gather(name, value).detach()

@@ -20,7 +20,15 @@ from kit.models.packing import Packed
 from kit.models.policy import Policy
 from kit.models.sharding import hold_gradients, recover, reshard, whole, whole_together
 from kit.trainer.backend import LossFn
-from kit.trainer.learner import CRITIC, POLICY, REFERENCE, Learner, ModelFactory, learner_settings
+from kit.trainer.learner import (
+    CRITIC,
+    DRAFT,
+    POLICY,
+    REFERENCE,
+    Learner,
+    ModelFactory,
+    learner_settings,
+)
 from kit.trainer.offload import HostOffload
 from kit.trainer.process_group import ProcessGroup
 from kit.trainer.settings import TrainerSettings
@@ -60,6 +68,9 @@ class FsdpBackend:
         if CRITIC in settings:
             value_model = self._factory.load_value_model(mesh)
             self.learners[CRITIC] = Learner(CRITIC, value_model, settings[CRITIC])
+        if self._settings.draft_path and DRAFT in settings:
+            draft = self._factory.shard(self._factory.draft(), mesh)
+            self.learners[DRAFT] = Learner(DRAFT, draft, settings[DRAFT])
         if self._settings.sleeps:
             # The optimizer's two moments come with its first step; locking memory takes seconds.
             trained = (p for learner in self.learners.values() for p in learner.trained())
@@ -75,7 +86,7 @@ class FsdpBackend:
     def begin_anew(self, seed: int) -> None:
         factory = replace(self._factory, settings=replace(self._settings, seed=seed))
         torch.manual_seed(seed)
-        made = {POLICY: factory.load, CRITIC: factory.value_model}
+        made = {POLICY: factory.load, CRITIC: factory.value_model, DRAFT: factory.draft}
         for name, learner in self.learners.items():
             learner.begin_anew(made[name]())
 
@@ -96,8 +107,10 @@ class FsdpBackend:
             return self.reference is not None or self._adapts
         return name in self.learners
 
-    def module(self) -> nn.Module:
-        return self.policy.model
+    def module(self, of: str = POLICY) -> nn.Module:
+        model: Any = self.learners[of].model if of != POLICY else self.policy
+        inner: nn.Module = model.model
+        return inner
 
     # ---- computing -----------------------------------------------------------------------------
 
@@ -199,8 +212,8 @@ class FsdpBackend:
 
     # ---- reading out ---------------------------------------------------------------------------
 
-    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        return lora.base_weights(self.policy.model)
+    def named_weights(self, of: str = POLICY) -> Iterator[tuple[str, torch.Tensor]]:
+        return lora.base_weights(self.module(of))
 
     def named_trained(self) -> Iterator[tuple[str, torch.Tensor]]:
         named = self.policy.model.named_parameters()
@@ -212,8 +225,10 @@ class FsdpBackend:
     def adapter_as_sent(self, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         return lora.as_engines_have(self.policy.model, name, value)
 
-    def as_saved(self, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-        return state_dict.as_saved(self.policy.model, name, value)
+    def as_saved(
+        self, name: str, value: torch.Tensor, of: str = POLICY
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        return state_dict.as_saved(self.module(of), name, value)
 
     def gather(self, name: str, value: torch.Tensor, *, merged: bool = True) -> torch.Tensor:
         if value.is_meta:

@@ -1,4 +1,4 @@
-"""The policy's weights in the form in which models are published: safetensors, under the names
+"""A network's weights in the form in which models are published: safetensors, under the names
 that Transformers and SGLang load, in files of bounded size.
 """
 
@@ -16,6 +16,7 @@ from kit.models.source import INDEX
 from kit.models.state_dict import saved_buffers
 from kit.operators.low_precision import Scheme
 from kit.trainer.backend import TrainerBackend, whole_weights
+from kit.trainer.learner import POLICY
 
 FILE_BYTES = 4 << 30
 
@@ -25,16 +26,18 @@ def export(
     directory: str,
     dtype: str,
     *,
+    of: str = POLICY,
     rank: int = 0,
     file_bytes: int = FILE_BYTES,
     scheme: Scheme | None = None,
 ) -> int:
-    """Write the policy's weights; how many bytes. All ranks gather, rank 0 writes.
+    """Write the weights of `policy` or `draft`; how many bytes. All ranks gather, rank 0 writes.
 
     Args:
-        backend: whose policy.
+        backend: whose.
         directory: where to; it is there.
         dtype: of the parameters; buffers, codes and scales have their own.
+        of: which network.
         rank: this process's.
         file_bytes: the most that a file holds, but for a tensor that is larger.
         scheme: how linear layers are quantised; None leaves them as they are.
@@ -43,7 +46,7 @@ def export(
         CheckpointError: they cannot be written.
         ModelError: weights that are not finite are to be quantised.
     """
-    named = _named_tensors(backend, getattr(torch, dtype), scheme)
+    named = _named_tensors(backend, of, getattr(torch, dtype), scheme)
     if rank:
         for _ in named:  # gathering takes all ranks
             pass
@@ -128,12 +131,12 @@ def export_adapter(
 
 
 def _named_tensors(
-    backend: TrainerBackend, dtype: torch.dtype, scheme: Scheme | None
+    backend: TrainerBackend, of: str, dtype: torch.dtype, scheme: Scheme | None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """All weights, whole, by their names in files."""
-    exact = {name for name, _ in saved_buffers(backend.module())}
-    for name, value in whole_weights(backend):
-        for saved, tensor in backend.as_saved(name, value):
+    exact = {name for name, _ in saved_buffers(backend.module(of))}
+    for name, value in whole_weights(backend, of):
+        for saved, tensor in backend.as_saved(name, value, of):
             if scheme and low_precision.is_quantized(saved):
                 yield from low_precision.as_stored(saved, tensor, scheme)
             else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,7 @@ from kit.models.policy import Policy, ValueModel, load
 from kit.models.sharding import fill, recover, reshard, shard, whole
 from kit.trainer.settings import TrainerSettings
 
-POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"
+POLICY, CRITIC, REFERENCE, DRAFT = "policy", "critic", "reference", "draft"
 """Names of a trainer's networks, in checkpoints too."""
 
 
@@ -92,6 +92,14 @@ def learner_settings(training: TrainingConfig) -> dict[str, LearnerSettings]:
             "train/value_loss",
             "train/critic_grad_norm",
             training.optimizer,
+        )
+    if draft := training.draft:
+        settings[DRAFT] = LearnerSettings(
+            lambda _: draft.learning_rate,
+            draft.clip_grad,
+            adam,
+            "train/draft_loss",
+            "train/draft_grad_norm",
         )
     return settings
 
@@ -269,6 +277,12 @@ class ModelFactory:
         Its parameters could have gradients, so that it computes with the policy's kernels.
         """
         return self.shard(self.load(), mesh)
+
+    def draft(self) -> Policy:
+        """Load the draft into host memory: a model of its own, without adapters."""
+        assert self.settings.draft_path is not None
+        own = replace(self.settings, model_path=self.settings.draft_path, lora=None)
+        return replace(self, settings=own).load()
 
     def value_model(self) -> ValueModel:
         """Load a value model with the policy's layers into host memory."""

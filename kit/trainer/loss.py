@@ -132,6 +132,22 @@ def value_loss(
     return loss, {name: value.detach() for name, value in values.items()}
 
 
+def draft_loss(
+    logp_R: torch.Tensor, tokens: int, *, counts: bool
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """(share of the draft's loss, metrics to be summed over micro-batches).
+
+    The cross-entropy of the policy's tokens under the draft, a mean over all of them.
+
+    Args:
+        logp_R: the draft's log-prob of each token.
+        tokens: of the optimizer step, over all ranks.
+        counts: False for a micro-batch that only keeps other ranks company.
+    """
+    loss = -logp_R.sum() * (float(counts) / max(tokens, 1))
+    return loss, {"train/draft_loss": loss.detach()}
+
+
 def token_terms(
     logp_R: torch.Tensor,
     entropy_R: torch.Tensor,

@@ -30,7 +30,7 @@ from kit.trainer.startup_check import Startup, startup
 from kit.trainer.state import TrainerState, forked_random
 from kit.trainer.step import TrainStep
 from kit.weight_sync.sender import WeightSender
-from kit.weight_sync.transport import ADAPTER, POLICY
+from kit.weight_sync.transport import ADAPTER, DRAFT, POLICY
 
 Quantized = Literal["own", "nothing", "weights", "all"]
 """What of a model's linear layers is quantised."""
@@ -228,6 +228,10 @@ class Probes:
         return Routed(experts, log_probs)
 
     # ---- facts ---------------------------------------------------------------------------------
+
+    def draft_checksums(self) -> dict[str, dict[str, list[str]]]:
+        """Checksums of the draft that is trained; as `checksums`."""
+        return self.weights.checksums(DRAFT)
 
     def checksums(self) -> dict[str, dict[str, list[str]]]:
         """Checksums of the policy as the engine was given it, by SGLang's name and dtype."""

@@ -44,6 +44,8 @@ class TrainerSettings:
     trust_remote_code: bool = False
     lora: LoraConfig | None = None
     """Adapters that are trained; None trains all weights."""
+    draft_path: str | None = None
+    """Directory of the draft that is trained along; None where none is."""
     sends_adapters: bool = False
     """Whether engines have the adapters beside their weights; otherwise a sync merges them."""
     quantization: QuantizationConfig | None = None

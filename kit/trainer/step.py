@@ -21,12 +21,13 @@ from kit.models.moe import Recorded
 from kit.models.packing import Packed, pack, to_device
 from kit.trainer.backend import LossFn, TrainerBackend
 from kit.trainer.batch import flat, optimizer_steps, rank_share, worth_sharing
-from kit.trainer.learner import CRITIC, POLICY, REFERENCE, LearnerSettings, learner_settings
+from kit.trainer.learner import CRITIC, DRAFT, POLICY, REFERENCE, LearnerSettings, learner_settings
 from kit.trainer.loss import (
     Corrections,
     LossSettings,
     ScoredBatch,
     TokenInputs,
+    draft_loss,
     finish,
     policy_loss,
     routing_sums,
@@ -274,7 +275,7 @@ class TrainStep:
             packed = self._packed(batch, indices, share=share)
             inputs = scored.inputs(indices, device, counts=bool(members))
             losses = self._losses(
-                batch, indices, packed, inputs, settings, meter if members else None
+                batch, indices, packed, inputs, settings, meter if members else None, part=part
             )
             losses = {n: loss if n in learning else _muted(loss) for n, loss in losses.items()}
             last = number == len(parts) - 1
@@ -291,8 +292,13 @@ class TrainStep:
         inputs: TokenInputs,
         settings: LossSettings,
         meter: UpdateMeter | None,
+        *,
+        part: Sequence[int],
     ) -> dict[str, LossFn]:
-        """The loss of each network for one micro-batch, by the network's name."""
+        """The loss of each network for one micro-batch of an optimizer step over `part`, by name.
+
+        `meter` is None where the samples only keep other ranks company.
+        """
 
         def of_policy(out: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             if meter:
@@ -314,6 +320,14 @@ class TrainStep:
                 weight_R=settings.weights(inputs.mask_R, packed.sample_R),
                 value_clip=settings.training.critic.value_clip,
             )
+        if DRAFT in self._networks():
+            tokens = sum(batch.response_lengths[i] for i in part)
+            counts = meter is not None
+
+            def of_draft(out: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+                return draft_loss(out[0], tokens, counts=counts)
+
+            losses[DRAFT] = of_draft
         return losses
 
     def _first_non_finite_token(self, scored: ScoredBatch, part: Sequence[int]) -> str:

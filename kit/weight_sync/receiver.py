@@ -54,7 +54,11 @@ class PolicyLoader:
         """See `Loader`."""
         from sglang.srt.managers.io_struct import UpdateWeightsFromTensorReqInput
 
-        request = UpdateWeightsFromTensorReqInput(serialized_named_tensors=payloads, **common)
+        request = UpdateWeightsFromTensorReqInput(
+            serialized_named_tensors=payloads,
+            disable_draft_model=True,  # else SGLang gives them to a draft as well
+            **common,
+        )
         answer: Answer = manager.update_weights_from_tensor(request, None)
         return answer
 

@@ -26,6 +26,8 @@ POLICY = "policy"
 """The name under which the weights that are trained travel."""
 ADAPTER = "adapter"
 """The name under which adapters travel, where engines have them beside the policy's weights."""
+DRAFT = "draft"
+"""The name under which the weights of a draft travel."""
 SLOTS = 2
 """Buffers of a GPU's trainer: one is filled while the engine reads the other."""
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}

@@ -67,21 +67,26 @@ class Case:
         query = torch.randn(int(new.sum()), HEADS * SIZE, generator=random)
         return cls(lens, new, rows, table, keys, values, query)
 
-    def expected(self) -> torch.Tensor:
-        """Every new token attends to all tokens before it, one at a time."""
+    def expected(self, paths: list[list[int]] | None = None) -> torch.Tensor:
+        """Every new token attends to all tokens before it, one at a time.
+
+        Of the new ones of its request it sees those in `paths`, else itself and those before.
+        """
         outputs, first = [], 0
         for keys, values, count in zip(self.keys, self.values, self.new.tolist(), strict=True):
             for i in range(count):
-                seen = len(keys) - count + i + 1
+                old = len(keys) - count
+                own = paths[i] if paths else range(i + 1)
+                seen = [*range(old), *(old + j for j in own)]
                 query = self.query[first + i].view(HEADS, SIZE)
                 for head in range(HEADS):
-                    k, v = keys[:seen, head // GROUPS], values[:seen, head // GROUPS]
+                    k, v = keys[seen, head // GROUPS], values[seen, head // GROUPS]
                     share = torch.softmax(k @ query[head] * SCALE, dim=0)
                     outputs.append(share @ v)
             first += count
         return torch.stack(outputs).view(-1, HEADS * SIZE)
 
-    def attended(self, *, decode: bool = False) -> torch.Tensor:
+    def attended(self, *, decode: bool = False, drafts: Any = None) -> torch.Tensor:
         """What the kit's backend makes of it, the new keys and values handed in as SGLang does."""
         from kit.engine.cpu.attention import BatchedCpuAttention
 
@@ -102,9 +107,12 @@ class Case:
         )
         backend = BatchedCpuAttention(runner)
         batch: Any = SimpleNamespace(
-            seq_lens=self.lens,
+            seq_lens=self.lens if drafts is None else self.lens - drafts.draft_token_num,
             extend_seq_lens=None if decode else self.new,
-            forward_mode=SimpleNamespace(is_decode_or_idle=lambda: decode),
+            forward_mode=SimpleNamespace(
+                is_decode_or_idle=lambda: decode, is_target_verify=lambda: drafts is not None
+            ),
+            spec_info=drafts,
             req_pool_indices=self.rows,
             out_cache_loc=torch.cat(new_slots),
         )
@@ -222,3 +230,27 @@ def test_registering_puts_it_where_sglang_looks_for_plain_torch() -> None:
         assert ATTENTION_BACKENDS["torch_native"] is BatchedCpuAttention
     finally:
         ATTENTION_BACKENDS.update(before)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.integers(0, 15), min_size=1, max_size=6),
+    st.lists(st.integers(0, 3), min_size=1, max_size=5),
+    st.booleans(),
+)
+def test_drafted_tokens_see_what_is_written_and_their_own_path(
+    lens: list[int], choices: list[int], chain: bool
+) -> None:
+    parents = [node if chain else min(node, choice) for node, choice in enumerate(choices)]
+    paths = [[0]]
+    for node, parent in enumerate(parents, 1):
+        paths.append([*paths[parent], node])
+    n = len(paths)
+    mask = torch.zeros(len(lens), n, n, dtype=torch.bool)
+    for node, path in enumerate(paths):
+        mask[:, node, path] = True
+    drafts = SimpleNamespace(
+        draft_token_num=n, tree_topk=1 if chain else -1, custom_mask=mask.flatten()
+    )
+    case = Case.of([(old, n) for old in lens], seed=2)
+    assert_close(case.attended(drafts=drafts), case.expected(paths), rtol=1e-4, atol=1e-5)

@@ -54,4 +54,7 @@ def test_a_scheduler_process_is_told_by_name_what_to_run(device: str) -> None:
     if device == "cuda":
         assert (told.func, told.args) == (patches.run_on_gpu, (None, frozenset(), False))
     else:
-        assert (told.func, told.args) == (patches.run_on_cpu, (2, None, frozenset(), False))
+        assert (told.func, told.args) == (
+            patches.run_on_cpu,
+            (2, None, frozenset(), False, None, None),
+        )

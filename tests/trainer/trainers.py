@@ -40,6 +40,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         quantization: QuantizationConfig | None = None,
         recompute: Recompute = "none",
         compiles: bool = False,
+        draft_path: Path | None = None,
         **training: Any,
     ) -> Trainer:
         nonlocal count
@@ -62,6 +63,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
                 trains_quantized=quantization is not None,
                 recompute=recompute,
                 compile=compiles,
+                draft_path=draft_path and str(draft_path),
             )
         )
         trainer.start()

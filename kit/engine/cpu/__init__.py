@@ -8,5 +8,7 @@ This folder makes the same SGLang run on a plain CPU; `kit.cluster.fork_server` 
     operators.py       norm, rotation, checksums, the record of experts, the KV cache's memory
     shared.py          the operators of `kit.operators`, for `training.true_on_policy`
     quantization.py    linear layers with weights in FP8 or INT4
+    speculative.py     drafts: their attention, and which tokens of them are accepted
+    ngram.py           drafts without a model
     sampling.py        sampling that depends on a request's own seed alone
 """

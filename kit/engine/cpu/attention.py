@@ -12,7 +12,7 @@ D head size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
@@ -123,9 +123,25 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
         super().init_forward_metadata(forward_batch)
         self._batch, self._plan, self._decode_plan = forward_batch, [], {}
         lens, new = forward_batch.seq_lens, forward_batch.extend_seq_lens
-        if len(lens) and new is not None and not forward_batch.forward_mode.is_decode_or_idle():
-            table = self.req_to_token_pool.req_to_token
-            self._plan = plan(table, forward_batch.req_pool_indices, lens, new)
+        rows, table = forward_batch.req_pool_indices, self.req_to_token_pool.req_to_token
+        if forward_batch.forward_mode.is_target_verify():
+            self._plan = self._plan_drafts(table, rows, lens, forward_batch.spec_info)
+        elif len(lens) and new is not None and not forward_batch.forward_mode.is_decode_or_idle():
+            self._plan = plan(table, rows, lens, new)
+
+    def _plan_drafts(
+        self, table: torch.Tensor, rows: torch.Tensor, lens: torch.Tensor, drafts: Any
+    ) -> list[Slice]:
+        """Lay out the pass that verifies drafts: chains, or trees whose nodes see their path."""
+        from kit.engine.cpu.speculative import see_tree
+
+        n = drafts.draft_token_num
+        whole = lens + n
+        planned = plan(table, rows, whole, torch.full_like(lens, n))
+        if drafts.tree_topk == 1:
+            return planned
+        mask = drafts.custom_mask[: len(lens) * n * n].view(-1, n, n).bool()
+        return see_tree(planned, mask, whole)
 
     def forward_extend(
         self,

@@ -1,0 +1,171 @@
+"""`kit.make_draft`: a small model that drafts for another one, made from what that one writes."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kit.config import DraftConfig, SessionConfig, SpeculativeConfig
+from kit.errors import ConfigError, ModelError
+from kit.models.source import find
+from kit.session import RLSession
+from kit.utils.arguments import at_least_one
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kit.reports import StepReport
+
+LENGTH, RATE = "rollout/spec_accept_length", "rollout/spec_accept_rate"
+AROUND = 5
+"""Steps over which the acceptance at the beginning and at the end is taken."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class DraftReport:
+    """A draft that was made, and how well it drafts."""
+
+    path: Path
+    layers: int
+    steps: int
+    before: tuple[float, float]
+    """(tokens a pass, share of drafted tokens that were accepted), over the first steps."""
+    after: tuple[float, float]
+    """The same over the last ones."""
+
+    @property
+    def speculative(self) -> dict[str, Any]:
+        """What to set `engine.speculative` to."""
+        return {"algorithm": "standalone", "draft_model": str(self.path)}
+
+    def __str__(self) -> str:
+        (length, rate), (longer, better) = self.before, self.after
+        return (
+            f"Draft of {self.layers} layer{'s' if self.layers > 1 else ''} in {self.path}, from "
+            f"{self.steps} steps\n"
+            f"  tokens a pass     {length:.2f} -> {longer:.2f}   (1 is plain decoding)\n"
+            f"  drafts accepted   {rate:.0%} -> {better:.0%}\n"
+            f"  To use it: engine.speculative: {{algorithm: standalone, draft_model: {self.path}}}"
+        )
+
+    __repr__ = __str__
+
+
+def make_draft(
+    config: SessionConfig | str | Path,
+    path: str | Path,
+    *,
+    layers: int = 1,
+    steps: int = 100,
+    learning_rate: float = 1e-3,
+    on_step: Callable[[StepReport], None] | None = None,
+) -> DraftReport:
+    """Make a draft of a model, for `engine.speculative` with the algorithm `standalone`.
+
+    It begins with some of the model's own layers, its embeddings and its output, and learns to
+    write what the model writes to the prompts of the settings. The model itself stays as it is.
+
+    Args:
+        config: as for `RLSession.start`: a preset's name, a YAML file, a model, or settings; the
+            prompts are theirs.
+        path: a directory for the draft.
+        layers: of the draft.
+        steps: rollouts to learn from.
+        learning_rate: of the draft.
+        on_step: called with each step's report.
+
+    Raises:
+        ConfigError: there are not so many layers, or the settings train adapters.
+        CheckpointError: the draft cannot be written, or something else is there.
+    """
+    at_least_one(steps, "steps")
+    at_least_one(layers, "layers")
+    config = SessionConfig.of(config)
+    if config.model.lora:
+        raise ConfigError(
+            "A draft is made from a model without adapters.",
+            fix="leave model.lora out; a draft serves the model with adapters, too.",
+        )
+    with tempfile.TemporaryDirectory(prefix="draft") as folder:
+        shorten(Path(find(config.model).path), Path(folder), layers)
+        training = config.training.model_copy(
+            update={
+                "learning_rate": 0.0,  # the policy stays
+                "lr_schedule": "constant",
+                "advantage_estimator": "grpo",
+                "draft": DraftConfig(learning_rate=learning_rate),
+            }
+        )
+        engine = config.engine.model_copy(
+            update={"speculative": SpeculativeConfig(algorithm="standalone", draft_model=folder)}
+        )
+        own = config.model_copy(update={"training": training, "engine": engine})
+        with RLSession.start(SessionConfig(**own.model_dump(mode="json"))) as session:
+            found = []
+            for _ in range(steps):
+                report = session.step()
+                found.append((report.metrics.get(LENGTH, 1.0), report.metrics.get(RATE, 0.0)))
+                if on_step:
+                    on_step(report)
+            target = session.export_hf(path, dtype="float32", draft=True)
+    return DraftReport(target, layers, steps, _mean(found[:AROUND]), _mean(found[-AROUND:]))
+
+
+def _mean(rows: list[tuple[float, float]]) -> tuple[float, float]:
+    lengths, rates = zip(*rows, strict=True)
+    return statistics.fmean(lengths), statistics.fmean(rates)
+
+
+def shorten(model: Path, folder: Path, layers: int) -> None:
+    """Write a model with fewer layers, which has the other's weights in those, and its tokenizer.
+
+    Args:
+        model: directory of the model.
+        folder: a directory for the shorter one.
+        layers: how many it has: of several, evenly spread from the first to the last.
+
+    Raises:
+        ConfigError: the model has no more layers itself.
+        ModelError: its layers cannot be taken apart.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    config = AutoConfig.from_pretrained(model, local_files_only=True)
+    whole = int(config.num_hidden_layers)
+    if layers >= whole:
+        raise ConfigError(
+            f"A draft of {layers} layers is asked for, and the model has {whole}.",
+            fix=f"take fewer than {whole}: a draft pays by being small.",
+        )
+    kept = [round(i * (whole - 1) / max(layers - 1, 1)) for i in range(layers)]
+    disable_progress_bar()
+    source = AutoModelForCausalLM.from_pretrained(model, local_files_only=True)
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[i] for i in kept]
+    short = AutoModelForCausalLM.from_config(config)
+    found = {}
+    for name, value in source.state_dict().items():
+        place = _LAYER.search(name)
+        if place is None:
+            found[name] = value
+        elif (number := int(place[1])) in kept:
+            found[f"{name[: place.start(1)]}{kept.index(number)}{name[place.end(1) :]}"] = value
+    try:
+        short.load_state_dict(found)
+    except RuntimeError as error:
+        raise ModelError(
+            f"A draft cannot be made of {model}'s layers.",
+            why=str(error),
+            fix="name a smaller model with the same vocabulary as the draft.",
+        ) from error
+    short.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model, local_files_only=True).save_pretrained(folder)
+
+
+_LAYER = re.compile(r"\.layers\.(\d+)\.")

@@ -1,0 +1,186 @@
+"""Speculative decoding on a CPU: attention of drafted tokens, and which of them are accepted.
+
+SGLang verifies on a CPU as if the temperature were 0, whatever it is. Here each node of a tree gets
+the token that plain decoding would have drawn in its place, by the request's own seed and the
+place in the sequence, and a drafted token is accepted where it is that token. So responses are
+those of plain decoding, whatever the draft says; only how many tokens a pass of the model gives
+depends on it.
+
+Read from SGLang 0.5.16:
+    speculative/eagle_worker_common.py, ngram_worker.py   eagle_sample: called by both workers
+    speculative/draft_utils.py     DraftBackendFactory: which attention a draft computes with
+    speculative/cpp_ngram/         NgramCorpus: needs a compiler; `kit.engine.cpu.ngram` does not
+    environ.py                     SGLANG_NATIVE_MOVE_KV_CACHE: accepted nodes are moved in torch
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from kit.engine.cpu.attention import BatchedCpuAttention, DecodeSlice, Slice, decode_plan
+
+
+def see_tree(plan: list[Slice], mask: torch.Tensor, lens: torch.Tensor) -> list[Slice]:
+    """A plan in which each node of a tree sees what came before the tree, and its own path.
+
+    Args:
+        plan: of one forward pass of the nodes, n to a request, each of which would see all before.
+        mask: whether a node sees another of its request's, (B, n, n).
+        lens: tokens of each request, its nodes included, (B,).
+    """
+    n, first, parts = mask.shape[1], 0, []
+    for part in plan:
+        here = slice(first, first + len(part.query_rows))
+        first = here.stop
+        place = torch.arange(part.visible.shape[-1]) - (lens[here, None] - n)  # (B, K): its node
+        own = mask[here].gather(2, place.clamp(0, n - 1)[:, None].expand(-1, n, -1))
+        seen = torch.where((place < 0)[:, None], True, own & (place < n)[:, None])
+        parts.append(replace(part, visible=seen[:, None]))
+    return parts
+
+
+class DraftStep(BatchedCpuAttention):
+    """Attention of one step of a draft; `DraftSteps` says what it sees."""
+
+    def __init__(self, model_runner: Any) -> None:
+        super().__init__(model_runner)
+        self.table = self.lens = torch.empty(0)
+
+    def see(self, table: torch.Tensor, lens: torch.Tensor) -> None:
+        """Have row i of the batch see the first `lens[i]` cache slots of row i of `table`."""
+        self.table, self.lens, self._decode_plan = table, lens, {}
+
+    def init_forward_metadata(self, forward_batch: Any) -> None:
+        """Do nothing: all steps were planned at once."""
+
+    def _decoding(self, heads: int) -> list[DecodeSlice]:
+        if heads not in self._decode_plan:
+            rows = torch.arange(len(self.lens))
+            self._decode_plan[heads] = decode_plan(self.table, rows, self.lens, heads)
+        return self._decode_plan[heads]
+
+
+class DraftSteps:
+    """Attention of the steps of a draft, each a token longer than the one before.
+
+    Each of a request's `topk` branches sees the request and what the branch has written so far.
+    """
+
+    def __init__(self, model_runner: Any, topk: int, slots: int, steps: int) -> None:
+        """`slots` cache slots a branch has, of which `steps` steps fill one each."""
+        self.topk, self.slots = topk, slots
+        self.attn_backends = [DraftStep(model_runner) for _ in range(steps)]
+
+    def init_forward_metadata(self, forward_batch: Any) -> None:
+        """Plan all steps."""
+        table = self.attn_backends[0].req_to_token_pool.req_to_token
+        rows = table[forward_batch.req_pool_indices.long()].repeat_interleave(self.topk, 0)
+        lens = forward_batch.seq_lens.long().repeat_interleave(self.topk)
+        own = forward_batch.out_cache_loc.view(len(lens), self.slots).to(rows.dtype)
+        places = (lens[:, None] + torch.arange(self.slots)).clamp(max=rows.shape[1] - 1)
+        rows.scatter_(1, places, own)
+        for step, backend in enumerate(self.attn_backends, 1):
+            backend.see(rows, lens + step)
+
+
+def wanted_tokens(
+    logits: torch.Tensor, info: Any, nodes: int, positions: torch.Tensor
+) -> torch.Tensor:
+    """The token that plain decoding would write after each node, (B * n).
+
+    Args:
+        logits: of the target after each node, (B * n, vocabulary).
+        info: SGLang's sampling parameters of the B requests.
+        nodes: n.
+        positions: of the nodes, by which the drawing goes, (B * n).
+    """
+    from sglang.srt.layers import sampler
+
+    if info.is_all_greedy:
+        return logits.argmax(-1)
+
+    def by_node(of_requests: Any) -> Any:
+        return of_requests.repeat_interleave(nodes, dim=0)
+
+    probabilities = torch.softmax(logits / by_node(info.temperatures), dim=-1)
+    seeds = by_node(info.sampling_seed)
+    if info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling:
+        drawn = sampler.top_k_top_p_min_p_sampling_from_probs_torch(
+            probabilities,
+            by_node(info.top_ks),
+            by_node(info.top_ps),
+            by_node(info.min_ps),
+            info.need_min_p_sampling,
+            seeds,
+            positions,
+        )
+    else:
+        drawn = sampler.sampling_from_probs_torch(
+            probabilities, sampling_seed=seeds, positions=positions
+        )
+    tokens: torch.Tensor = drawn.long().view(-1)
+    return tokens
+
+
+def accept(
+    verify_input: Any, batch: Any, logits_output: Any, vocab_mask: Any = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """In place of SGLang's `eagle_sample`, whose arguments and results these are.
+
+    Raises:
+        RuntimeError: there is a penalty, a bias of logits or a grammar: the kit asks for none.
+    """
+    from sgl_kernel import verify_tree_greedy_cpu
+
+    info, n = batch.sampling_info, verify_input.draft_token_num
+    others = (info.acc_additive_penalties, info.acc_scaling_penalties, info.logit_bias, vocab_mask)
+    if any(other is not None for other in others):
+        raise RuntimeError("drafts are not verified with penalties, biases or grammars")
+    count = len(batch.seq_lens)
+    logits = logits_output.next_token_logits
+    wanted = wanted_tokens(logits, info, n, verify_input.positions[: count * n])
+    predicted = torch.zeros(count * n, dtype=torch.int32)
+    accepted = torch.full((count, verify_input.max_tree_depth), -1, dtype=torch.int32)
+    correct = torch.zeros(count, dtype=torch.int32)
+    verify_tree_greedy_cpu(
+        predicted,
+        accepted,
+        correct,
+        verify_input.draft_token.view(count, n),
+        verify_input.retrieve_index,
+        verify_input.retrieve_next_token,
+        verify_input.retrieve_next_sibling,
+        wanted.view(count, n),
+    )
+    return predicted, correct + 1, accepted
+
+
+def register(*, whole_draft: bool) -> None:
+    """Have this process' SGLang draft and verify so.
+
+    `whole_draft`: the draft is a model of its own, which reads every token itself
+    (`kit.engine.speculative`).
+    """
+    os.environ["SGLANG_NATIVE_MOVE_KV_CACHE"] = "1"
+    from sglang.srt.speculative import eagle_worker_common, ngram_worker
+    from sglang.srt.speculative.draft_utils import DraftBackendFactory
+
+    from kit.engine.cpu.ngram import NgramCorpus
+
+    def make_steps(self: Any) -> DraftSteps | None:
+        slots = self.speculative_num_steps
+        steps = slots if whole_draft else slots - 1
+        if not steps:
+            return None
+        return DraftSteps(self.draft_model_runner, self.topk, slots, steps)
+
+    factory: Any = DraftBackendFactory
+    factory.create_decode_backend = make_steps
+    factory.create_draft_extend_backend = lambda self: BatchedCpuAttention(self.draft_model_runner)
+    eagle_worker_common.eagle_sample = accept
+    ngram_worker.eagle_sample = accept
+    ngram_worker.NgramCorpus = NgramCorpus

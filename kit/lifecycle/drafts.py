@@ -1,0 +1,85 @@
+"""The model that drafts for another one: found, and refused where it cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kit.config import ModelConfig, SessionConfig
+from kit.errors import ConfigError, ModelError
+from kit.models.source import ModelSource, find
+from kit.utils.reading import read_json
+
+
+def find_draft(config: SessionConfig, model: ModelSource, device: str) -> ModelSource | None:
+    """The draft that `engine.speculative` names; None where there is none.
+
+    Args:
+        config: of the session.
+        model: that it drafts for.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        ConfigError: nobody has seen drafts work on this device.
+        ModelError: it is missing or broken, or its tokens are not the model's.
+    """
+    if config.engine.speculative and device == "cuda":
+        raise ConfigError(
+            "engine.speculative is set, and the kit's drafts have not run on a GPU yet.",
+            why="That the weight sync leaves a draft alone, that it survives sleep, and that what "
+            "is written is the model's own has been shown on CPUs only.",
+            fix="leave engine.speculative out, or set device: cpu.",
+        )
+    speculative = config.engine.speculative
+    if speculative is None or speculative.draft_model is None:
+        return None
+    name = speculative.draft_model
+    trusts = config.model.trust_remote_code
+    draft = find(ModelConfig(name=name, trust_remote_code=trusts))
+    fix = (
+        "name a draft that was made for this model in engine.speculative.draft_model, or set "
+        "engine.speculative.algorithm: ngram, which needs none."
+    )
+    if draft.vocabulary != model.vocabulary:
+        raise ModelError(
+            f"The draft {name} has a vocabulary of {draft.vocabulary:,} tokens, and "
+            f"{config.model.name} one of {model.vocabulary:,}.",
+            why="What one drafts as a number would be another token to the other.",
+            fix=fix,
+        )
+    if other := _other_token(Path(draft.path), Path(model.path)):
+        raise ModelError(
+            f"The draft {name} and {config.model.name} have different tokenizers: {other}.",
+            why="What one drafts as a number would be another token to the other.",
+            fix=fix,
+        )
+    if draft.context_length < model.context_length:
+        raise ModelError(
+            f"The draft {name} reads {draft.context_length:,} tokens, and {config.model.name} "
+            f"{model.context_length:,}.",
+            fix=f"set model.context_length: {draft.context_length}, or {fix}",
+        )
+    return draft
+
+
+def _other_token(draft: Path, model: Path) -> str:
+    """A token that both write differently, in words; empty where none is known."""
+    ours, theirs = (_vocabulary(folder) for folder in (model, draft))
+    if not ours or not theirs:
+        return ""
+    for token in sorted(ours.keys() | theirs.keys()):
+        if ours.get(token) != theirs.get(token):
+            a, b = theirs.get(token, "nothing"), ours.get(token, "nothing")
+            return f"{token!r} is {a} there and {b} here"
+    return ""
+
+
+def _vocabulary(folder: Path) -> dict[str, int]:
+    """Tokens and their numbers; empty where the directory has no tokenizer.json of that kind."""
+    try:
+        tree = read_json(folder / "tokenizer.json", unique=False)
+        known = tree["model"]["vocab"]
+        if not isinstance(known, dict):
+            return {}
+        return {**known, **{str(t["content"]): int(t["id"]) for t in tree.get("added_tokens", ())}}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}

@@ -1,0 +1,216 @@
+"""Speculative decoding on the real stack: the tokens of plain decoding, and a draft that learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit import RLSession
+from kit.drafts import shorten
+from kit.engine.speculative import spec_info
+from kit.errors import ConfigError, ModelError, StackError
+from kit.lifecycle.drafts import find_draft
+from kit.models.source import find
+from kit.samples import Rollout
+from kit.tiny import MODEL_DIR
+from tests.conftest import Shared
+from tests.drafting import TEMPERATURES, TINY, drafting, same, written
+
+
+@pytest.fixture(scope="module")
+def draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("draft")
+    shorten(MODEL_DIR, folder, 1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(shared: Shared) -> dict[float, Rollout]:
+    """What plain decoding writes, by temperature."""
+    session = shared.at(seed=0)
+    return {temperature: written(session, temperature) for temperature in TEMPERATURES}
+
+
+@pytest.fixture(scope="module")
+def running(shared: Shared, plain: Any, draft: Path) -> Iterator[RLSession]:
+    """A session that trains the draft with which its engines write."""
+    shared.at(seed=0).close(keep_warm=True)
+    with RLSession.start(drafting(draft, train=True)) as session:
+        session.snapshot("first")
+        yield session
+
+
+@pytest.fixture
+def session(running: RLSession) -> RLSession:
+    """It in its first moment."""
+    running.restore("first")
+    return running
+
+
+def draft_of(session: RLSession) -> list[dict[str, str]]:
+    sums: list[dict[str, str]] = session.debug.stack.engines.ask("draft_checksums")
+    return sums
+
+
+def test_drafts_change_no_token(running: RLSession, plain: dict[float, Rollout]) -> None:
+    for temperature, expected in plain.items():
+        rollout = written(running, temperature)
+        same(rollout, expected)
+        counts = [s.spec_info for s in rollout if s.response_length > 1]
+        assert all(c["tokens"] >= c["verify_ct"] > 0 for c in counts)
+        assert sum(c["num_correct_drafts"] for c in counts) > 0
+        assert sum(c["tokens"] for c in counts) == sum(s.response_length - 1 for s in rollout)
+
+
+def test_each_sync_reaches_what_it_is_for(session: RLSession) -> None:
+    stack = session.debug.stack
+    policy, before = stack.checksums(), draft_of(session)
+    assert not any("draft" in name for one in policy for name in one)
+    report = session.step()
+    m = report.metrics
+    assert m["train/draft_loss"] > 0
+    assert 1.0 <= m["rollout/spec_accept_length"] <= 4.0
+    assert 0.0 < m["rollout/spec_accept_rate"] < 1.0
+    assert stack.checksums() != policy
+    assert draft_of(session) != before
+    assert stack.compare_draft().require_equal() == len(before[0])
+    rollout = session.generate()
+    assert session.check_mismatch(rollout).verdict == "pass"
+    assert session.sync(verify=True).verified  # erases the policy, and compares both
+
+    session.restore("first")
+    session.sync()
+    assert draft_of(session) == before
+    assert stack.checksums() == policy
+
+
+def test_the_draft_is_exported_and_drafts_for_another_session(
+    session: RLSession, tmp_path: Path
+) -> None:
+    session.step()
+    folder = session.export_hf(tmp_path / "draft", draft=True)
+    from safetensors.torch import load_file
+
+    from kit.weight_sync.verify import trainer_checksums
+
+    found = trainer_checksums(load_file(folder / "model.safetensors").items())
+    there = draft_of(session)[0]
+    assert all(there[name] in found[name]["float32"] for name in there)
+    assert drafting(folder).engine.speculative
+
+
+@pytest.mark.slow
+def test_frequencies_are_those_of_the_model(running: RLSession) -> None:
+    """Pairs of first tokens of 10,000 responses, against the model's own probabilities."""
+    import torch
+    from scipy.stats import chisquare
+    from transformers import AutoModelForCausalLM
+
+    running.restore("first")
+    running.sync()
+    rollout = running.generate(["27+58="], n_samples_per_prompt=10_000, temperature=2.0)
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
+    prompt, ends = rollout[0].prompt_tokens, running.debug.stack.model.eos_token_ids
+    with torch.no_grad():
+        first = model(torch.tensor([prompt])).logits[0, -1].double().div(2).softmax(-1)
+        likely = [int(t) for t in first.topk(8).indices if int(t) not in ends]
+        rows = torch.tensor([[*prompt, token] for token in likely])
+        second = model(rows).logits[:, -1].double().div(2).softmax(-1)
+    pairs = {
+        (a, b): float(first[a] * p)
+        for a, of in zip(likely, second, strict=True)
+        for b, p in enumerate(of.tolist())
+    }
+    counts: dict[tuple[int, int], int] = {}
+    for sample in rollout:
+        a, b = (*sample.response_tokens, -1)[:2]  # a response may end with its first token
+        counts[a, b] = counts.get((a, b), 0) + 1
+    cells = [pair for pair, chance in pairs.items() if chance * len(rollout) >= 10]
+    seen = [counts.get(pair, 0) for pair in cells]
+    expected = [pairs[pair] * len(rollout) for pair in cells]
+    rest = len(rollout) - sum(expected)
+    assert len(cells) > 20
+    result = chisquare([*seen, len(rollout) - sum(seen)], [*expected, rest])
+    assert result.pvalue > 1e-3
+
+
+# ---- settings ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"engine.speculative": {"algorithm": "standalone"}}, "no draft_model is named"),
+        ({"engine.speculative": {"draft_model": "x"}}, "ngram drafts without a model"),
+        (
+            {
+                "engine.speculative": {
+                    "algorithm": "standalone",
+                    "draft_model": "x",
+                    "num_draft_tokens": 7,
+                }
+            },
+            "num_steps 3 and eagle_topk 1 it is 4",
+        ),
+        ({"engine.speculative": {"algorithm": "eagle9"}}, "'ngram' or 'standalone'"),
+        ({"engine.extra": {"speculative_algorithm": "NGRAM"}}, "set engine.speculative instead"),
+        ({"training.draft": {}}, "there is no draft to be trained"),
+        (
+            {"engine.speculative": {}, "training.true_on_policy": True},
+            "not known to give the trainer's bits",
+        ),
+        (
+            {"engine.speculative": {}, "model.lora": {"r": 4}, "engine.lora": "adapter"},
+            "merged works",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_right_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        reduce(lambda config, pair: config.replace(*pair), settings.items(), TINY)
+
+
+def test_a_draft_is_set_for_the_whole_session(session: RLSession) -> None:
+    with pytest.raises(ConfigError, match="cannot be set or taken away"):
+        session.configure(draft=None)
+    session.configure({"training.draft.learning_rate": 0.0})
+    before = draft_of(session)
+    session.step()
+    assert draft_of(session) == before
+
+
+def test_a_draft_with_other_tokens_is_refused(tmp_path: Path, draft: Path) -> None:
+    import json
+    import shutil
+
+    model = find(TINY.model)
+    shutil.copytree(draft, tmp_path / "other")
+    file = tmp_path / "other" / "tokenizer.json"
+    tree = json.loads(file.read_text())
+    vocabulary = tree["model"]["vocab"]
+    a, b = sorted(vocabulary)[:2]
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    file.write_text(json.dumps(tree))
+    with pytest.raises(ModelError, match="have different tokenizers"):
+        find_draft(drafting(tmp_path / "other"), model, "cpu")
+    file = tmp_path / "other" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"vocab_size": 64}))
+    with pytest.raises(ModelError, match="a vocabulary of 64 tokens"):
+        find_draft(drafting(tmp_path / "other"), model, "cpu")
+
+
+def test_a_counter_that_is_missing_is_an_error_and_not_nothing() -> None:
+    with pytest.raises(StackError, match="lacks spec_verify_ct"):
+        spec_info({}, 5)
+    assert spec_info({}, 1) == {}  # the prompt's pass gave it
+    counts = {"spec_verify_ct": 2, "spec_num_proposed_drafts": 6, "spec_num_correct_drafts": 2}
+    assert spec_info(counts, 5) == {
+        "verify_ct": 2,
+        "num_proposed_drafts": 6,
+        "num_correct_drafts": 2,
+        "tokens": 4,
+    }

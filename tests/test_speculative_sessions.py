@@ -1,0 +1,83 @@
+"""Each way to draft in a session of its own: chains, trees, n-grams, a draft that is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit import RLSession, make_draft
+from kit.samples import Rollout
+from kit.tiny import MODEL_DIR
+from tests.conftest import Shared
+from tests.drafting import TEMPERATURES, TINY, drafting, same, written
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def plain(shared: Shared) -> dict[float, Rollout]:
+    """What plain decoding writes, by temperature."""
+    session = shared.at(seed=0)
+    found = {temperature: written(session, temperature) for temperature in TEMPERATURES}
+    session.close(keep_warm=True)
+    return found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_steps": 1},
+        {"num_steps": 3, "eagle_topk": 2},
+        {"num_steps": 2, "eagle_topk": 3, "num_draft_tokens": 5},
+    ],
+)
+def test_chains_and_trees_write_what_plain_decoding_writes(
+    plain: dict[float, Rollout], settings: dict[str, Any]
+) -> None:
+    with RLSession.start(drafting(MODEL_DIR, **settings)) as session:
+        for temperature, expected in plain.items():
+            same(written(session, temperature), expected)
+        # The model drafts for itself: of its likeliest tokens all are accepted.
+        counts = [s.spec_info for s in written(session, 1e-5) if s.spec_info]
+        steps = session.config.engine.speculative.steps
+        passes = sum(c["verify_ct"] for c in counts)
+        assert sum(c["num_correct_drafts"] for c in counts) == passes * steps
+        session.train(2, show=False)
+        assert session.check_mismatch(session.generate()).verdict == "pass"
+
+
+def test_ngrams_write_what_plain_decoding_writes(plain: dict[float, Rollout]) -> None:
+    config = TINY.replace("name", "ngrams").replace("engine.speculative", {"algorithm": "ngram"})
+    with RLSession.start(config) as session:
+        for temperature, expected in plain.items():
+            same(written(session, temperature), expected)
+        session.train(2, show=False)
+        assert session.sync(verify=True).verified
+        assert session.check_mismatch(session.generate()).verdict == "pass"
+
+
+def test_a_draft_is_made_and_the_model_stays_as_it_is(tmp_path: Path) -> None:
+    seen: list[int] = []
+    config = TINY.replace("training.rollout_batch_size", 8)
+    report = make_draft(
+        config, tmp_path / "draft", steps=12, on_step=lambda step: seen.append(step.step)
+    )
+    assert len(seen) == 12
+    assert report.after[1] > report.before[1] > 0
+    assert f"draft_model: {tmp_path / 'draft'}" in str(report)
+    with RLSession.start(drafting(tmp_path / "draft")) as session:
+        rollout = session.generate()
+        assert session.check_mismatch(rollout).verdict == "pass"
+
+
+def test_two_trainers_train_one_draft(tmp_path: Path) -> None:
+    folder = tmp_path / "draft"
+    from kit.drafts import shorten
+
+    shorten(MODEL_DIR, folder, 1)
+    config = drafting(folder, train=True).replace("training.num_trainers", 2)
+    with RLSession.start(config) as session:
+        session.train(2, show=False)
+        assert session.sync(verify=True).verified
