@@ -6,7 +6,7 @@ import numpy as np
 
 from kit.course.verdict import call, hint
 
-OUT, IN, RANK = 128, 448, 8
+OUT, IN, RANK = 1024, 4096, 16
 GRADIENTS = (False, True, True, True)
 _CASES = ("A in the first step", "B in the first step", "A in the second", "B in the second")
 W = ((1.0, 0.0, 2.0, 0.0), (0.0, 1.0, -1.0, 3.0))
@@ -16,7 +16,7 @@ ALPHA = 6.0
 
 
 def numbers_of_an_adapter(answer: object) -> str:
-    """8 x (448 + 128) = 4,608: A has 8 rows of 448 numbers, B 128 rows of 8."""
+    """16 x (4096 + 1024) = 81,920: A has 16 rows of 4,096 numbers, B 1,024 rows of 16."""
     return hint(
         answer,
         RANK * (IN + OUT),
@@ -25,8 +25,8 @@ def numbers_of_an_adapter(answer: object) -> str:
             "That is the weight with its adapter. The weight is frozen.": (
                 IN * OUT + RANK * (IN + OUT)
             ),
-            "That is A alone. B has 128 rows of 8 numbers.": RANK * IN,
-            "That is B alone. A has 8 rows of 448 numbers.": RANK * OUT,
+            "That is A alone. B has 1,024 rows of 16 numbers.": RANK * IN,
+            "That is B alone. A has 16 rows of 4,096 numbers.": RANK * OUT,
             "That is the adapter of rank 1.": IN + OUT,
             "That is the product B A, which has the weight's shape.": RANK * IN * OUT,
             "That counts AdamW's two averages too, which are kept and not trained.": (
