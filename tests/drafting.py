@@ -30,3 +30,8 @@ def drafting(draft: Path | str | None, *, train: bool = False, **settings: Any) 
     own: dict[str, Any] = {"algorithm": "standalone", "draft_model": draft and str(draft)}
     config = TINY.replace("name", "drafts").replace("engine.speculative", own | settings)
     return config.replace("training.draft", {"learning_rate": 1e-3}) if train else config
+
+
+def draft_of(session: RLSession) -> list[dict[str, str]]:
+    sums: list[dict[str, str]] = session.debug.stack.engines.ask("draft_checksums")
+    return sums

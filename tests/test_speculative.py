@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
@@ -18,7 +20,7 @@ from kit.models.source import find
 from kit.samples import Rollout
 from kit.tiny import MODEL_DIR
 from tests.conftest import Shared
-from tests.drafting import TEMPERATURES, TINY, drafting, same, written
+from tests.drafting import TEMPERATURES, TINY, draft_of, drafting, same, written
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +53,6 @@ def session(running: RLSession) -> RLSession:
     return running
 
 
-def draft_of(session: RLSession) -> list[dict[str, str]]:
-    sums: list[dict[str, str]] = session.debug.stack.engines.ask("draft_checksums")
-    return sums
-
-
 def test_drafts_change_no_token(running: RLSession, plain: dict[float, Rollout]) -> None:
     for temperature, expected in plain.items():
         rollout = written(running, temperature)
@@ -86,6 +83,15 @@ def test_each_sync_reaches_what_it_is_for(session: RLSession) -> None:
     session.sync()
     assert draft_of(session) == before
     assert stack.checksums() == policy
+
+
+def test_an_engine_that_died_gets_the_draft_that_was_learned(session: RLSession) -> None:
+    session.step()
+    before, stack = draft_of(session), session.debug.stack
+    os.kill(stack.engines.ask("processes")[0][1], signal.SIGKILL)
+    rollout = session.generate()
+    assert draft_of(session) == before
+    assert session.check_mismatch(rollout).verdict == "pass"
 
 
 def test_the_draft_is_exported_and_drafts_for_another_session(

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kit import RLSession, make_draft
+from kit.drafts import shorten
 from kit.samples import Rollout
 from kit.tiny import MODEL_DIR
 from tests.conftest import Shared
-from tests.drafting import TEMPERATURES, TINY, drafting, same, written
+from tests.drafting import TEMPERATURES, TINY, draft_of, drafting, same, written
+from tests.faults.interrupts import digests
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +80,63 @@ def test_a_draft_is_made_and_the_model_stays_as_it_is(tmp_path: Path) -> None:
         assert session.check_mismatch(rollout).verdict == "pass"
 
 
+DIES = """
+import json, os, signal, sys
+from tests.drafting import drafting
+from tests.faults.interrupts import digests
+from kit import RLSession
+session = RLSession.start(drafting(sys.argv[1], train=True).replace("name", "dying-drafts"))
+session.step()
+session.step()
+print(json.dumps(digests(session)), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_kernel_leaves_a_draft_that_goes_on(tmp_path: Path, plain: Any) -> None:
+    folder = tmp_path / "draft"
+    shorten(MODEL_DIR, folder, 1)
+    done = subprocess.run(
+        [sys.executable, "-c", DIES, str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with RLSession.attach("dying-drafts") as session:
+        assert digests(session) == json.loads(done.stdout.splitlines()[-1])
+        session.step()
+        assert session.debug.stack.compare_draft().require_equal()
+        there = digests(session)
+        session.save(tmp_path / "saved")
+        session.step()
+        further = digests(session)
+    with RLSession.load(tmp_path / "saved") as session:
+        assert digests(session) == there
+        session.sync()
+        assert session.debug.stack.compare_draft().require_equal()
+        session.step()
+        assert digests(session) == further
+
+
+def test_a_warm_stack_has_the_draft_of_the_files_again(tmp_path: Path, plain: Any) -> None:
+    folder = tmp_path / "draft"
+    shorten(MODEL_DIR, folder, 1)
+    found = []
+    for train in (True, True, False):
+        with RLSession.start(drafting(folder, train=train)) as session:
+            found.append(draft_of(session))
+            if train:
+                session.step()
+                assert draft_of(session) != found[-1]
+            session.close(keep_warm=True)
+    assert found[0] == found[1] == found[2]
+
+
 def test_two_trainers_train_one_draft(tmp_path: Path) -> None:
     folder = tmp_path / "draft"
-    from kit.drafts import shorten
-
     shorten(MODEL_DIR, folder, 1)
     config = drafting(folder, train=True).replace("training.num_trainers", 2)
     with RLSession.start(config) as session:

@@ -242,6 +242,8 @@ def fingerprint(stack: StackSettings) -> str:
         "memory": config.memory.device_gib,
         "model": _files(Path(stack.model.path), "*"),
         "draft": _files(Path(stack.draft.path), "*") if stack.draft else [],
+        # Engines of a session that trained its draft no longer have that of the files.
+        "trains_draft": config.training.draft is not None,
         "cards": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "python": sys.executable,
         "kit": _files(PACKAGE_ROOT / "kit", "**/*.py"),

@@ -100,6 +100,7 @@ def learner_settings(training: TrainingConfig) -> dict[str, LearnerSettings]:
             adam,
             "train/draft_loss",
             "train/draft_grad_norm",
+            training.optimizer,
         )
     return settings
 

@@ -1,0 +1,108 @@
+"""Make `docs/images/speculative.svg`: a draft that learns along, and the same one frozen.
+
+    .venv/bin/python docs/make_speculative.py [--seeds 3] [--steps 60]      half an hour on a CPU
+
+The tiny model is trained to add in steps (the preset tiny-chain), while its engine drafts with one
+of its layers, which was made before by `kit.make_draft`. Each seed trains twice from the same
+weights and the same draft: once the draft learns along (`training.draft`), once it stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+from kit import RLSession, SessionConfig, make_draft
+from kit.drafts import LENGTH, RATE
+
+PICTURE = Path(__file__).parent / "images" / "speculative.svg"
+NUMBERS = PICTURE.parents[1] / "speculative.json"
+STYLE = Path(__file__).parents[1] / "kit" / "viz" / "notebook.mplstyle"
+PANELS = {
+    RATE: "share of drafted tokens accepted",
+    LENGTH: "tokens a pass",
+    "rollout/raw_reward": "share of right answers",
+}
+WAYS = {"learns along": 1e-3, "frozen": None}
+AROUND = 5
+Rows = list[dict[str, float]]
+
+
+def train(draft: Path, seed: int, steps: int, rate: float | None) -> Rows:
+    """The metrics of each step."""
+    config = SessionConfig.preset("tiny-chain").replace("seed", seed)
+    own = {"algorithm": "standalone", "draft_model": str(draft)}
+    config = config.replace("engine.speculative", own)
+    if rate is not None:
+        config = config.replace("training.draft", {"learning_rate": rate})
+    rows = []
+    with RLSession.start(config) as session:
+        for step in range(steps):
+            metrics = session.step().metrics
+            rows.append({name: metrics[name] for name in PANELS})
+            if step % 10 == 9:
+                told = ", ".join(f"{rows[-1][name]:.2f}" for name in PANELS)
+                print(f"seed {seed}, draft {rate}: step {step + 1}: {told}", flush=True)
+    return rows
+
+
+def draw(runs: dict[str, list[Rows]]) -> None:
+    """Mean over seeds of each way, and their range as a band."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.style.use(STYLE)
+    mpl.rcParams |= {"svg.hashsalt": "kit", "svg.fonttype": "path"}
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(11, 3.4), layout="constrained")
+    for panel, (name, words) in zip(axes, PANELS.items(), strict=True):
+        for number, (way, of_seeds) in enumerate(runs.items()):
+            by_step = list(zip(*[[row[name] for row in rows] for rows in of_seeds], strict=True))
+            steps, colour = range(len(by_step)), f"C{number}"
+            panel.plot(
+                steps,
+                [statistics.fmean(values) for values in by_step],
+                label=way,
+                color=colour,
+                linestyle="-" if number == 0 else "--",
+            )
+            low, high = [min(values) for values in by_step], [max(values) for values in by_step]
+            panel.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        panel.set(xlabel="step", title=words)
+    axes[0].legend()
+    figure.savefig(PICTURE, metadata={"Date": None})
+
+
+def main() -> None:
+    """Train, draw, and print what the page says."""
+    parser = argparse.ArgumentParser(description="Train with a draft that learns, and frozen.")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind")
+    parser.add_argument("--steps", type=int, default=60, help="steps of each")
+    parser.add_argument("--draft-steps", type=int, default=100, help="steps to make the draft")
+    wanted = parser.parse_args()
+    runs: dict[str, list[Rows]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / "draft"
+        print(make_draft("tiny-chain", draft, steps=wanted.draft_steps), flush=True)
+        for seed in range(wanted.seeds):
+            for way, rate in WAYS.items():
+                runs[way].append(train(draft, seed, wanted.steps, rate))
+                NUMBERS.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+    draw(runs)
+    for name in PANELS:
+        for way, of_seeds in runs.items():
+            first, last = (
+                ", ".join(
+                    f"{statistics.fmean(r[name] for r in rows[part]):.3f}" for rows in of_seeds
+                )
+                for part in (slice(AROUND), slice(-AROUND, None))
+            )
+            print(f"{name}, {way}: first {AROUND} steps {first}; last {last}")
+
+
+if __name__ == "__main__":
+    main()
