@@ -321,6 +321,12 @@ class TrainingConfig(Section):
     def _optimizer_conflicts(self) -> list[Conflict]:
         return [
             (
+                self.optimizer == "adamw8bit" and self.draft,
+                "training.optimizer is adamw8bit, and training.draft is set: a draft was never "
+                "trained beside it",
+                "leave one of them out",
+            ),
+            (
                 self.optimizer == "adamw8bit" and self.num_trainers > 1,
                 "training.optimizer is adamw8bit and training.num_trainers "
                 f"{self.num_trainers}: each would have blocks of its own, which a checkpoint could "

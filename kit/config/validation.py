@@ -148,7 +148,7 @@ def check_quantization(
             engine.disturbed
         ),
         "engine.speculative has a draft write first, whose layers nothing here quantises": bool(
-            getattr(engine, "speculative", None)
+            engine.speculative
         ),
         "engines of several devices (engine.tensor_parallel, engine.data_parallel) divide a "
         "weight's blocks": engine.tensor_parallel > 1 or engine.data_parallel > 1,

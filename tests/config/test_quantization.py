@@ -65,6 +65,10 @@ def test_what_nothing_corrects_for_is_told() -> None:
         ({"model": {"quantization": INT4}, "engine": {"weight_noise": 0.1}}, "weight_noise"),
         ({"model": {"quantization": INT4}, "engine": {"tensor_parallel": 2}}, "tensor_parallel"),
         ({"model": {"quantization": INT4}, "cluster": {"colocate": False}}, "colocate"),
+        (
+            {"engine": {"quantization": "fp8", "speculative": {"algorithm": "ngram"}}},
+            "engine.speculative",
+        ),
         ({"model": {"quantization": "fp8"}, "engine": {"extra": {"dtype": "half"}}}, "has dtype"),
         ({"engine": {"quantization": "fp8"}, "training": {"true_on_policy": True}}, "equal bits"),
     ],

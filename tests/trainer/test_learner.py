@@ -107,6 +107,7 @@ def test_what_was_never_tried_is_refused() -> None:
     for training, words in (
         ({"num_trainers": 2}, "num_trainers 2"),
         ({"optimizer_cpu_offload": True}, "optimizer_cpu_offload"),
+        ({"draft": {}}, "training.draft"),
     ):
         with pytest.raises(ConfigError, match=words):
             SessionConfig(training={"optimizer": "adamw8bit", **training})
