@@ -1,37 +1,44 @@
 """Make `docs/images/speculative.svg`: a draft that learns along, and the same one frozen.
 
-    .venv/bin/python docs/make_speculative.py [--seeds 3] [--steps 60]      half an hour on a CPU
+    .venv/bin/python docs/make_speculative.py [--seeds 3] [--steps 60]      ten minutes on a CPU
 
-The tiny model is trained to add in steps (the preset tiny-chain), while its engine drafts with one
-of its layers, which was made before by `kit.make_draft`. Each seed trains twice from the same
-weights and the same draft: once the draft learns along (`training.draft`), once it stays.
+The tiny model, which adds in steps on the prompts of the preset tiny-chain, is paid for each step
+that it writes, right or wrong, so that it comes to write what it never wrote before. Its engine
+drafts with one of its layers, which `kit.make_draft` has taught before. Each seed trains twice from
+the same weights and the same draft: once the draft learns along (`training.draft`), once it stays.
+
+`--task` pays for right answers instead: the policy then becomes surer of what it wrote already.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
 
 from kit import RLSession, SessionConfig, make_draft
 from kit.drafts import LENGTH, RATE
+from kit.samples import Sample
 
 PICTURE = Path(__file__).parent / "images" / "speculative.svg"
-NUMBERS = PICTURE.parents[1] / "speculative.json"
 STYLE = Path(__file__).parents[1] / "kit" / "viz" / "notebook.mplstyle"
 PANELS = {
     RATE: "share of drafted tokens accepted",
     LENGTH: "tokens a pass",
-    "rollout/raw_reward": "share of right answers",
+    "rollout/raw_reward": "reward: steps written",
 }
 WAYS = {"learns along": 1e-3, "frozen": None}
 AROUND = 5
 Rows = list[dict[str, float]]
 
 
-def train(draft: Path, seed: int, steps: int, rate: float | None) -> Rows:
+def steps_written(sample: Sample) -> float:
+    """A reward for steps, whatever they say."""
+    return float(sample.response.count(">"))
+
+
+def train(draft: Path, seed: int, steps: int, rate: float | None, *, task: bool) -> Rows:
     """The metrics of each step."""
     config = SessionConfig.preset("tiny-chain").replace("seed", seed)
     own = {"algorithm": "standalone", "draft_model": str(draft)}
@@ -39,7 +46,7 @@ def train(draft: Path, seed: int, steps: int, rate: float | None) -> Rows:
     if rate is not None:
         config = config.replace("training.draft", {"learning_rate": rate})
     rows = []
-    with RLSession.start(config) as session:
+    with RLSession.start(config, reward=None if task else steps_written) as session:
         for step in range(steps):
             metrics = session.step().metrics
             rows.append({name: metrics[name] for name in PANELS})
@@ -83,6 +90,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind")
     parser.add_argument("--steps", type=int, default=60, help="steps of each")
     parser.add_argument("--draft-steps", type=int, default=100, help="steps to make the draft")
+    parser.add_argument("--task", action="store_true", help="pay for right answers; draw nothing")
     wanted = parser.parse_args()
     runs: dict[str, list[Rows]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
@@ -90,9 +98,9 @@ def main() -> None:
         print(make_draft("tiny-chain", draft, steps=wanted.draft_steps), flush=True)
         for seed in range(wanted.seeds):
             for way, rate in WAYS.items():
-                runs[way].append(train(draft, seed, wanted.steps, rate))
-                NUMBERS.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
-    draw(runs)
+                runs[way].append(train(draft, seed, wanted.steps, rate, task=wanted.task))
+    if not wanted.task:
+        draw(runs)
     for name in PANELS:
         for way, of_seeds in runs.items():
             first, last = (

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -14,6 +19,21 @@ from kit.cluster import progress, registry
 from kit.cluster.processes import TRAINER, engine
 
 SCHEDULER, DETOKENIZER = 1, 2
+ROOT = Path(__file__).parents[1]
+
+
+def last_words(code: str, *arguments: str) -> Any:
+    """The last line, as JSON, that a program printed before it killed itself."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def alive(head: int, directory: str) -> list[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +17,7 @@ from kit.runs.index import find_runs, read_run
 from tests.forking import CONFIG, OTHER, digest, everything, rows
 from tests.forking import alone as by_itself
 from tests.lifecycle.test_start_again import notebook
-from tests.processes import kill, of_engine, of_trainer
+from tests.processes import kill, last_words, of_engine, of_trainer
 from tests.runs.conftest import write_notebook
 from tests.runs.test_resume import rows as written
 
@@ -214,15 +212,7 @@ copy.step()
 
 @pytest.mark.slow
 def test_a_killed_kernel_leaves_forks_that_go_on(alone: None) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", DIES],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    told = last_words(DIES)
     own = {"fresh": OTHER, "given-up": None}
     with pytest.raises(
         SessionError, match=r"(?s)fork 'fresh' was.*forks={'fresh': dict\(eval_data"
@@ -234,7 +224,7 @@ def test_a_killed_kernel_leaves_forks_that_go_on(alone: None) -> None:
         assert set(root.forks) == {"copy", "fresh"}
         copy, fresh = root.forks["copy"], root.forks["fresh"]
         assert (root.step_count, copy.step_count, fresh.step_count) == (2, 3, 1)
-        assert [digest(s) for s in (root, fresh)] == json.loads(done.stdout.splitlines()[-1])
+        assert [digest(s) for s in (root, fresh)] == told
         for session in (copy, root, fresh):
             session.step()
         found = [(digest(s), rows(s)) for s in (root, copy, fresh)]

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +11,7 @@ from kit import RLSession
 from kit.errors import CheckpointError, ConfigError
 from kit.tiny import MODEL_DIR
 from tests.faults.interrupts import digests
+from tests.processes import last_words
 from tests.test_lora import CONFIG, learned, with_settings
 
 ROOT = Path(__file__).parents[1]
@@ -119,18 +115,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.slow
 def test_a_killed_kernel_leaves_adapters_that_go_on(alone: None) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", DIES],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    told = last_words(DIES)
     with RLSession.attach("dying-adapters") as session:
         assert session.step_count == 2
-        assert digests(session) == json.loads(done.stdout.splitlines()[-1])
+        assert digests(session) == told
         row, there = learned(session, 1), digests(session)
     with RLSession.start(CONFIG) as session:
         learned(session, 2)

@@ -15,8 +15,8 @@ from kit import RLSession
 from kit.drafts import shorten
 from kit.engine.speculative import spec_info
 from kit.errors import ConfigError, ModelError, StackError
-from kit.lifecycle.drafts import find_draft
 from kit.models.source import find
+from kit.rollout.drafts import find_draft
 from kit.samples import Rollout
 from kit.tiny import MODEL_DIR
 from tests.conftest import Shared

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +14,7 @@ from kit.tiny import MODEL_DIR
 from tests.conftest import Shared
 from tests.drafting import TEMPERATURES, TINY, draft_of, drafting, same, written
 from tests.faults.interrupts import digests
+from tests.processes import last_words
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -96,17 +92,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_killed_kernel_leaves_a_draft_that_goes_on(tmp_path: Path, plain: Any) -> None:
     folder = tmp_path / "draft"
     shorten(MODEL_DIR, folder, 1)
-    done = subprocess.run(
-        [sys.executable, "-c", DIES, str(folder)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    told = last_words(DIES, str(folder))
     with RLSession.attach("dying-drafts") as session:
-        assert digests(session) == json.loads(done.stdout.splitlines()[-1])
+        assert digests(session) == told
         session.step()
         assert session.debug.stack.compare_draft().require_equal()
         there = digests(session)

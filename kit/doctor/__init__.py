@@ -65,6 +65,8 @@ def _look(config: SessionConfig) -> Iterator[Finding]:
         yield device.memory(config, source, driver.cards[0])
     if config.quantization and source is not None:
         yield files.quantization(config, source, takes)
+    if config.engine.speculative and source is not None:
+        yield files.draft(config, source, takes)
     adapters = None
     if config.model.lora and source is not None:
         found, adapters = files.adapters(config.model, source)

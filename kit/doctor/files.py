@@ -25,6 +25,7 @@ from kit.models.source import (
 )
 from kit.reports.diagnostics import Finding, Level
 from kit.rewards import build
+from kit.rollout.drafts import find_draft
 from kit.utils.formatting import count, data_size
 from kit.utils.reading import read_json
 
@@ -98,6 +99,24 @@ def quantization(config: SessionConfig, source: ModelSource, device: str) -> Fin
     return Finding("quantisation", "ok", config.quantized)
 
 
+def draft(config: SessionConfig, source: ModelSource, device: str) -> Finding:
+    """What drafts for a model, or why it cannot."""
+    own = config.engine.speculative
+    assert own is not None
+    name = own.draft_model
+    if name is not None and is_hub_name(name) and _local(name) is None:
+        return _not_here(name, "draft", "engine.speculative.draft_model")
+    try:
+        found = find_draft(config, source, device)
+    except KitError as error:
+        return Finding.of_error("draft", error)
+    words = f"n-grams of the text so far, {own.draft_tokens} tokens at once"
+    if found is not None:
+        learns = "learns along" if config.training.draft else "stays as it is"
+        words = f"{own.draft_model}, {found.architecture}, {data_size(found.bytes)}; it {learns}"
+    return Finding("draft", "ok", words)
+
+
 def adapters(config: ModelConfig, source: ModelSource) -> tuple[Finding, AdapterShape | None]:
     """What `model.lora` trains of a model, or what is wrong with it."""
     try:
@@ -126,7 +145,7 @@ def _local(name: str) -> Path | None:
     return path if path.is_dir() else None
 
 
-def _not_here(name: str) -> Finding:
+def _not_here(name: str, what: str = "model", setting: str = "model.name") -> Finding:
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
@@ -137,12 +156,12 @@ def _not_here(name: str) -> Finding:
     free = shutil.disk_usage(there).free
     tight = " That is too little; set HF_HOME to a folder on a larger disk." * (free < (size or 0))
     return Finding(
-        "model",
+        what,
         "problem",
         f"{name}{about}, is not in the Hugging Face cache {cache}{offline}.",
         f"Where there is a network, the first command fetches it into that cache "
         f"({data_size(free)} free; HF_HOME moves it).{tight} For a machine without one, take the "
-        f"second command on another, copy the folder here, and set model.name to its path.",
+        f"second command on another, copy the folder here, and set {setting} to its path.",
         (
             f"{program('hf')} download {name}",
             f"hf download {name} --local-dir {name.rpartition('/')[2]}",

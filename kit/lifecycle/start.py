@@ -30,7 +30,6 @@ from kit.data.stream import PromptStream
 from kit.diagnostics.agreement import check_agreement
 from kit.errors import ConfigError, SessionError, StackError
 from kit.lifecycle import journal, resume, running
-from kit.lifecycle.drafts import find_draft
 from kit.lifecycle.journal import Journal
 from kit.lifecycle.lock import SessionLock
 from kit.lifecycle.step import Tracker
@@ -40,6 +39,7 @@ from kit.rewards import build
 from kit.rewards.timeouts import LIMIT
 from kit.rollout.batch import Advantage
 from kit.rollout.collector import RolloutCollector
+from kit.rollout.drafts import find_draft
 from kit.rollout.sampler import PromptSampler
 from kit.tracking.recorder import current_group, current_run
 from kit.utils.files import working_folder

@@ -231,3 +231,18 @@ def test_what_is_quantised_is_said_or_why_it_cannot_be() -> None:
     assert found("cuda", **fp8).level == "problem"
     assert "CPUs only" in found("cuda", **fp8).found
     assert "448 numbers a row" in found("cpu", model={"quantization": "int4"}).found
+
+
+def test_a_draft_is_looked_at_before_anything_starts(tmp_path: Path) -> None:
+    def found(device: str, **speculative: Any) -> Finding:
+        config = SessionConfig(engine={"speculative": speculative})
+        return files.draft(config, find(config.model), device)
+
+    assert "8 tokens at once" in found("cpu", algorithm="ngram").found
+    assert "not run on a GPU yet" in found("cuda", algorithm="ngram").found
+    alone = {"algorithm": "standalone", "draft_model": str(MODEL_DIR)}
+    assert "it stays as it is" in found("cpu", **alone).found
+    missing = found("cpu", **alone | {"draft_model": "nobody/no-such-draft"})
+    assert (missing.name, missing.level) == ("draft", "problem")
+    assert "set engine.speculative.draft_model to its path" in missing.fix
+    assert found("cpu", **alone | {"draft_model": str(tmp_path)}).level == "problem"
