@@ -36,7 +36,12 @@ LIBRARIES = {
         "_is_non_persistent_buffer_name",
     },
     "kit/engine/cpu/shared.py": {"_compute_lm_head"},
-    "kit/engine/speculative.py": {"_draft_extend_for_decode", "_draft_extend_for_prefill"},
+    "kit/engine/speculative.py": {
+        "_check_str_based_finish",
+        "_check_token_based_finish",
+        "_draft_extend_for_decode",
+        "_draft_extend_for_prefill",
+    },
     "kit/engine/gpu.py": {"_compute_lm_head"},
     "kit/engine/patches.py": {"_hash_tensor"},
     "kit/lifecycle/start.py": {"_shutdown_message"},

@@ -20,7 +20,7 @@ from kit.rollout.drafts import find_draft
 from kit.samples import Rollout
 from kit.tiny import MODEL_DIR
 from tests.conftest import Shared
-from tests.drafting import TEMPERATURES, TINY, draft_of, drafting, same, written
+from tests.drafting import PROMPTS, TEMPERATURES, TINY, draft_of, drafting, same, written
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,18 @@ def test_drafts_change_no_token(running: RLSession, plain: dict[float, Rollout])
         assert all(c["tokens"] >= c["verify_ct"] > 0 for c in counts)
         assert sum(c["num_correct_drafts"] for c in counts) > 0
         assert sum(c["tokens"] for c in counts) == sum(s.response_length - 1 for s in rollout)
+
+
+def test_nothing_is_written_past_an_end_where_the_limit_is_near(
+    session: RLSession, plain: dict[float, Rollout]
+) -> None:
+    """Of a pass that gives an end and more, what comes after the end is no part of the answer."""
+    for limit in (2, 3, 4, 5, 6):
+        for sample, other in zip(
+            session.generate(PROMPTS, temperature=1.0, max_tokens=limit), plain[1.0], strict=True
+        ):
+            assert sample.response_tokens == other.response_tokens[:limit]
+            assert len(sample.rollout_log_probs or ()) == sample.response_length
 
 
 def test_each_sync_reaches_what_it_is_for(session: RLSession) -> None:

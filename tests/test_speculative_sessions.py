@@ -12,7 +12,7 @@ from kit.drafts import shorten
 from kit.samples import Rollout
 from kit.tiny import MODEL_DIR
 from tests.conftest import Shared
-from tests.drafting import TEMPERATURES, TINY, draft_of, drafting, same, written
+from tests.drafting import PROMPTS, TEMPERATURES, TINY, draft_of, drafting, same, written
 from tests.faults.interrupts import digests
 from tests.processes import last_words
 
@@ -43,6 +43,10 @@ def test_chains_and_trees_write_what_plain_decoding_writes(
     with RLSession.start(drafting(MODEL_DIR, **settings)) as session:
         for temperature, expected in plain.items():
             same(written(session, temperature), expected)
+        for limit in (3, 4, 5, 6):
+            cut = session.generate(PROMPTS, temperature=1.0, max_tokens=limit)
+            pairs = zip(cut, plain[1.0], strict=True)
+            assert all(a.response_tokens == b.response_tokens[:limit] for a, b in pairs)
         # The model drafts for itself: of its likeliest tokens all are accepted.
         counts = [s.spec_info for s in written(session, 1e-5) if s.spec_info]
         steps = session.config.engine.speculative.steps

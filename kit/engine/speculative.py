@@ -14,6 +14,7 @@ Read from SGLang 0.5.16, and changed in its scheduler:
                                          into draft and target; ours into the draft
                                          EagleDraftWorker.draft_forward, _draft_extend_for_prefill,
                                          _draft_extend_for_decode
+    managers/schedule_batch.py           Req.update_finish_state: see `within_limit`
     speculative/standalone_worker_v2.py  StandaloneDraftWorker; StandaloneWorkerV2, which lacks `ps`
 """
 
@@ -119,6 +120,11 @@ def spec_info(meta: dict[str, Any], tokens: int) -> dict[str, int]:
 
 def register(settings: SpeculativeSettings) -> None:
     """Change this process' SGLang as the top of this module says."""
+    from sglang.srt.managers.schedule_batch import Req
+
+    request: Any = Req
+    if not hasattr(request.update_finish_state, "within_limit"):
+        request.update_finish_state = within_limit(request.update_finish_state)
     if not settings.has_draft:
         return
     from sglang.srt.managers.scheduler_components.weight_updater import (
@@ -138,6 +144,32 @@ def register(settings: SpeculativeSettings) -> None:
         drafting.draft_forward = draft_forward
         drafting._draft_extend_for_prefill = read_prompts
         drafting._draft_extend_for_decode = read_accepted
+
+
+def within_limit(update: Any) -> Any:
+    """Have requests that reach their limit of tokens look for an end among those within it.
+
+    SGLang looks at the limit first. A pass may give several tokens, though: an end, and more of
+    them after it up to the limit, which nobody would have written.
+
+    Args:
+        update: SGLang's `Req.update_finish_state`.
+    """
+
+    def update_within_limit(request: Any, new_accepted_len: int = 1) -> None:
+        limit = request.sampling_params.max_new_tokens
+        whole = request.output_ids
+        beyond = len(whole) - limit
+        if beyond >= 0 and not (request.finished() or request.to_finish):
+            within = new_accepted_len - beyond
+            request.output_ids = whole[:limit]
+            if not request._check_str_based_finish(within):
+                request._check_token_based_finish(request.output_ids[-within:])
+            request.output_ids = whole
+        update(request, new_accepted_len)  # which leaves what is finished as it is
+
+    update_within_limit.within_limit = True  # type: ignore[attr-defined]
+    return update_within_limit
 
 
 def _check(check: Any, updater: Any, request: Any) -> Any:
