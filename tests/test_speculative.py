@@ -192,6 +192,15 @@ def test_settings_that_cannot_be_right_are_refused(settings: dict[str, Any], wor
         reduce(lambda config, pair: config.replace(*pair), settings.items(), TINY)
 
 
+def test_a_session_shows_what_drafts(session: RLSession) -> None:
+    shown = session._repr_mimebundle_()["text/plain"]
+    assert "a model, learns along: a chain of 3 tokens" in shown
+    assert TINY.drafts == ""
+    assert TINY.replace("engine.speculative", {}).drafts == "n-grams, 8 tokens a pass"
+    tree = drafting("somewhere", eagle_topk=2)
+    assert tree.drafts == "a model, frozen: a tree of 7 tokens"
+
+
 def test_a_draft_is_set_for_the_whole_session(session: RLSession) -> None:
     with pytest.raises(ConfigError, match="cannot be set or taken away"):
         session.configure(draft=None)

@@ -193,6 +193,18 @@ class SessionConfig(Section, Displayed):
         return self.model.quantization or self.engine.quantization
 
     @property
+    def drafts(self) -> str:
+        """What drafts, in words; empty where nothing does."""
+        own = self.engine.speculative
+        if own is None:
+            return ""
+        if own.draft_model is None:
+            return f"n-grams, {own.draft_tokens} tokens a pass"
+        learns = "learns along" if self.training.draft else "frozen"
+        shape = "a chain" if own.topk == 1 else "a tree"
+        return f"a model, {learns}: {shape} of {own.draft_tokens - 1} tokens"
+
+    @property
     def quantized(self) -> str:
         """The quantisation in words, and what corrects for it; empty without one."""
         if how := self.model.quantization:

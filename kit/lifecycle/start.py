@@ -481,6 +481,7 @@ class SessionParts:
             trained=stack.info.get("trained") if stack and state.config.model.lora else None,
             lora=state.config.model.lora,
             quantized=state.config.quantized,
+            drafts=state.config.drafts,
             first_prompt=self.sampler.first_prompt if stack else None,
         )
 

@@ -60,6 +60,8 @@ class SessionState(Shown):
     """Parameters that are trained, where those are not all: adapters."""
     lora: LoraConfig | None = None
     """How the adapters are made; None trains all parameters."""
+    drafts: str = ""
+    """What drafts for the engine, in words; empty where nothing does."""
     quantized: str = ""
     """In which sides linear layers are quantised and how, and what corrects for a difference."""
     fork_of: str = ""

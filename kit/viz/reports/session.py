@@ -85,6 +85,8 @@ def _facts(state: SessionState) -> list[tuple[str, str]]:
     if state.lora:
         place = 2 if state.parameters else 1
         rows[place:place] = _adapters(state, state.lora)
+    if state.drafts:
+        rows.append(("drafts", state.drafts))
     if state.quantized:
         rows.append(("linear layers", state.quantized))
     if state.fork_of:
