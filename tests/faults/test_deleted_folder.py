@@ -57,6 +57,8 @@ def test_with_the_working_directory_deleted_every_verb_works_or_names_it(
         "train": (1,),
         "configure": ({"training.learning_rate": 1e-3},),
         "what_if": (1e-3,),
+        "fork": ("further",),
+        "generate_together": ([session],),
     }
     leave_alone = {"start", "attach", "load", "close", "keep", "forget", "dashboard"}
     verbs = [
@@ -67,7 +69,9 @@ def test_with_the_working_directory_deleted_every_verb_works_or_names_it(
     said = {name: outcome(getattr(session, name), *calls.get(name, ())) for name in verbs}
     named = {name for name, words in said.items() if SAYS in words}
     assert named == {"save", "export_hf", "restore"}, said
-    assert {name for name, words in said.items() if words != "works"} - named <= {"replay"}, said
+    others = {name for name, words in said.items() if words != "works"} - named
+    # There is no run, and no adapter to be forked or to write beside others.
+    assert others <= {"replay", "fork", "generate_together"}, said
     assert SAYS in outcome(session.snapshot, "kept", on_disk=True)
     assert SAYS in outcome(RLSession.load, "checkpoints/none")
     assert outcome(session.save, tmp_path / "elsewhere") == "works"

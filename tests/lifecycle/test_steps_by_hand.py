@@ -97,7 +97,7 @@ def test_what_is_due_after_a_step_is_done_after_its_sync(
     assert [row["step"] for row in read_rows(run / "evaluations.jsonl")] == [2]
     evaluated = [any(name.startswith("eval/") for name in row) for row in session.history]
     assert evaluated == [False, True, False]
-    (saved,) = Path("checkpoints").iterdir()
+    (saved,) = (run / "checkpoints").iterdir()
     assert checkpoint.read(saved)[1]["step_count"] == 2
     by_hand(session)
     session.restore(saved)
