@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kit.checkpoint import manifest
 from kit.config import DraftConfig, SessionConfig, SpeculativeConfig
 from kit.errors import ConfigError, ModelError
 from kit.models.source import find
@@ -84,6 +85,7 @@ def make_draft(
     """
     at_least_one(steps, "steps")
     at_least_one(layers, "layers")
+    manifest.refuse_others(Path(path).absolute(), "export")  # not after a hundred steps
     config = SessionConfig.of(config)
     if config.model.lora:
         raise ConfigError(

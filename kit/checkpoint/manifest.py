@@ -38,11 +38,7 @@ def new_folder(target: Path, kind: Kind) -> Iterator[Path]:
     Raises:
         CheckpointError: it cannot be written, or something else is in the way.
     """
-    if target.exists() and peek(target).get("kind") != kind:
-        raise CheckpointError(
-            f"{target} is there already and is no {kind}.",
-            fix="name a directory that does not exist yet.",
-        )
+    refuse_others(target, kind)
     try:
         with replacing_directory(target) as partial:
             yield partial
@@ -52,6 +48,15 @@ def new_folder(target: Path, kind: Kind) -> Iterator[Path]:
             why=str(error),
             fix="free space or name another directory; the session is unchanged.",
         ) from error
+
+
+def refuse_others(target: Path, kind: Kind) -> None:
+    """Raise CheckpointError where something else is in the place of a folder of this kind."""
+    if target.exists() and peek(target).get("kind") != kind:
+        raise CheckpointError(
+            f"{target} is there already and is no {kind}.",
+            fix="name a directory that does not exist yet.",
+        )
 
 
 def seal(folder: Path, kind: Kind, facts: Mapping[str, Any]) -> None:

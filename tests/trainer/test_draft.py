@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from kit.config import TrainingConfig
-from kit.drafts import shorten
-from kit.errors import ConfigError, ModelError
+from kit.drafts import make_draft, shorten
+from kit.errors import CheckpointError, ConfigError, ModelError
 from kit.tiny import MODEL_DIR
 from kit.trainer.actor import Trainer
 from kit.weight_sync.transport import DRAFT, ReceiveBuffer
@@ -117,3 +117,10 @@ def test_a_model_whose_layers_cannot_be_taken_apart_is_refused(tmp_path: Path) -
     with_tiny_tokenizer(model)
     with pytest.raises(ModelError, match="cannot be made of"):
         shorten(model, tmp_path / "draft", 1)
+
+
+def test_a_place_that_is_taken_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("kept")
+    with pytest.raises(CheckpointError, match="is there already and is no export"):
+        make_draft("tiny", tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "kept"
