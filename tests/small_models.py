@@ -78,7 +78,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Mistral": {"sliding_window": None},
     "Mistral, window": {"sliding_window": WINDOW},
     "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "NanoChat": {},
+    "NanoChat": {"final_logit_softcapping": 2.0},
     "Olmo": {"num_key_value_heads": 4},
     "Olmo2": {},
     "Olmo3": {"sliding_window": WINDOW},

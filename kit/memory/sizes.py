@@ -305,7 +305,8 @@ class Sizes:
         in_pieces = 2 * LOGITS_AT_ONCE * self.width
         if self.adapters is None or self.adapters.trains_head:
             in_pieces += 4 * s.vocabulary * s.hidden
-        return min(in_pieces, 5 * 4 * tokens * s.vocabulary)
+        copies = 6 if s.caps_logits else 5
+        return min(in_pieces, copies * 4 * tokens * s.vocabulary)
 
     def update_peak(self, tokens: int, level: Recompute, offload: bool) -> tuple[int, int]:
         """Peak of an update: (working memory, activations or the gradients that replace them)."""

@@ -16,6 +16,7 @@ from torch import nn
 
 from kit.algo.corrections import entropy_of
 from kit.operators import cpu, cuda
+from kit.operators.families import unknown
 
 KEPT_LOGITS = 1 << 26
 """So few are kept for the backward pass: 256 MiB in float32. More are made in pieces."""
@@ -24,7 +25,11 @@ LOGITS_AT_ONCE = 1 << 28
 
 
 def token_log_probs(
-    hidden_R: torch.Tensor, head: torch.Tensor, target_R: torch.Tensor, temperature: float
+    hidden_R: torch.Tensor,
+    head: torch.Tensor,
+    target_R: torch.Tensor,
+    temperature: float,
+    cap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each target and entropy of each distribution, both (R), float32, in nats.
 
@@ -32,22 +37,41 @@ def token_log_probs(
         hidden_R: output of the last layer, (R, hidden size).
         head: the output embedding, (vocabulary, hidden size).
         target_R: the tokens.
-        temperature: divides the logits.
+        temperature: divides the logits, after the cap.
+        cap: soft cap of the logits; see `soft_capped`.
     """
     if len(target_R) * len(head) <= KEPT_LOGITS:
-        logits = (hidden_R @ head.T).float() / temperature
+        logits = soft_capped((hidden_R @ head.T).float(), cap) / temperature
         logp = torch.log_softmax(logits, dim=-1)
         return logp.gather(-1, target_R[:, None])[:, 0], entropy_of(logp)
-    logp_R, entropy_R = _InPieces.apply(hidden_R, head, target_R, temperature, False)  # type: ignore[no-untyped-call]
+    logp_R, entropy_R = _InPieces.apply(hidden_R, head, target_R, temperature, False, cap)  # type: ignore[no-untyped-call]
     return logp_R, entropy_R
 
 
+def soft_capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Logits z as c tanh(z / c), which keeps them between -c and c; unchanged without a cap c.
+
+    Gemma 2, https://arxiv.org/abs/2408.00118.
+    """
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
 def shared_token_log_probs(
-    hidden_R: torch.Tensor, head: torch.Tensor, target_R: torch.Tensor, temperature: float
+    hidden_R: torch.Tensor,
+    head: torch.Tensor,
+    target_R: torch.Tensor,
+    temperature: float,
+    cap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `token_log_probs`, by the engine's operators, and so to the engine's bits."""
+    """As `token_log_probs`, by the engine's operators, and so to the engine's bits.
+
+    Raises:
+        ModelError: the logits are capped, for which there is no shared operator.
+    """
+    if cap is not None:
+        raise unknown(f"it caps its logits at {cap:g}")
     if hidden_R.is_cuda:
-        logp_R, entropy_R = _InPieces.apply(hidden_R, head, target_R, temperature, True)  # type: ignore[no-untyped-call]
+        logp_R, entropy_R = _InPieces.apply(hidden_R, head, target_R, temperature, True, None)  # type: ignore[no-untyped-call]
         return logp_R, entropy_R
     size = max(1, KEPT_LOGITS // len(head))
     rows = [
@@ -82,8 +106,9 @@ class _InPieces(torch.autograd.Function):
         target_R: torch.Tensor,
         temperature: float,
         shared: bool,
+        cap: float | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        statistics = _compiled(_statistics) if hidden_R.is_cuda else _statistics
+        statistics = _compiled(row_statistics) if hidden_R.is_cuda else row_statistics
         product = cuda.product if shared else nn.functional.linear
         divisor = torch.tensor([temperature], device=hidden_R.device) if shared else None
         logp_R, total_R, entropy_R = (
@@ -93,12 +118,12 @@ class _InPieces(torch.autograd.Function):
         for piece in _pieces(len(target_R), len(head)):
             logits = product(hidden_R[piece], head)
             if divisor is None:
-                found = statistics(logits, target_R[piece], 1 / temperature)
+                found = statistics(logits, target_R[piece], 1 / temperature, cap)
             else:
                 found = _shared_statistics(logits, target_R[piece], divisor)
             logp_R[piece], total_R[piece], entropy_R[piece] = found
         ctx.save_for_backward(hidden_R, head, target_R, total_R, entropy_R)
-        ctx.scale = 1 / temperature
+        ctx.scale, ctx.cap = 1 / temperature, cap
         ctx.set_materialize_grads(False)  # mostly there is none of the entropy
         return logp_R, entropy_R
 
@@ -109,7 +134,7 @@ class _InPieces(torch.autograd.Function):
         hidden_R, head, target_R, total_R, entropy_R = ctx.saved_tensors
         if logp_gradient_R is None:
             logp_gradient_R = torch.zeros_like(total_R)
-        gradient_of = _compiled(_logit_gradient) if hidden_R.is_cuda else _logit_gradient
+        gradient_of = _compiled(logit_gradient) if hidden_R.is_cuda else logit_gradient
         hidden_gradient_R = torch.empty_like(hidden_R)
         head_gradient = None
         if ctx.needs_input_grad[1]:  # it may be frozen
@@ -123,13 +148,14 @@ class _InPieces(torch.autograd.Function):
                 logp_gradient_R[piece],
                 None if entropy_gradient_R is None else entropy_gradient_R[piece],
                 ctx.scale,
+                ctx.cap,
             )
             torch.mm(gradient, head, out=hidden_gradient_R[piece])
             if head_gradient is not None:
                 _add_product(head_gradient, gradient.T, hidden_R[piece])
         if head_gradient is not None:
             head_gradient = head_gradient.to(head.dtype)
-        return hidden_gradient_R, head_gradient, None, None, None
+        return hidden_gradient_R, head_gradient, None, None, None, None
 
 
 def _pieces(rows: int, vocabulary: int) -> Iterator[slice]:
@@ -145,25 +171,25 @@ def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
         total.addmm_(a.float(), b.float())
 
 
-def _statistics(
-    logits: torch.Tensor, target_R: torch.Tensor, scale: float
+def row_statistics(
+    logits: torch.Tensor, target_R: torch.Tensor, scale: float, cap: float | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(log-prob of the target, log of the sum of exponentials, entropy), all (R)."""
-    scaled = logits.float() * scale
+    scaled = soft_capped(logits.float(), cap) * scale
     total_R = torch.logsumexp(scaled, dim=-1)
-    chosen_R = logits.gather(-1, target_R[:, None])[:, 0].float() * scale
+    chosen_R = soft_capped(logits.gather(-1, target_R[:, None])[:, 0].float(), cap) * scale
     return chosen_R - total_R, total_R, entropy_of(scaled - total_R[:, None])
 
 
 def _shared_statistics(
     logits: torch.Tensor, target_R: torch.Tensor, divisor: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `_statistics`, by the engine's operators."""
+    """As `row_statistics`, by the engine's operators."""
     total_R, entropy_R = cuda.log_sums(logits, divisor)
     return cuda.log_probs_of(logits, target_R, divisor, total_R), total_R, entropy_R
 
 
-def _logit_gradient(
+def logit_gradient(
     logits: torch.Tensor,
     target_R: torch.Tensor,
     total_R: torch.Tensor,
@@ -171,19 +197,24 @@ def _logit_gradient(
     logp_gradient_R: torch.Tensor,
     entropy_gradient_R: torch.Tensor | None,
     scale: float,
+    cap: float | None = None,
 ) -> torch.Tensor:
     """Gradient with respect to the logits, in their dtype.
 
     With p the probabilities, the log-prob contributes 1 at the target minus p, and the entropy
-    -p (log p + entropy).
+    -p (log p + entropy). A cap c, whose output is y, contributes the factor 1 - (y / c)^2.
     """
-    logp = logits.float() * scale - total_R[:, None]
+    capped = soft_capped(logits.float(), cap)
+    logp = capped * scale - total_R[:, None]
     factor = -logp_gradient_R[:, None]
     if entropy_gradient_R is not None:
         factor = factor - entropy_gradient_R[:, None] * (logp + entropy_R[:, None])
     gradient = factor * logp.exp() * scale
     # The target's own 1 is added in one place a row, rather than asked for in every place.
     chosen = gradient.gather(1, target_R[:, None]) + (logp_gradient_R * scale)[:, None]
+    if cap is not None:
+        slope = 1 - (capped / cap).square()
+        gradient, chosen = gradient * slope, chosen * slope.gather(1, target_R[:, None])
     return gradient.to(logits.dtype).scatter(1, target_R[:, None], chosen.to(logits.dtype))
 
 

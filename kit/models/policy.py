@@ -10,7 +10,7 @@ from torch import nn
 
 from kit.errors import ModelError
 from kit.models import attention, shared_operators
-from kit.models.log_probs import shared_token_log_probs, token_log_probs
+from kit.models.log_probs import shared_token_log_probs, soft_capped, token_log_probs
 from kit.models.packing import Packed, repeat_rows, take_rows
 
 
@@ -33,6 +33,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.logit_scale = logit_scale(model.config)
+        self.logit_cap = logit_cap(model.config)
         self.log_probs_of = token_log_probs
 
     def share_operators(self, device: torch.device, attention: str = "auto") -> None:
@@ -53,7 +54,18 @@ class Policy(nn.Module):
             self.model.lm_head.weight,  # type: ignore[union-attr, arg-type]
             packed.target_R,
             temperature / self.logit_scale,
+            self.logit_cap,
         )
+
+    def logits_of(self, hidden_R: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        """Logits before the temperature, (R, vocabulary), float32, from output of the last layer.
+
+        Args:
+            hidden_R: the output.
+            head: the output embedding, whole.
+        """
+        logits_R = (hidden_R @ head.to(hidden_R.dtype).T).float()
+        return soft_capped(logits_R * self.logit_scale, self.logit_cap)
 
 
 def logit_scale(config: Any) -> float:
@@ -61,6 +73,11 @@ def logit_scale(config: Any) -> float:
     return float(getattr(config, "logit_scale", None) or 1) / float(
         getattr(config, "logits_scaling", None) or 1
     )
+
+
+def logit_cap(config: Any) -> float | None:
+    """Soft cap that a model puts on its logits, as Gemma 2 and NanoChat do; None without one."""
+    return float(getattr(config, "final_logit_softcapping", None) or 0) or None
 
 
 def load(path: str, *, trust_remote_code: bool = False) -> Policy:
@@ -102,8 +119,9 @@ def _check_parts(model: Any) -> None:
             problem = f"{kind} has no part named {name!r}."
     if not problem and getattr(model.lm_head, "bias", None) is not None:
         problem = f"{kind} has a bias in its output layer, which the engine leaves out."
-    if not problem and getattr(model.config, "final_logit_softcapping", None):
-        problem = f"{kind} caps its logits (final_logit_softcapping), which the trainer does not."
+    cap, scale = logit_cap(model.config), logit_scale(model.config)
+    if not problem and cap is not None and (scale != 1 or cap < 0):
+        problem = f"{kind} has a soft cap of {cap:g} and a factor of {scale:g} on its logits."
     if problem:
         raise ModelError(
             problem, fix="use a decoder-only model of the Llama, Qwen or Mistral kind."

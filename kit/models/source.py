@@ -300,6 +300,8 @@ class ModelShape:
     vocabulary: int
     tied: bool
     """Whether output and input embedding are one tensor."""
+    caps_logits: bool = False
+    """Whether it has a soft cap on its logits, which keeps a copy of them more."""
 
     @classmethod
     def read(cls, directory: str | Path) -> Self:
@@ -345,6 +347,7 @@ class ModelShape:
             head_size=int(config.get("head_dim") or hidden // heads),
             vocabulary=int(config["vocab_size"]),
             tied=tied,
+            caps_logits=bool(config.get("final_logit_softcapping")),
         )
 
     def key_value_bytes(self, width: int) -> int:

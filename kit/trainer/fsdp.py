@@ -154,8 +154,7 @@ class FsdpBackend:
             finally:
                 hook.remove()
             hidden_R = kept[0][packed.predictor_R]
-            logits_R = hidden_R @ whole(inner.lm_head.weight).to(hidden_R.dtype).T
-            return logits_R * self.policy.logit_scale
+            return self.policy.logits_of(hidden_R, whole(inner.lm_head.weight))
 
     @contextmanager
     def with_reference(self) -> Iterator[None]:

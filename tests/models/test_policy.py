@@ -1,14 +1,16 @@
 """Log-probs of packed samples against plain Transformers, one sample at a time."""
 
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+from kit.errors import ModelError
 from kit.models import log_probs
 from kit.models.attention import attend, layout
-from kit.models.log_probs import rows_at_once, token_log_probs
+from kit.models.log_probs import rows_at_once, shared_token_log_probs, token_log_probs
 from kit.models.packing import pack, repeat_rows
 from kit.models.policy import Policy, load
 from kit.tiny import MODEL_DIR
@@ -109,9 +111,10 @@ def test_a_row_without_a_response_gives_no_log_probs(policy: Policy) -> None:
     assert (len(logp), len(entropy)) == (0, 0)
 
 
+@pytest.mark.parametrize("cap", [None, 3.0])
 @pytest.mark.parametrize("at_once", [1, 104, 104 * 4, 104 * 20 - 1])
 def test_log_probs_in_pieces_are_those_of_one_piece_in_value_and_gradient(
-    monkeypatch: pytest.MonkeyPatch, at_once: int
+    monkeypatch: pytest.MonkeyPatch, at_once: int, cap: float | None
 ) -> None:
     torch.manual_seed(2)
     target = torch.randint(104, (21,))
@@ -120,7 +123,7 @@ def test_log_probs_in_pieces_are_those_of_one_piece_in_value_and_gradient(
 
     def run() -> list[torch.Tensor]:
         hidden, head = (x.clone().requires_grad_() for x in (start, weight))
-        logp, entropy = token_log_probs(hidden, head, target, TEMPERATURE)
+        logp, entropy = token_log_probs(hidden, head, target, TEMPERATURE, cap)
         ((logp - 0.3 * entropy) * share).sum().backward()
         assert hidden.grad is not None
         assert head.grad is not None
@@ -132,6 +135,76 @@ def test_log_probs_in_pieces_are_those_of_one_piece_in_value_and_gradient(
     assert rows_at_once(104) == max(1, at_once // 104)
     for part, expected in zip(run(), whole, strict=True):
         assert_close(part, expected, rtol=1e-5, atol=2e-6)
+
+
+def capped_by_hand(
+    hidden: torch.Tensor, head: torch.Tensor, target: torch.Tensor, cap: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs and entropies as the formula says, in the inputs' dtype."""
+    logits = cap * torch.tanh(hidden @ head.T / cap) / TEMPERATURE
+    p = logits.exp() / logits.exp().sum(-1, keepdim=True)
+    return p.log().gather(-1, target[:, None])[:, 0], -(p * p.log()).sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("form", "cap"),
+    [
+        *product(("whole", "pieces"), (0.5, 3.0, 30.0)),
+        pytest.param("compiled", 3.0, marks=pytest.mark.slow),
+    ],
+)
+def test_a_soft_cap_of_the_logits_is_applied_once_and_before_the_temperature(
+    monkeypatch: pytest.MonkeyPatch, form: str, cap: float
+) -> None:
+    if form != "whole":
+        monkeypatch.setattr(log_probs, "KEPT_LOGITS", 0)
+        monkeypatch.setattr(log_probs, "LOGITS_AT_ONCE", 104 * 4)
+    if form == "compiled":  # as on a GPU
+        for name in ("row_statistics", "logit_gradient"):
+            compiled = torch.compile(getattr(log_probs, name), dynamic=True)
+            monkeypatch.setattr(log_probs, name, compiled)
+    torch.manual_seed(4)
+    target, share = torch.randint(104, (9,)), torch.randn(9, dtype=torch.float64)
+    start, weight = torch.randn(9, 8).double(), 2 * torch.randn(104, 8).double()
+    found = []
+    for way in (token_log_probs, None):
+        hidden, head = (x.clone().requires_grad_() for x in (start, weight))
+        if way:
+            logp, entropy = way(hidden, head, target, TEMPERATURE, cap)
+        else:
+            logp, entropy = capped_by_hand(hidden, head, target, cap)
+        ((logp - 0.3 * entropy) * share).sum().backward()
+        found.append([logp.detach().double(), entropy.detach().double(), hidden.grad, head.grad])
+    for part, expected in zip(*found, strict=True):
+        assert_close(part, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_of_a_soft_cap_is_exact_in_float64() -> None:
+    torch.manual_seed(5)
+    logits = (6 * torch.randn(5, 11, dtype=torch.float64)).requires_grad_()
+    target, cap, scale = torch.randint(11, (5,)), 4.0, 1 / TEMPERATURE
+    by_logp, by_entropy = torch.randn(2, 5, dtype=torch.float64)
+    capped = cap * torch.tanh(logits / cap) * scale
+    logp = capped.log_softmax(-1)
+    entropy = -(logp.exp() * logp).sum(-1)
+    chosen = logp.gather(-1, target[:, None])[:, 0]
+    (chosen @ by_logp + entropy @ by_entropy).backward()
+    total = capped.logsumexp(-1).detach()
+    known = logits.detach(), target, total, entropy.detach(), by_logp, by_entropy
+    assert_close(gradient_in_float64(*known, scale, cap), logits.grad, rtol=1e-12, atol=1e-12)
+
+
+def gradient_in_float64(*arguments: Any) -> torch.Tensor:
+    """`logit_gradient` without its rounding to float32."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        return log_probs.logit_gradient(*arguments)
+
+
+def test_operators_shared_with_the_engine_refuse_a_soft_cap() -> None:
+    hidden, head, target = torch.randn(2, 4), torch.randn(5, 4), torch.tensor([0, 1])
+    with pytest.raises(ModelError, match="caps its logits at 15"):
+        shared_token_log_probs(hidden, head, target, 1.0, 15.0)
 
 
 def test_a_piece_of_logits_is_of_whole_tiles_where_it_is_that_large() -> None:
