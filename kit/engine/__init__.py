@@ -9,5 +9,6 @@ scoring.py       log-probs of given responses, computed again
 patches.py       what the kit changes in SGLang's processes, and what it relies on there
 gpu.py           SGLang on a GPU with the operators of `kit.operators`
 shared_router.py its choice of experts, on CPUs and GPUs alike, with one of them
+models/          models that SGLang lacks
 cpu/             SGLang without a GPU
 """

@@ -286,26 +286,40 @@ EXTERNAL = "SGLANG_EXTERNAL_MODEL_PACKAGE"
 """SGLang's variable for a package with models of the user's own."""
 
 
+OWN_MODELS = "kit.engine.models"
+"""Package with the models that SGLang lacks."""
+
+
 def import_only(*model_paths: str) -> None:
     """Tell this process' SGLang, and what it starts, which models it can leave out.
 
-    Where the architecture of one of the models is in none of SGLang's modules, or the environment
-    already says something of this, SGLang is told nothing.
+    It is also told of the kit's own, where one of them is wanted. Where the architecture of one of
+    the models is in none of SGLang's modules nor ours, or the environment already says something
+    of this, SGLang is told nothing.
     """
     if os.environ.get(DISABLED) or os.environ.get(EXTERNAL):
         return
     wanted = [read_object(Path(path) / "config.json", unique=False) for path in model_paths]
     names = {str(name) for settings in wanted for name in settings.get("architectures") or ()}
+    own = {name for name in names if _is_own(name)}
     others, found = [], set()
     models = sglang_sources() / "models"
     for file in sorted(file for file in models.glob("*.py") if file.stem != "__init__"):
         text = file.read_text(encoding="utf-8")
-        if here := {name for name in names if name in text}:
+        if here := {name for name in names - own if name in text}:
             found |= here if "EntryClass" in text else set()
         else:
             others.append(file.stem)
-    if found and found == names:
+    if own:
+        os.environ[EXTERNAL] = OWN_MODELS
+    if names and found | own == names:
         os.environ[DISABLED] = ",".join(others)
+
+
+def _is_own(architecture: str) -> bool:
+    """Whether a model of this architecture is among `OWN_MODELS`; these are not imported here."""
+    files = Path(__file__).with_name("models").glob("*.py")
+    return any(f"class {architecture}(" in file.read_text(encoding="utf-8") for file in files)
 
 
 def sglang_sources() -> Path:

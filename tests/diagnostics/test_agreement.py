@@ -33,7 +33,6 @@ REFUSED = {
     "Llama, dynamic rope": "the engine",
     "Llama, yarn": "the engine",
     "Mistral, window": f"(?s)the engine.*{AT_WINDOW}",
-    "NanoChat": f"cannot be computed|{NO_START}",
     "Olmo3": NO_START,
     "Olmoe": NO_START,
     "Phi": "bias in its output layer",
