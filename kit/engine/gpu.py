@@ -49,8 +49,8 @@ from kit.engine.shared_router import fused_topk_by
 from kit.operators import cuda as operators
 from kit.operators import cuda_experts
 from kit.operators.cuda_attention import attend
-from kit.operators.families import unknown
 from kit.operators.rope import Angles, angles_of
+from kit.operators.unknown import unknown
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention

@@ -18,9 +18,7 @@ Checksums that a GPU does not have to compile first, and weights that can be era
 sync writes.
     relies on   utils/weight_checker.py: WeightChecker.handle, _get_model, _hash_tensor
 
-Dense layers of a Qwen3-MoE. SGLang gives every layer experts, whatever the model's configuration
-says, and leaves the weights of those that the files do not have as they come.
-    relies on   models/qwen3_moe.py: Qwen3MoeDecoderLayer.__init__, Qwen3MoeMLP
+What a family of models needs; see `kit.engine.families`.
 
 Where schedulers write how busy they are: a file in shared memory, which SGLang removes never. Ours
 lies in the stack's own folder, and goes with it however the engine ends.
@@ -40,7 +38,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kit.engine import adapters, speculative
+from kit.engine import adapters, families, speculative
 from kit.utils.reading import read_object
 
 if TYPE_CHECKING:
@@ -54,11 +52,11 @@ def engine_class(settings: EngineSettings) -> Any:
     from sglang.srt.entrypoints.engine import Engine
 
     shared = settings.model_path if settings.shares_operators else None
-    dense, adapts = dense_layers(settings.model_path), settings.adapters is not None
+    path, adapts = settings.model_path, settings.adapters is not None
     further = settings.quantization, settings.speculative
-    run = partial(run_on_cpu, settings.threads, shared, dense, adapts, *further)
+    run = partial(run_on_cpu, settings.threads, shared, path, adapts, *further)
     if settings.device != "cpu":
-        run = partial(run_on_gpu, shared, dense, adapts)
+        run = partial(run_on_gpu, shared, path, adapts)
     elif settings.quantization:  # this process checks the name
         from kit.engine.cpu import quantization
 
@@ -74,7 +72,7 @@ def engine_class(settings: EngineSettings) -> Any:
 def run_on_cpu(
     threads: int,
     shared: str | None,
-    dense: frozenset[int],
+    path: str,
     adapts: bool,
     quantized: QuantizationConfig | None,
     drafts: SpeculativeSettings | None,
@@ -86,7 +84,7 @@ def run_on_cpu(
     Args:
         threads: cores that its arithmetic takes.
         shared: the model's directory, where it computes with the trainer's operators.
-        dense: layers of a Qwen3-MoE without experts.
+        path: the model's directory.
         adapts: whether it has adapters beside its weights.
         quantized: how its linear layers are quantised.
         drafts: how it drafts, if it does.
@@ -116,16 +114,16 @@ def run_on_cpu(
 
         on_cpu.register(whole_draft=drafts.has_draft)
         speculative.register(drafts)
-    register_dense_layers(dense)
+    families.register(path, "cpu")
+    if drafts and drafts.draft_path:
+        families.register(drafts.draft_path, "cpu")
     register_prefix_cache()
     register_weight_checks()
     place_load_files()
     run_scheduler_process(*args, **kwargs)
 
 
-def run_on_gpu(
-    shared: str | None, dense: frozenset[int], adapts: bool, *args: Any, **kwargs: Any
-) -> None:
+def run_on_gpu(shared: str | None, path: str, adapts: bool, *args: Any, **kwargs: Any) -> None:
     """The scheduler on a GPU; arguments as those of `run_on_cpu`."""
     from sglang.srt.managers.scheduler import run_scheduler_process
 
@@ -135,7 +133,7 @@ def run_on_gpu(
         gpu.register(shared)
     if adapts:
         adapters.register("cuda")
-    register_dense_layers(dense)
+    families.register(path, "cuda")
     register_prefix_cache()
     register_weight_checks()
     place_load_files()
@@ -160,45 +158,6 @@ def place_load_files() -> None:
 
     path_for.folder = folder  # type: ignore[attr-defined]
     load_snapshot.shm_path_for = path_for
-
-
-def dense_layers(model_path: str) -> frozenset[int]:
-    """Layers without experts of a Qwen3-MoE; empty for other models, which SGLang knows itself."""
-    file = Path(model_path) / "config.json"
-    settings = read_object(file, unique=False) if file.is_file() else {}
-    if settings.get("architectures") != ["Qwen3MoeForCausalLM"]:
-        return frozenset()
-    named, step = settings.get("mlp_only_layers") or (), settings.get("decoder_sparse_step") or 1
-    layers = range(int(settings["num_hidden_layers"]))
-    return frozenset(n for n in layers if n in named or (n + 1) % step)
-
-
-def register_dense_layers(dense: frozenset[int]) -> None:
-    """Give these layers of the Qwen3-MoE that this process makes a plain feed-forward part."""
-    if not dense:
-        return
-    from sglang.srt.models import qwen3_moe
-
-    class DensePart(qwen3_moe.Qwen3MoeMLP):
-        def forward(self, x: Any, forward_batch: Any = None) -> Any:
-            return super().forward(x)
-
-    kind: Any = qwen3_moe.Qwen3MoeDecoderLayer
-    make = kind.__init__
-
-    def make_layer(layer: Any, config: Any, layer_id: int, *args: Any, **kwargs: Any) -> None:
-        make(layer, config, layer_id, *args, **kwargs)
-        if layer_id in dense:
-            layer.is_layer_sparse = False
-            layer.mlp = DensePart(
-                hidden_size=config.hidden_size,
-                intermediate_size=config.intermediate_size,
-                hidden_act=config.hidden_act,
-                quant_config=kwargs.get("quant_config"),
-                prefix=f"{kwargs.get('prefix', '')}.mlp",
-            )
-
-    kind.__init__ = make_layer
 
 
 def register_prefix_cache() -> None:

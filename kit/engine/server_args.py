@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kit.config import EngineConfig, QuantizationConfig
+from kit.engine import families
 from kit.engine.adapters import AdapterSettings
 from kit.engine.patches import sglang_sources
 from kit.engine.speculative import SpeculativeSettings
@@ -157,6 +158,7 @@ def server_arguments(settings: EngineSettings) -> dict[str, Any]:
         if config.data_parallel > 1:
             # The only form of it in which SGLang takes new weights.
             arguments |= {"dp_size": config.data_parallel, "enable_dp_attention": True}
+    arguments |= families.server_arguments(settings.model_path, settings.device)
     if settings.quantization:
         arguments["quantization"] = QUANTIZED
     if settings.adapters:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from kit.operators.families import unknown
+from kit.operators.unknown import unknown
 
 Choice = tuple[torch.Tensor, torch.Tensor]
 """Weights of each row's experts, float32, and their numbers; (T, experts of a row) each."""

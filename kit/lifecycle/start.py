@@ -253,7 +253,7 @@ class SessionParts:
         from kit.cluster.placement import check_devices
         from kit.engine.server_args import check_extra
         from kit.memory.plan import plan_for
-        from kit.models import dropout, low_precision
+        from kit.models import dropout, families, low_precision
         from kit.models.source import find
         from kit.rewards.signature import check_reward
         from kit.stack.stack import Stack
@@ -270,6 +270,7 @@ class SessionParts:
         check_reward(self.reward)
         check_extra(dict(config.engine.extra))
         check_experts(config, model)
+        families.find(model.architecture).check(config, device)
         low_precision.check_session(config, model, device)
         check_optimizer(config.training, device)
         check_peft(config)

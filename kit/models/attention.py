@@ -2,7 +2,8 @@
 
 On a GPU this is torch's variable-length flash attention, on a CPU one padded call for all samples.
 A prefix that samples share is computed once, and each of them attends to it. `attend` takes tensors
-in Transformers' shapes: (1, heads, T, head size).
+in Transformers' shapes: (1, heads, T, head size). Soft caps and sinks, which these kernels lack,
+are computed on both by `kit.operators.scores`.
 
 `forward_op` and `backward_op` wrap the GPU's kernels as operators that `torch.compile` does not
 look into. Torch's own take the longest lengths as numbers, so compiled code would depend on them;
@@ -17,10 +18,11 @@ from typing import Any
 
 import torch
 import torch.nn.attention.varlen  # registers the operators of torch.ops.torch_attn
+from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from kit.errors import ModelError
 from kit.models.packing import Packed, put_rows, repeat_rows, sums_of, take_rows, to_device
+from kit.operators import scores
 
 NAME = "kit_packed"
 
@@ -121,25 +123,49 @@ def attend(
     With a sliding window of w, these are the token itself and the w - 1 before it.
 
     Raises:
-        ValueError: called without the layout of the packed samples.
-        ModelError: the model caps its scores or has attention sinks.
+        ValueError: called without the layout of the packed samples, or with dropout where there is
+            none.
     """
     if packed is None:
         raise ValueError("kit_packed attention needs packed=layout(samples, device)")
-    if softcap is not None or s_aux is not None:
-        raise ModelError(
-            f"The model's attention has {'sinks' if softcap is None else 'a soft cap'}, which the "
-            "trainer cannot compute.",
-            fix="train another model.",
-        )
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
+    size = v.shape[-1]
+    if size < k.shape[-1]:  # kernels take one head size; columns of zeros stay zeros
+        v = nn.functional.pad(v, (0, k.shape[-1] - size))
     if packed.seen_rows is not None:
         # One gather of both: what each sequence sees, the shared beginnings repeated.
         both = torch.cat([k, v], dim=1)
         both = repeat_rows(both, packed.seen_rows, packed.order, packed.order_ends)
         k, v = both.split([k.shape[1], v.shape[1]], dim=1)
-    attended = attend_on_gpu if q.is_cuda else attend_on_cpu
-    return attended(q, k, v, scaling, dropout, packed, sliding_window or 0)[None], None
+    window = sliding_window or 0
+    if softcap is not None or s_aux is not None:
+        out = _attend_by_scores(q, k, v, s_aux, scaling, dropout, packed, window, softcap or 0.0)
+    else:
+        attended = attend_on_gpu if q.is_cuda else attend_on_cpu
+        out = attended(q, k, v, scaling, dropout, packed, window)
+    return out[None, ..., :size], None
+
+
+def _attend_by_scores(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    sinks: torch.Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    packed: Layout,
+    window: int,
+    cap: float,
+) -> torch.Tensor:
+    """Attention with a soft cap or sinks, of which no kernel knows, (T, heads, D)."""
+    if dropout:
+        raise ValueError("kit_packed attention has no dropout beside soft caps and sinks")
+    if not q.is_cuda and packed.seen_rows is not None:  # padded to a rectangle
+        k, v = (take_rows(x, packed.seen.places) for x in (k, v))
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    ends = packed.own.ends, packed.seen.ends
+    out: torch.Tensor = scores.attend(q, k, v, sinks, *ends, scale, window, cap)
+    return out
 
 
 def attend_on_gpu(

@@ -16,7 +16,9 @@ VARIANTS = 64
 without, for few rows and many, and for each way to recompute."""
 
 
-def recompute(model: nn.Module, layers: Iterable[nn.Module], level: Recompute) -> None:
+def recompute(
+    model: nn.Module, layers: Iterable[nn.Module], level: Recompute, feed_forward: str = "mlp"
+) -> None:
     """Set what the backward pass recomputes instead of the forward pass keeping it.
 
     Args:
@@ -25,6 +27,7 @@ def recompute(model: nn.Module, layers: Iterable[nn.Module], level: Recompute) -
         level: `selective`: the feed-forward part of each layer, which saves most for its cost.
             `full`: each whole layer, of which only the input is kept. `alternating`: one for every
             other layer, the other for those between.
+        feed_forward: attribute of a layer that holds its feed-forward part.
     """
     if level in ("alternating", "full"):
         whole: Any = model
@@ -34,7 +37,8 @@ def recompute(model: nn.Module, layers: Iterable[nn.Module], level: Recompute) -
         some: list[Any] = list(layers)[::step]
         for layer in some:
             layer.gradient_checkpointing = False
-            layer.mlp.__class__ = _recomputed(layer.mlp.__class__)
+            part = getattr(layer, feed_forward)
+            part.__class__ = _recomputed(part.__class__)
 
 
 @cache

@@ -16,7 +16,7 @@ from torch import nn
 
 from kit.algo.corrections import entropy_of
 from kit.operators import cpu, cuda
-from kit.operators.families import unknown
+from kit.operators.unknown import unknown
 
 KEPT_LOGITS = 1 << 26
 """So few are kept for the backward pass: 256 MiB in float32. More are made in pieces."""

@@ -21,13 +21,12 @@ from torch import nn
 
 from kit.config import QuantizationConfig, SessionConfig
 from kit.errors import ConfigError, ModelError
+from kit.models import families
 from kit.models.source import ModelSource, stored_shapes
 from kit.operators import low_precision
 from kit.operators.low_precision import PER_WORD, Scheme
 from kit.utils.reading import read_json
 
-FAMILIES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-"""Architectures whose every linear layer is known here."""
 SCALE = "weight_scale"
 """Last part of the name of a weight's scales, as engines get them."""
 _QUANTIZED = re.compile(
@@ -81,10 +80,11 @@ def check_model(model: ModelSource, config: QuantizationConfig) -> None:
         ModelError: its layers are not known, it is quantised already, or a group size does not
             divide the inputs of a layer.
     """
-    if model.architecture not in FAMILIES:
+    if not families.find(model.architecture).quantizes:
+        known = [family.architecture for family in families.all_families() if family.quantizes]
         raise ModelError(
             f"{model.architecture} is not quantised here.",
-            why=f"Which of its weights an engine quantises is known of {', '.join(FAMILIES)} only.",
+            why=f"Which of its weights an engine quantises is known of {', '.join(known)} only.",
             fix="take one of these, or leave the quantisation out.",
         )
     if read_json(Path(model.path) / "config.json", unique=False).get("quantization_config"):
@@ -161,7 +161,7 @@ def use(model: nn.Module, scheme: Scheme) -> None:
     """Have a causal language model compute with quantised weights, and train through them.
 
     Args:
-        model: a Transformers model of one of `FAMILIES`, with its weights as they are kept.
+        model: a Transformers model of a family that `quantizes`, with its weights as they are kept.
         scheme: how they are quantised as they are used.
     """
     for name, module in model.named_modules():

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from kit.models.attention import Layout, backward_op, padded
+from kit.models.families.exact import refuse_others
 from kit.models.packing import repeat_rows, take_rows
 from kit.operators import cpu, cuda, cuda_attention, cuda_experts
-from kit.operators.families import refuse_others, unknown
 from kit.operators.rope import Angles, angles_of
+from kit.operators.unknown import unknown
 
 ADDED = ("o_proj", "down_proj")
 """Parts whose output is added to what went into their layer."""

@@ -12,8 +12,9 @@ summation by the number of rows, and attention by the lengths beside it; these d
     kernels.py          their kernels, in Triton
     low_precision.py    FP8 and INT4: quantised, read, and trained through
     nf4.py              frozen weights in 4 bits, read and multiplied with
+    scores.py           attention with soft caps and sinks, without a kernel
     rope.py             the table of angles, made from the model's configuration
-    families.py         models and devices that have them
+    unknown.py          the error for a model of which something has none
     ladder.py           digests of every part's output, to find the first that differs
 
 Every operator computes in float32 inside and rounds once to the dtype of its input.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from kit.errors import ModelError
-from kit.operators.families import unknown
+from kit.operators.unknown import unknown
 
 HEAD_SIZES = {"fa3": (128,), "triton": (16, 32, 64, 128)}
 """Head sizes for which each kind of attention gives a query the same bits alone as among others."""

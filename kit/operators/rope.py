@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kit.operators.families import unknown
+from kit.operators.unknown import unknown
 
 
 @dataclass(frozen=True, slots=True)

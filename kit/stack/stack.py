@@ -32,9 +32,9 @@ from kit.cluster.processes import HEAD, TRAINER, Watch
 from kit.config import QuantizationConfig, SessionConfig, TrainingConfig
 from kit.errors import StackError
 from kit.memory import MemoryPlan
+from kit.models.families.exact import refuse_others
 from kit.models.source import ModelSource
 from kit.operators import ladder
-from kit.operators.families import refuse_others
 from kit.reports import SyncReport
 from kit.stack import recovery
 from kit.stack.actors import StackSettings

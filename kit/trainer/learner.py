@@ -22,7 +22,7 @@ from kit.algo.schedule import learning_rate
 from kit.cluster.lean_imports import bring_back
 from kit.config import Optimizer, TrainingConfig
 from kit.errors import ModelError
-from kit.models import four_bit, lora, low_precision
+from kit.models import families, four_bit, lora, low_precision
 from kit.models.adapters import adapter_directory
 from kit.models.compile import compile_layers, recompute
 from kit.models.dropout import switch_off
@@ -261,7 +261,8 @@ class ModelFactory:
                 lora.read_adapter(inner, adapter_directory(settings.lora))
         with nullcontext() if settings.training.replays_routing else suppress(ModelError):
             make_replayable(inner)
-        recompute(inner, inner.model.layers, settings.recompute)
+        feed_forward = families.find(type(inner).__name__).feed_forward
+        recompute(inner, inner.model.layers, settings.recompute, feed_forward)
         if settings.compile:
             compile_layers(inner.model.layers, rounds=settings.training.true_on_policy)
         return policy

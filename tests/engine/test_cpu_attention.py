@@ -67,26 +67,46 @@ class Case:
         query = torch.randn(int(new.sum()), HEADS * SIZE, generator=random)
         return cls(lens, new, rows, table, keys, values, query)
 
-    def expected(self, paths: list[list[int]] | None = None) -> torch.Tensor:
+    def expected(
+        self,
+        paths: list[list[int]] | None = None,
+        *,
+        window: int = 0,
+        cap: float = 0.0,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Every new token attends to all tokens before it, one at a time.
 
-        Of the new ones of its request it sees those in `paths`, else itself and those before.
+        Of the new ones of its request it sees those in `paths`, else itself and those before; of
+        all of them the last `window`.
         """
         outputs, first = [], 0
         for keys, values, count in zip(self.keys, self.values, self.new.tolist(), strict=True):
             for i in range(count):
                 old = len(keys) - count
                 own = paths[i] if paths else range(i + 1)
-                seen = [*range(old), *(old + j for j in own)]
+                seen = [*range(old), *(old + j for j in own)][-window:]
                 query = self.query[first + i].view(HEADS, SIZE)
                 for head in range(HEADS):
                     k, v = keys[seen, head // GROUPS], values[seen, head // GROUPS]
-                    share = torch.softmax(k @ query[head] * SCALE, dim=0)
-                    outputs.append(share @ v)
+                    score = k @ query[head] * SCALE
+                    if cap:
+                        score = cap * torch.tanh(score / cap)
+                    total = score.exp().sum()
+                    if sinks is not None:
+                        total = total + sinks[head].exp()
+                    outputs.append((score.exp() / total) @ v)
             first += count
-        return torch.stack(outputs).view(-1, HEADS * SIZE)
+        return torch.stack(outputs).view(len(self.query), -1)
 
-    def attended(self, *, decode: bool = False, drafts: Any = None) -> torch.Tensor:
+    def attended(
+        self,
+        *,
+        decode: bool = False,
+        drafts: Any = None,
+        of: Any = None,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """What the kit's backend makes of it, the new keys and values handed in as SGLang does."""
         from kit.engine.cpu.attention import BatchedCpuAttention
 
@@ -119,7 +139,7 @@ class Case:
         backend.init_forward_metadata(batch)
         call = backend.forward_decode if decode else backend.forward_extend
         k, v = (torch.cat(x).flatten(1) for x in (new_k, new_v))
-        return call(self.query, k, v, layer(), batch)
+        return call(self.query, k, v, of or layer(), batch, sinks=sinks)
 
 
 def layer(**changes: Any) -> Any:
@@ -133,6 +153,7 @@ def layer(**changes: Any) -> Any:
         "v_head_dim": SIZE,
         "scaling": SCALE,
         "sliding_window_size": -1,
+        "logit_cap": 0.0,
         "is_cross_attention": False,
         "attn_type": AttentionType.DECODER,
     }
@@ -153,6 +174,26 @@ def test_new_tokens_attend_to_prefix_and_each_other_as_one_by_one(
 def test_decoding_a_batch_is_decoding_each_request(requests: list[tuple[int, int]]) -> None:
     case = Case.of(requests, seed=1)
     assert_close(case.attended(decode=True), case.expected(), rtol=1e-4, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(1, 7)), min_size=1, max_size=5),
+    st.booleans(),
+    st.sampled_from([0, 1, 2, 5, 50]),
+    st.sampled_from([0.0, 0.3]),
+    st.booleans(),
+)
+def test_windows_soft_caps_and_sinks_are_as_one_by_one(
+    requests: list[tuple[int, int]], decode: bool, window: int, cap: float, has_sinks: bool
+) -> None:
+    case = Case.of([(old, 1 if decode else new) for old, new in requests], seed=3)
+    sinks = torch.linspace(-2, 2, HEADS) if has_sinks else None
+    # SGLang's number is of the tokens before; of one token alone it has no number.
+    of = layer(sliding_window_size=window - 1 if window > 1 else -1, logit_cap=cap)
+    found = case.attended(decode=decode, of=of, sinks=sinks)
+    expected = case.expected(window=window if window > 1 else 0, cap=cap, sinks=sinks)
+    assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("scores", [1, 60, 130, 10_000])
@@ -205,7 +246,7 @@ def test_padding_is_marked_only_where_there_is_any() -> None:
     assert marked.tolist() == [[True, True], [True, False]]
 
 
-def test_only_plain_causal_self_attention_is_the_kits_own() -> None:
+def test_causal_self_attention_is_the_kits_own() -> None:
     from sglang.srt.layers.radix_attention import AttentionType
 
     from kit.engine.cpu.attention import BatchedCpuAttention
@@ -214,9 +255,11 @@ def test_only_plain_causal_self_attention_is_the_kits_own() -> None:
     backend = BatchedCpuAttention(runner)
     assert backend.is_supported(layer())
     assert backend.is_supported(layer(sliding_window_size=None))
-    assert not backend.is_supported(layer(sliding_window_size=4))
+    assert backend.is_supported(layer(sliding_window_size=4))
     assert not backend.is_supported(layer(is_cross_attention=True))
     assert not backend.is_supported(layer(attn_type=AttentionType.ENCODER_ONLY))
+    with pytest.raises(RuntimeError, match="sinks"):
+        backend.is_supported(layer(is_cross_attention=True), torch.zeros(HEADS))
 
 
 def test_registering_puts_it_where_sglang_looks_for_plain_torch() -> None:

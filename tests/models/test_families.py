@@ -16,8 +16,6 @@ from kit.models.state_dict import as_saved, named_weights, saved_buffers
 from tests.small_models import FAMILIES, make_model
 
 REFUSED = {
-    "Gemma2": "soft cap",
-    "GptOss": "sinks",
     "Phi": "bias in its output layer",
 }
 """What the trainer does not compute, with the word that its error has for it."""

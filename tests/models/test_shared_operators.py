@@ -10,8 +10,8 @@ import torch
 
 from kit.errors import ConfigError, ModelError
 from kit.models import policy
+from kit.models.families.exact import refuse_others
 from kit.models.packing import pack
-from kit.operators.families import FAMILIES, refuse_others
 from kit.operators.ladder import Recorder, first_difference
 from tests.small_models import make_model, mixture_of_experts
 
@@ -84,18 +84,18 @@ def test_a_part_that_is_not_known_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_had_is_refused_before_anything_starts() -> None:
-    refuse_others(FAMILIES[0], "cpu")
+    refuse_others("Qwen3ForCausalLM", "cpu")
     with pytest.raises(ModelError, match="MixtralForCausalLM"):
         refuse_others("MixtralForCausalLM", "cpu")
-    refuse_others(FAMILIES[0], "cuda", "bfloat16")
+    refuse_others("Qwen3ForCausalLM", "cuda", "bfloat16")
     with pytest.raises(ConfigError, match="no operators for float32 on a GPU"):
-        refuse_others(FAMILIES[0], "cuda", "float32")
-    refuse_others(FAMILIES[0], "cuda", "bfloat16", "triton")
+        refuse_others("Qwen3ForCausalLM", "cuda", "float32")
+    refuse_others("Qwen3ForCausalLM", "cuda", "bfloat16", "triton")
     with pytest.raises(ConfigError, match="own attention on a CPU, and not 'triton'"):
-        refuse_others(FAMILIES[0], "cpu", "float32", "triton")
+        refuse_others("Qwen3ForCausalLM", "cpu", "float32", "triton")
     refuse_others("Qwen3MoeForCausalLM", "cuda")
     with pytest.raises(ConfigError, match="no operators for mps"):
-        refuse_others(FAMILIES[0], "mps")
+        refuse_others("Qwen3ForCausalLM", "mps")
 
 
 def test_a_gpu_refuses_experts_whose_sizes_its_library_cannot_multiply(tmp_path: Path) -> None:

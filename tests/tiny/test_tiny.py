@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 from kit.config import ModelConfig
-from kit.engine.patches import dense_layers
+from kit.engine.families.dense_layers import is_dense
 from kit.errors import DataError
 from kit.models.source import find
 from kit.rewards import grade
@@ -80,8 +81,8 @@ def test_the_mixture_has_a_dense_layer_first_and_then_two_of_eight_experts() -> 
     layout = source.experts
     assert layout is not None
     assert (layout.layers, layout.count, layout.top_k, layout.model_layers) == ((1, 2, 3), 8, 2, 4)
-    assert dense_layers(str(MOE_DIR)) == {0}
-    assert dense_layers(str(MODEL_DIR)) == frozenset()
+    config = AutoConfig.from_pretrained(MOE_DIR)
+    assert [is_dense(config, layer) for layer in range(4)] == [True, False, False, False]
     assert sum(file.stat().st_size for file in MOE_DIR.iterdir()) <= 4_000_000
 
 

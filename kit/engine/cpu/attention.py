@@ -1,9 +1,10 @@
 """Attention for SGLang on a CPU: the whole batch in one call per layer.
 
-SGLang's own `torch_native` backend attends request by request in Python. Here the keys and values
-of all requests are gathered from the cache into one padded tensor, and one call attends for all
-(in decoding, where torch's attention is slow, two products).
-Which cache slots, and who may see whom, is worked out once a step and shared by all layers.
+SGLang's own `torch_native` backend attends request by request in Python, and knows neither soft
+caps nor sinks. Here the keys and values of all requests are gathered from the cache into one padded
+tensor, and one call attends for all (in decoding, where torch's attention is slow, two products).
+Which cache slots, and who may see whom, is worked out once a step and shared by all layers that see
+as far: everything so far, or the last tokens within a window.
 
 Shapes: B requests, Q new tokens a request (1 in decode), K tokens seen at most, H key/value heads,
 D head size.
@@ -11,7 +12,7 @@ D head size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,8 @@ from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBack
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from torch.nn.functional import scaled_dot_product_attention
+
+from kit.operators.scores import shares
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -58,15 +61,30 @@ class DecodeSlice:
 
 
 def decode_plan(
-    req_to_token: torch.Tensor, rows: torch.Tensor, seq_lens: torch.Tensor, heads: int
+    req_to_token: torch.Tensor,
+    rows: torch.Tensor,
+    seq_lens: torch.Tensor,
+    heads: int,
+    window: int = 0,
 ) -> list[DecodeSlice]:
-    """Lay out one decoding step; arguments as for `plan`, and the number of key/value heads."""
-    size = max(1, PADDED_SCORES // int(seq_lens.max()))
+    """Lay out one decoding step.
+
+    Args:
+        req_to_token: as for `plan`.
+        rows: as for `plan`.
+        seq_lens: as for `plan`.
+        heads: key/value heads.
+        window: a token sees so many, itself included; 0 is all before it.
+    """
+    longest = int(seq_lens.max())
+    size = max(1, PADDED_SCORES // min(longest, window or longest))
     slices = []
     for first in range(0, len(rows), size):
         part = slice(first, first + size)
         lens = seq_lens[part, None]
-        seen = torch.arange(int(lens.max()))[None]
+        width = int(lens.max())
+        begin = (lens - window).clamp(min=0) if window else torch.zeros_like(lens)
+        seen = begin + torch.arange(min(width, window or width))
         slots = req_to_token[rows[part, None], torch.minimum(seen, lens - 1)].long()
         cache_rows = slots[:, None] * heads + torch.arange(heads)[:, None]
         hidden = torch.zeros(slots.shape).masked_fill_(seen >= lens, -torch.inf)
@@ -108,26 +126,54 @@ def plan(
     return slices
 
 
+def within_window(planned: list[Slice], window: int) -> list[Slice]:
+    """A plan whose queries see, of what they saw, themselves and the `window` - 1 before them.
+
+    Args:
+        planned: of queries that see everything so far.
+        window: tokens.
+    """
+    parts = []
+    for part in planned:
+        last = part.visible.sum(-1, keepdim=True) - 1
+        near = torch.arange(part.visible.shape[-1]) > last - window
+        parts.append(replace(part, visible=part.visible & near))
+    return parts
+
+
+def window_of(layer: RadixAttention) -> int:
+    """Tokens that a token of this layer sees, itself included; 0 is all before it.
+
+    SGLang's number is of those before it.
+    """
+    size = layer.sliding_window_size
+    return size + 1 if size is not None and size > -1 else 0
+
+
 class BatchedCpuAttention(TorchNativeAttnBackend):
     """SGLang's CPU backend with causal self-attention batched; all else is its own."""
 
     def __init__(self, model_runner: ModelRunner) -> None:
         super().__init__(model_runner)
-        self._plan: list[Slice] = []
-        self._decode_plan: dict[int, list[DecodeSlice]] = {}
-        """By number of key/value heads: nearly always one."""
+        self._plan: dict[int, list[Slice]] = {}
+        """By window; 0 is none."""
+        self._decode_plan: dict[tuple[int, int], list[DecodeSlice]] = {}
+        """By number of key/value heads and window."""
         self._batch: ForwardBatch | None = None
+        self._tree = False
+        """Whether the new tokens are drafts in a tree, whose places are not their positions."""
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Plan one forward pass; SGLang calls this before the layers run."""
         super().init_forward_metadata(forward_batch)
-        self._batch, self._plan, self._decode_plan = forward_batch, [], {}
+        self._batch, self._plan, self._decode_plan = forward_batch, {}, {}
+        self._tree = False
         lens, new = forward_batch.seq_lens, forward_batch.extend_seq_lens
         rows, table = forward_batch.req_pool_indices, self.req_to_token_pool.req_to_token
         if forward_batch.forward_mode.is_target_verify():
-            self._plan = self._plan_drafts(table, rows, lens, forward_batch.spec_info)
+            self._plan[0] = self._plan_drafts(table, rows, lens, forward_batch.spec_info)
         elif len(lens) and new is not None and not forward_batch.forward_mode.is_decode_or_idle():
-            self._plan = plan(table, rows, lens, new)
+            self._plan[0] = plan(table, rows, lens, new)
 
     def _plan_drafts(
         self, table: torch.Tensor, rows: torch.Tensor, lens: torch.Tensor, drafts: Any
@@ -140,6 +186,7 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
         planned = plan(table, rows, whole, torch.full_like(lens, n))
         if drafts.tree_topk == 1:
             return planned
+        self._tree = True
         mask = drafts.custom_mask[: len(lens) * n * n].view(-1, n, n).bool()
         return see_tree(planned, mask, whole)
 
@@ -151,23 +198,34 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
         layer: RadixAttention,
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attend for the new tokens of a prefill, padded."""
-        if not self.is_supported(layer):
+        """Attend for the new tokens of a prefill, padded; `sinks` are one number a head."""
+        if not self.is_supported(layer, sinks):
             whole: torch.Tensor = super().forward_extend(
                 q, k, v, layer, forward_batch, save_kv_cache
             )
             return whole
         keys, values = self._cache(k, v, layer, forward_batch, save_kv_cache)
-        query = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
         outputs = []
-        for part in self._plan:
-            attended = self._attend_new(query, keys, values, part, layer)
+        for part in self._planned(window_of(layer)):
+            attended = self._attend_new(query, keys, values, part, layer, sinks)
             # Padding left out, the queries stand in the order in which they were packed.
             outputs.append(
                 attended.flatten(0, 1) if part.is_query is None else attended[part.is_query]
             )
         return torch.cat(outputs).flatten(1)
+
+    def _planned(self, window: int) -> list[Slice]:
+        if window not in self._plan:
+            if self._tree:
+                raise RuntimeError(
+                    "A tree of drafts cannot be verified in layers with a sliding window. Set "
+                    "engine.speculative.topk: 1."
+                )
+            self._plan[window] = within_window(self._plan[0], window)
+        return self._plan[window]
 
     def _attend_new(
         self,
@@ -176,16 +234,20 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
         values: torch.Tensor,
         part: Slice,
         layer: RadixAttention,
+        sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         """Attention of a slice's new tokens, padded: (B, Q, heads, D)."""
         rows = query.index_select(0, part.query_rows.flatten())
+        padded = rows.unflatten(0, part.query_rows.shape).transpose(1, 2)
+        k, v = (_gather(x, part.cache_slots).to(query.dtype) for x in (keys, values))
+        if layer.logit_cap or sinks is not None:
+            grouped = padded.unflatten(1, (k.shape[1], -1))  # (B, H, group, Q, D)
+            scores = grouped @ k[:, :, None].transpose(-1, -2) * layer.scaling
+            own = None if sinks is None else sinks.view(*grouped.shape[1:3], 1, 1)
+            taken = shares(scores, part.visible[:, None], layer.logit_cap, own)
+            return (taken @ v[:, :, None]).flatten(1, 2).transpose(1, 2)
         return scaled_dot_product_attention(
-            rows.unflatten(0, part.query_rows.shape).transpose(1, 2),
-            _gather(keys, part.cache_slots).to(query.dtype),
-            _gather(values, part.cache_slots).to(query.dtype),
-            attn_mask=part.visible,
-            scale=layer.scaling,
-            enable_gqa=True,
+            padded, k, v, attn_mask=part.visible, scale=layer.scaling, enable_gqa=True
         ).transpose(1, 2)
 
     def forward_decode(
@@ -196,15 +258,18 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
         layer: RadixAttention,
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attend for one new token a request."""
-        if not self.is_supported(layer):
+        """Attend for one new token a request; `sinks` are one number a head."""
+        if not self.is_supported(layer, sinks):
             whole: torch.Tensor = super().forward_decode(
                 q, k, v, layer, forward_batch, save_kv_cache
             )
             return whole
         keys, values = self._cache(k, v, layer, forward_batch, save_kv_cache)
-        return self._attend_decoded(q, keys, values, layer, forward_batch).view(len(q), -1)
+        q = q.reshape(-1, layer.tp_q_head_num * layer.qk_head_dim)
+        attended = self._attend_decoded(q, keys, values, layer, forward_batch, sinks)
+        return attended.view(len(q), -1)
 
     def _attend_decoded(
         self,
@@ -213,12 +278,13 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
         values: torch.Tensor,
         layer: RadixAttention,
         forward_batch: ForwardBatch,
+        sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         """Attention of one new token a request: two products of small matrices."""
         heads = keys.shape[1]
         query = q.reshape(len(q) * heads, -1, layer.qk_head_dim)  # heads of one group side by side
         outputs = []
-        for part in self._decoding(heads):
+        for part in self._decoding(heads, window_of(layer)):
             first, last, _ = part.requests.indices(len(q))
             k, v = (
                 x.flatten(0, 1)
@@ -227,31 +293,44 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
                 .to(q.dtype)
                 for x in (keys, values)
             )
-            scores = torch.baddbmm(
-                part.hidden.to(q.dtype),
-                query[first * heads : last * heads],
-                k.transpose(1, 2),
-                alpha=layer.scaling,
-            )
-            outputs.append(torch.bmm(torch.softmax(scores, dim=-1), v))
+            own = query[first * heads : last * heads]
+            if layer.logit_cap or sinks is not None:
+                scores = torch.bmm(own, k.transpose(1, 2)) * layer.scaling
+                sink = None
+                if sinks is not None:
+                    sink = sinks.view(heads, -1, 1).repeat(last - first, 1, 1)
+                taken = shares(scores, part.hidden == 0, layer.logit_cap, sink)
+            else:
+                scores = torch.baddbmm(
+                    part.hidden.to(q.dtype), own, k.transpose(1, 2), alpha=layer.scaling
+                )
+                taken = torch.softmax(scores, dim=-1)
+            outputs.append(torch.bmm(taken, v))
         return torch.cat(outputs)
 
-    def _decoding(self, heads: int) -> list[DecodeSlice]:
-        if heads not in self._decode_plan:
+    def _decoding(self, heads: int, window: int) -> list[DecodeSlice]:
+        if (heads, window) not in self._decode_plan:
             assert self._batch is not None
-            self._decode_plan[heads] = decode_plan(
+            self._decode_plan[heads, window] = decode_plan(
                 self.req_to_token_pool.req_to_token,
                 self._batch.req_pool_indices,
                 self._batch.seq_lens,
                 heads,
+                window,
             )
-        return self._decode_plan[heads]
+        return self._decode_plan[heads, window]
 
-    def is_supported(self, layer: RadixAttention) -> bool:
-        """Causal self-attention over everything so far: what this class does itself."""
-        windowed = layer.sliding_window_size is not None and layer.sliding_window_size > -1
+    def is_supported(self, layer: RadixAttention, sinks: torch.Tensor | None = None) -> bool:
+        """Causal self-attention: what this class does itself.
+
+        Raises:
+            RuntimeError: there are sinks, and all else is SGLang's own, which has none.
+        """
         encoder = layer.is_cross_attention or layer.attn_type == AttentionType.ENCODER_ONLY
-        return not (windowed or encoder or self.use_sliding_window_kv_pool)
+        own = not (encoder or self.use_sliding_window_kv_pool)
+        if not own and (sinks is not None or layer.logit_cap):
+            raise RuntimeError("sinks and soft caps take causal attention over one cache")
+        return own
 
     def _cache(
         self,

@@ -28,11 +28,11 @@ from sglang.srt.layers.moe import fused_moe_native, topk
 from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 
-from kit.engine.cpu.attention import PADDED_SCORES, BatchedCpuAttention, Slice
+from kit.engine.cpu.attention import PADDED_SCORES, BatchedCpuAttention, Slice, window_of
 from kit.engine.shared_router import fused_topk_by
 from kit.operators import cpu as operators
-from kit.operators.families import unknown
 from kit.operators.rope import angles_of
+from kit.operators.unknown import unknown
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -88,9 +88,10 @@ def experts_forward(layer: Any, x: torch.Tensor, topk_output: Any, config: Any) 
 class SharedCpuAttention(BatchedCpuAttention):
     """`BatchedCpuAttention` with the shared operator."""
 
-    def is_supported(self, layer: RadixAttention) -> bool:
+    def is_supported(self, layer: RadixAttention, sinks: torch.Tensor | None = None) -> bool:
         """Causal self-attention over everything so far; nothing else may be computed instead."""
-        if not super().is_supported(layer):
+        special = window_of(layer) or layer.logit_cap or sinks is not None
+        if special or not super().is_supported(layer):
             raise unknown("a layer of it does not attend to everything so far")
         return True
 
@@ -101,6 +102,7 @@ class SharedCpuAttention(BatchedCpuAttention):
         values: torch.Tensor,
         part: Slice,
         layer: RadixAttention,
+        sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         first = part.visible[:, 0, 0].sum(-1) - 1
         k, v = keys[part.cache_slots], values[part.cache_slots]
@@ -113,6 +115,7 @@ class SharedCpuAttention(BatchedCpuAttention):
         values: torch.Tensor,
         layer: RadixAttention,
         forward_batch: ForwardBatch,
+        sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         query = q.view(len(q), 1, layer.tp_q_head_num, layer.qk_head_dim)
         lens, table = forward_batch.seq_lens, self.req_to_token_pool.req_to_token

@@ -57,11 +57,12 @@ class DraftStep(BatchedCpuAttention):
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Do nothing: all steps were planned at once."""
 
-    def _decoding(self, heads: int) -> list[DecodeSlice]:
-        if heads not in self._decode_plan:
+    def _decoding(self, heads: int, window: int) -> list[DecodeSlice]:
+        if (heads, window) not in self._decode_plan:
             rows = torch.arange(len(self.lens))
-            self._decode_plan[heads] = decode_plan(self.table, rows, self.lens, heads)
-        return self._decode_plan[heads]
+            planned = decode_plan(self.table, rows, self.lens, heads, window)
+            self._decode_plan[heads, window] = planned
+        return self._decode_plan[heads, window]
 
 
 class DraftSteps:

@@ -1,11 +1,10 @@
-"""Models that engine and trainer can compute with the same operators."""
+"""Which models engine and trainer can compute with the same operators."""
 
 from __future__ import annotations
 
 from kit.errors import ConfigError, ModelError
+from kit.models.families import all_families, find
 
-FAMILIES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
-"""Architectures of which every operator is known on both sides."""
 DEVICES = ("cpu", "cuda")
 
 
@@ -15,15 +14,16 @@ def refuse_others(
     """Refuse a model, a device, a dtype or an attention backend without shared operators.
 
     Raises:
-        ModelError: the architecture is not one of `FAMILIES`.
+        ModelError: the architecture's record does not say `exact`.
         ConfigError: the device is not one of `DEVICES`, or a GPU is to compute in
             another dtype than bfloat16, or a CPU to compute attention in a way of its own.
     """
     off = "or leave training.true_on_policy off"
-    if architecture not in FAMILIES:
+    if not find(architecture).exact:
+        known = [family.architecture for family in all_families() if family.exact]
         raise ModelError(
             f"training.true_on_policy does not know {architecture}.",
-            why=f"Engine and trainer have the same operators for {', '.join(FAMILIES)} only.",
+            why=f"Engine and trainer have the same operators for {', '.join(known)} only.",
             fix=f"train one of these, {off}.",
         )
     if device not in DEVICES:
@@ -41,12 +41,3 @@ def refuse_others(
             f"training.true_on_policy has its own attention on a CPU, and not {attention!r}.",
             fix=f"leave engine.attention_backend out, {off}.",
         )
-
-
-def unknown(what: str) -> ModelError:
-    """The error for a model of which something has no shared operator."""
-    return ModelError(
-        f"training.true_on_policy cannot be had with this model: {what}.",
-        why="Trainer and engine have no operator that would give the same bits.",
-        fix="train another model, or leave training.true_on_policy off.",
-    )

@@ -1,0 +1,15 @@
+"""GLM, GLM-4, GLM-4.5."""
+
+from __future__ import annotations
+
+from kit.models.families.record import Family
+
+FAMILIES = (
+    Family("GlmForCausalLM", "GLM", "rotation of half of each head, in neighbouring pairs"),
+    Family("Glm4ForCausalLM", "GLM-4", "as GLM, norms before and after each part"),
+    Family(
+        "Glm4MoeForCausalLM",
+        "GLM-4.5",
+        "mixture of experts with shared ones and a router bias that is no parameter",
+    ),
+)

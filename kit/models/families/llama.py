@@ -1,0 +1,15 @@
+"""Llama, and decoders that differ from it in a detail."""
+
+from __future__ import annotations
+
+from kit.models.families.record import Family
+
+FAMILIES = (
+    Family("LlamaForCausalLM", "Llama", exact=True, quantizes=True),
+    Family("ArceeForCausalLM", "Arcee", "squared ReLU without a gate"),
+    Family("Ernie4_5ForCausalLM", "Ernie 4.5", "rotation of neighbouring pairs"),
+    Family("HeliumForCausalLM", "Helium", "rotation of neighbouring pairs"),
+    Family("PersimmonForCausalLM", "Persimmon", "norms of q and k, squared ReLU, biases"),
+    Family("SeedOssForCausalLM", "Seed-OSS", "biases of q, k and v"),
+    Family("SmolLM3ForCausalLM", "SmolLM3", "layers without rotation"),
+)

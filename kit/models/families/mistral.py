@@ -1,0 +1,25 @@
+"""Mistral, Mixtral, StarCoder2: where there is a window, every layer has it.
+
+SGLang's classes of them attend to everything.
+"""
+
+from __future__ import annotations
+
+from kit.models.families.record import Family
+
+FAMILIES = (
+    Family("MistralForCausalLM", "Mistral", "a window", mends=("windows",)),
+    Family(
+        "MixtralForCausalLM",
+        "Mixtral",
+        "mixture of experts, a window",
+        mends=("windows",),
+        replays=True,
+    ),
+    Family(
+        "Starcoder2ForCausalLM",
+        "StarCoder2",
+        "a window, LayerNorm, biases, no gate",
+        mends=("windows",),
+    ),
+)

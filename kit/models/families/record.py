@@ -1,0 +1,84 @@
+"""`Family`: the record of a family of models, and what is refused of one that does not have it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kit.config import SessionConfig
+from kit.errors import ConfigError, ModelError
+
+HOW = "docs/models.md says how a family is tried and recorded"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One architecture: what differs from a Llama-like decoder, and what is known to be right.
+
+    An empty record says nothing but the name. Flags say what was compared with Transformers, by
+    a test or by the command that writes the table of docs/models.md, and not what should work.
+    """
+
+    architecture: str
+    """As config.json has it."""
+    name: str = ""
+    """As people call it."""
+    differs: str = ""
+    """What it has that a Llama-like decoder has not, for the table."""
+    refused: str = ""
+    """Why it cannot be trained at all; empty where it can be tried."""
+    refused_on: Mapping[str, str] = field(default_factory=dict)
+    """Why it cannot be trained on a kind of device (`cpu`, `cuda`)."""
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of SGLang's `ServerArgs` that it needs everywhere."""
+    engine_on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Further ones on a kind of device."""
+    overrides: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    """Makes of config.json what SGLang's own reading of it lacks; Transformers' names."""
+    mends: tuple[str, ...] = ()
+    """Modules of `kit.engine.families` that change SGLang's process before it makes the model."""
+    feed_forward: str = "mlp"
+    """Attribute of a layer that holds its feed-forward part, which may be computed once more."""
+    exact: bool = False
+    """Whether `training.true_on_policy` has every operator on both sides."""
+    quantizes: bool = False
+    """Whether every linear layer is known to `kit.models.low_precision`."""
+    replays: bool = False
+    """Whether its experts can be replayed."""
+    adapts: bool = False
+    """Whether adapters were trained, merged into what the engine gets."""
+    engine_adapts: bool = False
+    """Whether SGLang was seen to compute with adapters of its own (`engine.lora: adapter`)."""
+
+    def server_arguments(self, device: str) -> dict[str, Any]:
+        """Fields of SGLang's `ServerArgs` on a kind of device."""
+        return {**self.engine, **self.engine_on.get(device, {})}
+
+    def check(self, config: SessionConfig, device: str) -> None:
+        """Refuse what was not seen to be right, before anything starts.
+
+        Raises:
+            ModelError: the family cannot be trained, or not on this device.
+            ConfigError: a setting was not tried with it.
+        """
+        if why := self.refused or self.refused_on.get(device, ""):
+            raise ModelError(
+                f"{self.architecture} cannot be trained{'' if self.refused else f' on {device}'}.",
+                why=why,
+                fix="train another model; docs/models.md lists those that were tried.",
+            )
+        training, lora = config.training, config.model.lora
+        if training.replays_routing and not self.replays:
+            raise self._untried("the replay of its experts", "training.use_rollout_routing_replay")
+        if lora and not self.adapts:
+            raise self._untried("adapters", "model.lora")
+        if lora and config.engine.lora == "adapter" and not self.engine_adapts:
+            raise self._untried("adapters of SGLang's own", "engine.lora: adapter", "set it merged")
+
+    def _untried(self, what: str, setting: str, way_out: str = "leave it out") -> ConfigError:
+        return ConfigError(
+            f"{setting} was not tried with {self.architecture}.",
+            why=f"Nobody has compared {what} with Transformers for this family.",
+            fix=f"{way_out}, or try it and record it: {HOW}.",
+        )
