@@ -127,7 +127,7 @@ class Agreement:
             why=" ".join(why),
             fix="train another model, or keep prompt and response within the window if that is the "
             "cause. mismatch.on_start: warn starts all the same, and trains something else than "
-            "the model.",
+            "the model. docs/models.md says how a family is made known.",
         )
 
 

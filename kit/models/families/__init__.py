@@ -6,6 +6,7 @@ engine has to be told, what of SGLang has to be mended, and what beyond plain tr
 be right. docs/models.md says how to write one.
 
 record.py       `Family`, and what is refused of a family that does not have it
+exact.py        what `training.true_on_policy` is refused with
 llama.py        Llama, and decoders that differ from it in a detail
 mistral.py      Mistral, Mixtral, StarCoder2: windows in every layer
 qwen.py         Qwen2, Qwen3, their mixtures of experts, and those with linear attention
