@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -205,14 +205,18 @@ def take_step(optimizer: torch.optim.Optimizer, rate: float) -> None:
         optimizer.step()
 
 
-def _uncompiled(optimizer: torch.optim.Optimizer) -> AbstractContextManager[Any]:
+@contextmanager
+def _uncompiled(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Keep torchao from compiling its arithmetic, which takes minutes on a CPU: one for each shape.
 
     Nothing is lost by it there.
     """
-    plain = isinstance(optimizer, torch.optim.AdamW)
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return nullcontext() if plain else stance
+    if isinstance(optimizer, torch.optim.AdamW):
+        yield
+        return
+    # Making the stance takes it: made for another optimizer it would hold for the model's layers.
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def kept_tensors(state: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:

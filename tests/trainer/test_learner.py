@@ -72,6 +72,22 @@ def test_the_rate_of_a_step_is_the_one_that_was_asked_for(make: Make) -> None:
     assert not any(torch.equal(local(a), b) for a, b in zip(learner.trained(), before, strict=True))
 
 
+@pytest.mark.parametrize("kind", ["adamw", "adamw8bit"])
+def test_what_is_compiled_stays_compiled_after_a_step(make: Make, kind: str) -> None:
+    """Layers are compiled on a GPU; once a step had them all computed uncompiled from then on."""
+    compiled: list[object] = []
+
+    def backend_of_ours(graph: torch.fx.GraphModule, _: object) -> object:
+        compiled.append(graph)
+        return graph.forward
+
+    trainer = make(optimizer=kind, learning_rate=1e-3)
+    trainer.update(batch(), "one")
+    torch._dynamo.reset()
+    torch.compile(lambda x: x + 1, backend=backend_of_ours)(torch.ones(2))
+    assert len(compiled) == 1
+
+
 def test_a_snapshot_and_a_checkpoint_bring_back_every_bit(make: Make, tmp_path: Path) -> None:
     trainer = make(**WITH_CRITIC | EIGHT)
     trainer.update(valued(trainer, batch()), "one")
