@@ -8,8 +8,9 @@
 Models have the shapes of Qwen3 and random weights, adapters rank 16 in all linear layers. A session
 makes steps of 32 prompts x 8 responses of 512 tokens: seconds by phase (medians after two steps),
 what the card held in each phase beside what the plan said, the log-prob difference, syncs, and
-tokens a second of 1, 64 and 256 requests decoded at once. `full` trains all weights, without a
-budget. Each side is a process of its own, one after the other.
+tokens a second of 1, 64 and 256 requests decoded at once. `4bit` is merged, with frozen weights in
+4 bits; `full` trains all weights, without a budget. Each side is a process of its own, one after the
+other, and the model is written by one that has ended: what it had of the card is not the session's.
 
 Four sessions on one base, each with an adapter of its own that has made a step, generate a quarter
 of the responses each, all at once, in turns with the first one, which generates all by itself.
@@ -40,7 +41,7 @@ PHASES = {
     "update": "perf/actor_train_time",
     "sync": "perf/update_weights_time",
 }
-WAYS = ("merged", "adapter", "full")
+WAYS = ("merged", "adapter", "4bit", "full")
 RANK = 16
 PEAK = 989e12
 """Operations a second of an H100 or H200 in bfloat16, as its maker says."""
@@ -68,7 +69,10 @@ def settings(work: Workload, way: str, gib: float | None) -> Any:
     if way == "full":
         return config
     config = config.replace("model.lora", {"r": RANK, "lora_alpha": 2 * RANK})
-    config = config.replace("engine.lora", way).replace("memory.device_gib", gib)
+    config = config.replace("memory.device_gib", gib)
+    if way == "4bit":
+        config = config.replace("model.lora.load_in_4bit", True)
+    config = config.replace("engine.lora", "adapter" if way == "adapter" else "merged")
     # Where it differs by more than the default allows, what rounding does would be computed first.
     config = config.replace("mismatch.warn_above", 0.1)
     return config.replace("training.learning_rate", 1e-4)
@@ -254,8 +258,9 @@ def main() -> None:
 
         what, shape = asked.one
         work = workload(shape, asked.directory)
-        if not (Path(work.model) / "config.json").exists():
+        if what == "model":
             make_model(work)
+            return
         gib = asked.gib if work.device == "cuda" else None
         if what == "trainer":
             found = trainer(work)
@@ -270,13 +275,17 @@ def main() -> None:
         sides = sides if "session" in asked.parts else []
         sides += [part for part in ("forks", "trainer") if part in asked.parts]
         for shape in asked.shapes.split(","):
-            for side in sides:
+            directory = asked.directory or folder
+            there = (Path(workload(shape, directory).model) / "config.json").exists()
+            for side in sides if there else ["model", *sides]:
                 command = [sys.executable, "-m", __spec__.name, "--one", side, shape]
                 command += ["--steps", str(asked.steps), "--gib", str(asked.gib)]
-                command += ["--directory", asked.directory or folder]
+                command += ["--directory", directory]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
                 if done.returncode:
                     print(f"{shape}, {side}: failed", flush=True)
+                    continue
+                if side == "model":
                     continue
                 found = json.loads(done.stdout.splitlines()[-1])
                 name = f"{shape}, {side}"

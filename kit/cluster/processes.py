@@ -22,14 +22,18 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import psutil
 
 SHARED_MEMORY = "/dev/shm/"
 TRACKER_SECONDS = 3.0
 """How long Python's resource trackers get to remove what the others have left."""
-FLAGS, EXITING = 5, 0x4
-"""In /proc/PID/stat: which field after the state, and the kernel's PF_EXITING in it."""
+FLAGS, EXITING, BEGUN = 5, 0x4, 18
+"""In /proc/PID/stat, fields after the state: flags, with the kernel's PF_EXITING, and when the
+process began."""
+_BEGUN: WeakKeyDictionary[psutil.Process, str] = WeakKeyDictionary()
+"""When each process that is asked after began, which tells it from a later one with its id."""
 MARK = "KIT_STACK"
 """Environment variable that every process of a stack inherits; its value names the stack."""
 CORES_VARIABLE = "KIT_CORES"
@@ -45,11 +49,13 @@ def cores() -> int:
 def lives(process: psutil.Process) -> bool:
     """Whether a process is alive; false as soon as it begins to end."""
     try:
-        if not process.is_running():
+        if process not in _BEGUN and not process.is_running():
             return False
         with open(f"/proc/{process.pid}/stat", encoding="utf-8", errors="replace") as file:
             state, *fields = file.read().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
+        return False
+    if _BEGUN.setdefault(process, fields[BEGUN]) != fields[BEGUN]:
         return False
     return state not in "ZX" and not int(fields[FLAGS]) & EXITING
 

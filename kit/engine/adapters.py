@@ -5,17 +5,20 @@ them, so none is taken over from one version to the next.
 
 Read from SGLang 0.5.16, and changed in its scheduler:
     lora/lora_manager.py    load_lora_weights_from_tensors: takes each tensor through host memory,
-                            and copies to the device when the first request comes. Ours keeps a copy
-                            where it is, and fills the adapter's slot of the pool at once.
+                            and copies to the device when the first request comes. Ours gets one
+                            flat tensor and a table (`kit.weight_sync.transport.serialize`), keeps a
+                            copy where it is, and fills the adapter's slot of the pool at once.
     lora/mem_pool.py        load_lora_weight_to_buffer, _clear_buffer_slot_for_base: hundreds of
                             small copies, which take longer than the bytes. Ours are one.
     managers/tp_worker.py   load_lora_adapter_from_tensors: opens memory of another process without
-                            having torch name cards as the sender does.
+                            having torch name cards as the sender does. Hands on what it does not
+                            know the form of, which is why ours arrives.
     lora/*, on a CPU        tensors in pinned memory, which takes a GPU.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -79,6 +82,8 @@ class AdapterLoader:
         """By adapter: SGLang's name for its present version."""
         self.versions: dict[str, int] = {}
         """By adapter: the number of its present version."""
+        self._leaving: asyncio.Task[None] | None = None
+        """Forgets the version before, while the engine goes on with the new one."""
 
     async def from_memory(
         self, manager: Any, payloads: list[bytes], **common: Any
@@ -91,6 +96,7 @@ class AdapterLoader:
 
         adapter = common["adapter"]
         name = f"{adapter}:{common['weight_version']}"
+        await self._settle()
         old = self.names.get(adapter)
         if old == name:  # the same weights once more: a sync was made again
             await self.unload(manager, adapter)
@@ -100,13 +106,12 @@ class AdapterLoader:
             lora_name=name,
             config_dict=self._settings.peft_config,
             serialized_tensors=payload,
-            load_format="flattened_bucket",
         )
         answer = await manager.load_lora_adapter_from_tensors(request)
         if not answer.success:
             return False, str(answer.error_message)
         if old:
-            await self.unload(manager, adapter)
+            self._leaving = asyncio.create_task(_unload(manager, old))
         self.names[adapter], self.versions[adapter] = name, int(common["weight_version"])
         return True, ""
 
@@ -116,14 +121,15 @@ class AdapterLoader:
         Raises:
             StackError: SGLang keeps it.
         """
-        from sglang.srt.managers.io_struct import UnloadLoRAAdapterReqInput
+        await self._settle()
+        if name := self.names.pop(adapter, None):
+            await _unload(manager, name)
 
-        name = self.names.pop(adapter, None)
-        if name is None:
-            return
-        answer = await manager.unload_lora_adapter(UnloadLoRAAdapterReqInput(lora_name=name))
-        if not answer.success:
-            raise StackError("The engine kept an old adapter.", why=str(answer.error_message))
+    async def _settle(self) -> None:
+        """Wait until the version before is forgotten. Raises StackError if SGLang keeps it."""
+        leaving, self._leaving = self._leaving, None
+        if leaving:
+            await leaving
 
     def from_broadcast(
         self, manager: Any, group: str, spec: Any, **common: Any
@@ -142,12 +148,22 @@ class AdapterLoader:
         return self.names[adapter]
 
 
+async def _unload(manager: Any, name: str) -> None:
+    """Have SGLang forget an adapter of this name. Raises StackError if it keeps it."""
+    from sglang.srt.managers.io_struct import UnloadLoRAAdapterReqInput
+
+    answer = await manager.unload_lora_adapter(UnloadLoRAAdapterReqInput(lora_name=name))
+    if not answer.success:
+        raise StackError("The engine kept an old adapter.", why=str(answer.error_message))
+
+
 # ---- in SGLang's scheduler ---------------------------------------------------------------------
 
 _MANAGERS: list[Any] = []
 """The LoRA manager of this process, once it has loaded an adapter."""
-_PLACES: dict[int, dict[str, Any]] = {}
-"""By slot of the pool: where each matrix of an adapter goes. The pool never moves."""
+_PLACES: dict[int, tuple[list[Any], list[Any]]] = {}
+"""By slot of the pool: the table of the adapter that was last in it, and where each of its matrices
+goes, flat. The pool never moves."""
 
 
 def register(device: str) -> None:
@@ -178,14 +194,8 @@ def _load(manager: Any, ref: Any, tensors: dict[str, Any]) -> None:
         manager.base_hf_config,
         manager.load_config,
         manager.lora_backend,
-        base_model=manager.base_model,
     )
-    own = torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
-    parts = own.split([tensor.numel() for tensor in tensors.values()])
-    adapter.matrices = {
-        name: part.view(tensor.shape)
-        for (name, tensor), part in zip(tensors.items(), parts, strict=True)
-    }
+    adapter.flat, adapter.entries = tensors["flat"].clone(), tensors["entries"]
     manager.loras[ref.lora_id] = adapter
     _MANAGERS[:] = [manager]
     manager.fetch_new_loras({ref.lora_id})
@@ -204,23 +214,38 @@ def _fill(pool: Any, uid: Any, slot: int, adapter: Any, modules: list[Any], *_: 
     if uid is None:
         _clear(pool, slot)
         return
-    if _PLACES.get(slot, {}).keys() != adapter.matrices.keys():
+    table, places = _PLACES.get(slot, ([], []))
+    if table != adapter.entries:
         _clear(pool, slot)  # the slot had adapters of other layers
-        _PLACES[slot] = {
-            name: view
-            for layer, paths in enumerate(modules)
-            for path in paths
-            for name, view in _places(pool, path, layer, slot, adapter.matrices)
-        }
-    places = _PLACES[slot]
-    if places.keys() != adapter.matrices.keys():
-        wrong = sorted(places.keys() ^ adapter.matrices.keys())
+        places = _places_of(pool, slot, adapter.entries, modules)
+        _PLACES[slot] = adapter.entries, places
+    numbers = adapter.flat.view(pool.dtype)  # one after the other, as the table has them
+    torch._foreach_copy_(places, numbers.split([place.numel() for place in places]))
+
+
+def _places_of(pool: Any, slot: int, entries: list[Any], modules: list[Any]) -> list[Any]:
+    """Where an adapter's matrices go in a slot, in the order of their table, flat."""
+    table = {name: tuple(shape) for name, shape, *_ in entries}
+    dtypes = {dtype for _, _, dtype, *_ in entries}
+    if dtypes != {str(pool.dtype).removeprefix("torch.")}:
+        raise ValueError(f"the adapter is in {', '.join(sorted(dtypes))}, the pool {pool.dtype}")
+    places = {
+        name: view
+        for layer, paths in enumerate(modules)
+        for path in paths
+        for name, view in _places(pool, path, layer, slot, table)
+    }
+    wrong = sorted(
+        {name for name in places if tuple(places[name].shape) != table[name]}
+        | (places.keys() ^ table.keys())
+    )
+    if wrong:
         raise ValueError(f"{len(wrong)} matrices of the adapter do not fit, {wrong[0]} for one")
-    torch._foreach_copy_([*places.values()], [adapter.matrices[name] for name in places])
+    return [places[name].view(-1) for name in table]
 
 
 def _places(
-    pool: Any, path: str, layer: int, slot: int, matrices: dict[str, Any]
+    pool: Any, path: str, layer: int, slot: int, table: dict[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, Any]]:
     """Where the matrices of one of SGLang's layers lie: those of its parts one after the other."""
     parent, _, kind = path.rpartition(".")
@@ -228,9 +253,9 @@ def _places(
     row_a = row_b = 0
     for part in SGLANG.get(kind, (kind,)):
         name_a, name_b = (f"{parent}.{part}.lora_{letter}.weight" for letter in "AB")
-        if name_a not in matrices:  # a layer without adapter, whose zeros nobody overwrites
+        if name_a not in table:  # a layer without adapter, whose zeros nobody overwrites
             continue
-        a, b = len(matrices[name_a]), len(matrices[name_b])
+        a, b = table[name_a][0], table[name_b][0]
         yield name_a, into_a[row_a : row_a + a]
         yield name_b, into_b[row_b : row_b + b]
         row_a, row_b = row_a + a, row_b + b

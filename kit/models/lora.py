@@ -278,11 +278,13 @@ def base_weight(model: nn.Module, name: str) -> torch.Tensor:
     return weight
 
 
-def adapter_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The matrices A and B of all adapters, by the model's names."""
-    for name, value in model.named_parameters():
-        if ".lora_A." in name or ".lora_B." in name:
-            yield name, value
+def adapter_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
+    """The layers that hold the matrices A and B of all adapters, by the names of these."""
+    return [
+        (f"{name}.weight", layer)
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and (".lora_A." in name or ".lora_B." in name)
+    ]
 
 
 def as_engines_have(

@@ -58,6 +58,8 @@ class FsdpBackend:
         torch.manual_seed(self._settings.seed)
         self.policy = self._factory.load()
         self.experts = experts_of(self.policy.model)
+        self._adapter_layers: list[tuple[str, nn.Linear]] = []
+        """Those of the policy, once they were asked for: walking through a model takes its time."""
 
     def place(self) -> tuple[int, int]:
         mesh, settings = self._group.mesh, learner_settings(self._training)
@@ -92,6 +94,7 @@ class FsdpBackend:
 
     def release(self) -> None:
         del self.policy
+        self._adapter_layers.clear()
         self.learners.clear()
         self.reference = None
         gc.collect()  # sharded models are held by cycles
@@ -219,7 +222,9 @@ class FsdpBackend:
         return ((name, value) for name, value in named if value.requires_grad)
 
     def named_adapters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        return lora.adapter_weights(self.policy.model)
+        if not self._adapter_layers:
+            self._adapter_layers = lora.adapter_layers(self.policy.model)
+        return ((name, layer.weight) for name, layer in self._adapter_layers)
 
     def adapter_as_sent(self, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         return lora.as_engines_have(self.policy.model, name, value)

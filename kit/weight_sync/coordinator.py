@@ -156,7 +156,10 @@ class WeightSync:
             ]
             received.append(before)
         # Engines first: of one that has died, the trainer's own error would only be a consequence.
-        answers = self._wait([call for calls in (*received, *sent) for call in calls], "sync")
+        # What ranks have sent is fetched where no engine waited for it: a long list of tensors.
+        read = {rank for feeding in sources for rank in feeding}
+        waited = [*received, *([s for r, s in enumerate(calls) if r not in read] for calls in sent)]
+        answers = self._wait([call for calls in waited for call in calls], "sync")
         of_engines = answers[: count * len(engines)]
         if group and not all(answers[len(of_engines) :]):
             raise StackError("The trainer could not send its weights to all engines.")

@@ -173,7 +173,7 @@ class WeightReceiver:
         if first.ipc:
             return [handle.ipc for handle in handles]
         buffer = self._buffers.setdefault(first.model, ReceiveBuffer())
-        return [serialize(buffer.receive(first), first.entries)]
+        return [serialize(buffer.receive(first), first)]
 
     async def join_group(
         self, host: str, port: int, name: str, first_rank: int, world: int

@@ -57,6 +57,10 @@ class _Model:
     """Transform of the last sync."""
     compared_as_sent: bool
     """Whether engines keep the tensors of `as_saved`, so that checksums are of those."""
+    renamed: dict[str, str]
+    """Saved name of each parameter that `as_saved` gives as it is."""
+    present: list[tuple[str, torch.Tensor]] | None = None
+    """What `named_weights` gave at the first bucket of the sync that is under way."""
 
 
 def _dtype_of_all(dtypes: set[torch.dtype]) -> torch.dtype | None:
@@ -118,13 +122,14 @@ class WeightSender:
             disturbance: what is done to the weights on their way.
             compared_as_sent: checksums are of what `as_saved` gives, which engines keep as it is.
         """
-        tensors = {
-            name: [
-                (saved, tuple(part.shape))
-                for saved, part in as_saved(name, torch.empty(value.shape, device="meta"))
-            ]
-            for name, value in named_weights()
-        }
+        tensors: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+        renamed: dict[str, str] = {}
+        for name, value in named_weights():
+            empty = torch.empty(value.shape, device="meta")
+            saved_parts = list(as_saved(name, empty))
+            tensors[name] = [(saved, tuple(part.shape)) for saved, part in saved_parts]
+            if [part is empty for _, part in saved_parts] == [True]:
+                renamed[name] = saved_parts[0][0]
         sizes = ((n, BucketSpec.of(model, parts, dtype_of).size) for n, parts in tensors.items())
         buckets = in_buckets(sizes, bucket_bytes)
         specs = [
@@ -146,6 +151,7 @@ class WeightSender:
             dtypes,
             sent,
             compared_as_sent,
+            renamed,
         )
         self._buffers.setdefault(model, SendBuffer(self._device, self._shares_memory))
         return len(buckets)
@@ -166,8 +172,11 @@ class WeightSender:
         if bucket == 0:
             source.transform = WeightTransform(EXACT if exact else source.disturbance, updates)
         with torch.no_grad():
-            tensors = self._gathered_together(source, source.parameters[bucket])
-            named = (part for name, value in tensors for part in source.as_saved(name, value))
+            if bucket == 0 or source.present is None:
+                source.present = list(source.named_weights())
+            named = self._parts(source, source.parameters[bucket])
+            if bucket == len(source.specs) - 1:
+                source.present = None
             if self._feeds:
                 with self._allocation():
                     return self._buffers[model].fill(source.specs[bucket], named, bucket)
@@ -175,22 +184,36 @@ class WeightSender:
                 pass
         return None
 
-    def _gathered(
-        self, source: _Model, wanted: set[str] | None = None
+    def _parts(self, source: _Model, wanted: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Tensors of a bucket under the names of the checkpoint."""
+        assert source.present is not None
+        present = [(name, value) for name, value in source.present if name in wanted]
+        return self._saved(source, self._gathered_together(source, present))
+
+    @staticmethod
+    def _saved(
+        source: _Model, gathered: Iterable[tuple[str, torch.Tensor]]
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Whole parameters as the engine is given them, all or those of these names."""
-        for name, value in source.named_weights():
-            if wanted is None or name in wanted:
-                yield name, source.transform.apply(name, self._gather(name, value))
+        for name, value in gathered:
+            if name in source.renamed:
+                yield source.renamed[name], value
+            else:
+                yield from source.as_saved(name, value)
+
+    def _gathered(
+        self, source: _Model, named: Iterable[tuple[str, torch.Tensor]]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Whole parameters as the engine is given them."""
+        for name, value in named:
+            yield name, source.transform.apply(name, self._gather(name, value))
 
     def _gathered_together(
-        self, source: _Model, wanted: set[str]
+        self, source: _Model, named: Sequence[tuple[str, torch.Tensor]]
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """As `_gathered`, in few exchanges."""
         if self._gather_together is None:
-            yield from self._gathered(source, wanted)
+            yield from self._gathered(source, named)
             return
-        named = [(name, value) for name, value in source.named_weights() if name in wanted]
         as_it_is = source.transform.disturbance == EXACT
         dtypes = [source.dtypes[name] if as_it_is else None for name, _ in named]
         for (name, _), value in zip(named, self._gather_together(named, dtypes), strict=True):
@@ -217,7 +240,7 @@ class WeightSender:
         """
         source = self._registered(model)
         with torch.no_grad():
-            gathered = self._gathered(source)
+            gathered = self._gathered(source, source.named_weights())
             if source.compared_as_sent:
                 gathered = (part for named in gathered for part in source.as_saved(*named))
             return verify.trainer_checksums(gathered)

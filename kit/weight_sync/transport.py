@@ -15,8 +15,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Any
+from itertools import groupby, islice
+from typing import Any, NamedTuple
 
 import torch
 
@@ -58,9 +58,11 @@ def in_buckets(sizes: Iterable[tuple[str, int]], limit: int) -> list[list[str]]:
     return buckets
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A tensor in the flat buffer; `start` and `end` are bytes."""
+class Entry(NamedTuple):
+    """A tensor in the flat buffer; `start` and `end` are bytes.
+
+    A tuple, as hundreds of them are pickled at each sync.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -119,6 +121,8 @@ class SendBuffer:
     shared: bool = True
     """Whether engines read the buffers; otherwise they are broadcast."""
     _buffers: dict[int, torch.Tensor] = field(default_factory=dict)
+    _views: dict[int, tuple[BucketSpec, list[torch.Tensor]]] = field(default_factory=dict)
+    """By slot: the places of the bucket that was last in it."""
     _memory_file: int = field(default=-1)
 
     @torch.no_grad()
@@ -126,17 +130,17 @@ class SendBuffer:
         self, spec: BucketSpec, named: Iterable[tuple[str, torch.Tensor]], bucket: int = 0
     ) -> Handle:
         """Copy the tensors into a buffer, laid out and converted as the spec says."""
-        tensors = dict(named)
-        buffer = self._buffer(self._slot(bucket), spec.size)
+        tensors, slot = dict(named), self._slot(bucket)
+        buffer = self._buffer(slot, spec.size)
+        if self._views.get(slot, (None,))[0] is not spec:
+            self._views[slot] = spec, [entry.view(buffer) for entry in spec.entries]
+        places = iter(self._views[slot][1])
         for _, group in groupby(spec.entries, lambda entry: entry.dtype):
-            entries = list(group)
-            torch._foreach_copy_(
-                [entry.view(buffer) for entry in entries],
-                [tensors[entry.name] for entry in entries],
-            )
+            values = [tensors[entry.name] for entry in group]
+            torch._foreach_copy_([*islice(places, len(values))], values)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-            ipc = serialize(buffer[: spec.size], spec.entries) if self.shared else b""
+            ipc = serialize(buffer[: spec.size], spec) if self.shared else b""
             return Handle(spec.model, spec.entries, ipc=ipc)
         path = f"/proc/{os.getpid()}/fd/{self._memory_file}"
         return Handle(spec.model, spec.entries, path=path)
@@ -152,8 +156,10 @@ class SendBuffer:
         buffer = self._buffers.get(slot)
         if self.device.type == "cuda":
             if buffer is None or buffer.numel() < size:
+                self._views.pop(slot, None)
                 buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
         elif buffer is None or buffer.numel() != size:
+            self._views.pop(slot, None)
             if self._memory_file >= 0:
                 os.close(self._memory_file)
             self._memory_file = os.memfd_create("kit-weights")
@@ -166,6 +172,7 @@ class SendBuffer:
     def empty(self) -> None:
         """Let go of a GPU's buffers."""
         if self.device.type == "cuda":
+            self._views.clear()
             self._buffers.clear()
 
 
@@ -193,14 +200,21 @@ class ReceiveBuffer:
         return self.flat.copy_(self._mapped)
 
 
-def serialize(flat: torch.Tensor, entries: Iterable[Entry]) -> bytes:
-    """A flat buffer in the form that SGLang's `flattened_bucket` loader reads."""
+def serialize(flat: torch.Tensor, spec: BucketSpec) -> bytes:
+    """A flat buffer in the form that SGLang's `flattened_bucket` loader reads.
+
+    Adapters are in the kit's own form, which `kit.engine.adapters` reads.
+    """
     from sglang.srt.utils import MultiprocessingSerializer
     from sglang.srt.utils.patch_torch import monkey_patch_torch_reductions
     from sglang.srt.weight_sync.tensor_bucket import FlattenedTensorMetadata
 
     if flat.is_cuda:
         monkey_patch_torch_reductions()  # names the card by its UUID, not by its local number
+    if spec.model == ADAPTER:
+        told = {"flat": flat, "entries": [tuple(entry) for entry in spec.entries]}
+        own: bytes = MultiprocessingSerializer.serialize(told)
+        return own
     metadata: list[Any] = [
         FlattenedTensorMetadata(
             name=entry.name,
@@ -210,7 +224,7 @@ def serialize(flat: torch.Tensor, entries: Iterable[Entry]) -> bytes:
             end_idx=entry.end,
             numel=entry.end - entry.start,
         )
-        for entry in entries
+        for entry in spec.entries
     ]
     payload: bytes = MultiprocessingSerializer.serialize(
         {"flattened_tensor": flat, "metadata": metadata}

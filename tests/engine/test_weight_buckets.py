@@ -26,7 +26,7 @@ def test_a_bucket_of_several_dtypes_is_read_bit_for_bit() -> None:
 
     handle = SendBuffer(torch.device("cpu")).fill(SPEC, WEIGHTS.items())
     flat = ReceiveBuffer().receive(handle)
-    sent = MultiprocessingSerializer.deserialize(serialize(flat, handle.entries))
+    sent = MultiprocessingSerializer.deserialize(serialize(flat, handle))
     bucket = FlattenedTensorBucket(
         flattened_tensor=sent["flattened_tensor"], metadata=sent["metadata"]
     )

@@ -83,7 +83,7 @@ def test_what_is_compiled_stays_compiled_after_a_step(make: Make, kind: str) -> 
 
     trainer = make(optimizer=kind, learning_rate=1e-3)
     trainer.update(batch(), "one")
-    torch._dynamo.reset()
+    torch.compiler.reset()
     torch.compile(lambda x: x + 1, backend=backend_of_ours)(torch.ones(2))
     assert len(compiled) == 1
 
