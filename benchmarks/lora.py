@@ -124,6 +124,9 @@ def forks(work: Workload, gib: float | None) -> dict[str, Any]:
 
     rows, share = work.rows(), max(work.prompts // 4, 1)
     config = settings(work, "adapter", gib).replace("training.rollout_batch_size", share)
+    # Room for all responses at once, which the plan gives to those of one session otherwise.
+    room = work.samples * (work.length + 8)
+    config = config.replace("engine.max_total_tokens", room)
     with RLSession.start(config, data=rows, reward=reward) as first:
         say(f"started in {first.start_seconds:.0f} s")
         sessions = [first, *(first.fork(f"fork-{number}", seed=number) for number in range(1, 4))]
