@@ -9,8 +9,9 @@ Models have the shapes of Qwen3 and random weights, adapters rank 16 in all line
 makes steps of 32 prompts x 8 responses of 512 tokens: seconds by phase (medians after two steps),
 what the card held in each phase beside what the plan said, the log-prob difference, syncs, and
 tokens a second of 1, 64 and 256 requests decoded at once. `4bit` is merged, with frozen weights in
-4 bits; `full` trains all weights, without a budget. Each side is a process of its own, one after the
-other, and the model is written by one that has ended: what it had of the card is not the session's.
+4 bits; `full` trains all weights, without a budget. Each side is a process of its own, one after
+the other, and the model is written by one that has ended: what it had of the card is not the
+session's.
 
 Four sessions on one base, each with an adapter of its own that has made a step, generate a quarter
 of the responses each, all at once, in turns with the first one, which generates all by itself.
