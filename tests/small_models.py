@@ -50,13 +50,20 @@ PARTIAL = {"head_dim": 16, "partial_rotary_factor": 0.5}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 WINDOWED = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
 GEMMA = {"head_dim": 16, "tie_word_embeddings": True}
+LATENT = {
+    "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+    "n_shared_experts": 1, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1,
+    "num_key_value_heads": 4, "kv_lora_rank": 32, "q_lora_rank": 32,
+    "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 12, "head_dim": 8,
+}  # fmt: skip
 SCALED = {"rope_theta": 1e4, "original_max_position_embeddings": 16, "factor": 4.0}
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "Apertus": {},
     "Arcee": {},
-    "Cohere": {"logit_scale": 0.25},
+    "Cohere": {"logit_scale": 0.25, "tie_word_embeddings": True},
     "Cohere2": {"logit_scale": 0.25, "sliding_window": WINDOW, **GEMMA},
+    "DeepseekV3": LATENT,
     "Ernie4_5": {"head_dim": 16},
     "Exaone4": {"sliding_window": WINDOW, "sliding_window_pattern": 2, "head_dim": 16},
     "Gemma": GEMMA,
@@ -65,7 +72,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Glm": PARTIAL,
     "Glm4": PARTIAL,
     "Glm4Moe": {"n_routed_experts": 4, **EXPERTS, **PARTIAL},
-    "GptOss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
+    "GptOss": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "head_dim": 16,
+        "sliding_window": WINDOW,
+    },
     "Granite": {"logits_scaling": 4.0},
     "GraniteMoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "Helium": {"head_dim": 16},
@@ -75,6 +87,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Llama, yarn": {
         "rope_parameters": {"rope_type": "yarn", "attention_factor": 1.0, **SCALED},
     },
+    "MiniMaxM2": {"num_local_experts": 4, "num_experts_per_tok": 2, **PARTIAL},
     "Mistral": {"sliding_window": None},
     "Mistral, window": {"sliding_window": WINDOW},
     "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
@@ -82,6 +95,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Olmo": {"num_key_value_heads": 4},
     "Olmo2": {},
     "Olmo3": {"sliding_window": WINDOW},
+    "Olmo3, yarn": {
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {"rope_type": "yarn", **SCALED},
+    },
     "Olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "Persimmon": {"num_key_value_heads": 4},
     "Phi": {"num_key_value_heads": 4, "partial_rotary_factor": 0.5},

@@ -3,8 +3,14 @@
 The record of a family (`kit.models.families`) names the modules here that it needs. Each has
 `register(architecture, device)`, which runs in the scheduler's process before the model is made.
 
-dense_layers.py   layers without experts in a Qwen3-MoE
-windows.py        sliding windows that SGLang leaves out, or makes too long by a token
+dense_layers.py       layers without experts in a Qwen3-MoE
+gemma.py              the form of Gemma's activation
+gpt_oss.py            gpt-oss on a CPU
+latent_attention.py   DeepSeek's attention on a CPU
+shared_gate.py        the gate of a shared expert on a CPU
+whole_norms.py        MiniMax-M2's norms on a CPU
+windows.py            sliding windows that SGLang leaves out, or makes too long by a token
+xielu.py              Apertus' activation in the model's dtype
 """
 
 from __future__ import annotations

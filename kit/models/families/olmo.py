@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from kit.models.families.record import Family
+
+
+def _rotation(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """SGLang has a configuration of its own for OLMo 3, of older Transformers' names."""
+    rotation = dict(settings.get("rope_parameters") or settings.get("rope_scaling") or {})
+    rotation.setdefault("rope_type", "default")
+    rotation.setdefault("rope_theta", settings.get("rope_theta", 10_000.0))
+    return {"rope_parameters": rotation}
+
 
 FAMILIES = (
     Family("OlmoForCausalLM", "OLMo", "LayerNorm without weights"),
     Family("Olmo2ForCausalLM", "OLMo 2", "norms after attention and feed-forward part"),
-    Family("Olmo3ForCausalLM", "OLMo 3", "as OLMo 2, windows by layer"),
+    Family("Olmo3ForCausalLM", "OLMo 3", "as OLMo 2, windows by layer", overrides=_rotation),
     Family("OlmoeForCausalLM", "OLMoE", "mixture of experts, norms of all of q and k"),
 )

@@ -20,7 +20,7 @@ FAMILIES = (
         "Qwen2MoeForCausalLM",
         "Qwen2-MoE",
         "mixture of experts with a gated shared one, biases of q, k and v",
-        mends=("windows",),
+        mends=("windows", "shared_gate"),
         replays=True,
     ),
     Family(
