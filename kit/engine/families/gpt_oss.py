@@ -2,6 +2,7 @@
 
 relies on   models/gpt_oss.py: GptOssAttention.sinks, bfloat16 whatever the model is
             server_args.py: the backends that it takes for this architecture
+                utils/common.py: support_triton, which asks by a backend's name
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ def register(_architecture: str, device: str) -> None:
         return
     import torch
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+    from sglang.srt.mem_cache import allocation
+    from sglang.srt.model_executor import forward_batch_info
     from sglang.srt.models import gpt_oss
 
     ATTENTION_BACKENDS["triton"] = ATTENTION_BACKENDS["torch_native"]
+    allocation.support_triton = forward_batch_info.support_triton = lambda _: False
     kind: Any = gpt_oss.GptOssAttention
     make = kind.__init__
 
