@@ -62,6 +62,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Apertus": {},
     "Arcee": {},
     "Cohere": {"logit_scale": 0.25, "tie_word_embeddings": True},
+    "Cohere, untied": {"tie_word_embeddings": False},
     "Cohere2": {"logit_scale": 0.25, "sliding_window": WINDOW, **GEMMA},
     "DeepseekV3": LATENT,
     "DeepseekV3, yarn": {
@@ -69,7 +70,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
         **LATENT,
     },
     "Ernie4_5": {"head_dim": 16},
-    "Exaone4": {"sliding_window": WINDOW, "sliding_window_pattern": 2, "head_dim": 16},
+    "Exaone4": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e4},
+        "sliding_window": WINDOW,
+        "sliding_window_pattern": 2,
+        "head_dim": 16,
+    },
+    "Exaone4, no window": {
+        "sliding_window": None,
+        "layer_types": ["full_attention"] * 2,
+        "head_dim": 16,
+    },
     "Gemma": GEMMA,
     "Gemma2": {"query_pre_attn_scalar": 16, "sliding_window": WINDOW, **GEMMA},
     "Gemma3": {"query_pre_attn_scalar": 16, "sliding_window": WINDOW, **GEMMA},

@@ -270,7 +270,7 @@ class SessionParts:
         check_reward(self.reward)
         check_extra(dict(config.engine.extra))
         check_experts(config, model)
-        families.find(model.architecture).check(config, device)
+        families.find(model.architecture).check(config, model.path, device)
         low_precision.check_session(config, model, device)
         check_optimizer(config.training, device)
         check_peft(config)

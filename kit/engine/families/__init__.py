@@ -3,12 +3,15 @@
 The record of a family (`kit.models.families`) names the modules here that it needs. Each has
 `register(architecture, device)`, which runs in the scheduler's process before the model is made.
 
+attention_name.py     a name that SGLang takes for the CPU's attention
 dense_layers.py       layers without experts in a Qwen3-MoE
+exaone.py             epsilon of EXAONE 4's norms
 gemma.py              the form of Gemma's activation
-gpt_oss.py            gpt-oss on a CPU
 latent_attention.py   DeepSeek's attention on a CPU
 shared_gate.py        the gate of a shared expert on a CPU
+sinks.py              attention sinks on a CPU in the model's dtype
 whole_norms.py        MiniMax-M2's norms on a CPU
+whole_projections.py  models of Transformers that SGLang would divide in an unknown way
 windows.py            sliding windows that SGLang leaves out, or makes too long by a token
 xielu.py              Apertus' activation in the model's dtype
 """

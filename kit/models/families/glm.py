@@ -5,7 +5,12 @@ from __future__ import annotations
 from kit.models.families.record import Family
 
 FAMILIES = (
-    Family("GlmForCausalLM", "GLM", "rotation of half of each head, in neighbouring pairs"),
+    Family(
+        "GlmForCausalLM",
+        "GLM",
+        "rotation of half of each head, in neighbouring pairs",
+        mends=("whole_projections",),
+    ),
     Family("Glm4ForCausalLM", "GLM-4", "as GLM, norms before and after each part"),
     Family(
         "Glm4MoeForCausalLM",

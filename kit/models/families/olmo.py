@@ -16,9 +16,26 @@ def _rotation(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_parameters": rotation}
 
 
+def _scaled(settings: Mapping[str, Any]) -> str:
+    rotation = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    kind = rotation.get("rope_type") or rotation.get("type") or "default"
+    if kind == "default":
+        return ""
+    return (
+        f"Its rope scaling ({kind}) is in every layer in Transformers 5.12, and in those without a "
+        "window in SGLang, whose own reading of its config.json also fails."
+    )
+
+
 FAMILIES = (
     Family("OlmoForCausalLM", "OLMo", "LayerNorm without weights"),
     Family("Olmo2ForCausalLM", "OLMo 2", "norms after attention and feed-forward part"),
-    Family("Olmo3ForCausalLM", "OLMo 3", "as OLMo 2, windows by layer", overrides=_rotation),
+    Family(
+        "Olmo3ForCausalLM",
+        "OLMo 3",
+        "as OLMo 2, windows by layer",
+        overrides=_rotation,
+        refuses=_scaled,
+    ),
     Family("OlmoeForCausalLM", "OLMoE", "mixture of experts, norms of all of q and k"),
 )

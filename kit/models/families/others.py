@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kit.models.families.record import Family
+from kit.models.families.record import TAKEN, Family
+
+
+def _exaone(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """SGLang asks for older names, and takes the pattern of windows as letters only."""
+    pattern = settings.get("sliding_window_pattern") or None
+    if isinstance(pattern, int):
+        pattern = "L" * (pattern - 1) + "G"
+    rotation = settings.get("rope_parameters") or settings
+    theta = rotation.get("rope_theta", 10_000.0)
+    return {"sliding_window_pattern": pattern, "rope_theta": theta}
 
 
 def _minimax(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,8 +32,21 @@ def _minimax(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 FAMILIES = (
     Family("ApertusForCausalLM", "Apertus", "xIELU, norms of q and k", mends=("xielu",)),
-    Family("Exaone4ForCausalLM", "EXAONE 4", "windows by layer, norms of q and k, and after parts"),
-    Family("HunYuanDenseV1ForCausalLM", "HunYuan", "norms of q and k after the rotation"),
+    Family(
+        "Exaone4ForCausalLM",
+        "EXAONE 4",
+        "windows by layer, norms of q and k, and after parts",
+        engine={"disable_hybrid_swa_memory": True},
+        engine_on={"cpu": TAKEN},
+        overrides=_exaone,
+        mends=("attention_name", "exaone", "windows"),
+    ),
+    Family(
+        "HunYuanDenseV1ForCausalLM",
+        "HunYuan",
+        "norms of q and k after the rotation",
+        overrides=lambda _: {"use_qk_norm": True},
+    ),
     Family(
         "Llama4ForCausalLM",
         "Llama 4",

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from kit.config import SessionConfig
 from kit.errors import ConfigError, ModelError
+from kit.utils.reading import read_json
 
+TAKEN = {"attention_backend": "triton"}
+"""On a CPU, for an architecture of which SGLang refuses other names; see the mend
+`attention_name`."""
 HOW = "docs/models.md says how a family is tried and recorded"
 
 
@@ -28,6 +33,8 @@ class Family:
     """What it has that a Llama-like decoder has not, for the table."""
     refused: str = ""
     """Why it cannot be trained at all; empty where it can be tried."""
+    refuses: Callable[[Mapping[str, Any]], str] | None = None
+    """Why models with such a config.json cannot be trained; "" where they can be tried."""
     refused_on: Mapping[str, str] = field(default_factory=dict)
     """Why it cannot be trained on a kind of device (`cpu`, `cuda`)."""
     engine: Mapping[str, Any] = field(default_factory=dict)
@@ -55,16 +62,27 @@ class Family:
         """Fields of SGLang's `ServerArgs` on a kind of device."""
         return {**self.engine, **self.engine_on.get(device, {})}
 
-    def check(self, config: SessionConfig, device: str) -> None:
+    def check(self, config: SessionConfig, path: str, device: str) -> None:
         """Refuse what was not seen to be right, before anything starts.
 
+        Args:
+            config: of the session.
+            path: the model's directory.
+            device: `cpu` or `cuda`.
+
         Raises:
-            ModelError: the family cannot be trained, or not on this device.
+            ModelError: the family cannot be trained, not on this device, or not this model of it.
             ConfigError: a setting was not tried with it.
         """
-        if why := self.refused or self.refused_on.get(device, ""):
+        why, where = self.refused or self.refused_on.get(device, ""), ""
+        if not self.refused and why:
+            where = f" on {device}"
+        if not why and self.refuses:
+            why = self.refuses(read_json(Path(path) / "config.json", unique=False))
+            where = " with these settings in config.json"
+        if why:
             raise ModelError(
-                f"{self.architecture} cannot be trained{'' if self.refused else f' on {device}'}.",
+                f"{self.architecture} cannot be trained{where}.",
                 why=why,
                 fix="train another model; docs/models.md lists those that were tried.",
             )

@@ -1,8 +1,6 @@
-"""gpt-oss on a CPU: the kit's attention under a name that SGLang takes, and sinks in float32.
+"""Attention sinks on a CPU in the model's dtype; SGLang has them in bfloat16.
 
-relies on   models/gpt_oss.py: GptOssAttention.sinks, bfloat16 whatever the model is
-            server_args.py: the backends that it takes for this architecture
-                utils/common.py: support_triton, which asks by a backend's name
+relies on   models/gpt_oss.py: GptOssAttention.sinks
 """
 
 from __future__ import annotations
@@ -15,13 +13,8 @@ def register(_architecture: str, device: str) -> None:
     if device != "cpu":
         return
     import torch
-    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
-    from sglang.srt.mem_cache import allocation
-    from sglang.srt.model_executor import forward_batch_info
     from sglang.srt.models import gpt_oss
 
-    ATTENTION_BACKENDS["triton"] = ATTENTION_BACKENDS["torch_native"]
-    allocation.support_triton = forward_batch_info.support_triton = lambda _: False
     kind: Any = gpt_oss.GptOssAttention
     make = kind.__init__
 
