@@ -42,6 +42,8 @@ LIBRARIES = {
         "_draft_extend_for_decode",
         "_draft_extend_for_prefill",
     },
+    "kit/engine/families/whole_norms.py": {"_k_norm", "_q_norm"},
+    "kit/engine/families/whole_projections.py": {"_normalize_tp_style"},
     "kit/engine/gpu.py": {"_compute_lm_head"},
     "kit/engine/patches.py": {"_hash_tensor"},
     "kit/lifecycle/start.py": {"_shutdown_message"},

@@ -24,7 +24,7 @@ REFUSED = {
     "Llama, dynamic rope": "the engine",
     "Llama, yarn": "the engine",
     "Olmo3, yarn": "rope scaling",
-    "Phi": "bias in its output layer",
+    "Phi": "bias",
     "StableLm": "cannot be trained",
 }
 """What a start says of families that engine or trainer computes otherwise than Transformers."""

@@ -13,15 +13,8 @@ def register(_architecture: str, device: str) -> None:
     if device != "cpu":
         return
     from sglang.srt.models import minimax_m2
-    from torch.nn.functional import rms_norm
 
     def forward(norms: Any, q: Any, k: Any) -> tuple[Any, Any]:
-        q_norm, k_norm = norms._q_norm, norms._k_norm
-        return tuple(
-            rms_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.variance_epsilon).to(
-                x.dtype
-            )
-            for x, norm in ((q, q_norm), (k, k_norm))
-        )
+        return norms._q_norm(q.contiguous()), norms._k_norm(k.contiguous())
 
     minimax_m2.MiniMaxM2QKRMSNorm.forward = forward
