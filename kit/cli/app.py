@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from kit.cli import miles
 from kit.cli.draft import draft
+from kit.cli.nanochat import import_nanochat
 from kit.cli.run import Pairs, params, run
 from kit.cli.runs import compare, runs
 from kit.cli.sweep import sweep
@@ -53,6 +54,7 @@ app.command()(runs)
 app.command()(compare)
 app.command()(draft)
 app.add_typer(miles.export, name="export")
+miles.take_over.command("nanochat")(import_nanochat)
 app.add_typer(miles.take_over, name="import")
 
 

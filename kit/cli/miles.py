@@ -12,7 +12,7 @@ from kit.errors import RunError
 from kit.utils.formatting import visible
 
 export = typer.Typer(no_args_is_help=True, help="Write settings for other trainers.")
-take_over = typer.Typer(no_args_is_help=True, help="Read settings of other trainers.")
+take_over = typer.Typer(no_args_is_help=True, help="Read what other trainers wrote.")
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="A file; else it is printed.")]
 

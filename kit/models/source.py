@@ -132,6 +132,12 @@ def _no_model(path: Path) -> ModelError:
             fix="give that model as model.name, and this directory as model.lora.adapter_path. To "
             "train all weights, merge both into one model first: PEFT's `merge_and_unload`.",
         )
+    if next(path.glob("model_*.pt"), None):
+        return ModelError(
+            what,
+            why="It holds a checkpoint of nanochat.",
+            fix=f"write a model directory of it: kit import nanochat {path} OUT.",
+        )
     is_checkpoint = (path / "manifest.json").is_file()
     return ModelError(
         what,
