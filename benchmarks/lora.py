@@ -180,7 +180,7 @@ def trainer(work: Workload, *, sequences: int = 2) -> dict[str, Any]:
     shape = ModelShape.read(work.model)
     operations = training_operations(shape, Samples(sequences, 1, 1, length - 1))
     found: dict[str, Any] = {}
-    levels: tuple[Level, ...] = ("selective", "full", "none")
+    levels: tuple[Level, ...] = ("selective", "alternating", "full", "none")
     for level in levels:
         with tempfile.TemporaryDirectory() as folder:
             made = start(

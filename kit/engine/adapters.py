@@ -19,10 +19,14 @@ Read from SGLang 0.5.16, and changed in its scheduler:
 from __future__ import annotations
 
 import asyncio
+import json
+from collections import defaultdict
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from types import ModuleType
 from typing import Any
+from weakref import finalize
 
 from kit.errors import StackError
 from kit.models.adapters import FUSED, SGLANG
@@ -161,9 +165,45 @@ async def _unload(manager: Any, name: str) -> None:
 
 _MANAGERS: list[Any] = []
 """The LoRA manager of this process, once it has loaded an adapter."""
-_PLACES: dict[int, tuple[list[Any], list[Any]]] = {}
+_PLACES: dict[int, tuple[bytes, list[Any]]] = {}
 """By slot of the pool: the table of the adapter that was last in it, and where each of its matrices
 goes, flat. The pool never moves."""
+_UNUSED: defaultdict[bytes, list[Matrices]] = defaultdict(list)
+"""By table: memory of adapters that were forgotten. To cut it up anew takes longer than to copy
+what comes into it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matrices:
+    """An adapter's matrices, where it is in use or not."""
+
+    table: bytes
+    """See `kit.weight_sync.transport.table_of`."""
+    flat: Any
+    """All of them one after the other, as bytes."""
+    parts: tuple[Any, ...]
+    """Each of them, flat."""
+
+    @classmethod
+    def of(cls, flat: Any, table: bytes) -> Matrices:
+        """A copy of matrices that lie in another process' memory.
+
+        Raises:
+            ValueError: they are of several dtypes.
+        """
+        import torch
+
+        if _UNUSED[table]:
+            taken = _UNUSED[table].pop()
+            taken.flat.copy_(flat)
+            return taken
+        entries = json.loads(table)
+        dtypes = {dtype for _, _, dtype, *_ in entries}
+        if len(dtypes) != 1:
+            raise ValueError(f"the adapter is in {', '.join(sorted(dtypes))}")
+        own = flat.clone()
+        numbers = own.view(getattr(torch, dtypes.pop()))
+        return cls(table, own, numbers.split([prod(shape) for _, shape, *_ in entries]))
 
 
 def register(device: str) -> None:
@@ -195,7 +235,8 @@ def _load(manager: Any, ref: Any, tensors: dict[str, Any]) -> None:
         manager.load_config,
         manager.lora_backend,
     )
-    adapter.flat, adapter.entries = tensors["flat"].clone(), tensors["entries"]
+    adapter.matrices = Matrices.of(tensors["flat"], tensors["table"])
+    finalize(adapter, _UNUSED[adapter.matrices.table].append, adapter.matrices)
     manager.loras[ref.lora_id] = adapter
     _MANAGERS[:] = [manager]
     manager.fetch_new_loras({ref.lora_id})
@@ -214,21 +255,20 @@ def _fill(pool: Any, uid: Any, slot: int, adapter: Any, modules: list[Any], *_: 
     if uid is None:
         _clear(pool, slot)
         return
-    table, places = _PLACES.get(slot, ([], []))
-    if table != adapter.entries:
+    matrices: Matrices = adapter.matrices
+    table, places = _PLACES.get(slot, (b"", []))
+    if table != matrices.table:
         _clear(pool, slot)  # the slot had adapters of other layers
-        places = _places_of(pool, slot, adapter.entries, modules)
-        _PLACES[slot] = adapter.entries, places
-    numbers = adapter.flat.view(pool.dtype)  # one after the other, as the table has them
-    torch._foreach_copy_(places, numbers.split([place.numel() for place in places]))
+        places = _places_of(pool, slot, matrices, modules)
+        _PLACES[slot] = matrices.table, places
+    torch._foreach_copy_(places, matrices.parts)
 
 
-def _places_of(pool: Any, slot: int, entries: list[Any], modules: list[Any]) -> list[Any]:
+def _places_of(pool: Any, slot: int, matrices: Matrices, modules: list[Any]) -> list[Any]:
     """Where an adapter's matrices go in a slot, in the order of their table, flat."""
-    table = {name: tuple(shape) for name, shape, *_ in entries}
-    dtypes = {dtype for _, _, dtype, *_ in entries}
-    if dtypes != {str(pool.dtype).removeprefix("torch.")}:
-        raise ValueError(f"the adapter is in {', '.join(sorted(dtypes))}, the pool {pool.dtype}")
+    table = {name: tuple(shape) for name, shape, *_ in json.loads(matrices.table)}
+    if matrices.parts[0].dtype != pool.dtype:
+        raise ValueError(f"the adapter is in {matrices.parts[0].dtype}, the pool in {pool.dtype}")
     places = {
         name: view
         for layer, paths in enumerate(modules)

@@ -166,6 +166,8 @@ class WeightReceiver:
             if model in (POLICY, ADAPTER):
                 self.version = version
             self.resume()
+        if isinstance(spec, Handle):
+            return spec.tensors, spec.nbytes
         return len(spec.entries), spec.size
 
     def _payloads(self, handles: Sequence[Handle]) -> list[bytes]:

@@ -12,9 +12,11 @@ aligned without padding: SGLang packs what is broadcast to it in the same way.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
@@ -105,12 +107,19 @@ class BucketSpec:
 
 @dataclass(frozen=True, slots=True)
 class Handle(BucketSpec):
-    """A bucket in a buffer: everything another process needs to see the weights."""
+    """A bucket in a buffer: everything another process needs to see the weights.
 
+    On a GPU the table of tensors is part of `ipc`, and `entries` are left out.
+    """
+
+    tensors: int = 0
+    """How many it carries."""
+    nbytes: int = 0
+    """Size of the flat buffer."""
     path: str = ""
     """CPU: where the memory file can be opened."""
     ipc: bytes = b""
-    """GPU: SGLang's own serialisation of the flat tensor, a CUDA IPC handle."""
+    """GPU: the flat tensor, as a CUDA IPC handle, and its table, serialised as SGLang does it."""
 
 
 @dataclass(slots=True)
@@ -141,9 +150,9 @@ class SendBuffer:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             ipc = serialize(buffer[: spec.size], spec) if self.shared else b""
-            return Handle(spec.model, spec.entries, ipc=ipc)
+            return Handle(spec.model, (), len(spec.entries), spec.size, ipc=ipc)
         path = f"/proc/{os.getpid()}/fd/{self._memory_file}"
-        return Handle(spec.model, spec.entries, path=path)
+        return Handle(spec.model, spec.entries, len(spec.entries), spec.size, path)
 
     def flat(self, bucket: int, size: int) -> torch.Tensor:
         """The bytes that the last `fill` of this bucket has written."""
@@ -190,14 +199,20 @@ class ReceiveBuffer:
 
     def receive(self, handle: Handle) -> torch.Tensor:
         """Open the trainer's buffer as one shared tensor of bytes."""
-        source = (handle.path, handle.size)
+        source = (handle.path, handle.nbytes)
         if self.flat is None or self._mapped is None or self._source != source:
             self._source = source
             self._mapped = torch.from_file(
-                handle.path, shared=True, size=handle.size, dtype=torch.uint8
+                handle.path, shared=True, size=handle.nbytes, dtype=torch.uint8
             )
-            self.flat = torch.empty(handle.size, dtype=torch.uint8).share_memory_()
+            self.flat = torch.empty(handle.nbytes, dtype=torch.uint8).share_memory_()
         return self.flat.copy_(self._mapped)
+
+
+@lru_cache(maxsize=8)
+def table_of(spec: BucketSpec) -> bytes:
+    """A bucket's table as JSON: a list with name, shape, dtype, start and end of each tensor."""
+    return json.dumps(spec.entries).encode()
 
 
 def serialize(flat: torch.Tensor, spec: BucketSpec) -> bytes:
@@ -212,7 +227,7 @@ def serialize(flat: torch.Tensor, spec: BucketSpec) -> bytes:
     if flat.is_cuda:
         monkey_patch_torch_reductions()  # names the card by its UUID, not by its local number
     if spec.model == ADAPTER:
-        told = {"flat": flat, "entries": [tuple(entry) for entry in spec.entries]}
+        told = {"flat": flat, "table": table_of(spec)}
         own: bytes = MultiprocessingSerializer.serialize(told)
         return own
     metadata: list[Any] = [
