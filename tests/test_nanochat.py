@@ -99,3 +99,32 @@ def test_probes_of_sampling_compute_capped_logits_too(session: RLSession) -> Non
     asked = Samples([s.tokens for s in samples], [s.response_length for s in samples])
     (found,) = session.debug.stack.probe("sampled", asked, [SamplingTransform(1.0)])
     assert largest(list(zip(found, session.log_probs(samples), strict=True))) < 1e-5
+
+
+@pytest.mark.slow
+def test_adapters_of_it_are_those_of_peft(checkpoint: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    if other := RLSession.current():
+        other.close()
+    model = import_nanochat(checkpoint, tmp_path / "model").path
+    own = {"name": str(model), "lora": {"r": 4}}
+    with RLSession.start(SessionConfig(**SETTINGS | {"model": own}), data=ROWS) as session:
+        for _ in range(2):  # the first changes one half of each adapter only
+            rollout = session.score(session.generate(), reward=lambda s: float(s.index % 2))
+            session.update(session.advantages(rollout))
+            assert session.sync(verify=True).verified == 2 + 4 * 3
+        report = session.check_mismatch(session.generate())
+        assert (report.verdict, report.mean_abs_diff < 1e-5) == ("pass", True)
+        samples = rollout[:4]
+        trained = session.log_probs(samples)
+        folders = tmp_path / "adapter", tmp_path / "merged"
+        exports = session.export_hf(folders[0], adapter=True), session.export_hf(folders[1])
+    plain = AutoModelForCausalLM.from_pretrained(model)
+    without = [response_log_probs(plain, s.tokens, s.response_length) for s in samples]
+    assert largest(list(zip(without, trained, strict=True))) > 1e-2
+    adapted = PeftModel.from_pretrained(plain, str(exports[0]))
+    for one in (adapted, AutoModelForCausalLM.from_pretrained(exports[1])):
+        found = [response_log_probs(one, s.tokens, s.response_length) for s in samples]
+        assert largest(list(zip(found, trained, strict=True))) < 2e-5

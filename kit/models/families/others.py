@@ -62,6 +62,12 @@ FAMILIES = (
         mends=("whole_norms",),
     ),
     Family(
+        "NanoChatForCausalLM",
+        "NanoChat",
+        "rotation backwards and before the norms of q and k, norms without weights, a soft cap",
+        adapts=True,
+    ),
+    Family(
         "StableLmForCausalLM",
         "StableLM",
         "partial rotation, LayerNorm",
