@@ -25,6 +25,8 @@ from kit.models.packing import Packed, put_rows, repeat_rows, sums_of, take_rows
 from kit.operators import scores
 
 NAME = "kit_packed"
+OF_MODULE = -1
+"""A window of which the caller says nothing: Qwen2-MoE has it in its masks and in its layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ def attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     packed: Layout | None = None,
-    sliding_window: int | None = None,
+    sliding_window: int | None = OF_MODULE,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     **_: Any,
@@ -137,6 +139,8 @@ def attend(
         both = torch.cat([k, v], dim=1)
         both = repeat_rows(both, packed.seen_rows, packed.order, packed.order_ends)
         k, v = both.split([k.shape[1], v.shape[1]], dim=1)
+    if sliding_window == OF_MODULE:
+        sliding_window = getattr(module, "sliding_window", None)
     window = sliding_window or 0
     if softcap is not None or s_aux is not None:
         out = _attend_by_scores(q, k, v, s_aux, scaling, dropout, packed, window, softcap or 0.0)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from kit.engine.families.making import when_made
+
 IN_EVERY_LAYER = (
     "MistralForCausalLM",
     "MixtralForCausalLM",
@@ -35,19 +37,14 @@ def windows(config: Any, architecture: str) -> list[int]:
 
 def register(architecture: str, _device: str) -> None:
     """Have models of this architecture that this process makes attend through their windows."""
-    from sglang.srt.models.registry import ModelRegistry
 
-    kind, _ = ModelRegistry.resolve_model_cls([architecture])
-    make = kind.__init__
-
-    def make_model(model: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+    def change(model: Any, config: Any) -> None:
         from sglang.srt.layers.radix_attention import RadixAttention
 
-        make(model, config, *args, **kwargs)
         of_layer = windows(config, architecture)
         for module in model.modules():
             if isinstance(module, RadixAttention):
                 module.sliding_window_size = of_layer[module.layer_id] - 1
         model.get_attention_sliding_window_size = lambda: max(of_layer) - 1 or None
 
-    kind.__init__ = make_model
+    when_made(architecture, change)

@@ -13,7 +13,7 @@ FAMILIES = (
         "MixtralForCausalLM",
         "Mixtral",
         "mixture of experts, a window",
-        mends=("windows",),
+        mends=("routing_record", "windows"),
         replays=True,
     ),
     Family(

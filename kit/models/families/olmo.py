@@ -37,5 +37,10 @@ FAMILIES = (
         overrides=_rotation,
         refuses=_scaled,
     ),
-    Family("OlmoeForCausalLM", "OLMoE", "mixture of experts, norms of all of q and k"),
+    Family(
+        "OlmoeForCausalLM",
+        "OLMoE",
+        "mixture of experts, norms of all of q and k",
+        mends=("routing_record",),
+    ),
 )

@@ -1,0 +1,214 @@
+"""Make the table of families in `docs/models.md`, of what sessions with each have measured.
+
+    .venv/bin/python docs/make_models.py                      the table, of docs/models.json
+    .venv/bin/python docs/make_models.py --measure [FAMILY]   measure first; half an hour for all
+
+A tiny model of random weights (`tests/small_models.py`) is started on a CPU in float32 in each way
+that there is for it, is updated once, and synced. Measured is the mean |difference| of log-probs,
+in nats a token, from Transformers (eager attention, one sequence after the other) with the same
+weights: those of the start, and those that the session exports after the sync.
+
+What is measured need not be in the family's record yet: the record's own refusals are off here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+RESULTS, PAGE = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md"
+BEGIN, END = "<!-- made by docs/make_models.py -->", "<!-- end -->"
+ROWS = [{"prompt": f"{a}+{a + 1}=", "label": str(2 * a + 1)} for a in range(12, 20)]
+BOUND = 1e-4
+WAYS = ("plain", "merged", "adapter", "replay", "exact")
+"""`merged` and `adapter` train adapters, which reach the engine so; `exact` is true_on_policy."""
+Result = dict[str, Any]
+
+
+# ---- measuring ---------------------------------------------------------------------------------
+
+
+def settings(folder: Path, way: str) -> Result:
+    """Settings of a session of this model in this way."""
+    config: Result = {
+        "model": {"name": str(folder)},
+        "device": "cpu",
+        "rollout": {"max_response_len": 24},
+        "engine": {"replicas": 1},
+        "training": {
+            "rollout_batch_size": 2,
+            "n_samples_per_prompt": 2,
+            "learning_rate": 1e-2,
+        },
+    }
+    if way in ("merged", "adapter"):
+        config["model"]["lora"] = {"r": 4, "target_modules": attention_parts(folder)}
+        config["engine"]["lora"] = way
+    if way == "replay":
+        config["training"]["use_rollout_routing_replay"] = True
+    if way == "exact":
+        config["training"]["true_on_policy"] = True
+    return config
+
+
+def attention_parts(folder: Path) -> list[str]:
+    """Last names of the linear layers of a model's attention."""
+    from kit.models.source import stored_shapes
+
+    named = stored_shapes(folder).items()
+    paths = [name.removesuffix(".weight") for name, shape in named if len(shape) == 2]
+    return sorted({path.rpartition(".")[2] for path in paths if "attn" in path})
+
+
+@contextmanager
+def without_refusals() -> Iterator[None]:
+    """Start families that their records do not know yet; `refused` ones stay refused."""
+    from kit.models.families import Family
+
+    check: Any = Family.check
+    kind: Any = Family
+
+    def of_known(family: Any, config: Any, path: str, device: str) -> None:
+        from dataclasses import replace
+
+        known = replace(family, adapts=True, engine_adapts=True, replays=True)
+        check(known, config, path, device)
+
+    kind.check = of_known
+    try:
+        yield
+    finally:
+        kind.check = check
+
+
+def measured(folder: Path, way: str) -> Result:
+    """What a session with a model gives; `refused`, if it does not start."""
+    from kit import RLSession, SessionConfig
+    from kit.errors import KitError
+
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["XDG_CACHE_HOME"] = cache
+        try:
+            with (
+                without_refusals(),
+                RLSession.start(SessionConfig(**settings(folder, way)), data=ROWS) as session,
+            ):
+                found = trained(session, folder.with_name(f"{way}-export"))
+                session.close()
+        except KitError as error:
+            print(error)
+            return {"refused": str(error).splitlines()[0].replace(str(folder), "The model")}
+        for record in Path(cache, "kit", "agreement").glob("*.json"):
+            seen = json.loads(record.read_text())
+            found |= {key: seen[key] for key in ("trainer", "prefill", "decode")}
+    return found
+
+
+def trained(session: Any, export: Path) -> Result:
+    """One update and a sync; how far both sides are off the model that is exported then."""
+    rollout = session.score(session.generate(), reward=lambda sample: float(sample.index % 2))
+    metrics = session.update(session.advantages(rollout)).metrics
+    report = session.sync(verify=True)
+    rollout = session.generate()
+    mismatch = session.check_mismatch(rollout)
+    expected = by_transformers(session.export_hf(export, dtype="float32"), rollout)
+    engine = [value for sample in rollout for value in sample.rollout_log_probs]
+    pairs = list(zip(engine, expected, strict=True))
+    found = {
+        "updated": sum(abs(one - other) for one, other in pairs) / len(pairs),
+        "mismatch": mismatch.mean_abs_diff,
+        "synced": report.verified,
+        "moved": metrics["train/grad_norm"],
+    }
+    if any(sample.rollout_routed_experts for sample in rollout):
+        found["overlap"] = metrics["routing/overlap"]
+    return found
+
+
+def by_transformers(folder: Path, rollout: Any) -> list[float]:
+    """Log-probs of the responses by the model in a directory."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    values: list[float] = []
+    with torch.no_grad():
+        for sample in rollout:
+            row, count = sample.tokens, sample.response_length
+            logits = model(torch.tensor([row])).logits[0, len(row) - count - 1 : -1]
+            logp = logits.log_softmax(-1)
+            values += logp[torch.arange(count), row[-count:]].tolist()
+    return values
+
+
+def ways_of(family: str, folder: Path) -> list[str]:
+    """The ways in which a family is measured."""
+    from kit.models.families import find
+    from kit.utils.reading import read_json
+
+    config = read_json(folder / "config.json", unique=False)
+    record = find(config["architectures"][0])
+    experts = any(key in config for key in ("num_experts", "n_routed_experts", "num_local_experts"))
+    left_out = set() if experts else {"replay"}
+    if not record.exact or "window" in family or "rope" in family or "yarn" in family:
+        left_out.add("exact")
+    return [way for way in WAYS if way not in left_out]
+
+
+def measure(families: list[str], ways: Sequence[str]) -> None:
+    """Measure families, and write each result as it comes."""
+    from tests.small_models import make_model
+
+    for family in families:
+        results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+        with tempfile.TemporaryDirectory() as folder:
+            model = make_model(Path(folder) / "model", family)
+            own: Result = results.get(family, {})
+            for way in [way for way in ways_of(family, model) if way in ways]:
+                own[way] = measured(model, way)
+                print(family, way, own[way], flush=True)
+                if way == "plain" and "refused" in own[way]:
+                    break
+        results[family] = own
+        RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+
+
+# ---- the table ---------------------------------------------------------------------------------
+
+
+def table(results: dict[str, Result]) -> str:
+    """The rows of the page."""
+    return ""
+
+
+def main() -> None:
+    """Measure if asked, and write the table."""
+    from tests.small_models import FAMILIES
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--measure", nargs="*", metavar="FAMILY")
+    parser.add_argument("--ways", nargs="*", default=WAYS)
+    arguments = parser.parse_args()
+    if arguments.measure is not None:
+        measure(arguments.measure or sorted(FAMILIES), arguments.ways)
+    text = PAGE.read_text("utf-8")
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    rows = table(json.loads(RESULTS.read_text()))
+    PAGE.write_text(f"{before}{BEGIN}\n{rows}{END}{after}", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
