@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,8 @@ BEGIN, END = "<!-- made by docs/make_models.py -->", "<!-- end -->"
 ROWS = [{"prompt": f"{a}+{a + 1}=", "label": str(2 * a + 1)} for a in range(12, 20)]
 BOUND = 1e-4
 WAYS = ("plain", "merged", "adapter", "replay", "exact")
-"""`merged` and `adapter` train adapters, which reach the engine so; `exact` is true_on_policy."""
+"""`merged` and `adapter` train adapters, which reach the engine so; `exact` is true_on_policy. One
+more, `gpu`, is measured where it is asked for: as `plain`, on a GPU in bfloat16."""
 Result = dict[str, Any]
 
 
@@ -42,7 +44,7 @@ def settings(folder: Path, way: str) -> Result:
     """Settings of a session of this model in this way."""
     config: Result = {
         "model": {"name": str(folder)},
-        "device": "cpu",
+        "device": "cuda" if way == "gpu" else "cpu",
         "rollout": {"max_response_len": 24},
         "engine": {"replicas": 1},
         "training": {
@@ -91,26 +93,30 @@ def without_refusals() -> Iterator[None]:
         kind.check = check
 
 
-def measured(folder: Path, way: str) -> Result:
-    """What a session with a model gives; `refused`, if it does not start."""
+def measured(folder: Path, way: str, cache: Path) -> Result:
+    """What a session with a model gives; `refused`, if it does not start.
+
+    `cache` is the user's cache, where a start notes what it saw.
+    """
     from kit import RLSession, SessionConfig
     from kit.errors import KitError
 
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["XDG_CACHE_HOME"] = cache
-        try:
-            with (
-                without_refusals(),
-                RLSession.start(SessionConfig(**settings(folder, way)), data=ROWS) as session,
-            ):
-                found = trained(session, folder.with_name(f"{way}-export"))
-                session.close()
-        except KitError as error:
-            print(error)
-            return {"refused": str(error).splitlines()[0].replace(str(folder), "The model")}
-        for record in Path(cache, "kit", "agreement").glob("*.json"):
-            seen = json.loads(record.read_text())
-            found |= {key: seen[key] for key in ("trainer", "prefill", "decode")}
+    notes = cache / "kit" / "agreement"
+    shutil.rmtree(notes, ignore_errors=True)
+    try:
+        with (
+            without_refusals(),
+            RLSession.start(SessionConfig(**settings(folder, way)), data=ROWS) as session,
+        ):
+            found = trained(session, folder.with_name(f"{way}-export"))
+            session.close()
+    except KitError as error:
+        print(error)
+        lines = str(error).replace(str(folder), "The model").splitlines()
+        return {"refused": lines[0], "why": "\n".join(lines[1:])[:2000]}
+    for note in notes.glob("*.json"):
+        seen = json.loads(note.read_text())
+        found |= {key: seen[key] for key in ("trainer", "prefill", "decode", "rounding")}
     return found
 
 
@@ -131,7 +137,7 @@ def trained(session: Any, export: Path) -> Result:
         "moved": metrics["train/grad_norm"],
     }
     if any(sample.rollout_routed_experts for sample in rollout):
-        found["overlap"] = metrics["routing/overlap"]
+        found["overlap"] = metrics["train/routing/overlap"]
     return found
 
 
@@ -164,22 +170,24 @@ def ways_of(family: str, folder: Path) -> list[str]:
     left_out = set() if experts else {"replay"}
     if not record.exact or "window" in family or "rope" in family or "yarn" in family:
         left_out.add("exact")
-    return [way for way in WAYS if way not in left_out]
+    return [way for way in (*WAYS, "gpu") if way not in left_out]
 
 
 def measure(families: list[str], ways: Sequence[str]) -> None:
-    """Measure families, and write each result as it comes."""
+    """Measure families in some ways, and write each result as it comes."""
     from tests.small_models import make_model
 
+    cache = Path(tempfile.mkdtemp())
+    os.environ["XDG_CACHE_HOME"] = str(cache)
     for family in families:
         results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
         with tempfile.TemporaryDirectory() as folder:
             model = make_model(Path(folder) / "model", family)
             own: Result = results.get(family, {})
             for way in [way for way in ways_of(family, model) if way in ways]:
-                own[way] = measured(model, way)
+                own[way] = measured(model, way, cache)
                 print(family, way, own[way], flush=True)
-                if way == "plain" and "refused" in own[way]:
+                if "refused" in own.get("plain", {}):
                     break
         results[family] = own
         RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
@@ -188,9 +196,67 @@ def measure(families: list[str], ways: Sequence[str]) -> None:
 # ---- the table ---------------------------------------------------------------------------------
 
 
+def named(family: str) -> tuple[str, Any]:
+    """A family of `tests/small_models.py` as the page calls it, and its record."""
+    from kit.models.families import find
+
+    kind, _, variant = family.partition(",")
+    record = find(f"{kind}ForCausalLM")
+    return (record.name or kind) + (f",{variant}" if variant else ""), record
+
+
+def number(results: Result, way: str, *keys: str) -> str:
+    """The largest of some measured numbers, with one digit; empty where there is none."""
+    values = [results.get(way, {}).get(key) for key in keys]
+    known = [value for value in values if value is not None]
+    return f"{max(known):.0e}".replace("e-0", "e-") if known else ""
+
+
 def table(results: dict[str, Result]) -> str:
-    """The rows of the page."""
-    return ""
+    """The rows of the page, and below them who is refused."""
+    head = (
+        "family",
+        "differs from Llama by",
+        "trainer",
+        "engine",
+        "updated",
+        "adapters, merged",
+        "of SGLang",
+        "replay",
+        "true_on_policy",
+        "GPU",
+    )
+    rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    refused = []
+    for family, own in sorted(results.items(), key=lambda item: named(item[0])[0].lower()):
+        name, record = named(family)
+        if why := own["plain"].get("refused"):
+            refused.append(f"| {name} | {record.refused or why} |")
+            continue
+        cells = [
+            name,
+            record.differs,
+            number(own, "plain", "trainer"),
+            number(own, "plain", "prefill", "decode"),
+            number(own, "plain", "updated"),
+            number(own, "merged", "updated"),
+            number(own, "adapter", "updated"),
+            number(own, "replay", "updated"),
+            "0" if own.get("exact", {}).get("mismatch") == 0 else "",
+            on_gpu(own.get("gpu", {})),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*rows, "", "| refused | why |", "|---|---|", *refused, ""])
+
+
+def on_gpu(found: Result) -> str:
+    """The largest difference in bfloat16, and what rounding does to Transformers itself."""
+    if "refused" in found:
+        return "refused"
+    if not found:
+        return ""
+    largest = max(found["trainer"], found["prefill"], found["decode"])
+    return f"{largest:.3f} ({found['rounding']:.3f})"
 
 
 def main() -> None:
