@@ -18,6 +18,6 @@ def register(architecture: str, _device: str) -> None:
 
 def _tell_layers(model: Any, _config: Any) -> None:
     for part in model.modules():
-        topk, experts = getattr(part, "topk", None), getattr(part, "experts", None)
+        topk = getattr(part, "topk", None)
         if topk is not None and getattr(topk, "layer_id", 0) is None:
-            topk.layer_id = experts.layer_id
+            topk.layer_id = part.experts.layer_id
