@@ -50,6 +50,10 @@ PARTIAL = {"head_dim": 16, "partial_rotary_factor": 0.5}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 WINDOWED = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
 GEMMA = {"head_dim": 16, "tie_word_embeddings": True}
+LINEAR = {
+    "linear_conv_kernel_dim": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+}  # fmt: skip
 LATENT = {
     "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
     "n_shared_experts": 1, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1,
@@ -138,6 +142,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Qwen3, window": {"head_dim": 16, **WINDOWED},
     "Qwen3Moe": {"head_dim": 16, "decoder_sparse_step": 1, **EXPERTS},
     "Qwen3Moe, window": {"head_dim": 16, "decoder_sparse_step": 1, **EXPERTS, **WINDOWED},
+    "Qwen3Next": {
+        "head_dim": 16,
+        "decoder_sparse_step": 1,
+        "shared_expert_intermediate_size": 32,
+        "layer_types": ["linear_attention", "full_attention"],
+        **EXPERTS,
+        **LINEAR,
+    },
     "SeedOss": {"head_dim": 16},
     "SmolLM3": {},
     "StableLm": {"partial_rotary_factor": 0.5},

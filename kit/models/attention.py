@@ -12,7 +12,9 @@ here they are a tensor on the host. Grouped queries need no copies of keys and v
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -226,6 +228,54 @@ def padded(x: torch.Tensor, sequences: int, lengths: Lengths) -> torch.Tensor:
     size = sequences * lengths.longest
     whole = x if len(x) == size else put_rows(x, lengths.places, size)
     return whole.view(sequences, lengths.longest, *x.shape[1:])
+
+
+def by_sequence(model: nn.Module, kinds: Collection[str]) -> None:
+    """Have layers that carry a state along a sequence compute one sequence of each sample apart.
+
+    Where samples share a beginning it is computed for each of them.
+
+    Args:
+        model: a Transformers model.
+        kinds: names of their classes.
+    """
+    for module in model.modules():
+        if type(module).__name__ in kinds:
+            module.__class__ = _sequence_by_sequence(type(module))
+
+
+@cache
+def _sequence_by_sequence(kind: Any) -> Any:
+    """Subclass that computes sequences as a batch, padded at their ends, where no state looks."""
+
+    def forward(
+        self: Any, hidden_states: torch.Tensor, *args: Any, packed: Layout, **kwargs: Any
+    ) -> torch.Tensor:
+        rows, own = _rectangle(packed)
+        batch = repeat_rows(hidden_states[0], rows.flatten()).unflatten(0, rows.shape)
+        out = kind.forward(self, batch, *args, **kwargs)
+        return take_rows(out.flatten(0, 1), own)[None]
+
+    return type(kind.__name__, (kind,), {"forward": forward})
+
+
+def _rectangle(packed: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row of each place in a batch of what sequences see, (S, longest), and place of each row.
+
+    Past a sequence's end its last row stands in.
+    """
+    own, seen = packed.own.ends.long(), packed.seen.ends.long()
+    place = torch.arange(packed.seen.longest, device=seen.device)
+    inside = torch.minimum(seen[:-1, None] + place, seen[1:, None] - 1)
+    if packed.seen_rows is not None:
+        rows = packed.seen_rows
+        if len(packed.seen.places):  # on a CPU padded already
+            rows = rows[packed.seen.places]
+        inside = rows[inside]
+    row = torch.arange(int(own[-1]), device=own.device)
+    sequence = torch.searchsorted(own, row, right=True) - 1
+    last = seen[sequence + 1] - seen[sequence] - (own[sequence + 1] - row)
+    return inside, sequence * packed.seen.longest + last
 
 
 def _within_window(packed: Layout, window: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kit.errors import ModelError
-from kit.models import attention, shared_operators
+from kit.models import attention, families, shared_operators
 from kit.models.log_probs import shared_token_log_probs, soft_capped, token_log_probs
 from kit.models.packing import Packed, repeat_rows, take_rows
 
@@ -108,6 +108,7 @@ def load(path: str, *, trust_remote_code: bool = False) -> Policy:
             fix="give a directory with config.json and safetensors of a causal language model.",
         ) from error
     _check_parts(model)
+    attention.by_sequence(model, families.find(type(model).__name__).carries_state)
     return Policy(model)
 
 

@@ -84,7 +84,19 @@ def test_a_soft_cap_of_logits_that_also_have_a_factor_is_refused(tmp_path: Path)
         load(str(folder))
 
 
-@pytest.mark.parametrize("family", ["Mistral, window", "Granite", "Gemma3", "NanoChat"])
+LEARNERS = [
+    "Mistral, window",
+    "Granite",
+    "Gemma3",
+    "NanoChat",
+    "Gemma2",
+    "GptOss",
+    "DeepseekV3",
+    "Qwen3Next",
+]
+
+
+@pytest.mark.parametrize("family", LEARNERS)
 def test_gradients_are_those_of_transformers(tmp_path: Path, family: str) -> None:
     folder = make_model(tmp_path / "model", family)
     model, policy = plain(folder), load(str(folder)).eval()

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 from kit.models.families.record import Family
 
+BY_SEQUENCE = (
+    "Its linear attention is computed sequence by sequence, which was tried on CPUs only: a GPU "
+    "compiles layers, and how many sequences there are would be part of the code."
+)
+
 FAMILIES = (
     Family(
         "Qwen2ForCausalLM",
@@ -32,6 +37,13 @@ FAMILIES = (
         quantizes=True,
         adapts=True,
         engine_adapts=True,
+    ),
+    Family(
+        "Qwen3NextForCausalLM",
+        "Qwen3-Next",
+        "three of four layers of linear attention, gated attention, mixture of experts",
+        refused_on={"cuda": BY_SEQUENCE},
+        carries_state=("Qwen3NextGatedDeltaNet",),
     ),
     Family(
         "Qwen3MoeForCausalLM",

@@ -47,6 +47,8 @@ class Family:
     """Modules of `kit.engine.families` that change SGLang's process before it makes the model."""
     feed_forward: str = "mlp"
     """Attribute of a layer that holds its feed-forward part, which may be computed once more."""
+    carries_state: tuple[str, ...] = ()
+    """Classes of layers in Transformers whose state must not run from one sample to the next."""
     exact: bool = False
     """Whether `training.true_on_policy` has every operator on both sides."""
     quantizes: bool = False
@@ -88,7 +90,9 @@ class Family:
             )
         training, lora = config.training, config.model.lora
         if training.replays_routing and not self.replays:
-            raise self._untried("the replay of its experts", "training.use_rollout_routing_replay")
+            own = "" if training.use_rollout_routing_replay else "training.use_routing_replay"
+            name = own or "training.use_rollout_routing_replay"
+            raise self._untried("the replay of its experts", name)
         if lora and not self.adapts:
             raise self._untried("adapters", "model.lora")
         if lora and config.engine.lora == "adapter" and not self.engine_adapts:
