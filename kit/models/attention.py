@@ -241,7 +241,8 @@ def by_sequence(model: nn.Module, kinds: Collection[str]) -> None:
     """
     for module in model.modules():
         if type(module).__name__ in kinds:
-            module.__class__ = _sequence_by_sequence(type(module))
+            kind: Any = type(module)
+            module.__class__ = _sequence_by_sequence(kind)
 
 
 @cache

@@ -7,6 +7,7 @@ This folder makes the same SGLang run on a plain CPU; `kit.cluster.fork_server` 
     attention.py       an attention backend that serves the whole batch in one call per layer
     operators.py       norm, rotation, checksums, the record of experts, the KV cache's memory
     shared.py          the operators of `kit.operators`, for `training.true_on_policy`
+    gated_delta.py     layers of linear attention
     quantization.py    linear layers with weights in FP8 or INT4
     speculative.py     drafts: their attention, and which tokens of them are accepted
     ngram.py           drafts without a model

@@ -138,9 +138,10 @@ class TorchOnFreshPages(ModuleType):
         return getattr(torch, name)
 
     @staticmethod
-    def zeros(*size: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> torch.Tensor:
+    def zeros(*sizes: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> torch.Tensor:
         """A tensor of zeros on pages that nobody has touched."""
-        shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
+        sizes = sizes or (kwargs.pop("size"),)
+        shape = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
         wanted = dtype or torch.get_default_dtype()
         count = math.prod(shape) * wanted.itemsize
         if count < MIN_BYTES or torch.device(kwargs.get("device") or "cpu").type != "cpu":

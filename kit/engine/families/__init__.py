@@ -8,6 +8,7 @@ dense_layers.py       layers without experts in a Qwen3-MoE
 exaone.py             epsilon of EXAONE 4's norms
 gemma.py              the form of Gemma's activation
 making.py             what a mend of a whole model goes through
+linear_attention.py   linear attention on a CPU
 latent_attention.py   DeepSeek's attention on a CPU
 routing_record.py     layers of routers that SGLang does not tell theirs
 shared_gate.py        the gate of a shared expert on a CPU
