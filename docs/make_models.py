@@ -31,8 +31,9 @@ RESULTS, PAGE = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- made by docs/make_models.py -->", "<!-- end -->"
 ROWS = [{"prompt": f"{a}+{a + 1}=", "label": str(2 * a + 1)} for a in range(12, 20)]
 BOUND = 1e-4
-WAYS = ("plain", "merged", "adapter", "replay", "exact")
-"""`merged` and `adapter` train adapters, which reach the engine so; `exact` is true_on_policy. One
+WAYS = ("plain", "merged", "adapter", "replay", "drafts", "exact")
+"""`merged` and `adapter` train adapters, which reach the engine so; `exact` is true_on_policy;
+`drafts` of n-grams are verified by the model. One
 more, `gpu`, is measured where it is asked for: as `plain`, on a GPU in bfloat16."""
 Result = dict[str, Any]
 
@@ -58,6 +59,8 @@ def settings(folder: Path, way: str) -> Result:
         config["engine"]["lora"] = way
     if way == "replay":
         config["training"]["use_rollout_routing_replay"] = True
+    if way == "drafts":
+        config["engine"]["speculative"] = {"algorithm": "ngram"}
     if way == "exact":
         config["training"]["true_on_policy"] = True
     return config
@@ -83,7 +86,7 @@ def without_refusals() -> Iterator[None]:
     def of_known(family: Any, config: Any, path: str, device: str) -> None:
         from dataclasses import replace
 
-        known = replace(family, adapts=True, engine_adapts=True, replays=True)
+        known = replace(family, adapts=True, engine_adapts=True, replays=True, drafts=True)
         check(known, config, path, device)
 
     kind.check = of_known
@@ -223,6 +226,7 @@ def table(results: dict[str, Result]) -> str:
         "adapters, merged",
         "of SGLang",
         "replay",
+        "drafts",
         "true_on_policy",
         "GPU",
     )
@@ -242,6 +246,7 @@ def table(results: dict[str, Result]) -> str:
             number(own, "merged", "updated"),
             number(own, "adapter", "updated"),
             number(own, "replay", "updated"),
+            number(own, "drafts", "updated"),
             "0" if own.get("exact", {}).get("mismatch") == 0 else "",
             on_gpu(own.get("gpu", {})),
         ]

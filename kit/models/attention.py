@@ -252,7 +252,7 @@ def _sequence_by_sequence(kind: Any) -> Any:
     def forward(
         self: Any, hidden_states: torch.Tensor, *args: Any, packed: Layout, **kwargs: Any
     ) -> torch.Tensor:
-        rows, own = _rectangle(packed)
+        rows, own = rectangle(packed)
         batch = repeat_rows(hidden_states[0], rows.flatten()).unflatten(0, rows.shape)
         out = kind.forward(self, batch, *args, **kwargs)
         return take_rows(out.flatten(0, 1), own)[None]
@@ -260,7 +260,7 @@ def _sequence_by_sequence(kind: Any) -> Any:
     return type(kind.__name__, (kind,), {"forward": forward})
 
 
-def _rectangle(packed: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+def rectangle(packed: Layout) -> tuple[torch.Tensor, torch.Tensor]:
     """Row of each place in a batch of what sequences see, (S, longest), and place of each row.
 
     Past a sequence's end its last row stands in.

@@ -40,8 +40,8 @@ def test_each_family_that_is_tested_has_a_record() -> None:
     tested = {f"{family.partition(',')[0]}ForCausalLM" for family in FAMILIES}
     recorded = {family.architecture for family in all_families()}
     assert tested <= recorded
-    # Of Llama 4 no model is made, since SGLang loads it wrongly.
-    assert recorded - tested <= {"Llama4ForCausalLM"}
+    refused = {family.architecture for family in all_families() if family.refused}
+    assert recorded - tested <= refused
 
 
 def test_each_mend_is_there_and_is_asked_for() -> None:
@@ -99,6 +99,26 @@ def test_refusals_come_with_their_reason_by_family_device_and_model(tmp_path: Pa
         else:
             with pytest.raises(ModelError, match="output layer"):
                 cohere.check(config(), str(tmp_path), "cpu")
+
+
+def test_quantised_files_are_refused_where_families_are_published_so(tmp_path: Path) -> None:
+    quantised = {"quantization_config": {"quant_method": "mxfp4"}}
+    path = described(tmp_path, "GptOssForCausalLM", **quantised)
+    with pytest.raises(ModelError, match=r"quantised weights \(mxfp4\)"):
+        find("GptOssForCausalLM").check(config(), path, "cpu")
+    find("GptOssForCausalLM").check(config(), described(tmp_path, "GptOssForCausalLM"), "cpu")
+
+
+def test_layers_of_full_attention_come_as_regularly_as_sglang_has_them(tmp_path: Path) -> None:
+    linear, full = "linear_attention", "full_attention"
+    found = []
+    for kinds in ([linear, full] * 2, [linear] * 3 + [full], [full, linear, linear]):
+        path = described(tmp_path, "Qwen3NextForCausalLM", layer_types=kinds)
+        told = json.loads(mended.server_arguments(path, "cpu")["json_model_override_args"])
+        found.append(told["full_attention_interval"])
+    assert found == [2, 4, 0]
+    with pytest.raises(ModelError, match="layer_types differ"):
+        find("Qwen3NextForCausalLM").check(config(), path, "cpu")
 
 
 def described(folder: Path, architecture: str, **settings: Any) -> str:

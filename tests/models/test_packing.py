@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.errors import DataError
+from kit.models import attention
 from kit.models.packing import Packed, fit, micro_batches, pack
 
 # Tokens of a sample and how many of them are its response: at least one comes before.
@@ -148,3 +149,22 @@ def test_no_two_bins_would_have_fitted_into_one(sizes: list[int], limit: int) ->
 
 def test_sizes_are_laid_where_they_first_fit_in_falling_order() -> None:
     assert fit([3, 7, 5, 2, 9], 10) == [[4], [0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_layers_with_a_state_get_the_same_sequences_by_the_layouts_of_both_devices(
+    share: bool,
+) -> None:
+    samples = [[5, 6, 7, 8, 9], [5, 6, 7, 3], [1, 2, 3, 4, 4, 4]]
+    packed = pack(samples, [2, 1, 3], share=share)
+    cpu = torch.device("cpu")
+    layouts = attention.layout(packed, cpu), attention.gathered(packed, cpu)
+    (rows, own), (rows_there, own_there) = map(attention.rectangle, layouts)
+    assert torch.equal(rows, rows_there)
+    assert torch.equal(own, own_there)
+    seen = [
+        packed.tokens_T[row[:length]].tolist()
+        for row, length in zip(rows, packed.seen_lengths, strict=True)
+    ]
+    assert all(any(sample[: len(s)] == s for sample in samples) for s in seen)
+    assert torch.equal(packed.tokens_T[rows].flatten()[own], packed.tokens_T)

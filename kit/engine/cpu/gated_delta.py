@@ -1,9 +1,9 @@
 """Gated delta networks for SGLang on a CPU: the layers of linear attention of Qwen3-Next.
 
 A layer keeps two states of a request instead of keys and values: the last inputs of its
-convolution, and a matrix a head. SGLang hands both pools in and has their slots written. The rule itself is
-Transformers', in chunks for prompts and step by step for one token; its matrix is (K, V), SGLang's
-is (V, K).
+convolution, and a matrix a head. SGLang hands both pools in and has their slots written. The rule
+itself is Transformers', in chunks for prompts and step by step for one token; its matrix is (K, V),
+SGLang's is (V, K).
 
 Shapes: B requests, T tokens of all, C channels, H key heads, HV value heads, K and V their sizes.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kit.models.families.record import Family
+from kit.models.families.record import Family, quantized
 
 
 def _routing(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,6 +22,7 @@ FAMILIES = (
         "DeepseekV3ForCausalLM",
         "DeepSeek-V3",
         "latent attention, mixture of experts in groups with shared ones and a router bias",
+        refuses=quantized,
         overrides=_routing,
         mends=("latent_attention",),
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kit.models.families.record import TAKEN, Family
+from kit.models.families.record import TAKEN, Family, quantized
 
 SWIGLU_LIMIT = 7.0
 """Where Transformers clamps the two inputs of the gate, whatever config.json says."""
@@ -14,6 +14,7 @@ FAMILIES = (
         "attention sinks, windows by layer, mixture of experts with biases and a clamped gate",
         engine={"moe_runner_backend": "triton", "disable_hybrid_swa_memory": True},
         engine_on={"cpu": TAKEN},
+        refuses=quantized,
         overrides=lambda _: {"swiglu_limit": SWIGLU_LIMIT},
         mends=("attention_name", "sinks"),
     ),

@@ -68,6 +68,7 @@ FAMILIES = (
         quantizes=True,
         adapts=True,
         engine_adapts=True,
+        drafts=True,
     ),
     Family(
         "Qwen3NextForCausalLM",
@@ -88,5 +89,11 @@ FAMILIES = (
         replays=True,
         adapts=True,
         engine_adapts=True,
+    ),
+    Family(
+        "Qwen3_5ForCausalLM",
+        "Qwen3.5",
+        "three of four layers of linear attention, gated attention",
+        refused="SGLang has it with pictures only (Qwen3_5ForConditionalGeneration).",
     ),
 )

@@ -17,6 +17,18 @@ TAKEN = {"attention_backend": "triton"}
 HOW = "docs/models.md says how a family is tried and recorded"
 
 
+def quantized(settings: Mapping[str, Any]) -> str:
+    """Why files whose weights are quantised cannot be trained; "" for others."""
+    if not (how := settings.get("quantization_config")):
+        return ""
+    method = how.get("quant_method", "unknown")
+    return (
+        f"Its files hold quantised weights ({method}), which neither the trainer nor a sync reads. "
+        "Take the files with plain weights, or have Transformers write them: "
+        "from_pretrained(..., dtype=bfloat16) with its option to dequantise, then save_pretrained."
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """One architecture: what differs from a Llama-like decoder, and what is known to be right.
@@ -57,6 +69,8 @@ class Family:
     """Whether its experts can be replayed."""
     adapts: bool = False
     """Whether adapters were trained, merged into what the engine gets."""
+    drafts: bool = False
+    """Whether drafts (`engine.speculative`) were seen to write as plain decoding does."""
     engine_adapts: bool = False
     """Whether SGLang was seen to compute with adapters of its own (`engine.lora: adapter`)."""
 
@@ -97,6 +111,10 @@ class Family:
             raise self._untried("adapters", "model.lora")
         if lora and config.engine.lora == "adapter" and not self.engine_adapts:
             raise self._untried("adapters of SGLang's own", "engine.lora: adapter", "set it merged")
+        if config.engine.speculative and not self.drafts:
+            raise self._untried("what drafts write", "engine.speculative")
+        if self.carries_state and config.engine.extra.get("disable_radix_cache") is False:
+            raise self._untried("a prefix cache", "engine.extra.disable_radix_cache: false")
 
     def _untried(self, what: str, setting: str, way_out: str = "leave it out") -> ConfigError:
         return ConfigError(
