@@ -63,6 +63,8 @@ def _look(config: SessionConfig) -> Iterator[Finding]:
     source = files.source(config.model)
     if takes == "cuda" and source is not None and not running:  # else it holds its memory now
         yield device.memory(config, source, driver.cards[0])
+    if source is not None:
+        yield from files.family(config, source, takes)
     if config.quantization and source is not None:
         yield files.quantization(config, source, takes)
     if config.engine.speculative and source is not None:

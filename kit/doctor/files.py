@@ -13,6 +13,7 @@ from kit.config import SHIPPED, DataConfig, ModelConfig, SessionConfig
 from kit.data.sources import Split, eval_sources, hub_source, load_prompts
 from kit.doctor.machine import program
 from kit.errors import ConfigError, KitError
+from kit.models import families
 from kit.models.adapters import AdapterShape
 from kit.models.source import (
     DIRECTORIES,
@@ -84,6 +85,19 @@ def source(config: ModelConfig) -> ModelSource | None:
         return _find(config, path) if path else None
     except KitError:
         return None
+
+
+def family(config: SessionConfig, source: ModelSource, device: str) -> Iterator[Finding]:
+    """Why a session refuses a model's family; a word on one that has no record."""
+    record = families.find(source.architecture)
+    try:
+        record.check(config, source.path, device)
+    except KitError as error:
+        yield Finding.of_error("family", error)
+        return
+    if not record.name:
+        words = "was not tried; a start compares trainer and engine with Transformers"
+        yield Finding("family", "ok", f"{source.architecture} {words}")
 
 
 def quantization(config: SessionConfig, source: ModelSource, device: str) -> Finding:

@@ -246,3 +246,22 @@ def test_a_draft_is_looked_at_before_anything_starts(tmp_path: Path) -> None:
     assert (missing.name, missing.level) == ("draft", "problem")
     assert "set engine.speculative.draft_model to its path" in missing.fix
     assert found("cpu", **alone | {"draft_model": str(tmp_path)}).level == "problem"
+
+
+def test_a_family_is_refused_or_named_before_anything_starts(tmp_path: Path) -> None:
+    def found(architecture: str, device: str = "cpu", **settings: Any) -> list[Finding]:
+        folder = Path(shutil.copytree(MODEL_DIR, tmp_path / architecture, dirs_exist_ok=True))
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"architectures": [architecture]}))
+        session = SessionConfig(**{"model": {"name": str(folder)} | settings})
+        return list(files.family(session, find(session.model), device))
+
+    assert found("Qwen3ForCausalLM") == []
+    (told,) = found("NobodyKnowsForCausalLM")
+    assert (told.name, told.level) == ("family", "ok")
+    assert "NobodyKnowsForCausalLM was not tried" in told.found
+    (told,) = found("NobodyKnowsForCausalLM", lora={})
+    assert told.level == "problem"
+    assert "model.lora was not tried" in told.found
+    (told,) = found("StableLmForCausalLM")
+    assert told.level == "problem"
