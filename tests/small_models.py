@@ -128,6 +128,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Persimmon": {"num_key_value_heads": 4},
     "Phi": {"num_key_value_heads": 4, "partial_rotary_factor": 0.5},
     "Phi3": {"sliding_window": None},
+    "Phi3, longrope": {
+        "sliding_window": None,
+        "original_max_position_embeddings": 256,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "factor": 2.0,
+            "short_factor": [1.0 + n / 8 for n in range(8)],
+            "long_factor": [4.0] * 8,
+        },
+    },
     "Phi3, window": {"sliding_window": WINDOW},
     "Qwen2": {},
     "Qwen2, window": WINDOWED,

@@ -141,7 +141,9 @@ def check_agreement(config: SessionConfig, stack: Stack, sampler: PromptSampler)
             are not.
     """
     how, exact = config.mismatch.on_start, config.training.true_on_policy
-    longest = sequence_length(Path(stack.model.path), stack.model.context_length, _used(sampler))
+    longest = sequence_length(
+        Path(stack.model.path), stack.model.context_length, tokens_used(sampler)
+    )
     record = _record(stack, longest)
     if how == "skip":
         return
@@ -301,7 +303,8 @@ def _config(model: Path) -> dict[str, Any]:
     return settings
 
 
-def _used(sampler: PromptSampler) -> int:
+def tokens_used(sampler: PromptSampler) -> int:
+    """The most tokens of a prompt with its response that a session can have."""
     longest = max((len(tokens) for tokens in sampler.rendered.values()), default=SHORTEST)
     return longest + sampler.max_response_len
 

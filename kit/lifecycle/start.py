@@ -27,7 +27,7 @@ from kit.checkpoint.snapshots import SnapshotStore
 from kit.checkpoint.state import TrainState
 from kit.config import SessionConfig, TrainingConfig
 from kit.data.stream import PromptStream
-from kit.diagnostics.agreement import check_agreement
+from kit.diagnostics.agreement import check_agreement, tokens_used
 from kit.errors import ConfigError, SessionError, StackError
 from kit.lifecycle import journal, resume, running
 from kit.lifecycle.journal import Journal
@@ -271,6 +271,8 @@ class SessionParts:
         check_extra(dict(config.engine.extra))
         check_experts(config, model)
         families.find(model.architecture).check(config, model.path, device)
+        used = min(tokens_used(sampler), model.context_length)
+        families.check_rotation(model.path, used)
         low_precision.check_session(config, model, device)
         check_optimizer(config.training, device)
         check_peft(config)

@@ -26,9 +26,9 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 
-from kit.models.families.record import Family
+from kit.models.families.record import Family, check_rotation
 
-__all__ = ["MODULES", "Family", "all_families", "find"]
+__all__ = ["MODULES", "Family", "all_families", "check_rotation", "find"]
 
 MODULES = (
     "llama",

@@ -14,6 +14,8 @@ from kit.utils.reading import read_json
 TAKEN = {"attention_backend": "triton"}
 """On a CPU, for an architecture of which SGLang refuses other names; see the mend
 `attention_name`."""
+BY_BATCH = ("dynamic", "longrope", "su")
+"""Kinds of rope scaling that look at the longest sequence of a batch."""
 HOW = "docs/models.md says how a family is tried and recorded"
 
 
@@ -27,6 +29,35 @@ def quantized(settings: Mapping[str, Any]) -> str:
         "Take the files with plain weights, or have Transformers write them: "
         "from_pretrained(..., dtype=bfloat16) with its option to dequantise, then save_pretrained."
     )
+
+
+def check_rotation(path: str, used: int) -> None:
+    """Refuse a rotation that depends on what else is in the batch, where a session can meet it.
+
+    Args:
+        path: the model's directory.
+        used: the most tokens of a prompt with its response.
+
+    Raises:
+        ModelError: the rotation of all samples of a batch changes once one of them is so long.
+    """
+    settings = read_json(Path(path) / "config.json", unique=False)
+    rotation = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    # By kind of layer, or one for all.
+    for each in [rotation, *(part for part in rotation.values() if isinstance(part, dict))]:
+        kind = each.get("rope_type") or each.get("type")
+        named = {**settings, **each} if kind in ("longrope", "su") else settings
+        limit = named.get("original_max_position_embeddings") or 0
+        if kind == "dynamic" or not limit:
+            limit = settings["max_position_embeddings"]
+        if kind in BY_BATCH and used > limit:
+            raise ModelError(
+                f"Prompt and response can have {used} tokens, and the model's rotation changes "
+                f"after {limit} (rope scaling of type {kind}).",
+                why="It then changes for every sample that is computed beside the long one, so a "
+                "log-prob depends on the batch: Transformers, trainer and engine give others.",
+                fix=f"set model.context_length: {limit}.",
+            )
 
 
 @dataclass(frozen=True, slots=True)
