@@ -1,6 +1,6 @@
 """Make a small nanochat from nothing in nanochat's own files, convert it, and train it by GRPO.
 
-    .venv/bin/python docs/make_nanochat.py OUT [--steps 300] [--train 40] [--seed 0]
+    .venv/bin/python docs/make_nanochat.py OUT [--steps 300] [--train 80] [--seed 0]
 
 Minutes on two cores. `OUT/nanochat` gets what nanochat's scripts would leave: a tokenizer with
 merges, trained on texts made on the spot and pickled by tiktoken, and a checkpoint of 1.9 million
@@ -28,7 +28,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, NanoChatConfig, Na
 
 from kit import RLSession, SessionConfig
 from kit.checkpoint import nanochat_tokenizer
-from kit.checkpoint.nanochat import EPS, LAYER, ROTATION_BASE, SOFT_CAP, WHOLE, import_nanochat
+from kit.checkpoint.nanochat import import_nanochat
+from kit.checkpoint.nanochat_versions import EPS, LAYER, ROTATION_BASE, SOFT_CAP, WHOLE
 from kit.tiny import recipe
 
 PATTERN = (
@@ -47,6 +48,7 @@ SIZES = {
 """Of the checkpoint, by nanochat's names."""
 ROWS = 64
 """nanochat pads its vocabulary to a multiple of these."""
+RATE = "training.learning_rate"
 BATCH = 64
 """Sums of a step."""
 
@@ -193,11 +195,11 @@ def accuracy(folder: Path) -> float:
 def train(out: Path, steps: int, seed: int) -> None:
     """Train the imported model by GRPO, and export it."""
     config = SessionConfig.preset("tiny").replace("seed", seed).replace("name", "nanochat")
-    config = config.replace("model.name", str(out / "model"))
+    config = config.replace("model.name", str(out / "model")).replace(RATE, 3e-4)
     with RLSession.start(config) as session:
         for step in range(steps):
             metrics = session.step().metrics
-            if step % 5 == 0 or step == steps - 1:
+            if step % 10 == 0 or step == steps - 1:
                 print(
                     f"step {step + 1:3d}: reward {metrics['rollout/raw_reward']:.3f}, "
                     f"{metrics['perf/step_time']:.2f} s",
@@ -212,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make a small nanochat, convert and train it.")
     parser.add_argument("out", type=Path, help="a folder for all of it")
     parser.add_argument("--steps", type=int, default=300, help="steps that it is made in")
-    parser.add_argument("--train", type=int, default=40, help="steps of GRPO")
+    parser.add_argument("--train", type=int, default=80, help="steps of GRPO")
     parser.add_argument("--seed", type=int, default=0, help="of texts, weights and GRPO")
     wanted = parser.parse_args()
     torch.set_num_threads(1)  # several would wait for each other with a model so small

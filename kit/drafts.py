@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kit.checkpoint import manifest
 from kit.config import DraftConfig, SessionConfig, SpeculativeConfig
 from kit.errors import ConfigError, ModelError
+from kit.models import families
 from kit.models.source import find
 from kit.session import RLSession
 from kit.utils.arguments import at_least_one
@@ -81,6 +82,7 @@ def make_draft(
 
     Raises:
         ConfigError: there are not so many layers, or the settings train adapters.
+        ModelError: the model's family takes no drafts.
         CheckpointError: the draft cannot be written, or something else is there.
     """
     at_least_one(steps, "steps")
@@ -92,8 +94,10 @@ def make_draft(
             "A draft is made from a model without adapters.",
             fix="leave model.lora out; a draft serves the model with adapters, too.",
         )
+    model = find(config.model)
+    families.find(model.architecture).check_drafts()
     with tempfile.TemporaryDirectory(prefix="draft") as folder:
-        shorten(Path(find(config.model).path), Path(folder), layers)
+        shorten(Path(model.path), Path(folder), layers)
         training = config.training.model_copy(
             update={
                 "learning_rate": 0.0,  # the policy stays

@@ -9,12 +9,16 @@ import pytest
 
 from kit import RLSession, SessionConfig
 from kit.checkpoint.nanochat import import_nanochat
+from kit.models import own
 from kit.samples import Sample
 from kit.trainer.probes import Samples, SamplingTransform
 from tests import nanochats
 from tests.checkpoint.test_export import response_log_probs
 
-ROWS = [{"prompt": f"{a}+{a + 1}= the sum", "label": str(2 * a + 1)} for a in range(12, 20)]
+ROWS = [{"prompt": "+".join(str(a * n % 97) for n in range(60)), "label": ""} for a in range(2, 9)]
+"""Longer than a short window."""
+WEIGHTS = {"first": 2 + 4 * 3, "2026": 2 + 4 * 3 + 2 * 2 + 5}
+"""Parameters of the engine's, which computes queries, keys and values in one."""
 SETTINGS = {
     "name": "nanochat",
     "device": "cpu",
@@ -24,9 +28,15 @@ SETTINGS = {
 }
 
 
+@pytest.fixture(scope="module", params=[pytest.param("first", marks=pytest.mark.slow), "2026"])
+def version(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nanochats.make(tmp_path_factory.mktemp("nanochat"))
+def checkpoint(version: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    make = nanochats.make_2026 if version == "2026" else nanochats.make
+    return make(tmp_path_factory.mktemp("nanochat"))
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +65,7 @@ def by_formula(checkpoint: Path, sample: Sample) -> list[float]:
 
 def test_engine_and_trainer_compute_nanochats_formula(session: RLSession, checkpoint: Path) -> None:
     samples = session.generate()[:8]
+    assert min(len(sample.tokens) for sample in samples) > nanochats.WINDOW + 8
     expected = [by_formula(checkpoint, sample) for sample in samples]
     tokens, lengths = [s.tokens for s in samples], [s.response_length for s in samples]
     stack = session.debug.stack
@@ -76,7 +87,7 @@ def test_answers_end_at_nanochats_two_ends(session: RLSession) -> None:
 
 
 def test_it_trains_reaches_the_engine_and_comes_back_from_an_export(
-    session: RLSession, tmp_path: Path
+    session: RLSession, version: str, tmp_path: Path
 ) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -84,14 +95,16 @@ def test_it_trains_reaches_the_engine_and_comes_back_from_an_export(
     before = session.log_probs(rollout[:4])
     session.update(session.advantages(rollout))
     report = session.sync(verify=True)
-    assert report.verified == len(session.debug.stack.checksums()[0]) == 2 + 4 * 3
+    assert report.verified == len(session.debug.stack.checksums()[0]) == WEIGHTS[version]
     assert session.check_mismatch(session.generate()).verdict == "pass"
     after = session.log_probs(rollout[:4])
     assert largest(list(zip(before, after, strict=True))) > 1e-2
-    model = AutoModelForCausalLM.from_pretrained(session.export_hf(tmp_path / "model"))
-    for sample, own in zip(rollout[:4], after, strict=True):
+    exported = session.export_hf(tmp_path / "model")
+    own.register(exported)
+    model = AutoModelForCausalLM.from_pretrained(exported)
+    for sample, expected in zip(rollout[:4], after, strict=True):
         found = response_log_probs(model, sample.tokens, sample.response_length)
-        assert found == pytest.approx(own, rel=0, abs=1e-5)
+        assert found == pytest.approx(expected, rel=0, abs=1e-5)
 
 
 def test_probes_of_sampling_compute_capped_logits_too(session: RLSession) -> None:
@@ -102,15 +115,15 @@ def test_probes_of_sampling_compute_capped_logits_too(session: RLSession) -> Non
 
 
 @pytest.mark.slow
-def test_adapters_of_it_are_those_of_peft(checkpoint: Path, tmp_path: Path) -> None:
+def test_adapters_of_the_first_are_those_of_peft(tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     if other := RLSession.current():
         other.close()
-    model = import_nanochat(checkpoint, tmp_path / "model").path
-    own = {"name": str(model), "lora": {"r": 4}}
-    with RLSession.start(SessionConfig(**SETTINGS | {"model": own}), data=ROWS) as session:
+    model = import_nanochat(nanochats.make(tmp_path), tmp_path / "model").path
+    config = SessionConfig(**SETTINGS, model={"name": str(model), "lora": {"r": 4}})
+    with RLSession.start(config, data=ROWS) as session:
         for _ in range(2):  # the first changes one half of each adapter only
             rollout = session.score(session.generate(), reward=lambda s: float(s.index % 2))
             session.update(session.advantages(rollout))

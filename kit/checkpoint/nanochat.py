@@ -1,51 +1,29 @@
 """`kit import nanochat`: a checkpoint of nanochat as a model's directory.
 
 nanochat (https://github.com/karpathy/nanochat) writes a step's weights as `model_000650.pt`, their
-sizes as `meta_000650.json`, and its tokenizer into a folder of its own. What its code computes with
-them has changed, and is written nowhere: base of the rotation, soft cap, factors. So the version
-is told by which weights there are. Transformers' `NanoChatForCausalLM` is the first of them, of
-October 2025 to 11 January 2026; later ones are refused by what they have more.
+sizes as `meta_000650.json`, and its tokenizer into a folder of its own. Which versions of it are
+known, and what they compute, stands in `nanochat_versions.py`.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kit.checkpoint import manifest, nanochat_tokenizer
+from kit.checkpoint.nanochat_versions import Version
 from kit.errors import ModelError
 from kit.utils.reading import open_regular, read_json
 
 if TYPE_CHECKING:
     import torch
 
-ROTATION_BASE, SOFT_CAP = 10_000.0, 15.0
-"""Of the version that Transformers has; nanochat's code has them as constants."""
-EPS = 2.0**-23
-"""Of nanochat's norms in float32: that dtype's epsilon, as torch takes where it is told none."""
-LAYER = {
-    "attn.c_q": "self_attn.q_proj",
-    "attn.c_k": "self_attn.k_proj",
-    "attn.c_v": "self_attn.v_proj",
-    "attn.c_proj": "self_attn.o_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
-"""Parts of a layer: nanochat's name, and Transformers'."""
-WHOLE = {"transformer.wte.weight": "model.embed_tokens.weight", "lm_head.weight": "lm_head.weight"}
-LATER = {
-    r"smear_": "mixes each token's embedding with the one before (smear, since 14 March 2026)",
-    r"backout_": "takes a middle layer's output away at the end (backout, since 14 March 2026)",
-    r"value_embeds\.": "adds embeddings to the values (since 16 January 2026)",
-    r"(resid|x0)_lambdas$": "scales its residual stream by layer (since 11 January 2026)",
-}
-"""Weights that Transformers' NanoChat has no place for, by their names, and what they do."""
 SIZES = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
-_LAYER_NAME = re.compile(r"transformer\.h\.(\d+)\.(.+)\.weight")
 _STEP = re.compile(r"model_(\d+)\.pt")
 Dtype = Literal["float32", "bfloat16"]
 
@@ -90,7 +68,7 @@ def import_nanochat(
         CheckpointError: it cannot be written, or something else is in the way.
     """
     number = _step(directory, step)
-    meta = _read_meta(directory / f"meta_{number}.json")
+    meta, pattern = _read_meta(directory / f"meta_{number}.json")
     encoding = nanochat_tokenizer.read(_tokenizer_file(directory, tokenizer))
     if len(encoding) != meta["vocab_size"]:
         raise ModelError(
@@ -98,15 +76,16 @@ def import_nanochat(
             fix="name the tokenizer.pkl that the model was trained with: --tokenizer FILE.",
         )
     weights = _read_weights(directory / f"model_{number}.pt")
-    _refuse_later(weights, meta)
-    _check_shapes(weights, meta)
+    version = Version(meta, pattern, "smear_gate.weight" in weights)
+    version.check(weights)
     target = out.absolute()
     with manifest.new_folder(target, "export") as folder:
         built = nanochat_tokenizer.build(encoding, meta["sequence_len"])
         built.save_pretrained(folder)
         texts = nanochat_tokenizer.compare(encoding, _loaded(folder))
-        _write_settings(folder, _settings(meta, weights, encoding, dtype), encoding)
-        size = _write_weights(folder, weights, meta, dtype)
+        inner = len(weights["transformer.h.0.mlp.c_fc.weight"])
+        _write_settings(folder, version.settings(inner) | {"dtype": dtype}, encoding)
+        size = _write_weights(folder, weights, version, dtype)
         facts = {"made_from": str(directory.absolute()), "step": int(number), "dtype": dtype}
         manifest.seal(folder, "export", facts)
     return Imported(target, int(number), size, texts)
@@ -131,8 +110,8 @@ def _step(directory: Path, step: int | None) -> str:
     )
 
 
-def _read_meta(file: Path) -> dict[str, Any]:
-    """Sizes of the model, whole numbers all of them, and `window_pattern` where it has one."""
+def _read_meta(file: Path) -> tuple[dict[str, int], str]:
+    """Sizes of the model, and its pattern of windows; `L` has none."""
     try:
         meta = read_json(file)["model_config"]
         sizes = {name: meta[name] for name in SIZES}
@@ -140,13 +119,16 @@ def _read_meta(file: Path) -> dict[str, Any]:
             raise ValueError(f"not all sizes in it are whole numbers above 0: {sizes}")
         if sizes["n_embd"] % sizes["n_head"] or sizes["n_head"] % sizes["n_kv_head"]:
             raise ValueError(f"its heads do not divide its width: {sizes}")
+        pattern = str(meta.get("window_pattern") or "L")
+        if set(pattern.upper()) - set("SL"):
+            raise ValueError(f"window_pattern is {pattern!r}, which has other letters than S and L")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{file} does not describe a model of nanochat.",
             why=f"{type(error).__name__}: {error}",
             fix="copy it from where the model was trained; it belongs to the model_*.pt.",
         ) from error
-    return sizes | {"window_pattern": str(meta.get("window_pattern") or "L")}
+    return sizes, pattern
 
 
 def _tokenizer_file(directory: Path, given: Path | None) -> Path:
@@ -187,103 +169,6 @@ def _read_weights(file: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix("_orig_mod."): value for name, value in found.items()}
 
 
-def _refuse_later(weights: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
-    """Raise ModelError for a version that computes more than Transformers' NanoChat does."""
-    neutral = {"resid_lambdas": 1.0, "x0_lambdas": 0.0}
-    more = [
-        name
-        for name, value in weights.items()
-        if name not in _names(meta) and not (name in neutral and (value == neutral[name]).all())
-    ]
-    reasons = [
-        why for pattern, why in LATER.items() if any(re.match(pattern, name) for name in more)
-    ]
-    pattern = meta["window_pattern"].upper()
-    short = any(pattern[n % len(pattern)] != "L" for n in range(meta["n_layer"] - 1))
-    if short:
-        reasons.append(f"has sliding windows (window_pattern {pattern}, since 11 January 2026)")
-    if more and not reasons:
-        reasons.append(f"has weights that are not known here: {', '.join(sorted(more)[:4])}")
-    if reasons:
-        raise ModelError(
-            f"This nanochat {'; '.join(reasons)}.",
-            why="Transformers' NanoChatForCausalLM, which trainer and engine compute, is nanochat "
-            "as it was until 11 January 2026 (before commit aa530cd).",
-            fix="train a model with nanochat's code of before that commit, or take one that was.",
-        )
-    if missing := sorted(_names(meta).keys() - weights.keys()):
-        raise ModelError(
-            f"The checkpoint lacks {', '.join(missing[:4])}, which its meta_*.json promises.",
-            fix="copy model and meta of one and the same step.",
-        )
-
-
-def _check_shapes(weights: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
-    """Raise ModelError for a weight whose shape is not the one that the sizes say."""
-    wide, keys = meta["n_embd"], meta["n_embd"] // meta["n_head"] * meta["n_kv_head"]
-    inner = len(weights["transformer.h.0.mlp.c_fc.weight"])
-    shapes = {
-        "attn.c_q": (wide, wide),
-        "attn.c_k": (keys, wide),
-        "attn.c_v": (keys, wide),
-        "attn.c_proj": (wide, wide),
-        "mlp.c_fc": (inner, wide),
-        "mlp.c_proj": (wide, inner),
-    }
-    for name in _names(meta):
-        there = tuple(weights[name].shape)
-        layer = _LAYER_NAME.fullmatch(name)
-        expected = shapes[layer[2]] if layer else (max(there[0], meta["vocab_size"]), wide)
-        if there != expected:
-            raise ModelError(
-                f"{name} has the shape {there}, but the sizes in meta_*.json ask for {expected}.",
-                fix="copy model and meta of one and the same step.",
-            )
-
-
-def _names(meta: Mapping[str, Any]) -> dict[str, str]:
-    """Transformers' name of every weight, by nanochat's."""
-    layers = {
-        f"transformer.h.{number}.{old}.weight": f"model.layers.{number}.{new}.weight"
-        for number in range(meta["n_layer"])
-        for old, new in LAYER.items()
-    }
-    return WHOLE | layers
-
-
-def _settings(
-    meta: Mapping[str, Any],
-    weights: Mapping[str, torch.Tensor],
-    encoding: nanochat_tokenizer.Encoding,
-    dtype: Dtype,
-) -> dict[str, Any]:
-    """The configuration of the model in Transformers' words."""
-    return {
-        "architectures": ["NanoChatForCausalLM"],
-        "model_type": "nanochat",
-        "vocab_size": meta["vocab_size"],
-        "hidden_size": meta["n_embd"],
-        "intermediate_size": len(weights["transformer.h.0.mlp.c_fc.weight"]),
-        "num_hidden_layers": meta["n_layer"],
-        "num_attention_heads": meta["n_head"],
-        "num_key_value_heads": meta["n_kv_head"],
-        "max_position_embeddings": meta["sequence_len"],
-        "hidden_act": "relu2",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "rms_norm_eps": EPS,
-        "rope_parameters": {"rope_type": "default", "rope_theta": ROTATION_BASE},
-        "final_logit_softcapping": SOFT_CAP,
-        "tie_word_embeddings": False,
-        "initializer_range": 0.02,
-        "use_cache": True,
-        "bos_token_id": encoding.special[nanochat_tokenizer.BOS],
-        "eos_token_id": _ends(encoding),
-        "pad_token_id": None,  # the token that a model pads with learns nothing
-        "dtype": dtype,
-    }
-
-
 def _ends(encoding: nanochat_tokenizer.Encoding) -> list[int]:
     """Tokens at which nanochat's engine ends an answer."""
     names = (nanochat_tokenizer.ENDS_TURN, nanochat_tokenizer.BOS)
@@ -293,16 +178,16 @@ def _ends(encoding: nanochat_tokenizer.Encoding) -> list[int]:
 def _write_settings(
     folder: Path, settings: Mapping[str, Any], encoding: nanochat_tokenizer.Encoding
 ) -> None:
-    generation = {
-        "bos_token_id": settings["bos_token_id"],
-        "eos_token_id": _ends(encoding),
-        "pad_token_id": settings["bos_token_id"],
-        "do_sample": True,
-        "temperature": 1.0,
-    }
-    for name, values in (("config", settings), ("generation_config", generation)):
+    bos = encoding.special[nanochat_tokenizer.BOS]
+    tokens = {"bos_token_id": bos, "eos_token_id": _ends(encoding)}
+    generation = {**tokens, "pad_token_id": bos, "do_sample": True, "temperature": 1.0}
+    for name, values in (("config", {**settings, **tokens}), ("generation_config", generation)):
         text = json.dumps(values, indent=2) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    if "auto_map" in settings:
+        from kit.models.own import source_of
+
+        shutil.copy(source_of(settings["model_type"]), folder)
 
 
 def _loaded(folder: Path) -> Any:
@@ -313,7 +198,7 @@ def _loaded(folder: Path) -> Any:
 
 
 def _write_weights(
-    folder: Path, weights: Mapping[str, torch.Tensor], meta: Mapping[str, Any], dtype: Dtype
+    folder: Path, weights: Mapping[str, torch.Tensor], version: Version, dtype: Dtype
 ) -> int:
     """Write the weights under Transformers' names; how many numbers."""
     import torch
@@ -324,10 +209,10 @@ def _write_weights(
 
     def named() -> Iterator[tuple[str, torch.Tensor]]:
         nonlocal counted
-        for old, new in _names(meta).items():
+        for old, new in version.names.items():
             value = weights[old]
-            if old in WHOLE:  # nanochat pads the vocabulary, and cuts the logits
-                value = value[: meta["vocab_size"]]
+            if version.is_by_token(old):  # nanochat pads the vocabulary, and cuts the logits
+                value = value[: version.sizes["vocab_size"]]
             counted += value.numel()
             yield new, value.to(getattr(torch, dtype))
 

@@ -18,6 +18,7 @@ from kit.engine.server_args import EngineSettings, generation_request, server_ar
 from kit.engine.speculative import DRAFT_OF, DraftLoader, spec_info
 from kit.errors import StackError
 from kit.messages import CacheUse, EngineStatus, Generation, Rescored, SamplingSettings
+from kit.models import own
 from kit.models.source import ExpertLayout
 from kit.weight_sync import verify
 from kit.weight_sync.receiver import PATIENCE, WeightReceiver
@@ -65,6 +66,7 @@ class Engine:
         drafts = self.settings.speculative
         draft = [drafts.draft_path] if drafts and drafts.draft_path else []
         patches.import_only(self.settings.model_path, *draft)
+        own.register(self.settings.model_path)
         engine_class: Any = sglang.Engine
         if self.settings.device == "cpu":
             from kit.cluster.fork_server import use_zygote

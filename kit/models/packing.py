@@ -121,6 +121,18 @@ def pack(
     )
 
 
+def rows_before(packed: Packed) -> torch.Tensor:
+    """Row of the token before each row's, in the samples that it belongs to, (T), on the host.
+
+    Of a row that begins a sample it is row 0.
+    """
+    before_T = torch.zeros(len(packed.tokens_T), dtype=torch.long)
+    for rows in packed.rows_of:
+        own = torch.tensor(list(rows))
+        before_T[own[1:]] = own[:-1]
+    return before_T
+
+
 @dataclass(slots=True)
 class _Rows:
     """Assignment of tokens to rows, while it is being built; see `Packed`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,23 @@ import torch
 from torch import nn
 
 from kit.errors import ModelError
-from kit.models import attention, families, shared_operators
+from kit.models import attention, families, own, shared_operators
 from kit.models.log_probs import shared_token_log_probs, soft_capped, token_log_probs
-from kit.models.packing import Packed, repeat_rows, take_rows
+from kit.models.packing import Packed, repeat_rows, rows_before, take_rows, to_device
 
 
 def _hidden(backbone: Any, packed: Packed) -> torch.Tensor:
     """Output of the last layer for each row, (T, hidden size)."""
+    device, further = packed.tokens_T.device, {}
+    if getattr(backbone, "takes_rows_before", False):
+        rows_T = to_device(rows_before(packed), device)
+        further["rows_before"] = partial(repeat_rows, rows=rows_T)
     output = backbone(
         input_ids=packed.tokens_T[None],
         position_ids=packed.position_T[None],
         use_cache=False,
-        packed=attention.layout(packed, packed.tokens_T.device),
+        packed=attention.layout(packed, device),
+        **further,
     )
     hidden: torch.Tensor = output.last_hidden_state[0]
     return hidden
@@ -90,6 +96,7 @@ def load(path: str, *, trust_remote_code: bool = False) -> Policy:
     from transformers import AutoModelForCausalLM
 
     attention.register()
+    own.register(path)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             path,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kit.config import ModelConfig, SessionConfig
 from kit.errors import ConfigError, ModelError
+from kit.models import families
 from kit.models.source import ModelSource, find
 from kit.utils.reading import read_json
 
@@ -20,7 +21,8 @@ def find_draft(config: SessionConfig, model: ModelSource, device: str) -> ModelS
 
     Raises:
         ConfigError: nobody has seen drafts work on this device.
-        ModelError: it is missing or broken, or its tokens are not the model's.
+        ModelError: it is missing or broken, its tokens are not the model's, or one of the two is
+            of a family that takes no drafts.
     """
     if config.engine.speculative and device == "cuda":
         raise ConfigError(
@@ -30,11 +32,14 @@ def find_draft(config: SessionConfig, model: ModelSource, device: str) -> ModelS
             fix="leave engine.speculative out, or set device: cpu.",
         )
     speculative = config.engine.speculative
+    if speculative:
+        families.find(model.architecture).check_drafts()
     if speculative is None or speculative.draft_model is None:
         return None
     name = speculative.draft_model
     trusts = config.model.trust_remote_code
     draft = find(ModelConfig(name=name, trust_remote_code=trusts))
+    families.find(draft.architecture).check_drafts()
     fix = (
         "name a draft that was made for this model in engine.speculative.draft_model, or set "
         "engine.speculative.algorithm: ngram, which needs none."

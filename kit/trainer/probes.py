@@ -16,7 +16,7 @@ import torch
 
 from kit.errors import StackError
 from kit.messages import ExpertRecords, ExpertRows, TrainBatch
-from kit.models import lora, low_precision
+from kit.models import lora, low_precision, own
 from kit.models.log_probs import KEPT_LOGITS
 from kit.models.packing import Packed
 from kit.operators.ladder import Recorder
@@ -162,6 +162,7 @@ class Probes:
     ) -> Rows:
         from transformers import AutoModelForCausalLM
 
+        own.register(self.settings.model_path)
         adapters, wanted = self.settings.lora, getattr(torch, dtype)
         rounds = weights is None and adapters is not None and adapters.load_in_4bit
         model: Any = AutoModelForCausalLM.from_pretrained(

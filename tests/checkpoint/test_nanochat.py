@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,22 +21,25 @@ from typer.testing import CliRunner
 from kit.checkpoint import manifest, nanochat_tokenizer
 from kit.checkpoint.nanochat import import_nanochat
 from kit.cli.app import app
-from kit.config import ModelConfig
+from kit.config import ModelConfig, SessionConfig
 from kit.data.chat_template import render
+from kit.drafts import make_draft
 from kit.errors import DataError, KitError, ModelError
+from kit.models import own
+from kit.models.packing import pack
+from kit.models.policy import load
 from kit.models.source import find
+from kit.rollout.drafts import find_draft
 from tests import nanochats
 from tests.nanochats import SIZES, STEP, encoding
 
 MODEL, META = f"model_{STEP:06d}.pt", f"meta_{STEP:06d}.json"
 SIZE, LAYERS = SIZES["n_embd"], SIZES["n_layer"]
-LATER = {
+BETWEEN = {
     "scales its residual stream": {"resid_lambdas": torch.full((LAYERS,), 1.1)},
     "scales its residual stream by layer": {"x0_lambdas": torch.full((LAYERS,), 0.1)},
-    "adds embeddings to the values": {"value_embeds.0.weight": torch.zeros(SIZES["vocab_size"], 8)},
-    "mixes each token's embedding": {"smear_gate.weight": torch.zeros(1, 24)},
-    "takes a middle layer's output": {"backout_lambda": torch.zeros(1)},
-    "not known here: engram": {"engram.weight": torch.zeros(1)},
+    "adds embeddings to the values": {"value_embeds.0.weight": torch.zeros(320, 32)},
+    "has engram.weight, which nanochat does not": {"engram.weight": torch.zeros(1)},
 }
 
 
@@ -48,6 +54,14 @@ def checkpoint(base: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def of_2026(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint of 2026, and what it was imported as."""
+    base = tmp_path_factory.mktemp("nanochat-2026")
+    folder = nanochats.make_2026(base)
+    return folder, import_nanochat(folder, base / "out").path
+
+
+@pytest.fixture(scope="module")
 def imported(checkpoint: Path, base: Path) -> Path:
     return import_nanochat(checkpoint, base / "out").path
 
@@ -55,6 +69,7 @@ def imported(checkpoint: Path, base: Path) -> Path:
 def loaded(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
+    own.register(folder)
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
@@ -73,6 +88,88 @@ def test_transformers_computes_with_it_what_nanochat_does(checkpoint: Path, impo
     expected = nanochats.log_probs(checkpoint, tokens)
     assert found.shape == expected.shape
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_nanochat_of_2026_is_computed_as_its_formula_says_alone_and_packed(
+    of_2026: tuple[Path, Path], share: bool
+) -> None:
+    one, other = (torch.randint(SIZES["vocab_size"], (n,)).tolist() for n in (200, 60))
+    rows = [one, other, one[:150] + other[:20], one[:160] + other[:7]]
+    counts = [60, 59, 20, 17]
+    by_formula = [nanochats.log_probs(of_2026[0], row) for row in rows]
+    expected = torch.cat(
+        [
+            logp[len(row) - count - 1 : -1].gather(-1, torch.tensor(row[-count:])[:, None])[:, 0]
+            for row, count, logp in zip(rows, counts, by_formula, strict=True)
+        ]
+    )
+    with torch.no_grad():
+        found, _ = load(str(of_2026[1])).eval()(pack(rows, counts, share=share), 1.0)
+        alone = loaded(of_2026[1])(torch.tensor([one])).logits[0].log_softmax(-1)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(alone.double(), by_formula[0], rtol=0, atol=2e-5)
+
+
+def test_its_gradients_are_those_of_transformers(of_2026: tuple[Path, Path]) -> None:
+    rows = [torch.randint(SIZES["vocab_size"], (n,)).tolist() for n in (150, 9)]
+    rows.append(rows[0][:140] + rows[1])
+    policy, model = load(str(of_2026[1])).eval(), loaded(of_2026[1])
+    policy(pack(rows, [20, 8, 9]), 1.0)[0].sum().backward()
+    for row, count in zip(rows, (20, 8, 9), strict=True):
+        logp = model(torch.tensor([row])).logits[0].log_softmax(-1)
+        targets = torch.tensor(row[-count:])
+        logp[len(row) - count - 1 : -1].gather(-1, targets[:, None]).sum().backward()
+    theirs = dict(model.named_parameters())
+    for name, value in policy.model.named_parameters():
+        torch.testing.assert_close(
+            value.grad, theirs[name].grad, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_it_writes_token_by_token_what_it_reads_at_once(of_2026: tuple[Path, Path]) -> None:
+    tokens, model = torch.randint(SIZES["vocab_size"], (1, 180)), loaded(of_2026[1])
+    with torch.no_grad():
+        whole = model(tokens).logits
+        output = model(tokens[:, :100], use_cache=True)
+        parts = [output.logits]
+        for place in range(100, 180):
+            step = tokens[:, place : place + 1]
+            output = model(step, past_key_values=output.past_key_values, use_cache=True)
+            parts.append(output.logits)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=2e-5)
+
+
+def test_transformers_alone_loads_it_with_the_code_beside_it(of_2026: tuple[Path, Path]) -> None:
+    ask = (
+        "import sys, torch\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "assert 'kit' not in sys.modules\n"
+        "print(float(model(torch.arange(40)[None]).logits.detach().double().abs().sum()))"
+    )
+    command = [sys.executable, "-c", ask, str(of_2026[1])]
+    with tempfile.TemporaryDirectory() as cache:
+        told = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd="/",
+            env=os.environ | {"HF_MODULES_CACHE": cache, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
+        )  # fmt: skip
+    with torch.no_grad():
+        logits = loaded(of_2026[1])(torch.arange(40)[None]).logits
+    assert float(told.stdout) == pytest.approx(float(logits.double().abs().sum()), rel=1e-5)
+
+
+def test_drafts_are_refused_since_a_token_needs_the_one_before_it(
+    of_2026: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config = SessionConfig(
+        model={"name": str(of_2026[1])}, engine={"speculative": {"algorithm": "ngram"}}
+    )
+    with pytest.raises(ModelError, match="neither drafts nor is drafted for"):
+        find_draft(config, find(config.model), "cpu")
+    plain = SessionConfig(model={"name": str(of_2026[1])})
+    with pytest.raises(ModelError, match="neither drafts nor is drafted for"):
+        make_draft(plain, tmp_path / "draft")
 
 
 def test_every_number_is_kept_and_the_padding_of_the_vocabulary_is_not(
@@ -114,19 +211,21 @@ def test_names_of_a_compiled_model_and_neutral_scalars_are_taken(
     assert (out / "model.safetensors").read_bytes() == (imported / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("what", LATER)
-def test_a_later_version_is_refused_by_what_it_has_more(tmp_path: Path, what: str) -> None:
-    folder = nanochats.make(tmp_path, **LATER[what])
+@pytest.mark.parametrize("what", BETWEEN)
+def test_versions_whose_constants_nobody_wrote_down_are_refused_by_what_they_have(
+    tmp_path: Path, what: str
+) -> None:
+    folder = nanochats.make(tmp_path, **BETWEEN[what])
     with pytest.raises(ModelError, match=what):
         import_nanochat(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("pattern", ["SSSL", "ls"])
-def test_windows_are_refused(tmp_path: Path, pattern: str) -> None:
+def test_so_are_windows_of_theirs(tmp_path: Path, pattern: str) -> None:
     folder = nanochats.make(tmp_path)
     with_windows(folder, pattern)
-    with pytest.raises(ModelError, match=f"sliding windows .window_pattern {pattern.upper()}"):
+    with pytest.raises(ModelError, match=f"has windows .window_pattern {pattern.upper()}"):
         import_nanochat(folder, tmp_path / "out")
 
 

@@ -26,6 +26,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from kit.models import own
 from kit.models.families import find
 from kit.utils.reading import read_object
 
@@ -37,6 +38,7 @@ def register(model_path: str, device: str) -> None:
         model_path: the model's directory.
         device: `cpu` or `cuda`.
     """
+    own.register(model_path)
     for architecture in _configuration(model_path).get("architectures") or ():
         for name in find(architecture).mends:
             import_module(f"{__name__}.{name}").register(architecture, device)

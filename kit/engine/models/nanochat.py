@@ -51,6 +51,19 @@ def norm(x: torch.Tensor, eps: float) -> torch.Tensor:
     return nn.functional.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype)
 
 
+def rotation_of(config: Any) -> ReverseRotation:
+    """The rotation that all layers share."""
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return ReverseRotation(
+        size,
+        size,
+        config.max_position_embeddings,
+        config.rope_parameters["rope_theta"],
+        True,  # pairs lie half a head apart
+        torch.get_default_dtype(),
+    )
+
+
 class NanoChatAttention(nn.Module):
     """Grouped queries, rotated and then normed."""
 
@@ -89,11 +102,29 @@ class NanoChatAttention(nn.Module):
             prefix=add_prefix("attn", prefix),
         )
 
-    def forward(self, positions: torch.Tensor, x: torch.Tensor, batch: Any) -> torch.Tensor:
-        """Output for each token, (T, hidden size); `batch` says which tokens each may see."""
+    def values(self, v: torch.Tensor, x: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+        """Values of each token; a version with embeddings of them adds those here."""
+        return v
+
+    def forward(
+        self,
+        positions: torch.Tensor,
+        x: torch.Tensor,
+        batch: Any,
+        own: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Output for each token, (T, hidden size).
+
+        Args:
+            positions: of each token in its text.
+            x: normed input.
+            batch: which tokens each may see.
+            own: embeddings of values.
+        """
         qkv, _ = self.qkv_proj(x)
         widths = [self.size * heads for heads in (self.queries, self.keys, self.keys)]
         q, k, v = qkv.split(widths, dim=-1)
+        v = self.values(v, x, own)
         q, k = self.rotation(positions, q.contiguous(), k.contiguous())
         q, k = (norm(part.unflatten(-1, (-1, self.size)), self.eps).flatten(-2) for part in (q, k))
         output: torch.Tensor = self.o_proj(self.attn(q, k, v, batch))[0]
@@ -151,19 +182,11 @@ class NanoChatModel(nn.Module):
 
     def __init__(self, config: Any, quant: Any, prefix: str) -> None:
         super().__init__()
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.eps = config.rms_norm_eps
         self.embed_tokens = VocabParallelEmbedding(
             config.vocab_size, config.hidden_size, prefix=add_prefix("embed_tokens", prefix)
         )
-        rotation = ReverseRotation(
-            size,
-            size,
-            config.max_position_embeddings,
-            config.rope_parameters["rope_theta"],
-            True,  # pairs lie half a head apart
-            torch.get_default_dtype(),
-        )
+        rotation = rotation_of(config)
         self.layers = nn.ModuleList(
             NanoChatLayer(config, number, rotation, quant, add_prefix(f"layers.{number}", prefix))
             for number in range(config.num_hidden_layers)
@@ -222,18 +245,34 @@ class NanoChatForCausalLM(nn.Module):
         Raises:
             KeyError: there is no such weight here.
         """
-        own: dict[str, Any] = dict(self.named_parameters(remove_duplicate=False))
-        for name, value in weights:
-            if name == "lm_head.weight" and self.config.tie_word_embeddings:
-                continue  # a copy of the embedding
-            path, _, kind = name.rpartition(".")
-            parent, _, part = path.rpartition(".")
-            if part in SHARDS:
-                weight = own[f"{parent}.qkv_proj.{kind}"]
-                weight.weight_loader(weight, value, SHARDS[part])
-            else:
-                weight = own[name]
-                getattr(weight, "weight_loader", default_weight_loader)(weight, value)
+        load_by_name(self, weights, skipped=self.config.tie_word_embeddings)
+
+
+def load_by_name(
+    model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]], *, skipped: bool = False
+) -> None:
+    """Take weights by their names in Transformers' files.
+
+    Args:
+        model: whose parameters have these names, but for one projection of queries, keys, values.
+        weights: all of them, or some.
+        skipped: leave out the output layer, which is a copy of the embedding.
+
+    Raises:
+        KeyError: there is no such weight here.
+    """
+    own: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
+    for name, value in weights:
+        if name == "lm_head.weight" and skipped:
+            continue
+        path, _, kind = name.rpartition(".")
+        parent, _, part = path.rpartition(".")
+        if part in SHARDS:
+            weight = own[f"{parent}.qkv_proj.{kind}"]
+            weight.weight_loader(weight, value, SHARDS[part])
+        else:
+            weight = own[name]
+            getattr(weight, "weight_loader", default_weight_loader)(weight, value)
 
 
 EntryClass = NanoChatForCausalLM

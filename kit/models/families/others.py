@@ -68,6 +68,14 @@ FAMILIES = (
         adapts=True,
     ),
     Family(
+        "NanoChat2026ForCausalLM",
+        "nanochat since March 2026",
+        "NanoChat with embeddings of values, of the token before, windows, and scalars by layer",
+        engine={"disable_hybrid_swa_memory": True},
+        undrafted="Each token needs the one before it, and tokens of a draft do not lie in the "
+        "cache in their order. Its layers differ by turns, so it is not made shorter.",
+    ),
+    Family(
         "StableLmForCausalLM",
         "StableLM",
         "partial rotation, LayerNorm",

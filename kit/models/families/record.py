@@ -105,6 +105,10 @@ class Family:
     engine_adapts: bool = False
     """Whether SGLang was seen to compute with adapters of its own (`engine.lora: adapter`)."""
 
+    undrafted: str = ""
+    """Why it can neither draft nor be drafted for (`engine.speculative`); empty where it can be
+    tried."""
+
     def server_arguments(self, device: str) -> dict[str, Any]:
         """Fields of SGLang's `ServerArgs` on a kind of device."""
         return {**self.engine, **self.engine_on.get(device, {})}
@@ -146,6 +150,15 @@ class Family:
             raise self._untried("what drafts write", "engine.speculative")
         if self.carries_state and config.engine.extra.get("disable_radix_cache") is False:
             raise self._untried("a prefix cache", "engine.extra.disable_radix_cache: false")
+
+    def check_drafts(self) -> None:
+        """Raise ModelError for a family that neither drafts nor is drafted for."""
+        if self.undrafted:
+            raise ModelError(
+                f"{self.architecture} neither drafts nor is drafted for.",
+                why=self.undrafted,
+                fix="leave engine.speculative out, or take another model.",
+            )
 
     def _untried(self, what: str, setting: str, way_out: str = "leave it out") -> ConfigError:
         return ConfigError(
