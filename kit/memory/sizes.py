@@ -15,7 +15,7 @@ CONTEXT = int(0.6 * GIB)
 """GPU memory of the driver and the libraries of one process."""
 GRAPHS = int(1.8 * GIB)
 """SGLang's captured graphs, its workspaces and the logits of a decode step."""
-ASLEEP = int(1.4 * GIB)
+ASLEEP = int(0.6 * GIB)
 """GPU memory that an engine still holds while it sleeps."""
 LOGITS_AT_ONCE = 1 << 28
 """Logits in one piece, and as many in its gradient: see `kit.models.log_probs`."""
@@ -287,8 +287,10 @@ class Sizes:
         s, width = self.shape, self.width
         queries, keys = s.heads * s.head_size, s.key_value_heads * s.head_size
         # Compiled code keeps queries and keys before and after their norm and rotation, and the
-        # product in the feed-forward part beside its two factors.
-        attention = 2 * s.hidden + 3 * queries + 3 * keys
+        # product in the feed-forward part beside its two factors; adapters keep what they read,
+        # which weights make again of what was normalised.
+        inputs = 4 if self.adapters else 2
+        attention = inputs * s.hidden + 3 * queries + 3 * keys
         kept = {
             "none": attention + 3 * s.intermediate,
             "selective": attention,

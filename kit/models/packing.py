@@ -206,7 +206,7 @@ def micro_batches(
 ) -> list[list[int]]:
     """Divide samples into micro-batches: lists of indices, each index in one list.
 
-    Samples of one prompt stay together where they fit. No list takes more than `max_tokens` rows,
+    Samples of one prompt stay together where they fit and `share` says so. No list takes more than `max_tokens` rows,
     except for a single sample that is longer.
 
     Args:
@@ -215,15 +215,16 @@ def micro_batches(
         max_tokens: most rows in a micro-batch.
         share: whether `pack` will compute common prefixes once.
     """
+    if not share:
+        return fit([len(row) for row in tokens], max_tokens)
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for index, prompt in enumerate(_prompts(tokens, response_lengths)):
         by_prompt.setdefault(prompt, []).append(index)
     units: list[tuple[int, list[int]]] = []
     for prompt, members in by_prompt.items():
-        shared = len(prompt) if share else 0
-        own = [max(1, len(tokens[i]) - shared) for i in members]
-        for part in fit(own, max(1, max_tokens - shared)):
-            units.append((shared + sum(own[i] for i in part), [members[i] for i in part]))
+        own = [max(1, len(tokens[i]) - len(prompt)) for i in members]
+        for part in fit(own, max(1, max_tokens - len(prompt))):
+            units.append((len(prompt) + sum(own[i] for i in part), [members[i] for i in part]))
     return [
         sorted(index for unit in together for index in units[unit][1])
         for together in fit([size for size, _ in units], max_tokens)

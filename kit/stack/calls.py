@@ -111,18 +111,21 @@ class Calls:
 
     def refuse_without_head(self, doing: str) -> None:
         """Raise HeadDiedError if Ray is gone: to use it then ends this process."""
-        if HEAD in self.watch.dead():
+        self._dead(doing)
+
+    def _dead(self, doing: str) -> set[str]:
+        dead = self.watch.dead()
+        if HEAD in dead:
             raise HeadDiedError(
                 f"Ray's processes died before or during {doing}, and the stack with them.",
                 why="Weights and optimizer since the last checkpoint are gone.",
                 fix=f"continue from a checkpoint: {LOAD}.",
             )
+        return dead
 
     def has_died(self, part: str, doing: str) -> bool:
         """Look now whether a part has died. Raises HeadDiedError if it died because Ray did."""
-        died = part in self.watch.dead()
-        self.refuse_without_head(doing)
-        return died
+        return part in self._dead(doing)
 
     def late(self, what: str, limit: float, starting: object = None) -> LateError:
         """The error of a call that takes too long."""

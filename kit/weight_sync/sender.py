@@ -179,7 +179,8 @@ class WeightSender:
                 source.present = None
             if self._feeds:
                 with self._allocation():
-                    return self._buffers[model].fill(source.specs[bucket], named, bucket)
+                    self._buffers[model].reserve(source.specs[bucket], bucket)
+                return self._buffers[model].fill(source.specs[bucket], named, bucket)
             for _ in named:  # gathering takes all ranks
                 pass
         return None

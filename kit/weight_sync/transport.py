@@ -17,7 +17,6 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +31,8 @@ DRAFT = "draft"
 """The name under which the weights of a draft travel."""
 SLOTS = 2
 """Buffers of a GPU's trainer: one is filled while the engine reads the other."""
+COPIED_AT_ONCE = 64 << 20
+"""Bytes that are copied into a buffer in one go."""
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 DtypeOf = Callable[[str], torch.dtype]
 """The dtype in which the engine gets the tensor of this checkpoint name."""
@@ -130,23 +131,42 @@ class SendBuffer:
     shared: bool = True
     """Whether engines read the buffers; otherwise they are broadcast."""
     _buffers: dict[int, torch.Tensor] = field(default_factory=dict)
-    _views: dict[int, tuple[BucketSpec, list[torch.Tensor]]] = field(default_factory=dict)
-    """By slot: the places of the bucket that was last in it."""
+    _places: dict[int, tuple[BucketSpec, dict[str, torch.Tensor]]] = field(default_factory=dict)
+    """By slot: the bucket that was last in it, and where each of its tensors lies."""
     _memory_file: int = field(default=-1)
+
+    def reserve(self, spec: BucketSpec, bucket: int = 0) -> None:
+        """Make the buffer of a bucket, if it is not there."""
+        slot = self._slot(bucket)
+        buffer = self._buffer(slot, spec.size)
+        if self._places.get(slot, (None,))[0] is not spec:
+            self._places[slot] = spec, {entry.name: entry.view(buffer) for entry in spec.entries}
 
     @torch.no_grad()
     def fill(
         self, spec: BucketSpec, named: Iterable[tuple[str, torch.Tensor]], bucket: int = 0
     ) -> Handle:
-        """Copy the tensors into a buffer, laid out and converted as the spec says."""
-        tensors, slot = dict(named), self._slot(bucket)
-        buffer = self._buffer(slot, spec.size)
-        if self._views.get(slot, (None,))[0] is not spec:
-            self._views[slot] = spec, [entry.view(buffer) for entry in spec.entries]
-        places = iter(self._views[slot][1])
-        for _, group in groupby(spec.entries, lambda entry: entry.dtype):
-            values = [tensors[entry.name] for entry in group]
-            torch._foreach_copy_([*islice(places, len(values))], values)
+        """Copy the tensors into a buffer, laid out and converted as the spec says.
+
+        They may be made one after the other: few of them are held at a time.
+
+        Raises:
+            ValueError: one of the spec's is not among them.
+        """
+        self.reserve(spec, bucket)
+        slot = self._slot(bucket)
+        places, buffer = dict(self._places[slot][1]), self._buffers[slot]
+        waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+        size = 0
+        for name, value in named:
+            waiting.append((places.pop(name), value))
+            size += waiting[-1][0].nbytes
+            if size >= COPIED_AT_ONCE:
+                _copy(waiting)
+                waiting, size = [], 0
+        _copy(waiting)
+        if places:
+            raise ValueError(f"a bucket lacks {len(places)} tensors, {next(iter(places))} for one")
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             ipc = serialize(buffer[: spec.size], spec) if self.shared else b""
@@ -165,10 +185,10 @@ class SendBuffer:
         buffer = self._buffers.get(slot)
         if self.device.type == "cuda":
             if buffer is None or buffer.numel() < size:
-                self._views.pop(slot, None)
+                self._places.pop(slot, None)
                 buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
         elif buffer is None or buffer.numel() != size:
-            self._views.pop(slot, None)
+            self._places.pop(slot, None)
             if self._memory_file >= 0:
                 os.close(self._memory_file)
             self._memory_file = os.memfd_create("kit-weights")
@@ -181,8 +201,19 @@ class SendBuffer:
     def empty(self) -> None:
         """Let go of a GPU's buffers."""
         if self.device.type == "cuda":
-            self._views.clear()
+            self._places.clear()
             self._buffers.clear()
+
+
+def _copy(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Copy into (place, value), those of a dtype in one call."""
+    by_dtype: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for place, value in pairs:
+        into, values = by_dtype.setdefault(place.dtype, ([], []))
+        into.append(place)
+        values.append(value)
+    for into, values in by_dtype.values():
+        torch._foreach_copy_(into, values)
 
 
 @dataclass(slots=True)

@@ -286,11 +286,11 @@ def test_adapters_beside_the_engines_weights_are_counted_there_and_merge_nothing
     assert sums == [0, 20 * RANK_16.largest]
 
 
-@pytest.mark.parametrize("gib", [14, 16, 18, 20])
+@pytest.mark.parametrize("gib", [14, 16, 18])
 def test_where_weights_of_both_sides_do_not_fit_beside_each_other_a_sync_is_refused(
     gib: int,
 ) -> None:
-    with pytest.raises(ConfigError, match=r"weight sync does not fit: .* need 19"):
+    with pytest.raises(ConfigError, match=r"weight sync does not fit: .* need 18"):
         plan(gib, shape=QWEN3_4B, adapters=RANK_16)
 
 
