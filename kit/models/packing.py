@@ -206,8 +206,8 @@ def micro_batches(
 ) -> list[list[int]]:
     """Divide samples into micro-batches: lists of indices, each index in one list.
 
-    Samples of one prompt stay together where they fit and `share` says so. No list takes more than `max_tokens` rows,
-    except for a single sample that is longer.
+    Samples of one prompt stay together where they fit, if it is to be shared. No list takes more
+    than `max_tokens` rows, except for a single sample that is longer.
 
     Args:
         tokens: prompt and response of each sample.
