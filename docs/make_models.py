@@ -209,10 +209,12 @@ def named(family: str) -> tuple[str, Any]:
 
 
 def number(results: Result, way: str, *keys: str) -> str:
-    """The largest of some measured numbers, with one digit; empty where there is none."""
+    """The largest of some measured numbers, with one digit; empty where nothing was measured."""
+    if "refused" in results.get(way, {}):
+        return "refused"
     values = [results.get(way, {}).get(key) for key in keys]
     known = [value for value in values if value is not None]
-    return f"{max(known):.0e}".replace("e-0", "e-") if known else ""
+    return f"{max(known):.0e}".replace("e-0", "e-").replace("0e+00", "0") if known else ""
 
 
 def table(results: dict[str, Result]) -> str:
@@ -235,7 +237,8 @@ def table(results: dict[str, Result]) -> str:
     for family, own in sorted(results.items(), key=lambda item: named(item[0])[0].lower()):
         name, record = named(family)
         if why := own["plain"].get("refused"):
-            refused.append(f"| {name} | {record.refused or why} |")
+            further = own["plain"].get("why", "").splitlines()
+            refused.append(f"| {name} | {record.refused or ' '.join([why, *further[:1]])} |")
             continue
         cells = [
             name,

@@ -54,9 +54,9 @@ def test_each_mend_is_there_and_is_asked_for() -> None:
 
 def test_layers_that_carry_a_state_are_those_of_transformers() -> None:
     for family in all_families():
-        module = import_module(getattr(transformers, family.architecture).__module__)
         for name in family.carries_state:
-            assert hasattr(module, name), name
+            kind = getattr(transformers, family.architecture)
+            assert hasattr(import_module(kind.__module__), name), name
 
 
 def test_a_family_that_nobody_has_recorded_is_tried_without_adapters_and_replay() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -239,13 +240,22 @@ def test_a_record_of_another_model_is_refused(folder: Path, samples: list[list[i
         packed(samples, records)
 
 
-@pytest.mark.parametrize("family", ["Qwen2Moe", "Mixtral", "Olmoe"])
+@pytest.mark.parametrize("family", ["Qwen2Moe", "Mixtral", "Olmoe", "GptOss"])
 def test_routers_with_a_softmax_over_all_experts_are_replayable(
-    tmp_path: Path, family: str
+    tmp_path: Path, samples: list[list[int]], family: str
 ) -> None:
     policy = load(str(make_model(tmp_path, family)))
+    plain = results(policy, packed(samples, None))
     moe.make_replayable(policy.model)
     assert moe.experts_of(policy.model) == (2, 2)
+    looked = packed(samples, record(samples), followed=False)
+    assert same_bits(results(policy, looked), plain)
+    assert looked.experts is not None
+    own = replace(looked, experts=moe.ExpertTable.of(looked.experts.own_TLK.clone()))
+    other = packed(samples, record(samples))
+    for a, b in zip(results(policy, own), plain, strict=True):
+        assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(results(policy, other)[0], plain[0], atol=1e-3)
 
 
 def test_other_routers_are_refused_by_name_and_dense_models_have_none(tmp_path: Path) -> None:
