@@ -40,6 +40,7 @@ from kit.data.prompts import PromptRow, PromptSet
 from kit.data.stream import PromptStream
 from kit.errors import DataError, ModelError, SessionError, StackError
 from kit.memory.sizes import response_limit
+from kit.models import own
 from kit.models.source import ModelSource
 from kit.reports.status import FirstPrompt
 from kit.rollout.response import ResponseReader, stop_over_seam
@@ -129,6 +130,7 @@ class PromptSampler:
                     from transformers import AutoTokenizer
                 self.tokenizer = AutoTokenizer.from_pretrained(
                     self.model.path,
+                    config=own.config_for_tokenizer(self.model.path),
                     trust_remote_code=self.config.model.trust_remote_code,
                     local_files_only=Path(self.model.path).is_dir(),
                 )

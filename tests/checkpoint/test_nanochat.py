@@ -30,6 +30,7 @@ from kit.models.packing import pack
 from kit.models.policy import load
 from kit.models.source import find
 from kit.rollout.drafts import find_draft
+from kit.tiny import MODEL_DIR
 from tests import nanochats
 from tests.nanochats import SIZES, STEP, encoding
 
@@ -140,6 +141,7 @@ def test_it_writes_token_by_token_what_it_reads_at_once(of_2026: tuple[Path, Pat
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_transformers_alone_loads_it_with_the_code_beside_it(of_2026: tuple[Path, Path]) -> None:
     ask = (
         "import sys, torch\n"
@@ -157,6 +159,24 @@ def test_transformers_alone_loads_it_with_the_code_beside_it(of_2026: tuple[Path
     with torch.no_grad():
         logits = loaded(of_2026[1])(torch.arange(40)[None]).logits
     assert float(told.stdout) == pytest.approx(float(logits.double().abs().sum()), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_its_tokenizer_is_loaded_without_a_word_of_a_model_that_is_not_known(
+    of_2026: tuple[Path, Path],
+) -> None:
+    assert own.config_for_tokenizer(MODEL_DIR) is None
+    ask = (
+        "import sys\n"
+        "from kit.models import own\n"
+        "from transformers import AutoTokenizer\n"
+        "given = own.config_for_tokenizer(sys.argv[1])\n"
+        "print(AutoTokenizer.from_pretrained(sys.argv[1], config=given)('the sum').input_ids)"
+    )
+    command = [sys.executable, "-c", ask, str(of_2026[1])]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert told.stderr == ""
+    assert told.stdout.strip() == str(encoding().encode("the sum"))
 
 
 def test_drafts_are_refused_since_a_token_needs_the_one_before_it(

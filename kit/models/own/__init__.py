@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from kit.utils.reading import read_object
 
@@ -16,10 +17,27 @@ MODULES = {"nanochat_2026": "nanochat_2026"}
 
 def register(path: str | Path) -> None:
     """Have Transformers know the model of a directory, where it is one of these."""
+    if kind := _kind(path):
+        import_module(f"{__name__}.{MODULES[kind]}").register()
+
+
+def config_for_tokenizer(path: str | Path) -> Any:
+    """What `AutoTokenizer` is given as `config`, where nothing of the model is loaded.
+
+    None leaves it to read config.json, where it would warn of a model that it does not know.
+    """
+    if not _kind(path):
+        return None
+    from transformers import PreTrainedConfig
+
+    return PreTrainedConfig()
+
+
+def _kind(path: str | Path) -> str:
+    """The `model_type` of a directory, where it is one of `MODULES`; else ""."""
     file = Path(path) / "config.json"
-    kind = read_object(file, unique=False).get("model_type") if file.is_file() else None
-    if kind in MODULES:
-        import_module(f"{__name__}.{MODULES[str(kind)]}").register()
+    kind = str(read_object(file, unique=False).get("model_type")) if file.is_file() else ""
+    return kind if kind in MODULES else ""
 
 
 def source_of(kind: str) -> Path:
