@@ -107,23 +107,29 @@ def whole_together(
     """
     found: list[torch.Tensor] = list(values)
     together: defaultdict[tuple[Any, torch.dtype], list[int]] = defaultdict(list)
+    sizes: dict[int, int] = {}  # counting a mesh's ranks takes longer than all else here
     for index, (value, dtype) in enumerate(zip(values, dtypes, strict=True)):
-        if isinstance(value, DTensor) and _is_in_rows(value):
-            together[value.device_mesh, dtype or value.dtype].append(index)
+        mesh = value.device_mesh if isinstance(value, DTensor) else None
+        if mesh is not None and id(mesh) not in sizes:
+            sizes[id(mesh)] = mesh.size()
+        if isinstance(value, DTensor) and sizes[id(mesh)] == 1:
+            found[index] = value.to_local()
+        elif isinstance(value, DTensor) and _is_in_rows(value):
+            together[mesh, dtype or value.dtype].append(index)
         else:
             found[index] = whole(value)
-    for (mesh, dtype), indices in together.items():
+    for (over, dtype), indices in together.items():
         parts: list[Any] = [values[index] for index in indices]
-        for index, gathered in zip(indices, _gather_rows(parts, mesh, dtype), strict=True):
+        for index, gathered in zip(indices, _gather_rows(parts, over, dtype), strict=True):
             found[index] = gathered
     return found
 
 
 def _is_in_rows(value: DTensor) -> bool:
-    """Whether each rank holds some rows of it, on the devices over which ranks talk."""
+    """Whether each of several ranks holds some rows of it, on the devices over which they talk."""
     mesh = value.device_mesh
     on_device = value.to_local().device.type == mesh.device_type
-    return mesh.size() > 1 and mesh.ndim == 1 and value.placements == (Shard(0),) and on_device
+    return mesh.ndim == 1 and value.placements == (Shard(0),) and on_device
 
 
 def _gather_rows(parts: list[Any], mesh: Any, dtype: torch.dtype) -> list[torch.Tensor]:
