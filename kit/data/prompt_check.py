@@ -7,7 +7,7 @@ twice, is no error: the model answers, only much worse. So it is looked at befor
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from kit.config import DataConfig
@@ -35,11 +35,13 @@ def look_at(
     warnings = [
         _gives_the_answer(row),
         _without_bos(tokens, tokenizer, settings),
+        _bos_of_template(tokens, tokenizer, settings),
         _ends_the_turn(tokens, tokenizer, end_tokens),
     ]
     notes = [_begun(prompt), _opened(prompt, tokens, tokenizer)]
     if settings.apply_chat_template:
         warnings.append(_rendered_twice(prompt, tokenizer))
+        warnings.append(_nothing_ends_an_answer(tokenizer, settings, end_tokens))
         if settings.system_prompt and not isinstance(prompt, str):
             warnings.append(
                 "data.system_prompt is not used: the prompt is a list of chat messages. Put a "
@@ -79,6 +81,76 @@ def _without_bos(
         "and the tokenizer does not add it. Set data.add_bos_token: true; or false, if that is "
         "meant."
     )
+
+
+def _bos_of_template(
+    tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase, settings: DataConfig
+) -> str:
+    """Say that a rendered prompt begins twice, or without what the tokenizer begins texts with."""
+    bos = tokenizer.bos_token_id
+    if not settings.apply_chat_template or bos is None:
+        return ""
+    if list(tokens[:2]) == [bos, bos]:
+        return (
+            f"The prompt begins with {tokenizer.bos_token!r} twice: the chat template writes it, "
+            "and the text has it too. Leave it out of the rows."
+        )
+    if bos in added_tokens(tokenizer)[0] and bos not in tokens[:1]:
+        return (
+            f"The prompt does not begin with {tokenizer.bos_token!r}, which this tokenizer puts in "
+            "front of every text: the chat template does not write it. If the model was trained "
+            "with it, put {{ bos_token }} at the beginning of the template, which is in "
+            "chat_template.jinja or tokenizer_config.json."
+        )
+    return ""
+
+
+def _nothing_ends_an_answer(
+    tokenizer: PreTrainedTokenizerBase, settings: DataConfig, end_tokens: frozenset[int]
+) -> str:
+    """Say that no token which the template writes behind an answer ends a response.
+
+    The model was trained to write it, and would go on after it to the longest response. What is
+    looked at are an answer at the end and one that another question follows: of gpt-oss the first
+    one ends as a response does, of GLM-4.5 the second.
+    """
+    known = sorted(
+        ((str(t), i) for t, i in tokenizer.get_added_vocab().items()), key=lambda t: -len(t[0])
+    )
+    pattern = "|".join(re.escape(text) for text, _ in known)
+    ids, behind = dict(known), []
+    for text in _behind_answers(tokenizer, settings):
+        found = re.findall(pattern, text) if pattern else []
+        if any(ids[token] in end_tokens for token in found):
+            return ""
+        behind += found
+    if not behind:
+        return ""
+    token = behind[0]
+    return (
+        f"The chat template writes {token!r} behind an answer, which does not end a response here: "
+        f"responses would go on after it. Set rollout.stop_token_ids: [{ids[token]}], or name it "
+        "as eos_token_id in the model's generation_config.json."
+    )
+
+
+_QUESTION, _ANSWER = "4711", "0815"
+
+
+def _behind_answers(tokenizer: PreTrainedTokenizerBase, settings: DataConfig) -> Iterator[str]:
+    """Text behind an answer at the end, and between an answer and the next question."""
+    from jinja2 import TemplateError
+
+    talk = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
+    for messages in (talk, [*talk, {"role": "user", "content": _QUESTION}]):
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, **settings.chat_template_kwargs
+            )
+        except (TemplateError, ValueError, TypeError):  # it takes no answers
+            continue
+        behind = str(text).rpartition(_ANSWER)[2]
+        yield behind.partition(_QUESTION)[0]
 
 
 def _ends_the_turn(
