@@ -126,3 +126,18 @@ def test_training_through_int4_keeps_what_rounding_afterwards_loses(
     with RLSession.start(rounded) as session:
         assert session.evaluate().mean_reward < trained - 0.1
     assert accuracy(aware, 60) > trained - 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", [None, "fp8"])
+def test_a_cache_in_fp8_is_what_the_check_says_it_is(alone: None, weights: Any) -> None:
+    """The start compares the engine with a Transformers whose keys and values are rounded."""
+    config = quantized(weights).replace("engine.kv_cache_dtype", "fp8_e4m3")
+    with RLSession.start(config) as session:
+        session.train(2, show=False)
+        report = session.check_mismatch(session.generate())
+        assert report.verdict in ("warn", "fail"), report
+        assert report.cause_kind == "precision", report
+        assert "with keys and values in fp8_e4m3 it goes to" in report.cause
+        assert "engine.kv_cache_dtype asks" in report.cause
+        assert session.sync(verify=True).verified

@@ -296,6 +296,7 @@ COUNTERPARTS = (
         ("sglang_max_running_requests",),
     ),
     Counterpart("engine.attention_backend", (), (), ("sglang_attention_backend",)),
+    Counterpart("engine.kv_cache_dtype", (), (), ("sglang_kv_cache_dtype",)),
     Counterpart(
         "engine.speculative",
         (),

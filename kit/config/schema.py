@@ -65,10 +65,10 @@ class SessionConfig(Section, Displayed):
 
     @model_validator(mode="after")
     def _corrects_for_the_engine(self) -> Self:
-        """Switch TIS on where it is left open and only the engine is quantised."""
+        """Switch TIS on where it is left open and only the engine rounds."""
         training = self.training
         left_open = training.use_tis is None and not training.corrects_for_engine
-        if self.engine.quantization and left_open:
+        if self.engine.rounds_alone and left_open:
             corrected = TrainingConfig(**training.model_dump() | {"use_tis": True})
             object.__setattr__(self, "training", corrected)
         return self
@@ -207,13 +207,16 @@ class SessionConfig(Section, Displayed):
     @property
     def quantized(self) -> str:
         """The quantisation in words, and what corrects for it; empty without one."""
-        if how := self.model.quantization:
-            return f"{how} in trainer and engine"
-        if how := self.engine.quantization:
+        both = [f"{how} in trainer and engine"] if (how := self.model.quantization) else []
+        alone = [str(how)] if (how := self.engine.quantization) else []
+        if self.engine.kv_cache_dtype != "auto":
+            alone.append(f"keys and values in {self.engine.kv_cache_dtype}")
+        if alone:
             ways = ("use_tis", "mis", "use_rollout_logprobs")
             on = [f"training.{name}" for name in ways if getattr(self.training, name)]
-            return f"{how} in the engine alone; {(on or ['nothing'])[0]} corrects for it"
-        return ""
+            corrects = f"{(on or ['nothing'])[0]} corrects for it"
+            both.append(f"{' and '.join(alone)} in the engine alone; {corrects}")
+        return "; ".join(both)
 
     @property
     def engine_reads_others(self) -> bool:

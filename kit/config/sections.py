@@ -468,6 +468,10 @@ class EngineConfig(Section):
     """Share of the device for engine weights and KV cache; None lets the kit choose. GPU only."""
     max_total_tokens: Positive | None = None
     """Size of each replica's KV cache in tokens; None lets the kit (CPU) or SGLang (GPU) choose."""
+    kv_cache_dtype: Literal["auto", "fp8_e4m3"] = "auto"
+    """Dtype of the keys and values that the engine keeps (SGLang's kv_cache_dtype); auto is the
+    model's. fp8_e4m3 takes a byte a number, and rounds what the trainer does not:
+    `training.use_tis` is then on where it is left open."""
     attention_backend: str = "auto"
     """SGLang's name for it; auto is the kit's batched backend on the CPU, Triton on a GPU."""
     max_running_requests: Positive | None = None
@@ -509,6 +513,11 @@ class EngineConfig(Section):
     """Seconds between two looks whether the processes of Ray, engine and trainer still live."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Further `sglang.ServerArgs` fields; keys are checked against SGLang's own."""
+
+    @property
+    def rounds_alone(self) -> bool:
+        """Whether the engine computes with lower precision than the trainer."""
+        return self.quantization is not None or self.kv_cache_dtype != "auto"
 
     @property
     def disturbed(self) -> bool:

@@ -132,7 +132,8 @@ def check_routing_replay(engine: EngineConfig, training: TrainingConfig) -> None
 def check_quantization(
     model: ModelConfig, training: TrainingConfig, engine: EngineConfig, cluster: ClusterConfig
 ) -> None:
-    """Raise ValueError for settings with which quantised weights were never tried."""
+    """Raise ValueError for settings with which quantisation was never tried."""
+    _check_cache(training, engine)
     both, alone = model.quantization, engine.quantization
     if both is None and alone is None:
         return
@@ -163,6 +164,30 @@ def check_quantization(
     for why, applies in refused.items():
         if applies:
             raise ValueError(f"{name} is set, and {why}. What to do: leave one of them out.")
+
+
+def _check_cache(training: TrainingConfig, engine: EngineConfig) -> None:
+    """Raise ValueError for what a cache of another dtype than the model's does not go with."""
+    if "kv_cache_dtype" in engine.extra:
+        raise ValueError(
+            "engine.extra has kv_cache_dtype, of which the kit has to know: what it rounds is to "
+            "be corrected for, and counted in the memory plan. What to do: set "
+            "engine.kv_cache_dtype instead."
+        )
+    if engine.kv_cache_dtype == "auto":
+        return
+    refused = {
+        "training.true_on_policy promises equal bits, and the engine alone would round keys and "
+        "values": training.true_on_policy,
+        "engine.speculative keeps a draft's keys and values beside the model's, which was never "
+        "tried": engine.speculative is not None,
+    }
+    for why, applies in refused.items():
+        if applies:
+            raise ValueError(
+                f"engine.kv_cache_dtype is {engine.kv_cache_dtype}, and {why}. What to do: leave "
+                "one of them out."
+            )
 
 
 def check_speculative(

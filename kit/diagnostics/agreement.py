@@ -217,12 +217,15 @@ def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
     dtypes = ["float32", "bfloat16"] if coarse else ["float32"]
     exact, *rounded = stack.probe("plainly", samples, dtypes, 1.0, True)
     engines = exact
-    if config.engine.quantization:  # the engine's weights are others than the trainer's
-        engines = stack.probe("plainly", samples, ["float32"], 1.0, True, None, "all")[0]
+    if config.engine.rounds_alone:  # what it computes is another thing than what the trainer does
+        quantized = "all" if config.engine.quantization else "own"
+        how = True, None, quantized, config.engine.kv_cache_dtype
+        engines = stack.probe("plainly", samples, ["float32"], 1.0, *how)[0]
     trained = stack.probe("recompute", samples, 1.0)
     read = stack.rescore(samples.tokens, samples.response_lengths, cache="none")[0]
     exactness = "tf32" if stack.device == "cuda" else "float32"
-    if config.quantization and config.quantization.method == "fp8":
+    weights = config.quantization
+    if (weights and weights.method == "fp8") or config.engine.kv_cache_dtype == "fp8_e4m3":
         exactness = "fp8"
     bound = BOUNDS["bfloat16" if coarse else exactness]
     rounding = _gap(rounded[0], exact) if rounded else 0.0

@@ -161,6 +161,8 @@ def server_arguments(settings: EngineSettings) -> dict[str, Any]:
     arguments |= families.server_arguments(settings.model_path, settings.device)
     if settings.quantization:
         arguments["quantization"] = QUANTIZED
+    if config.kv_cache_dtype != "auto":
+        arguments["kv_cache_dtype"] = config.kv_cache_dtype
     if settings.adapters:
         arguments |= settings.adapters.server_arguments(settings.device)
     if settings.speculative:

@@ -181,8 +181,9 @@ class Sizes:
         enough of them.
         """
         engine = self.config.engine
+        width = self.width if engine.kv_cache_dtype == "auto" else 1
         parts = min(engine.tensor_parallel // engine.data_parallel, self.shape.key_value_heads)
-        return self.side_by_side * self.shape.key_value_bytes(self.width) // parts
+        return self.side_by_side * self.shape.key_value_bytes(width) // parts
 
     def rollout_tokens(self, longest: int) -> int:
         """Tokens of one engine's share of a rollout, if all its samples have full length."""

@@ -242,6 +242,7 @@ MACHINE = [
     value("engine.max_total_tokens", "--sglang-max-total-tokens", SGLANG, None),
     value("engine.max_running_requests", "--sglang-max-running-requests", SGLANG, None),
     value("engine.attention_backend", "--sglang-attention-backend", SGLANG, None, absent="auto"),
+    value("engine.kv_cache_dtype", "--sglang-kv-cache-dtype", SGLANG, None, absent="auto"),
 ]
 
 LOGGING = [

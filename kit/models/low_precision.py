@@ -10,6 +10,7 @@ them, and the `pack-quantized` format of compressed-tensors.
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from functools import cache
@@ -27,6 +28,8 @@ from kit.operators import low_precision
 from kit.operators.low_precision import PER_WORD, Scheme
 from kit.utils.reading import read_json
 
+ROUNDED_CACHE = "kit_rounded_cache"
+"""Name of an attention whose keys and values are rounded; see `register_rounded_cache`."""
 SCALE = "weight_scale"
 """Last part of the name of a weight's scales, as engines get them."""
 _QUANTIZED = re.compile(
@@ -45,12 +48,13 @@ def is_quantized(name: str) -> bool:
 
 
 def check_session(config: SessionConfig, model: ModelSource, device: str) -> None:
-    """Refuse what cannot be quantised; warn of an engine that nothing corrects for.
+    """Refuse what cannot be quantised; warn of an engine that rounds and nothing corrects for.
 
     Raises:
         ConfigError: the device is a GPU.
         ModelError: see `check_model`.
     """
+    _warn_of_the_uncorrected(config)
     if config.quantization is None:
         return
     name = "model.quantization" if config.model.quantization else "engine.quantization"
@@ -63,14 +67,42 @@ def check_session(config: SessionConfig, model: ModelSource, device: str) -> Non
             fix=f"set device: cpu, or leave {name} out.",
         )
     check_model(model, config.quantization)
-    if config.engine.quantization and not config.training.corrects_for_engine:
-        warnings.warn(
-            "engine.quantization gives the engine other weights than the trainer's, and "
-            "training.use_tis is off: the policy that writes the samples is not the one that is "
-            "trained, and nothing weighs by the difference. Leave training.use_tis out to have it "
-            "on.",
-            stacklevel=5,
-        )
+
+
+def _warn_of_the_uncorrected(config: SessionConfig) -> None:
+    engine = config.engine
+    if not engine.rounds_alone or config.training.corrects_for_engine:
+        return
+    what = "engine.quantization gives the engine other weights than the trainer's"
+    if not engine.quantization:
+        what = "engine.kv_cache_dtype rounds the engine's keys and values, and not the trainer's"
+    warnings.warn(
+        f"{what}, and training.use_tis is off: the policy that writes the samples is not the one "
+        "that is trained, and nothing weighs by the difference. Leave training.use_tis out to have "
+        "it on.",
+        stacklevel=6,
+    )
+
+
+def register_rounded_cache() -> None:
+    """Register attention with Transformers that rounds keys and values to FP8, as a cache does.
+
+    Else it is the model's own eager attention.
+    """
+    from transformers import AttentionInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+
+    AttentionInterface.register(ROUNDED_CACHE, _attend_to_rounded)
+    AttentionMaskInterface.register(ROUNDED_CACHE, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+
+
+def _attend_to_rounded(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *further: Any,
+    **named: Any,
+) -> Any:  # fmt: skip
+    eager = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+    k, v = (x.to(torch.float8_e4m3fn).to(x.dtype) for x in (key, value))
+    return eager(module, query, k, v, *further, **named)
 
 
 def check_model(model: ModelSource, config: QuantizationConfig) -> None:

@@ -129,6 +129,7 @@ class Probes:
         from_files: bool = False,
         rounded_to: str | None = None,
         quantized: Quantized = "own",
+        cache: str = "auto",
     ) -> list[Rows]:
         """Log-probs from Transformers alone, in each dtype: no packing, no FSDP, no own kernels.
 
@@ -141,12 +142,13 @@ class Probes:
             rounded_to: dtype that all weights are rounded to first, whatever computes with them.
             quantized: what of its linear layers is quantised as the engine's are: nothing, the
                 weights, the activations too where its method does that, or what the trainer does.
+            cache: `engine.kv_cache_dtype`, to which keys and values are rounded.
         """
         weights = None
         if not from_files:  # on the host: with adapters each is a new tensor, in float32
             weights = {name: value.cpu() for name, value in whole_weights(self.backend)}
         try:
-            asked = samples, temperature, weights, rounded_to, quantized
+            asked = samples, temperature, weights, rounded_to, quantized, cache
             return [self._plainly(dtype, *asked) for dtype in dtypes]
         finally:
             forget_peak(self.backend.device)  # a whole model more, which no phase of the plan has
@@ -159,16 +161,18 @@ class Probes:
         weights: dict[str, torch.Tensor] | None,
         rounded_to: str | None,
         quantized: Quantized,
+        cache: str,
     ) -> Rows:
         from transformers import AutoModelForCausalLM
 
         own.register(self.settings.model_path)
+        low_precision.register_rounded_cache()
         adapters, wanted = self.settings.lora, getattr(torch, dtype)
         rounds = weights is None and adapters is not None and adapters.load_in_4bit
         model: Any = AutoModelForCausalLM.from_pretrained(
             self.settings.model_path,
             dtype=torch.float32 if rounds else wanted,  # in which they are rounded to 4 bits
-            attn_implementation="eager",
+            attn_implementation="eager" if cache == "auto" else low_precision.ROUNDED_CACHE,
             experts_implementation="eager",  # the others do not compute in float64
             trust_remote_code=self.settings.trust_remote_code,
         )

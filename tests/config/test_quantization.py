@@ -48,6 +48,41 @@ def test_a_session_says_what_is_quantised_and_what_corrects_for_it() -> None:
     assert off.quantized == "FP8 in the engine alone; nothing corrects for it"
 
 
+def test_a_cache_of_another_dtype_is_corrected_for_and_told_with_the_rest() -> None:
+    cache = SessionConfig(engine={"kv_cache_dtype": "fp8_e4m3"})
+    assert cache.training.use_tis is True
+    told = "keys and values in fp8_e4m3 in the engine alone; training.use_tis corrects for it"
+    assert cache.quantized == told
+    both = cache.replace("engine.quantization", "fp8")
+    assert both.quantized == f"FP8 and {told}"
+    assert cache.replace("model.quantization", "fp8").quantized == (
+        f"FP8 in trainer and engine; {told}"
+    )
+    off = cache.replace("training.use_tis", False)
+    with pytest.warns(UserWarning, match=r"kv_cache_dtype rounds .*nothing weighs"):
+        check_session(off, find(ModelConfig()), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"training": {"true_on_policy": True}}, "promises equal bits"),
+        ({"engine": {"speculative": {"algorithm": "ngram"}}}, "never tried"),
+    ],
+)
+def test_what_a_cache_of_another_dtype_does_not_go_with_is_refused(
+    settings: dict[str, Any], words: str
+) -> None:
+    engine = {"kv_cache_dtype": "fp8_e4m3"} | settings.get("engine", {})
+    with pytest.raises(ConfigError, match=f"(?s)kv_cache_dtype is fp8_e4m3, .*{words}"):
+        SessionConfig(**settings | {"engine": engine})
+
+
+def test_a_cache_that_the_kit_does_not_know_of_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"set engine\.kv_cache_dtype instead"):
+        SessionConfig(engine={"extra": {"kv_cache_dtype": "fp8_e4m3"}})
+
+
 def test_what_nothing_corrects_for_is_told() -> None:
     model = find(ModelConfig())
     off = SessionConfig(engine={"quantization": "fp8"}, training={"use_tis": False})

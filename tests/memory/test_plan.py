@@ -426,3 +426,13 @@ def test_an_engine_with_quantised_weights_takes_the_bytes_of_codes_and_scales() 
                 expected += 4 * shape[0] * (shape[1] if shape[1:] else 1)
         assert weights(quantization=how) == pytest.approx(expected, rel=2e-3)
     assert weights() > 3 * weights(quantization="fp8")
+
+
+def test_a_cache_in_fp8_takes_half_of_one_in_bfloat16() -> None:
+    limit = {"max_total_tokens": 100_000}
+    wide, narrow = (
+        plan(80, with_settings(engine=limit | {"kv_cache_dtype": dtype}))
+        for dtype in ("auto", "fp8_e4m3")
+    )
+    name = "engine: KV cache"
+    assert dict(wide.phases[0].parts)[name] == 2 * dict(narrow.phases[0].parts)[name]

@@ -111,10 +111,14 @@ class Experiments:
         return rows
 
     def plainly(
-        self, dtypes: Sequence[str], rounded_to: str | None = None, quantized: Quantized = "own"
+        self,
+        dtypes: Sequence[str],
+        rounded_to: str | None = None,
+        quantized: Quantized = "own",
+        cache: str = "auto",
     ) -> dict[str, Rows]:
         """Log-probs of plain Transformers with the trainer's weights, by dtype."""
-        how = list(dtypes), self.temperature, False, rounded_to, quantized
+        how = list(dtypes), self.temperature, False, rounded_to, quantized, cache
         rows = self.stack.probe("plainly", self._tokens(), *how)
         return dict(zip(dtypes, rows, strict=True))
 

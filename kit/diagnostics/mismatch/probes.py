@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from kit.errors import DataError
 from kit.reports import Cause
 from kit.samples import Sample
 from kit.weight_sync.verify import Checksums
+
+if TYPE_CHECKING:
+    from kit.trainer.probes import Quantized
 
 RAW_LOG_PROBS = "SGLANG_RETURN_ORIGINAL_LOGPROB"
 CUTS = ((1.0, 5), (1.0, 10), (1.0, 20), (1.0, 50), (0.95, -1), (0.9, -1), (0.8, -1))
@@ -50,8 +53,8 @@ def weights(lab: Experiments) -> Finding:
             f"without a hand-over. Call session.sync() and generate again."
         )
         return Finding(tuple(lines), "stale_weights", words)
-    if how := lab.config.engine.quantization:
-        return _quantized(lab, how.method, lines)
+    if lab.config.engine.rounds_alone:
+        return _rounded(lab, lines)
     if done := lab.stack.probe("disturbance"):
         lines.append(f"the engine's matrices are the trainer's, {done}")
         words = (
@@ -63,28 +66,39 @@ def weights(lab: Experiments) -> Finding:
     return Finding(tuple(lines))
 
 
-def _quantized(lab: Experiments, method: str, lines: list[str]) -> Finding:
-    """Tell what quantising the weights does from what quantising the activations does.
+def _rounded(lab: Experiments, lines: list[str]) -> Finding:
+    """Tell apart what rounding weights, activations, and keys and values does in the engine alone.
 
-    Both are put into Transformers with the trainer's weights; what is left is no matter of theirs.
+    Each is put into Transformers with the trainer's weights, beside those before it; what is left
+    is no matter of theirs.
     """
-    dtype = lab.stack.dtype
-    of_weights, of_both = (
-        lab.gap(lab.plainly([dtype], quantized=what)[dtype], lab.recorded)
-        for what in ("weights", "all")
-    )
-    lines.append(f"the trainer with the engine's weights: mean difference {amount(of_weights)}")
-    changes = f"with the same weights in {method} it goes to {amount(of_weights)}"
-    if method == "fp8":
-        lines.append(f"with quantised activations too: {amount(of_both)}")
-        changes += f", with the same activations too to {amount(of_both)}"
-    if not lab.explains_difference(of_both):
+    how, cache = lab.config.engine.quantization, lab.config.engine.kv_cache_dtype
+    steps: list[tuple[str, Quantized, str]] = []
+    if how:
+        steps.append((f"weights in {how.method}", "weights", "auto"))
+    if how and how.method == "fp8":
+        steps.append(("activations in fp8", "all", "auto"))
+    if cache != "auto":
+        steps.append((f"keys and values in {cache}", "all" if how else "own", cache))
+    changes: list[str] = []
+    gap = lab.observed
+    for what, quantized, kept in steps:
+        rows = lab.plainly([lab.stack.dtype], quantized=quantized, cache=kept)
+        gap = lab.gap(rows[lab.stack.dtype], lab.recorded)
+        too = " too" if changes else ""
+        lines.append(f"the trainer with the engine's {what}{too}: mean difference {amount(gap)}")
+        changes.append(f"with {what}{too} it goes to {amount(gap)}")
+    if not lab.explains_difference(gap):
         return Finding(tuple(lines))
+    asked = ["engine.quantization"] if how else []
+    asked += ["engine.kv_cache_dtype"] if cache != "auto" else []
+    instead = f"leave {asked[-1]} out"
+    if how:
+        instead = f"train through the same weights: model.quantization: {how.method}"
     words = (
-        f"Precision: the engine computes with weights in {method}, as engine.quantization asks, "
-        f"and the trainer with its own. The mean difference is {amount(lab.observed)}; {changes}. "
-        f"Correct for it with training.use_tis or training.mis, or train through the same weights: "
-        f"model.quantization: {method}."
+        f"Precision: the engine rounds what the trainer does not, as {' and '.join(asked)} "
+        f"ask{'' if len(asked) > 1 else 's'}. The mean difference is {amount(lab.observed)}; "
+        f"{', '.join(changes)}. Correct for it with training.use_tis or training.mis, or {instead}."
     )
     return Finding(tuple(lines), "precision", words)
 
