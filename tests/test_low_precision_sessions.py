@@ -75,8 +75,9 @@ def test_an_engine_that_is_quantised_alone_is_named_with_its_numbers(alone: None
         report = session.check_mismatch(rollout)
         assert report.verdict != "pass"
         assert report.cause_kind == "precision"
-        assert f"weights in {method}, as engine.quantization asks" in report.cause
-        assert ("with the same activations too" in report.cause) == (method == "fp8")
+        assert "what the trainer does not, as engine.quantization asks" in report.cause
+        assert f"with weights in {method} it goes to" in report.cause
+        assert ("with activations in fp8 too it goes to" in report.cause) == (method == "fp8")
         session.step()
         assert session.sync(verify=True).verified
 

@@ -132,6 +132,7 @@ def server_arguments(settings: EngineSettings) -> dict[str, Any]:
         "sleep_on_idle": True,
         "trust_remote_code": settings.trust_remote_code,
         "sampling_backend": "pytorch",
+        "kv_cache_dtype": config.kv_cache_dtype,
         "log_level": "error",
     }
     if settings.device == "cpu":
@@ -161,8 +162,6 @@ def server_arguments(settings: EngineSettings) -> dict[str, Any]:
     arguments |= families.server_arguments(settings.model_path, settings.device)
     if settings.quantization:
         arguments["quantization"] = QUANTIZED
-    if config.kv_cache_dtype != "auto":
-        arguments["kv_cache_dtype"] = config.kv_cache_dtype
     if settings.adapters:
         arguments |= settings.adapters.server_arguments(settings.device)
     if settings.speculative:
