@@ -21,6 +21,7 @@ from kit.utils.tracebacks import install
 from kit.utils.versions import installed_version
 
 if TYPE_CHECKING:
+    from kit.checkpoint.quantize import quantization_report
     from kit.compare import compare
     from kit.config import SessionConfig
     from kit.drafts import DraftReport, make_draft
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         UpdateReport,
     )
     from kit.reports.diagnostics import Diagnosis
+    from kit.reports.quantization import QuantizationReport
     from kit.reports.status import Snapshot
     from kit.reports.what_if import WhatIf
     from kit.samples import Batch, Rollout, Sample, Status
@@ -69,6 +71,7 @@ __all__ = [
     "MemoryPlan",
     "MismatchReport",
     "ModelError",
+    "QuantizationReport",
     "RLSession",
     "RewardError",
     "RewardTrial",
@@ -91,13 +94,16 @@ __all__ = [
     "compare",
     "make_draft",
     "memory_plan",
+    "quantization_report",
 ]
 __version__ = installed_version("kit") or "0+unknown"  # a checkout on PYTHONPATH, not installed
 _HOMES = {
+    "kit.checkpoint.quantize": ("quantization_report",),
     "kit.compare": ("compare",),
     "kit.config": ("SessionConfig",),
     "kit.drafts": ("DraftReport", "make_draft"),
     "kit.reports.diagnostics": ("Diagnosis",),
+    "kit.reports.quantization": ("QuantizationReport",),
     "kit.memory.plan": ("MemoryPlan", "memory_plan"),
     "kit.reports": ("RewardTrial", "TrainingStatus"),
     "kit.samples": ("Batch", "Rollout", "Sample", "Status"),

@@ -2,6 +2,7 @@
 
 training.py      UpdateReport, SyncReport, StepReport, TrainReport, EvalReport
 diagnostics.py   MismatchReport, CheckReport, RewardTrial, Diagnosis
+quantization.py  QuantizationReport: what quantising does to weights
 what_if.py       WhatIf: the same update under other settings
 status.py        SessionState, TrainingStatus, Snapshots, Sessions
 runs.py          result.json of a run (RunRecord), RunComparison

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from kit.checkpoint import manifest
-from kit.checkpoint.quantize import quantize
+from kit.checkpoint.quantize import PARTS, quantization_report, quantize
 from kit.cli.app import app
 from kit.config import ModelConfig, QuantizationConfig
-from kit.errors import ModelError
+from kit.errors import ConfigError, ModelError
 from kit.models.low_precision import check_model, is_quantized, scheme_of
 from kit.models.source import find
 from kit.operators.low_precision import rounded_weight, unpack_int4
@@ -127,3 +127,50 @@ def test_the_command_writes_a_directory_or_says_why_not(tmp_path: Path) -> None:
     wrong = run(app, asked)
     assert wrong.exit_code == 2
     assert "group_size is 32" in wrong.output
+
+
+@pytest.mark.parametrize("config", [FP8, INT4])
+def test_a_report_says_what_rounding_does_to_each_weight(config: QuantizationConfig) -> None:
+    report = quantization_report("tiny", config.method, group_size=config.group_size)
+    assert len(report.weights) == 4 * 7
+    assert (report.layers, report.parts) == (tuple(range(4)), PARTS)
+    squares = sums = 0.0
+    for name, value in files(MODEL_DIR).items():
+        if not is_quantized(name):
+            continue
+        change = rounded_weight(value.float(), scheme_of(config).group, torch.float32) - value
+        found = next(weight for weight in report.weights if weight.name == name)
+        assert found.error == pytest.approx(float(change.norm() / value.norm()), rel=1e-3)
+        size = float(value.square().mean().sqrt())
+        assert found.largest == pytest.approx(float(change.abs().max()) / size, rel=1e-3)
+        shares = (
+            (change.abs() <= limit * size).float().mean() for limit in (found.half, found.most)
+        )
+        assert list(map(float, shares)) == pytest.approx([0.5, 0.99], abs=0.01)
+        squares += found.numbers * found.error**2
+        sums += found.numbers
+    assert report.error == pytest.approx((squares / sums) ** 0.5)
+    assert report.worst[0].error == max(weight.error for weight in report.weights)
+
+
+def test_smaller_groups_round_less_and_a_channel_that_stands_out_shows(tmp_path: Path) -> None:
+    wide, narrow = (quantization_report("tiny", "int4", group_size=size) for size in (64, 16))
+    assert narrow.error < 0.9 * wide.error
+    folder = shutil.copytree(MODEL_DIR, tmp_path / "uneven")
+    weights = files(folder)
+    name = "model.layers.2.mlp.up_proj.weight"
+    weights[name][:, ::64] *= 30  # one large number in each group of 64
+    save_file(weights, folder / "model.safetensors")
+    uneven = quantization_report(str(folder), "int4", group_size=64)
+    assert uneven.worst[0].name == name
+    assert uneven.worst[0].lost > 0.5
+    shown = uneven._repr_mimebundle_()
+    assert "up_proj" in shown["text/plain"].splitlines()[7]
+    assert f"{name}: {100 * uneven.worst[0].error:.2f}%" in shown["text/html"]
+
+
+def test_a_report_of_what_cannot_be_quantised_is_refused() -> None:
+    with pytest.raises(ModelError, match="is not quantised here"):
+        quantization_report("tiny-moe", "fp8")
+    with pytest.raises(ConfigError, match="group_size"):
+        quantization_report("tiny", "fp8", group_size=64)

@@ -222,7 +222,7 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
             if self._tree:
                 raise RuntimeError(
                     "A tree of drafts cannot be verified in layers with a sliding window. Set "
-                    "engine.speculative.topk: 1."
+                    "engine.speculative.eagle_topk: 1."
                 )
             self._plan[window] = within_window(self._plan[0], window)
         return self._plan[window]
