@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kit import RLSession, make_draft
+from kit import RLSession, SessionConfig, make_draft
 from kit.drafts import shorten
 from kit.samples import Rollout
 from kit.tiny import MODEL_DIR
@@ -64,6 +64,29 @@ def test_ngrams_write_what_plain_decoding_writes(plain: dict[float, Rollout]) ->
         for temperature, expected in plain.items():
             same(written(session, temperature), expected)
         session.train(2, show=False)
+        assert session.sync(verify=True).verified
+        assert session.check_mismatch(session.generate()).verdict == "pass"
+
+
+@pytest.mark.parametrize("draft", [None, MODEL_DIR], ids=["ngram", "standalone"])
+def test_with_adapters_merged_drafts_write_what_plain_decoding_writes(
+    draft: Path | None, tmp_path: Path
+) -> None:
+    """The draft is the model without its adapter, and some of what it drafts is refused."""
+    tiny = SessionConfig.preset("tiny-lora").replace("engine.replicas", 1)
+    with RLSession.start(tiny) as session:
+        session.train(3, show=False)
+        adapter = session.export_hf(tmp_path / "adapter", adapter=True)
+    trained = tiny.replace("model.lora.adapter_path", str(adapter))
+    with RLSession.start(trained) as session:
+        expected = {temperature: written(session, temperature) for temperature in TEMPERATURES}
+    own: dict[str, Any] = {"algorithm": "ngram"}
+    if draft:
+        own = {"algorithm": "standalone", "draft_model": str(draft)}
+    with RLSession.start(trained.replace("engine.speculative", own)) as session:
+        for temperature, plain in expected.items():
+            same(written(session, temperature), plain)
+        session.step()
         assert session.sync(verify=True).verified
         assert session.check_mismatch(session.generate()).verdict == "pass"
 
