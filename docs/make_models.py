@@ -55,7 +55,7 @@ def settings(folder: Path, way: str) -> Result:
         },
     }
     if way in ("merged", "adapter"):
-        config["model"]["lora"] = {"r": 4, "target_modules": attention_parts(folder)}
+        config["model"]["lora"] = {"r": 4, "target_modules": adapted(folder)}
         config["engine"]["lora"] = way
     if way == "replay":
         config["training"]["use_rollout_routing_replay"] = True
@@ -66,10 +66,13 @@ def settings(folder: Path, way: str) -> Result:
     return config
 
 
-def attention_parts(folder: Path) -> list[str]:
-    """Last names of the linear layers of a model's attention."""
-    from kit.models.source import stored_shapes
+def adapted(folder: Path) -> list[str] | str:
+    """What gets adapters: every linear layer, and beside experts those of attention."""
+    from kit.models.source import ExpertLayout, stored_shapes
+    from kit.utils.reading import read_json
 
+    if ExpertLayout.read(folder, read_json(folder / "config.json", unique=False)) is None:
+        return "all-linear"
     named = stored_shapes(folder).items()
     paths = [name.removesuffix(".weight") for name, shape in named if len(shape) == 2]
     return sorted({path.rpartition(".")[2] for path in paths if "attn" in path})

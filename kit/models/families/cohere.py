@@ -20,6 +20,8 @@ FAMILIES = (
         "Cohere",
         "attention beside feed-forward part, scaled logits",
         refuses=_untied,
+        adapts=True,
+        engine_adapts=True,
     ),
     Family(
         "Cohere2ForCausalLM",
@@ -27,5 +29,7 @@ FAMILIES = (
         "as Cohere, windows by layer",
         refuses=_untied,
         mends=("windows",),
+        adapts=True,
+        engine_adapts=True,
     ),
 )

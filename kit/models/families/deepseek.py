@@ -25,5 +25,6 @@ FAMILIES = (
         refuses=quantized,
         overrides=_routing,
         mends=("latent_attention",),
+        adapts=True,
     ),
 )

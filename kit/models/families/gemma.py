@@ -20,6 +20,8 @@ FAMILIES = (
         "Gemma",
         "scaled embeddings, norms of 1 + weight, GeGLU",
         mends=("gemma",),
+        adapts=True,
+        engine_adapts=True,
     ),
     Family(
         "Gemma2ForCausalLM",
@@ -27,9 +29,15 @@ FAMILIES = (
         "soft caps on scores and logits, windows by layer",
         overrides=_activation,
         mends=("windows",),
+        adapts=True,
+        engine_adapts=True,
     ),
     Family(
-        "Gemma3ForCausalLM", "Gemma 3", "windows by layer with a rotation of their own, more norms"
+        "Gemma3ForCausalLM",
+        "Gemma 3",
+        "windows by layer with a rotation of their own, more norms",
+        adapts=True,
+        engine_adapts=True,
     ),
     Family(
         "Gemma3nForCausalLM",

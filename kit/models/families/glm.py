@@ -10,11 +10,20 @@ FAMILIES = (
         "GLM",
         "rotation of half of each head, in neighbouring pairs",
         mends=("whole_projections",),
+        adapts=True,
     ),
-    Family("Glm4ForCausalLM", "GLM-4", "as GLM, norms before and after each part"),
+    Family(
+        "Glm4ForCausalLM",
+        "GLM-4",
+        "as GLM, norms before and after each part",
+        adapts=True,
+        engine_adapts=True,
+    ),
     Family(
         "Glm4MoeForCausalLM",
         "GLM-4.5",
         "mixture of experts with shared ones and a router bias that is no parameter",
+        adapts=True,
+        engine_adapts=True,
     ),
 )

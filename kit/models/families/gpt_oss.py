@@ -17,5 +17,7 @@ FAMILIES = (
         refuses=quantized,
         overrides=lambda _: {"swiglu_limit": SWIGLU_LIMIT},
         mends=("attention_name", "sinks"),
+        adapts=True,
+        engine_adapts=True,
     ),
 )

@@ -5,10 +5,14 @@ from __future__ import annotations
 from kit.models.families.record import Family
 
 FAMILIES = (
-    Family("LlamaForCausalLM", "Llama", exact=True, quantizes=True),
-    Family("ArceeForCausalLM", "Arcee", "squared ReLU without a gate"),
-    Family("Ernie4_5ForCausalLM", "Ernie 4.5", "rotation of neighbouring pairs"),
-    Family("HeliumForCausalLM", "Helium", "rotation of neighbouring pairs"),
+    Family(
+        "LlamaForCausalLM", "Llama", exact=True, quantizes=True, adapts=True, engine_adapts=True
+    ),
+    Family(
+        "ArceeForCausalLM", "Arcee", "squared ReLU without a gate", adapts=True, engine_adapts=True
+    ),
+    Family("Ernie4_5ForCausalLM", "Ernie 4.5", "rotation of neighbouring pairs", adapts=True),
+    Family("HeliumForCausalLM", "Helium", "rotation of neighbouring pairs", adapts=True),
     Family("PersimmonForCausalLM", "Persimmon", "norms of q and k, squared ReLU, biases"),
     Family("SeedOssForCausalLM", "Seed-OSS", "biases of q, k and v"),
     Family("SmolLM3ForCausalLM", "SmolLM3", "layers without rotation"),

@@ -31,7 +31,14 @@ def _minimax(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 FAMILIES = (
-    Family("ApertusForCausalLM", "Apertus", "xIELU, norms of q and k", mends=("xielu",)),
+    Family(
+        "ApertusForCausalLM",
+        "Apertus",
+        "xIELU, norms of q and k",
+        mends=("xielu",),
+        adapts=True,
+        engine_adapts=True,
+    ),
     Family(
         "Exaone4ForCausalLM",
         "EXAONE 4",
@@ -40,12 +47,16 @@ FAMILIES = (
         engine_on={"cpu": TAKEN},
         overrides=_exaone,
         mends=("attention_name", "exaone", "windows"),
+        adapts=True,
+        engine_adapts=True,
     ),
     Family(
         "HunYuanDenseV1ForCausalLM",
         "HunYuan",
         "norms of q and k after the rotation",
         overrides=lambda _: {"use_qk_norm": True},
+        adapts=True,
+        engine_adapts=True,
     ),
     Family(
         "Llama4ForCausalLM",
