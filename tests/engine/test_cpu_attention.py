@@ -297,3 +297,12 @@ def test_drafted_tokens_see_what_is_written_and_their_own_path(
     )
     case = Case.of([(old, n) for old in lens], seed=2)
     assert_close(case.attended(drafts=drafts), case.expected(paths), rtol=1e-4, atol=1e-5)
+    near = layer(sliding_window_size=2)
+    if paths == [list(range(node + 1)) for node in range(n)]:
+        for topk in (drafts.tree_topk, -1):  # a chain, whatever it is called
+            drafts.tree_topk = topk
+            found = case.attended(drafts=drafts, of=near)
+            assert_close(found, case.expected(window=3), rtol=1e-4, atol=1e-5)
+    else:
+        with pytest.raises(RuntimeError, match=r"engine\.speculative\.topk: 1"):
+            case.attended(drafts=drafts, of=near)

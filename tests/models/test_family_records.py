@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from kit.errors import ConfigError, ModelError
 from kit.models.families import MODULES, Family, all_families, check_rotation, find
 from tests.small_models import FAMILIES
 
+DOCS = Path(__file__).parents[2] / "docs"
 MENDS = Path(mended.__file__).parent
 NO_MENDS = {"__init__", "making"}
 OWN = {"NanoChat2026ForCausalLM"}
@@ -190,3 +192,49 @@ def test_a_rotation_that_depends_on_the_batch_is_refused_where_a_session_can_mee
     if limit:
         with pytest.raises(ModelError, match=rf"set model\.context_length: {limit}\."):
             check_rotation(path, limit + 1)
+
+
+WAYS = {
+    "adapts": "merged",
+    "engine_adapts": "adapter",
+    "replays": "replay",
+    "drafts": "drafts",
+    "exact": "exact",
+}
+"""Flag of a record, and the way in which docs/make_models.py measures what it says."""
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((DOCS / "models.json").read_text())
+    return results
+
+
+def test_every_tiny_model_was_measured_and_is_refused_where_the_tests_expect_it(
+    measured: dict[str, Any],
+) -> None:
+    from tests.diagnostics.test_agreement import REFUSED
+
+    assert set(measured) == set(FAMILIES)
+    assert {name for name, own in measured.items() if "refused" in own["plain"]} == set(REFUSED)
+
+
+@pytest.mark.parametrize("flag", WAYS)
+def test_a_record_says_of_a_family_what_was_measured(measured: dict[str, Any], flag: str) -> None:
+    for family in all_families():
+        if family.architecture in OWN:
+            continue
+        kind = family.architecture.removesuffix("ForCausalLM")
+        tried = [
+            own[WAYS[flag]]
+            for name, own in measured.items()
+            if name.partition(",")[0] == kind and WAYS[flag] in own
+        ]
+        right = [one for one in tried if one.get("updated", 1.0) <= 1e-4 >= one["mismatch"]]
+        assert getattr(family, flag) == bool(tried and len(right) == len(tried)), kind
+
+
+def test_the_page_has_the_table_of_what_was_measured(measured: dict[str, Any]) -> None:
+    made = runpy.run_path(str(DOCS / "make_models.py"))
+    rows = made["table"](measured)
+    assert f"{made['BEGIN']}\n{rows}{made['END']}" in (DOCS / "models.md").read_text("utf-8")

@@ -186,8 +186,10 @@ class BatchedCpuAttention(TorchNativeAttnBackend):
         planned = plan(table, rows, whole, torch.full_like(lens, n))
         if drafts.tree_topk == 1:
             return planned
-        self._tree = True
         mask = drafts.custom_mask[: len(lens) * n * n].view(-1, n, n).bool()
+        if torch.equal(mask, mask.new_ones(n, n).tril().expand_as(mask)):  # all are chains
+            return planned
+        self._tree = True
         return see_tree(planned, mask, whole)
 
     def forward_extend(
