@@ -56,7 +56,7 @@ class Case:
         lens = torch.tensor([old + new for old, new in requests])
         slots = torch.randperm(int(lens.sum()) + 5, generator=random)
         rows = torch.randperm(len(requests) + 2, generator=random)[: len(requests)]
-        table = torch.zeros(len(requests) + 2, 20, dtype=torch.int32)
+        table = torch.zeros(len(requests) + 2, 24, dtype=torch.int32)
         for row, part in zip(rows, slots[: lens.sum()].split(lens.tolist()), strict=True):
             table[row, : len(part)] = part.int()
         keys, values = (
