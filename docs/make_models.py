@@ -222,7 +222,7 @@ def number(results: Result, way: str, *keys: str) -> str:
 
 def table(results: dict[str, Result]) -> str:
     """The rows of the page, and below them who is refused."""
-    head = (
+    head = [
         "family",
         "differs from Llama by",
         "trainer",
@@ -233,10 +233,18 @@ def table(results: dict[str, Result]) -> str:
         "replay",
         "drafts",
         "true_on_policy",
-        "GPU",
-    )
+    ]
+    seen_on_gpu = any("gpu" in own for own in results.values())
+    head += ["GPU"] if seen_on_gpu else []
     rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    refused = []
+    from kit.models.families import all_families
+
+    tried = {named(family)[1].architecture for family in results}
+    refused = [
+        f"| {record.name} | {record.refused} |"
+        for record in all_families()
+        if record.refused and record.architecture not in tried
+    ]
     for family, own in sorted(results.items(), key=lambda item: named(item[0])[0].lower()):
         name, record = named(family)
         if why := own["plain"].get("refused"):
@@ -254,10 +262,10 @@ def table(results: dict[str, Result]) -> str:
             number(own, "replay", "updated"),
             number(own, "drafts", "updated"),
             "0" if own.get("exact", {}).get("mismatch") == 0 else "",
-            on_gpu(own.get("gpu", {})),
         ]
+        cells += [on_gpu(own.get("gpu", {}))] if seen_on_gpu else []
         rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*rows, "", "| refused | why |", "|---|---|", *refused, ""])
+    return "\n".join([*rows, "", "| refused | why |", "|---|---|", *sorted(refused), ""])
 
 
 def on_gpu(found: Result) -> str:

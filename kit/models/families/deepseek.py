@@ -26,5 +26,6 @@ FAMILIES = (
         overrides=_routing,
         mends=("latent_attention",),
         adapts=True,
+        drafts=True,
     ),
 )

@@ -31,6 +31,7 @@ FAMILIES = (
         mends=("windows",),
         adapts=True,
         engine_adapts=True,
+        drafts=True,
     ),
     Family(
         "Gemma3ForCausalLM",
@@ -38,6 +39,7 @@ FAMILIES = (
         "windows by layer with a rotation of their own, more norms",
         adapts=True,
         engine_adapts=True,
+        drafts=True,
     ),
     Family(
         "Gemma3nForCausalLM",

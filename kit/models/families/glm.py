@@ -25,5 +25,6 @@ FAMILIES = (
         "mixture of experts with shared ones and a router bias that is no parameter",
         adapts=True,
         engine_adapts=True,
+        drafts=True,
     ),
 )

@@ -19,5 +19,7 @@ FAMILIES = (
         mends=("attention_name", "sinks"),
         adapts=True,
         engine_adapts=True,
+        replays=True,
+        drafts=True,
     ),
 )

@@ -11,6 +11,7 @@ FAMILIES = (
         "scales of embeddings, scores, residuals and logits",
         adapts=True,
         engine_adapts=True,
+        drafts=True,
     ),
     Family(
         "GraniteMoeForCausalLM",

@@ -6,14 +6,22 @@ from kit.models.families.record import Family
 
 FAMILIES = (
     Family(
-        "LlamaForCausalLM", "Llama", exact=True, quantizes=True, adapts=True, engine_adapts=True
+        "LlamaForCausalLM",
+        "Llama",
+        exact=True,
+        quantizes=True,
+        adapts=True,
+        engine_adapts=True,
+        drafts=True,
     ),
     Family(
         "ArceeForCausalLM", "Arcee", "squared ReLU without a gate", adapts=True, engine_adapts=True
     ),
     Family("Ernie4_5ForCausalLM", "Ernie 4.5", "rotation of neighbouring pairs", adapts=True),
     Family("HeliumForCausalLM", "Helium", "rotation of neighbouring pairs", adapts=True),
-    Family("PersimmonForCausalLM", "Persimmon", "norms of q and k, squared ReLU, biases"),
-    Family("SeedOssForCausalLM", "Seed-OSS", "biases of q, k and v"),
-    Family("SmolLM3ForCausalLM", "SmolLM3", "layers without rotation"),
+    Family(
+        "PersimmonForCausalLM", "Persimmon", "norms of q and k, squared ReLU, biases", adapts=True
+    ),
+    Family("SeedOssForCausalLM", "Seed-OSS", "biases of q, k and v", adapts=True),
+    Family("SmolLM3ForCausalLM", "SmolLM3", "layers without rotation", adapts=True),
 )

@@ -28,19 +28,31 @@ def _scaled(settings: Mapping[str, Any]) -> str:
 
 
 FAMILIES = (
-    Family("OlmoForCausalLM", "OLMo", "LayerNorm without weights"),
-    Family("Olmo2ForCausalLM", "OLMo 2", "norms after attention and feed-forward part"),
+    Family("OlmoForCausalLM", "OLMo", "LayerNorm without weights", adapts=True, engine_adapts=True),
+    Family(
+        "Olmo2ForCausalLM",
+        "OLMo 2",
+        "norms after attention and feed-forward part",
+        adapts=True,
+        engine_adapts=True,
+        drafts=True,
+    ),
     Family(
         "Olmo3ForCausalLM",
         "OLMo 3",
         "as OLMo 2, windows by layer",
         overrides=_rotation,
         refuses=_scaled,
+        adapts=True,
+        engine_adapts=True,
     ),
     Family(
         "OlmoeForCausalLM",
         "OLMoE",
         "mixture of experts, norms of all of q and k",
         mends=("routing_record",),
+        adapts=True,
+        engine_adapts=True,
+        replays=True,
     ),
 )

@@ -71,6 +71,9 @@ FAMILIES = (
         "mixture of experts with a router bias, norms of all of q and k, partial rotation",
         overrides=_minimax,
         mends=("whole_norms",),
+        adapts=True,
+        engine_adapts=True,
+        drafts=True,
     ),
     Family(
         "NanoChatForCausalLM",

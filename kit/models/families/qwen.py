@@ -51,6 +51,9 @@ FAMILIES = (
         mends=("windows",),
         exact=True,
         quantizes=True,
+        adapts=True,
+        engine_adapts=True,
+        drafts=True,
     ),
     Family(
         "Qwen2MoeForCausalLM",
@@ -58,6 +61,8 @@ FAMILIES = (
         "mixture of experts with a gated shared one, biases of q, k and v",
         mends=("windows", "shared_gate"),
         replays=True,
+        adapts=True,
+        engine_adapts=True,
     ),
     Family(
         "Qwen3ForCausalLM",
@@ -79,6 +84,8 @@ FAMILIES = (
         overrides=_hybrid,
         mends=("shared_gate", "linear_attention"),
         carries_state=("Qwen3NextGatedDeltaNet",),
+        adapts=True,
+        replays=True,
     ),
     Family(
         "Qwen3MoeForCausalLM",
@@ -89,6 +96,7 @@ FAMILIES = (
         replays=True,
         adapts=True,
         engine_adapts=True,
+        drafts=True,
     ),
     Family(
         "Qwen3_5ForCausalLM",
