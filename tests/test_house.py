@@ -28,7 +28,7 @@ LIBRARIES = {
         "_run_exitfuncs",
     },
     "kit/cluster/client.py": {"_actor_id", "_global_node", "_private"},
-    "kit/engine/adapters.py": {"_clear_buffer_slot_for_base"},
+    "kit/engine/adapters.py": {"_clear_buffer_slot_for_base", "_handle_abort_req"},
     "kit/engine/actor.py": {"_processes", "_scheduler_init_result", "_subprocess_watchdog"},
     "kit/engine/cpu/operators.py": {
         "_compute_checksum",

@@ -16,6 +16,7 @@ from tests.trainer.trainers import Make, backend, make
 
 __all__ = ["make"]  # a fixture
 CONFIG = SessionConfig.preset("tiny-lora").replace("engine.lora", "adapter")
+CONFIG = CONFIG.replace("engine.call_timeout", 200.0)  # of what waits for an adapter for ever
 
 
 def with_settings(**settings: Any) -> SessionConfig:
@@ -76,6 +77,20 @@ def test_an_adapter_that_is_not_the_trainers_is_named_as_the_cause(beside: RLSes
     assert report.cause_kind == "adapter", report
     assert "session.sync()" in report.cause
     beside.sync()
+    assert beside.check_mismatch(beside.generate()).verdict == "pass"
+
+
+def test_requests_stopped_before_they_were_begun_hold_no_version_of_the_adapter(
+    beside: RLSession,
+) -> None:
+    stack, sampling = beside.debug.stack, beside.debug.sampler.sampling()
+    with beside.debug.turn():
+        stream = stack.generate([[5, 6, 7]] * 1000, sampling, [*range(1000)])
+        stream.stop()
+        written = [generation for part in stream for _, generation in part]
+    assert any(not generation.tokens for generation in written)
+    for _ in range(3):  # the second waits until the version that those had asked for is forgotten
+        beside.step()
     assert beside.check_mismatch(beside.generate()).verdict == "pass"
 
 

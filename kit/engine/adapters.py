@@ -3,7 +3,12 @@
 An adapter has another name at each version. SGLang keys its prefixes by the adapter that computed
 them, so none is taken over from one version to the next.
 
-Read from SGLang 0.5.16, and changed in its scheduler:
+Read from SGLang 0.5.16, and changed in the process that talks to its scheduler:
+    managers/tokenizer_manager.py   _handle_abort_req: a request that is aborted while it waits for
+                            its turn goes on being counted as a user of its adapter, which is then
+                            waited for without end where it is unloaded. Ours ends the count.
+
+Changed in its scheduler:
     lora/lora_manager.py    load_lora_weights_from_tensors: takes each tensor through host memory,
                             and copies to the device when the first request comes. Ours gets one
                             flat tensor and a table (`kit.weight_sync.transport.serialize`), keeps a
@@ -23,6 +28,7 @@ import json
 from collections import defaultdict
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from math import prod
 from types import ModuleType
 from typing import Any
@@ -30,6 +36,9 @@ from weakref import finalize
 
 from kit.errors import StackError
 from kit.models.adapters import FUSED, SGLANG
+
+RELEASED = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.INTERNAL_SERVER_ERROR)
+"""Statuses of aborted requests that SGLang counts as ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +168,30 @@ async def _unload(manager: Any, name: str) -> None:
     answer = await manager.unload_lora_adapter(UnloadLoRAAdapterReqInput(lora_name=name))
     if not answer.success:
         raise StackError("The engine kept an old adapter.", why=str(answer.error_message))
+
+
+def release_what_is_aborted() -> None:
+    """Have SGLang's tokenizer manager count no request that was aborted before it was begun.
+
+    Called once in an engine's process.
+    """
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
+
+    kind: Any = TokenizerManager
+    handle = kind._handle_abort_req
+    releases: set[asyncio.Task[None]] = set()
+
+    def handle_and_release(manager: Any, aborted: Any) -> None:
+        state = manager.rid_to_state.get(aborted.rid)
+        handle(manager, aborted)
+        reason = aborted.finished_reason or {}
+        # With such a status SGLang does it itself, where it hands the answer over.
+        if state and state.obj.lora_path and reason.get("status_code") not in RELEASED:
+            task = asyncio.create_task(manager.lora_registry.release(state.obj.lora_id))
+            releases.add(task)  # asyncio itself holds a task loosely
+            task.add_done_callback(releases.discard)
+
+    kind._handle_abort_req = handle_and_release
 
 
 # ---- in SGLang's scheduler ---------------------------------------------------------------------

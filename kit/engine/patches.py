@@ -62,6 +62,8 @@ def engine_class(settings: EngineSettings) -> Any:
 
         quantization.register(settings.quantization, shares_operators=shared is not None)
     place_load_files()  # for the tokenizer manager, which reads them
+    if adapts:
+        adapters.release_what_is_aborted()
 
     class OurEngine(Engine):
         run_scheduler_process_func = staticmethod(run)
