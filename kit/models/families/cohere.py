@@ -22,6 +22,7 @@ FAMILIES = (
         refuses=_untied,
         adapts=True,
         engine_adapts=True,
+        drafts=True,
     ),
     Family(
         "Cohere2ForCausalLM",
@@ -31,5 +32,6 @@ FAMILIES = (
         mends=("windows",),
         adapts=True,
         engine_adapts=True,
+        drafts=True,
     ),
 )

@@ -22,6 +22,7 @@ FAMILIES = (
         mends=("gemma",),
         adapts=True,
         engine_adapts=True,
+        drafts=True,
     ),
     Family(
         "Gemma2ForCausalLM",

@@ -11,6 +11,7 @@ FAMILIES = (
         "rotation of half of each head, in neighbouring pairs",
         mends=("whole_projections",),
         adapts=True,
+        drafts=True,
     ),
     Family(
         "Glm4ForCausalLM",
@@ -18,6 +19,7 @@ FAMILIES = (
         "as GLM, norms before and after each part",
         adapts=True,
         engine_adapts=True,
+        drafts=True,
     ),
     Family(
         "Glm4MoeForCausalLM",

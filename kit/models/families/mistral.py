@@ -33,5 +33,6 @@ FAMILIES = (
         "a window, LayerNorm, biases, no gate",
         mends=("windows",),
         adapts=True,
+        drafts=True,
     ),
 )

@@ -28,7 +28,14 @@ def _scaled(settings: Mapping[str, Any]) -> str:
 
 
 FAMILIES = (
-    Family("OlmoForCausalLM", "OLMo", "LayerNorm without weights", adapts=True, engine_adapts=True),
+    Family(
+        "OlmoForCausalLM",
+        "OLMo",
+        "LayerNorm without weights",
+        adapts=True,
+        engine_adapts=True,
+        drafts=True,
+    ),
     Family(
         "Olmo2ForCausalLM",
         "OLMo 2",
@@ -45,6 +52,7 @@ FAMILIES = (
         refuses=_scaled,
         adapts=True,
         engine_adapts=True,
+        drafts=True,
     ),
     Family(
         "OlmoeForCausalLM",
@@ -54,5 +62,6 @@ FAMILIES = (
         adapts=True,
         engine_adapts=True,
         replays=True,
+        drafts=True,
     ),
 )

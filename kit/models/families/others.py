@@ -38,6 +38,7 @@ FAMILIES = (
         mends=("xielu",),
         adapts=True,
         engine_adapts=True,
+        drafts=True,
     ),
     Family(
         "Exaone4ForCausalLM",
@@ -49,6 +50,7 @@ FAMILIES = (
         mends=("attention_name", "exaone", "windows"),
         adapts=True,
         engine_adapts=True,
+        drafts=True,
     ),
     Family(
         "HunYuanDenseV1ForCausalLM",
@@ -57,6 +59,7 @@ FAMILIES = (
         overrides=lambda _: {"use_qk_norm": True},
         adapts=True,
         engine_adapts=True,
+        drafts=True,
     ),
     Family(
         "Llama4ForCausalLM",
@@ -80,6 +83,7 @@ FAMILIES = (
         "NanoChat",
         "rotation backwards and before the norms of q and k, norms without weights, a soft cap",
         adapts=True,
+        drafts=True,
     ),
     Family(
         "NanoChat2026ForCausalLM",

@@ -63,6 +63,7 @@ FAMILIES = (
         replays=True,
         adapts=True,
         engine_adapts=True,
+        drafts=True,
     ),
     Family(
         "Qwen3ForCausalLM",
