@@ -473,7 +473,8 @@ class EngineConfig(Section):
     model's. fp8_e4m3 takes a byte a number, and rounds what the trainer does not:
     `training.use_tis` is then on where it is left open."""
     attention_backend: str = "auto"
-    """SGLang's name for it; auto is the kit's batched backend on the CPU, Triton on a GPU."""
+    """SGLang's name for it; auto is Triton on a GPU, and the kit's own on a CPU, where no other is
+    taken."""
     max_running_requests: Positive | None = None
     """Requests decoded together, over all replicas; None takes a whole rollout."""
     replicas: Positive | None = None

@@ -246,6 +246,12 @@ def check_lora(
     model: ModelConfig, training: TrainingConfig, engine: EngineConfig, cluster: ClusterConfig
 ) -> None:
     """Raise ValueError for settings that adapters do not go with."""
+    if own := [key for key in engine.extra if "lora" in key]:
+        raise ValueError(
+            f"engine.extra has {own[0]}, and the kit says itself which adapters SGLang has: with "
+            "limits of its own it forgets some that are in use. What to do: leave it out, and set "
+            "engine.lora and engine.max_loras_per_batch."
+        )
     if engine.lora == "adapter":
         _check_adapter_way(model, training, engine, cluster)
     if model.lora is None:

@@ -56,7 +56,7 @@ class Engine:
     async def start(self) -> dict[str, Any]:
         """Start SGLang and its two processes; returns what the session shows of it."""
         progress.report("engine", "importing SGLang")
-        import sglang
+        import sglang  # noqa: F401 - here, as it takes seconds
 
         # SGLang's processes meet at a TCP port that answers on every interface; a file does not.
         meeting = os.path.join(tempfile.mkdtemp(prefix="meeting"), "file")
@@ -67,15 +67,13 @@ class Engine:
         draft = [drafts.draft_path] if drafts and drafts.draft_path else []
         patches.import_only(self.settings.model_path, *draft)
         own.register(self.settings.model_path)
-        engine_class: Any = sglang.Engine
         if self.settings.device == "cpu":
             from kit.cluster.fork_server import use_zygote
 
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else it asks for the host's name
             if not self.settings.joined:
                 self._forkers = [use_zygote()]
-        if self.settings.device == "cuda" or self.settings.config.attention_backend == "auto":
-            engine_class = patches.engine_class(self.settings)
+        engine_class = patches.engine_class(self.settings)
         graphs = ", capturing graphs" if self.settings.device == "cuda" else ""
         progress.report("engine", f"loading weights{graphs}")
         try:

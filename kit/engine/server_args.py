@@ -199,6 +199,18 @@ def check_extra(extra: dict[str, Any]) -> None:
             )
 
 
+def check_attention(config: EngineConfig, device: str) -> None:
+    """Raise ConfigError for an attention of SGLang's own on a CPU."""
+    chosen = config.extra.get("attention_backend", config.attention_backend)
+    if device == "cpu" and chosen != "auto":
+        raise ConfigError(
+            f"engine.attention_backend is {chosen!r}, and the engine runs on a CPU.",
+            why="There it has the kit's own attention, and with it the kit's changes to SGLang: "
+            "checksums of weights, adapters, what families of models need.",
+            fix="leave engine.attention_backend out, or run on a GPU.",
+        )
+
+
 def sglang_settings() -> set[str]:
     """The fields of `sglang.ServerArgs`, read from its source."""
     import ast

@@ -251,7 +251,7 @@ class SessionParts:
         working_folder()  # without one, importing torch ends the process
         check_hidden_packages()
         from kit.cluster.placement import check_devices
-        from kit.engine.server_args import check_extra
+        from kit.engine.server_args import check_attention, check_extra
         from kit.memory.plan import plan_for
         from kit.models import dropout, families, low_precision
         from kit.models.source import find
@@ -269,6 +269,7 @@ class SessionParts:
         )
         check_reward(self.reward)
         check_extra(dict(config.engine.extra))
+        check_attention(config.engine, device)
         check_experts(config, model)
         families.find(model.architecture).check(config, model.path, device)
         used = min(tokens_used(sampler), model.context_length)

@@ -72,6 +72,8 @@ def nothing_started(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ({"data": {"source": "reasoning_gym:leg_count"}}, DataError, "leg_counting"),
         ({"reward": {"name": "exat"}}, RewardError, "exact"),
         ({"engine": {"extra": {"atention_backend": "x"}}}, ConfigError, "attention_backend"),
+        ({"engine": {"attention_backend": "torch_native"}}, ConfigError, "runs on a CPU"),
+        ({"engine": {"extra": {"max_loaded_loras": 1}}}, ConfigError, "engine.max_loras_per_batch"),
         ({"memory": {"device_gib": 0.01}}, ConfigError, r"set memory\.device_gib: 1"),
         ({"device": "cuda"}, KitError, "no GPU"),
     ],
