@@ -26,6 +26,12 @@ ROOT = Path(__file__).parents[1]
 
 KINDS: dict[str, dict[str, Any]] = {
     "adapters in the engine": {"engine.lora": "adapter"},
+    "experts that are replayed": {
+        "model.name": "tiny-moe",
+        "model.lora.target_modules": ["q_proj", "o_proj"],
+        "training.use_rollout_routing_replay": True,
+        "engine.lora": "adapter",
+    },
     "a critic": {"training.advantage_estimator": "ppo"},
     "shared operators": {"training.true_on_policy": True},
     "bfloat16": {"model.dtype": "bfloat16"},
