@@ -304,5 +304,5 @@ def test_drafted_tokens_see_what_is_written_and_their_own_path(
             found = case.attended(drafts=drafts, of=near)
             assert_close(found, case.expected(window=3), rtol=1e-4, atol=1e-5)
     else:
-        with pytest.raises(RuntimeError, match=r"engine\.speculative\.topk: 1"):
+        with pytest.raises(RuntimeError, match=r"engine\.speculative\.eagle_topk: 1"):
             case.attended(drafts=drafts, of=near)
