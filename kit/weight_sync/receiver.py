@@ -166,9 +166,7 @@ class WeightReceiver:
             if model in (POLICY, ADAPTER):
                 self.version = version
             self.resume()
-        if isinstance(spec, Handle):
-            return spec.tensors, spec.nbytes
-        return len(spec.entries), spec.size
+        return spec.count, spec.size
 
     def _payloads(self, handles: Sequence[Handle]) -> list[bytes]:
         first = handles[0]

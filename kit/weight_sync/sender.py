@@ -307,7 +307,7 @@ class WeightSender:
         handle = self.export(model, bucket, updates, exact=exact)
         if handle is None:
             return True
-        flat = self._buffers[model].flat(bucket, handle.nbytes)
+        flat = self._buffers[model].flat(bucket, handle.size)
         try:
             work = dist.broadcast(flat, src=0, group=self._group, async_op=True)
             while work is not None and not work.is_completed():

@@ -101,6 +101,11 @@ class BucketSpec:
         return cls(model, tuple(entries))
 
     @property
+    def count(self) -> int:
+        """Tensors that it carries."""
+        return len(self.entries)
+
+    @property
     def size(self) -> int:
         """Bytes of the flat buffer."""
         return self.entries[-1].end if self.entries else 0
@@ -121,6 +126,16 @@ class Handle(BucketSpec):
     """CPU: where the memory file can be opened."""
     ipc: bytes = b""
     """GPU: the flat tensor, as a CUDA IPC handle, and its table, serialised as SGLang does it."""
+
+    @property
+    def count(self) -> int:
+        """Tensors that it carries, listed or not."""
+        return self.tensors
+
+    @property
+    def size(self) -> int:
+        """Bytes of the flat buffer."""
+        return self.nbytes
 
 
 @dataclass(slots=True)
@@ -230,13 +245,13 @@ class ReceiveBuffer:
 
     def receive(self, handle: Handle) -> torch.Tensor:
         """Open the trainer's buffer as one shared tensor of bytes."""
-        source = (handle.path, handle.nbytes)
+        source = (handle.path, handle.size)
         if self.flat is None or self._mapped is None or self._source != source:
             self._source = source
             self._mapped = torch.from_file(
-                handle.path, shared=True, size=handle.nbytes, dtype=torch.uint8
+                handle.path, shared=True, size=handle.size, dtype=torch.uint8
             )
-            self.flat = torch.empty(handle.nbytes, dtype=torch.uint8).share_memory_()
+            self.flat = torch.empty(handle.size, dtype=torch.uint8).share_memory_()
         return self.flat.copy_(self._mapped)
 
 

@@ -69,7 +69,7 @@ def test_the_table_says_where_each_tensor_lies_and_what_it_is() -> None:
 def test_weights_are_handed_over_in_the_dtype_of_the_engine() -> None:
     weights = dict(named())
     handle = fill(SendBuffer(CPU), weights.items(), lambda _: torch.bfloat16)
-    assert handle.nbytes == 2 * sum(t.numel() for t in weights.values())
+    assert handle.size == 2 * sum(t.numel() for t in weights.values())
     for name, value in read(handle).items():
         assert torch.equal(value, weights[name].bfloat16())
 
@@ -87,7 +87,7 @@ MIXED = {
 
 def test_a_bucket_of_several_dtypes_arrives_bit_for_bit() -> None:
     handle = fill(SendBuffer(CPU), MIXED.items(), lambda name: MIXED[name].dtype)
-    assert handle.nbytes == sum(t.numel() * t.element_size() for t in MIXED.values())
+    assert handle.size == sum(t.numel() * t.element_size() for t in MIXED.values())
     back = read(handle)
     assert back.keys() == MIXED.keys()
     for name, value in MIXED.items():
@@ -115,10 +115,10 @@ def test_parameters_that_train_can_be_handed_over() -> None:
 def test_filling_again_reuses_the_buffer_and_shows_the_new_weights() -> None:
     sending = SendBuffer(CPU)
     first = fill(sending, named())
-    address = sending.flat(0, first.nbytes).data_ptr()
+    address = sending.flat(0, first.size).data_ptr()
     held = ReceiveBuffer().receive(first)
     second = fill(sending, named(fill=1.0))
-    assert sending.flat(0, second.nbytes).data_ptr() == address
+    assert sending.flat(0, second.size).data_ptr() == address
     assert second == first
     assert torch.equal(read(second)["norm"], dict(named(fill=1.0))["norm"])
     # What the engine took before is its own copy.
