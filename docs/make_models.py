@@ -2,11 +2,15 @@
 
     .venv/bin/python docs/make_models.py                      the table, of docs/models.json
     .venv/bin/python docs/make_models.py --measure [FAMILY]   measure first; half an hour for all
+    ... --measure --device cuda --at-once 6                   on a GPU, six sessions at a time
 
 A tiny model of random weights (`tests/small_models.py`) is started on a CPU in float32 in each way
 that there is for it, is updated once, and synced. Measured is the mean |difference| of log-probs,
 in nats a token, from Transformers (eager attention, one sequence after the other) with the same
 weights: those of the start, and those that the session exports after the sync.
+
+On a GPU the model has heads of 64 numbers, and the session computes in bfloat16; the results are
+those whose names begin with `gpu`.
 
 What is measured need not be in the family's record yet: the record's own refusals are off here.
 """
@@ -16,11 +20,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import queue
 import shutil
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +41,22 @@ ROWS = [{"prompt": f"{a}+{a + 1}=", "label": str(2 * a + 1)} for a in range(12, 
 BOUND = 1e-4
 WAYS = ("plain", "merged", "adapter", "replay", "drafts", "exact")
 """`merged` and `adapter` train adapters, which reach the engine so; `exact` is true_on_policy;
-`drafts` of n-grams are verified by the model. One
-more, `gpu`, is measured where it is asked for: as `plain`, on a GPU in bfloat16."""
+`drafts` of n-grams are verified by the model."""
+ON_GPU = ("plain", "merged", "adapter", "replay", "exact")
+"""Of them, those that run on a GPU."""
+CARD_GIB = 14.0
+"""Memory of a GPU that one session may take."""
 Result = dict[str, Any]
 
 
 # ---- measuring ---------------------------------------------------------------------------------
 
 
-def settings(folder: Path, way: str) -> Result:
+def settings(folder: Path, way: str, device: str) -> Result:
     """Settings of a session of this model in this way."""
     config: Result = {
         "model": {"name": str(folder)},
-        "device": "cuda" if way == "gpu" else "cpu",
+        "device": device,
         "rollout": {"max_response_len": 24},
         "engine": {"replicas": 1},
         "training": {
@@ -54,6 +65,8 @@ def settings(folder: Path, way: str) -> Result:
             "learning_rate": 1e-2,
         },
     }
+    if device == "cuda":
+        config["memory"] = {"device_gib": CARD_GIB}
     if way in ("merged", "adapter"):
         config["model"]["lora"] = {"r": 4, "target_modules": adapted(folder)}
         config["engine"]["lora"] = way
@@ -99,7 +112,7 @@ def without_refusals() -> Iterator[None]:
         kind.check = check
 
 
-def measured(folder: Path, way: str, cache: Path) -> Result:
+def measured(folder: Path, way: str, device: str, cache: Path) -> Result:
     """What a session with a model gives; `refused`, if it does not start.
 
     `cache` is the user's cache, where a start notes what it saw.
@@ -112,7 +125,7 @@ def measured(folder: Path, way: str, cache: Path) -> Result:
     try:
         with (
             without_refusals(),
-            RLSession.start(SessionConfig(**settings(folder, way)), data=ROWS) as session,
+            RLSession.start(SessionConfig(**settings(folder, way, device)), data=ROWS) as session,
         ):
             found = trained(session, folder.with_name(f"{way}-export"))
             session.close()
@@ -133,40 +146,46 @@ def trained(session: Any, export: Path) -> Result:
     report = session.sync(verify=True)
     rollout = session.generate()
     mismatch = session.check_mismatch(rollout)
-    expected = by_transformers(session.export_hf(export, dtype="float32"), rollout)
-    engine = [value for sample in rollout for value in sample.rollout_log_probs]
-    pairs = list(zip(engine, expected, strict=True))
+    session.export_hf(export, dtype="float32")
+    expected = by_transformers(export, rollout)
     found = {
-        "updated": sum(abs(one - other) for one, other in pairs) / len(pairs),
+        "updated": gap([value for each in rollout for value in each.rollout_log_probs], expected),
         "mismatch": mismatch.mean_abs_diff,
         "synced": report.verified,
         "moved": metrics["train/grad_norm"],
     }
+    if session.config.device == "cuda":
+        found["updated rounding"] = gap(by_transformers(export, rollout, "bfloat16"), expected)
     if any(sample.rollout_routed_experts for sample in rollout):
         found["overlap"] = metrics["train/routing/overlap"]
     return found
 
 
-def by_transformers(folder: Path, rollout: Any) -> list[float]:
-    """Log-probs of the responses by the model in a directory."""
+def gap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Mean |difference| of two rows of numbers."""
+    return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(one)
+
+
+def by_transformers(folder: Path, rollout: Any, dtype: str = "float32") -> list[float]:
+    """Log-probs of the responses by the model in a directory, computed in a dtype."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
+        folder, dtype=getattr(torch, dtype), attn_implementation="eager"
     ).eval()
     values: list[float] = []
     with torch.no_grad():
         for sample in rollout:
             row, count = sample.tokens, sample.response_length
             logits = model(torch.tensor([row])).logits[0, len(row) - count - 1 : -1]
-            logp = logits.log_softmax(-1)
+            logp = logits.float().log_softmax(-1)
             values += logp[torch.arange(count), row[-count:]].tolist()
     return values
 
 
 def ways_of(family: str, folder: Path) -> list[str]:
-    """The ways in which a family is measured."""
+    """The ways in which a family can be measured."""
     from kit.models.families import find
     from kit.utils.reading import read_json
 
@@ -176,27 +195,75 @@ def ways_of(family: str, folder: Path) -> list[str]:
     left_out = set() if experts else {"replay"}
     if not record.exact or "window" in family or "rope" in family or "yarn" in family:
         left_out.add("exact")
-    return [way for way in (*WAYS, "gpu") if way not in left_out]
+    return [way for way in WAYS if way not in left_out]
 
 
-def measure(families: list[str], ways: Sequence[str]) -> None:
-    """Measure families in some ways, and write each result as it comes."""
-    from tests.small_models import make_model
+def measure(families: Sequence[str], ways: Sequence[str], device: str, file: Path) -> None:
+    """Measure families in some ways, and write each result to a file as it comes."""
+    import torch
+
+    from tests.small_models import larger, make_model
 
     cache = Path(tempfile.mkdtemp())
     os.environ["XDG_CACHE_HOME"] = str(cache)
+    prefix = "gpu " if device == "cuda" else ""
     for family in families:
-        results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
         with tempfile.TemporaryDirectory() as folder:
-            model = make_model(Path(folder) / "model", family)
-            own: Result = results.get(family, {})
+            path = Path(folder) / "model"
+            if device == "cuda":
+                model = make_model(path, family, dtype=torch.bfloat16, **larger(family))
+            else:
+                model = make_model(path, family)
             for way in [way for way in ways_of(family, model) if way in ways]:
-                own[way] = measured(model, way, cache)
-                print(family, way, own[way], flush=True)
-                if "refused" in own.get("plain", {}):
+                found = measured(model, way, device, cache)
+                print(family, way, found, flush=True)
+                write(file, {family: {prefix + way: found}})
+                if way == "plain" and "refused" in found:
                     break
-        results[family] = own
-        RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+
+
+def measure_at_once(
+    families: Sequence[str], ways: Sequence[str], device: str, count: int, minutes: float
+) -> None:
+    """Measure families, each in a process of its own, so many at a time; as far as time allows."""
+    end = time.monotonic() + 60 * minutes
+    cards = (os.environ.get("CUDA_VISIBLE_DEVICES") or "0").split(",")
+
+    def one(family: str, place: int) -> None:
+        file = RESULTS.with_name(f"{family.replace(', ', '-')}.part.json")
+        command = [sys.executable, __file__, "--measure", family, "--ways", *ways]
+        command += ["--device", device, "--results", str(file)]
+        log = RESULTS.with_name(f"{family.replace(', ', '-')}.log")
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": cards[place % len(cards)]}
+        with log.open("w") as out, suppress(subprocess.TimeoutExpired):
+            left = max(1.0, end - time.monotonic())
+            subprocess.run(command, env=environment, stdout=out, stderr=out, timeout=left)
+
+    free: queue.Queue[int] = queue.Queue()
+    for place in range(count):
+        free.put(place)
+
+    def in_a_place(family: str) -> None:
+        place = free.get()
+        try:
+            if time.monotonic() < end:
+                one(family, place)
+        finally:
+            free.put(place)
+
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(in_a_place, families))
+    for part in sorted(RESULTS.parent.glob("*.part.json")):
+        write(RESULTS, json.loads(part.read_text()))
+        part.unlink()
+
+
+def write(file: Path, found: dict[str, Result]) -> None:
+    """Put results of families beside those that a file has."""
+    results = json.loads(file.read_text()) if file.is_file() else {}
+    for family, own in found.items():
+        results[family] = {**results.get(family, {}), **own}
+    file.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
 
 
 # ---- the table ---------------------------------------------------------------------------------
@@ -234,7 +301,7 @@ def table(results: dict[str, Result]) -> str:
         "drafts",
         "true_on_policy",
     ]
-    seen_on_gpu = any("gpu" in own for own in results.values())
+    seen_on_gpu = any("gpu plain" in own for own in results.values())
     head += ["GPU"] if seen_on_gpu else []
     rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     from kit.models.families import all_families
@@ -247,6 +314,8 @@ def table(results: dict[str, Result]) -> str:
     ]
     for family, own in sorted(results.items(), key=lambda item: named(item[0])[0].lower()):
         name, record = named(family)
+        if "plain" not in own:
+            continue
         if why := own["plain"].get("refused"):
             further = own["plain"].get("why", "").splitlines()
             refused.append(f"| {name} | {record.refused or ' '.join([why, *further[:1]])} |")
@@ -263,7 +332,7 @@ def table(results: dict[str, Result]) -> str:
             number(own, "drafts", "updated"),
             "0" if own.get("exact", {}).get("mismatch") == 0 else "",
         ]
-        cells += [on_gpu(own.get("gpu", {}))] if seen_on_gpu else []
+        cells += [on_gpu(own.get("gpu plain", {}))] if seen_on_gpu else []
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join([*rows, "", "| refused | why |", "|---|---|", *sorted(refused), ""])
 
@@ -285,9 +354,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--measure", nargs="*", metavar="FAMILY")
     parser.add_argument("--ways", nargs="*", default=WAYS)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--at-once", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=60.0)
     arguments = parser.parse_args()
     if arguments.measure is not None:
-        measure(arguments.measure or sorted(FAMILIES), arguments.ways)
+        families = arguments.measure or sorted(FAMILIES)
+        device = arguments.device
+        ways = [way for way in arguments.ways if device == "cpu" or way in ON_GPU]
+        if arguments.at_once > 1:
+            measure_at_once(families, ways, device, arguments.at_once, arguments.minutes)
+        else:
+            measure(families, ways, device, arguments.results)
+    if arguments.results != RESULTS:
+        return
     text = PAGE.read_text("utf-8")
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]

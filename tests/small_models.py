@@ -3,6 +3,7 @@
 tokenizer           a tokenizer with one token a byte, and whatever is special about it
 save                that, with a model to go with it
 make_model          one of each family in `FAMILIES`, with the tiny model's tokenizer
+larger              sizes of it with which a GPU's kernels compute
 mixture_of_experts  the one with experts that tests start sessions of
 random_model        what all of them are made with
 hollow              the files of a large Qwen3: its shapes, and nothing on the disk
@@ -168,6 +169,27 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Starcoder2, window": {"sliding_window": WINDOW},
 }
 """What each family's configuration says beyond `COMMON`."""
+SIZES = {
+    "hidden_size": 256, "intermediate_size": 512, "moe_intermediate_size": 128, "head_dim": 64,
+    "shared_expert_intermediate_size": 128, "query_pre_attn_scalar": 64, "initializer_range": 0.075,
+    "linear_key_head_dim": 64, "linear_value_head_dim": 64, "kv_lora_rank": 512, "q_lora_rank": 128,
+    "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128,
+}  # fmt: skip
+
+
+def larger(family: str) -> dict[str, Any]:
+    """Sizes of a family as a GPU's kernels know them: heads of 64, latent ones as DeepSeek's."""
+    settings = COMMON | FAMILIES[family]
+    sizes = {name: size for name, size in SIZES.items() if name in settings}
+    if "kv_lora_rank" in settings:
+        sizes["head_dim"] = sizes["qk_rope_head_dim"]
+    if settings.get("tie_word_embeddings") and "logit_scale" not in settings:
+        sizes["initializer_range"] /= 2  # a token's own logit grows with the hidden size
+    rotation = settings.get("rope_parameters", {})
+    if "short_factor" in rotation:
+        factors = {"short_factor": [1.0 + n / 32 for n in range(32)], "long_factor": [4.0] * 32}
+        sizes["rope_parameters"] = rotation | factors
+    return sizes
 
 
 def tokenizer(
@@ -255,10 +277,12 @@ def with_tiny_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def make_model(folder: Path, family: str, **further: Any) -> Path:
+def make_model(
+    folder: Path, family: str, *, dtype: torch.dtype = torch.float32, **further: Any
+) -> Path:
     """Write a model of a family whose special parts all matter: a directory to start from."""
     kind = family.partition(",")[0]
-    random_model(folder, kind, COMMON | FAMILIES[family] | further, biases=0.5)
+    random_model(folder, kind, COMMON | FAMILIES[family] | further, dtype=dtype, biases=0.5)
     return with_tiny_tokenizer(folder)
 
 

@@ -247,7 +247,23 @@ class Cluster:
         # The raylet also says much that is no trouble.
         raylet = self._lines("ray/session_latest/logs/raylet.out")
         text += [line for line in raylet if RAYLET_TROUBLE.match(line)][-LOG_LINES:]
-        return "\n".join(text)
+        return "\n".join([*text, *self._last_traceback()])
+
+    def _last_traceback(self) -> list[str]:
+        """End of the last traceback in the logs of Ray's workers.
+
+        On a GPU SGLang's processes write there, and end those that could tell of it.
+        """
+        logs = self.directory / "ray" / "session_latest" / "logs"
+        newest = sorted(logs.glob("worker-*.err"), key=lambda file: file.stat().st_mtime)
+        for file in reversed(newest):
+            try:
+                _, found, text = read_end(file).rpartition("Traceback (most recent call last)")
+            except (OSError, UnreadableError):
+                continue
+            if found:
+                return text.splitlines()[1:][-LOG_LINES:]
+        return []
 
     def _lines(self, name: str) -> list[str]:
         try:

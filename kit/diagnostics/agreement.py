@@ -3,8 +3,9 @@
 Transformers' own forward pass (float32, eager attention, one sequence after the other) is the
 measure. A few sequences, longer than any sliding window that matters, are scored by the trainer as
 it trains, by the engine as it reads them and as it writes them, and by Transformers. Then the
-engine's weights are erased and synced: each has to be what it was. What was seen to agree is noted
-beside the kernels in the user's cache, by the model's files, versions and settings.
+engine's weights are erased and synced: each has to be what it was. Other weights are synced: the
+engine has to compute with those, and with nothing that it kept of the first. What was seen to agree
+is noted beside the kernels in the user's cache, by the model's files, versions and settings.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,14 @@ from kit.errors import ModelError, StackError
 from kit.models.adapters import adapter_directory
 from kit.models.source import stored_parameters
 from kit.utils.files import replace_file
+from kit.utils.interrupts import held
 from kit.utils.reading import read_json
 from kit.utils.versions import versions
 
 if TYPE_CHECKING:
     from kit.rollout.sampler import PromptSampler
     from kit.stack.stack import Stack
+    from kit.trainer.probes import Samples
 
 Rows = Sequence[Sequence[float]]
 
@@ -43,6 +46,8 @@ BOUNDS = {"float32": 1e-4, "tf32": 5e-3, "fp8": 5e-3, "fp8 twice": 0.02, "bfloat
 """Mean |difference| of log-probs from Transformers' that rounding may cause, in nats a token. `fp8`
 is float32 with activations, or keys and values, in FP8, where a last bit that differs may move one
 by a whole step; `fp8 twice` is float32 with both."""
+CHANGED = 10.0
+"""In float32, bounds are so many times as large for the weights of another model."""
 ROUNDINGS = 4.0
 """In bfloat16, differences up to so many times what rounding does to Transformers itself agree."""
 WINDOWS = ("sliding_window", "attention_chunk_size", "original_max_position_embeddings")
@@ -84,6 +89,10 @@ class Agreement:
     """Parameters that arrive, and that the engine keeps in a form of its own."""
     onset: str = ""
     """Where the difference begins, if that is at a number of the model's configuration."""
+    resynced: float = 0.0
+    """Of the engine, reading, after a sync of other weights; 0 where a sync leaves the weights."""
+    resynced_bound: float = 0.0
+    """What rounding may cause with those."""
     exact: bool = False
     """Whether the engine's log-probs, read and written, are the trainer's to the bit."""
 
@@ -91,7 +100,8 @@ class Agreement:
     def agrees(self) -> bool:
         """Whether all computations are the same and every weight arrives."""
         gaps = (self.trainer, self.prefill, self.decode)
-        return not self.lost and all(gap <= self.bound for gap in gaps)
+        follows = self.resynced <= self.resynced_bound
+        return not self.lost and follows and all(gap <= self.bound for gap in gaps)
 
     def problem(self, name: str, hints: Sequence[str]) -> ModelError:
         """Describe what does not agree.
@@ -117,6 +127,13 @@ class Agreement:
                 why.append(f"It begins after {self.onset} tokens.")
             elif hints:
                 why.append(f"Its config.json has {', '.join(hints)}.")
+        if not self.resynced <= self.resynced_bound:
+            what.append(f"the engine computes {name} with more than what a sync has brought")
+            why.append(
+                f"After one of other weights it is {self.resynced:.2g} nats a token off, where "
+                f"rounding may cause {self.resynced_bound:.2g}: it goes on with something that it "
+                "made of the first weights."
+            )
         if self.lost:
             shown = ", ".join(self.lost[:3]) + (" ..." if len(self.lost) > 3 else "")
             what.append(
@@ -238,6 +255,9 @@ def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
     worst = max(pairs, key=lambda pair: curves.badness(_gap(*pair)))
     onset = _onset(Path(stack.model.path), *worst, bound)
     lost = tuple(stack.lost_weights())
+    resynced = (0.0, 0.0)
+    if not lost and not stack.sending.adapters:
+        resynced = _after_another_sync(stack, samples, dtypes, bound)
     alone = config.engine.tensor_parallel == 1  # else each device has a part of every weight
     return Agreement(
         **gaps,
@@ -247,9 +267,38 @@ def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
         lost=lost,
         reshaped=tuple(stack.compare_weights().different) if alone and not lost else (),
         onset=onset,
+        resynced=resynced[0],
+        resynced_bound=resynced[1],
         exact=_gap(prefill, trained) == 0.0
         and _gap([a.log_probs for a in answers], _tails(trained, answers)) == 0.0,
     )
+
+
+def _after_another_sync(
+    stack: Stack, samples: Samples, dtypes: Sequence[str], bound: float
+) -> tuple[float, float]:
+    """Difference of the engine from Transformers with other weights: (it, its bound).
+
+    The weights are the model's with other signs: what the engine has kept of the first ones, in
+    whatever form, then shows. Afterwards it has the trainers' weights again.
+    """
+    config, version = stack.settings.config, stack.trainers.version
+    with held():
+        stack.probe("turn_signs", True)
+        try:
+            stack.sync(version, exact=True)
+            read = stack.rescore(samples.tokens, samples.response_lengths, cache="none")[0]
+        finally:
+            stack.probe("turn_signs", False)
+            stack.sync(version, exact=True)
+    how: tuple[Any, ...] = ("own", "auto", True)
+    if config.engine.rounds_alone:
+        quantized = "all" if config.engine.quantization else "own"
+        how = quantized, config.engine.kv_cache_dtype, True
+    exact, *rounded = stack.probe("plainly", samples, dtypes, 1.0, True, None, *how)
+    # Nobody has trained this model to be calm: what is rounded may grow in it.
+    larger = ROUNDINGS * _gap(rounded[0], exact) if rounded else CHANGED * bound
+    return _gap([row.log_probs for row in read], exact), max(bound, larger)
 
 
 def _exactness(config: SessionConfig, device: str) -> str:
@@ -355,6 +404,7 @@ def _record(stack: Stack, longest: int) -> Path:
     about = [
         [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
         versions(),
+        [field.name for field in fields(Agreement)],  # what was not looked at before, is now
         (stack.device, stack.dtype, longest, stack.model.context_length),
         (config.engine.model_dump(mode="json"), config.training.num_trainers),
         adapters and adapters.model_dump(mode="json"),

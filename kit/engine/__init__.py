@@ -10,6 +10,7 @@ patches.py       what the kit changes in SGLang's processes, and what it relies 
 gpu.py           SGLang on a GPU with the operators of `kit.operators`
 shared_router.py its choice of experts, on CPUs and GPUs alike, with one of them
 models/          models that SGLang lacks
+decode_windows.py  windows of a GPU's attention where it writes
 families/        what is changed in SGLang for some families of models
 cpu/             SGLang without a GPU
 """

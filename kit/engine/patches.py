@@ -129,6 +129,9 @@ def run_on_gpu(shared: str | None, path: str, adapts: bool, *args: Any, **kwargs
     """The scheduler on a GPU; arguments as those of `run_on_cpu`."""
     from sglang.srt.managers.scheduler import run_scheduler_process
 
+    from kit.engine import decode_windows
+
+    decode_windows.register()
     if shared:
         from kit.engine import gpu
 

@@ -316,6 +316,8 @@ def _phases(
     asleep = sizes.engine_asleep if kv_sleeps else graphs
     held = 0 if weights_sleep else weights
     buckets = sizes.buckets() if gpu else weights
+    if sizes.sends_adapters and not weights_sleep:  # then a sync sends them alone
+        buckets = sizes.width * sizes.trained
     # The buckets are taken from what is kept where the rest of the device is taken.
     left = max(usable - sizes.sync(update.offload, None if kv_sleeps else kv), 0)
     kv_kept = 0 if kv_sleeps else kv

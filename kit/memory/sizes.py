@@ -30,9 +30,10 @@ EIGHT_BIT_BYTES = 1 + 4 / 256
 """Bytes a number of a moment in 8 bits, with its share of scales; see `kit.trainer.learner`."""
 FP8_BLOCK = 128
 """Rows and columns that share a scale in FP8; see `kit.operators.low_precision`."""
-MERGED_AT_ONCE = 20
-"""Bytes a parameter of the one weight that a sync adds to its adapter; the product is in float64.
-"""
+MERGED = 6
+"""Bytes a parameter of the one weight that a sync adds its adapter to: the weight and the sum."""
+SUMMED = 20 << 22
+"""Bytes that `kit.models.lora.merged` takes beside; the product is in float64."""
 
 Recompute = Literal["none", "selective", "alternating", "full"]
 
@@ -339,7 +340,7 @@ class Sizes:
         """Memory of a weight sync in which one weight after the other gets its adapter added."""
         if self.adapters is None or self.sends_adapters:
             return 0
-        return MERGED_AT_ONCE * self.adapters.largest
+        return MERGED * self.adapters.largest + min(20 * self.adapters.largest, SUMMED)
 
 
 DEFAULT_RESPONSE_LENGTH = 1024

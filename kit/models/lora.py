@@ -31,6 +31,8 @@ from kit.operators.adapter import add_adapter
 
 NAME = "default"
 """PEFT's name of the one adapter that there is."""
+SUMMED_AT_ONCE = 1 << 22
+"""Numbers of a weight on a GPU that get their adapter added at a time."""
 BASE, KEPT, COPY = ".base_layer", ".original_module", f".modules_to_save.{NAME}"
 """What PEFT puts into the names of a frozen weight beside an adapter, of one beside a copy that is
 trained whole, and of that copy."""
@@ -219,8 +221,19 @@ def merged(
     if layer is None:
         return weight
     a, b, factor = layer.adapter()
-    added = change(gather(a), gather(b), factor)
-    # Where nothing is added every bit stays, also the sign of a zero.
+    a, b = gather(a), gather(b)
+    if not weight.is_cuda or layer.whole:  # other products may have other bits than the trainer's
+        return _sum(weight, change(a, b, factor))
+    total = weight.new_empty(weight.shape, dtype=torch.float32)
+    rows = max(SUMMED_AT_ONCE // weight.shape[1], 1)
+    for start in range(0, len(weight), rows):
+        part = slice(start, start + rows)
+        total[part] = _sum(weight[part], change(a, b[part], factor))
+    return total
+
+
+def _sum(weight: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+    """Sum in float32. Where nothing is added every bit stays, also the sign of a zero."""
     return torch.where(added == 0, weight.float(), weight.float() + added)
 
 

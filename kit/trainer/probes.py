@@ -19,6 +19,7 @@ from kit.messages import ExpertRecords, ExpertRows, TrainBatch
 from kit.models import lora, low_precision, own
 from kit.models.log_probs import KEPT_LOGITS
 from kit.models.packing import Packed
+from kit.models.state_dict import named_weights
 from kit.operators.ladder import Recorder
 from kit.operators.low_precision import Scheme
 from kit.trainer.backend import TrainerBackend, whole_weights
@@ -29,6 +30,7 @@ from kit.trainer.settings import TrainerSettings
 from kit.trainer.startup_check import Startup, startup
 from kit.trainer.state import TrainerState, forked_random
 from kit.trainer.step import TrainStep
+from kit.weight_sync import transform
 from kit.weight_sync.sender import WeightSender
 from kit.weight_sync.transport import ADAPTER, DRAFT, POLICY
 
@@ -130,6 +132,7 @@ class Probes:
         rounded_to: str | None = None,
         quantized: Quantized = "own",
         cache: str = "auto",
+        turned: bool = False,
     ) -> list[Rows]:
         """Log-probs from Transformers alone, in each dtype: no packing, no FSDP, no own kernels.
 
@@ -143,12 +146,13 @@ class Probes:
             quantized: what of its linear layers is quantised as the engine's are: nothing, the
                 weights, the activations too where its method does that, or what the trainer does.
             cache: `engine.kv_cache_dtype`, to which keys and values are rounded.
+            turned: with other signs, as a sync after `turn_signs` has them.
         """
         weights = None
         if not from_files:  # on the host: with adapters each is a new tensor, in float32
             weights = {name: value.cpu() for name, value in whole_weights(self.backend)}
         try:
-            asked = samples, temperature, weights, rounded_to, quantized, cache
+            asked = samples, temperature, weights, rounded_to, quantized, cache, turned
             return [self._plainly(dtype, *asked) for dtype in dtypes]
         finally:
             forget_peak(self.backend.device)  # a whole model more, which no phase of the plan has
@@ -162,6 +166,7 @@ class Probes:
         rounded_to: str | None,
         quantized: Quantized,
         cache: str,
+        turned: bool,
     ) -> Rows:
         from transformers import AutoModelForCausalLM
 
@@ -181,6 +186,9 @@ class Probes:
             model = lora.by_peft(model, adapters, self.backend.device).to(wanted)
         elif unknown := model.load_state_dict(weights, strict=False).unexpected_keys:
             raise StackError(f"Transformers' model has no weights named {', '.join(unknown[:3])}.")
+        if turned:
+            for _, value in named_weights(model):
+                value.data = transform.turned(value.data)
         if rounded_to:
             for parameter in model.parameters():
                 parameter.data = parameter.data.to(getattr(torch, rounded_to)).to(parameter.dtype)
@@ -252,6 +260,10 @@ class Probes:
     def disturbance(self) -> str:
         """Description of the disturbance in the engine's weights; empty if exact."""
         return str(self.weights.transform(POLICY).disturbance)
+
+    def turn_signs(self, on: bool) -> None:
+        """Have syncs send the policy with other signs, from now on or no longer."""
+        (self.weights.turned.add if on else self.weights.turned.discard)(POLICY)
 
     def merge_error(self) -> float:
         """Size of what rounding does to the adapters as the engine gets them, as a share of them.

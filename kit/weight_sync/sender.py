@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from kit.weight_sync import verify
-from kit.weight_sync.transform import EXACT, Disturbance, WeightTransform
+from kit.weight_sync.transform import EXACT, TURNED, Disturbance, WeightTransform
 from kit.weight_sync.transport import (
     BACKENDS,
     BucketSpec,
@@ -93,6 +93,8 @@ class WeightSender:
         """
         self._device, self._gather, self._gather_together = device, gather, gather_together
         self._feeds, self._shares_memory, self._allocation = feeds, shares_memory, allocation
+        self.turned: set[str] = set()
+        """Models whose weights are sent with other signs, as `transform.turned` makes them."""
         self._models: dict[str, _Model] = {}
         self._buffers: dict[str, SendBuffer] = {}
         self._listening: Any = None
@@ -170,7 +172,8 @@ class WeightSender:
         """
         source = self._registered(model)
         if bucket == 0:
-            source.transform = WeightTransform(EXACT if exact else source.disturbance, updates)
+            how = EXACT if exact else source.disturbance
+            source.transform = WeightTransform(TURNED if model in self.turned else how, updates)
         with torch.no_grad():
             if bucket == 0 or source.present is None:
                 source.present = list(source.named_weights())

@@ -1,7 +1,8 @@
 """Weights made worse on their way to the engine, on purpose: as a quantised engine has them.
 
 What it is for: to see how far training bears it that engine and trainer disagree, and what
-corrections such as TIS mend. The trainer's own weights stay as they are.
+corrections such as TIS mend. Other signs make another model, with which a start sees that the
+engine computes with what a sync brought. The trainer's own weights stay as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Disturbance:
-    """Rounding and noise on each weight matrix; vectors such as norms stay exact."""
+    """Rounding and noise on each weight matrix, while vectors stay exact; or other signs."""
 
     bits: int | None = None
     """Round each row to so many bits; None does not."""
@@ -22,9 +23,13 @@ class Disturbance:
     """Add normal noise, drawn anew for each version of the weights: its standard deviation, as a
     share of the root mean square of the row."""
     seed: int = 0
+    signs: bool = False
+    """Give weights other signs, as `turned` does."""
 
     def of(self, name: str, weight: torch.Tensor, version: int) -> torch.Tensor:
         """Disturbed weight; the same for the same name, weight and version."""
+        if self.signs:
+            return turned(weight)
         if weight.dim() < 2:
             return weight
         if self.bits:
@@ -45,7 +50,16 @@ class Disturbance:
         return " and ".join(parts)
 
 
-EXACT = Disturbance()
+EXACT, TURNED = Disturbance(), Disturbance(signs=True)
+
+
+def turned(weight: torch.Tensor) -> torch.Tensor:
+    """Another weight, without rounding: every second number of a row negated, or a whole vector."""
+    if weight.dim() < 2:
+        return -weight
+    signs = torch.ones(weight.shape[-1], dtype=weight.dtype, device=weight.device)
+    signs[1::2] = -1
+    return weight * signs
 
 
 @dataclass(frozen=True, slots=True)

@@ -283,7 +283,15 @@ def test_adapters_beside_the_engines_weights_are_counted_there_and_merge_nothing
     merged = plan(80, shape=QWEN3_4B, adapters=RANK_16)
     name = "trainer: a weight and its adapter"
     sums = [dict(each.phase("sync").parts)[name] for each in (beside, merged)]
-    assert sums == [0, 20 * RANK_16.largest]
+    assert sums == [0, 6 * RANK_16.largest + 20 * 2**22]
+    buckets = "trainer: buckets of weights"
+    # Where the engine's weights sleep, a sync brings them too.
+    for gib, sleeps in ((24, True), (400, False)):
+        each = plan(gib, config, shape=QWEN3_4B, adapters=RANK_16)
+        assert each.engine_weights_sleep == sleeps
+        both = 2 * config.engine.update_weight_buffer_size
+        sent = both if sleeps else 2 * RANK_16.parameters
+        assert dict(each.phase("sync").parts)[buckets] == sent
 
 
 @pytest.mark.parametrize("gib", [14, 16, 18])

@@ -6,6 +6,8 @@ The record of a family (`kit.models.families`) names the modules here that it ne
 attention_name.py     a name that SGLang takes for the CPU's attention
 dense_layers.py       layers without experts in a Qwen3-MoE
 exaone.py             epsilon of EXAONE 4's norms
+flat_heads.py         rows of HunYuan's queries and keys
+fresh_gate.py         GLM-4.5's router after a sync
 gemma.py              the form of Gemma's activation
 making.py             what a mend of a whole model goes through
 linear_attention.py   linear attention on a CPU

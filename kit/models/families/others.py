@@ -57,6 +57,7 @@ FAMILIES = (
         "HunYuan",
         "norms of q and k after the rotation",
         overrides=lambda _: {"use_qk_norm": True},
+        mends=("flat_heads",),
         adapts=True,
         engine_adapts=True,
         drafts=True,
