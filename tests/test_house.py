@@ -42,6 +42,7 @@ LIBRARIES = {
         "_draft_extend_for_decode",
         "_draft_extend_for_prefill",
     },
+    "tests/engine/test_decode_windows.py": {"_update_decode_kv_buffers"},
     "kit/engine/families/whole_norms.py": {"_k_norm", "_q_norm"},
     "kit/engine/families/whole_projections.py": {"_normalize_tp_style"},
     "kit/engine/gpu.py": {"_compute_lm_head"},

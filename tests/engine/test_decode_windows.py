@@ -1,4 +1,4 @@
-"""Windows of SGLang's Triton attention on a GPU; what they compute is measured in docs/models.md."""
+"""Windows of SGLang's Triton attention on a GPU; docs/models.md has what they compute."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,7 @@ def test_where_a_token_is_written_the_window_holds_a_token_more_and_afterwards_a
         def method(backend: Any, *_: Any) -> None:
             seen.append((name, backend.sliding_window_size))
             if error:
-                raise ValueError
+                raise ValueError("no room")
 
         return method
 
@@ -40,7 +40,7 @@ def test_where_a_token_is_written_the_window_holds_a_token_more_and_afterwards_a
         for batch in modes.values():
             backend.init_forward_metadata(batch)
         backend._update_decode_kv_buffers(1, None, None)
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="no room"):
             backend.init_cuda_graph_state(1, 1)
         assert backend.sliding_window_size == window
     without, within = seen[:4], seen[4:]

@@ -7,12 +7,11 @@ attention_name.py     a name that SGLang takes for the CPU's attention
 dense_layers.py       layers without experts in a Qwen3-MoE
 exaone.py             epsilon of EXAONE 4's norms
 flat_heads.py         rows of HunYuan's queries and keys
-fresh_gate.py         GLM-4.5's router after a sync
 gemma.py              the form of Gemma's activation
 making.py             what a mend of a whole model goes through
 linear_attention.py   linear attention on a CPU
 latent_attention.py   DeepSeek's attention on a CPU
-routing_record.py     layers of routers that SGLang does not tell theirs
+routers.py            routers that lack their layer, or keep their first weights
 shared_gate.py        the gate of a shared expert on a CPU
 sinks.py              attention sinks on a CPU in the model's dtype
 whole_norms.py        MiniMax-M2's norms on a CPU

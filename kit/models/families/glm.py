@@ -25,7 +25,7 @@ FAMILIES = (
         "Glm4MoeForCausalLM",
         "GLM-4.5",
         "mixture of experts with shared ones and a router bias that is no parameter",
-        mends=("fresh_gate",),
+        mends=("routers",),
         adapts=True,
         engine_adapts=True,
         drafts=True,

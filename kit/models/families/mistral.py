@@ -21,7 +21,7 @@ FAMILIES = (
         "MixtralForCausalLM",
         "Mixtral",
         "mixture of experts, a window",
-        mends=("routing_record", "windows"),
+        mends=("routers", "windows"),
         replays=True,
         adapts=True,
         engine_adapts=True,

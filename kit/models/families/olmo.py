@@ -58,7 +58,7 @@ FAMILIES = (
         "OlmoeForCausalLM",
         "OLMoE",
         "mixture of experts, norms of all of q and k",
-        mends=("routing_record",),
+        mends=("routers",),
         adapts=True,
         engine_adapts=True,
         replays=True,
