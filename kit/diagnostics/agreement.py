@@ -233,12 +233,16 @@ def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
     samples = Samples(tokens, [len(row) - 1 for row in tokens])
     coarse = "bfloat16" in (stack.dtype, str(config.engine.extra.get("dtype")))
     dtypes = ["float32", "bfloat16"] if coarse else ["float32"]
-    exact, *rounded = stack.probe("plainly", samples, dtypes, 1.0, True)
-    engines = exact
+    follows = not stack.sending.adapters  # a sync brings the weights, not adapters alone
+    how: tuple[Any, ...] = (True, None, "own", "auto", follows)
+    plain = stack.probe("plainly", samples, dtypes, 1.0, *how)
+    exact, *rounded = plain[:: 1 + follows]
+    engines, others = exact, plain[1::2] if follows else []
     if config.engine.rounds_alone:  # what it computes is another thing than what the trainer does
         quantized = "all" if config.engine.quantization else "own"
-        how = True, None, quantized, config.engine.kv_cache_dtype
-        engines = stack.probe("plainly", samples, ["float32"], 1.0, *how)[0]
+        how = True, None, quantized, config.engine.kv_cache_dtype, follows
+        rounds = stack.probe("plainly", samples, ["float32"], 1.0, *how)
+        engines, others[:1] = rounds[0], rounds[1:]
     trained = stack.probe("recompute", samples, 1.0)
     read = stack.rescore(samples.tokens, samples.response_lengths, cache="none")[0]
     bound = BOUNDS["bfloat16" if coarse else _exactness(config, stack.device)]
@@ -256,8 +260,8 @@ def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
     onset = _onset(Path(stack.model.path), *worst, bound)
     lost = tuple(stack.lost_weights())
     resynced = (0.0, 0.0)
-    if not lost and not stack.sending.adapters:
-        resynced = _after_another_sync(stack, samples, dtypes, bound)
+    if others and not lost:
+        resynced = _after_another_sync(stack, samples, others, bound)
     alone = config.engine.tensor_parallel == 1  # else each device has a part of every weight
     return Agreement(
         **gaps,
@@ -275,14 +279,21 @@ def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
 
 
 def _after_another_sync(
-    stack: Stack, samples: Samples, dtypes: Sequence[str], bound: float
+    stack: Stack, samples: Samples, plain: Sequence[Rows], bound: float
 ) -> tuple[float, float]:
     """Difference of the engine from Transformers with other weights: (it, its bound).
 
-    The weights are the model's with other signs: what the engine has kept of the first ones, in
-    whatever form, then shows. Afterwards it has the trainers' weights again.
+    What the engine has kept of the first ones, in whatever form, then shows. Afterwards it has the
+    trainers' weights again.
+
+    Args:
+        stack: where trainer and engine hold the same weights.
+        samples: the tokens.
+        plain: Transformers' log-probs with other signs; where the engine is coarser than float32,
+            then those of its dtype.
+        bound: what rounding may cause with the model's own weights.
     """
-    config, version = stack.settings.config, stack.trainers.version
+    version = stack.trainers.version
     with held():
         stack.probe("turn_signs", True)
         try:
@@ -291,11 +302,7 @@ def _after_another_sync(
         finally:
             stack.probe("turn_signs", False)
             stack.sync(version, exact=True)
-    how: tuple[Any, ...] = ("own", "auto", True)
-    if config.engine.rounds_alone:
-        quantized = "all" if config.engine.quantization else "own"
-        how = quantized, config.engine.kv_cache_dtype, True
-    exact, *rounded = stack.probe("plainly", samples, dtypes, 1.0, True, None, *how)
+    exact, *rounded = plain
     # Nobody has trained this model to be calm: what is rounded may grow in it.
     larger = ROUNDINGS * _gap(rounded[0], exact) if rounded else CHANGED * bound
     return _gap([row.log_probs for row in read], exact), max(bound, larger)

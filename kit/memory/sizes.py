@@ -319,8 +319,10 @@ class Sizes:
         return self.working(offload), max(forward, self.gradients_handed_in(offload))
 
     def buckets(self) -> int:
-        """The two buffers of a weight sync."""
-        return min(2 * self.config.engine.update_weight_buffer_size, self.one_engines_weights)
+        """The two buffers of a weight sync; the embeddings, if larger, have one to themselves."""
+        usual = self.config.engine.update_weight_buffer_size
+        embeddings = self.width * self.shape.vocabulary * self.shape.hidden
+        return min(usual + max(usual, embeddings), self.one_engines_weights)
 
     def sync(self, offload: bool, cache: int | None) -> int:
         """A weight sync on one device; on the trainer's where they are apart.

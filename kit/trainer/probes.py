@@ -132,7 +132,7 @@ class Probes:
         rounded_to: str | None = None,
         quantized: Quantized = "own",
         cache: str = "auto",
-        turned: bool = False,
+        both: bool = False,
     ) -> list[Rows]:
         """Log-probs from Transformers alone, in each dtype: no packing, no FSDP, no own kernels.
 
@@ -146,14 +146,15 @@ class Probes:
             quantized: what of its linear layers is quantised as the engine's are: nothing, the
                 weights, the activations too where its method does that, or what the trainer does.
             cache: `engine.kv_cache_dtype`, to which keys and values are rounded.
-            turned: with other signs, as a sync after `turn_signs` has them.
+            both: after those of each dtype, once more with other signs, as a sync after
+                `turn_signs` has them.
         """
         weights = None
         if not from_files:  # on the host: with adapters each is a new tensor, in float32
             weights = {name: value.cpu() for name, value in whole_weights(self.backend)}
         try:
-            asked = samples, temperature, weights, rounded_to, quantized, cache, turned
-            return [self._plainly(dtype, *asked) for dtype in dtypes]
+            asked = samples, temperature, weights, rounded_to, quantized, cache, both
+            return [rows for dtype in dtypes for rows in self._plainly(dtype, *asked)]
         finally:
             forget_peak(self.backend.device)  # a whole model more, which no phase of the plan has
 
@@ -166,8 +167,8 @@ class Probes:
         rounded_to: str | None,
         quantized: Quantized,
         cache: str,
-        turned: bool,
-    ) -> Rows:
+        both: bool,
+    ) -> list[Rows]:
         from transformers import AutoModelForCausalLM
 
         own.register(self.settings.model_path)
@@ -186,14 +187,20 @@ class Probes:
             model = lora.by_peft(model, adapters, self.backend.device).to(wanted)
         elif unknown := model.load_state_dict(weights, strict=False).unexpected_keys:
             raise StackError(f"Transformers' model has no weights named {', '.join(unknown[:3])}.")
-        if turned:
-            for _, value in named_weights(model):
-                value.data = transform.turned(value.data)
         if rounded_to:
             for parameter in model.parameters():
                 parameter.data = parameter.data.to(getattr(torch, rounded_to)).to(parameter.dtype)
         if scheme := self._scheme(quantized):
             low_precision.use(model, scheme)
+        rows = [self._alone(model, samples, temperature)]
+        if both:
+            for _, value in named_weights(model):
+                value.data = transform.turned(value.data)
+            rows.append(self._alone(model, samples, temperature))
+        return rows
+
+    def _alone(self, model: Any, samples: Samples, temperature: float) -> Rows:
+        """Log-probs of each sample by itself, without TF32."""
         device, precision = self.backend.device, torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:

@@ -182,7 +182,7 @@ class WeightSender:
                 source.present = None
             if self._feeds:
                 with self._allocation():
-                    self._buffers[model].reserve(source.specs[bucket], bucket)
+                    self._buffers[model].reserve(source.specs[bucket], bucket, source.specs)
                 return self._buffers[model].fill(source.specs[bucket], named, bucket)
             for _ in named:  # gathering takes all ranks
                 pass

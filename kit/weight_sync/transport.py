@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -150,10 +150,21 @@ class SendBuffer:
     """By slot: the bucket that was last in it, and where each of its tensors lies."""
     _memory_file: int = field(default=-1)
 
-    def reserve(self, spec: BucketSpec, bucket: int = 0) -> None:
-        """Make the buffer of a bucket, if it is not there."""
+    def reserve(self, spec: BucketSpec, bucket: int = 0, others: Sequence[BucketSpec] = ()) -> None:
+        """Make the buffer of a bucket, if it is not there.
+
+        On a GPU it is made for the largest of the buckets that take turns in it: a buffer for each
+        would leave its predecessors' memory with the process.
+
+        Args:
+            spec: of the bucket.
+            bucket: its number.
+            others: all buckets of the model.
+        """
         slot = self._slot(bucket)
-        buffer = self._buffer(slot, spec.size)
+        largest = max((each.size for each in others[slot::SLOTS]), default=0)
+        room = max(spec.size, largest) if self.device.type == "cuda" else spec.size
+        buffer = self._buffer(slot, room)
         if self._places.get(slot, (None,))[0] is not spec:
             self._places[slot] = spec, {entry.name: entry.view(buffer) for entry in spec.entries}
 
