@@ -343,7 +343,7 @@ def on_gpu(found: Result) -> str:
         return "refused"
     if not found:
         return ""
-    largest = max(found["trainer"], found["prefill"], found["decode"])
+    largest = max(found[key] for key in ("trainer", "prefill", "decode", "updated"))
     return f"{largest:.3f} ({found['rounding']:.3f})"
 
 

@@ -20,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from inspect import signature
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -169,13 +171,21 @@ def replaying(table: ExpertTable | None) -> Iterator[None]:
 
 
 def routers(model: nn.Module) -> dict[int, Any]:
-    """The routers by the number of their layer, ascending; empty for a model without experts."""
-    found = {}
+    """The routers by the number of their layer, ascending; empty for a model without experts.
+
+    Where the block around a router chooses by the scores that the router gives, it is the block.
+    """
+    found: dict[int, Any] = {}
     for name, module in model.named_modules():
         number = re.search(r"\blayers\.(\d+)\.", name)
-        if number and type(module).__name__.endswith("Router"):
-            found[int(number[1])] = module
+        if number and (_chooses(module) or type(module).__name__.endswith("Router")):
+            found.setdefault(int(number[1]), module)  # a block comes before what is in it
     return dict(sorted(found.items()))
+
+
+def _chooses(module: nn.Module) -> bool:
+    """Whether it is a block that chooses experts by its router's scores."""
+    return callable(getattr(module, "route_tokens_to_experts", None))
 
 
 def replayable_layers(model: nn.Module) -> tuple[int, ...]:
@@ -190,81 +200,133 @@ def experts_of(model: nn.Module) -> tuple[int, int]:
     return (len(found), int(found[0].top_k)) if found else (0, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Weighing:
+    """How a router makes weights of the scores of a token's experts."""
+
+    sigmoid: bool
+    """Of each score by itself; else by a softmax over those of all experts."""
+    normalizes: bool
+    """Whether the weights are then made to sum to 1."""
+    factor: float = 1.0
+    """What they are multiplied by in the end."""
+
+    def weights(
+        self, logits: torch.Tensor, chosen: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """Weights of the chosen experts, (rows, K)."""
+        logits = logits.float()
+        scores = logits.sigmoid() if self.sigmoid else torch.softmax(logits, dim=-1)
+        weights = scores.gather(-1, chosen)
+        if self.normalizes:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        return (weights * self.factor if self.factor != 1 else weights).to(dtype)
+
+
 def make_replayable(model: nn.Module) -> None:
     """Have every router of a model follow the table in force; without one nothing changes.
 
     Layer by layer in ascending order, the routers take the columns of a table.
 
     Raises:
-        ModelError: a router weighs experts in another way than by a softmax over all of them.
+        ModelError: a router weighs experts in a way that is not known.
     """
     found = routers(model)
     kinds = {number: _weighing(router) for number, router in found.items()}
     for column, (number, router) in enumerate(found.items()):
-        normalizes = kinds[number]
-        if normalizes is None:
+        weighing = kinds[number]
+        if weighing is None:
             raise ModelError(
-                f"The experts of layer {number} cannot be replayed: {type(router).__name__} does "
-                "not weigh them by a softmax over all.",
+                f"The experts of layer {number} cannot be replayed: {type(router).__name__} weighs "
+                "them neither by a softmax over all nor by a sigmoid of each.",
                 fix="leave training.use_rollout_routing_replay and training.use_routing_replay "
-                "out, or train a model of the kinds Qwen2-MoE, Qwen3-MoE, Mixtral, OLMoE, gpt-oss.",
+                "out, or train a model of a family that docs/models.md has with replay.",
             )
         router.register_buffer("column", torch.tensor([column]), persistent=False)
         kind: Any = type(router)
-        router.__class__ = _replayable(kind, normalizes)
+        made = _choosing if _chooses(router) else _replayable
+        router.__class__ = made(kind, weighing)
 
 
-def _weighing(router: Any) -> bool | None:
-    """Whether the router makes the weights of a token's experts sum to 1.
+def _weighing(router: Any) -> Weighing | None:
+    """How the router weighs a token's experts; None if it is in a way that is not known.
 
-    It is tried on random numbers; None if it weighs them in a way that is not known.
+    It is tried on random numbers.
     """
-    weight = getattr(router, "weight", None)
+    weight = getattr(router.gate if _chooses(router) else router, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.ndim != 2:
         return None
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(8, weight.shape[1], generator=draw).to(weight)
     with torch.no_grad():
         try:
-            logits, scores, chosen = router(hidden)
+            logits, scores, chosen = _tried(router, hidden, weight)
         except (TypeError, ValueError, RuntimeError):
             return None
-        for normalizes in (True, False):
-            again = _weights(logits, chosen, normalizes, scores.dtype)
+        factors = {1.0, float(getattr(router, "routed_scaling_factor", None) or 1.0)}
+        for each in (Weighing(*how) for how in product((False, True), (True, False), factors)):
+            again = each.weights(logits, chosen, scores.dtype)
             # A softmax over the chosen alone is the same but for its rounding.
             if again.shape == scores.shape and torch.allclose(again, scores, rtol=1e-5, atol=1e-7):
-                return normalizes
+                return each
     return None
 
 
-def _weights(
-    logits: torch.Tensor, chosen: torch.Tensor, normalizes: bool, dtype: torch.dtype
-) -> torch.Tensor:
-    """Weights of the chosen experts, (rows, K)."""
-    weights = torch.softmax(logits, dim=-1, dtype=torch.float32).gather(-1, chosen)
-    if normalizes:
-        weights = weights / weights.sum(dim=-1, keepdim=True)
-    return weights.to(dtype)
+def _tried(
+    router: Any, hidden: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(logits, weights, chosen experts) of a router for some rows."""
+    if _chooses(router):
+        logits = nn.functional.linear(hidden.float(), weight.float())
+        chosen, scores = router.route_tokens_to_experts(logits)
+        return logits, scores, chosen
+    # Some are given the bias of their scores, which weighs nothing.
+    further = [hidden.new_zeros(len(weight))] if _parameters(router.forward) > 1 else []
+    logits, scores, chosen = router(hidden, *further)
+    return logits, scores, chosen
+
+
+def _parameters(function: Any) -> int:
+    return len(signature(function).parameters)
+
+
+def _followed(
+    router: Any, own: torch.Tensor, weights: torch.Tensor, logits: torch.Tensor, how: Weighing
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(experts, weights) by the table in force, which gets the router's own choice."""
+    own_TLK, given_TLK = _CURRENT.own, _CURRENT.given
+    if own_TLK is None or given_TLK is None:
+        return own, weights
+    own_TLK.index_copy_(1, router.column, own[:, None])
+    if not _CURRENT.followed:
+        return own, weights
+    given = given_TLK.index_select(1, router.column)[:, 0]
+    chosen = torch.where(given < 0, own, given)
+    return chosen, how.weights(logits, chosen, weights.dtype)
 
 
 @cache
-def _replayable(kind: Any, normalizes: bool) -> Any:
-    """Subclass that follows the table in force.
+def _replayable(kind: Any, weighing: Weighing) -> Any:
+    """Subclass of a router that follows the table in force.
 
     One class for all layers lets them share compiled code; so does the column of the table, which
     is a tensor and no number.
     """
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        logits, scores, own = kind.forward(self, *args, **kwargs)
-        own_TLK, given_TLK = _CURRENT.own, _CURRENT.given
-        if own_TLK is None or given_TLK is None:
-            return logits, scores, own
-        own_TLK.index_copy_(1, self.column, own[:, None])
-        if not _CURRENT.followed:
-            return logits, scores, own
-        given = given_TLK.index_select(1, self.column)[:, 0]
-        chosen = torch.where(given < 0, own, given)
-        return logits, _weights(logits, chosen, normalizes, scores.dtype), chosen
+        logits, weights, own = kind.forward(self, *args, **kwargs)
+        chosen, weights = _followed(self, own, weights, logits, weighing)
+        return logits, weights, chosen
 
     return type(kind.__name__, (kind,), {"forward": forward})
+
+
+@cache
+def _choosing(kind: Any, weighing: Weighing) -> Any:
+    """Subclass of a block that chooses by the table in force; see `_replayable`."""
+
+    def route_tokens_to_experts(self: Any, router_logits: torch.Tensor) -> Any:
+        own, weights = kind.route_tokens_to_experts(self, router_logits)
+        return _followed(self, own, weights, router_logits, weighing)
+
+    return type(kind.__name__, (kind,), {"route_tokens_to_experts": route_tokens_to_experts})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,8 @@ def record(samples: list[list[int]], value: Any = None, seed: int = 3) -> list[n
 
 
 def packed(samples: list[list[int]], records: Any, **how: Any) -> Packed:
-    follow = how.pop("followed", True)
-    experts = moe.Recorded(records, 2, 2, followed=follow) if records is not None else None
+    follow, layers = how.pop("followed", True), how.pop("layers", 2)
+    experts = moe.Recorded(records, layers, 2, followed=follow) if records is not None else None
     return pack(samples, RESPONSES, experts=experts, **how)
 
 
@@ -240,28 +241,67 @@ def test_a_record_of_another_model_is_refused(folder: Path, samples: list[list[i
         packed(samples, records)
 
 
-@pytest.mark.parametrize("family", ["Qwen2Moe", "Mixtral", "Olmoe", "GptOss"])
-def test_routers_with_a_softmax_over_all_experts_are_replayable(
+KINDS = {
+    "Qwen2Moe": 2, "Mixtral": 2, "Olmoe": 2, "GptOss": 2, "Glm4Moe": 1, "MiniMaxM2": 2,
+    "DeepseekV3": 1,
+}  # fmt: skip
+"""Families that can be replayed, and layers with experts of their small models."""
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_routers_with_a_softmax_over_all_experts_or_a_sigmoid_of_each_are_replayable(
     tmp_path: Path, samples: list[list[int]], family: str
 ) -> None:
-    policy = load(str(make_model(tmp_path, family)))
+    layers = KINDS[family]
+    scaled = {"routed_scaling_factor": 1.5} if family in ("Glm4Moe", "DeepseekV3") else {}
+    policy = load(str(make_model(tmp_path, family, **scaled)))
     plain = results(policy, packed(samples, None))
     moe.make_replayable(policy.model)
-    assert moe.experts_of(policy.model) == (2, 2)
-    looked = packed(samples, record(samples), followed=False)
+    assert moe.experts_of(policy.model) == (layers, 2)
+    records = [each[:, :layers] for each in record(samples)]
+    looked = packed(samples, records, followed=False, layers=layers)
     assert same_bits(results(policy, looked), plain)
     assert looked.experts is not None
     own = replace(looked, experts=moe.ExpertTable.of(looked.experts.own_TLK.clone()))
-    other = packed(samples, record(samples))
+    other = packed(samples, records, layers=layers)
     for a, b in zip(results(policy, own), plain, strict=True):
         assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(results(policy, other)[0], plain[0], atol=1e-3)
 
 
-def test_other_routers_are_refused_by_name_and_dense_models_have_none(tmp_path: Path) -> None:
+def test_a_sigmoid_router_given_experts_weighs_them_as_the_family_does(tmp_path: Path) -> None:
+    how = {"routed_scaling_factor": 1.5, "norm_topk_prob": True}
+    model: Any = load(str(make_model(tmp_path, "Glm4Moe", **how))).model
+    moe.make_replayable(model)
+    block = model.model.layers[1].mlp
+    logits, given = torch.randn(3, 4), torch.tensor([[0, 3], [2, 1], [1, 0]])
+    table = moe.ExpertTable.of(given[:, None])
+    with moe.replaying(table):
+        chosen, weights = block.route_tokens_to_experts(logits)
+    assert torch.equal(chosen, given)
+    for t, ids in enumerate(given.tolist()):
+        scores = [1 / (1 + math.exp(-float(logits[t, each]))) for each in ids]
+        expected = [1.5 * score / sum(scores) for score in scores]
+        assert weights[t].tolist() == pytest.approx(expected, rel=1e-5)
+    own, _ = block.route_tokens_to_experts(logits)
+    assert torch.equal(table.own_TLK[:, 0], own)
+
+
+def test_other_routers_are_refused_by_name_and_dense_models_have_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = load(str(make_model(tmp_path, "Glm4Moe")))
-    with pytest.raises(ModelError, match="Glm4MoeTopkRouter does not weigh them by a softmax"):
-        moe.make_replayable(policy.model)
+    kind: Any = type(policy.model.get_submodule("model.layers.1.mlp"))
+    route = kind.route_tokens_to_experts
+
+    def otherwise(block: Any, logits: torch.Tensor) -> Any:
+        chosen, weights = route(block, logits)
+        return chosen, weights.square()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "route_tokens_to_experts", otherwise)
+        with pytest.raises(ModelError, match="Glm4MoeMoE weighs them neither by a softmax"):
+            moe.make_replayable(policy.model)
     assert moe.experts_of(policy.model) == (0, 0)
     dense = load(str(MODEL_DIR))
     moe.make_replayable(dense.model)

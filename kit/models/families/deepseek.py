@@ -22,9 +22,11 @@ FAMILIES = (
         "DeepseekV3ForCausalLM",
         "DeepSeek-V3",
         "latent attention, mixture of experts in groups with shared ones and a router bias",
+        engine={"disable_shared_experts_fusion": True},  # a further expert in the records
         refuses=quantized,
         overrides=_routing,
         mends=("latent_attention",),
+        replays=True,
         adapts=True,
         drafts=True,
     ),

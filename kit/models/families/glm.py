@@ -25,7 +25,9 @@ FAMILIES = (
         "Glm4MoeForCausalLM",
         "GLM-4.5",
         "mixture of experts with shared ones and a router bias that is no parameter",
+        engine={"disable_shared_experts_fusion": True},  # a further expert in the records
         mends=("routers",),
+        replays=True,
         adapts=True,
         engine_adapts=True,
         drafts=True,
