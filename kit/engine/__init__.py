@@ -5,6 +5,9 @@ server_args.py   settings of an engine, and as arguments of SGLang; the request 
 routing.py       which experts each token of a request took, as SGLang reports it
 adapters.py      adapters of SGLang's own, beside the weights
 speculative.py   drafts: settings, weights of their own, and what is changed for them
+gpu_speculative.py   attention of drafted tokens on a GPU
+verification.py  which drafted tokens are accepted
+ngram.py         drafts without a model
 scoring.py       log-probs of given responses, computed again
 patches.py       what the kit changes in SGLang's processes, and what it relies on there
 gpu.py           SGLang on a GPU with the operators of `kit.operators`

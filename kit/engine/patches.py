@@ -56,7 +56,7 @@ def engine_class(settings: EngineSettings) -> Any:
     further = settings.quantization, settings.speculative
     run = partial(run_on_cpu, settings.threads, shared, path, adapts, *further)
     if settings.device != "cpu":
-        run = partial(run_on_gpu, shared, path, adapts)
+        run = partial(run_on_gpu, shared, path, adapts, settings.speculative)
     elif settings.quantization:  # this process checks the name
         from kit.engine.cpu import quantization
 
@@ -125,7 +125,14 @@ def run_on_cpu(
     run_scheduler_process(*args, **kwargs)
 
 
-def run_on_gpu(shared: str | None, path: str, adapts: bool, *args: Any, **kwargs: Any) -> None:
+def run_on_gpu(
+    shared: str | None,
+    path: str,
+    adapts: bool,
+    drafts: SpeculativeSettings | None,
+    *args: Any,
+    **kwargs: Any,
+) -> None:
     """The scheduler on a GPU; arguments as those of `run_on_cpu`."""
     from sglang.srt.managers.scheduler import run_scheduler_process
 
@@ -138,7 +145,14 @@ def run_on_gpu(shared: str | None, path: str, adapts: bool, *args: Any, **kwargs
         gpu.register(shared)
     if adapts:
         adapters.register("cuda")
+    if drafts:
+        from kit.engine import gpu_speculative
+
+        gpu_speculative.register(whole_draft=drafts.has_draft)
+        speculative.register(drafts)
     families.register(path, "cuda")
+    if drafts and drafts.draft_path:
+        families.register(drafts.draft_path, "cuda")
     register_prefix_cache()
     register_weight_checks()
     place_load_files()

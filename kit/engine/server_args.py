@@ -166,6 +166,8 @@ def server_arguments(settings: EngineSettings) -> dict[str, Any]:
         arguments |= settings.adapters.server_arguments(settings.device)
     if settings.speculative:
         arguments |= settings.speculative.server_arguments()
+        # A sync brings the policy's weights after a sleep, and the draft's not always.
+        arguments["enable_draft_weights_cpu_backup"] = settings.saves_memory
     if settings.experts:
         arguments["enable_return_routed_experts"] = True
     if (settings.experts or settings.shares_operators) and settings.device == "cuda":

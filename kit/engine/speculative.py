@@ -265,7 +265,10 @@ def _begin_with(tokens: Any, topk: int) -> tuple[Any, Any]:
 
 
 def draft_forward(worker: Any, forward_batch: Any) -> Any:
-    """Read the last accepted token in every branch, then draft as SGLang does from there."""
+    """Read the last accepted token in every branch, then draft as SGLang does from there.
+
+    What it is given is left as it was: a CUDA graph is captured from several calls.
+    """
     import torch
     from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
     from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker
@@ -273,6 +276,7 @@ def draft_forward(worker: Any, forward_batch: Any) -> Any:
     from sglang.srt.utils.common import fast_topk
 
     info, steps, topk = forward_batch.spec_info, worker.speculative_num_steps, worker.topk
+    began_with = info.topk_index, info.topk_p
     attention = worker.draft_attn_backend
     if steps == 1:  # SGLang plans no attention where it takes no step
         attention.init_forward_metadata(forward_batch)
@@ -297,3 +301,5 @@ def draft_forward(worker: Any, forward_batch: Any) -> Any:
         return EagleDraftWorker.draft_forward(worker, forward_batch)
     finally:
         attention.attn_backends = [first, *others]
+        info.topk_index, info.topk_p = began_with
+        forward_batch.positions.sub_(1)

@@ -20,17 +20,12 @@ def find_draft(config: SessionConfig, model: ModelSource, device: str) -> ModelS
         device: `cpu` or `cuda`.
 
     Raises:
-        ConfigError: nobody has seen drafts work on this device.
+        ConfigError: nobody has seen such drafts work on this device.
         ModelError: it is missing or broken, its tokens are not the model's, or one of the two is
             of a family that takes no drafts.
     """
-    if config.engine.speculative and device == "cuda":
-        raise ConfigError(
-            "engine.speculative is set, and the kit's drafts have not run on a GPU yet.",
-            why="That the weight sync leaves a draft alone, that it survives sleep, and that what "
-            "is written is the model's own has been shown on CPUs only.",
-            fix="leave engine.speculative out, or set device: cpu.",
-        )
+    if device == "cuda":
+        _check_gpu(config)
     speculative = config.engine.speculative
     if speculative:
         families.find(model.architecture).check_drafts()
@@ -64,6 +59,23 @@ def find_draft(config: SessionConfig, model: ModelSource, device: str) -> ModelS
             fix=f"set model.context_length: {draft.context_length}, or {fix}",
         )
     return draft
+
+
+def _check_gpu(config: SessionConfig) -> None:
+    """Raise ConfigError for drafts that were seen to be right on CPUs only."""
+    drafts = config.engine.speculative
+    if drafts is None or drafts.algorithm == "ngram":
+        return
+    for key, value, least in (
+        ("eagle_topk", drafts.topk, drafts.topk > 1),
+        ("num_steps", drafts.steps, drafts.steps == 1),
+    ):
+        if least:
+            raise ConfigError(
+                f"engine.speculative.{key} is {value}, which was seen to be right on CPUs only.",
+                why="On GPUs chains of 2 tokens and more were compared with plain decoding.",
+                fix=f"leave engine.speculative.{key} out, or set device: cpu.",
+            )
 
 
 def _other_token(draft: Path, model: Path) -> str:

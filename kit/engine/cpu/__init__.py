@@ -9,7 +9,6 @@ This folder makes the same SGLang run on a plain CPU; `kit.cluster.fork_server` 
     shared.py          the operators of `kit.operators`, for `training.true_on_policy`
     gated_delta.py     layers of linear attention
     quantization.py    linear layers with weights in FP8 or INT4
-    speculative.py     drafts: their attention, and which tokens of them are accepted
-    ngram.py           drafts without a model
+    speculative.py     drafts: their attention
     sampling.py        sampling that depends on a request's own seed alone
 """

@@ -1,15 +1,9 @@
-"""Speculative decoding on a CPU: attention of drafted tokens, and which of them are accepted.
+"""Speculative decoding on a CPU: attention of drafted tokens.
 
-SGLang verifies on a CPU as if the temperature were 0, whatever it is. Here each node of a tree gets
-the token that plain decoding would have drawn in its place, by the request's own seed and the
-place in the sequence, and a drafted token is accepted where it is that token. So responses are
-those of plain decoding, whatever the draft says; only how many tokens a pass of the model gives
-depends on it.
+Which of them are accepted says `kit.engine.verification`.
 
 Read from SGLang 0.5.16:
-    speculative/eagle_worker_common.py, ngram_worker.py   eagle_sample: called by both workers
     speculative/draft_utils.py     DraftBackendFactory: which attention a draft computes with
-    speculative/cpp_ngram/         NgramCorpus: needs a compiler; `kit.engine.cpu.ngram` does not
     environ.py                     SGLANG_NATIVE_MOVE_KV_CACHE: accepted nodes are moved in torch
 """
 
@@ -21,6 +15,7 @@ from typing import Any
 
 import torch
 
+from kit.engine import verification
 from kit.engine.cpu.attention import BatchedCpuAttention, DecodeSlice, Slice, decode_plan
 
 
@@ -88,78 +83,6 @@ class DraftSteps:
             backend.see(rows, lens + step)
 
 
-def wanted_tokens(
-    logits: torch.Tensor, info: Any, nodes: int, positions: torch.Tensor
-) -> torch.Tensor:
-    """The token that plain decoding would write after each node, (B * n).
-
-    Args:
-        logits: of the target after each node, (B * n, vocabulary).
-        info: SGLang's sampling parameters of the B requests.
-        nodes: n.
-        positions: of the nodes, by which the drawing goes, (B * n).
-    """
-    from sglang.srt.layers import sampler
-
-    if info.is_all_greedy:
-        return logits.argmax(-1)
-
-    def by_node(of_requests: Any) -> Any:
-        return of_requests.repeat_interleave(nodes, dim=0)
-
-    probabilities = torch.softmax(logits / by_node(info.temperatures), dim=-1)
-    seeds = by_node(info.sampling_seed)
-    if info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling:
-        drawn = sampler.top_k_top_p_min_p_sampling_from_probs_torch(
-            probabilities,
-            by_node(info.top_ks),
-            by_node(info.top_ps),
-            by_node(info.min_ps),
-            info.need_min_p_sampling,
-            seeds,
-            positions,
-        )
-    else:
-        drawn = sampler.sampling_from_probs_torch(
-            probabilities, sampling_seed=seeds, positions=positions
-        )
-    tokens: torch.Tensor = drawn.long().view(-1)
-    return tokens
-
-
-def accept(
-    verify_input: Any, batch: Any, logits_output: Any, vocab_mask: Any = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """In place of SGLang's `eagle_sample`, whose arguments and results these are.
-
-    Raises:
-        RuntimeError: there is a penalty, a bias of logits or a grammar: the kit asks for none.
-    """
-    from sgl_kernel import verify_tree_greedy_cpu
-
-    info, n = batch.sampling_info, verify_input.draft_token_num
-    others = (info.acc_additive_penalties, info.acc_scaling_penalties, info.logit_bias, vocab_mask)
-    if any(other is not None for other in others):
-        raise RuntimeError("drafts are not verified with penalties, biases or grammars")
-    count = len(batch.seq_lens)
-    logits = logits_output.next_token_logits
-    wanted = wanted_tokens(logits, info, n, verify_input.positions[: count * n])
-    predicted = torch.zeros(count * n, dtype=torch.int32)
-    accepted = torch.full((count, verify_input.max_tree_depth), -1, dtype=torch.int32)
-    correct = torch.zeros(count, dtype=torch.int32)
-    verify_tree_greedy_cpu(
-        predicted,
-        accepted,
-        correct,
-        verify_input.draft_token.view(count, n),
-        verify_input.retrieve_index,
-        verify_input.retrieve_next_token,
-        verify_input.retrieve_next_sibling,
-        wanted.view(count, n),
-    )
-    return predicted, correct + 1, accepted
-
-
 def register(*, whole_draft: bool) -> None:
     """Have this process' SGLang draft and verify so.
 
@@ -167,10 +90,9 @@ def register(*, whole_draft: bool) -> None:
     (`kit.engine.speculative`).
     """
     os.environ["SGLANG_NATIVE_MOVE_KV_CACHE"] = "1"
-    from sglang.srt.speculative import eagle_worker_common, ngram_worker
     from sglang.srt.speculative.draft_utils import DraftBackendFactory
 
-    from kit.engine.cpu.ngram import NgramCorpus
+    verification.register()
 
     def make_steps(self: Any) -> DraftSteps | None:
         slots = self.speculative_num_steps
@@ -182,6 +104,3 @@ def register(*, whole_draft: bool) -> None:
     factory: Any = DraftBackendFactory
     factory.create_decode_backend = make_steps
     factory.create_draft_extend_backend = lambda self: BatchedCpuAttention(self.draft_model_runner)
-    eagle_worker_common.eagle_sample = accept
-    ngram_worker.eagle_sample = accept
-    ngram_worker.NgramCorpus = NgramCorpus

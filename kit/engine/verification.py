@@ -1,0 +1,120 @@
+"""Which drafted tokens are accepted, on CPUs and GPUs alike.
+
+Each node of a tree gets a token that is drawn as plain decoding draws it in its place, and a
+drafted token is accepted where it is that token. So responses have the distribution of plain
+decoding, whatever the draft says; only how many tokens a pass of the model gives depends on it. On
+a CPU the drawing goes by the request's own seed and the place in the sequence, so that responses
+are those of plain decoding, token by token. On a GPU plain decoding goes by no seed, and neither
+does this.
+
+SGLang's kernel for GPUs accepts as much: what is drafted at a place has the sum of its
+probabilities.
+
+Read from SGLang 0.5.16:
+    speculative/eagle_worker_common.py, ngram_worker.py   eagle_sample: called by both workers
+    speculative/eagle_utils.py     verify_tree_greedy_func: follows a tree along given tokens
+    speculative/cpp_ngram/         NgramCorpus: needs a compiler; `kit.engine.ngram` does not
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def wanted_tokens(
+    logits: torch.Tensor, info: Any, nodes: int, positions: torch.Tensor
+) -> torch.Tensor:
+    """The token that plain decoding would write after each node, (B * n).
+
+    Args:
+        logits: of the target after each node, (B * n, vocabulary).
+        info: SGLang's sampling parameters of the B requests.
+        nodes: n.
+        positions: of the nodes, by which the drawing goes, (B * n).
+    """
+    from sglang.srt.layers import sampler
+
+    if info.is_all_greedy:
+        return logits.argmax(-1)
+
+    def by_node(of_requests: Any) -> Any:
+        return of_requests.repeat_interleave(nodes, dim=0)
+
+    probabilities = torch.softmax(logits / by_node(info.temperatures), dim=-1)
+    seeded = info.sampling_seed is not None
+    seeds = by_node(info.sampling_seed) if seeded else None
+    if info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling:
+        drawn = sampler.top_k_top_p_min_p_sampling_from_probs_torch(
+            probabilities,
+            by_node(info.top_ks),
+            by_node(info.top_ps),
+            by_node(info.min_ps),
+            info.need_min_p_sampling,
+            seeds,
+            positions,
+        )
+    elif seeded:
+        drawn = sampler.sampling_from_probs_torch(
+            probabilities, sampling_seed=seeds, positions=positions
+        )
+    else:
+        drawn = draw(probabilities)
+    tokens: torch.Tensor = drawn.long().view(-1)
+    return tokens
+
+
+def draw(probabilities: torch.Tensor) -> torch.Tensor:
+    """Draw one sample a row, (B), of probabilities (B, vocabulary).
+
+    The first of exponential clocks that run at these rates: what torch.multinomial does, without
+    its check of the probabilities, for which the host would wait in every pass.
+    """
+    clocks = torch.empty_like(probabilities).exponential_()
+    return torch.div(probabilities, clocks, out=clocks).argmax(-1)
+
+
+def accept(
+    verify_input: Any, batch: Any, logits_output: Any, vocab_mask: Any = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """In place of SGLang's `eagle_sample`, whose arguments and results these are.
+
+    Raises:
+        RuntimeError: there is a penalty, a bias of logits or a grammar: the kit asks for none.
+    """
+    from sglang.srt.speculative.eagle_utils import verify_tree_greedy_func
+
+    info, n = batch.sampling_info, verify_input.draft_token_num
+    others = (info.acc_additive_penalties, info.acc_scaling_penalties, info.logit_bias, vocab_mask)
+    if any(other is not None for other in others):
+        raise RuntimeError("drafts are not verified with penalties, biases or grammars")
+    count = len(batch.seq_lens)
+    logits = logits_output.next_token_logits
+    wanted = wanted_tokens(logits, info, n, verify_input.positions[: count * n])
+    whole = {"dtype": torch.int32, "device": logits.device}
+    predicted = torch.zeros(count * n, **whole)
+    accepted = torch.full((count, verify_input.max_tree_depth), -1, **whole)
+    correct = torch.zeros(count, **whole)
+    verify_tree_greedy_func(
+        predicted,
+        accepted,
+        correct,
+        verify_input.draft_token.view(count, n),
+        verify_input.retrieve_index,
+        verify_input.retrieve_next_token,
+        verify_input.retrieve_next_sibling,
+        wanted.view(count, n),
+    )
+    return predicted, correct + 1, accepted
+
+
+def register() -> None:
+    """Have this process' SGLang verify so, and draft n-grams without a compiler."""
+    from sglang.srt.speculative import eagle_worker_common, ngram_worker
+
+    from kit.engine.ngram import NgramCorpus
+
+    eagle_worker_common.eagle_sample = accept
+    ngram_worker.eagle_sample = accept
+    ngram_worker.NgramCorpus = NgramCorpus
