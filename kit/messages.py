@@ -71,6 +71,8 @@ class Generation:
     does not report them, or had read nothing yet."""
     spec_info: dict[str, int] | None = None
     """Where the engine drafts: see `Sample.spec_info`."""
+    drafted: list[int] | None = None
+    """Where the engine drafts: see `Sample.rollout_drafted`."""
 
 
 @dataclass(frozen=True, slots=True)

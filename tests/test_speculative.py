@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import reduce
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ import pytest
 
 from kit import RLSession
 from kit.drafts import shorten
-from kit.engine.speculative import spec_info
-from kit.errors import ConfigError, ModelError, StackError
+from kit.engine.speculative import drafted, spec_info
+from kit.errors import ConfigError, DataError, ModelError, StackError
 from kit.models.source import find
 from kit.rollout.drafts import find_draft
-from kit.samples import Rollout
+from kit.samples import Rollout, Sample, token_values
+from kit.samples.serialization import read_arrays, write_arrays
 from kit.tiny import MODEL_DIR
 from tests.conftest import Shared
 from tests.drafting import PROMPTS, TEMPERATURES, TINY, draft_of, drafting, same, written
@@ -61,6 +64,13 @@ def test_drafts_change_no_token(running: RLSession, plain: dict[float, Rollout])
         assert all(c["tokens"] >= c["verify_ct"] > 0 for c in counts)
         assert sum(c["num_correct_drafts"] for c in counts) > 0
         assert sum(c["tokens"] for c in counts) == sum(s.response_length - 1 for s in rollout)
+        for sample in rollout:
+            places = sample.rollout_drafted or []
+            # Each pass writes a run of drafted tokens, and after it one of the model's own.
+            assert places[0] == 0
+            assert all(b in (0, a + 1) for a, b in pairwise(places))
+            passes = places[1:].count(0) + bool(places[-1])
+            assert passes == sample.spec_info.get("verify_ct", 0)
 
 
 def test_nothing_is_written_past_an_end_where_the_limit_is_near(
@@ -233,6 +243,8 @@ def test_a_draft_with_other_tokens_is_refused(tmp_path: Path, draft: Path) -> No
 def test_a_counter_that_is_missing_is_an_error_and_not_nothing() -> None:
     with pytest.raises(StackError, match="lacks spec_verify_ct"):
         spec_info({}, 5)
+    with pytest.raises(StackError, match="in 2 passes, and noted 0 of them"):
+        drafted({"spec_verify_ct": 2}, 5)
     assert spec_info({}, 1) == {}  # the prompt's pass gave it
     counts = {"spec_verify_ct": 2, "spec_num_proposed_drafts": 6, "spec_num_correct_drafts": 2}
     assert spec_info(counts, 5) == {
@@ -241,3 +253,21 @@ def test_a_counter_that_is_missing_is_an_error_and_not_nothing() -> None:
         "num_correct_drafts": 2,
         "tokens": 4,
     }
+    passes = {"spec_verify_ct": 2, "spec_correct_drafts_histogram": [1, 0, 2, 3]}
+    assert drafted(passes, 5) == [0, 0, 1, 2, 3]  # the last pass wrote past the end
+
+
+def test_drafted_tokens_are_told_in_samples_and_strips(tmp_path: Path) -> None:
+    sample = Sample(tokens=[5, 6, 7], response_length=2, rollout_log_probs=[-1.0, -2.0])
+    sample = replace(sample, weight_versions=[0], rollout_drafted=[0, 1])
+    longer = sample.continued([8, 9], [-0.5, -0.5], 1, drafted=[1, 0])
+    assert longer.rollout_drafted == [0, 1, 1, 0]
+    assert sample.continued([8], [-0.5], 1).rollout_drafted == [0, 1, 0]
+    assert token_values.require(longer, "drafted") == [0.0, 1.0, 1.0, 0.0]
+    assert "place in the draft" in str(longer.strip("drafted").html)
+    write_arrays(tmp_path / "file", [longer], {})
+    assert read_arrays(tmp_path / "file")[0] == [longer]
+    assert Sample.from_dict(longer.to_dict()) == longer
+    assert longer.reset_response().rollout_drafted is None
+    with pytest.raises(DataError, match="rollout_drafted has 1 numbers for 2 response tokens"):
+        replace(sample, rollout_drafted=[1])

@@ -15,7 +15,7 @@ from kit.engine import patches, scoring
 from kit.engine.adapters import AdapterLoader
 from kit.engine.routing import routed_experts
 from kit.engine.server_args import EngineSettings, generation_request, server_arguments
-from kit.engine.speculative import DRAFT_OF, DraftLoader, spec_info
+from kit.engine.speculative import DRAFT_OF, DraftLoader, drafted, spec_info
 from kit.errors import StackError
 from kit.messages import CacheUse, EngineStatus, Generation, Rescored, SamplingSettings
 from kit.models import own
@@ -192,6 +192,7 @@ class Engine:
             weight_version=version,
             experts=routed_experts(meta, len(pairs), layout) if layout else None,
             spec_info=spec_info(meta, len(pairs)) if drafts else None,
+            drafted=drafted(meta, len(pairs)) if drafts else None,
         )
 
     async def abort(self) -> None:

@@ -15,6 +15,8 @@ Read from SGLang 0.5.16, and changed in its scheduler:
                                          EagleDraftWorker.draft_forward, _draft_extend_for_prefill,
                                          _draft_extend_for_decode
     managers/schedule_batch.py           Req.update_finish_state: see `within_limit`
+                                         Req.update_spec_correct_drafts_histogram: see `note_pass`;
+                                         it is called before the tokens are appended
     speculative/standalone_worker_v2.py  StandaloneDraftWorker; StandaloneWorkerV2, which lacks `ps`
 """
 
@@ -115,6 +117,31 @@ def spec_info(meta: dict[str, Any], tokens: int) -> dict[str, int]:
     return counts | {"tokens": max(tokens - 1, 0)}
 
 
+def drafted(meta: dict[str, Any], tokens: int) -> list[int]:
+    """Where in a draft each token of a response stood; see `Sample.rollout_drafted`.
+
+    Args:
+        meta: SGLang's `meta_info` of the response, with what `note_pass` has put there.
+        tokens: of the response.
+
+    Raises:
+        StackError: passes verified drafts, and not all of them are there.
+    """
+    places = [0] * tokens
+    noted = meta.get("spec_correct_drafts_histogram") or []
+    passes = meta.get("spec_verify_ct") or 0
+    if len(noted) != 2 * passes:
+        raise StackError(
+            f"The engine verified drafts in {passes} passes, and noted {len(noted) // 2} of them.",
+            why="Nobody could say which tokens were drafted.",
+            fix="install the SGLang version that requirements.lock names.",
+        )
+    for first, correct in zip(noted[::2], noted[1::2], strict=True):
+        end = min(first + correct, tokens)  # a pass may go on past the end of a response
+        places[first:end] = range(1, end - first + 1)
+    return places
+
+
 # ---- in SGLang's scheduler ---------------------------------------------------------------------
 
 
@@ -125,6 +152,7 @@ def register(settings: SpeculativeSettings) -> None:
     request: Any = Req
     if not hasattr(request.update_finish_state, "within_limit"):
         request.update_finish_state = within_limit(request.update_finish_state)
+    request.update_spec_correct_drafts_histogram = note_pass
     if not settings.has_draft:
         return
     from sglang.srt.managers.scheduler_components.weight_updater import (
@@ -144,6 +172,14 @@ def register(settings: SpeculativeSettings) -> None:
         drafting.draft_forward = draft_forward
         drafting._draft_extend_for_prefill = read_prompts
         drafting._draft_extend_for_decode = read_accepted
+
+
+def note_pass(request: Any, num_correct_drafts: int) -> None:
+    """Note where a pass begins to write, and how many drafted tokens it accepts.
+
+    In place of SGLang's histogram, which tells of no place and goes the same way.
+    """
+    request.spec_correct_drafts_histogram += [len(request.output_ids), num_correct_drafts]
 
 
 def within_limit(update: Any) -> Any:

@@ -390,6 +390,7 @@ class PromptSampler:
             generation.weight_version,
             self._record(generation),
             generation.spec_info,
+            None if generation.drafted is None else generation.drafted[:kept],
         )
         response, ended = self.reader.read(longer.response_tokens)
         if status is Status.TRUNCATED and ended:  # by the last token that it was allowed

@@ -78,6 +78,7 @@ _FIELDS: Mapping[str, tuple[Check, str]] = {
     "annotated_versions": _WHOLES,
     "loss_mask": (_or_none(_zeros_and_ones), "a list of 0 and 1"),
     "rollout_log_probs": (_or_none(_numbers), "a list of numbers"),
+    "rollout_drafted": (_or_none(_wholes), "a list of whole numbers"),
     "rollout_routed_experts": (_or_none(_experts), "a record of experts"),
     "reward": (_or_none(_number), "a number"),
     "temperature": (_or_none(_number), "a number"),

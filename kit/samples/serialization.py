@@ -162,7 +162,12 @@ def token_table(sample: Sample) -> Any:
 
 
 VALUES = "token_values."
-ARRAYS = {"tokens": "int64", "rollout_log_probs": "float64", "loss_mask": "int8"}
+ARRAYS = {
+    "tokens": "int64",
+    "rollout_log_probs": "float64",
+    "loss_mask": "int8",
+    "rollout_drafted": "int32",
+}
 """Fields with a number a token; those of `token_values` are float64."""
 EXPERTS = "rollout_routed_experts"
 

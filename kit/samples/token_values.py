@@ -82,6 +82,10 @@ _ALL = (
         "experts of all layers that the trainer would take in place of recorded ones", "", "amount",
         worst="most others",
     ),
+    Quantity(
+        "drafted", "place in the draft that it was accepted from; 0 for the model's own", "",
+        "category", "rollout = session.generate()",
+    ),
     Quantity("advantage", "advantage", "", "signed", BATCH),
     Quantity("loss", "share of the update's loss", "", "signed", BATCH),
 )  # fmt: skip
@@ -136,6 +140,8 @@ def find(sample: Sample, name: str) -> list[float] | None:
     if name == "rollout_log_prob":
         log_probs = sample.rollout_log_probs
         return log_probs if log_probs and len(log_probs) == sample.response_length else None
+    if name == "drafted":
+        return None if sample.rollout_drafted is None else [*map(float, sample.rollout_drafted)]
     if layer := _OF_LAYER.fullmatch(name):
         return _experts(sample, int(layer[1]))
     if name not in _DERIVED:

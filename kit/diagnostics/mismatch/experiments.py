@@ -144,6 +144,7 @@ class Experiments:
                 tokens=[*prompt, *response],
                 response_length=len(response),
                 loss_mask=sample.loss_mask if len(response) == sample.response_length else None,
+                rollout_drafted=None,
                 rollout_routed_experts=None,  # of these tokens nobody knows any
             )
             for sample, prompt, response in zip(self.samples, prompts, responses, strict=True)
