@@ -362,7 +362,9 @@ def shown(found: dict[str, Any]) -> str:
             lines.append(f"{name}: {plain}, {drafts}: {ratio:.2f} x")
         elif kind == "learned":
             keys = ("rollout/spec_accept_length", "rollout/spec_accept_rate")
-            first, last = ([row.get(key, 0.0) for key in keys] for row in (found[name][0], found[name][-1]))
+            first, last = (
+                [row.get(key, 0.0) for key in keys] for row in (found[name][0], found[name][-1])
+            )
             lines.append(f"{name}: {len(found[name])} steps, {first} -> {last}")
         elif kind in ("plain_steps", "drafts_steps"):
             times = [row["perf/update_weights_time"] for row in found[name]]

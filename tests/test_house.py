@@ -36,6 +36,7 @@ LIBRARIES = {
         "_is_non_persistent_buffer_name",
     },
     "kit/engine/cpu/shared.py": {"_compute_lm_head"},
+    "kit/engine/gpu_speculative.py": {"_prepare_for_speculative_decoding"},
     "kit/engine/speculative.py": {
         "_check_str_based_finish",
         "_check_token_based_finish",

@@ -264,7 +264,8 @@ def test_drafted_tokens_are_told_in_samples_and_strips(tmp_path: Path) -> None:
     assert longer.rollout_drafted == [0, 1, 1, 0]
     assert sample.continued([8], [-0.5], 1).rollout_drafted == [0, 1, 0]
     assert token_values.require(longer, "drafted") == [0.0, 1.0, 1.0, 0.0]
-    assert "place in the draft" in str(longer.strip("drafted").html)
+    drawn = longer.strip(quantity="drafted")
+    assert "place in the draft" in drawn.html
     write_arrays(tmp_path / "file", [longer], {})
     assert read_arrays(tmp_path / "file")[0] == [longer]
     assert Sample.from_dict(longer.to_dict()) == longer

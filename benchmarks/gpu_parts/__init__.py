@@ -10,6 +10,7 @@ session.py    everything that one running session is asked
 training.py   the trainer without an engine: micro-batches and recomputation
 trl.py        the same iteration in TRL
 cards.py      sessions of their own: a small card, learning, memory run out on purpose
+predictable.py  a model trained on text that drafts can guess
 rows.py       measured numbers beside reference, bound and target
 page.py       the table in the terminal, and docs/performance.md
 

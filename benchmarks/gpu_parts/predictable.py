@@ -85,7 +85,14 @@ def documents(seed: int, length: int) -> Iterator[list[int]]:
 
 
 def train(
-    shape: dict[str, Any], folder: Path, device: str, *, steps: int, rows: int, length: int, say: Say
+    shape: dict[str, Any],
+    folder: Path,
+    device: str,
+    *,
+    steps: int,
+    rows: int,
+    length: int,
+    say: Say,
 ) -> float:
     """Train a model of this shape on such text and write its directory.
 

@@ -44,8 +44,8 @@ from sglang.srt.layers.quantization.unquant import (
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 from sglang.srt.model_executor.model_runner import ModelRunner
 
-from kit.engine.server_args import MOST_GRAPHS
 from kit.engine.shared_router import fused_topk_by
+from kit.memory.sizes import MOST_GRAPHS
 from kit.operators import cuda as operators
 from kit.operators import cuda_experts
 from kit.operators.cuda_attention import attend

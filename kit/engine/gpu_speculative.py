@@ -1,8 +1,8 @@
 """Speculative decoding on a GPU: attention of drafted tokens.
 
-Which of them are accepted says `kit.engine.verification`. SGLang verifies, drafts and reads what was
-accepted in CUDA graphs with its Triton attention, which is what the kit's engines have. (Of its
-other kinds FlashAttention-3 has no graph for reading what was accepted.)
+Which of them are accepted says `kit.engine.verification`. SGLang verifies, drafts and reads what
+was accepted in CUDA graphs with its Triton attention, which is what the kit's engines have; with
+FlashAttention-3 it has no graph for reading what was accepted.
 
 Read from SGLang 0.5.16:
     speculative/draft_utils.py     DraftBackendFactory: which attention a draft computes with

@@ -11,13 +11,12 @@ from kit.engine.adapters import AdapterSettings
 from kit.engine.patches import sglang_sources
 from kit.engine.speculative import SpeculativeSettings
 from kit.errors import ConfigError, StackError, did_you_mean
+from kit.memory.sizes import MOST_GRAPHS
 from kit.messages import SamplingSettings
 from kit.models.source import ExpertLayout
 
 QUANTIZED = "kit"
 """SGLang's name for the quantisation that `kit.engine.cpu.quantization` registers."""
-MOST_GRAPHS = 256
-"""Largest batch whose decoding is captured as a graph; beyond it launching costs little."""
 HANDLED_ELSEWHERE = {
     "replicas": "kit.cluster.placement",
     "max_running_requests": "EngineSettings.max_running_requests, one replica's share",
@@ -165,9 +164,7 @@ def server_arguments(settings: EngineSettings) -> dict[str, Any]:
     if settings.adapters:
         arguments |= settings.adapters.server_arguments(settings.device)
     if settings.speculative:
-        arguments |= settings.speculative.server_arguments()
-        # A sync brings the policy's weights after a sleep, and the draft's not always.
-        arguments["enable_draft_weights_cpu_backup"] = settings.saves_memory
+        arguments |= settings.speculative.server_arguments(sleeps=settings.saves_memory)
     if settings.experts:
         arguments["enable_return_routed_experts"] = True
     if (settings.experts or settings.shares_operators) and settings.device == "cuda":

@@ -56,8 +56,12 @@ class SpeculativeSettings:
         """Whether there is a model that drafts."""
         return self.draft_path is not None
 
-    def server_arguments(self) -> dict[str, Any]:
-        """The fields of `sglang.ServerArgs` that say so."""
+    def server_arguments(self, *, sleeps: bool) -> dict[str, Any]:
+        """The fields of `sglang.ServerArgs` that say so.
+
+        `sleeps`: the engine lets go of its weights at times. A sync then brings the policy's, and
+        the draft's not always, so that they are kept in host memory meanwhile.
+        """
         arguments: dict[str, Any] = {
             "speculative_algorithm": self.algorithm.upper(),
             "speculative_num_draft_tokens": self.num_draft_tokens,
@@ -67,6 +71,7 @@ class SpeculativeSettings:
                 "speculative_draft_model_path": self.draft_path,
                 "speculative_num_steps": self.num_steps,
                 "speculative_eagle_topk": self.topk,
+                "enable_draft_weights_cpu_backup": sleeps,
             }
         return arguments
 

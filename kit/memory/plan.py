@@ -144,6 +144,7 @@ def make_plan(
     context_length: int,
     width: int,
     adapters: AdapterShape | None = None,
+    draft: ModelShape | None = None,
 ) -> MemoryPlan:
     """Plan the memory of one device.
 
@@ -155,6 +156,7 @@ def make_plan(
         context_length: tokens of the longest sample that the engine takes.
         width: bytes of a number in the computation, 2 or 4.
         adapters: those beside which all weights are frozen; None trains all.
+        draft: the model that drafts for the engine; None where none does.
 
     Raises:
         ConfigError: it cannot fit; names the setting to change.
@@ -167,7 +169,8 @@ def make_plan(
         compiled = card.is_gpu and shape.parameters >= COMPILED_FROM
 
     def fit(config: SessionConfig, response: int, limit: int) -> MemoryPlan:
-        sizes = Sizes(shape, config, width, card.is_gpu, compiled, adapters)
+        of_models = adapters, draft, context_length
+        sizes = Sizes(shape, config, width, card.is_gpu, compiled, *of_models)
         longest = min(context_length, PROMPT_TOKENS + response)
         update = _fit_update(sizes, limit, longest)
         return _fit_engine(sizes, card, limit, longest, update)
@@ -278,7 +281,8 @@ def _fit_engine(sizes: Sizes, card: Card, limit: int, longest: int, update: _Upd
             f"The engine's weights take {in_gib(sizes.engine_weights)}, what the trainer keeps "
             f"{in_gib(resident)}, buckets and sums {in_gib(sizes.buckets() + sizes.merging)}.",
         )
-    kept_awake = sizes.engine_weights + sizes.engine_stays + sizes.engine_asleep
+    kept_awake = sizes.engine_weights + sizes.engine_draft
+    kept_awake += sizes.engine_stays + sizes.engine_asleep
     weights_sleep = kv_sleeps and (forced == "always" or kept_awake > spare)
     return MemoryPlan(
         card=card,
@@ -306,7 +310,7 @@ def _phases(
     trainer_sleeps: bool,
     usable: int,
 ) -> tuple[Phase, ...]:
-    gpu, weights = sizes.gpu, sizes.engine_weights
+    gpu, weights, draft = sizes.gpu, sizes.engine_weights, sizes.engine_draft
     graphs = sizes.engine_graphs
     resident = sizes.kept(update.offload)
     working, rest = sizes.update_peak(update.tokens, update.level, update.offload)
@@ -314,7 +318,7 @@ def _phases(
     kept = working + rest if gpu else 0
     stays = sizes.not_given_back(update.offload) if kv_sleeps else kept
     asleep = sizes.engine_asleep if kv_sleeps else graphs
-    held = 0 if weights_sleep else weights
+    held, held_draft = (0, 0) if weights_sleep else (weights, draft)
     buckets = sizes.buckets() if gpu else weights
     if sizes.sends_adapters and not weights_sleep:  # then a sync sends them alone
         buckets = sizes.width * sizes.trained
@@ -325,14 +329,14 @@ def _phases(
         _phase(
             sizes,
             "generate",
-            (weights, kv, graphs),
+            (weights, draft, kv, graphs),
             _asleep(resident) if trainer_sleeps else resident,
             ("trainer: kept for the next update", stays),
         ),
         _phase(
             sizes,
             "update",
-            (held, kv_kept, asleep),
+            (held, held_draft, kv_kept, asleep),
             resident,
             ("trainer: gradients, weights to compute with", working),
             ("trainer: activations, logits", rest),
@@ -340,7 +344,7 @@ def _phases(
         _phase(
             sizes,
             "sync",
-            (weights, kv_kept, asleep),
+            (weights, draft, kv_kept, asleep),
             resident,
             ("trainer: kept for the next update", stays if weights_sleep else min(kept, left)),
             ("trainer: buckets of weights", buckets),
@@ -356,12 +360,16 @@ def _asleep(parts: Parts) -> Parts:
 def _phase(
     sizes: Sizes,
     name: PhaseName,
-    engine: tuple[int, int, int],
+    engine: tuple[int, int, int, int],
     trainer: Parts,
     *rest: tuple[str, int],
 ) -> Phase:
-    weights, cache, workspace = engine
-    beside = (("engine: adapters", sizes.engine_adapters),) if sizes.sends_adapters else ()
+    weights, draft, cache, workspace = engine
+    beside: Parts = ()
+    if sizes.sends_adapters:
+        beside += (("engine: adapters", sizes.engine_adapters),)
+    if sizes.draft:
+        beside += (("engine: draft", draft),)
     parts = (
         ("engine: process", sizes.engine_context),
         ("engine: weights", weights),
@@ -535,6 +543,8 @@ def plan_for(
         card = Card("a GPU of the cluster", size, is_gpu=True)
     if card is None:
         card = (Card.gpu() if device == "cuda" else None) or Card.host()
+    drafts = config.engine.speculative.draft_model if config.engine.speculative else None
+    draft = find(config.model.model_copy(update={"name": drafts, "lora": None})) if drafts else None
     widths = {"float32": 4, "bfloat16": 2, "auto": 2 if card.is_gpu else 4}
     return make_plan(
         config,
@@ -544,4 +554,5 @@ def plan_for(
         context_length=model.context_length,
         width=widths[config.model.dtype],
         adapters=AdapterShape.of(config.model, model) if config.model.lora else None,
+        draft=ModelShape.read(draft.path) if draft else None,
     )

@@ -17,12 +17,15 @@ GRAPHS = int(1.8 * GIB)
 """SGLang's captured graphs, its workspaces and the logits of a decode step."""
 ASLEEP = int(0.6 * GIB)
 """GPU memory that an engine still holds while it sleeps."""
+MOST_GRAPHS = 256
+"""Largest batch whose decoding is captured as a graph; beyond it launching costs little."""
 LOGITS_AT_ONCE = 1 << 28
 """Logits in one piece, and as many in its gradient: see `kit.models.log_probs`."""
 
 WEIGHTS, FROZEN = "trainer: weights, optimizer", "trainer: frozen weights"
 FOUR_BIT, ADAPTERS = "trainer: frozen weights in 4 bits", "trainer: adapters, optimizer"
-KEPT = (WEIGHTS, FROZEN, FOUR_BIT, ADAPTERS)
+DRAFT = "trainer: draft, optimizer"
+KEPT = (WEIGHTS, FROZEN, FOUR_BIT, ADAPTERS, DRAFT)
 """Parts of a plan that a trainer keeps between updates, on the device or in host memory."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes a parameter in 4 bits, with its share of scales; see `kit.operators.nf4`."""
@@ -50,6 +53,20 @@ class Sizes:
     compiled: bool
     adapters: AdapterShape | None = None
     """Adapters, beside which all weights are frozen; None where all are trained."""
+    draft: ModelShape | None = None
+    """The model that drafts for the engine; None where none does."""
+    context_length: int = 0
+    """Tokens of the longest sample that the engine takes; only drafts ask for it."""
+
+    @property
+    def drafts_trained(self) -> int:
+        """Parameters of a draft that learns along."""
+        return self.draft.parameters if self.draft and self.config.training.draft else 0
+
+    @property
+    def engine_draft(self) -> int:
+        """Weights of the draft in the engines of one device."""
+        return self.side_by_side * self.width * self.draft.parameters if self.draft else 0
 
     @property
     def trained(self) -> int:
@@ -138,7 +155,33 @@ class Sizes:
     @property
     def engine_graphs(self) -> int:
         """CUDA graphs and workspaces of all engines on one device."""
-        return self.side_by_side * GRAPHS if self.gpu else 0
+        return self.side_by_side * (GRAPHS + self.drafting) if self.gpu else 0
+
+    @property
+    def drafting(self) -> int:
+        """What an engine's graphs take more where it verifies drafts, and drafts itself.
+
+        For each token that a pass verifies: logits in float32, as probabilities and with the
+        numbers they are drawn by; for each such token and place before it the number of the place,
+        and whether it is seen; and what its heads sum up in 8 parts. The draft has places of its
+        own for each step, and for reading what was accepted.
+        """
+        drafts = self.config.engine.speculative
+        if drafts is None:
+            return 0
+        requests = self.config.engine.max_running_requests or MOST_GRAPHS
+        batch = min(-(-requests // self.engines), MOST_GRAPHS)
+        verified, places = batch * drafts.draft_tokens, 8 * self.context_length
+        each = 4 * 4 * self.shape.vocabulary + places + self.context_length
+        total = verified * (each + self._partial_sums(self.shape))
+        if self.draft:
+            passes = verified + batch * drafts.topk * (drafts.steps + 1)
+            total += passes * (places + self._partial_sums(self.draft))
+        return total
+
+    @staticmethod
+    def _partial_sums(shape: ModelShape) -> int:
+        return 8 * 4 * shape.heads * shape.head_size
 
     @property
     def engine_asleep(self) -> int:
@@ -167,7 +210,7 @@ class Sizes:
     @property
     def engine_awake(self) -> int:
         """Memory of the engines of one device, without their KV caches."""
-        return self.engine_weights + self.engine_stays + self.engine_graphs
+        return self.engine_weights + self.engine_draft + self.engine_stays + self.engine_graphs
 
     @property
     def sleeps(self) -> bool:
@@ -178,13 +221,15 @@ class Sizes:
     def token(self) -> int:
         """Bytes of one token in the KV caches of one device; each cache holds the same tokens.
 
+        A draft has a cache of its own for them.
         The devices of a tensor-parallel engine share its key-value heads, as far as there are
         enough of them.
         """
         engine = self.config.engine
         width = self.width if engine.kv_cache_dtype == "auto" else 1
         parts = min(engine.tensor_parallel // engine.data_parallel, self.shape.key_value_heads)
-        return self.side_by_side * self.shape.key_value_bytes(width) // parts
+        of_draft = self.draft.key_value_bytes(width) if self.draft else 0
+        return self.side_by_side * (self.shape.key_value_bytes(width) // parts + of_draft)
 
     def rollout_tokens(self, longest: int) -> int:
         """Tokens of one engine's share of a rollout, if all its samples have full length."""
@@ -219,6 +264,8 @@ class Sizes:
             moments = 8.0 if training.optimizer == "adamw" else 2 * EIGHT_BIT_BYTES
             kept = networks * (4 + moments) + 4 * int(training.has_reference)
             parts = [(WEIGHTS, int(p * kept))]
+        if self.drafts_trained:
+            parts.append((DRAFT, 12 * self.drafts_trained))
         shared = tuple((name, 0 if offload else size // self.ranks) for name, size in parts)
         if not self.four_bit:
             return shared
@@ -231,7 +278,8 @@ class Sizes:
         FSDP gathers weights into buffers of its own and copies out of them, so they count three
         times on a GPU.
         """
-        gathered = (3 if self.gpu else 1) * self.width * self.gathered(offload)
+        computed = self.gathered(offload) + self.drafts_trained
+        gathered = (3 if self.gpu else 1) * self.width * computed
         return self.gradients + gathered + self.read_again
 
     @property
@@ -253,7 +301,7 @@ class Sizes:
     @property
     def gradients(self) -> int:
         """A rank's share of the float32 gradients; on the device also with offload."""
-        return 4 * self.trained // self.ranks
+        return 4 * (self.trained + self.drafts_trained) // self.ranks
 
     def not_given_back(self, offload: bool) -> int:
         """Memory of an update that the trainer keeps even after it has released its cache.
@@ -335,7 +383,7 @@ class Sizes:
         if self.apart:
             return trainer
         rest = self.engine_asleep if cache is None else self.engine_graphs + cache
-        return trainer + self.engine_stays + self.engine_weights + rest
+        return trainer + self.engine_stays + self.engine_weights + self.engine_draft + rest
 
     @property
     def merging(self) -> int:

@@ -41,6 +41,7 @@ def plan(
     response: int = 1024,
     gpu: bool = True,
     adapters: AdapterShape | None = None,
+    draft: ModelShape | None = None,
 ) -> MemoryPlan:
     return make_plan(
         config or SessionConfig(),
@@ -50,6 +51,7 @@ def plan(
         context_length=CONTEXT_LENGTH,
         width=2 if gpu else 4,
         adapters=adapters,
+        draft=draft,
     )
 
 
@@ -445,3 +447,28 @@ def test_a_cache_in_fp8_takes_half_of_one_in_bfloat16() -> None:
     )
     name = "engine: KV cache"
     assert dict(wide.phases[0].parts)[name] == 2 * dict(narrow.phases[0].parts)[name]
+
+
+def test_a_draft_has_weights_a_cache_graphs_and_where_it_learns_an_optimizer() -> None:
+    draft = replace(QWEN3_0_6B, parameters=187_042_816, layers=2)
+    own = {"algorithm": "standalone", "draft_model": "draft", "num_steps": 3}
+    engine = {"speculative": own, "max_total_tokens": 100_000, "max_running_requests": 64}
+    plain = plan(80, with_settings(engine={**engine, "speculative": None})).phase("generate")
+    frozen = plan(80, with_settings(engine=engine), draft=draft).phase("generate")
+    learns = with_settings(engine=engine, training={"draft": {"learning_rate": 1e-4}})
+    trained = plan(80, learns, draft=draft).phase("generate")
+    before, after, with_optimizer = dict(plain.parts), dict(frozen.parts), dict(trained.parts)
+
+    assert after["engine: draft"] == 2 * draft.parameters
+    cache = 100_000 * 2 * 2 * 8 * 128 * 2  # keys and values of two layers
+    assert after["engine: KV cache"] - before["engine: KV cache"] == cache
+    # 64 requests of 4 tokens: logits, probabilities and what they are drawn by.
+    graphs = after["engine: graphs, workspace"] - before["engine: graphs, workspace"]
+    assert graphs > 64 * 4 * 4 * 4 * QWEN3_0_6B.vocabulary
+    assert "trainer: draft, optimizer" not in after
+    assert with_optimizer["trainer: draft, optimizer"] == 12 * draft.parameters
+    left, learned = (
+        plan(80, each, draft=draft).phase("update").total
+        for each in (with_settings(engine=engine), learns)
+    )
+    assert learned - left == (12 + 4 + 3 * 2) * draft.parameters
