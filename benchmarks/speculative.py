@@ -39,6 +39,8 @@ REQUESTS = (8, 32, 64, 256)
 PROMPTS, GROUP = 32, 8
 GREEDY = 64
 DRAWN = 10_000
+SEQUENCES = (2, 4)
+"""First tokens of a response that are compared as one."""
 MEDIAN, SPREAD = 250, 0.9
 """Tokens of the responses of a rollout with a long tail: those of a log-normal distribution."""
 MARK = "@found "
@@ -72,6 +74,7 @@ def settings(asked: argparse.Namespace, draft: Path | None) -> Any:
         "training": {
             "rollout_batch_size": min(PROMPTS, samples),
             "n_samples_per_prompt": 4,
+            "global_batch_size": min(PROMPTS, samples) // 2,  # more updates of the draft
             "learning_rate": 0.0,
             "lr_schedule": "constant",
         },
@@ -161,16 +164,17 @@ class Asked:
         found = self.write(prompts, self.size["greedy"], 0.0)
         return {name: found[name] for name in ("tokens", "log_probs", "passes")}
 
-    def sampled(self, length: int) -> list[list[Any]]:
-        """First tokens of many responses to one prompt: (tokens, how many, log-prob)."""
+    def sampled(self, *lengths: int) -> list[list[list[Any]]]:
+        """First tokens of many responses to one prompt: (tokens, how many, log-prob), by length."""
         prompts = [self.prompt("50", "50 ")] * self.size["drawn"]
-        found = self.write(prompts, length + 1, 1.0)
-        firsts = [tuple(tokens[:length]) for tokens in found["tokens"]]
-        log_probs = {
-            first: sum(values[:length])
-            for first, values in zip(firsts, found["log_probs"], strict=True)
-        }
-        return [[list(n), count, log_probs[n]] for n, count in Counter(firsts).items()]
+        found = self.write(prompts, max(lengths) + 1, 1.0)
+        tables = []
+        for length in lengths:
+            firsts = [tuple(tokens[:length]) for tokens in found["tokens"]]
+            sums = (sum(values[:length]) for values in found["log_probs"])
+            known = dict(zip(firsts, sums, strict=True))
+            tables.append([[list(n), count, known[n]] for n, count in Counter(firsts).items()])
+        return tables
 
     def rollout(self) -> dict[str, float]:
         """Seconds of a rollout with a long tail, its tokens and its longest response."""
@@ -327,7 +331,7 @@ def measure(
     put("verified", [child.ask("verify") for child in (plain, drafts)])
     put("greedy", differences(*(child.ask("greedy") for child in (plain, drafts))))
     for child in (plain, drafts):
-        child.ask("decode", max(size["requests"]), 32)
+        child.ask("decode", min(size["requests"]), 32)
     for turn in range(asked.repeats):
         for requests in size["requests"]:
             pair = [child.ask("decode", requests, size["tokens"]) for child in (plain, drafts)]
@@ -335,8 +339,9 @@ def measure(
         put(f"rollout/{turn}", [child.ask("rollout") for child in (plain, drafts)])
         if time.monotonic() - begin > asked.limit:
             break
-    for length in (2, 4):
-        put(f"sampled/{length}", chi_square(*(c.ask("sampled", length) for c in (plain, drafts))))
+    tables = zip(*(child.ask("sampled", *SEQUENCES) for child in (plain, drafts)), strict=True)
+    for length, pair in zip(SEQUENCES, tables, strict=True):
+        put(f"sampled/{length}", chi_square(*pair))
     put("plain_steps", plain.ask("learn", 4))
     put("drafts_steps", drafts.ask("learn", 4))
     if asked.device == "cuda" and learned:
@@ -412,8 +417,8 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--algorithm", default="standalone", choices=("standalone", "ngram"))
     parser.add_argument("--layers", type=int, default=2, help="of the draft")
     parser.add_argument("--num-steps", type=int, default=4, help="tokens of a draft")
-    parser.add_argument("--draft-steps", type=int, default=25, help="from which the draft learns")
-    parser.add_argument("--draft-rate", type=float, default=3e-4, help="its learning rate")
+    parser.add_argument("--draft-steps", type=int, default=12, help="from which the draft learns")
+    parser.add_argument("--draft-rate", type=float, default=1e-3, help="its learning rate")
     parser.add_argument("--train-steps", type=int, help="of the model")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--limit", type=float, default=600, help="seconds until no turn begins")
@@ -440,8 +445,8 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as folder:
             asked.folder = asked.folder or Path(folder)
-            given = [a for a in sys.argv[1:] if not a.startswith("--folder")]
-            print(shown(run(asked, [*given, f"--folder={asked.folder}"])), flush=True)
+            # The last one counts.
+            print(shown(run(asked, [*sys.argv[1:], f"--folder={asked.folder}"])), flush=True)
 
 
 if __name__ == "__main__":

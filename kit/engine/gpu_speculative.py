@@ -7,6 +7,8 @@ FlashAttention-3 it has no graph for reading what was accepted.
 Read from SGLang 0.5.16:
     speculative/draft_utils.py     DraftBackendFactory: which attention a draft computes with
     layers/attention/triton_backend.py   TritonMultiStepDraftBackend: a step less than it is told
+    speculative/standalone_worker_v2.py  StandaloneDraftWorker: _capture_cuda_graphs of its base,
+                                   which is called once all memory is taken
     speculative/ngram_worker.py    NGRAMWorker._prepare_for_speculative_decoding: makes the mask
                                    request by request, with some ten launches for each
 """
@@ -38,6 +40,32 @@ def whole_mask(own: torch.Tensor, lens: torch.Tensor, total: int) -> torch.Tenso
     return mask
 
 
+def capture_graphs(worker: Any) -> None:
+    """Capture the graphs of a draft that is a model of its own: its steps, and its reading.
+
+    In place of SGLang's, which takes no graph for a single step, and imports kinds of attention
+    that need further packages.
+
+    Args:
+        worker: SGLang's, of the draft.
+    """
+    from sglang.srt.model_executor.cuda_graph_config import (
+        Backend,
+        Phase,
+        check_cuda_graph_backend,
+    )
+    from sglang.srt.speculative.eagle_draft_cuda_graph_runner import EAGLEDraftCudaGraphRunner
+    from sglang.srt.speculative.eagle_draft_extend_cuda_graph_runner import (
+        EAGLEDraftExtendCudaGraphRunner,
+    )
+
+    worker.cuda_graph_runner = worker.cuda_graph_runner_for_draft_extend = None
+    if check_cuda_graph_backend(Phase.DECODE, Backend.DISABLED):
+        return
+    worker.cuda_graph_runner = EAGLEDraftCudaGraphRunner(worker)
+    worker.cuda_graph_runner_for_draft_extend = EAGLEDraftExtendCudaGraphRunner(worker)
+
+
 def register(*, whole_draft: bool) -> None:
     """Have this process' SGLang draft and verify so.
 
@@ -50,6 +78,9 @@ def register(*, whole_draft: bool) -> None:
     verification.register()
     if whole_draft:
         from sglang.srt.layers.attention.triton_backend import TritonMultiStepDraftBackend
+        from sglang.srt.speculative import standalone_worker_v2
+
+        drafting: Any = standalone_worker_v2
 
         def make_steps(self: Any) -> Any:
             # One more: the draft reads the last accepted token itself.
@@ -58,6 +89,7 @@ def register(*, whole_draft: bool) -> None:
 
         factory: Any = DraftBackendFactory
         factory.create_decode_backend = make_steps
+        drafting.StandaloneDraftWorker._capture_cuda_graphs = capture_graphs
         return
     ngram_worker.USE_FULL_MASK = False
     worker: Any = ngram_worker.NGRAMWorker

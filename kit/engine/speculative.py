@@ -319,7 +319,8 @@ def draft_forward(worker: Any, forward_batch: Any) -> Any:
     info, steps, topk = forward_batch.spec_info, worker.speculative_num_steps, worker.topk
     began_with = info.topk_index, info.topk_p
     attention = worker.draft_attn_backend
-    if steps == 1:  # SGLang plans no attention where it takes no step
+    if steps == 1 and not forward_batch.forward_metadata_ready:
+        # SGLang plans no attention where it takes no step, except for a graph.
         attention.init_forward_metadata(forward_batch)
         forward_batch.mark_forward_metadata_ready()
     slots = forward_batch.out_cache_loc.view(-1, steps)
