@@ -1,20 +1,21 @@
-"""What drafts save on a GPU: a session that drafts beside one that does not, in turns.
+"""What drafts save on a GPU: sessions that draft beside one that does not, in turns.
 
     python -m benchmarks.speculative                            # 0.6b, a draft of 2 layers
-    python -m benchmarks.speculative --algorithm ngram
+    python -m benchmarks.speculative --algorithm ngram --ways always
     python -m benchmarks.speculative --shape tiny --device cpu  # to try the benchmark itself
 
 A model with the shape of Qwen3-0.6B is trained on text that can be predicted
-(`benchmarks.gpu_parts.predictable`). Then two sessions start on one card. In the one that drafts,
-the draft is made as `kit.make_draft` makes it: some of the model's layers, which learn from what it
-writes in some steps while it stays as it is. Then in turns, by one and by the other:
+(`benchmarks.gpu_parts.predictable`), and one of two layers on the same text, to draft for it. Then
+sessions start on one card, all at once: one that does not draft, one that always does, and one that
+does where it pays. In turns, by each of them:
 
 decoded     8, 32, 64 and 256 requests of 1,024 tokens: tokens a second, and their ratio
-rollout     256 responses, most of them short and some of 1,700 tokens: seconds of the whole call
-syncs       those of steps, the draft's weights included, and of steps without a draft
+rollout     256 requests, most of them of some hundred tokens and some of 1,800: seconds of all
 greedy      64 responses, token by token; where two differ, how far apart the tokens' log-probs are
 sampled     10,000 responses: their first tokens against the model's own probabilities (chi-square)
+syncs       of the policy alone, and of policy and draft
 sleep       the engine asleep and awake: the draft's checksums, and what is accepted after it
+learned     training steps of the session that always drafts, in which its draft learns along
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_parts.predictable import MOST, number_for
+from benchmarks.gpu_parts.predictable import Text
 
 REQUESTS = (8, 32, 64, 256)
-PROMPTS, GROUP = 32, 8
+PROMPTS = 32
+"""Of a training step."""
+WAYS = {"plain": 43.0, "always": 52.0, "auto": 36.0}
+"""Sessions, and the GiB of each; together they fit a card of 140."""
 GREEDY = 64
 DRAWN = 10_000
 SEQUENCES = (2, 4)
@@ -52,55 +56,62 @@ def scale(shape: str) -> dict[str, Any]:
     from benchmarks.gpu_parts.workload import QWEN3_06B, TINY
 
     if shape == "tiny":
-        tiny = {"longest": 96, "tokens": 64, "greedy": 32, "rows": 8, "length": 128, "steps": 60}
-        return tiny | {"shape": dict(TINY), "requests": (2, 8), "drawn": 400}
-    whole = {"longest": 2048, "tokens": 1024, "greedy": 256, "rows": 16, "length": 512}
-    return whole | {"steps": 200, "shape": dict(QWEN3_06B), "requests": REQUESTS, "drawn": DRAWN}
+        tiny = {"response": 40, "tokens": 64, "most": 128, "greedy": 32, "rows": 8, "length": 128}
+        return tiny | {"steps": 60, "shape": dict(TINY), "requests": (2, 8), "drawn": 400}
+    whole = {
+        "response": 256,
+        "tokens": 1024,
+        "most": 2048,
+        "greedy": 256,
+        "rows": 16,
+        "length": 512,
+    }
+    return whole | {"steps": 120, "shape": dict(QWEN3_06B), "requests": REQUESTS, "drawn": DRAWN}
 
 
 # ---- a session's process -----------------------------------------------------------------------
 
 
-def settings(asked: argparse.Namespace, draft: Path | None) -> Any:
+def settings(asked: argparse.Namespace) -> Any:
     """The session's settings: the policy stays as it is."""
     from kit import SessionConfig
 
-    size = scale(asked.shape)
+    size, drafts = scale(asked.shape), asked.one != "plain"
     samples = max(size["requests"])
     tree: dict[str, Any] = {
         "model": {"name": str(asked.folder / "model"), "compile": False},
         "data": {"shuffle": False},
-        "rollout": {"max_response_len": size["longest"]},
+        "rollout": {"max_response_len": size["response"]},
         "training": {
             "rollout_batch_size": min(PROMPTS, samples),
             "n_samples_per_prompt": 4,
-            "global_batch_size": min(PROMPTS, samples) // 2,  # more updates of the draft
             "learning_rate": 0.0,
             "lr_schedule": "constant",
         },
         "engine": {
             "max_running_requests": samples,
-            "max_total_tokens": samples * (size["tokens"] + 64),
+            # The one that drafts where it pays is asked for less.
+            "max_total_tokens": samples
+            * (size["tokens"] + 64)
+            // (2 if asked.one == "auto" else 1),
         },
     }
-    tree["model"]["context_length"] = size["longest"] + 256
+    tree["model"]["context_length"] = size["most"] + 64
     if asked.device == "cuda":
-        tree["memory"] = {"device_gib": asked.gib}
-    if draft:
-        tree["training"]["draft"] = {"learning_rate": asked.draft_rate}
-        speculative = {"algorithm": "standalone", "draft_model": str(draft)}
-        tree["engine"]["speculative"] = speculative | {"num_steps": asked.num_steps}
-    elif asked.one == "drafts":
+        tree["memory"] = {"device_gib": WAYS[asked.one]}
+    if drafts and asked.algorithm == "ngram":
         tree["engine"]["speculative"] = {"algorithm": "ngram"}
+    elif drafts:
+        tree["training"]["draft"] = {"learning_rate": asked.draft_rate}
+        own = {"algorithm": "standalone", "draft_model": str(asked.folder / "draft")}
+        tree["engine"]["speculative"] = own | {"num_steps": asked.num_steps, "when": asked.one}
     return SessionConfig(name=f"spec-{asked.one}", device=asked.device, **tree)
 
 
-def rows(asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """Prompts whose responses have some 250 tokens, from which the draft learns."""
-    draw, tokens = random.Random(3), 250 if asked.device == "cuda" else 40
-    middle = number_for(tokens)
-    numbers = [draw.randint(max(0, middle - 2), middle + 2) for _ in range(64 * PROMPTS)]
-    return [{"prompt": f"{n:02d}", "label": str(i)} for i, n in enumerate(numbers)]
+def rows() -> list[dict[str, Any]]:
+    """Prompts of training steps."""
+    draw, words = random.Random(3), Text().words
+    return [{"prompt": draw.choice(words), "label": str(i)} for i in range(64 * PROMPTS)]
 
 
 class Asked:
@@ -109,7 +120,7 @@ class Asked:
     def __init__(self, session: Any, asked: argparse.Namespace) -> None:
         """`session` is running."""
         self.session, self.size = session, scale(asked.shape)
-        self.stack = session.debug.stack
+        self.stack, self.words = session.debug.stack, Text().words
         self.tokenizer = session.debug.sampler.tokenizer
 
     def learn(self, steps: int) -> list[dict[str, float]]:
@@ -122,51 +133,59 @@ class Asked:
             say(f"step {number}: " + ", ".join(f"{n} {v:.3g}" for n, v in found[-1].items()))
         return found
 
-    def write(self, prompts: list[list[int]], tokens: int, temperature: float) -> dict[str, Any]:
+    def write(
+        self, prompts: list[list[int]], tokens: int | list[int], temperature: float
+    ) -> dict[str, Any]:
         """Responses of so many tokens: seconds, tokens, tokens a pass, and what was written."""
         from kit.messages import SamplingSettings
+        from kit.stack.engines import Request
 
         self.session.sync()  # the engine forgets its prefixes, as after each update
+        self.stack.prepare_engines()
         begin = time.perf_counter()
-        sampling = SamplingSettings(temperature, tokens)
-        seeds, written = list(range(len(prompts))), {}
-        for part in self.stack.generate(prompts, sampling, seeds, at_once=True):
+        budgets = tokens if isinstance(tokens, list) else [tokens] * len(prompts)
+        asked = zip(prompts, budgets, strict=True)
+        requests = [Request(i, prompt, i, budget) for i, (prompt, budget) in enumerate(asked)]
+        sampling, written = SamplingSettings(temperature, max(budgets)), {}
+        for part in self.stack.open_stream(sampling, "all", requests):
             written.update(part)
         seconds = time.perf_counter() - begin
         counts: Counter[str] = Counter()
         for each in written.values():
             counts.update(each.spec_info or {})
         passes = counts["tokens"] / counts["verify_ct"] if counts["verify_ct"] else 1.0
+        places = range(len(prompts))
         return {
             "seconds": seconds,
+            "drafted": counts["verify_ct"] / max(counts["passes"], 1),
+            "speedup": counts["plain_us"] / max(counts["us"], 1),
             "count": sum(len(each.tokens) for each in written.values()),
             "passes": passes,
-            "tokens": [written[i].tokens for i in seeds],
-            "log_probs": [written[i].log_probs for i in seeds],
+            "tokens": [written[i].tokens for i in places],
+            "log_probs": [written[i].log_probs for i in places],
         }
 
-    def prompt(self, text: str = f"{MOST - 1:02d}", answer: str = "") -> list[int]:
+    def prompt(self, number: int, answer: str = "") -> list[int]:
         """Token ids of a prompt, and of the beginning of its answer."""
-        turns = [{"role": "user", "content": text}]
+        turns = [{"role": "user", "content": self.words[number % len(self.words)]}]
         how = {"tokenize": False, "add_generation_prompt": True}
         whole = self.tokenizer.apply_chat_template(turns, **how) + answer
         return list(self.tokenizer(whole, add_special_tokens=False).input_ids)
 
     def decode(self, requests: int, tokens: int) -> dict[str, float]:
         """Tokens a second of requests that are decoded together, and tokens a pass."""
-        prompts = [self.prompt(f"{MOST - 1 - i % 8:02d}") for i in range(requests)]
-        found = self.write(prompts, tokens, 1.0)
-        return {"rate": found["count"] / found["seconds"], "passes": found["passes"]}
+        found = self.write([self.prompt(i) for i in range(requests)], tokens, 1.0)
+        kept = {name: found[name] for name in ("passes", "drafted", "speedup")}
+        return kept | {"rate": found["count"] / found["seconds"]}
 
     def greedy(self) -> dict[str, Any]:
         """Tokens and log-probs at temperature 0."""
-        prompts = [self.prompt(f"{MOST - 1 - i:02d}") for i in range(GREEDY)]
-        found = self.write(prompts, self.size["greedy"], 0.0)
+        found = self.write([self.prompt(i) for i in range(GREEDY)], self.size["greedy"], 0.0)
         return {name: found[name] for name in ("tokens", "log_probs", "passes")}
 
     def sampled(self, *lengths: int) -> list[list[list[Any]]]:
         """First tokens of many responses to one prompt: (tokens, how many, log-prob), by length."""
-        prompts = [self.prompt("50", "50 ")] * self.size["drawn"]
+        prompts = [self.prompt(0)] * self.size["drawn"]
         found = self.write(prompts, max(lengths) + 1, 1.0)
         tables = []
         for length in lengths:
@@ -178,18 +197,14 @@ class Asked:
 
     def rollout(self) -> dict[str, float]:
         """Seconds of a rollout with a long tail, its tokens and its longest response."""
-        normal, most = statistics.NormalDist(), self.size["longest"]
-        lengths = [
-            min(MEDIAN * math.exp(SPREAD * normal.inv_cdf((i + 0.5) / PROMPTS)), most)
-            for i in range(PROMPTS)
-        ]
-        prompts = [f"{number_for(round(length)):02d}" for length in lengths]
-        self.session.sync()
-        begin = time.perf_counter()
-        rollout = self.session.generate(prompts, n_samples_per_prompt=GROUP)
-        found = [sample.response_length for sample in rollout]
-        seconds = time.perf_counter() - begin
-        return {"seconds": seconds, "tokens": sum(found), "longest": max(found)}
+        normal, most, count = statistics.NormalDist(), self.size["most"], max(self.size["requests"])
+        places = [(i + 0.5) / count for i in range(count)]
+        lengths = [MEDIAN * math.exp(SPREAD * normal.inv_cdf(place)) for place in places]
+        budgets = [min(round(length), most) for length in lengths]
+        random.Random(0).shuffle(budgets)
+        found = self.write([self.prompt(i) for i in range(count)], budgets, 1.0)
+        kept = {name: found[name] for name in ("seconds", "passes", "drafted", "speedup")}
+        return kept | {"tokens": found["count"], "longest": max(budgets)}
 
     def sleep(self) -> dict[str, Any]:
         """Whether the draft is the same after a sleep, and what is accepted then."""
@@ -201,6 +216,14 @@ class Asked:
         return {"same": same, "weights": len(before[0])} | self.decode(
             min(self.size["requests"]), self.size["tokens"] // 4
         )
+
+    def syncs(self) -> list[float]:
+        """Seconds of syncs, of the draft too where it learns along."""
+        seconds = []
+        for _ in range(6):
+            self.stack.sending.draft_version = None  # as after an update
+            seconds.append(self.session.sync().seconds)
+        return seconds[1:]
 
     def verify(self) -> int:
         """Number of weights whose checksums agree, of policy and draft."""
@@ -215,17 +238,11 @@ class Asked:
 def serve(asked: argparse.Namespace) -> None:
     """Run a session, and do what is asked on stdin, a line each: [method, arguments]."""
     from kit import RLSession
-    from kit.drafts import shorten
-
-    draft = None
-    if asked.one == "drafts" and asked.algorithm == "standalone":
-        draft = asked.folder / "draft"
-        shorten(asked.folder / "model", draft, asked.layers)
 
     def reward(sample: Any) -> float:
         return float(sample.index % 3 == 0)
 
-    with RLSession.start(settings(asked, draft), data=rows(asked), reward=reward) as session:
+    with RLSession.start(settings(asked), data=rows(), reward=reward) as session:
         answer(round(session.start_seconds))
         does = Asked(session, asked)
         for line in sys.stdin:
@@ -243,7 +260,7 @@ def say(words: str) -> None:
     print(words, file=sys.stderr, flush=True)
 
 
-# ---- both of them ------------------------------------------------------------------------------
+# ---- all of them -------------------------------------------------------------------------------
 
 
 class Child:
@@ -257,16 +274,19 @@ class Child:
         self.name = name
 
     def answer(self) -> Any:
-        """Wait for its next answer."""
+        """Wait for its next answer; None where it has ended."""
         assert self.process.stdout
         for line in self.process.stdout:
             if line.startswith(MARK):
                 return json.loads(line.removeprefix(MARK))
-        raise SystemExit(f"the session of {self.name} has ended")
+        say(f"the session {self.name} has ended")
+        return None
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """Have it do something; what comes of it."""
+        """Have it do something; what comes of it, None where it has ended."""
         assert self.process.stdin
+        if self.process.poll() is not None:
+            return None
         print(json.dumps([method, arguments]), file=self.process.stdin, flush=True)
         return self.answer()
 
@@ -321,92 +341,134 @@ def chi_square(plain: list[list[Any]], drafts: list[list[Any]]) -> dict[str, flo
     return {"cells": len(cells), "chi_square": total, "p": chance, "rest": rest, "expected": left}
 
 
-def measure(
-    plain: Child, drafts: Child, asked: argparse.Namespace, put: Callable[[str, Any], None]
-) -> None:
+Put = Callable[[str, Any], None]
+
+
+def measure(children: dict[str, Child], asked: argparse.Namespace, put: Put) -> None:
     """Everything, in turns; the most telling first."""
     size, begin = scale(asked.shape), time.monotonic()
-    learned = asked.algorithm == "standalone"
-    put("learned", drafts.ask("learn", asked.draft_steps if learned else 4))
-    put("verified", [child.ask("verify") for child in (plain, drafts)])
-    put("greedy", differences(*(child.ask("greedy") for child in (plain, drafts))))
-    for child in (plain, drafts):
-        child.ask("decode", min(size["requests"]), 32)
-    for turn in range(asked.repeats):
+
+    def turn(method: str, *arguments: Any, few: bool = True) -> dict[str, Any]:
+        asked = {name: child for name, child in children.items() if few or name != "auto"}
+        found = {name: child.ask(method, *arguments) for name, child in asked.items()}
+        return {name: answer for name, answer in found.items() if answer is not None}
+
+    def against_plain(compare: Callable[[Any, Any], Any], found: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: compare(found["plain"], answer)
+            for name, answer in found.items()
+            if name != "plain"
+        }
+
+    put("greedy", against_plain(differences, turn("greedy")))
+
+    def decode(requests: int, number: int) -> None:
+        all_fit = requests < max(size["requests"])
+        found = turn("decode", requests, size["tokens"], few=all_fit)
+        put(f"decoded/{requests}/{number}", found)
+
+    few = size["requests"][: max(len(size["requests"]) // 2, 1)]
+    for requests in few:
+        decode(requests, 0)
+    put("rollout/0", turn("rollout"))
+    put("syncs", turn("syncs"))
+    tables = turn("sampled", *SEQUENCES)
+    for place, length in enumerate(SEQUENCES):
+        these = {name: table[place] for name, table in tables.items()}
+        put(f"sampled/{length}", against_plain(chi_square, these))
+    if asked.algorithm == "standalone" and "always" in children:
+        if asked.device == "cuda":
+            put("sleep", children["always"].ask("sleep"))
+        put("learned", children["always"].ask("learn", asked.draft_steps))
+    put("verified", turn("verify"))
+    for requests in size["requests"][len(few) :]:
+        decode(requests, 0)
+    put("memory", turn("memory"))
+    for number in range(1, asked.repeats):
         for requests in size["requests"]:
-            pair = [child.ask("decode", requests, size["tokens"]) for child in (plain, drafts)]
-            put(f"decoded/{requests}/{turn}", pair)
-        put(f"rollout/{turn}", [child.ask("rollout") for child in (plain, drafts)])
+            decode(requests, number)
+        put(f"rollout/{number}", turn("rollout"))
         if time.monotonic() - begin > asked.limit:
             break
-    tables = zip(*(child.ask("sampled", *SEQUENCES) for child in (plain, drafts)), strict=True)
-    for length, pair in zip(SEQUENCES, tables, strict=True):
-        put(f"sampled/{length}", chi_square(*pair))
-    put("plain_steps", plain.ask("learn", 4))
-    put("drafts_steps", drafts.ask("learn", 4))
-    if asked.device == "cuda" and learned:
-        put("sleep", drafts.ask("sleep"))
-    put("memory", drafts.ask("memory"))
-    put("memory_plain", plain.ask("memory"))
 
 
 def shown(found: dict[str, Any]) -> str:
     """What was found, as lines."""
-    lines = [f"model: {found['loss']:.3f} nats a token"]
-    for name in sorted(found, key=lambda n: [int(p) if p.isdigit() else p for p in n.split("/")]):
+    lines = [f"{name}: {found['loss'][name]:.3f} nats a token" for name in found["loss"]]
+    for name, answers in found.items():
         kind = name.split("/")[0]
-        if kind == "decoded":
-            plain, drafts = found[name]
-            lines.append(
-                f"{name}: {plain['rate']:.0f} tokens/s plain, {drafts['rate']:.0f} with drafts: "
-                f"{drafts['rate'] / plain['rate']:.2f} x, {drafts['passes']:.2f} tokens a pass"
-            )
-        elif kind == "rollout":
-            plain, drafts = found[name]
-            ratio = plain["seconds"] / plain["tokens"] * drafts["tokens"] / drafts["seconds"]
-            lines.append(f"{name}: {plain}, {drafts}: {ratio:.2f} x")
-        elif kind == "learned":
-            keys = ("rollout/spec_accept_length", "rollout/spec_accept_rate")
-            first, last = (
-                [row.get(key, 0.0) for key in keys] for row in (found[name][0], found[name][-1])
-            )
-            lines.append(f"{name}: {len(found[name])} steps, {first} -> {last}")
-        elif kind in ("plain_steps", "drafts_steps"):
-            times = [row["perf/update_weights_time"] for row in found[name]]
-            lines.append(f"syncs, {name}: {', '.join(f'{t * 1000:.1f}' for t in times)} ms")
-        elif kind in ("greedy", "sampled", "verified", "sleep", "started"):
-            lines.append(f"{name}: {found[name]}")
-        elif kind.startswith("memory"):
-            for phase, planned, measured, _ in found[name]:
-                if measured:
-                    gib = f"planned {planned / 2**30:.2f} GiB, measured {measured / 2**30:.2f}"
-                    lines.append(f"{name}, {phase}: {gib}")
+        if kind in ("decoded", "rollout"):
+            for way, each in answers.items():
+                rate, plain = (
+                    a.get("rate") or a["tokens"] / a["seconds"] for a in (each, answers["plain"])
+                )
+                lines.append(
+                    f"{name}, {way}: {rate:.0f} tokens/s, {rate / plain:.2f} x, "
+                    f"{each['passes']:.2f} tokens a pass, {each['drafted']:.0%} of passes drafted, "
+                    f"estimated {each['speedup']:.2f} x"
+                )
+        elif kind == "syncs":
+            for way, seconds in answers.items():
+                lines.append(f"syncs, {way}: {', '.join(f'{s * 1000:.1f}' for s in seconds)} ms")
+        elif kind == "learned" and answers:
+            for name in ("rollout/spec_accept_rate", "train/draft_loss"):
+                lines.append(f"steps: {name} {', '.join(f'{s[name]:.3f}' for s in answers)}")
+        elif kind == "memory":
+            for way, phases in answers.items():
+                lines += [
+                    f"memory, {way}, {phase}: planned {planned / 2**30:.2f} GiB, "
+                    f"measured {measured / 2**30:.2f}"
+                    for phase, planned, measured, _ in phases
+                    if measured
+                ]
+        elif kind != "loss":
+            lines.append(f"{name}: {answers}")
     return "\n".join(lines)
 
 
 def run(asked: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
-    """Train the model, start the sessions and ask them."""
+    """Train the models, start the sessions and ask them."""
     found: dict[str, Any] = {}
 
     def put(name: str, value: Any) -> None:
         found[name] = value
-        say(f"{name}: {json.dumps(value)[:400]}")
+        say(f"{name}: {json.dumps(value)[:600]}")
         if asked.json:
             asked.json.write_text(json.dumps(found), encoding="utf-8")
 
-    loss = asked.folder / "loss"
-    if not loss.exists():
-        command = [sys.executable, "-m", "benchmarks.speculative", "--one", "model", *arguments]
-        subprocess.run(command, check=True)
-    put("loss", float(loss.read_text()))
-    plain, drafts = Child("plain", arguments), Child("drafts", arguments)
+    command = [sys.executable, "-m", "benchmarks.speculative", "--one"]
+    models = ("model",) if asked.algorithm == "ngram" else ("model", "draft")
+    losses = {name: asked.folder / f"{name}.loss" for name in models}
+    made = [
+        subprocess.Popen([*command, name, *arguments])
+        for name, file in losses.items()
+        if not file.exists()
+    ]
+    if any(process.wait() for process in made):
+        raise SystemExit("the models could not be made")
+    put("loss", {name: float(file.read_text()) for name, file in losses.items()})
+    children = {name: Child(name, arguments) for name in asked.ways.split(",")}
     try:
-        put("started", [plain.answer(), drafts.answer()])
-        measure(plain, drafts, asked, put)
+        put("started", {name: child.answer() for name, child in children.items()})
+        measure(children, asked, put)
     finally:
-        plain.close()
-        drafts.close()
+        for child in children.values():
+            child.close()
     return found
+
+
+def make_model(asked: argparse.Namespace) -> None:
+    """Train the model, or what drafts for it; the loss is a file that is written last."""
+    from benchmarks.gpu_parts.predictable import make, train
+
+    size, file = scale(asked.shape), asked.folder / f"{asked.one}.loss"
+    shape, steps, rate = size["shape"], asked.train_steps or size["steps"], 5e-4
+    if asked.one == "draft":  # small enough for more steps in the same time
+        shape, steps, rate = shape | {"num_hidden_layers": asked.layers}, 2 * steps, 1e-3
+    how = {"rows": size["rows"], "length": size["length"], "say": say}
+    model = make(shape, asked.device)
+    loss = train(model, asked.folder / asked.one, steps=steps, rate=rate, **how)
+    file.write_text(f"{loss}")
 
 
 def options() -> argparse.ArgumentParser:
@@ -415,31 +477,27 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--shape", default="0.6b", choices=("0.6b", "tiny"))
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--algorithm", default="standalone", choices=("standalone", "ngram"))
+    parser.add_argument("--ways", default="plain,always,auto", help="plain first")
     parser.add_argument("--layers", type=int, default=2, help="of the draft")
     parser.add_argument("--num-steps", type=int, default=4, help="tokens of a draft")
-    parser.add_argument("--draft-steps", type=int, default=12, help="from which the draft learns")
-    parser.add_argument("--draft-rate", type=float, default=1e-3, help="its learning rate")
-    parser.add_argument("--train-steps", type=int, help="of the model")
+    parser.add_argument("--draft-steps", type=int, default=4, help="training steps of each session")
+    parser.add_argument("--draft-rate", type=float, default=1e-4, help="the draft's learning rate")
+    parser.add_argument(
+        "--train-steps", type=int, help="of the model; its draft gets twice as many"
+    )
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--limit", type=float, default=600, help="seconds until no turn begins")
-    parser.add_argument("--gib", type=float, default=60.0, help="of each session")
     parser.add_argument("--json", type=Path, help="a file for what is found, written as it comes")
-    parser.add_argument("--folder", type=Path, help="where the model is, or is written to")
-    parser.add_argument("--one", choices=("model", "plain", "drafts"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="where the models are, or are written to")
+    parser.add_argument("--one", choices=("model", "draft", *WAYS), help=argparse.SUPPRESS)
     return parser
 
 
 def main() -> None:
     """Measure, and print what was found."""
     asked = options().parse_args()
-    if asked.one == "model":
-        from benchmarks.gpu_parts.predictable import train
-
-        size = scale(asked.shape)
-        steps, how = asked.train_steps or size["steps"], {k: size[k] for k in ("rows", "length")}
-        model = asked.folder / "model"
-        loss = train(size["shape"], model, asked.device, steps=steps, say=say, **how)
-        (asked.folder / "loss").write_text(f"{loss}")
+    if asked.one in ("model", "draft"):
+        make_model(asked)
     elif asked.one:
         serve(asked)
     else:

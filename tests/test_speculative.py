@@ -15,7 +15,7 @@ import pytest
 
 from kit import RLSession
 from kit.drafts import shorten
-from kit.engine.speculative import drafted, spec_info
+from kit.engine.speculative import Passes
 from kit.errors import ConfigError, DataError, ModelError, StackError
 from kit.models.source import find
 from kit.rollout.drafts import find_draft
@@ -241,20 +241,24 @@ def test_a_draft_with_other_tokens_is_refused(tmp_path: Path, draft: Path) -> No
 
 
 def test_a_counter_that_is_missing_is_an_error_and_not_nothing() -> None:
-    with pytest.raises(StackError, match="lacks spec_verify_ct"):
-        spec_info({}, 5)
-    with pytest.raises(StackError, match="in 2 passes, and noted 0 of them"):
-        drafted({"spec_verify_ct": 2}, 5)
-    assert spec_info({}, 1) == {}  # the prompt's pass gave it
-    counts = {"spec_verify_ct": 2, "spec_num_proposed_drafts": 6, "spec_num_correct_drafts": 2}
-    assert spec_info(counts, 5) == {
+    with pytest.raises(StackError, match="0 of the None passes that wrote 5 tokens"):
+        Passes.of({}, 5)
+    with pytest.raises(StackError, match="0 of the 2 passes that wrote 5 tokens"):
+        Passes.of({"spec_verify_ct": 2}, 5)
+    assert Passes.of({}, 1).spec_info(1) == {}  # the prompt's pass gave it
+    # One without drafts, one with one right of three, one whose fourth token is past the end.
+    noted = [1, 0, 0, 20, 20, 2, 1, 3, 30, 40, 4, 3, 3, 0, 0]
+    passes = Passes.of({"spec_verify_ct": 3, "spec_correct_drafts_histogram": noted}, 6)
+    assert passes.spec_info(6) == {
+        "passes": 3,
         "verify_ct": 2,
         "num_proposed_drafts": 6,
-        "num_correct_drafts": 2,
+        "num_correct_drafts": 4,
         "tokens": 4,
+        "us": 50,
+        "plain_us": 60,
     }
-    passes = {"spec_verify_ct": 2, "spec_correct_drafts_histogram": [1, 0, 2, 3]}
-    assert drafted(passes, 5) == [0, 0, 1, 2, 3]  # the last pass wrote past the end
+    assert passes.drafted(6) == [0, 0, 1, 0, 1, 2]
 
 
 def test_drafted_tokens_are_told_in_samples_and_strips(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""A model whose text can be predicted, trained on the spot: what drafts pay for.
+"""A model whose text can be predicted, trained on the spot, and a smaller one that drafts for it.
 
-A document answers a number: it counts down from it, line by line, with some words on each, and
-ends after line 0. So a prompt says how long its response is. Three words in four follow from the
-one before, the rest are drawn from all; within a word the letters soon tell it.
+A text is an endless row of words, made up once. Three words in four are the one that belongs to the
+word before, the rest are drawn from all; within a word the letters soon tell it. So a model of two
+layers guesses most letters, and a new word in four is hard to guess for any.
 """
 
 from __future__ import annotations
@@ -20,19 +20,16 @@ from kit.models.source import TINY_DIRECTORY
 WORDS = 64
 FOLLOWS = 0.75
 """Chance that a word is the one that belongs to the word before."""
-ON_A_LINE = 6
-MOST = 100
-"""Numbers are below it."""
 WARM_UP = 20
 """Steps in which the learning rate rises."""
 Say = Callable[[str], None]
 
 
 class Text:
-    """Documents, which are the same with the same seed."""
+    """Words and which belongs to which; the same with the same seed."""
 
     def __init__(self, seed: int = 0) -> None:
-        """Make up the words, and which follows which."""
+        """Make them up."""
         draw = random.Random(seed)
         found: set[str] = set()
         while len(found) < WORDS:
@@ -41,89 +38,66 @@ class Text:
         draw.shuffle(self.words)
         self.next = dict(zip(self.words, draw.sample(self.words, WORDS), strict=True))
 
-    def lines(self, number: int, draw: random.Random) -> Iterator[str]:
-        """The answer to a number."""
-        word = draw.choice(self.words)
-        for left in range(number, -1, -1):
-            line = []
-            for _ in range(ON_A_LINE):
-                follows = draw.random() < FOLLOWS
-                word = self.next[word] if follows else draw.choice(self.words)
-                line.append(word)
-            yield f"{left:02d} {' '.join(line)}\n"
-
-
-def number_for(tokens: int) -> int:
-    """The number whose answer has about so many tokens."""
-    a_line = 4 + ON_A_LINE * 6.5
-    return max(0, min(round(tokens / a_line) - 1, MOST - 1))
+    def after(self, word: str, draw: random.Random) -> Iterator[str]:
+        """Words that follow one, without end."""
+        while True:
+            word = self.next[word] if draw.random() < FOLLOWS else draw.choice(self.words)
+            yield word
 
 
 def documents(seed: int, length: int) -> Iterator[list[int]]:
-    """Sequences of so many token ids: documents as the chat template has them, one after another.
-
-    Half of them begin within a document, so that all numbers are seen as often.
-    """
+    """Sequences of so many token ids: a word as a prompt in the chat template, and what follows."""
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(TINY_DIRECTORY)
     text, draw = Text(), random.Random(seed)
     while True:
-        row: list[int] = []
-        while len(row) < length:
-            number = draw.randrange(MOST)
-            prompt = tokenizer.apply_chat_template(
-                [{"role": "user", "content": f"{number:02d}"}],
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-            first = draw.randint(0, number) if draw.random() < 0.5 else 0
-            answer = "".join(list(text.lines(number, draw))[first:])
-            ids = tokenizer(("" if first else prompt) + answer, add_special_tokens=False).input_ids
-            row += [*ids, tokenizer.eos_token_id]
-        yield row[:length]
+        word = draw.choice(text.words)
+        whole: str = tokenizer.apply_chat_template(
+            [{"role": "user", "content": word}], tokenize=False, add_generation_prompt=True
+        )
+        words = text.after(word, draw)
+        whole += " ".join(next(words) for _ in range(length // 4))
+        yield tokenizer(whole[: 2 * length], add_special_tokens=False).input_ids[:length]
+
+
+def make(shape: dict[str, Any], device: str) -> Any:
+    """A model of this shape of Qwen3 with random weights, which knows no end of a response."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    no_end = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    torch.manual_seed(0)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **shape, **no_end))
 
 
 def train(
-    shape: dict[str, Any],
-    folder: Path,
-    device: str,
-    *,
-    steps: int,
-    rows: int,
-    length: int,
-    say: Say,
+    model: Any, folder: Path, *, steps: int, rows: int, length: int, rate: float, say: Say
 ) -> float:
-    """Train a model of this shape on such text and write its directory.
+    """Train a model on such text and write its directory.
 
     Args:
-        shape: of Qwen3.
-        folder: for the model.
-        device: `cpu` or `cuda`.
+        model: in float32.
+        folder: for it, in bfloat16 where it is on a GPU.
         steps: of the optimizer.
         rows: sequences of a step.
         length: tokens of each.
+        rate: largest learning rate.
         say: told of what happens.
 
     Returns:
         The loss over the last steps, in nats a token.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    ends = {"bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0}
-    torch.manual_seed(0)
-    with torch.device(device):
-        model: Any = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model("qwen3", **shape, **ends), attn_implementation="sdpa"
-        )
+    device = model.device.type
     fused = device == "cuda"
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.95), fused=fused)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), fused=fused)
     stream, losses, begin = documents(1, length), [], time.perf_counter()
     for step in range(steps):
-        rate = 5e-4 * min((step + 1) / WARM_UP, (steps - step) / steps * 2, 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * min((step + 1) / WARM_UP, (steps - step) / steps * 2, 1.0)
         batch = torch.tensor([next(stream) for _ in range(rows)], device=device)
         with torch.autocast(device, torch.bfloat16, enabled=fused):
             logits = model(batch[:, :-1], use_cache=False).logits

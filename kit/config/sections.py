@@ -412,9 +412,17 @@ class SpeculativeConfig(Section):
     many as a tree has, at most 8."""
     draft_model: str | None = None
     """Directory or Hugging Face name of the model that drafts; `standalone` only."""
+    when: Literal["always", "auto"] = "always"
+    """`auto` measures passes with drafts and without, for so many requests at once, and takes the
+    faster: drafts pay where few are written. `standalone` with chains only."""
 
     @model_validator(mode="after")
     def _of_the_algorithm(self) -> Self:
+        if self.when == "auto" and (self.algorithm == "ngram" or self.topk > 1):
+            raise ValueError(
+                "engine.speculative.when is auto, which chains of the algorithm standalone know. "
+                "What to do: leave when out, or set algorithm: standalone and eagle_topk: 1."
+            )
         if self.algorithm == "ngram":
             for name in ("num_steps", "eagle_topk", "draft_model"):
                 if getattr(self, name) is not None:

@@ -6,6 +6,7 @@ routing.py       which experts each token of a request took, as SGLang reports i
 adapters.py      adapters of SGLang's own, beside the weights
 speculative.py   drafts: settings, weights of their own, and what is changed for them
 gpu_speculative.py   attention of drafted tokens on a GPU
+draft_choice.py  whether it drafts, by what passes take and give
 verification.py  which drafted tokens are accepted
 ngram.py         drafts without a model
 scoring.py       log-probs of given responses, computed again

@@ -15,7 +15,7 @@ from kit.engine import patches, scoring
 from kit.engine.adapters import AdapterLoader
 from kit.engine.routing import routed_experts
 from kit.engine.server_args import EngineSettings, generation_request, server_arguments
-from kit.engine.speculative import DRAFT_OF, DraftLoader, drafted, spec_info
+from kit.engine.speculative import DRAFT_OF, DraftLoader, Passes
 from kit.errors import StackError
 from kit.messages import CacheUse, EngineStatus, Generation, Rescored, SamplingSettings
 from kit.models import own
@@ -185,14 +185,15 @@ class Engine:
     def _generation(self, output: dict[str, Any], version: int) -> Generation:
         meta, layout, drafts = output["meta_info"], self._experts, self.settings.speculative
         pairs = meta.get("output_token_logprobs") or []
+        passes = Passes.of(meta, len(pairs)) if drafts else None
         return Generation(
             tokens=[pair[1] for pair in pairs],
             log_probs=[pair[0] for pair in pairs],
             finish=(meta.get("finish_reason") or {"type": "abort"})["type"],
             weight_version=version,
             experts=routed_experts(meta, len(pairs), layout) if layout else None,
-            spec_info=spec_info(meta, len(pairs)) if drafts else None,
-            drafted=drafted(meta, len(pairs)) if drafts else None,
+            spec_info=passes.spec_info(len(pairs)) if passes else None,
+            drafted=passes.drafted(len(pairs)) if passes else None,
         )
 
     async def abort(self) -> None:

@@ -9,17 +9,24 @@ Read from SGLang 0.5.16:
     layers/attention/triton_backend.py   TritonMultiStepDraftBackend: a step less than it is told
     speculative/standalone_worker_v2.py  StandaloneDraftWorker: _capture_cuda_graphs of its base,
                                    which is called once all memory is taken
+    kernels/ops/attention/extend_attention.py   extend_attention_fwd, whose 13th argument is the
+                                   most new tokens of a request; TritonAttnBackend imports it as
+                                   it is made
     speculative/ngram_worker.py    NGRAMWorker._prepare_for_speculative_decoding: makes the mask
                                    request by request, with some ten launches for each
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
 
 from kit.engine import verification
+
+ROWS, WARPS = 16, 4
+"""Rows of a tile, the least that a matrix unit takes, and how many groups of threads share it."""
 
 
 def whole_mask(own: torch.Tensor, lens: torch.Tensor, total: int) -> torch.Tensor:
@@ -38,6 +45,34 @@ def whole_mask(own: torch.Tensor, lens: torch.Tensor, total: int) -> torch.Tenso
     rows = begins[:, None] + nodes * widths[:, None] + lens.long()[:, None]  # (B, n)
     mask[(rows[:, :, None] + nodes).flatten()] = own.flatten()
     return mask
+
+
+def small_tiles(kernels: Any) -> None:
+    """Have SGLang's Triton attention compute few new tokens of a request in small tiles.
+
+    On Hopper its tiles have 128 rows, of which verifying five tokens fills five: at 128 requests of
+    a thousand tokens most of a pass went into the rest.
+
+    Args:
+        kernels: SGLang's module of the kernel.
+    """
+    attend, sizes = kernels.extend_attention_fwd, kernels._get_block_sizes_for_extend_attention
+
+    def few_rows(query_size: int, value_size: int) -> tuple[int, ...]:
+        *heads, _, columns, _ = sizes(query_size, value_size)
+        return *heads, ROWS, columns, WARPS
+
+    def attend_to_few(*args: Any, **kwargs: Any) -> Any:
+        most_new = args[12] if len(args) > 12 else kwargs["max_len_extend"]
+        if most_new > ROWS:
+            return attend(*args, **kwargs)
+        kernels._get_block_sizes_for_extend_attention = few_rows
+        try:
+            return attend(*args, **kwargs)
+        finally:
+            kernels._get_block_sizes_for_extend_attention = sizes
+
+    kernels.extend_attention_fwd = attend_to_few
 
 
 def capture_graphs(worker: Any) -> None:
@@ -62,7 +97,8 @@ def capture_graphs(worker: Any) -> None:
     worker.cuda_graph_runner = worker.cuda_graph_runner_for_draft_extend = None
     if check_cuda_graph_backend(Phase.DECODE, Backend.DISABLED):
         return
-    worker.cuda_graph_runner = EAGLEDraftCudaGraphRunner(worker)
+    if worker.speculative_num_steps:
+        worker.cuda_graph_runner = EAGLEDraftCudaGraphRunner(worker)
     worker.cuda_graph_runner_for_draft_extend = EAGLEDraftExtendCudaGraphRunner(worker)
 
 
@@ -76,6 +112,7 @@ def register(*, whole_draft: bool) -> None:
     from sglang.srt.speculative.draft_utils import DraftBackendFactory
 
     verification.register()
+    small_tiles(import_module("sglang.kernels.ops.attention.extend_attention"))
     if whole_draft:
         from sglang.srt.layers.attention.triton_backend import TritonMultiStepDraftBackend
         from sglang.srt.speculative import standalone_worker_v2
@@ -83,6 +120,8 @@ def register(*, whole_draft: bool) -> None:
         drafting: Any = standalone_worker_v2
 
         def make_steps(self: Any) -> Any:
+            if not self.speculative_num_steps:  # for passes without drafts
+                return None
             # One more: the draft reads the last accepted token itself.
             steps = self.speculative_num_steps + 1
             return TritonMultiStepDraftBackend(self.draft_model_runner, self.topk, steps)

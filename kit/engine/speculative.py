@@ -17,19 +17,23 @@ Read from SGLang 0.5.16, and changed in its scheduler:
     managers/schedule_batch.py           Req.update_finish_state: see `within_limit`
                                          Req.update_spec_correct_drafts_histogram: see `note_pass`;
                                          it is called before the tokens are appended
+    managers/scheduler_components/batch_result_processor.py
+                                         SchedulerBatchResultProcessor._resolve_spec_v2_tokens,
+                                         which calls it for each request of a pass
     speculative/standalone_worker_v2.py  StandaloneDraftWorker; StandaloneWorkerV2, which lacks `ps`
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Self
 
 from kit.errors import StackError
 
 if TYPE_CHECKING:
     from kit.config import SpeculativeConfig
+    from kit.engine.draft_choice import DraftChoice
 
 DRAFT_OF = "draft."
 """Begins the names of a draft's weights among those of the engine."""
@@ -45,11 +49,14 @@ class SpeculativeSettings:
     num_draft_tokens: int
     draft_path: str | None = None
     """Directory of the draft; None where there is no model."""
+    where_it_pays: bool = False
+    """Whether it drafts only where passes were measured to give more."""
 
     @classmethod
     def of(cls, config: SpeculativeConfig, draft_path: str | None) -> SpeculativeSettings:
         """Those of a section of settings."""
-        return cls(config.algorithm, config.steps, config.topk, config.draft_tokens, draft_path)
+        numbers = config.steps, config.topk, config.draft_tokens
+        return cls(config.algorithm, *numbers, draft_path, config.when == "auto")
 
     @property
     def has_draft(self) -> bool:
@@ -98,53 +105,82 @@ class DraftLoader:
         )
 
 
-def spec_info(meta: dict[str, Any], tokens: int) -> dict[str, int]:
-    """What SGLang counted while it wrote a response; see `Sample.spec_info`.
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """What the passes of a response have noted; see `note_pass`."""
 
-    Args:
-        meta: SGLang's `meta_info` of the response.
-        tokens: of the response. The first comes from reading the prompt, without a draft.
+    noted: tuple[Note, ...]
 
-    Raises:
-        StackError: more were written, and SGLang says nothing of them.
-    """
-    if tokens <= 1 and not meta.get("spec_verify_ct"):
-        return {}
-    names = ("spec_verify_ct", "spec_num_proposed_drafts", "spec_num_correct_drafts")
-    missing = [name for name in names if not isinstance(meta.get(name), int)]
-    if missing:
-        raise StackError(
-            f"The engine drafts, and its answer lacks {missing[0]}.",
-            why="Without it nobody would see a draft that no longer helps.",
-            fix="install the SGLang version that requirements.lock names.",
-        )
-    counts = {name.removeprefix("spec_"): int(meta[name]) for name in names}
-    return counts | {"tokens": max(tokens - 1, 0)}
+    @classmethod
+    def of(cls, meta: dict[str, Any], tokens: int) -> Self:
+        """Those of a response.
+
+        Args:
+            meta: SGLang's `meta_info` of it.
+            tokens: of it. The first comes from reading the prompt, without a pass.
+
+        Raises:
+            StackError: there were passes, and SGLang does not tell of all of them.
+        """
+        flat, width = meta.get("spec_correct_drafts_histogram") or [], len(fields(Note))
+        count = meta.get("spec_verify_ct")
+        missing = count is None if tokens > 1 else False
+        if missing or len(flat) != width * (count or 0):
+            raise StackError(
+                f"The engine drafts, and tells of {len(flat) // width} of the {count} passes that "
+                f"wrote {tokens} tokens.",
+                why="Nobody would see a draft that no longer helps.",
+                fix="install the SGLang version that requirements.lock names.",
+            )
+        places = range(0, len(flat), width)
+        return cls(tuple(Note(*flat[place : place + width]) for place in places))
+
+    def spec_info(self, tokens: int) -> dict[str, int]:
+        """See `Sample.spec_info`; `tokens` are those of the response."""
+        if not self.noted:
+            return {}
+        drafts = [note for note in self.noted if note.proposed]
+        timed = [note for note in self.noted if note.plain_us]
+        return {
+            "passes": len(self.noted),
+            "verify_ct": len(drafts),
+            "num_proposed_drafts": sum(note.proposed for note in drafts),
+            "num_correct_drafts": sum(note.correct for note in drafts),
+            "tokens": sum(note.end(tokens) - note.first for note in drafts),
+            "us": sum(note.us for note in timed),
+            "plain_us": sum(note.plain_us for note in timed),
+        }
+
+    def drafted(self, tokens: int) -> list[int]:
+        """See `Sample.rollout_drafted`; `tokens` are those of the response."""
+        places = [0] * tokens
+        for note in self.noted:
+            end = min(note.first + note.correct, tokens)
+            places[note.first : end] = range(1, end - note.first + 1)
+        return places
 
 
-def drafted(meta: dict[str, Any], tokens: int) -> list[int]:
-    """Where in a draft each token of a response stood; see `Sample.rollout_drafted`.
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A pass that verified the drafts of a request, or went without."""
 
-    Args:
-        meta: SGLang's `meta_info` of the response, with what `note_pass` has put there.
-        tokens: of the response.
+    first: int
+    """Place of the first token that it wrote, in the response."""
+    correct: int
+    """Drafted tokens that it accepted."""
+    proposed: int
+    """Drafted tokens that it looked at; 0 for a pass without drafts."""
+    us: int
+    """Microseconds that it took; 0 where that is not known."""
+    plain_us: int
+    """Microseconds that passes without drafts would take for these tokens; likewise."""
 
-    Raises:
-        StackError: passes verified drafts, and not all of them are there.
-    """
-    places = [0] * tokens
-    noted = meta.get("spec_correct_drafts_histogram") or []
-    passes = meta.get("spec_verify_ct") or 0
-    if len(noted) != 2 * passes:
-        raise StackError(
-            f"The engine verified drafts in {passes} passes, and noted {len(noted) // 2} of them.",
-            why="Nobody could say which tokens were drafted.",
-            fix="install the SGLang version that requirements.lock names.",
-        )
-    for first, correct in zip(noted[::2], noted[1::2], strict=True):
-        end = min(first + correct, tokens)  # a pass may go on past the end of a response
-        places[first:end] = range(1, end - first + 1)
-    return places
+    def end(self, tokens: int) -> int:
+        """Place after the last token that it wrote of a response of so many tokens.
+
+        A pass may go on past the end of a response.
+        """
+        return min(self.first + self.correct + 1, tokens)
 
 
 # ---- in SGLang's scheduler ---------------------------------------------------------------------
@@ -153,11 +189,17 @@ def drafted(meta: dict[str, Any], tokens: int) -> list[int]:
 def register(settings: SpeculativeSettings) -> None:
     """Change this process' SGLang as the top of this module says."""
     from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.managers.scheduler_components.batch_result_processor import (
+        SchedulerBatchResultProcessor,
+    )
 
     request: Any = Req
     if not hasattr(request.update_finish_state, "within_limit"):
         request.update_finish_state = within_limit(request.update_finish_state)
     request.update_spec_correct_drafts_histogram = note_pass
+    processor: Any = SchedulerBatchResultProcessor
+    if not hasattr(processor._resolve_spec_v2_tokens, "notes"):
+        processor._resolve_spec_v2_tokens = read_noting(processor._resolve_spec_v2_tokens)
     if not settings.has_draft:
         return
     from sglang.srt.managers.scheduler_components.weight_updater import (
@@ -177,14 +219,45 @@ def register(settings: SpeculativeSettings) -> None:
         drafting.draft_forward = draft_forward
         drafting._draft_extend_for_prefill = read_prompts
         drafting._draft_extend_for_decode = read_accepted
+    if settings.where_it_pays:
+        from kit.engine import draft_choice
+
+        draft_choice.register()
+
+
+class _Reading:
+    """The pass whose result this process' scheduler is reading."""
+
+    proposed = 0
+    choice: DraftChoice | None = None
+
+
+def read_noting(read: Any) -> Any:
+    """Have `note_pass` know of which pass a result is.
+
+    Args:
+        read: SGLang's `SchedulerBatchResultProcessor._resolve_spec_v2_tokens`.
+    """
+
+    def read_and_note(processor: Any, result: Any, batch: Any) -> Any:
+        _Reading.proposed = result.speculative_num_draft_tokens - 1
+        _Reading.choice = processor.model_worker.adaptive_controller
+        return read(processor, result, batch)
+
+    read_and_note.notes = True  # type: ignore[attr-defined]
+    return read_and_note
 
 
 def note_pass(request: Any, num_correct_drafts: int) -> None:
-    """Note where a pass begins to write, and how many drafted tokens it accepts.
+    """Note a pass of a request, as the fields of a `Note`.
 
     In place of SGLang's histogram, which tells of no place and goes the same way.
     """
-    request.spec_correct_drafts_histogram += [len(request.output_ids), num_correct_drafts]
+    seconds, plain = _Reading.choice.last_pass if _Reading.choice else (0.0, 0.0)
+    times = round(seconds * 1e6), round(plain * 1e6)
+    request.spec_correct_drafts_histogram += [
+        len(request.output_ids), num_correct_drafts, _Reading.proposed, *times
+    ]  # fmt: skip
 
 
 def within_limit(update: Any) -> Any:

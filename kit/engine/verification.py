@@ -72,6 +72,7 @@ def draw(probabilities: torch.Tensor) -> torch.Tensor:
     its check of the probabilities, for which the host would wait in every pass.
     """
     clocks = torch.empty_like(probabilities).exponential_()
+    clocks.clamp_min_(torch.finfo(clocks.dtype).tiny)  # 0 / 0 would be taken for the largest
     return torch.div(probabilities, clocks, out=clocks).argmax(-1)
 
 

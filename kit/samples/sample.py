@@ -80,9 +80,10 @@ class Sample(Shown):
     """The engine's experts of every token but the last, (tokens - 1, layers with experts, top k),
     as the pass chose them that gave the token's log-prob; None where the engine reports none."""
     spec_info: dict[str, int] = field(default_factory=dict)
-    """Where the engine drafted: `verify_ct` passes of the model that verified drafts,
+    """Where the engine drafted: `verify_ct` of `passes` of the model verified drafts,
     `num_proposed_drafts` and `num_correct_drafts` drafted and accepted tokens, and `tokens` that
-    those passes gave. Empty where none did."""
+    those passes gave; `us` microseconds of passes of which `plain_us` is known, what passes without
+    drafts would have taken for the same tokens. Empty where none did."""
     rollout_drafted: list[int] | None = None
     """Of each response token its place in the draft from which it was accepted, the first 1, and 0
     for what the model wrote itself; None where the engine did not draft."""

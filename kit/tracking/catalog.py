@@ -231,6 +231,17 @@ _ROLLOUT = {
         "near its start; it falls as the policy leaves a draft that does not learn along",
         short="accepted drafts",
     ),
+    "spec_draft_frac": Meaning(
+        "share of the passes that verified drafts",
+        "1, or what engine.speculative.when: auto found to pay",
+        short="passes with drafts",
+    ),
+    "spec_speedup": Meaning(
+        "time that passes without drafts would have taken for these tokens, over that of the "
+        "passes that there were; both as the engine measured them beside each other",
+        "above 1; 1 where drafts do not pay",
+        short="speed-up by drafts",
+    ),
     "routing/recorded_frac": Meaning(
         "share of tokens whose experts the engine has recorded",
         "1; others choose their experts in the trainer",

@@ -66,12 +66,16 @@ def draft_metrics(rollout: Rollout) -> Metrics:
     counts: Counter[str] = Counter()
     for sample in rollout:
         counts.update(sample.spec_info)
-    if not counts["verify_ct"]:
+    if not counts["passes"]:
         return {}
-    return {
-        "rollout/spec_accept_length": counts["tokens"] / counts["verify_ct"],
-        "rollout/spec_accept_rate": counts["num_correct_drafts"] / counts["num_proposed_drafts"],
-    }
+    metrics: Metrics = {"rollout/spec_draft_frac": counts["verify_ct"] / counts["passes"]}
+    if counts["verify_ct"]:
+        correct, proposed = counts["num_correct_drafts"], counts["num_proposed_drafts"]
+        metrics["rollout/spec_accept_length"] = counts["tokens"] / counts["verify_ct"]
+        metrics["rollout/spec_accept_rate"] = correct / proposed
+    if counts["us"]:
+        metrics["rollout/spec_speedup"] = counts["plain_us"] / counts["us"]
+    return metrics
 
 
 def rollout_metrics(rollout: Rollout) -> Metrics:

@@ -1,0 +1,32 @@
+"""Which tokens are drawn where drafts are verified on a GPU, and what nodes of a tree see there."""
+
+from __future__ import annotations
+
+import torch
+
+from kit.engine.gpu_speculative import whole_mask
+from kit.engine.verification import draw
+
+
+def test_tokens_are_drawn_by_their_probabilities() -> None:
+    torch.manual_seed(0)
+    probabilities = torch.tensor([0.5, 0.25, 0.125, 0.1, 0.025, 0.0])
+    draws = 200_000
+    counts = draw(probabilities.expand(draws, -1)).bincount(minlength=6)
+    expected = draws * probabilities
+    assert counts[5] == 0
+    chi_square = ((counts - expected)[:5] ** 2 / expected[:5]).sum()
+    assert chi_square < 18.5  # four degrees of freedom: exceeded once in a thousand
+
+
+def test_each_node_sees_all_before_its_tree_and_its_own_path() -> None:
+    torch.manual_seed(0)
+    lens, nodes = [3, 0, 5], 4
+    own = torch.rand(len(lens), nodes, nodes) < 0.5
+    expected = torch.cat(
+        [
+            torch.cat([torch.ones(nodes, length, dtype=torch.bool), mask], dim=1).flatten()
+            for length, mask in zip(lens, own, strict=True)
+        ]
+    )
+    assert torch.equal(whole_mask(own, torch.tensor(lens), sum(lens)), expected)
