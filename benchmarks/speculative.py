@@ -238,6 +238,9 @@ class Asked:
 def serve(asked: argparse.Namespace) -> None:
     """Run a session, and do what is asked on stdin, a line each: [method, arguments]."""
     from kit import RLSession
+    from kit.rollout import drafts
+
+    drafts.TRIED_ON_GPUS = True
 
     def reward(sample: Any) -> float:
         return float(sample.index % 3 == 0)
@@ -317,7 +320,7 @@ def differences(plain: dict[str, Any], drafts: dict[str, Any]) -> dict[str, Any]
     return {"same": same, "of": len(plain["tokens"]), "tokens": written, "gaps": gaps}
 
 
-def chi_square(plain: list[list[Any]], drafts: list[list[Any]]) -> dict[str, float]:
+def chi_square(plain: list[list[Any]], drafts: list[list[Any]]) -> dict[str, Any]:
     """Draws with drafts against the probabilities that plain decoding says.
 
     What is expected fewer than five times is one cell.
@@ -337,7 +340,7 @@ def chi_square(plain: list[list[Any]], drafts: list[list[Any]]) -> dict[str, flo
         cells.append((rest, left))
     total = sum((seen - expected) ** 2 / expected for seen, expected in cells)
     half = torch.tensor([(len(cells) - 1) / 2, total / 2], dtype=torch.float64)
-    chance = float(torch.special.gammaincc(half[0], half[1]))
+    chance = float(torch.special.gammaincc(half[0], half[1])) if len(cells) > 1 else None
     return {"cells": len(cells), "chi_square": total, "p": chance, "rest": rest, "expected": left}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,28 @@ def test_chains_and_trees_write_what_plain_decoding_writes(
         passes = sum(c["verify_ct"] for c in counts)
         assert sum(c["num_correct_drafts"] for c in counts) == passes * steps
         session.train(2, show=False)
+        assert session.check_mismatch(session.generate()).verdict == "pass"
+
+
+def test_where_it_pays_drafts_write_what_plain_decoding_writes(
+    plain: dict[float, Rollout],
+) -> None:
+    """The first passes draft, then some do not; on a CPU, whose model is tiny, most do not."""
+    with RLSession.start(drafting(MODEL_DIR, when="auto")) as session:
+        session.snapshot("first")
+        counts: Counter[str] = Counter()
+        for _ in range(4):
+            session.restore("first")  # the engine goes on measuring
+            for temperature, expected in plain.items():
+                rollout = written(session, temperature)
+                same(rollout, expected)
+                for sample in rollout:
+                    counts.update(sample.spec_info)
+        assert 0 < counts["verify_ct"] < counts["passes"]
+        assert counts["us"] > 0
+        assert counts["plain_us"] > 0
+        session.train(2, show=False)
+        assert session.sync(verify=True).verified
         assert session.check_mismatch(session.generate()).verdict == "pass"
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import torch
 
 from kit.engine.gpu_speculative import whole_mask
@@ -30,3 +35,19 @@ def test_each_node_sees_all_before_its_tree_and_its_own_path() -> None:
         ]
     )
     assert torch.equal(whole_mask(own, torch.tensor(lens), sum(lens)), expected)
+
+
+def test_small_tiles_attend_as_large_ones_and_as_written_out() -> None:
+    """In Triton's interpreter, which is chosen before anything is imported."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.engine.tiles"],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert run.returncode == 0, run.stderr
+    tiles, written_out = map(float, run.stdout.split()[-2:])
+    assert tiles == 0.0
+    assert written_out < 1e-5
