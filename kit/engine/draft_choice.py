@@ -113,7 +113,7 @@ class Launched:
     drafts: bool
     requests: int
     settled: bool
-    """Whether the passes before it were of the same kind, for as many requests."""
+    """Whether the passes before it drafted, or not, as it does."""
 
 
 class Paces:
@@ -124,7 +124,7 @@ class Paces:
         self._paces: dict[int, Pace] = {}
         self._running: deque[Launched] = deque()
         self._same = 0
-        self._last: tuple[bool, int] | None = None
+        self._last: bool | None = None
         self._ended: float | None = None
 
     def begin(self, requests: int, now: float) -> bool:
@@ -133,9 +133,8 @@ class Paces:
             self._running.clear()  # an interrupt may have left some
             self._ended = None
         drafts = self._pace(requests).choose()
-        kind = drafts, requests.bit_length()
-        self._same = self._same + 1 if kind == self._last else 0
-        self._last = kind
+        self._same = self._same + 1 if drafts is self._last else 0
+        self._last = drafts
         self._running.append(Launched(drafts, requests, self._same >= SETTLE))
         return drafts
 
