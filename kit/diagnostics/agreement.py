@@ -128,11 +128,13 @@ class Agreement:
             elif hints:
                 why.append(f"Its config.json has {', '.join(hints)}.")
         if not self.resynced <= self.resynced_bound:
-            what.append(f"the engine computes {name} with more than what a sync has brought")
+            what.append(
+                f"the engine goes on computing {name} with something that it made of its first "
+                "weights"
+            )
             why.append(
-                f"After one of other weights it is {self.resynced:.2g} nats a token off, where "
-                f"rounding may cause {self.resynced_bound:.2g}: it goes on with something that it "
-                "made of the first weights."
+                f"After a sync of other weights it is {self.resynced:.2g} nats a token off, where "
+                f"rounding may cause {self.resynced_bound:.2g}."
             )
         if self.lost:
             shown = ", ".join(self.lost[:3]) + (" ..." if len(self.lost) > 3 else "")
@@ -140,12 +142,14 @@ class Agreement:
                 f"{len(self.lost)} weights of {name} would not reach the engine after an update "
                 f"({shown})"
             )
+        window = ", or keep prompt and response within the window if that is the cause"
+        text = "; ".join(what)
         return ModelError(
-            f"{'; '.join(what)}.",
+            f"{'T' + text[1:] if text.startswith('the ') else text}.",
             why=" ".join(why),
-            fix="train another model, or keep prompt and response within the window if that is the "
-            "cause. mismatch.on_start: warn starts all the same, and trains something else than "
-            "the model. docs/models.md says how a family is made known.",
+            fix=f"train another model{window if off else ''}. mismatch.on_start: warn starts all "
+            "the same, and trains something else than the model. docs/models.md says how a family "
+            "is made known.",
         )
 
 

@@ -57,7 +57,8 @@ def started(directory: str | Path, **settings: Any) -> Iterator[RLSession]:
     }
     with RLSession.start(SessionConfig(**config | settings), data=ROWS) as session:
         yield session
-        session.close(keep_warm=True)  # for a next test with the same model
+        # A model that no other test has would keep a stack's memory for ten minutes.
+        session.close(keep_warm=isinstance(directory, str))
 
 
 def trained_and_synced(session: RLSession) -> None:
