@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import nbformat
@@ -184,3 +185,13 @@ def test_the_scripts_are_clean() -> None:
     files = [ROOT / script for script in (*SCRIPTS, ".ci/run")]
     done = subprocess.run(["shellcheck", *files], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_installed_kit_command_is_the_one_that_the_guide_calls() -> None:
+    command = Path(sys.executable).with_name("kit")
+    done = subprocess.run([command, "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for name in ("run", "compare", "doctor", "sweep", "export", "import"):
+        assert re.search(rf"\b{name}\b", done.stdout), name
+    (entry,) = entry_points(group="console_scripts", name="kit")
+    assert callable(entry.load())
