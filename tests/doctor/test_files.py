@@ -239,7 +239,7 @@ def test_a_draft_is_looked_at_before_anything_starts(tmp_path: Path) -> None:
         return files.draft(config, find(config.model), device)
 
     assert "8 tokens at once" in found("cpu", algorithm="ngram").found
-    assert "not run on a GPU yet" in found("cuda", algorithm="ngram").found
+    assert "not known to be right" in found("cuda", algorithm="ngram").found
     alone = {"algorithm": "standalone", "draft_model": str(MODEL_DIR)}
     assert "it stays as it is" in found("cpu", **alone).found
     missing = found("cpu", **alone | {"draft_model": "nobody/no-such-draft"})
