@@ -128,6 +128,15 @@ LESSONS = (
         "how narrow they may be, and why. Then two students on one base and one engine, each with "
         "a reward, a learning rate and a history of its own, who come to do opposite things.",
     ),
+    Lesson(
+        "14_low_precision",
+        "Fewer bits",
+        8,
+        20,
+        "Weights in 8 and in 4 bits: what rounding does to a weight, to a policy and to a "
+        "training. The engine alone with few bits, or both sides; a model that rounds badly, and "
+        "the training that takes this into account.",
+    ),
 )
 
 
@@ -184,7 +193,7 @@ def make_index() -> None:
         tag("h1", "Reinforcement learning of language models, from inside"),
         tag(
             "p",
-            f"Nine lessons of {total} minutes together, as a workshop would take them, on a "
+            f"Ten lessons of {total} minutes together, as a workshop would take them, on a "
             "laptop without a GPU. Each is a notebook that trains a real, tiny model; here they "
             "are as pages, with everything that their cells showed.",
         ),
@@ -227,7 +236,7 @@ def share_style(page: str) -> str:
 def restyle() -> None:
     """Give the pages that are there the present style, without running their lessons."""
     make_solutions()  # which writes the style sheet
-    for path in sorted(COURSE.glob("0*.html")):
+    for path in sorted(COURSE.glob("[0-9]*.html")):
         head, end, body = path.read_text("utf-8").partition("</head>")
         body = _DISPLAY_STYLE.sub("", _BODY.sub('<body class="jp-Notebook">', body, count=1))
         path.write_text(head + end + body, encoding="utf-8")

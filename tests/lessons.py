@@ -16,7 +16,7 @@ from kit.tracking.recorder import GROUP_VARIABLE
 from kit.utils.reading import read_object
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-LESSONS = sorted(path.stem for path in NOTEBOOKS.glob("0[1-9]_*.ipynb"))
+LESSONS = sorted(path.stem for path in (NOTEBOOKS / "solutions").glob("*.md"))
 FAST: dict[str, dict[str, Any]] = {
     "01_one_step": {"prompts": 8},
     "02_train_to_solve": {"steps": 20, "seed": 1, "eval_every": 0},
@@ -24,6 +24,7 @@ FAST: dict[str, dict[str, Any]] = {
     "06_reading_runs": {"steps": 10},
     "08_exactly_zero": {"steps": 3},
     "09_lora": {"steps": 4, "ranks": [1], "turns": 6},
+    "14_low_precision": {"steps": 6},
 }
 """Other values than a notebook's own, by its name, so that each takes a minute at most."""
 

@@ -78,6 +78,15 @@ def without_deviation(rewards: list[float]) -> list[float]:
     return [r - sum(rewards) / len(rewards) for r in rewards]
 
 
+def in_groups(
+    row: Any, group: int, *, most: int = 7, read: bool = True, rounds: Any = numpy.round,
+    size: Any = numpy.abs,
+) -> Any:  # fmt: skip
+    groups = row.reshape(-1, group)
+    scales = size(groups).max(1, keepdims=True) / most
+    return (rounds(groups / scales) * (scales if read else 1)).ravel()
+
+
 RIGHT: list[tuple[str, Any, dict[str, Any]]] = [
     ("01.1", 1.62, {}),
     ("01.2", 3, {"rollout": THREE_GROUPS}),
@@ -107,6 +116,11 @@ RIGHT: list[tuple[str, Any, dict[str, Any]]] = [
     ("09.2", [False, True, True, True], {}),
     ("09.3", lambda w, a, b, alpha: w + alpha / len(a) * b @ a, {}),
     ("09.3", lambda w, a, b, alpha: (w + alpha / 3 * b.dot(a)).tolist(), {}),
+    ("14.1", 4.25, {}),
+    ("14.2", [0, 2, -4, 7], {}),
+    ("14.2", (0.0, 2, numpy.int8(-4), 7), {}),
+    ("14.3", lambda row, group: in_groups(row, group), {}),
+    ("14.3", lambda row, group: in_groups(row, group).tolist(), {}),
 ]
 
 WRONG: list[tuple[str, Any, dict[str, Any], str]] = [
@@ -189,6 +203,27 @@ WRONG: list[tuple[str, Any, dict[str, Any], str]] = [
     ("09.3", lambda w, a, b, alpha: w - alpha / 3 * b @ a, {}, "begins with 6, and yours with -4"),
     ("09.3", lambda w, a, b, alpha: a @ b, {}, "B is (out, r)"),
     ("09.3", lambda w, a, b, alpha: b, {}, "W's shape"),
+    ("14.1", 4, {}, "the code alone"),
+    ("14.1", 20, {}, "64 numbers share one"),
+    ("14.1", 4.5, {}, "a scale of 32 bits"),
+    ("14.1", 0.53125, {}, "counts bytes"),
+    ("14.1", 272, {}, "Divide by its numbers"),
+    ("14.2", [0, 3, -4, 7], {}, "2.5: think again; a half goes to the even"),
+    ("14.2", [0, 2, -3, 7], {}, "-3 is odd"),
+    ("14.2", [0, 2, 4, 7], {}, "mind its sign"),
+    ("14.2", [1, 2, -4, 7], {}, "the nearest whole number is 0"),
+    ("14.2", [0, 2, -4, 8], {}, "7.0: think again; the scale"),
+    ("14.2", [0, 2, ..., 7], {}, "still open"),
+    ("14.2", [0, "2", -4, 7], {}, "A whole number is asked for"),
+    ("14.2", 7, {}, "a list of four"),
+    ("14.3", lambda row, group: row, {}, "the row as it was"),
+    ("14.3", lambda row, group: in_groups(row, 8), {}, "one scale for the whole row"),
+    ("14.3", lambda row, group: in_groups(row, group, most=8), {}, "divides by 8"),
+    ("14.3", lambda row, group: in_groups(row, group, read=False), {}, "Those are the codes"),
+    ("14.3", lambda row, group: in_groups(row, group, rounds=numpy.trunc), {}, "cuts off"),
+    ("14.3", lambda row, group: in_groups(row, group, size=lambda x: x), {}, "the largest size"),
+    ("14.3", lambda row, group: in_groups(row, 2), {}, "becomes"),
+    ("14.3", lambda row, group: row[:4], {}, "the row's shape"),
 ]
 
 
@@ -254,6 +289,6 @@ def test_a_lesson_ends_with_three_open_exercises_that_have_solutions(lesson: str
         assert re.match(rf'check\("{number}", answer[,)]', last)
 
 
-def test_there_are_nine_lessons_of_three_exercises() -> None:
-    assert len(LESSONS) == 9
-    assert len(exercises()) == 27
+def test_there_are_ten_lessons_of_three_exercises() -> None:
+    assert len(LESSONS) == 10
+    assert len(exercises()) == 30

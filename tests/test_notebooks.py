@@ -52,6 +52,7 @@ patients = lesson("06_reading_runs")
 trials = lesson("07_what_if")
 zero = lesson("08_exactly_zero")
 adapters = lesson("09_lora")
+bits = lesson("14_low_precision")
 
 
 def word_problems(file: Path, split: str, count: int) -> str:
@@ -255,6 +256,23 @@ def test_adapters_learn_and_two_students_of_one_base_come_to_do_opposite_things(
     assert (adapters.folder / "careful" / "adapter_model.safetensors").is_file()
     metrics = (adapters.folder / "forks" / "careful" / "metrics.jsonl").read_text()
     assert len(metrics.splitlines()) == 6
+
+
+@pytest.mark.slow
+def test_few_bits_are_named_and_a_model_that_was_trained_through_them_is_better_with_them(
+    bits: RunResult,
+) -> None:
+    shown = texts(bits)
+    assert "253 numbers, the largest 448.0" in shown
+    assert "engine.quantization asks" in shown
+    assert re.search(r"as it is +\[.*\]  gradient \[0\.0,", shown)
+    ways = ("engine alone", "engine alone, TIS", "both")
+    apart = {way: re.findall(rf"(?m)^{way} +[\d.]+% +[\d.]+% +(\S+)$", shown) for way in ways}
+    assert all(len(found) == 1 for found in apart.values()), apart
+    assert float(apart["both"][0]) < 2e-3 < float(apart["engine alone"][0])
+    served = r"(?m)^{} +\S+ +([\d.]+)% +([\d.]+)%$"
+    (aware,) = re.findall(served.format(r"both \(QAT\)"), shown)
+    assert float(aware[1]) > float(aware[0])
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@
 
 A check never raises because of an answer: an answer is open, wrong or right, and the verdict on a
 wrong one names the likely mistake. An answer that is still `...` is open. The functions in
-`lesson_01.py` to `lesson_09.py` return a sentence on what is wrong, or an empty string for a right
+`lesson_01.py` to `lesson_14.py` return a sentence on what is wrong, or an empty string for a right
 answer.
 """
 
