@@ -13,6 +13,7 @@ cards.py      sessions of their own: a small card, learning, memory run out on p
 predictable.py  a model trained on text that drafts can guess
 rows.py       measured numbers beside reference, bound and target
 page.py       the table in the terminal, and docs/performance.md
+fp8_products.py  bits and times of FP8 products, for `python -m benchmarks.low_precision`
 
 Nothing here imports torch before a child process runs a part.
 """

@@ -46,19 +46,19 @@ def _engine(work: Workload, report: Report) -> Any:
     begin = time.perf_counter()
     os.environ |= kept_kernels()  # what the session's engine has compiled need not be made again
     if work.device == "cpu":
-        _prepare_cpu()
+        prepare_cpu()
     import sglang
 
     engine_class: Any = sglang.Engine
     if work.device == "cpu":  # which SGLang alone does not know to use
-        engine_class = patches.engine_class("cpu", os.cpu_count() or 1)
+        engine_class = patches.engine_class(settings)
     engine = engine_class(**server_arguments(settings))
     report.put("start_seconds", seconds := time.perf_counter() - begin)
     report.say(f"started in {seconds:.1f} s")
     return engine
 
 
-def _prepare_cpu() -> None:
+def prepare_cpu() -> None:
     """What SGLang has to find before it is imported where there is no GPU."""
     from kit.cluster.client import CPU_OPERATORS
 

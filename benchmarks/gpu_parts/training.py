@@ -83,7 +83,6 @@ def start(work: Workload, level: Level, rendezvous: Path, **further: Any) -> Any
     trainer = Trainer(
         TrainerSettings(
             model_path=work.model,
-            training=work.config().training,
             temperature=1.0,
             device=work.device,
             dtype="bfloat16" if work.device == "cuda" else "float32",
@@ -91,8 +90,12 @@ def start(work: Workload, level: Level, rendezvous: Path, **further: Any) -> Any
             rank=0,
             rendezvous=str(rendezvous),
             recompute=level,
-            compile=work.device == "cuda",
-            **{"max_response_len": work.response_tokens, **further},
+            **{
+                "training": work.config().training,
+                "compile": work.device == "cuda",
+                "max_response_len": work.response_tokens,
+                **further,
+            },
         )
     )
     trainer.start()

@@ -8,23 +8,25 @@ if TYPE_CHECKING:
     from kit.config.schema import SessionConfig
 
 
-def _qwen3_lora(size: str) -> dict[str, Any]:
-    """Adapters on a Qwen3 that answers without thinking first, which would take more tokens."""
+def _qwen3(size: str, kind: str, model: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
+    """A Qwen3 that answers without thinking first, which would take more tokens."""
     return {
-        "name": f"qwen3-{size.lower()}-lora",
+        "name": f"qwen3-{size.lower()}-{kind}",
         "device": "cuda",  # a CPU would need days
-        "model": {"name": f"Qwen/Qwen3-{size}", "lora": {"r": 16, "lora_alpha": 32}},
+        "model": {"name": f"Qwen/Qwen3-{size}"} | model,
         "data": {
             "source": "reasoning_gym:gsm_symbolic",
             "chat_template_kwargs": {"enable_thinking": False},
         },
         "rollout": {"max_response_len": 1024},
-        "training": {
-            "rollout_batch_size": 32,
-            "n_samples_per_prompt": 8,
-            "learning_rate": 1e-5,  # ten times that of all weights
-        },
+        "training": {"rollout_batch_size": 32, "n_samples_per_prompt": 8} | training,
     }
+
+
+def _qwen3_lora(size: str) -> dict[str, Any]:
+    """Adapters, with ten times the learning rate of all weights."""
+    lora = {"lora": {"r": 16, "lora_alpha": 32}}
+    return _qwen3(size, "lora", lora, {"learning_rate": 1e-5})
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -85,6 +87,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qwen3-0.6b-lora": _qwen3_lora("0.6B"),
     "qwen3-1.7b-lora": _qwen3_lora("1.7B"),
     "qwen3-4b-lora": _qwen3_lora("4B"),
+    "qwen3-4b-fp8": _qwen3(
+        "4B",
+        "fp8",
+        {"quantization": "fp8"},
+        {"learning_rate": 1e-6, "true_on_policy": True},  # else rounding moves whole steps of FP8
+    ),
 }
 
 

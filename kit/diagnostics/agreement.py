@@ -237,20 +237,10 @@ def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
     samples = Samples(tokens, [len(row) - 1 for row in tokens])
     coarse = "bfloat16" in (stack.dtype, str(config.engine.extra.get("dtype")))
     dtypes = ["float32", "bfloat16"] if coarse else ["float32"]
-    follows = not stack.sending.adapters  # a sync brings the weights, not adapters alone
-    how: tuple[Any, ...] = (True, None, "own", "auto", follows)
-    plain = stack.probe("plainly", samples, dtypes, 1.0, *how)
-    exact, *rounded = plain[:: 1 + follows]
-    engines, others = exact, plain[1::2] if follows else []
-    if config.engine.rounds_alone:  # what it computes is another thing than what the trainer does
-        quantized = "all" if config.engine.quantization else "own"
-        how = True, None, quantized, config.engine.kv_cache_dtype, follows
-        rounds = stack.probe("plainly", samples, ["float32"], 1.0, *how)
-        engines, others[:1] = rounds[0], rounds[1:]
+    exact, engines, others, rounding = _plainly(stack, samples, dtypes)
     trained = stack.probe("recompute", samples, 1.0)
     read = stack.rescore(samples.tokens, samples.response_lengths, cache="none")[0]
     bound = BOUNDS["bfloat16" if coarse else _exactness(config, stack.device)]
-    rounding = _gap(rounded[0], exact) if rounded else 0.0
     bound = max(bound, ROUNDINGS * rounding)
     prefill: Rows = [row.log_probs for row in read]
     tails = _tails(engines, answers)
@@ -280,6 +270,29 @@ def measure(stack: Stack, sampler: PromptSampler, longest: int) -> Agreement:
         exact=_gap(prefill, trained) == 0.0
         and _gap([a.log_probs for a in answers], _tails(trained, answers)) == 0.0,
     )
+
+
+def _plainly(
+    stack: Stack, samples: Samples, dtypes: Sequence[str]
+) -> tuple[Rows, Rows, Sequence[Rows], float]:
+    """Transformers' log-probs: (as the trainer, as the engine, as `_after_another_sync` takes them)
+    and what rounding to the last of the dtypes does to them, in nats a token.
+    """
+    config = stack.settings.config
+    follows = not stack.sending.adapters  # a sync brings the weights, not adapters alone
+    how: tuple[Any, ...] = (True, None, "own", "auto", follows)
+    plain = stack.probe("plainly", samples, dtypes, 1.0, *how)
+    exact, *rounded = plain[:: 1 + follows]
+    rounding = _gap(rounded[0], exact) if rounded else 0.0
+    engines = exact
+    if config.engine.rounds_alone:  # what it computes is another thing than what the trainer does
+        quantized = "all" if config.engine.quantization else "own"
+        how = True, None, quantized, config.engine.kv_cache_dtype, follows
+        plain = stack.probe("plainly", samples, dtypes, 1.0, *how)
+        engines, *rounded = plain[:: 1 + follows]
+        if rounded:  # last bits move its numbers in FP8 by whole steps
+            rounding = max(rounding, _gap(rounded[0], engines))
+    return exact, engines, plain[1::2] if follows else [], rounding
 
 
 def _after_another_sync(

@@ -325,7 +325,7 @@ def register_products() -> None:
 
     def load_and_prove(self: Any) -> Any:
         loaded = load(self)
-        weights = [p for p in self.model.parameters() if p.dim() == 2]
+        weights = [p for p in self.model.parameters() if p.dim() == 2 and p.dtype is torch.bfloat16]
         shapes = {(len(weight), weight.shape[1]) for weight in weights}
         vocabulary = self.model_config.vocab_size
         shapes |= {(vocabulary, columns) for rows, columns in shapes if rows > vocabulary}

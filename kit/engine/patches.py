@@ -56,9 +56,9 @@ def engine_class(settings: EngineSettings) -> Any:
     further = settings.quantization, settings.speculative
     run = partial(run_on_cpu, settings.threads, shared, path, adapts, *further)
     if settings.device != "cpu":
-        run = partial(run_on_gpu, shared, path, adapts, settings.speculative)
-    elif settings.quantization:  # this process checks the name
-        from kit.engine.cpu import quantization
+        run = partial(run_on_gpu, shared, path, adapts, *further)
+    if settings.quantization:  # this process checks the name
+        from kit.engine import quantization
 
         quantization.register(settings.quantization, shares_operators=shared is not None)
     place_load_files()  # for the tokenizer manager, which reads them
@@ -106,7 +106,7 @@ def run_on_cpu(
 
         shared_operators.register(shared)
     if quantized:
-        from kit.engine.cpu import quantization
+        from kit.engine import quantization
 
         quantization.register(quantized, shares_operators=shared is not None)
     if adapts:
@@ -129,6 +129,7 @@ def run_on_gpu(
     shared: str | None,
     path: str,
     adapts: bool,
+    quantized: QuantizationConfig | None,
     drafts: SpeculativeSettings | None,
     *args: Any,
     **kwargs: Any,
@@ -143,6 +144,10 @@ def run_on_gpu(
         from kit.engine import gpu
 
         gpu.register(shared)
+    if quantized:
+        from kit.engine import quantization
+
+        quantization.register(quantized, shares_operators=shared is not None)
     if adapts:
         adapters.register("cuda")
     if drafts:

@@ -16,7 +16,7 @@ from kit.messages import SamplingSettings
 from kit.models.source import ExpertLayout
 
 QUANTIZED = "kit"
-"""SGLang's name for the quantisation that `kit.engine.cpu.quantization` registers."""
+"""SGLang's name for the quantisation that `kit.engine.quantization` registers."""
 HANDLED_ELSEWHERE = {
     "replicas": "kit.cluster.placement",
     "max_running_requests": "EngineSettings.max_running_requests, one replica's share",

@@ -288,8 +288,11 @@ class Sizes:
 
         Of weights in 4 bits that is one at a time. Where trainer and engine compute with the same
         bits, it is the sum of each weight and its adapter, until its backward pass; and where
-        weights are quantised what each one's codes stand for.
+        weights are quantised what each one's codes stand for: on a GPU of one at a time, in its
+        backward pass.
         """
+        if self.config.model.quantization and self.gpu:
+            return self.width * self.shape.hidden * self.shape.intermediate
         if self.config.model.quantization:
             return self.width * self.quantized
         if self.adapters is None:

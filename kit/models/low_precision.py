@@ -24,8 +24,9 @@ from kit.config import QuantizationConfig, SessionConfig
 from kit.errors import ConfigError, ModelError
 from kit.models import families
 from kit.models.source import ModelSource, stored_shapes
-from kit.operators import low_precision
-from kit.operators.low_precision import PER_WORD, Scheme
+from kit.operators import fp8_cuda, low_precision
+from kit.operators.low_precision import BLOCK, PER_WORD, Scheme
+from kit.utils.hardware import Card
 from kit.utils.reading import read_json
 
 ROUNDED_CACHE = "kit_rounded_cache"
@@ -51,22 +52,60 @@ def check_session(config: SessionConfig, model: ModelSource, device: str) -> Non
     """Refuse what cannot be quantised; warn of an engine that rounds and nothing corrects for.
 
     Raises:
-        ConfigError: the device is a GPU.
-        ModelError: see `check_model`.
+        ConfigError: see `check_gpu`.
+        ModelError: see `check_gpu` and `check_model`.
     """
     _warn_of_the_uncorrected(config)
     if config.quantization is None:
         return
-    name = "model.quantization" if config.model.quantization else "engine.quantization"
-    if device != "cpu":
-        raise ConfigError(
-            f"{name} is set, and the device is {device}.",
-            why="Quantised weights were run on CPUs only: on a GPU neither the engine's kernels "
-            "nor the weight sync into their layouts were ever tried. An engine's FP8 blocks of "
-            "128 rows would also have to begin where q, k and v do.",
-            fix=f"set device: cpu, or leave {name} out.",
-        )
     check_model(model, config.quantization)
+    if device != "cpu":
+        card = Card.gpu()
+        check_gpu(config, model, fp8_cuda.HOPPER if card is None else card.capability)
+        _warn_of_bits(config)
+
+
+def check_gpu(config: SessionConfig, model: ModelSource, capability: tuple[int, int]) -> None:
+    """Refuse what was never run with quantised weights on a GPU.
+
+    Args:
+        config: the session's settings, with a quantisation.
+        model: whose weights are quantised.
+        capability: the GPU's compute capability.
+
+    Raises:
+        ConfigError: INT4; several GPUs; another GPU than Hopper; another dtype than bfloat16.
+        ModelError: the size of a linear layer is no multiple of 128.
+    """
+    name = "model.quantization" if config.model.quantization else "engine.quantization"
+    assert config.quantization is not None
+    number = ".".join(map(str, capability))
+    refused = {
+        f"{name} is INT4": config.quantization.method == "int4",
+        f"{name} is set, and training.num_trainers is {config.training.num_trainers}": (
+            config.training.num_trainers > 1
+        ),
+        f"{name} is set, and model.dtype is {config.model.dtype}": config.model.dtype == "float32",
+        f"{name} is set, and the GPU has compute capability {number}": capability
+        != fp8_cuda.HOPPER,
+    }
+    for what, applies in refused.items():
+        if applies:
+            raise ConfigError(
+                f"{what}.",
+                why="On GPUs quantised weights were run as FP8 in bfloat16 on one Hopper card "
+                "(compute capability 9.0), whose tensor cores the kernels are written for.",
+                fix=f"leave {name} out, or set device: cpu.",
+            )
+    for weight, shape in stored_shapes(Path(model.path)).items():
+        if is_quantized(weight) and any(size % BLOCK for size in shape):
+            raise ModelError(
+                f"{weight} is {shape[0]} x {shape[1]}, and on a GPU blocks of FP8 are {BLOCK} x "
+                f"{BLOCK}.",
+                why="The kernels take whole blocks only, and of layers that the engine computes in "
+                "one product (q, k and v; gate and up) each part has to begin with one.",
+                fix=f"take a model whose sizes are multiples of {BLOCK}, or set device: cpu.",
+            )
 
 
 def _warn_of_the_uncorrected(config: SessionConfig) -> None:
@@ -82,6 +121,17 @@ def _warn_of_the_uncorrected(config: SessionConfig) -> None:
         "it on.",
         stacklevel=6,
     )
+
+
+def _warn_of_bits(config: SessionConfig) -> None:
+    if config.model.quantization and not config.training.true_on_policy:
+        warnings.warn(
+            "model.quantization is fp8, and training.true_on_policy is off: trainer and engine "
+            "multiply the same codes, but what else they compute differs in last bits, and where "
+            "such a bit decides how an activation is rounded it counts as a whole step of FP8. "
+            "With training.true_on_policy nothing differs.",
+            stacklevel=6,
+        )
 
 
 def register_rounded_cache() -> None:
@@ -162,10 +212,16 @@ class _Rounded:
     """A linear layer that multiplies with what the codes of its weight stand for."""
 
     weight: torch.Tensor
+    bias: torch.Tensor | None
     scheme: Scheme
+    by_kernels: bool
     product: Any
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.by_kernels:
+            whole: torch.Tensor = fp8_cuda.fp8_linear(x.reshape(-1, x.shape[-1]), self.weight)
+            whole = whole.view(*x.shape[:-1], -1)
+            return whole if self.bias is None else whole + self.bias
         if self.scheme.rounds_activations:
             x = low_precision.rounded_activations(x)
         weight = low_precision.rounded_weight(self.weight, self.scheme.group, x.dtype)
@@ -175,8 +231,6 @@ class _Rounded:
 
 class _RoundedPlain(_Rounded):
     """One whose products are torch's own."""
-
-    bias: torch.Tensor | None
 
     def product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(x, weight, self.bias)
@@ -189,18 +243,24 @@ def _rounded(kind: Any) -> Any:
     return type(f"Rounded{kind.__name__}", (mixin, kind), {})
 
 
-def use(model: nn.Module, scheme: Scheme) -> None:
+def use(model: nn.Module, scheme: Scheme, gpu: torch.device | None = None) -> None:
     """Have a causal language model compute with quantised weights, and train through them.
 
     Args:
         model: a Transformers model of a family that `quantizes`, with its weights as they are kept.
         scheme: how they are quantised as they are used.
+        gpu: where the codes themselves are multiplied, as the engine does it there; None multiplies
+            what they stand for.
     """
+    shapes = set()
     for name, module in model.named_modules():
         if is_quantized(f"{name}.weight"):
             layer: Any = module
             layer.__class__ = _rounded(layer.__class__)
-            layer.scheme = scheme
+            layer.scheme, layer.by_kernels = scheme, gpu is not None
+            shapes.add((layer.out_features, layer.in_features))
+    if gpu is not None:
+        fp8_cuda.prove_products(shapes, gpu)
 
 
 # ---- on the way to engines, and in files -------------------------------------------------------

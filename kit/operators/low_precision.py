@@ -26,6 +26,8 @@ from typing import Any, Literal
 import torch
 from torch.nn.functional import pad
 
+from kit.operators import fp8_cuda
+
 Method = Literal["fp8", "int4"]
 
 BLOCK = 128
@@ -92,6 +94,8 @@ class Scheme:
 
 def quantize_fp8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes (N, K) in e4m3 and scales (N / 128, K / 128) in float32, rounded up at the edges."""
+    if fp8_cuda.runs_on(weight.device):
+        return fp8_cuda.quantize_blocks(weight.detach())
     wide = weight.detach().bfloat16().float()
     rows, columns = wide.shape
     blocks = pad(wide.abs(), (0, -columns % BLOCK, 0, -rows % BLOCK))

@@ -257,7 +257,9 @@ class ModelFactory:
             policy.share_operators(self.device, settings.attention_backend)
         inner: Any = policy.model
         if settings.quantization and settings.trains_quantized:
-            low_precision.use(inner, low_precision.scheme_of(settings.quantization))
+            scheme = low_precision.scheme_of(settings.quantization)
+            by_kernels = self.device.type == "cuda" and settings.dtype == "bfloat16"
+            low_precision.use(inner, scheme, self.device if by_kernels else None)
         if settings.lora:
             exact = settings.training.true_on_policy
             lora.inject(inner, settings.lora, settings.seed, whole_products=exact)

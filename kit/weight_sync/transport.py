@@ -232,9 +232,11 @@ class SendBuffer:
 
 
 def _copy(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Copy into (place, value), those of a dtype in one call."""
+    """Copy into (place, value), those of a dtype in one call; of one byte as bytes."""
     by_dtype: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
     for place, value in pairs:
+        if place.itemsize == 1 and place.dtype is value.dtype:
+            place, value = place.view(torch.uint8), value.view(torch.uint8)
         into, values = by_dtype.setdefault(place.dtype, ([], []))
         into.append(place)
         values.append(value)

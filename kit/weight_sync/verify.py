@@ -34,6 +34,8 @@ ADAPTER_OF = "adapter "
 """Begins the action of SGLang's checker that gives the checksums of the adapter that it names."""
 NO_CODE = -128
 """A number in int8 that is no code of a quantised weight."""
+NAN_CODE = 0x7F
+"""The bits of NaN in e4m3, but for its sign."""
 SCALE = ".weight_scale"
 """Ends the names of scales of quantised weights."""
 PIECE = 1 << 26
@@ -102,8 +104,12 @@ def checksum(tensor: torch.Tensor) -> str:
         # Odd factors: no single change cancels out, and a change of places is one.
         factors = torch.arange(1, 2 * len(whole), 2, device=flat.device)
         total = total * 31 + int((whole * factors).sum())
-    broken = tensor.is_floating_point() and bool(flat.isnan().any())
-    broken = broken or (tensor.dtype is torch.int8 and bool((flat == NO_CODE).any()))
+    if tensor.dtype is torch.float8_e4m3fn:  # which has no arithmetic on every device
+        broken = bool(((flat.view(torch.uint8) & NAN_CODE) == NAN_CODE).any())
+    elif tensor.dtype is torch.int8:
+        broken = bool((flat == NO_CODE).any())
+    else:
+        broken = tensor.is_floating_point() and bool(flat.isnan().any())
     return f"{total % (1 << 64):016x}{BROKEN if broken else ''}"
 
 

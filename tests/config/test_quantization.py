@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +11,14 @@ import pytest
 from kit import SessionConfig
 from kit.config import ModelConfig, from_yaml
 from kit.errors import ConfigError, ModelError
-from kit.models.low_precision import check_session
+from kit.models.low_precision import check_gpu, check_session
 from kit.models.source import find
+from kit.operators.fp8_cuda import HOPPER
+from tests.small_models import make_model
 
 INT4 = {"method": "int4", "group_size": 64}
+WHOLE_BLOCKS = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 128}
+"""Sizes of a model whose linear layers are multiples of 128."""
 
 
 def test_a_method_alone_is_a_whole_section() -> None:
@@ -116,10 +122,38 @@ def test_what_was_never_tried_together_is_refused(settings: dict[str, Any], word
 def test_gpus_other_models_and_sizes_that_do_not_fit_are_refused() -> None:
     tiny, moe = find(ModelConfig()), find(ModelConfig(name="tiny-moe"))
     fp8 = SessionConfig(model={"quantization": "fp8"})
-    with pytest.raises(ConfigError, match=r"the device is cuda.\n.*CPUs only"):
+    with pytest.raises(ModelError, match=r"_proj\.weight is \d+ x \d+, and on a GPU blocks"):
         check_session(fp8, tiny, "cuda")
     with pytest.raises(ModelError, match="Qwen3MoeForCausalLM is not quantised"):
         check_session(fp8, moe, "cpu")
     with pytest.raises(ModelError, match=r"mlp\.down_proj\.weight has 448 numbers a row"):
         check_session(SessionConfig(engine={"quantization": "int4"}), tiny, "cpu")
     check_session(SessionConfig(), moe, "cuda")
+
+
+def test_fp8_on_a_gpu_without_equal_bits_is_warned_of(tmp_path: Path) -> None:
+    whole = find(ModelConfig(name=str(make_model(tmp_path / "whole", "Qwen3", **WHOLE_BLOCKS))))
+    fp8 = SessionConfig().replace("model.quantization", "fp8")
+    with pytest.warns(UserWarning, match="a whole step of FP8"):
+        check_session(fp8, whole, "cuda")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_session(fp8.replace("training.true_on_policy", True), whole, "cuda")
+        check_session(fp8, whole, "cpu")
+
+
+def test_what_was_not_run_on_a_gpu_is_refused_there(tmp_path: Path) -> None:
+    whole = find(ModelConfig(name=str(make_model(tmp_path / "whole", "Qwen3", **WHOLE_BLOCKS))))
+    for side in ("model", "engine"):
+        fp8 = SessionConfig().replace(f"{side}.quantization", "fp8")
+        check_gpu(fp8, whole, HOPPER)
+        for setting, value, what in (
+            (f"{side}.quantization", "int4", "is INT4"),
+            ("training.num_trainers", 2, "num_trainers is 2"),
+            ("model.dtype", "float32", "dtype is float32"),
+        ):
+            with pytest.raises(ConfigError, match=what):
+                check_gpu(fp8.replace(setting, value), whole, HOPPER)
+        for capability in ((8, 9), (12, 0)):
+            with pytest.raises(ConfigError, match=r"the GPU has compute capability (8\.9|12\.0)"):
+                check_gpu(fp8, whole, capability)

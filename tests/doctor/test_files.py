@@ -229,7 +229,7 @@ def test_what_is_quantised_is_said_or_why_it_cannot_be() -> None:
     assert found("cpu", **fp8).level == "ok"
     assert "training.use_tis corrects" in found("cpu", **fp8).found
     assert found("cuda", **fp8).level == "problem"
-    assert "CPUs only" in found("cuda", **fp8).found
+    assert "on a GPU blocks of FP8 are 128 x 128" in found("cuda", **fp8).found
     assert "448 numbers a row" in found("cpu", model={"quantization": "int4"}).found
 
 

@@ -52,7 +52,7 @@ def test_a_scheduler_process_is_told_by_name_what_to_run(device: str) -> None:
     run = object.__new__(patches.engine_class(settings)).run_scheduler_process_func
     told = pickle.loads(pickle.dumps(run))
     if device == "cuda":
-        assert (told.func, told.args) == (patches.run_on_gpu, (None, "model", False, None))
+        assert (told.func, told.args) == (patches.run_on_gpu, (None, "model", False, None, None))
     else:
         assert (told.func, told.args) == (
             patches.run_on_cpu,

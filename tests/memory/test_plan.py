@@ -439,6 +439,23 @@ def test_an_engine_with_quantised_weights_takes_the_bytes_of_codes_and_scales() 
     assert weights() > 3 * weights(quantization="fp8")
 
 
+def test_on_a_gpu_fp8_halves_the_engines_layers_and_the_trainer_reads_one_weight_at_a_time() -> (
+    None
+):
+    plain, both = (
+        plan(80, with_settings(model={"quantization": how}, engine={"max_total_tokens": 100_000}))
+        for how in (None, "fp8")
+    )
+    parts = [
+        {name: size for phase in p.phases for name, size in phase.parts} for p in (plain, both)
+    ]
+    saved = parts[0]["engine: weights"] - parts[1]["engine: weights"]
+    assert 0.3 < saved / parts[0]["engine: weights"] < 0.5
+    name = "trainer: gradients, weights to compute with"
+    more = parts[1][name] - parts[0][name]
+    assert 0 < more < 0.01 * parts[0]["engine: weights"]
+
+
 def test_a_cache_in_fp8_takes_half_of_one_in_bfloat16() -> None:
     limit = {"max_total_tokens": 100_000}
     wide, narrow = (

@@ -8,7 +8,6 @@ This folder makes the same SGLang run on a plain CPU; `kit.cluster.fork_server` 
     operators.py       norm, rotation, checksums, the record of experts, the KV cache's memory
     shared.py          the operators of `kit.operators`, for `training.true_on_policy`
     gated_delta.py     layers of linear attention
-    quantization.py    linear layers with weights in FP8 or INT4
     speculative.py     drafts: their attention
     sampling.py        sampling that depends on a request's own seed alone
 """

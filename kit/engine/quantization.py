@@ -1,13 +1,17 @@
-"""Linear layers with quantised weights in SGLang on a CPU; read from SGLang 0.5.16.
+"""Linear layers with quantised weights in SGLang; read from SGLang 0.5.16.
 
-What SGLang has itself for FP8 and INT4 needs a GPU, or a CPU with AMX. Here a layer holds codes and
-scales, and reads its weights from them for each product, as the trainer does. FP8 is kept in e4m3,
-a byte a number; INT4 in int8, a byte too, and not packed: on a CPU nothing would be gained by it.
+A layer holds codes and scales, in the parameters that it was made with: syncs write into them.
+SGLang has such layers too; they compute by kernels of theirs, which the trainer would need as well.
+
+on a GPU    FP8 alone: e4m3 times e4m3 by `kit.operators.fp8_cuda`, whose parts a trainer calls too
+on a CPU    the weights are read from their codes for each product, as the trainer does; e4m3 in a
+            byte, and INT4 in int8, not packed: nothing would be gained by it
 
 Weights may come as codes with their scales, which a sync sends, or plain, as the model's files
 have them: those are quantised as they come, by the same functions. Of a layer that SGLang computes
 in one product (q, k and v; gate and up) each part has scales of its own, as it has in the trainer,
-wherever its first row comes to lie.
+wherever its first row comes to lie. On a GPU parts begin at multiples of 128 rows, so that these
+are the blocks of the whole.
     relies on   layers/linear.py: LinearBase, which asks the quantisation for a method and hands
                 `create_weights` the sizes of its parts; weight_loader(parameter, tensor, part)
                 layers/quantization: QUANTIZATION_METHODS, CPU_QUANTIZATION_METHODS
@@ -30,9 +34,11 @@ from kit.config import QuantizationConfig as Settings
 from kit.engine.server_args import QUANTIZED
 from kit.errors import StackError
 from kit.models.low_precision import SCALE, scheme_of
-from kit.operators import cpu, low_precision
-from kit.operators.low_precision import Scheme
+from kit.operators import cpu, fp8_cuda, low_precision
+from kit.operators.low_precision import BLOCK, Scheme
 
+MOST_TRIED = 1 << 26
+"""Elements of a product that is compared when the engine starts, at most."""
 PARTS = {"q": 0, "k": 1, "v": 2}
 """SGLang's names of the parts of an attention's projection; those of other layers are numbers."""
 
@@ -58,6 +64,9 @@ class QuantizedLinear(LinearMethodBase):
         if (columns, sum(output_partition_sizes)) != (input_size, output_size):
             raise StackError("A quantised layer cannot be divided over devices.")
         shapes = [scheme.scales_shape(rows, columns) for rows in output_partition_sizes]
+        on_gpu = torch.get_default_device().type == "cuda"
+        if on_gpu and any(size % BLOCK for size in (columns, *output_partition_sizes)):
+            raise StackError(f"A quantised layer has parts that are no multiples of {BLOCK}.")
         own: Any = layer
         own.rows_of_parts = list(output_partition_sizes)
         own.scales_of_parts = [rows for rows, _ in shapes]
@@ -78,7 +87,7 @@ class QuantizedLinear(LinearMethodBase):
             elif loaded.dtype is self._scheme.codes_dtype:
                 scales, codes = None, loaded
             else:  # from the model's files
-                codes, scales = self._scheme.quantize(loaded)
+                codes, scales = self._scheme.quantize(loaded.to(layer.weight.device))
             if codes is not None:
                 _put(layer.weight, codes, layer.rows_of_parts, place)
             if scales is not None:
@@ -86,8 +95,19 @@ class QuantizedLinear(LinearMethodBase):
 
         return load
 
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        """Find out which library may multiply this layer's codes; they stay as they are."""
+        own: Any = layer
+        if own.weight.is_cuda:
+            shape = own.weight.shape
+            fp8_cuda.prove_products([(shape[0], shape[1])], own.weight.device, MOST_TRIED)
+
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """Product of x with the weights that the codes stand for."""
+        """Product of x (T, K) with the weights that the codes stand for."""
+        if x.is_cuda:
+            own = layer.weight, getattr(layer, SCALE)
+            whole = fp8_cuda.product(fp8_cuda.quantize_rows(x), own, x.dtype)
+            return whole if bias is None else whole + bias
         weights = self.weights(layer, x.dtype)
         if self._scheme.rounds_activations:
             x = low_precision.rounded_activations(x)

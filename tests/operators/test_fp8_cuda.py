@@ -1,0 +1,102 @@
+"""FP8's kernels against torch: on a GPU to the bit; without one by Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from kit.operators import fp8_cuda, low_precision
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+TILES = [(64, 32, 4, 4), (64, 64, 4, 4), (64, 128, 4, 4), (128, 64, 4, 4), (128, 128, 8, 3)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there the kernels themselves are tested")
+def test_interpreted_kernels_give_scales_codes_and_products() -> None:
+    """The interpreter does not round to e4m3 as GPUs do: most codes are at most a step off, and
+    some that should become a power of two are half of it.
+    """
+    script = """
+        import torch
+        from kit.operators import fp8_cuda, low_precision
+
+        torch.manual_seed(0)
+        x, weight = torch.randn(37, 384).bfloat16() * 3, torch.randn(256, 384).bfloat16() / 50
+        x[3], weight[:128, :128] = 0, 0
+        wide = x.float().unflatten(1, (3, 128))
+        x_scales = wide.abs().amax(2).clamp_min(1e-10) / 448
+        x_codes = (wide / x_scales[:, :, None]).clamp(-448, 448).to(torch.float8_e4m3fn).flatten(1)
+        wanted = low_precision.quantize_fp8(weight)
+        pairs = (fp8_cuda.quantize_rows(x), (x_codes, x_scales)), (
+            fp8_cuda.quantize_blocks(weight), wanted)
+        for (codes, scales), (right, right_scales) in pairs:
+            assert torch.equal(scales, right_scales)
+            size = right.float().abs()
+            gap = (right.float() - codes.float()).abs()
+            assert (gap <= size / 2 + 2**-9).all()
+            assert (gap <= size / 8 + 2**-9).float().mean() > 0.9
+        for rows in (1, 37):
+            out = fp8_cuda.kernel_product((x_codes[:rows], x_scales[:rows]), wanted, torch.float32)
+            read = low_precision.read(*wanted, 0, torch.float32)
+            torch.testing.assert_close(
+                out, low_precision.rounded_activations(x[:rows].float()) @ read.T,
+                rtol=1e-5, atol=1e-5)
+        x[4, 5], weight[0, 0] = torch.nan, torch.inf
+        assert fp8_cuda.quantize_rows(x)[1][4].isnan().tolist() == [True, False, False]
+        assert fp8_cuda.quantize_blocks(weight)[1].isinf().sum() == 1
+    """
+    asked = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(asked, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@on_gpu
+def test_codes_and_scales_are_torchs_to_the_bit() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(640, 1280) / 50  # in float32: rounded to bfloat16 on the way
+    weight[:128, :128] = 0
+    codes, scales = low_precision.quantize_fp8(weight)
+    found = fp8_cuda.quantize_blocks(weight.cuda())
+    assert torch.equal(found[0].cpu().view(torch.uint8), codes.view(torch.uint8))
+    assert torch.equal(found[1].cpu(), scales)
+    read = low_precision.read(codes, scales, 0, torch.bfloat16)
+    assert torch.equal(fp8_cuda.rounded_blocks(weight.cuda(), torch.bfloat16).cpu(), read)
+    x = torch.randn(333, 1280).bfloat16() * 3
+    x[3], x[5, :128] = 0, 1e-12
+    rounded = low_precision.rounded_activations(x)
+    assert torch.equal(fp8_cuda.rounded_rows(x.cuda()).cpu(), rounded)
+
+
+@on_gpu
+@pytest.mark.parametrize("columns", [256, 1024, 4096])
+def test_a_row_has_the_same_bits_in_any_company_and_tile(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    weight = fp8_cuda.quantize_blocks(torch.randn(columns, 2560, device="cuda"))
+    codes, scales = fp8_cuda.quantize_rows(torch.randn(2500, 2560, device="cuda").bfloat16())
+    whole = fp8_cuda.kernel_product((codes, scales), weight, torch.bfloat16)
+    for tile in TILES:
+        monkeypatch.setattr(fp8_cuda, "TILE", tile)
+        for count in (1, 3, 64, 65, 200, 2500):
+            part = codes[:count], scales[:count].T.contiguous().T
+            out = fp8_cuda.kernel_product(part, weight, torch.bfloat16)
+            assert torch.equal(out, whole[:count]), (tile, count)
+
+
+@on_gpu
+def test_gradients_pass_as_if_nothing_had_been_rounded() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(200, 512, device="cuda").bfloat16().requires_grad_()
+    weight = (torch.randn(256, 512, device="cuda") / 50).bfloat16().requires_grad_()
+    given = torch.randn(200, 256, device="cuda").bfloat16()
+    fp8_cuda.fp8_linear(x, weight).backward(given)
+    read, rounded = fp8_cuda.rounded_blocks(weight, x.dtype), fp8_cuda.rounded_rows(x)
+    assert torch.equal(x.grad, given @ read)  # type: ignore[arg-type]
+    assert torch.equal(weight.grad, given.T @ rounded)  # type: ignore[arg-type]
