@@ -12,10 +12,12 @@ import pytest
 from kit import RLSession, SessionConfig
 from kit.errors import ConfigError, SessionError
 from kit.lifecycle.start import check_experts
+from kit.models import families
 from kit.models.source import find
 from kit.samples import Rollout, Sample
 from kit.samples.experts import RoutedExperts
 from kit.tracking.metrics import rollout_metrics
+from tests.small_models import make_model
 
 MOE = (
     SessionConfig.preset("tiny-moe")
@@ -175,9 +177,16 @@ def test_the_own_choice_and_engine_log_probs_as_old_ones_exclude_each_other() ->
 
 
 @pytest.mark.parametrize("name", ["use_rollout_routing_replay", "use_routing_replay"])
-def test_a_dense_model_is_refused_before_anything_starts(name: str) -> None:
+def test_a_dense_model_is_refused_before_anything_starts(tmp_path: Path, name: str) -> None:
     config = SessionConfig.preset("tiny").replace(f"training.{name}", True)
     with pytest.raises(ConfigError, match=rf"training\.{name} is set, and tiny has no experts"):
         check_experts(config, find(config.model))
     moe = config.replace("model.name", "tiny-moe")
     check_experts(moe, find(moe.model))
+    # Experts under names of its own are experts: what was tried with them says the family's record.
+    granite = config.replace("model.name", str(make_model(tmp_path / "granite", "GraniteMoe")))
+    source = find(granite.model)
+    assert source.experts is None
+    check_experts(granite, source)
+    with pytest.raises(ConfigError, match="was not tried with GraniteMoeForCausalLM"):
+        families.find(source.architecture).check(granite, source.path, "cpu")

@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from kit import tracking
@@ -45,6 +46,7 @@ from kit.tracking.recorder import current_group, current_run
 from kit.utils.files import working_folder
 from kit.utils.forks import at_exit
 from kit.utils.interrupts import held
+from kit.utils.reading import read_json
 from kit.utils.shadowing import check_hidden_packages
 from kit.utils.versions import installed_version
 
@@ -541,6 +543,10 @@ def check_experts(config: SessionConfig, model: ModelSource) -> None:
     training = config.training
     if model.experts or not training.replays_routing:
         return
+    from kit.models.source import expert_count
+
+    if expert_count(read_json(Path(model.path) / "config.json", unique=False)):
+        return  # it has some, under names of its own: its family's record says what was tried
     name = "use_rollout_routing_replay" if training.use_rollout_routing_replay else ""
     raise ConfigError(
         f"training.{name or 'use_routing_replay'} is set, and {config.model.name} has no experts.",

@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,7 +46,7 @@ class ExpertLayout:
     def read(cls, folder: Path, settings: dict[str, Any]) -> Self | None:
         """Read it from config.json and the names of the weights; None without experts."""
         config = settings.get("text_config") or settings
-        count = next((n for key in _EXPERT_COUNTS if (n := config.get(key))), None)
+        count = expert_count(config)
         top_k = config.get("num_experts_per_tok")
         if not (isinstance(count, int) and isinstance(top_k, int)):
             return None
@@ -60,6 +61,13 @@ class ExpertLayout:
 
 
 _EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts")
+
+
+def expert_count(settings: Mapping[str, Any]) -> int | None:
+    """Experts of a layer by config.json; None for a dense model."""
+    return next((n for key in _EXPERT_COUNTS if (n := settings.get(key))), None)
+
+
 _EXPERT_WEIGHT = re.compile(r"\blayers\.(\d+)\..*\bexperts\b")
 
 
