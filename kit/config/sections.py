@@ -421,7 +421,7 @@ class SpeculativeConfig(Section):
     def _of_the_algorithm(self) -> Self:
         if self.when == "auto" and (self.algorithm == "ngram" or self.topk > 1):
             raise ValueError(
-                "engine.speculative.when is auto, which chains of the algorithm standalone know. "
+                "engine.speculative.when is auto, which only chains of standalone drafts can be. "
                 "What to do: leave when out, or set algorithm: standalone and eagle_topk: 1."
             )
         if self.algorithm == "ngram":
