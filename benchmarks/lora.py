@@ -81,10 +81,9 @@ def settings(work: Workload, way: str, gib: float | None) -> Any:
 
 def session(way: str, work: Workload, gib: float | None, steps: int) -> dict[str, Any]:
     """Steps, syncs and decoding of one session."""
-    from benchmarks.gpu_parts.session import stack_of
+    from benchmarks.gpu_parts.session import decoding_speed
     from benchmarks.gpu_parts.workload import reward
     from kit import RLSession
-    from kit.messages import SamplingSettings
 
     found: dict[str, Any] = {"rows": [], "decode": {}, "gaps": [], "merge_error": []}
     with RLSession.start(settings(work, way, gib), data=work.rows(), reward=reward) as running:
@@ -102,17 +101,10 @@ def session(way: str, work: Workload, gib: float | None, steps: int) -> dict[str
         }
         found["sync"] = [running.sync().seconds for _ in range(6)]
         say(f"syncs: {found['sync']}")
-        stack, sampling = stack_of(running), SamplingSettings(1.0, min(DECODED, 20 * work.length))
         for count in work.requests:
-            best = float("inf")
-            for _ in range(work.repeats):
-                running.sync()
-                begun = time.perf_counter()
-                for _part in stack.generate(work.token_rows(count), sampling, list(range(count))):
-                    pass
-                best = min(best, time.perf_counter() - begun)
-            found["decode"][str(count)] = count * sampling.max_new_tokens / best
-            say(f"{count} decoded at once: {found['decode'][str(count)]:.0f} tokens/s")
+            speed = decoding_speed(running, work, count, min(DECODED, 20 * work.length))
+            found["decode"][str(count)] = speed
+            say(f"{count} decoded at once: {speed:.0f} tokens/s")
         found["verified"] = running.sync(verify=True).verified
         found["mismatch"] = str(running.check_mismatch(running.generate()))
     return found

@@ -61,10 +61,9 @@ DECODED = 256
 def session(way: str, shape: str, folder: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Steps, syncs, checksums, memory and decoding of one session."""
     from benchmarks.gpu_parts.card import memory_by_process
-    from benchmarks.gpu_parts.session import stack_of
+    from benchmarks.gpu_parts.session import decoding_speed
     from benchmarks.gpu_parts.workload import reward
     from kit import RLSession
-    from kit.messages import SamplingSettings
 
     work = workload(shape, folder)
     if asked.response:
@@ -98,17 +97,10 @@ def session(way: str, shape: str, folder: str, asked: argparse.Namespace) -> dic
         }
         found["sync"] = [running.sync().seconds for _ in range(6)]
         say(f"syncs: {found['sync']}")
-        stack, sampling = stack_of(running), SamplingSettings(1.0, min(DECODED, 20 * work.length))
         for count in asked.requests:
-            best = float("inf")
-            for _ in range(work.repeats):
-                running.sync()
-                begun = time.perf_counter()
-                for _part in stack.generate(work.token_rows(count), sampling, list(range(count))):
-                    pass
-                best = min(best, time.perf_counter() - begun)
-            found["decode"][str(count)] = count * sampling.max_new_tokens / best
-            say(f"{count} decoded at once: {found['decode'][str(count)]:.0f} tokens/s")
+            speed = decoding_speed(running, work, count, min(DECODED, 20 * work.length))
+            found["decode"][str(count)] = speed
+            say(f"{count} decoded at once: {speed:.0f} tokens/s")
         found["mismatch"] = str(running.check_mismatch(running.generate()))
     return found
 

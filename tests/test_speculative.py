@@ -175,7 +175,7 @@ def test_frequencies_are_those_of_the_model(running: RLSession) -> None:
     [
         ({"engine.speculative": {"algorithm": "standalone"}}, "no draft_model is named"),
         ({"engine.speculative": {"draft_model": "x"}}, "ngram drafts without a model"),
-        ({"engine.speculative": {"when": "auto"}}, "chains of the algorithm standalone"),
+        ({"engine.speculative": {"when": "auto"}}, "only chains of standalone drafts"),
         (
             {
                 "engine.speculative": {

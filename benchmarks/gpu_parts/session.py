@@ -148,6 +148,16 @@ def phases_of(session: RLSession) -> list[tuple[str, int, int | None]]:
     return [(phase.name, phase.total, phase.measured) for phase in session.memory_plan().phases]
 
 
+def decoding_speed(session: RLSession, work: Workload, count: int, length: int) -> float:
+    """Tokens a second of so many responses of this length, written at once: the best repeat."""
+    from kit.messages import SamplingSettings
+
+    sampling = SamplingSettings(temperature=1.0, max_new_tokens=length)
+    asked = work.token_rows(count), sampling, list(range(count))
+    seconds = _after_syncs(session, partial(_all, stack_of(session), *asked), work.repeats)
+    return count * length / min(seconds)
+
+
 def stack_of(session: RLSession) -> Stack:
     """What is below the session: verbs hide it, a benchmark looks there."""
     return session.debug.stack

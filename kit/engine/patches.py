@@ -115,13 +115,7 @@ def run_on_cpu(
         from kit.engine.cpu import speculative as on_cpu
 
         on_cpu.register(whole_draft=drafts.has_draft)
-        speculative.register(drafts)
-    families.register(path, "cpu")
-    if drafts and drafts.draft_path:
-        families.register(drafts.draft_path, "cpu")
-    register_prefix_cache()
-    register_weight_checks()
-    place_load_files()
+    _register_on_both("cpu", path, drafts)
     run_scheduler_process(*args, **kwargs)
 
 
@@ -154,14 +148,20 @@ def run_on_gpu(
         from kit.engine import gpu_speculative
 
         gpu_speculative.register(whole_draft=drafts.has_draft)
+    _register_on_both("cuda", path, drafts)
+    run_scheduler_process(*args, **kwargs)
+
+
+def _register_on_both(device: str, path: str, drafts: SpeculativeSettings | None) -> None:
+    """Change in a scheduler what is changed on CPUs and GPUs alike, after the device's own."""
+    if drafts:
         speculative.register(drafts)
-    families.register(path, "cuda")
+    families.register(path, device)
     if drafts and drafts.draft_path:
-        families.register(drafts.draft_path, "cuda")
+        families.register(drafts.draft_path, device)
     register_prefix_cache()
     register_weight_checks()
     place_load_files()
-    run_scheduler_process(*args, **kwargs)
 
 
 LOADS = "KIT_LOADS"
