@@ -2,13 +2,16 @@
 
     python -m benchmarks.speculative                            # 0.6b, a draft of 2 layers
     python -m benchmarks.speculative --algorithm ngram --ways always
+    python -m benchmarks.speculative --draft trained            # on the text, not by kit.make_draft
     python -m benchmarks.speculative --shape tiny --device cpu  # to try the benchmark itself
 
 A model with the shape of Qwen3-0.6B is trained on text that can be predicted
-(`benchmarks.gpu_parts.predictable`), and one of two layers on the same text, to draft for it. Then
-sessions start on one card, all at once: one that does not draft, one that always does, and one that
-does where it pays. In turns, by each of them:
+(`benchmarks.gpu_parts.predictable`), and `kit.make_draft` makes a draft of two of its layers from
+what it writes; the session that does not draft starts meanwhile. (`--draft trained` trains a model
+of two layers on the same text instead.) Then sessions start on one card, all at once: one that
+always drafts, and one that does where it pays. In turns, by each of them:
 
+made        the draft: seconds, and what is accepted at the beginning and at the end
 decoded     8, 32, 64 and 256 requests of 1,024 tokens: tokens a second, and their ratio
 rollout     256 requests, most of them of some hundred tokens and some of 1,800: seconds of all
 greedy      64 responses, token by token; where two differ, how far apart the tokens' log-probs are
@@ -57,6 +60,7 @@ def scale(shape: str) -> dict[str, Any]:
 
     if shape == "tiny":
         tiny = {"response": 40, "tokens": 64, "most": 128, "greedy": 32, "rows": 8, "length": 128}
+        tiny |= {"made": 20, "made_rows": 16, "layers": 1}
         return tiny | {"steps": 60, "shape": dict(TINY), "requests": (2, 8), "drawn": 400}
     whole = {
         "response": 256,
@@ -65,6 +69,9 @@ def scale(shape: str) -> dict[str, Any]:
         "greedy": 256,
         "rows": 16,
         "length": 512,
+        "made": 12,
+        "made_rows": 64,
+        "layers": 2,
     }
     return whole | {"steps": 120, "shape": dict(QWEN3_06B), "requests": REQUESTS, "drawn": DRAWN}
 
@@ -397,7 +404,7 @@ def measure(children: dict[str, Child], asked: argparse.Namespace, put: Put) -> 
 
 def shown(found: dict[str, Any]) -> str:
     """What was found, as lines."""
-    lines = [f"{name}: {found['loss'][name]:.3f} nats a token" for name in found["loss"]]
+    lines = [f"{name}: {made_in_words(known)}" for name, known in found["made"].items()]
     for name, answers in found.items():
         kind = name.split("/")[0]
         if kind in ("decoded", "rollout"):
@@ -424,9 +431,21 @@ def shown(found: dict[str, Any]) -> str:
                     for phase, planned, measured, _ in phases
                     if measured
                 ]
-        elif kind != "loss":
+        elif kind != "made":
             lines.append(f"{name}: {answers}")
     return "\n".join(lines)
+
+
+def made_in_words(known: dict[str, Any]) -> str:
+    """How a model was made."""
+    if "loss" in known:
+        return f"{known['loss']:.3f} nats a token, trained in {known['seconds']:.0f} s"
+    first, last = known["steps"][0], known["steps"][-1]
+    begin, end = (step.get("rollout/spec_accept_rate", 0.0) for step in (first, last))
+    return (
+        f"{begin:.0%} accepted in the first of {len(known['steps'])} rollouts, {end:.0%} in the "
+        f"last, made in {known['seconds']:.0f} s"
+    )
 
 
 def run(asked: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
@@ -440,18 +459,25 @@ def run(asked: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
             asked.json.write_text(json.dumps(found), encoding="utf-8")
 
     command = [sys.executable, "-m", "benchmarks.speculative", "--one"]
-    models = ("model",) if asked.algorithm == "ngram" else ("model", "draft")
-    losses = {name: asked.folder / f"{name}.loss" for name in models}
-    made = [
-        subprocess.Popen([*command, name, *arguments])
-        for name, file in losses.items()
-        if not file.exists()
-    ]
-    if any(process.wait() for process in made):
-        raise SystemExit("the models could not be made")
-    put("loss", {name: float(file.read_text()) for name, file in losses.items()})
-    children = {name: Child(name, arguments) for name in asked.ways.split(",")}
+    needs_draft = asked.algorithm == "standalone"
+    files = {name: asked.folder / f"{name}.json" for name in ("model", "draft")[: 1 + needs_draft]}
+
+    def make(*names: str) -> None:
+        made = [
+            subprocess.Popen([*command, name, *arguments])
+            for name in names
+            if name in files and not files[name].exists()
+        ]
+        if any(process.wait() for process in made):
+            raise SystemExit("the models could not be made")
+
+    ways = asked.ways.split(",")
+    make("model", *(["draft"] if asked.draft == "trained" else []))
+    children = {name: Child(name, arguments) for name in ways if name == "plain"}
     try:
+        make("draft")
+        put("made", {name: json.loads(file.read_text()) for name, file in files.items()})
+        children |= {name: Child(name, arguments) for name in ways if name != "plain"}
         put("started", {name: child.answer() for name, child in children.items()})
         measure(children, asked, put)
     finally:
@@ -461,17 +487,69 @@ def run(asked: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def make_model(asked: argparse.Namespace) -> None:
-    """Train the model, or what drafts for it; the loss is a file that is written last."""
+    """Make the model, or what drafts for it; what is known of it is a file that is written last."""
+    begin = time.perf_counter()
+    made_of_model = asked.one == "draft" and asked.draft == "made"
+    known = draft_made(asked) if made_of_model else trained(asked)
+    known["seconds"] = time.perf_counter() - begin
+    (asked.folder / f"{asked.one}.json").write_text(json.dumps(known))
+
+
+def trained(asked: argparse.Namespace) -> dict[str, float]:
+    """Train the model, or a smaller one, on the text: its loss at the end, in nats a token."""
     from benchmarks.gpu_parts.predictable import make, train
 
-    size, file = scale(asked.shape), asked.folder / f"{asked.one}.loss"
+    size = scale(asked.shape)
     shape, steps, rate = size["shape"], asked.train_steps or size["steps"], 5e-4
     if asked.one == "draft":  # small enough for more steps in the same time
-        shape, steps, rate = shape | {"num_hidden_layers": asked.layers}, 2 * steps, 1e-3
+        shape, steps, rate = (
+            shape | {"num_hidden_layers": asked.layers or size["layers"]},
+            2 * steps,
+            1e-3,
+        )
     how = {"rows": size["rows"], "length": size["length"], "say": say}
     model = make(shape, asked.device)
-    loss = train(model, asked.folder / asked.one, steps=steps, rate=rate, **how)
-    file.write_text(f"{loss}")
+    return {"loss": train(model, asked.folder / asked.one, steps=steps, rate=rate, **how)}
+
+
+def draft_made(asked: argparse.Namespace) -> dict[str, Any]:
+    """Make a draft of the model's layers by `kit.make_draft`: what was accepted, step by step.
+
+    Each rollout makes eight optimizer steps: writing takes longer than learning.
+    """
+    from kit import make_draft
+    from kit.drafts import LENGTH, RATE
+    from kit.rollout import drafts
+
+    drafts.TRIED_ON_GPUS = True
+    size, prompts = scale(asked.shape), asked.folder / "prompts.jsonl"
+    prompts.write_text("".join(f"{json.dumps(row)}\n" for row in rows()), encoding="utf-8")
+    config = settings(argparse.Namespace(**vars(asked) | {"one": "plain"}))
+    for name, value in {
+        "name": "spec-draft",
+        "data.source": str(prompts),
+        "reward.name": "exact",
+        "rollout.max_response_len": size["response"] // 2,
+        "training.rollout_batch_size": size["made_rows"] // 4,
+        "training.global_batch_size": size["made_rows"] // 4,
+        "training.epochs_per_rollout": 2,
+        "engine.max_running_requests": size["made_rows"],
+        "engine.max_total_tokens": None,
+    }.items():
+        config = config.replace(name, value)
+    begin, by_step = time.perf_counter(), []
+
+    def note(report: Any) -> None:
+        metrics, seconds = report.metrics, time.perf_counter() - begin
+        row = {n: metrics[n] for n in (RATE, LENGTH, "train/draft_loss") if n in metrics}
+        by_step.append({"seconds": seconds} | row)
+        say(f"draft: {seconds:.0f} s: " + ", ".join(f"{n} {v:.3f}" for n, v in row.items()))
+
+    steps = asked.made_steps or size["made"]
+    layers = asked.layers or size["layers"]
+    report = make_draft(config, asked.folder / "draft", layers=layers, steps=steps, on_step=note)
+    say(str(report))
+    return {"steps": by_step}
 
 
 def options() -> argparse.ArgumentParser:
@@ -481,12 +559,16 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--algorithm", default="standalone", choices=("standalone", "ngram"))
     parser.add_argument("--ways", default="plain,always,auto", help="plain first")
-    parser.add_argument("--layers", type=int, default=2, help="of the draft")
+    parser.add_argument("--layers", type=int, help="of the draft; half of a tiny model's, else 2")
+    parser.add_argument(
+        "--draft", default="made", choices=("made", "trained"), help="by kit.make_draft, or on text"
+    )
+    parser.add_argument("--made-steps", type=int, help="rollouts that a made draft learns from")
     parser.add_argument("--num-steps", type=int, default=4, help="tokens of a draft")
     parser.add_argument("--draft-steps", type=int, default=4, help="training steps of each session")
     parser.add_argument("--draft-rate", type=float, default=1e-4, help="the draft's learning rate")
     parser.add_argument(
-        "--train-steps", type=int, help="of the model; its draft gets twice as many"
+        "--train-steps", type=int, help="of the model; a trained draft gets twice as many"
     )
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--limit", type=float, default=600, help="seconds until no turn begins")
