@@ -4,8 +4,9 @@
 
 The tiny model, which adds in steps on the prompts of the preset tiny-chain, is paid for each step
 that it writes, right or wrong, so that it comes to write what it never wrote before. Its engine
-drafts with one of its layers, which `kit.make_draft` has taught before. Each seed trains twice from
-the same weights and the same draft: once the draft learns along (`training.draft`), once it stays.
+drafts with one of its layers, which `kit.make_draft` has taught before. Each seed trains three
+times from the same weights and the same draft: the draft learns along (`training.draft`) from what
+the policy wrote, or from the policy's distributions, or it stays.
 
 `--task` pays for right answers instead: the policy then becomes surer of what it wrote already.
 """
@@ -16,6 +17,7 @@ import argparse
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from kit import RLSession, SessionConfig, make_draft
 from kit.drafts import LENGTH, RATE
@@ -28,7 +30,12 @@ PANELS = {
     LENGTH: "tokens a pass",
     "rollout/raw_reward": "reward: steps written",
 }
-WAYS = {"learns along": 1e-3, "frozen": None}
+WAYS: dict[str, dict[str, Any] | None] = {
+    "learns along": {"learning_rate": 1e-3},
+    "from distributions": {"learning_rate": 1e-3, "loss": "forward_kl"},
+    "frozen": None,
+}
+STYLES = ("-", ":", "--")
 AROUND = 5
 Rows = list[dict[str, float]]
 
@@ -38,13 +45,13 @@ def steps_written(sample: Sample) -> float:
     return float(sample.response.count(">"))
 
 
-def train(draft: Path, seed: int, steps: int, rate: float | None, *, task: bool) -> Rows:
+def train(draft: Path, seed: int, steps: int, learns: dict[str, Any] | None, *, task: bool) -> Rows:
     """The metrics of each step."""
     config = SessionConfig.preset("tiny-chain").replace("seed", seed)
     own = {"algorithm": "standalone", "draft_model": str(draft)}
     config = config.replace("engine.speculative", own)
-    if rate is not None:
-        config = config.replace("training.draft", {"learning_rate": rate})
+    if learns is not None:
+        config = config.replace("training.draft", learns)
     rows = []
     with RLSession.start(config, reward=None if task else steps_written) as session:
         for step in range(steps):
@@ -52,7 +59,7 @@ def train(draft: Path, seed: int, steps: int, rate: float | None, *, task: bool)
             rows.append({name: metrics[name] for name in PANELS})
             if step % 10 == 9:
                 told = ", ".join(f"{rows[-1][name]:.2f}" for name in PANELS)
-                print(f"seed {seed}, draft {rate}: step {step + 1}: {told}", flush=True)
+                print(f"seed {seed}, draft {learns}: step {step + 1}: {told}", flush=True)
     return rows
 
 
@@ -75,7 +82,7 @@ def draw(runs: dict[str, list[Rows]]) -> None:
                 [statistics.fmean(values) for values in by_step],
                 label=way,
                 color=colour,
-                linestyle="-" if number == 0 else "--",
+                linestyle=STYLES[number],
             )
             low, high = [min(values) for values in by_step], [max(values) for values in by_step]
             panel.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -97,8 +104,8 @@ def main() -> None:
         draft = Path(folder) / "draft"
         print(make_draft("tiny-chain", draft, steps=wanted.draft_steps), flush=True)
         for seed in range(wanted.seeds):
-            for way, rate in WAYS.items():
-                runs[way].append(train(draft, seed, wanted.steps, rate, task=wanted.task))
+            for way, learns in WAYS.items():
+                runs[way].append(train(draft, seed, wanted.steps, learns, task=wanted.task))
     if not wanted.task:
         draw(runs)
     for name in PANELS:

@@ -216,6 +216,8 @@ def test_a_session_shows_what_drafts(session: RLSession) -> None:
 def test_a_draft_is_set_for_the_whole_session(session: RLSession) -> None:
     with pytest.raises(ConfigError, match="cannot be set or taken away"):
         session.configure(draft=None)
+    with pytest.raises(ConfigError, match="loss cannot change from cross_entropy to forward_kl"):
+        session.configure({"training.draft.loss": "forward_kl"})
     session.configure({"training.draft.learning_rate": 0.0})
     before = draft_of(session)
     session.step()

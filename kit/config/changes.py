@@ -142,6 +142,13 @@ def _refuse_other_networks(old: TrainingConfig, new: TrainingConfig, *, adapters
             why="It says whether trainers have a draft; its numbers can change.",
             fix="start a session with it; or set training.draft.learning_rate: 0 for a while.",
         )
+    if old.draft and new.draft and old.draft.loss != new.draft.loss:
+        raise ConfigError(
+            f"training.draft.loss cannot change from {old.draft.loss} to {new.draft.loss} while "
+            "the session runs.",
+            why="The memory of its updates was planned for the one.",
+            fix="start a session with the other.",
+        )
     if (new.advantage_estimator == "ppo") != (old.advantage_estimator == "ppo"):
         raise ConfigError(
             f"advantage_estimator cannot change from {old.advantage_estimator} to "

@@ -50,9 +50,13 @@ class CriticConfig(Section):
 class DraftConfig(Section):
     """The draft of `engine.speculative` (standalone), trained beside the policy on what it wrote.
 
-    It learns to write the policy's tokens (cross-entropy on all response tokens of a batch, at the
-    sampling temperature), by an optimizer of its own. The policy is what it would be without it.
+    It learns from all response tokens of a batch, at the sampling temperature, by an optimizer of
+    its own. The policy is what it would be without it.
     """
+
+    loss: Literal["cross_entropy", "forward_kl"] = "cross_entropy"
+    """What it learns from. `cross_entropy`: the tokens that the policy wrote. `forward_kl`: the
+    policy's whole distribution in each of their places, as the update's own pass has it."""
 
     learning_rate: float = Field(default=1e-4, ge=0.0, lt=1.0)
     """AdamW's, of the draft alone; constant."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kit.config import SessionConfig
@@ -366,8 +366,18 @@ class Sizes:
     def update_peak(self, tokens: int, level: Recompute, offload: bool) -> tuple[int, int]:
         """Peak of an update: (working memory, activations or the gradients that replace them)."""
         forward = self.activations(tokens, level) + self.logits(tokens)
+        taught = 0
+        training = self.config.training.draft
+        if self.draft and training and training.loss == "forward_kl":
+            # The policy's output in each place waits for the draft's pass, which takes the
+            # policy's output embedding, too. Logits of both are made in pieces half as large.
+            rows = self.width * tokens * self.shape.hidden
+            own = replace(self, shape=self.draft, draft=None)
+            head = self.width * self.shape.vocabulary * self.shape.hidden
+            taught = rows + head + own.activations(tokens, level) + own.logits(tokens)
+            forward += rows
         # One layer after the other turns from activations into gradients.
-        return self.working(offload), max(forward, self.gradients_handed_in(offload))
+        return self.working(offload), max(forward, taught, self.gradients_handed_in(offload))
 
     def buckets(self) -> int:
         """The two buffers of a weight sync; the embeddings, if larger, have one to themselves."""

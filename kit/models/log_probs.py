@@ -1,4 +1,4 @@
-"""Log-probs and entropies of tokens from the last hidden states, without all logits in memory.
+"""Log-probs and entropies of tokens from the last hidden states, and how far two models are apart.
 
 Logits of a long batch over a large vocabulary would be the largest tensor by far. They are computed
 in pieces, in the model's dtype, and only one number is kept of each row, the logarithm of its sum.
@@ -8,6 +8,7 @@ The backward pass recomputes the pieces and turns each into its gradient.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -93,6 +94,127 @@ def rows_at_once(vocabulary: int) -> int:
     """Rows of logits in one piece; a multiple of a matrix product's tile where possible."""
     rows = LOGITS_AT_ONCE // vocabulary
     return max(rows // 256 * 256, min(rows, 256), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Distributions:
+    """A model's distributions over the next token, a row each, of which no logits are made yet."""
+
+    hidden_R: torch.Tensor
+    """Output of the last layer, (R, hidden size)."""
+    head: torch.Tensor
+    """The output embedding, (vocabulary, hidden size)."""
+    temperature: float
+    """Divides the logits, after the cap."""
+    cap: float | None = None
+    """Soft cap of the logits; see `soft_capped`."""
+
+
+def forward_kl(target: Distributions, own: Distributions) -> torch.Tensor:
+    """KL(target || own) of each row over the whole vocabulary, (R), float32, in nats.
+
+    Gradients reach `own` alone: the target teaches. That is forward KL as a draft is distilled with
+    in DistillSpec, https://arxiv.org/abs/2310.08461. Not all logits of the two are in memory.
+    """
+    taught = target.hidden_R.detach(), target.head.detach()
+    if len(own.hidden_R) * len(own.head) <= KEPT_LOGITS // 2:
+        sources = (*taught, target), (own.hidden_R, own.head, own)
+        logp, logq = (
+            torch.log_softmax(soft_capped((h @ w.T).float(), of.cap) / of.temperature, dim=-1)
+            for h, w, of in sources
+        )
+        return (logp.exp() * (logp - logq)).sum(-1)
+    how = 1 / target.temperature, target.cap, 1 / own.temperature, own.cap
+    kl_R: torch.Tensor = _KlInPieces.apply(own.hidden_R, own.head, *taught, how)  # type: ignore[no-untyped-call]
+    return kl_R
+
+
+class _KlInPieces(torch.autograd.Function):
+    """Autograd function: KL by row; keeps hidden states and two numbers per row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_R: torch.Tensor,
+        head: torch.Tensor,
+        target_hidden_R: torch.Tensor,
+        target_head: torch.Tensor,
+        how: tuple[float, float | None, float, float | None],
+    ) -> torch.Tensor:
+        statistics = _compiled(kl_statistics) if hidden_R.is_cuda else kl_statistics
+        kl_R, target_total_R, total_R = (
+            torch.empty(len(hidden_R), dtype=torch.float32, device=hidden_R.device)
+            for _ in range(3)
+        )
+        for piece in _pieces(len(hidden_R), 2 * len(head)):
+            target_logits = target_hidden_R[piece] @ target_head.T
+            found = statistics(target_logits, hidden_R[piece] @ head.T, *how)
+            kl_R[piece], target_total_R[piece], total_R[piece] = found
+        ctx.save_for_backward(hidden_R, head, target_hidden_R, target_head, target_total_R, total_R)
+        ctx.how = how
+        return kl_R
+
+    @staticmethod
+    def backward(ctx: Any, gradient_R: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden_R, head, target_hidden_R, target_head, target_total_R, total_R = ctx.saved_tensors
+        gradient_of = _compiled(kl_gradient) if hidden_R.is_cuda else kl_gradient
+        hidden_gradient_R = torch.empty_like(hidden_R)
+        head_gradient = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
+        for piece in _pieces(len(hidden_R), 2 * len(head)):
+            gradient = gradient_of(
+                target_hidden_R[piece] @ target_head.T,
+                hidden_R[piece] @ head.T,
+                target_total_R[piece],
+                total_R[piece],
+                gradient_R[piece],
+                *ctx.how,
+            )
+            torch.mm(gradient, head, out=hidden_gradient_R[piece])
+            _add_product(head_gradient, gradient.T, hidden_R[piece])
+        return hidden_gradient_R, head_gradient.to(head.dtype), None, None, None
+
+
+def kl_statistics(
+    target_logits: torch.Tensor,
+    logits: torch.Tensor,
+    target_scale: float,
+    target_cap: float | None,
+    scale: float,
+    cap: float | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(KL, log of the target's sum of exponentials, of the other's), all (R)."""
+    target, own = (
+        soft_capped(of.float(), c) * s
+        for of, c, s in ((target_logits, target_cap, target_scale), (logits, cap, scale))
+    )
+    target_total_R, total_R = target.logsumexp(-1), own.logsumexp(-1)
+    logp = target - target_total_R[:, None]
+    kl_R = (logp.exp() * (logp - own + total_R[:, None])).sum(-1)
+    return kl_R, target_total_R, total_R
+
+
+def kl_gradient(
+    target_logits: torch.Tensor,
+    logits: torch.Tensor,
+    target_total_R: torch.Tensor,
+    total_R: torch.Tensor,
+    gradient_R: torch.Tensor,
+    target_scale: float,
+    target_cap: float | None,
+    scale: float,
+    cap: float | None,
+) -> torch.Tensor:
+    """Gradient of the KL with respect to the logits, in their dtype: probability minus target's.
+
+    A cap c, whose output is y, contributes the factor 1 - (y / c)^2.
+    """
+    capped = soft_capped(logits.float(), cap)
+    target = soft_capped(target_logits.float(), target_cap) * target_scale
+    gap = (capped * scale - total_R[:, None]).exp() - (target - target_total_R[:, None]).exp()
+    gradient = gap * (gradient_R * scale)[:, None]
+    if cap is not None:
+        gradient = gradient * (1 - (capped / cap).square())
+    return gradient.to(logits.dtype)
 
 
 class _InPieces(torch.autograd.Function):

@@ -11,7 +11,13 @@ from torch import nn
 
 from kit.errors import ModelError
 from kit.models import attention, families, own, shared_operators
-from kit.models.log_probs import shared_token_log_probs, soft_capped, token_log_probs
+from kit.models.log_probs import (
+    Distributions,
+    forward_kl,
+    shared_token_log_probs,
+    soft_capped,
+    token_log_probs,
+)
 from kit.models.packing import Packed, repeat_rows, rows_before, take_rows, to_device
 
 
@@ -47,21 +53,38 @@ class Policy(nn.Module):
         shared_operators.use(self.model, device, attention)
         self.log_probs_of = shared_token_log_probs
 
-    def forward(self, packed: Packed, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, packed: Packed, temperature: float, target: Distributions | None = None
+    ) -> tuple[torch.Tensor, ...]:
         """Log-prob and entropy of each response token: (logp_R, entropy_R), in nats, float32.
 
         Args:
             packed: the samples.
             temperature: divides the logits, as in sampling.
+            target: another model's distributions in the places of these tokens; what comes out is
+                then how far this model's are from them, (kl_R,).
         """
         hidden = _hidden(self.model.model, packed)
-        return self.log_probs_of(
-            (take_rows if packed.seen_rows is None else repeat_rows)(hidden, packed.predictor_R),
-            self.model.lm_head.weight,  # type: ignore[union-attr, arg-type]
-            packed.target_R,
-            temperature / self.logit_scale,
-            self.logit_cap,
+        hidden_R = (take_rows if packed.seen_rows is None else repeat_rows)(
+            hidden, packed.predictor_R
         )
+        head: Any = self.model.lm_head.weight  # type: ignore[union-attr]
+        if target is not None:
+            return (forward_kl(target, self.distributions(hidden_R, head, temperature)),)
+        divisor = temperature / self.logit_scale
+        return self.log_probs_of(hidden_R, head, packed.target_R, divisor, self.logit_cap)
+
+    def distributions(
+        self, hidden_R: torch.Tensor, head: torch.Tensor, temperature: float
+    ) -> Distributions:
+        """What it makes of output of the last layer, (R, hidden size).
+
+        Args:
+            hidden_R: the output.
+            head: the output embedding, whole.
+            temperature: divides the logits, as in sampling.
+        """
+        return Distributions(hidden_R, head, temperature / self.logit_scale, self.logit_cap)
 
     def logits_of(self, hidden_R: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         """Logits before the temperature, (R, vocabulary), float32, from output of the last layer.

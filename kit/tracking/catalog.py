@@ -70,8 +70,9 @@ _TRAIN = {
         "KL old to new",
     ),
     "draft_loss": Meaning(
-        "cross-entropy of the policy's tokens under the draft, in nats a token",
-        "falls towards the policy's own entropy",
+        "what the draft learns by, in nats a token: cross-entropy of the policy's tokens, or KL "
+        "from the policy's distribution (training.draft.loss)",
+        "falls: cross-entropy towards the policy's own entropy, KL towards 0",
         short="draft's loss",
     ),
     "draft_grad_norm": Meaning("size of the draft's gradient before clipping", "steady"),

@@ -86,15 +86,24 @@ class TrainerBackend(Protocol):
     # ---- learning ------------------------------------------------------------------------------
 
     def forward_backward(
-        self, packed: Packed, temperature: float, losses: Mapping[str, LossFn], *, last: bool
+        self,
+        packed: Packed,
+        temperature: float,
+        losses: Mapping[str, LossFn],
+        *,
+        last: bool,
+        taught: Sequence[str] = (),
     ) -> dict[str, torch.Tensor]:
         """Add a micro-batch to the gradients of these networks; the metrics of all losses.
 
         Args:
             packed: the samples.
-            temperature: divides the policy's logits.
-            losses: by the network's name; each is a share of a sum over all ranks.
+            temperature: divides the logits of policy and draft.
+            losses: by the network's name, the policy first; each is a share of a sum over all
+                ranks.
             last: is it the optimizer step's last micro-batch?
+            taught: networks whose loss gets their KL to the policy's distributions, (kl_R,), which
+                has no gradient into the policy.
         """
 
     def clip_gradients(self) -> dict[str, float]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from kit.config import TrainingConfig
 from kit.models import four_bit, lora, state_dict
+from kit.models.log_probs import Distributions
 from kit.models.moe import experts_of, replaying
 from kit.models.packing import Packed
 from kit.models.policy import Policy
@@ -146,16 +147,9 @@ class FsdpBackend:
     def logits(self, packed: Packed) -> torch.Tensor:
         # Through the policy's own forward pass, so that FSDP gathers what it needs: the last
         # hidden states are kept on their way to the log-probs.
-        kept: list[torch.Tensor] = []
         inner: Any = self.policy.model
-        hook = inner.model.register_forward_hook(
-            lambda _module, _inputs, output: kept.append(output.last_hidden_state[0])
-        )
-        with torch.no_grad(), replaying(packed.experts):
-            try:
-                _answer(self.policy, packed, 1.0)
-            finally:
-                hook.remove()
+        with torch.no_grad(), replaying(packed.experts), self._hidden_states() as kept:
+            _answer(self.policy, packed, 1.0)
             hidden_R = kept[0][packed.predictor_R]
             return self.policy.logits_of(hidden_R, whole(inner.lm_head.weight))
 
@@ -173,21 +167,59 @@ class FsdpBackend:
     # ---- learning ------------------------------------------------------------------------------
 
     def forward_backward(
-        self, packed: Packed, temperature: float, losses: Mapping[str, LossFn], *, last: bool
+        self,
+        packed: Packed,
+        temperature: float,
+        losses: Mapping[str, LossFn],
+        *,
+        last: bool,
+        taught: Sequence[str] = (),
     ) -> dict[str, torch.Tensor]:
         ranks = self._group.size
         metrics: dict[str, torch.Tensor] = {}
+        target: tuple[Distributions, ...] = ()
         for name, loss_of in losses.items():
             learner = self.learners[name]
             learner.model.train()  # loaded models are not, and then recompute nothing
             hold_gradients(learner.model, ranks == 1 and not last)
+            given = target if name in taught else ()
+            teaches = name == POLICY and bool(taught)
             # A backward pass may compute parts of the forward pass again, by the same experts.
-            with replaying(packed.experts if name == POLICY else None):
-                loss, values = loss_of(learner.model(packed, temperature))
+            with (
+                replaying(packed.experts if name == POLICY else None),
+                self._hidden_states(wanted=teaches) as kept,
+            ):
+                loss, values = loss_of(learner.model(packed, temperature, *given))
+                rows = [hidden_T.detach()[packed.predictor_R] for hidden_T in kept]
+                kept.clear()
                 # FSDP averages gradients over ranks; ours are shares of one sum.
                 (loss * ranks).backward()
+            if teaches:
+                target = (self._distributions(rows[0], temperature),)
             metrics |= values
         return metrics
+
+    @contextmanager
+    def _hidden_states(self, *, wanted: bool = True) -> Iterator[list[torch.Tensor]]:
+        """Keep the outputs of the last layer, (T, hidden size), in the policy's passes inside."""
+        kept: list[torch.Tensor] = []
+        if not wanted:
+            yield kept
+            return
+        inner: Any = self.policy.model
+        hook = inner.model.register_forward_hook(
+            lambda _module, _inputs, output: kept.append(output.last_hidden_state[0])
+        )
+        try:
+            yield kept
+        finally:
+            hook.remove()
+
+    def _distributions(self, hidden_R: torch.Tensor, temperature: float) -> Distributions:
+        """The policy's, of output of its last layer; all ranks call."""
+        inner: Any = self.policy.model
+        head = whole(inner.lm_head.weight.detach()).to(self.device, hidden_R.dtype)
+        return self.policy.distributions(hidden_R, head, temperature)
 
     def clip_gradients(self) -> dict[str, float]:
         return {name: learner.clip() for name, learner in self.learners.items()}

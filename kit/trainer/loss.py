@@ -133,18 +133,16 @@ def value_loss(
 
 
 def draft_loss(
-    logp_R: torch.Tensor, tokens: int, *, counts: bool
+    loss_R: torch.Tensor, tokens: int, *, counts: bool
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """(share of the draft's loss, metrics to be summed over micro-batches).
-
-    The cross-entropy of the policy's tokens under the draft, a mean over all of them.
+    """(share of the draft's loss, metrics to be summed over micro-batches): a mean over tokens.
 
     Args:
-        logp_R: the draft's log-prob of each token.
+        loss_R: cross-entropy of each token under the draft, or KL to the policy's distribution.
         tokens: of the optimizer step, over all ranks.
         counts: False for a micro-batch that only keeps other ranks company.
     """
-    loss = -logp_R.sum() * (float(counts) / max(tokens, 1))
+    loss = loss_R.sum() * (float(counts) / max(tokens, 1))
     return loss, {"train/draft_loss": loss.detach()}
 
 

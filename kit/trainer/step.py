@@ -231,6 +231,12 @@ class TrainStep:
         settings = learner_settings(self.settings.training)
         return {name: own for name, own in settings.items() if self.backend.has(name)}
 
+    @property
+    def _taught(self) -> tuple[str, ...]:
+        """Networks that learn from the policy's distributions, not from its tokens."""
+        draft = self.settings.training.draft
+        return (DRAFT,) if draft and draft.loss == "forward_kl" else ()
+
     def _step(
         self, scored: ScoredBatch, part: Sequence[int], cancel: CancelToken, meter: UpdateMeter
     ) -> dict[str, float]:
@@ -280,7 +286,11 @@ class TrainStep:
             losses = {n: loss if n in learning else _muted(loss) for n, loss in losses.items()}
             last = number == len(parts) - 1
             temperature = self.settings.temperature
-            sums.add(self.backend.forward_backward(packed, temperature, losses, last=last))
+            sums.add(
+                self.backend.forward_backward(
+                    packed, temperature, losses, last=last, taught=self._taught
+                )
+            )
         cancel.check()
         return sums
 
@@ -325,7 +335,7 @@ class TrainStep:
             counts = meter is not None
 
             def of_draft(out: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-                return draft_loss(out[0], tokens, counts=counts)
+                return draft_loss(out[0] if self._taught else -out[0], tokens, counts=counts)
 
             losses[DRAFT] = of_draft
         return losses

@@ -489,3 +489,22 @@ def test_a_draft_has_weights_a_cache_graphs_and_where_it_learns_an_optimizer() -
         for each in (with_settings(engine=engine), learns)
     )
     assert learned - left == (12 + 4 + 3 * 2) * draft.parameters
+
+
+def test_a_draft_that_learns_from_distributions_keeps_the_policys_output_and_its_head() -> None:
+    own = {"algorithm": "standalone", "draft_model": "draft", "num_steps": 3}
+    engine = {"speculative": own, "max_total_tokens": 100_000, "max_running_requests": 64}
+    small = replace(QWEN3_0_6B, parameters=187_042_816, layers=2)
+
+    def update(loss: str, draft: ModelShape, tokens: int) -> int:
+        training = {"draft": {"loss": loss}, "max_tokens_per_gpu": tokens}
+        settings = with_settings(engine=engine, training=training)
+        return plan(80, settings, draft=draft).phase("update").total
+
+    # Beside a small draft's pass the policy's is the larger one: only its output is kept longer.
+    more = update("forward_kl", small, 16_384) - update("cross_entropy", small, 16_384)
+    assert more == 2 * 16_384 * QWEN3_0_6B.hidden
+    # A draft as large as the policy has a pass as large, with the policy's output embedding.
+    head = 2 * QWEN3_0_6B.vocabulary * QWEN3_0_6B.hidden
+    large = update("forward_kl", QWEN3_0_6B, 16_384) - update("cross_entropy", QWEN3_0_6B, 16_384)
+    assert large == more + head

@@ -10,7 +10,13 @@ from torch.testing import assert_close
 from kit.errors import ModelError
 from kit.models import log_probs
 from kit.models.attention import attend, layout
-from kit.models.log_probs import rows_at_once, shared_token_log_probs, token_log_probs
+from kit.models.log_probs import (
+    Distributions,
+    forward_kl,
+    rows_at_once,
+    shared_token_log_probs,
+    token_log_probs,
+)
 from kit.models.packing import pack, repeat_rows
 from kit.models.policy import Policy, load
 from kit.tiny import MODEL_DIR
@@ -291,3 +297,49 @@ def test_attention_without_a_layout_says_what_it_needs() -> None:
     x = torch.zeros(1, 1, 2, 4)
     with pytest.raises(ValueError, match="packed=layout"):
         attend(torch.nn.Module(), x, x, x, None)
+
+
+@pytest.mark.parametrize(("temperature", "caps"), [(1.0, (None, None)), (0.7, (2.0, 1.5))])
+def test_forward_kl_is_that_of_torch_in_one_piece_and_in_several_and_teaches_one_side_only(
+    monkeypatch: pytest.MonkeyPatch, temperature: float, caps: tuple[float | None, float | None]
+) -> None:
+    draw = torch.Generator().manual_seed(2)
+    # Two models of different widths, with one vocabulary.
+    sizes = ((13, 24), (104, 24), (13, 8), (104, 8))
+    given = [torch.randn(size, generator=draw, dtype=torch.float64) for size in sizes]
+    weight_R = torch.randn(13, generator=draw, dtype=torch.float64)
+
+    def capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    values = [value.clone().requires_grad_() for value in given]
+    logits = [capped(h @ w.T, c) for h, w, c in zip(values[::2], values[1::2], caps, strict=True)]
+    logp, logq = (torch.log_softmax(each / temperature, -1) for each in logits)
+    expected_R = torch.nn.functional.kl_div(logq, logp, log_target=True, reduction="none").sum(-1)
+    expected = torch.autograd.grad((expected_R * weight_R).sum(), values[2:])
+    assert expected_R.min() > 0
+
+    def found() -> tuple[torch.Tensor, ...]:
+        own = [value.float().requires_grad_() for value in given]
+        target, draft = (
+            Distributions(*own[i : i + 2], temperature, cap)
+            for i, cap in zip((0, 2), caps, strict=True)
+        )
+        kl_R = forward_kl(target, draft)
+        assert kl_R.dtype == torch.float32
+        (kl_R * weight_R.float()).sum().backward()
+        assert own[0].grad is None
+        assert own[1].grad is None
+        assert own[2].grad is not None
+        assert own[3].grad is not None
+        return kl_R.detach(), own[2].grad, own[3].grad
+
+    at_once = found()
+    monkeypatch.setattr(log_probs, "KEPT_LOGITS", 0)
+    monkeypatch.setattr(log_probs, "LOGITS_AT_ONCE", 104 * 2 * 4)  # four rows of both
+    for kl_R, *gradients in (at_once, found()):
+        assert_close(kl_R.double(), expected_R.detach(), rtol=1e-5, atol=1e-6)
+        for gradient, right in zip(gradients, expected, strict=True):
+            assert_close(gradient.double(), right, rtol=1e-4, atol=1e-5)
+    same = Distributions(given[0], given[1], temperature)
+    assert forward_kl(same, same).abs().max() < 1e-6

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from kit.config import TrainingConfig
 from kit.drafts import make_draft, shorten
 from kit.errors import CheckpointError, ConfigError, ModelError
+from kit.messages import TrainBatch
 from kit.tiny import MODEL_DIR
 from kit.trainer.actor import Trainer
 from kit.weight_sync.transport import DRAFT, ReceiveBuffer
@@ -18,6 +22,7 @@ from tests.trainer.trainers import Make, batch, make, weights
 
 __all__ = ["make"]  # a fixture
 LEARNS = {"learning_rate": 1e-3, "draft": {"learning_rate": 3e-4}}
+TAUGHT = {"learning_rate": 1e-3, "draft": {"learning_rate": 3e-4, "loss": "forward_kl"}}
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +39,16 @@ def draft_weights(trainer: Trainer) -> torch.Tensor:
     return ReceiveBuffer().receive(handle).view(torch.float32).clone()
 
 
+def transformers_logits(folder: Path, given: TrainBatch) -> torch.Tensor:
+    """Logits before each response token, by Transformers itself, (R, vocabulary)."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    rows = []
+    with torch.no_grad():
+        for tokens, length in zip(given.tokens, given.response_lengths, strict=True):
+            rows.append(model(torch.tensor([tokens])).logits[0, -length - 1 : -1])
+    return torch.cat(rows)
+
+
 def test_a_draft_begins_with_layers_of_the_model(draft: Path, tmp_path: Path) -> None:
     own, short = load_file(MODEL_DIR / "model.safetensors"), load_file(draft / "model.safetensors")
     assert {n.split(".")[2] for n in short if ".layers." in n} == {"0"}
@@ -47,12 +62,15 @@ def test_a_draft_begins_with_layers_of_the_model(draft: Path, tmp_path: Path) ->
         shorten(MODEL_DIR, tmp_path, last + 1)
 
 
-def test_the_draft_learns_and_the_policy_is_the_same_to_the_bit(make: Make, draft: Path) -> None:
+@pytest.mark.parametrize("how", [LEARNS, TAUGHT], ids=["cross_entropy", "forward_kl"])
+def test_the_draft_learns_and_the_policy_is_the_same_to_the_bit(
+    make: Make, draft: Path, how: dict[str, Any]
+) -> None:
     alone = make(learning_rate=1e-3)
     for step in range(6):
         alone.update(batch(0), f"{step}")
     expected = weights(alone).clone()
-    trainer = make(draft_path=draft, **LEARNS)
+    trainer = make(draft_path=draft, **how)
     before = draft_weights(trainer)
     losses = []
     for step in range(6):
@@ -75,6 +93,36 @@ def test_its_loss_is_the_mean_over_all_response_tokens(make: Make, draft: Path) 
         (row,), _ = each.update(given, "first")
         assert row["train/draft_loss"] == pytest.approx(mean, rel=1e-5)
     torch.testing.assert_close(draft_weights(small), draft_weights(trainer), rtol=0, atol=2e-5)
+
+
+def test_its_loss_can_be_the_distance_from_the_policys_distributions(
+    make: Make, draft: Path
+) -> None:
+    given, temperature = batch(), 0.7
+    own = transformers_logits(MODEL_DIR, given), transformers_logits(draft, given)
+    logp, logq = (torch.log_softmax(logits / temperature, -1) for logits in own)
+    expected = torch.nn.functional.kl_div(logq, logp, log_target=True, reduction="batchmean")
+    # With a large eps AdamW is nearly plain gradient descent: small differences stay small.
+    after = []
+    for tokens in (128, 16):  # in one micro-batch, and in several
+        trainer = make(draft_path=draft, max_tokens=tokens, adam_eps=1.0, **TAUGHT)
+        trainer.configure(trainer.settings.training, temperature)
+        (row,), _ = trainer.update(given, "first")
+        assert row["train/draft_loss"] == pytest.approx(float(expected), rel=1e-4)
+        after.append(draft_weights(trainer))
+    torch.testing.assert_close(*after, rtol=0, atol=2e-5)
+
+
+def test_in_each_step_of_an_update_it_learns_from_the_policy_as_it_is_by_then(
+    make: Make, draft: Path
+) -> None:
+    # The draft stays, and the policy goes: so does the distance.
+    how = {"learning_rate": 3e-3, "draft": {"learning_rate": 0.0, "loss": "forward_kl"}}
+    (alone,), _ = make(draft_path=draft, **how).update(batch(), "first")
+    rows, _ = make(draft_path=draft, epochs_per_rollout=3, **how).update(batch(), "first")
+    losses = [row["train/draft_loss"] for row in rows]
+    assert losses[0] == pytest.approx(alone["train/draft_loss"], rel=1e-6)
+    assert all(abs(a - b) > 1e-3 for a, b in pairwise(losses))
 
 
 def test_it_is_kept_undone_saved_and_loaded_with_the_rest(
