@@ -1,4 +1,4 @@
-"""Make `docs/images/speculative.svg`: a draft that learns along, and the same one frozen.
+"""Make `docs/images/speculative*.svg`: a draft that learns along, and the same one frozen.
 
     .venv/bin/python docs/make_speculative.py [--seeds 3] [--steps 60]      ten minutes on a CPU
 
@@ -8,7 +8,9 @@ drafts with one of its layers, which `kit.make_draft` has taught before. Each se
 times from the same weights and the same draft: the draft learns along (`training.draft`) from what
 the policy wrote, or from the policy's distributions, or it stays.
 
-`--task` pays for right answers instead: the policy then becomes surer of what it wrote already.
+`--algorithm eagle` drafts with a head on the policy's hidden states instead, which begins with
+nothing. `--task` pays for right answers instead: the policy then becomes surer of what it wrote
+already.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from kit import RLSession, SessionConfig, make_draft
-from kit.drafts import LENGTH, RATE
+from kit.drafts import LENGTH, RATE, DraftReport
 from kit.samples import Sample
 
-PICTURE = Path(__file__).parent / "images" / "speculative.svg"
+IMAGES = Path(__file__).parent / "images"
+PICTURES = {"standalone": "speculative.svg", "eagle": "speculative_eagle.svg"}
 STYLE = Path(__file__).parents[1] / "kit" / "viz" / "notebook.mplstyle"
 PANELS = {
     RATE: "share of drafted tokens accepted",
@@ -45,11 +48,12 @@ def steps_written(sample: Sample) -> float:
     return float(sample.response.count(">"))
 
 
-def train(draft: Path, seed: int, steps: int, learns: dict[str, Any] | None, *, task: bool) -> Rows:
+def train(
+    draft: DraftReport, seed: int, steps: int, learns: dict[str, Any] | None, *, task: bool
+) -> Rows:
     """The metrics of each step."""
     config = SessionConfig.preset("tiny-chain").replace("seed", seed)
-    own = {"algorithm": "standalone", "draft_model": str(draft)}
-    config = config.replace("engine.speculative", own)
+    config = config.replace("engine.speculative", draft.speculative)
     if learns is not None:
         config = config.replace("training.draft", learns)
     rows = []
@@ -63,7 +67,7 @@ def train(draft: Path, seed: int, steps: int, learns: dict[str, Any] | None, *, 
     return rows
 
 
-def draw(runs: dict[str, list[Rows]]) -> None:
+def draw(runs: dict[str, list[Rows]], picture: Path) -> None:
     """Mean over seeds of each way, and their range as a band."""
     import matplotlib as mpl
 
@@ -88,7 +92,7 @@ def draw(runs: dict[str, list[Rows]]) -> None:
             panel.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
         panel.set(xlabel="step", title=words)
     axes[0].legend()
-    figure.savefig(PICTURE, metadata={"Date": None})
+    figure.savefig(picture, metadata={"Date": None})
 
 
 def main() -> None:
@@ -97,17 +101,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind")
     parser.add_argument("--steps", type=int, default=60, help="steps of each")
     parser.add_argument("--draft-steps", type=int, default=100, help="steps to make the draft")
+    parser.add_argument("--algorithm", choices=PICTURES, default="standalone", help="what drafts")
     parser.add_argument("--task", action="store_true", help="pay for right answers; draw nothing")
     wanted = parser.parse_args()
     runs: dict[str, list[Rows]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / "draft"
-        print(make_draft("tiny-chain", draft, steps=wanted.draft_steps), flush=True)
+        draft = make_draft(
+            "tiny-chain",
+            Path(folder) / "draft",
+            algorithm=wanted.algorithm,
+            steps=wanted.draft_steps,
+        )
+        print(draft, flush=True)
         for seed in range(wanted.seeds):
             for way, learns in WAYS.items():
                 runs[way].append(train(draft, seed, wanted.steps, learns, task=wanted.task))
     if not wanted.task:
-        draw(runs)
+        draw(runs, IMAGES / PICTURES[wanted.algorithm])
     for name in PANELS:
         for way, of_seeds in runs.items():
             first, last = (

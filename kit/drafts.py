@@ -1,4 +1,4 @@
-"""`kit.make_draft`: a small model that drafts for another one, made from what that one writes."""
+"""`kit.make_draft`: a small model, or a head, that drafts for another one, made from its texts."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import statistics
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kit.checkpoint import manifest
 from kit.config import DraftConfig, SessionConfig, SpeculativeConfig
-from kit.errors import ConfigError, ModelError
+from kit.errors import ConfigError, ModelError, did_you_mean
 from kit.models import families
 from kit.models.source import find
 from kit.session import RLSession
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from kit.reports import StepReport
 
 LENGTH, RATE = "rollout/spec_accept_length", "rollout/spec_accept_rate"
+DraftAlgorithm = Literal["standalone", "eagle"]
+RATES: dict[DraftAlgorithm, float] = {"standalone": 1e-3, "eagle": 3e-3}
+"""Learning rate of each kind of draft. A head learns from nothing."""
 AROUND = 5
 """Steps over which the acceptance at the beginning and at the end is taken."""
 
@@ -32,6 +35,7 @@ class DraftReport:
     """A draft that was made, and how well it drafts."""
 
     path: Path
+    algorithm: DraftAlgorithm
     layers: int
     steps: int
     before: tuple[float, float]
@@ -42,16 +46,18 @@ class DraftReport:
     @property
     def speculative(self) -> dict[str, Any]:
         """What to set `engine.speculative` to."""
-        return {"algorithm": "standalone", "draft_model": str(self.path)}
+        return {"algorithm": self.algorithm, "draft_model": str(self.path)}
 
     def __str__(self) -> str:
         (length, rate), (longer, better) = self.before, self.after
+        kind = "Draft" if self.algorithm == "standalone" else "EAGLE head"
         return (
-            f"Draft of {self.layers} layer{'s' if self.layers > 1 else ''} in {self.path}, from "
+            f"{kind} of {self.layers} layer{'s' if self.layers > 1 else ''} in {self.path}, from "
             f"{self.steps} steps\n"
             f"  tokens a pass     {length:.2f} -> {longer:.2f}   (1 is plain decoding)\n"
             f"  drafts accepted   {rate:.0%} -> {better:.0%}\n"
-            f"  To use it: engine.speculative: {{algorithm: standalone, draft_model: {self.path}}}"
+            f"  To use it: engine.speculative: {{algorithm: {self.algorithm}, draft_model: "
+            f"{self.path}}}"
         )
 
     __repr__ = __str__
@@ -61,32 +67,38 @@ def make_draft(
     config: SessionConfig | str | Path,
     path: str | Path,
     *,
+    algorithm: DraftAlgorithm = "standalone",
     layers: int = 1,
     steps: int = 100,
-    learning_rate: float = 1e-3,
+    learning_rate: float | None = None,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> DraftReport:
-    """Make a draft of a model, for `engine.speculative` with the algorithm `standalone`.
+    """Make a draft of a model, for `engine.speculative`.
 
-    It begins with some of the model's own layers, its embeddings and its output, and learns to
-    write what the model writes to the prompts of the settings. The model itself stays as it is.
+    As `standalone` it begins with some of the model's own layers, its embeddings and its output; as
+    `eagle` it is a head of one layer on the model's hidden states, which begins with nothing. It
+    learns to write what the model writes to the prompts of the settings. The model itself stays as
+    it is.
 
     Args:
         config: as for `RLSession.start`: a preset's name, a YAML file, a model, or settings; the
             prompts are theirs.
         path: a directory for the draft.
-        layers: of the draft.
+        algorithm: `standalone` or `eagle`.
+        layers: of the draft; 1 for `eagle`.
         steps: rollouts to learn from.
-        learning_rate: of the draft.
+        learning_rate: of the draft; None takes 1e-3 for `standalone`, and 3e-3 for `eagle`.
         on_step: called with each step's report.
 
     Raises:
-        ConfigError: there are not so many layers, or the settings train adapters.
+        ConfigError: there is no such algorithm, there are not so many layers, the settings train
+            adapters, or no head was tried with the model's family.
         ModelError: the model's family takes no drafts.
         CheckpointError: the draft cannot be written, or something else is there.
     """
     at_least_one(steps, "steps")
     at_least_one(layers, "layers")
+    _check_kind(algorithm, layers)
     manifest.refuse_others(Path(path).absolute(), "export")  # not after a hundred steps
     config = SessionConfig.of(config)
     if config.model.lora:
@@ -97,17 +109,23 @@ def make_draft(
     model = find(config.model)
     families.find(model.architecture).check_drafts()
     with tempfile.TemporaryDirectory(prefix="draft") as folder:
-        shorten(Path(model.path), Path(folder), layers)
+        if algorithm == "eagle":
+            from kit.models.heads import eagle
+
+            families.find(model.architecture).check_heads()
+            eagle.make(model.path, folder, config.seed)
+        else:
+            shorten(Path(model.path), Path(folder), layers)
         training = config.training.model_copy(
             update={
                 "learning_rate": 0.0,  # the policy stays
                 "lr_schedule": "constant",
                 "advantage_estimator": "grpo",
-                "draft": DraftConfig(learning_rate=learning_rate),
+                "draft": DraftConfig(learning_rate=learning_rate or RATES[algorithm]),
             }
         )
         engine = config.engine.model_copy(
-            update={"speculative": SpeculativeConfig(algorithm="standalone", draft_model=folder)}
+            update={"speculative": SpeculativeConfig(algorithm=algorithm, draft_model=folder)}
         )
         own = config.model_copy(update={"training": training, "engine": engine})
         with RLSession.start(SessionConfig(**own.model_dump(mode="json"))) as session:
@@ -118,7 +136,22 @@ def make_draft(
                 if on_step:
                     on_step(report)
             target = session.export_hf(path, dtype="float32", draft=True)
-    return DraftReport(target, layers, steps, _mean(found[:AROUND]), _mean(found[-AROUND:]))
+    means = _mean(found[:AROUND]), _mean(found[-AROUND:])
+    return DraftReport(target, algorithm, layers, steps, *means)
+
+
+def _check_kind(algorithm: str, layers: int) -> None:
+    """Raise ConfigError for a draft that there is not."""
+    if algorithm not in RATES:
+        raise ConfigError(
+            f"There is no draft of the kind {algorithm!r}.", fix=did_you_mean(algorithm, RATES)
+        )
+    if algorithm == "eagle" and layers > 1:
+        raise ConfigError(
+            f"An EAGLE head of {layers} layers is asked for.",
+            why="SGLang's has one layer, as the kit has it.",
+            fix="leave layers out, or take algorithm standalone.",
+        )
 
 
 def _mean(rows: list[tuple[float, float]]) -> tuple[float, float]:

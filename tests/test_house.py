@@ -57,6 +57,7 @@ LIBRARIES = {
     "kit/lifecycle/start.py": {"_shutdown_message"},
     "kit/models/attention.py": {"_varlen_attn", "_varlen_attn_backward"},
     "kit/models/compile.py": {"_dynamo"},
+    "kit/models/heads/eagle.py": {"_attn_implementation"},
     "kit/models/own/nanochat_2026.py": {"_attn_implementation"},
     "kit/models/state_dict.py": {"_non_persistent_buffers_set", "_weight_conversions"},
     "kit/rewards/timeouts.py": {"_current_frames"},

@@ -20,9 +20,14 @@ def draft(
         str, typer.Argument(help="A preset's name, a YAML file, or a model and its prompts.")
     ],
     out: Annotated[Path, typer.Argument(help="A directory for the draft.")],
-    layers: Annotated[int, typer.Option(help="Layers of the draft.", min=1)] = 1,
+    algorithm: Annotated[
+        str, typer.Option(help="standalone: a smaller model; eagle: a head on its hidden states.")
+    ] = "standalone",
+    layers: Annotated[int, typer.Option(help="Layers of the draft; 1 for eagle.", min=1)] = 1,
     steps: Annotated[int, typer.Option(help="Rollouts that it learns from.", min=1)] = 100,
-    learning_rate: Annotated[float, typer.Option(help="Of the draft.")] = 1e-3,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of the draft; 1e-3, for eagle 3e-3.")
+    ] = None,
 ) -> None:
     """Make a draft from what a model writes, for engine.speculative; the model stays as it is."""
     from kit.drafts import LENGTH, RATE, make_draft
@@ -40,6 +45,12 @@ def draft(
             )
 
     report = make_draft(
-        config, out, layers=layers, steps=steps, learning_rate=learning_rate, on_step=tell
+        config,
+        out,
+        algorithm=algorithm,  # type: ignore[arg-type]  # which it checks
+        layers=layers,
+        steps=steps,
+        learning_rate=learning_rate,
+        on_step=tell,
     )
     typer.echo(visible(str(report)))

@@ -202,7 +202,8 @@ class SessionConfig(Section, Displayed):
             return f"n-grams, {own.draft_tokens} tokens a pass"
         learns = "learns along" if self.training.draft else "frozen"
         shape = "a chain" if own.topk == 1 else "a tree"
-        return f"a model, {learns}: {shape} of {own.draft_tokens - 1} tokens"
+        kind = "an EAGLE head" if own.algorithm == "eagle" else "a model"
+        return f"{kind}, {learns}: {shape} of {own.draft_tokens - 1} tokens"
 
     @property
     def quantized(self) -> str:

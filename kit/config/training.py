@@ -48,10 +48,11 @@ class CriticConfig(Section):
 
 
 class DraftConfig(Section):
-    """The draft of `engine.speculative` (standalone), trained beside the policy on what it wrote.
+    """The draft of `engine.speculative`, trained beside the policy on what it wrote.
 
     It learns from all response tokens of a batch, at the sampling temperature, by an optimizer of
-    its own. The policy is what it would be without it.
+    its own; an EAGLE head from all but the first of each response, which no draft gives. The policy
+    is what it would be without it.
     """
 
     loss: Literal["cross_entropy", "forward_kl"] = "cross_entropy"

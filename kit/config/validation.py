@@ -205,7 +205,8 @@ def check_speculative(
     if training.draft and (drafts is None or drafts.draft_model is None):
         raise ValueError(
             "training.draft is set, and there is no draft to be trained. What to do: set "
-            "engine.speculative: {algorithm: standalone, draft_model: ...}, or leave it out."
+            "engine.speculative: {algorithm: standalone, draft_model: ...}, or eagle, or leave it "
+            "out."
         )
     if drafts is None:
         return
@@ -231,6 +232,8 @@ def check_speculative(
         "engine.quantization)": bool(model.quantization or engine.quantization),
         "drafts were tried in engines of one device only (engine.tensor_parallel, "
         "engine.data_parallel)": engine.tensor_parallel > 1 or engine.data_parallel > 1,
+        "EAGLE heads were not tried on a model with adapters (model.lora; ngram and standalone "
+        "work)": drafts.algorithm == "eagle" and model.lora is not None,
         "the CPU's attention of drafts is the kit's own (engine.attention_backend)": (
             engine.attention_backend != "auto"
         ),

@@ -15,7 +15,7 @@ from kit.engine import patches, scoring
 from kit.engine.adapters import AdapterLoader
 from kit.engine.routing import routed_experts
 from kit.engine.server_args import EngineSettings, generation_request, server_arguments
-from kit.engine.speculative import DRAFT_OF, DraftLoader, Passes
+from kit.engine.speculative import DRAFT_OF, DraftLoader, Passes, own_of_head
 from kit.errors import StackError
 from kit.messages import CacheUse, EngineStatus, Generation, Rescored, SamplingSettings
 from kit.models import own
@@ -250,10 +250,15 @@ class Engine:
         return sums
 
     async def draft_checksums(self) -> dict[str, str]:
-        """A checksum of each weight of its draft, by SGLang's names."""
+        """A checksum of each weight of its draft; of a head those of its own, by its files' names.
+
+        Others go by SGLang's names. A head's embeddings are the policy's.
+        """
         (sums,) = await verify.engine_checksums(self._sglang.tokenizer_manager)
+        drafts = self.settings.speculative
         of_draft = (name for name in sums if name.startswith(DRAFT_OF))
-        return {name.removeprefix(DRAFT_OF): sums[name] for name in of_draft}
+        own = {name.removeprefix(DRAFT_OF): sums[name] for name in of_draft}
+        return own if drafts is None or drafts.is_model else own_of_head(own)
 
     async def forget_adapter(self, adapter: str | None) -> None:
         """Forget an adapter, if it is there; None forgets all."""

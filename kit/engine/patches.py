@@ -114,7 +114,7 @@ def run_on_cpu(
     if drafts:
         from kit.engine.cpu import speculative as on_cpu
 
-        on_cpu.register(whole_draft=drafts.has_draft)
+        on_cpu.register(whole_draft=drafts.is_model)
     _register_on_both("cpu", path, drafts)
     run_scheduler_process(*args, **kwargs)
 
@@ -147,7 +147,7 @@ def run_on_gpu(
     if drafts:
         from kit.engine import gpu_speculative
 
-        gpu_speculative.register(whole_draft=drafts.has_draft)
+        gpu_speculative.register(whole_draft=drafts.is_model)
     _register_on_both("cuda", path, drafts)
     run_scheduler_process(*args, **kwargs)
 

@@ -9,6 +9,9 @@ prompt. For a model that learned from whole texts that is another text. Here it 
 its own place: a prompt as it is, then the accepted tokens, and each draft begins with the last of
 them. That takes a step of the draft more in each round.
 
+An EAGLE head (`eagle`) is called as SGLang calls it. Its embeddings and its output are the target's
+tensors, so that a sync of the policy changes them, and one of the draft does not.
+
 Read from SGLang 0.5.16, and changed in its scheduler:
     speculative/eagle_worker_v2.py       EAGLEWorkerV2.update_weights_from_tensor: loads what comes
                                          into draft and target; ours into the draft
@@ -21,6 +24,7 @@ Read from SGLang 0.5.16, and changed in its scheduler:
                                          SchedulerBatchResultProcessor._resolve_spec_v2_tokens,
                                          which calls it for each request of a pass
     speculative/standalone_worker_v2.py  StandaloneDraftWorker; StandaloneWorkerV2, which lacks `ps`
+    models/llama_eagle.py                LlamaForCausalLMEagle: its parameters' names
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ class SpeculativeSettings:
     topk: int
     num_draft_tokens: int
     draft_path: str | None = None
-    """Directory of the draft; None where there is no model."""
+    """Directory of the draft, a model or a head; None where there is none."""
     where_it_pays: bool = False
     """Whether it drafts only where passes were measured to give more."""
 
@@ -60,8 +64,13 @@ class SpeculativeSettings:
 
     @property
     def has_draft(self) -> bool:
-        """Whether there is a model that drafts."""
+        """Whether there is a model, or a head, that drafts."""
         return self.draft_path is not None
+
+    @property
+    def is_model(self) -> bool:
+        """Whether the draft is a model of its own, which reads tokens alone."""
+        return self.algorithm == "standalone"
 
     def server_arguments(self, *, sleeps: bool) -> dict[str, Any]:
         """The fields of `sglang.ServerArgs` that say so.
@@ -103,6 +112,15 @@ class DraftLoader:
         raise StackError(
             "A draft's weights cannot be broadcast.", fix="set cluster.colocate: true."
         )
+
+
+def own_of_head(named: dict[str, Any]) -> dict[str, Any]:
+    """What an EAGLE head has of its own among SGLang's parameters of it, by its files' names.
+
+    SGLang puts them below `model`, and the policy's embeddings and output beside them.
+    """
+    own = {name.removeprefix("model."): value for name, value in named.items()}
+    return {name: own[name] for name in own if name.startswith(("fc.", "layers."))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +230,7 @@ def register(settings: SpeculativeSettings) -> None:
     updater.check_weights = lambda self, request: _check(check, self, request)
     worker: Any = EAGLEWorkerV2
     worker.update_weights_from_tensor = load_draft
-    if settings.algorithm == "standalone":
+    if settings.is_model:
         from sglang.srt.speculative.standalone_worker_v2 import StandaloneDraftWorker
 
         drafting: Any = StandaloneDraftWorker

@@ -368,14 +368,18 @@ class Sizes:
         forward = self.activations(tokens, level) + self.logits(tokens)
         taught = 0
         training = self.config.training.draft
-        if self.draft and training and training.loss == "forward_kl":
+        drafts = self.config.engine.speculative
+        is_head = drafts is not None and drafts.algorithm == "eagle"
+        if self.draft and training and (is_head or training.loss == "forward_kl"):
             # The policy's output in each place waits for the draft's pass, which takes the
-            # policy's output embedding, too. Logits of both are made in pieces half as large.
+            # policy's output embedding, too. Logits of both are made in pieces half as large. A
+            # head also reads the embeddings, and has both by its entries, and side by side.
             rows = self.width * tokens * self.shape.hidden
+            kept, read = (2 * rows, 4 * rows) if is_head else (rows, 0)
             own = replace(self, shape=self.draft, draft=None)
             head = self.width * self.shape.vocabulary * self.shape.hidden
-            taught = rows + head + own.activations(tokens, level) + own.logits(tokens)
-            forward += rows
+            taught = kept + read + head + own.activations(tokens, level) + own.logits(tokens)
+            forward += kept
         # One layer after the other turns from activations into gradients.
         return self.working(offload), max(forward, taught, self.gradients_handed_in(offload))
 

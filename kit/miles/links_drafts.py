@@ -26,8 +26,8 @@ def _write(config: SessionConfig, backend: str) -> Words:
 
 def _note(config: SessionConfig, backend: str) -> str:
     own = config.engine.speculative
-    if own is None or own.draft_model is None:
-        return ""
+    if own is None or own.algorithm != "standalone":
+        return ""  # a head has no weights of the names that are sent
     # Its engines load what they are sent into the draft, too.
     return (
         "Miles' sync gives SGLang's draft the policy's weights, which ends the engine where their "
@@ -40,21 +40,29 @@ def _read(given: Given) -> dict[str, Any] | None:
     if name is None:
         return None
     algorithm = str(name).lower()
-    if algorithm not in ("ngram", "standalone"):
+    draft = given.text(_DRAFT, None)
+    if algorithm not in ("ngram", "standalone", "eagle"):
         raise ConfigError(
             f"{_ALGORITHM} {name} has no counterpart here.",
-            why="The kit drafts with ngram and standalone.",
+            why="The kit drafts with ngram, standalone and eagle.",
             fix="leave it out, or take one of these.",
+        )
+    if algorithm == "eagle" and draft is None:
+        raise ConfigError(
+            f"{_ALGORITHM} is {name}, without {_DRAFT}.",
+            why="SGLang then drafts with the layers of the model itself that predict several "
+            "tokens, which the kit does not.",
+            fix=f"name a head with {_DRAFT}, or leave {_ALGORITHM} out.",
         )
     own: dict[str, Any] = {
         "algorithm": algorithm,
         "num_draft_tokens": given.whole(_TOKENS, None),
     }
-    if algorithm == "standalone":
+    if algorithm != "ngram":
         own |= {
             "num_steps": given.whole(_STEPS, None),
             "eagle_topk": given.whole(_TOPK, None),
-            "draft_model": given.text(_DRAFT, None),
+            "draft_model": draft,
         }
     return own
 
@@ -68,6 +76,6 @@ DRAFTS = [
         _read,
         _note,
         "no drafts",
-        "`ngram` and `standalone`; Miles' own are EAGLE and MTP",
+        "`ngram`, `standalone` and `eagle`; Miles' own are EAGLE and MTP",
     ),
 ]

@@ -1,4 +1,4 @@
-"""The model that drafts for another one: found, and refused where it cannot."""
+"""The model, or the head, that drafts for another one: found, and refused where it cannot."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from kit.config import ModelConfig, SessionConfig
 from kit.errors import ConfigError, ModelError
 from kit.models import families
+from kit.models.heads.files import ARCHITECTURE, problem_of
 from kit.models.source import ModelSource, find
 from kit.utils.reading import read_json
 
@@ -24,8 +25,8 @@ def find_draft(config: SessionConfig, model: ModelSource, device: str) -> ModelS
 
     Raises:
         ConfigError: nobody has seen such drafts work on this device.
-        ModelError: it is missing or broken, its tokens are not the model's, or one of the two is
-            of a family that takes no drafts.
+        ModelError: it is missing or broken, no head for this model where one is asked for, its
+            tokens are not the model's, or one of the two is of a family that takes no drafts.
     """
     if device == "cuda":
         _check_gpu(config)
@@ -38,6 +39,7 @@ def find_draft(config: SessionConfig, model: ModelSource, device: str) -> ModelS
     trusts = config.model.trust_remote_code
     draft = find(ModelConfig(name=name, trust_remote_code=trusts))
     families.find(draft.architecture).check_drafts()
+    _check_kind(config, draft, model)
     fix = (
         "name a draft that was made for this model in engine.speculative.draft_model, or set "
         "engine.speculative.algorithm: ngram, which needs none."
@@ -62,6 +64,28 @@ def find_draft(config: SessionConfig, model: ModelSource, device: str) -> ModelS
             fix=f"set model.context_length: {draft.context_length}, or {fix}",
         )
     return draft
+
+
+def _check_kind(config: SessionConfig, draft: ModelSource, model: ModelSource) -> None:
+    """Raise ModelError or ConfigError for a head that is none for this model, or none at all."""
+    drafts = config.engine.speculative
+    assert drafts is not None
+    if drafts.algorithm != "eagle":
+        if draft.architecture == ARCHITECTURE:
+            raise ModelError(
+                f"{drafts.draft_model} is an EAGLE head, and engine.speculative.algorithm is "
+                f"{drafts.algorithm}.",
+                fix="set engine.speculative.algorithm: eagle.",
+            )
+        return
+    families.find(model.architecture).check_heads()
+    if problem := problem_of(draft.path, model.path):
+        raise ModelError(
+            f"{drafts.draft_model} is no EAGLE head that can draft for {config.model.name}: "
+            f"{problem}.",
+            fix="make one with `kit draft MODEL OUT --algorithm eagle`; a draft that is a "
+            "model goes with engine.speculative.algorithm: standalone.",
+        )
 
 
 def _check_gpu(config: SessionConfig) -> None:

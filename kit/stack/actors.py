@@ -181,6 +181,7 @@ def trainer_settings(
     from kit.weight_sync.transform import Disturbance
 
     config = stack.config
+    drafts = config.engine.speculative
     return TrainerSettings(
         model_path=stack.model.path,
         training=config.training,
@@ -199,6 +200,7 @@ def trainer_settings(
         trust_remote_code=config.model.trust_remote_code,
         lora=config.model.lora and located(config.model.lora),
         draft_path=stack.draft.path if stack.draft and config.training.draft else None,
+        draft_is_head=bool(drafts and drafts.algorithm == "eagle"),
         sends_adapters=config.engine.lora == "adapter",
         quantization=config.quantization,
         trains_quantized=config.model.quantization is not None,

@@ -15,7 +15,7 @@ from torch import nn
 
 from kit.config import TrainingConfig
 from kit.models import four_bit, lora, state_dict
-from kit.models.log_probs import Distributions
+from kit.models.heads.eagle import PolicyStates
 from kit.models.moe import experts_of, replaying
 from kit.models.packing import Packed
 from kit.models.policy import Policy
@@ -72,8 +72,7 @@ class FsdpBackend:
             value_model = self._factory.load_value_model(mesh)
             self.learners[CRITIC] = Learner(CRITIC, value_model, settings[CRITIC])
         if self._settings.draft_path and DRAFT in settings:
-            draft = self._factory.shard(self._factory.draft(), mesh)
-            self.learners[DRAFT] = Learner(DRAFT, draft, settings[DRAFT])
+            self.learners[DRAFT] = Learner(DRAFT, self._factory.load_draft(mesh), settings[DRAFT])
         if self._settings.sleeps:
             # The optimizer's two moments come with its first step; locking memory takes seconds.
             trained = (p for learner in self.learners.values() for p in learner.trained())
@@ -145,12 +144,10 @@ class FsdpBackend:
         return value_R
 
     def logits(self, packed: Packed) -> torch.Tensor:
-        # Through the policy's own forward pass, so that FSDP gathers what it needs: the last
-        # hidden states are kept on their way to the log-probs.
-        inner: Any = self.policy.model
-        with torch.no_grad(), replaying(packed.experts), self._hidden_states() as kept:
+        with torch.no_grad(), replaying(packed.experts), self._recording() as kept:
             _answer(self.policy, packed, 1.0)
-            hidden_R = kept[0][packed.predictor_R]
+            inner: Any = self.policy.model
+            hidden_R = kept["hidden"][packed.predictor_R]
             return self.policy.logits_of(hidden_R, whole(inner.lm_head.weight))
 
     @contextmanager
@@ -177,49 +174,71 @@ class FsdpBackend:
     ) -> dict[str, torch.Tensor]:
         ranks = self._group.size
         metrics: dict[str, torch.Tensor] = {}
-        target: tuple[Distributions, ...] = ()
+        reads = DRAFT in losses and self._settings.draft_is_head
+        seen: dict[str, Any] = {}
         for name, loss_of in losses.items():
             learner = self.learners[name]
             learner.model.train()  # loaded models are not, and then recompute nothing
             hold_gradients(learner.model, ranks == 1 and not last)
-            given = target if name in taught else ()
-            teaches = name == POLICY and bool(taught)
+            shows = name == POLICY and (bool(taught) or reads)
+            further = seen if name == DRAFT else {}
             # A backward pass may compute parts of the forward pass again, by the same experts.
-            with (
-                replaying(packed.experts if name == POLICY else None),
-                self._hidden_states(wanted=teaches) as kept,
-            ):
-                loss, values = loss_of(learner.model(packed, temperature, *given))
-                rows = [hidden_T.detach()[packed.predictor_R] for hidden_T in kept]
-                kept.clear()
+            with replaying(packed.experts if name == POLICY else None):
+                with self._recording(wanted=shows) as kept:
+                    output = learner.model(packed, temperature, **further)
+                loss, values = loss_of(output)
                 # FSDP averages gradients over ranks; ours are shares of one sum.
                 (loss * ranks).backward()
-            if teaches:
-                target = (self._distributions(rows[0], temperature),)
+            if shows:
+                seen = self._seen(kept, packed, temperature, taught=bool(taught))
             metrics |= values
         return metrics
 
     @contextmanager
-    def _hidden_states(self, *, wanted: bool = True) -> Iterator[list[torch.Tensor]]:
-        """Keep the outputs of the last layer, (T, hidden size), in the policy's passes inside."""
-        kept: list[torch.Tensor] = []
+    def _recording(self, *, wanted: bool = True) -> Iterator[dict[str, torch.Tensor]]:
+        """Keep what the policy's passes inside compute on their way, without a gradient.
+
+        Embeddings and outputs of the last layer, (T, hidden size). Through its own forward pass, so
+        that FSDP gathers what it needs.
+        """
+        kept: dict[str, torch.Tensor] = {}
         if not wanted:
             yield kept
             return
         inner: Any = self.policy.model
-        hook = inner.model.register_forward_hook(
-            lambda _module, _inputs, output: kept.append(output.last_hidden_state[0])
-        )
+
+        def keep_hidden(_module: Any, _inputs: Any, output: Any) -> None:
+            kept["hidden"] = output.last_hidden_state[0].detach()
+
+        def keep_embedded(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
+            kept["embedded"] = output[0].detach()
+
+        hooks = [inner.model.register_forward_hook(keep_hidden)]
+        if self._settings.draft_is_head:
+            hooks.append(inner.get_input_embeddings().register_forward_hook(keep_embedded))
         try:
             yield kept
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
-    def _distributions(self, hidden_R: torch.Tensor, temperature: float) -> Distributions:
-        """The policy's, of output of its last layer; all ranks call."""
+    def _seen(
+        self, kept: dict[str, torch.Tensor], packed: Packed, temperature: float, *, taught: bool
+    ) -> dict[str, Any]:
+        """What a draft gets of the policy's pass beside the samples; all ranks call.
+
+        `taught`: it learns from the policy's distributions.
+        """
         inner: Any = self.policy.model
-        head = whole(inner.lm_head.weight.detach()).to(self.device, hidden_R.dtype)
-        return self.policy.distributions(hidden_R, head, temperature)
+        hidden_T = kept["hidden"]
+        output = whole(inner.lm_head.weight.detach()).to(self.device, hidden_T.dtype)
+        seen: dict[str, Any] = {}
+        if self._settings.draft_is_head:
+            seen["states"] = PolicyStates(hidden_T, kept["embedded"], output)
+        if taught:
+            hidden_R = hidden_T[packed.predictor_R]
+            seen["target"] = self.policy.distributions(hidden_R, output, temperature)
+        return seen
 
     def clip_gradients(self) -> dict[str, float]:
         return {name: learner.clip() for name, learner in self.learners.items()}

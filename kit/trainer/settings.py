@@ -46,6 +46,8 @@ class TrainerSettings:
     """Adapters that are trained; None trains all weights."""
     draft_path: str | None = None
     """Directory of the draft that is trained along; None where none is."""
+    draft_is_head: bool = False
+    """Whether the draft is an EAGLE head on the policy's hidden states, and no model of its own."""
     sends_adapters: bool = False
     """Whether engines have the adapters beside their weights; otherwise a sync merges them."""
     quantization: QuantizationConfig | None = None

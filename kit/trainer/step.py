@@ -331,7 +331,8 @@ class TrainStep:
                 value_clip=settings.training.critic.value_clip,
             )
         if DRAFT in self._networks():
-            tokens = sum(batch.response_lengths[i] for i in part)
+            first = int(self.settings.draft_is_head)  # which no head drafts
+            tokens = sum(max(batch.response_lengths[i] - first, 0) for i in part)
             counts = meter is not None
 
             def of_draft(out: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -242,6 +242,8 @@ def test_a_draft_is_looked_at_before_anything_starts(tmp_path: Path) -> None:
     assert "not known to be right" in found("cuda", algorithm="ngram").found
     alone = {"algorithm": "standalone", "draft_model": str(MODEL_DIR)}
     assert "it stays as it is" in found("cpu", **alone).found
+    no_head = found("cpu", **alone | {"algorithm": "eagle"})
+    assert (no_head.level, "and not LlamaForCausalLMEagle" in no_head.found) == ("problem", True)
     missing = found("cpu", **alone | {"draft_model": "nobody/no-such-draft"})
     assert (missing.name, missing.level) == ("draft", "problem")
     assert "set engine.speculative.draft_model to its path" in missing.fix

@@ -508,3 +508,17 @@ def test_a_draft_that_learns_from_distributions_keeps_the_policys_output_and_its
     head = 2 * QWEN3_0_6B.vocabulary * QWEN3_0_6B.hidden
     large = update("forward_kl", QWEN3_0_6B, 16_384) - update("cross_entropy", QWEN3_0_6B, 16_384)
     assert large == more + head
+
+
+def test_a_head_that_learns_keeps_what_it_reads_of_the_policys_pass() -> None:
+    shape = replace(QWEN3_0_6B, parameters=15_000_000, layers=1)
+
+    def update(algorithm: str, tokens: int) -> int:
+        own = {"algorithm": algorithm, "draft_model": "draft", "num_steps": 3}
+        engine = {"speculative": own, "max_total_tokens": 100_000, "max_running_requests": 64}
+        training = {"draft": {}, "max_tokens_per_gpu": tokens}
+        settings = with_settings(engine=engine, training=training)
+        return plan(80, settings, draft=shape).phase("update").total
+
+    more = update("eagle", 16_384) - update("standalone", 16_384)
+    assert more == 2 * 2 * 16_384 * QWEN3_0_6B.hidden  # hidden states and embeddings

@@ -211,6 +211,22 @@ def test_flags_of_miles_adapters_are_read(
     assert (remarked in imported.report()) if remarked else imported.report() == ""
 
 
+def test_a_head_that_drafts_goes_there_and_back(tmp_path: Path) -> None:
+    own = {"algorithm": "eagle", "draft_model": "/a/head", "num_steps": 2, "eagle_topk": 3}
+    config = SessionConfig.preset("qwen3-0.6b").replace("engine.speculative", own)
+    script = export_script(config).script
+    assert "--sglang-speculative-algorithm EAGLE" in script
+    assert "--sglang-speculative-draft-model-path /a/head" in script
+    (tmp_path / "run.sh").write_text(script)
+    back = import_script(tmp_path / "run.sh").config.engine.speculative
+    assert back
+    assert back.model_dump() == back.model_dump() | own
+    alone = "--sglang-speculative-algorithm EAGLE --sglang-speculative-num-steps 3"
+    (tmp_path / "run.sh").write_text(f"python train.py --hf-checkpoint m {alone}\n")
+    with pytest.raises(ConfigError, match="layers of the model itself that predict several"):
+        import_script(tmp_path / "run.sh")
+
+
 def test_adapters_go_to_the_trainer_of_miles_that_has_them_and_what_is_lost_is_said() -> None:
     config = SessionConfig.preset("tiny-lora").replace("model.lora.r", 16)
     exported = export_script(config)

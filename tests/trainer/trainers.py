@@ -41,6 +41,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         recompute: Recompute = "none",
         compiles: bool = False,
         draft_path: Path | None = None,
+        draft_is_head: bool = False,
         **training: Any,
     ) -> Trainer:
         nonlocal count
@@ -64,6 +65,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
                 recompute=recompute,
                 compile=compiles,
                 draft_path=draft_path and str(draft_path),
+                draft_is_head=draft_is_head,
             )
         )
         trainer.start()

@@ -13,6 +13,7 @@ FAMILIES = (
         adapts=True,
         engine_adapts=True,
         drafts=True,
+        heads=True,
     ),
     Family(
         "ArceeForCausalLM",

@@ -54,6 +54,7 @@ FAMILIES = (
         adapts=True,
         engine_adapts=True,
         drafts=True,
+        heads=True,
     ),
     Family(
         "Qwen2MoeForCausalLM",
@@ -75,6 +76,7 @@ FAMILIES = (
         adapts=True,
         engine_adapts=True,
         drafts=True,
+        heads=True,
     ),
     Family(
         "Qwen3NextForCausalLM",

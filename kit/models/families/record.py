@@ -102,6 +102,8 @@ class Family:
     """Whether adapters were trained, merged into what the engine gets."""
     drafts: bool = False
     """Whether drafts (`engine.speculative`) were seen to write as plain decoding does."""
+    heads: bool = False
+    """Whether EAGLE heads on its hidden states were seen to draft what the trainer computes."""
     engine_adapts: bool = False
     """Whether SGLang was seen to compute with adapters of its own (`engine.lora: adapter`)."""
 
@@ -158,6 +160,15 @@ class Family:
                 f"{self.architecture} neither drafts nor is drafted for.",
                 why=self.undrafted,
                 fix="leave engine.speculative out, or take another model.",
+            )
+
+    def check_heads(self) -> None:
+        """Raise ConfigError for a family that no EAGLE head was tried with."""
+        if not self.heads:
+            raise self._untried(
+                "what a head drafts on its hidden states",
+                "engine.speculative.algorithm: eagle",
+                "set ngram or standalone",
             )
 
     def _untried(self, what: str, setting: str, way_out: str = "leave it out") -> ConfigError:

@@ -1,0 +1,165 @@
+"""EAGLE heads: some that draft well or badly, and what they draft, by plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from kit.config import SessionConfig
+from kit.models.heads import eagle
+from kit.samples import Rollout, Sample
+from kit.tiny import MODEL_DIR
+from tests.drafting import drafting
+
+STEPS = 100
+
+
+def random_head(folder: Path, model: Path = MODEL_DIR) -> Path:
+    """A head that has learned nothing."""
+    folder.mkdir(exist_ok=True)
+    eagle.make(model, folder, seed=1)
+    return folder
+
+
+class Written:
+    """A model and a head for it, computed by the formulas of the paper, one sample at a time."""
+
+    def __init__(self, head: Path, model: Path = MODEL_DIR) -> None:
+        from transformers import AutoModelForCausalLM, LlamaConfig
+
+        self.policy: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        self.config: Any = LlamaConfig.from_pretrained(head)
+        self.weights = {n: v.float() for n, v in load_file(head / "model.safetensors").items()}
+
+    def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weights[f"{name}.weight"].T
+
+    @torch.no_grad()
+    def hidden(self, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(the policy's last hidden states, embeddings) of these tokens."""
+        rows = torch.tensor([list(tokens)])
+        inner = self.policy.model
+        return inner(rows).last_hidden_state[0], inner.embed_tokens(rows)[0]
+
+    @torch.no_grad()
+    def outputs(self, hidden: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+        """The head's output for each place: a hidden state, and the embedding after it."""
+        c, n = self.config, len(hidden)
+        u = self._linear("fc", torch.cat([embedded, hidden], dim=-1)) + self.weights["fc.bias"]
+        heads, pairs, size = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        frequency = c.rope_parameters["rope_theta"] ** (-torch.arange(0, size, 2) / size)
+        angle = (torch.arange(n)[:, None] * frequency).repeat(1, 2)
+
+        def rotated(x: torch.Tensor) -> torch.Tensor:
+            turned = torch.cat([-x[..., size // 2 :], x[..., : size // 2]], dim=-1)
+            return x * angle.cos() + turned * angle.sin()
+
+        q, k, v = (
+            self._linear(f"layers.0.self_attn.{name}_proj", u).view(n, -1, size).transpose(0, 1)
+            for name in "qkv"
+        )
+        k, v = (x.repeat_interleave(heads // pairs, dim=0) for x in (rotated(k), v))
+        scores = rotated(q) @ k.transpose(1, 2) / size**0.5
+        seen = torch.ones(n, n, dtype=torch.bool).tril()
+        attended = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
+        attended = attended.transpose(0, 1).reshape(n, -1)
+        x = u + self._linear("layers.0.self_attn.o_proj", attended)
+        normed = x * (x.pow(2).mean(-1, keepdim=True) + c.rms_norm_eps).rsqrt()
+        normed = normed * self.weights["layers.0.post_attention_layernorm.weight"]
+        gate, up = (self._linear(f"layers.0.mlp.{name}_proj", normed) for name in ("gate", "up"))
+        return x + self._linear("layers.0.mlp.down_proj", functional.silu(gate) * up)
+
+    @torch.no_grad()
+    def distributions(
+        self, sample: Sequence[int], length: int, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probs of all tokens, by policy and head, for each response token but the first."""
+        hidden, embedded = self.hidden(sample)
+        first = len(sample) - length + 1
+        of_head = self.outputs(hidden[:-1], embedded[1:])[first - 2 : -1]
+        return tuple(
+            (rows @ self.policy.lm_head.weight.T / temperature).log_softmax(-1)
+            for rows in (hidden[first - 1 : -1], of_head)
+        )
+
+    def log_probs(self, sample: Sequence[int], length: int, temperature: float) -> torch.Tensor:
+        """The head's, of each response token but the first."""
+        _, logp = self.distributions(sample, length, temperature)
+        tokens = torch.tensor(sample[len(sample) - length + 1 :], dtype=torch.long)
+        return logp.gather(-1, tokens[:, None])[:, 0]
+
+    def divergence(self, sample: Sequence[int], length: int, temperature: float) -> torch.Tensor:
+        """Of the head from the policy, likewise."""
+        logp, logq = self.distributions(sample, length, temperature)
+        return (logp.exp() * (logp - logq)).sum(-1)
+
+    @torch.no_grad()
+    def drafted(self, sample: Sample, steps: int) -> list[int]:
+        """What `Sample.rollout_drafted` is, of chains of so many tokens."""
+        tokens = sample.tokens
+        hidden, embedded = self.hidden(tokens)
+        last = len(tokens) - sample.response_length  # the first token comes with the prompt
+        places = [0]
+        while last < len(tokens) - 1:
+            known, words = hidden[:last], embedded[1 : last + 1]
+            right = 0
+            while right < steps and last + 1 + right < len(tokens):
+                out = self.outputs(known, words)[-1]
+                token = int((out @ self.policy.lm_head.weight.T).argmax())
+                if token != tokens[last + 1 + right]:
+                    break
+                right += 1
+                known = torch.cat([known, out[None]])
+                words = torch.cat([words, self.policy.model.embed_tokens.weight[token][None]])
+            places += [*range(1, right + 1), 0]
+            last += right + 1
+        return places[: sample.response_length]
+
+
+def taught(folder: Path, model: Path, texts: Sequence[tuple[Sequence[int], int]]) -> Path:
+    """A head that has learned the responses in some texts: (tokens, how many are the response)."""
+    from safetensors.torch import save_file
+
+    from kit.models import packing
+
+    known = Written(random_head(folder, model), model)
+    packed = packing.pack([list(row) for row, _ in texts], [n for _, n in texts], share=False)
+    rows = [known.hidden(tokens) for tokens, _ in texts]
+    hidden, embedded = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    states = eagle.PolicyStates(hidden, embedded, known.policy.lm_head.weight.detach())
+    head = eagle.load(folder)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        (-head(packed, 1.0, states)[0].mean()).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        optimizer.step()
+    save_file(dict(head.model.state_dict()), folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@torch.no_grad()
+def likeliest(model: Path, prompt: Sequence[int], tokens: int) -> tuple[list[int], int]:
+    """What a model writes after a prompt, token by token the likeliest."""
+    from transformers import AutoModelForCausalLM
+
+    policy: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    text = list(prompt)
+    for _ in range(tokens):
+        text.append(int(policy(torch.tensor([text])).logits[0, -1].argmax()))
+    return text, tokens
+
+
+def headed(folder: Path | str, *, train: bool = False, **settings: Any) -> SessionConfig:
+    return drafting(folder, train=train, algorithm="eagle", **settings)
+
+
+def as_predicted(rollout: Rollout, model: Written, steps: int) -> int:
+    """Check that what was accepted is what plain torch says; how many tokens were."""
+    assert [s.rollout_drafted for s in rollout] == [model.drafted(s, steps) for s in rollout]
+    return sum(bool(place) for s in rollout for place in s.rollout_drafted or ())

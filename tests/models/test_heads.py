@@ -1,0 +1,112 @@
+"""EAGLE heads: computed as the formulas say, whatever samples share, and refused where broken."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from kit.errors import ModelError
+from kit.models.heads import eagle, files
+from kit.models.packing import pack
+from kit.tiny import MODEL_DIR
+from tests.heads import Written, random_head
+
+SAMPLES = [
+    ([5, 6, 7, 8, 10, 11, 12], 3),
+    ([5, 6, 7, 8, 10, 11, 13, 14], 4),
+    ([9, 6, 7, 3, 4], 2),
+    ([9, 6, 7, 20, 21, 22], 5),  # a prompt of one token
+    ([30, 31, 32], 2),
+    ([30, 31, 33], 2),
+    ([44, 45], 1),  # nothing that a head drafts
+]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_head(tmp_path_factory.mktemp("head"))
+
+
+@pytest.fixture(scope="module")
+def written(head: Path) -> Written:
+    return Written(head)
+
+
+def log_probs(
+    written: Written, head: Path, samples: list[tuple[list[int], int]], *, share: bool
+) -> torch.Tensor:
+    packed = pack([row for row, _ in samples], [n for _, n in samples], share=share)
+    hidden, embedded = (torch.zeros(len(packed.tokens_T), 128) for _ in range(2))
+    for rows, (tokens, _) in zip(packed.rows_of, samples, strict=True):
+        hidden[list(rows)], embedded[list(rows)] = written.hidden(tokens)
+    states = eagle.PolicyStates(hidden, embedded, written.policy.lm_head.weight.detach())
+    found: torch.Tensor = eagle.load(head)(packed, 0.7, states)[0]
+    return found
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_head_computes_what_the_formulas_say(written: Written, head: Path, share: bool) -> None:
+    expected = torch.cat([written.log_probs(row, n, 0.7) for row, n in SAMPLES])
+    found = log_probs(written, head, SAMPLES, share=share)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+@settings(max_examples=20)
+@given(
+    st.lists(
+        st.lists(st.integers(3, 6), min_size=2, max_size=8).flatmap(
+            lambda row: st.tuples(st.just(row), st.integers(1, len(row) - 1))
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_what_samples_share_changes_nothing(
+    written: Written, head: Path, samples: list[tuple[list[int], int]]
+) -> None:
+    apart = log_probs(written, head, samples, share=False)
+    torch.testing.assert_close(
+        log_probs(written, head, samples, share=True), apart, rtol=0, atol=2e-5
+    )
+
+
+def test_a_head_that_cannot_draft_says_why(head: Path, tmp_path: Path) -> None:
+    assert files.problem_of(head, MODEL_DIR) == ""
+    config = json.loads((head / "config.json").read_text())
+    weights = load_file(head / "model.safetensors")
+    assert {name: tuple(w.shape) for name, w in weights.items()} == files.shapes(config)
+    cases = [
+        ({"architectures": ["LlamaForCausalLMEagle3"]}, {}, "names LlamaForCausalLMEagle3"),
+        ({"num_hidden_layers": 2}, {}, "2 layers"),
+        ({"hidden_size": 64}, {}, "hidden states of 64 numbers; the model's 128"),
+        ({"tie_word_embeddings": True}, {}, "tie_word_embeddings is true"),
+        ({"attention_bias": True}, {}, "lack layers.0.self_attn.k_proj.bias"),
+        ({}, {"norm.weight": torch.ones(4)}, "have norm.weight"),
+        ({}, {"fc.bias": torch.ones(4)}, re.escape("fc.bias is (4,) there, and (128,)")),
+    ]
+    for changed, more, words in cases:
+        (tmp_path / "config.json").write_text(json.dumps(config | changed))
+        save_file(weights | more, tmp_path / "model.safetensors")
+        assert re.search(words, files.problem_of(tmp_path, MODEL_DIR))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="size mismatch"):
+        eagle.load(tmp_path)
+
+
+def test_a_head_with_biases_is_loaded_with_them(head: Path, tmp_path: Path) -> None:
+    config = json.loads((head / "config.json").read_text())
+    config |= {"attention_bias": True, "mlp_bias": True}
+    wanted = files.shapes(config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = {name: torch.full(shape, 0.5) for name, shape in wanted.items()}
+    save_file(weights, tmp_path / "model.safetensors")
+    assert files.problem_of(tmp_path, MODEL_DIR) == ""
+    loaded = eagle.load(tmp_path).model.state_dict()
+    assert {name: tuple(value.shape) for name, value in loaded.items()} == wanted
