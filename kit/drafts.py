@@ -100,6 +100,7 @@ def make_draft(
     at_least_one(layers, "layers")
     _check_kind(algorithm, layers)
     manifest.refuse_others(Path(path).absolute(), "export")  # not after a hundred steps
+    rate = RATES[algorithm] if learning_rate is None else learning_rate
     config = SessionConfig.of(config)
     if config.model.lora:
         raise ConfigError(
@@ -121,7 +122,7 @@ def make_draft(
                 "learning_rate": 0.0,  # the policy stays
                 "lr_schedule": "constant",
                 "advantage_estimator": "grpo",
-                "draft": DraftConfig(learning_rate=learning_rate or RATES[algorithm]),
+                "draft": DraftConfig(learning_rate=rate),
             }
         )
         engine = config.engine.model_copy(

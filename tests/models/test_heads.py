@@ -17,6 +17,7 @@ from kit.models.heads import eagle, files
 from kit.models.packing import pack
 from kit.tiny import MODEL_DIR
 from tests.heads import Written, random_head
+from tests.small_models import make_model
 
 SAMPLES = [
     ([5, 6, 7, 8, 10, 11, 12], 3),
@@ -87,7 +88,11 @@ def test_a_head_that_cannot_draft_says_why(head: Path, tmp_path: Path) -> None:
         ({"num_hidden_layers": 2}, {}, "2 layers"),
         ({"hidden_size": 64}, {}, "hidden states of 64 numbers; the model's 128"),
         ({"tie_word_embeddings": True}, {}, "tie_word_embeddings is true"),
-        ({"attention_bias": True}, {}, "lack layers.0.self_attn.k_proj.bias"),
+        ({"attention_bias": True}, {}, "has biases"),
+        ({"mlp_bias": True}, {}, "has biases"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, {}, r"rotation is scaled \(yarn\)"),
+        ({"rope_scaling": {"type": "linear"}, "rope_parameters": None}, {}, "linear"),
+        ({"intermediate_size": 64}, {}, r"mlp.gate_proj.weight is \(448, 128\)"),
         ({}, {"norm.weight": torch.ones(4)}, "have norm.weight"),
         ({}, {"fc.bias": torch.ones(4)}, re.escape("fc.bias is (4,) there, and (128,)")),
     ]
@@ -100,13 +105,8 @@ def test_a_head_that_cannot_draft_says_why(head: Path, tmp_path: Path) -> None:
         eagle.load(tmp_path)
 
 
-def test_a_head_with_biases_is_loaded_with_them(head: Path, tmp_path: Path) -> None:
-    config = json.loads((head / "config.json").read_text())
-    config |= {"attention_bias": True, "mlp_bias": True}
-    wanted = files.shapes(config)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    weights = {name: torch.full(shape, 0.5) for name, shape in wanted.items()}
-    save_file(weights, tmp_path / "model.safetensors")
-    assert files.problem_of(tmp_path, MODEL_DIR) == ""
-    loaded = eagle.load(tmp_path).model.state_dict()
-    assert {name: tuple(value.shape) for name, value in loaded.items()} == wanted
+def test_of_a_model_whose_rotation_is_scaled_a_head_is_made_with_a_plain_one(
+    tmp_path: Path,
+) -> None:
+    model = make_model(tmp_path / "model", "Llama, yarn")
+    assert files.problem_of(random_head(tmp_path / "head", model), model) == ""

@@ -24,6 +24,7 @@ from torch import nn
 
 from kit.errors import ModelError
 from kit.models import attention
+from kit.models.dropout import switch_off
 from kit.models.heads.files import ARCHITECTURE
 from kit.models.log_probs import Distributions, forward_kl, token_log_probs
 from kit.models.packing import Packed, repeat_rows, rows_before, take_rows, to_device
@@ -195,6 +196,7 @@ def load(path: str | Path) -> EagleHead:
             why=str(error),
             fix="make one with `kit draft MODEL OUT --algorithm eagle`.",
         ) from error
+    switch_off(head)
     return EagleHead(head)
 
 
@@ -222,7 +224,10 @@ def make(model: str | Path, folder: str | Path, seed: int = 0) -> None:
         num_key_value_heads=policy.num_key_value_heads,
         head_dim=getattr(policy, "head_dim", None),
         rms_norm_eps=policy.rms_norm_eps,
-        rope_parameters=dict(policy.rope_parameters),
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": policy.rope_parameters["rope_theta"],
+        },
         max_position_embeddings=policy.max_position_embeddings,
         bos_token_id=policy.bos_token_id,
         eos_token_id=policy.eos_token_id,

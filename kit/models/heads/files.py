@@ -31,6 +31,11 @@ def problem_of(path: str | Path, model: str | Path) -> str:
         return f"it reads hidden states of {width} numbers; the model's {policy.get('hidden_size')}"
     if head.get("tie_word_embeddings"):
         return "tie_word_embeddings is true there, and SGLang gives it the model's one by one"
+    if head.get("attention_bias") or head.get("mlp_bias"):
+        return "its layer has biases, of which SGLang leaves some out"
+    rotation = head.get("rope_parameters") or head.get("rope_scaling") or {}
+    if (kind := rotation.get("rope_type") or rotation.get("type") or "default") != "default":
+        return f"its rotation is scaled ({kind}), with which no head was tried"
     wanted, stored = shapes(head), stored_shapes(Path(path))
     if missing := sorted(wanted.keys() - stored.keys()):
         return f"its files lack {', '.join(missing[:3])}"
@@ -47,23 +52,18 @@ def shapes(settings: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     heads = int(settings["num_attention_heads"])
     pairs = int(settings.get("num_key_value_heads") or heads)
     size = int(settings.get("head_dim") or width // heads)
-    layer = "layers.0"
-    found: dict[str, tuple[int, ...]] = {
-        "fc.weight": (width, 2 * width),
-        "fc.bias": (width,),
-        f"{layer}.post_attention_layernorm.weight": (width,),
-    }
-    linear = {
+    layer = {
         "self_attn.q_proj": (heads * size, width),
         "self_attn.k_proj": (pairs * size, width),
         "self_attn.v_proj": (pairs * size, width),
         "self_attn.o_proj": (width, heads * size),
+        "post_attention_layernorm": (width,),
         "mlp.gate_proj": (wide, width),
         "mlp.up_proj": (wide, width),
         "mlp.down_proj": (width, wide),
     }
-    for name, shape in linear.items():
-        found[f"{layer}.{name}.weight"] = shape
-        if settings.get("attention_bias" if "attn" in name else "mlp_bias"):
-            found[f"{layer}.{name}.bias"] = shape[:1]
-    return found
+    return {
+        "fc.weight": (width, 2 * width),
+        "fc.bias": (width,),
+        **{f"layers.0.{name}.weight": shape for name, shape in layer.items()},
+    }
