@@ -1,12 +1,14 @@
 """Make `docs/images/speculative*.svg`: a draft that learns along, and the same one frozen.
 
     .venv/bin/python docs/make_speculative.py [--seeds 3] [--steps 60]      ten minutes on a CPU
+    .venv/bin/python docs/make_speculative.py --ways "from distributions"   one way only, no picture
 
 The tiny model, which adds in steps on the prompts of the preset tiny-chain, is paid for each step
 that it writes, right or wrong, so that it comes to write what it never wrote before. Its engine
 drafts with one of its layers, which `kit.make_draft` has taught before. Each seed trains three
 times from the same weights and the same draft: the draft learns along (`training.draft`) from what
-the policy wrote, or from the policy's distributions, or it stays.
+the policy wrote, or from the policy's distributions, or it stays. The picture shows the first and
+the last.
 
 `--algorithm eagle` drafts with a head on the policy's hidden states instead, which begins with
 nothing. `--task` pays for right answers instead: the policy then becomes surer of what it wrote
@@ -38,7 +40,7 @@ WAYS: dict[str, dict[str, Any] | None] = {
     "from distributions": {"learning_rate": 1e-3, "loss": "forward_kl"},
     "frozen": None,
 }
-STYLES = ("-", ":", "--")
+DRAWN = {"learns along": "-", "frozen": "--"}
 AROUND = 5
 Rows = list[dict[str, float]]
 
@@ -78,15 +80,16 @@ def draw(runs: dict[str, list[Rows]], picture: Path) -> None:
     mpl.rcParams |= {"svg.hashsalt": "kit", "svg.fonttype": "path"}
     figure, axes = plt.subplots(1, len(PANELS), figsize=(11, 3.4), layout="constrained")
     for panel, (name, words) in zip(axes, PANELS.items(), strict=True):
-        for number, (way, of_seeds) in enumerate(runs.items()):
-            by_step = list(zip(*[[row[name] for row in rows] for rows in of_seeds], strict=True))
+        for number, (way, style) in enumerate(DRAWN.items()):
+            columns = [[row[name] for row in rows] for rows in runs[way]]
+            by_step = list(zip(*columns, strict=True))
             steps, colour = range(len(by_step)), f"C{number}"
             panel.plot(
                 steps,
                 [statistics.fmean(values) for values in by_step],
                 label=way,
                 color=colour,
-                linestyle=STYLES[number],
+                linestyle=style,
             )
             low, high = [min(values) for values in by_step], [max(values) for values in by_step]
             panel.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -102,9 +105,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="steps of each")
     parser.add_argument("--draft-steps", type=int, default=100, help="steps to make the draft")
     parser.add_argument("--algorithm", choices=PICTURES, default="standalone", help="what drafts")
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS), help="of training")
     parser.add_argument("--task", action="store_true", help="pay for right answers; draw nothing")
     wanted = parser.parse_args()
-    runs: dict[str, list[Rows]] = {way: [] for way in WAYS}
+    runs: dict[str, list[Rows]] = {way: [] for way in wanted.ways}
     with tempfile.TemporaryDirectory() as folder:
         draft = make_draft(
             "tiny-chain",
@@ -114,9 +118,9 @@ def main() -> None:
         )
         print(draft, flush=True)
         for seed in range(wanted.seeds):
-            for way, learns in WAYS.items():
-                runs[way].append(train(draft, seed, wanted.steps, learns, task=wanted.task))
-    if not wanted.task:
+            for way in wanted.ways:
+                runs[way].append(train(draft, seed, wanted.steps, WAYS[way], task=wanted.task))
+    if not wanted.task and set(DRAWN) <= set(runs):
         draw(runs, IMAGES / PICTURES[wanted.algorithm])
     for name in PANELS:
         for way, of_seeds in runs.items():
