@@ -129,6 +129,15 @@ LESSONS = (
         "a reward, a learning rate and a history of its own, who come to do opposite things.",
     ),
     Lesson(
+        "13_speculative",
+        "Drafts",
+        7,
+        20,
+        "Something small guesses the next tokens, and the model reads them all at once: the same "
+        "answers in fewer passes. How often guesses are right, how long they should be, and what "
+        "becomes of them when the model learns: a frozen draft, and one that learns along.",
+    ),
+    Lesson(
         "14_low_precision",
         "Fewer bits",
         8,
@@ -193,7 +202,7 @@ def make_index() -> None:
         tag("h1", "Reinforcement learning of language models, from inside"),
         tag(
             "p",
-            f"Ten lessons of {total} minutes together, as a workshop would take them, on a "
+            f"Eleven lessons of {total} minutes together, as a workshop would take them, on a "
             "laptop without a GPU. Each is a notebook that trains a real, tiny model; here they "
             "are as pages, with everything that their cells showed.",
         ),

@@ -24,6 +24,7 @@ FAST: dict[str, dict[str, Any]] = {
     "06_reading_runs": {"steps": 10},
     "08_exactly_zero": {"steps": 3},
     "09_lora": {"steps": 4, "ranks": [1], "turns": 6},
+    "13_speculative": {"draft_steps": 30, "longest": 4, "steps": 8},
     "14_low_precision": {"steps": 6},
 }
 """Other values than a notebook's own, by its name, so that each takes a minute at most."""

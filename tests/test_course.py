@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import nbformat
@@ -87,6 +88,14 @@ def in_groups(
     return (rounds(groups / scales) * (scales if read else 1)).ravel()
 
 
+def drafted(right: float, length: int) -> float:
+    return sum(right**place for place in range(length + 1))
+
+
+def best_draft(speed: Callable[[float, float, int], float]) -> Callable[[float, float], int]:
+    return lambda right, cost: max(range(21), key=lambda length: speed(right, cost, length))
+
+
 RIGHT: list[tuple[str, Any, dict[str, Any]]] = [
     ("01.1", 1.62, {}),
     ("01.2", 3, {"rollout": THREE_GROUPS}),
@@ -116,6 +125,15 @@ RIGHT: list[tuple[str, Any, dict[str, Any]]] = [
     ("09.2", [False, True, True, True], {}),
     ("09.3", lambda w, a, b, alpha: w + alpha / len(a) * b @ a, {}),
     ("09.3", lambda w, a, b, alpha: (w + alpha / 3 * b.dot(a)).tolist(), {}),
+    ("13.1", 1.875, {}),
+    ("13.2", [7, 2, 5], {}),
+    ("13.2", (7, 2, numpy.int64(5)), {}),
+    ("13.3", best_draft(lambda r, c, k: drafted(r, k) / (1 + k * c)), {}),
+    (
+        "13.3",
+        lambda r, c: numpy.argmax([drafted(r, k) / (1 + k * c) for k in range(21)]),
+        {},
+    ),
     ("14.1", 4.25, {}),
     ("14.2", [0, 2, -4, 7], {}),
     ("14.2", (0.0, 2, numpy.int8(-4), 7), {}),
@@ -203,6 +221,33 @@ WRONG: list[tuple[str, Any, dict[str, Any], str]] = [
     ("09.3", lambda w, a, b, alpha: w - alpha / 3 * b @ a, {}, "begins with 6, and yours with -4"),
     ("09.3", lambda w, a, b, alpha: a @ b, {}, "B is (out, r)"),
     ("09.3", lambda w, a, b, alpha: b, {}, "W's shape"),
+    ("13.1", 0.875, {}, "The model's own token is missing"),
+    ("13.1", 2.5, {}, "only if the first was right, too"),
+    ("13.1", 1.5, {}, "Or: That has only the first token"),
+    ("13.1", 1.125, {}, "right to the end"),
+    ("13.1", 1.9375, {}, "one place too far"),
+    ("13.2", [7, 2], {}, "the model's own token after them"),
+    ("13.2", [7, 2, 9], {}, "drew 5 in its place"),
+    ("13.2", [7, 2, 9, 4], {}, "That is the draft"),
+    ("13.2", [7, 2, 5, 4], {}, "is chance"),
+    ("13.2", [7, 2, 5, 4, 1], {}, "not there any more"),
+    ("13.2", [7, 2, 4], {}, "4 was drawn after 9"),
+    ("13.2", [5], {}, "that were right are kept"),
+    ("13.2", [9], {}, "Compare from the left"),
+    ("13.2", 3, {}, "a list of tokens"),
+    ("13.3", lambda r, c: 20, {}, "That takes the most tokens"),
+    ("13.3", best_draft(lambda r, c, k: (1 + k * r) / (1 + k * c)), {}, "if the first was right"),
+    ("13.3", best_draft(lambda r, c, k: (drafted(r, k) - 1) / (1 + k * c)), {}, "is missing"),
+    ("13.3", best_draft(lambda r, c, k: drafted(r, k) - k * c), {}, "takes the cost off"),
+    ("13.3", best_draft(lambda r, c, k: k and drafted(r, k) / k), {}, "has its cost as well"),
+    (
+        "13.3",
+        best_draft(lambda r, c, k: k and drafted(r, k) / (1 + k * c)),
+        {},
+        "one of the lengths: 0",
+    ),
+    ("13.3", lambda r, c: 2, {}, "For a chance of 0.8 and a cost of 0.05 it is 8; yours gives 2"),
+    ("13.3", lambda r, c: 2.5, {}, "A whole number is asked for"),
     ("14.1", 4, {}, "the code alone"),
     ("14.1", 20, {}, "64 numbers share one"),
     ("14.1", 4.5, {}, "a scale of 32 bits"),
@@ -289,6 +334,6 @@ def test_a_lesson_ends_with_three_open_exercises_that_have_solutions(lesson: str
         assert re.match(rf'check\("{number}", answer[,)]', last)
 
 
-def test_there_are_ten_lessons_of_three_exercises() -> None:
-    assert len(LESSONS) == 10
-    assert len(exercises()) == 30
+def test_there_are_eleven_lessons_of_three_exercises() -> None:
+    assert len(LESSONS) == 11
+    assert len(exercises()) == 33

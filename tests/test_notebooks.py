@@ -52,6 +52,7 @@ patients = lesson("06_reading_runs")
 trials = lesson("07_what_if")
 zero = lesson("08_exactly_zero")
 adapters = lesson("09_lora")
+drafts = lesson("13_speculative")
 bits = lesson("14_low_precision")
 
 
@@ -256,6 +257,26 @@ def test_adapters_learn_and_two_students_of_one_base_come_to_do_opposite_things(
     assert (adapters.folder / "careful" / "adapter_model.safetensors").is_file()
     metrics = (adapters.folder / "forks" / "careful" / "metrics.jsonl").read_text()
     assert len(metrics.splitlines()) == 6
+
+
+@pytest.mark.slow
+def test_drafts_change_no_token_and_one_that_learns_along_is_right_more_often(
+    drafts: RunResult,
+) -> None:
+    shown = texts(drafts)
+    assert re.search(r"10 tokens, 10 passes", shown)
+    assert "the same tokens: True" in shown
+    assert "the same rewards in each step: True" in shown
+    # At temperature 0 the model is always right as a draft of its own, but for what follows an end.
+    accepted = {
+        who: [int(share) for share in re.findall(r"(\d+)%", row)]
+        for who, row in re.findall(r"(?m)^(one layer|the model) +(.*)$", shown)
+    }
+    assert all(a < b for a, b in zip(*accepted.values(), strict=True)), accepted
+    assert accepted["the model"] == sorted(accepted["the model"], reverse=True)
+    row = r"(?m)^{} +[\d.]+ -> [\d.]+ +[\d.]+ -> ([\d.]+)"
+    along, frozen = (re.findall(row.format(way), shown) for way in ("learns along", "frozen"))
+    assert float(along[0]) > float(frozen[0])
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ Check: TypeAlias = Callable[..., str]
 """Takes an answer, and by name what it is compared with; returns what is wrong, or nothing."""
 State = Literal["open", "wrong", "right"]
 
-LESSONS = ("01", "02", "03", "04", "05", "06", "07", "08", "09", "14")
+LESSONS = ("01", "02", "03", "04", "05", "06", "07", "08", "09", "13", "14")
 _HEADS = {"open": "○ not answered yet", "wrong": "✗ not yet", "right": "✓ right"}
 _KINDS = {"open": "warn", "wrong": "bad", "right": "good"}
 
