@@ -21,8 +21,9 @@ plan counts of its weights, and tokens a second of 256 requests decoded at once.
     cache      the engine alone in FP8, its keys and values too
 
 `engines` starts an engine without a session for each way, all at once, and has them write one after
-the other. `trainer` makes updates of the trainer alone: in bfloat16, in FP8 by the kernels, and
-simulated, which multiplies what the codes stand for. `kernels` compares bits and times products.
+the other; with `--profile` it tells where a step's time goes, by kernel. `trainer` makes updates of
+the trainer alone: in bfloat16, in FP8 by the kernels, and simulated, which multiplies what the
+codes stand for. `kernels` compares bits and times products.
 Other sides are processes of their own, one after the other.
 """
 
@@ -109,6 +110,7 @@ def engine(way: str, shape: str, folder: str, asked: argparse.Namespace) -> dict
     """Tokens a second of an engine without a session, once a line is read from stdin."""
     import os
 
+    from benchmarks.gpu_parts import step_profile
     from benchmarks.gpu_parts.card import memory_by_process
     from benchmarks.gpu_parts.engine import prepare_cpu
     from kit.cluster.client import kept_kernels
@@ -152,6 +154,12 @@ def engine(way: str, shape: str, folder: str, asked: argparse.Namespace) -> dict
                 seconds.append(time.perf_counter() - begun)
             found["decode"][str(count)] = [count * DECODED / took for took in seconds]
             say(f"{way}, {count} at once: {found['decode'][str(count)]} tokens/s")
+            if asked.profile and count == asked.requests[0]:
+                with tempfile.TemporaryDirectory() as place:
+                    layers = work.shape["num_hidden_layers"]
+                    steps = step_profile.profile(running, prompts, Path(place), layers)
+                found["step"] = found.get("step", {}) | {str(count): steps}
+                say(f"{way}, {count} at once, microseconds of a step: {steps['kinds']}")
     finally:
         running.shutdown()
     return found
@@ -174,10 +182,9 @@ def engines(shape: str, ways: list[str], command: list[str]) -> None:
         assert children[way].stdout is not None
         return next((x for x in children[way].stdout or () if x.startswith(begins)), "")
 
-    ready = [way for way in ways if line(way, "ready")]
     for way in ways:
         found = ""
-        if way in ready:
+        if line(way, "ready"):
             assert children[way].stdin is not None
             children[way].stdin.write("\n")  # type: ignore[union-attr]
             children[way].stdin.flush()  # type: ignore[union-attr]
@@ -205,7 +212,7 @@ def trainer(shape: str, folder: str, asked: argparse.Namespace) -> dict[str, Any
     found: dict[str, Any] = {"tokens": work.samples * work.length}
     for how in asked.trained:
         training = work.config(training={"true_on_policy": how in ("exact", "plain")}).training
-        further: dict[str, Any] = {"training": training, "max_tokens": 16384}
+        further: dict[str, Any] = {"training": training, "max_tokens": asked.tokens}
         if how not in ("bf16", "plain"):
             further |= {"quantization": QuantizationConfig(method="fp8"), "trains_quantized": True}
         if asked.no_compile:
@@ -306,12 +313,14 @@ def main() -> None:
     parser.add_argument("--parts", default="kernels,session,engines,trainer")
     parser.add_argument("--trained", default=list(TRAINED), type=lambda text: text.split(","))
     parser.add_argument("--prompts", type=int, default=32, help="of the trainer's batch")
+    parser.add_argument("--tokens", type=int, default=16384, help="of its micro-batches")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--gib", type=float, help="the session's budget")
     parser.add_argument("--response", type=int, default=0, help="tokens of a response")
     parser.add_argument(
         "--requests", default=[256], type=lambda t: [int(n) for n in t.split(",") if n]
     )
+    parser.add_argument("--profile", action="store_true", help="engines' steps, by kernel")
     parser.add_argument("--no-compile", action="store_true", help="of the trainer's layers")
     parser.add_argument("--directory", help="where the models are, or are written to")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
@@ -333,7 +342,8 @@ def main() -> None:
         command += ["--gib", str(asked.gib)] if asked.gib else []
         command += ["--requests", ",".join(map(str, asked.requests))]
         command += ["--trained", ",".join(asked.trained), "--prompts", str(asked.prompts)]
-        command += ["--no-compile"] * asked.no_compile
+        command += ["--tokens", str(asked.tokens)]
+        command += ["--no-compile"] * asked.no_compile + ["--profile"] * asked.profile
         for side, shape in sides:
             if side == "engines":
                 engines(shape, asked.ways.split(","), command)

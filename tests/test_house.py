@@ -39,6 +39,7 @@ LIBRARIES = {
     "kit/engine/draft_choice.py": {"_build_trivial_verify_input"},
     "kit/engine/gpu_speculative.py": {
         "_capture_cuda_graphs",
+        "_get_block_sizes_for_extend_attention",
         "_prepare_for_speculative_decoding",
     },
     "kit/engine/speculative.py": {
@@ -53,6 +54,7 @@ LIBRARIES = {
     "kit/engine/families/whole_projections.py": {"_normalize_tp_style"},
     "kit/engine/gpu.py": {"_compute_lm_head"},
     "kit/engine/patches.py": {"_hash_tensor"},
+    "kit/engine/quantization.py": {"_forward_method"},
     "kit/lifecycle/start.py": {"_shutdown_message"},
     "kit/models/attention.py": {"_varlen_attn", "_varlen_attn_backward"},
     "kit/models/compile.py": {"_dynamo"},

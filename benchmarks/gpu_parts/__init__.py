@@ -14,6 +14,7 @@ predictable.py  a model trained on text that drafts can guess
 rows.py       measured numbers beside reference, bound and target
 page.py       the table in the terminal, and docs/performance.md
 fp8_products.py  bits and times of FP8 products, for `python -m benchmarks.low_precision`
+step_profile.py  where a decoding step's time goes, by kernel
 
 Nothing here imports torch before a child process runs a part.
 """

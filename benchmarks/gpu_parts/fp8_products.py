@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +22,10 @@ SHAPES = {
     },
 }
 """(N, K) of the weights of one layer, as an engine has them."""
-COUNTS = (1, 16, 64, 128, 192, 256, 1024, 16384)
+COUNTS = (1, 16, 64, 128, 256, 1024, 16384)
 """Rows of x."""
+LAYERS = 6
+"""Whose weights are read one after the other."""
 TILES = (
     *((64, 64, 4, stages) for stages in (3, 4, 6)),
     *((64, 32, 4, stages) for stages in (4, 8)),
@@ -77,7 +80,7 @@ def compare(say: Callable[[str], None]) -> dict[str, Any]:
         whole = fp8_cuda.kernel_product(given, by, torch.bfloat16)
         exact = _read(given, 1)[:64].double() @ _read(by, 0).double().T
         error = float((whole[:64].double() - exact).abs().max() / exact.abs().max())
-        fp8_cuda.prove_products([(n, k)], torch.device("cuda"))
+        fp8_cuda.prove_products([(n, k)], torch.device("cuda"), of_few=True)
         others, library = [], []
         for count in ODD:
             part = given[0][:count], given[1].T[:, :count].contiguous().T
@@ -124,68 +127,84 @@ def _gradient(torch: Any, fp8_cuda: Any, low_precision: Any, x: Any, weight: Any
 
 
 def time(say: Callable[[str], None], shapes: str = "0.6b,4b") -> dict[str, Any]:
-    """Microseconds of the products of one layer, by number of rows and way to compute them."""
+    """Microseconds of the products of one layer, by number of rows and way to compute them.
+
+    They are recorded in a graph, of few rows with the weights of several layers, one after the
+    other: a card keeps one layer's near.
+    """
     import torch
 
     from kit.operators import fp8_cuda
 
     found: dict[str, Any] = {}
-    chosen = fp8_cuda.TILE
     for shape, count in itertools.product(shapes.split(","), COUNTS):
-        sums: dict[str, float] = {}
-        for name, (n, k) in SHAPES[shape].items():
+        sums: defaultdict[str, float] = defaultdict(float)
+        layers = LAYERS if count <= fp8_cuda.DEEP else 1
+        fp8_cuda.prove_products(SHAPES[shape].values(), torch.device("cuda"), of_few=True)
+        for n, k in SHAPES[shape].values():
             x = torch.randn(count, k, device="cuda").bfloat16()
-            weight = (torch.randn(n, k, device="cuda") * 0.02).bfloat16()
-            given, by = fp8_cuda.quantize_rows(x), fp8_cuda.quantize_blocks(weight)
-            fp8_cuda.prove_products([(n, k)], torch.device("cuda"))
-            ways: dict[str, Callable[[], Any]] = {
-                "bf16": lambda x=x, w=weight: torch.mm(x, w.T),
-                "quantize x": lambda x=x: fp8_cuda.quantize_rows(x),
-                "fp8": lambda g=given, b=by: fp8_cuda.product(g, b, torch.bfloat16),
+            plain = [torch.randn(n, k, device="cuda").bfloat16() / 50 for _ in range(layers)]
+            given, own = fp8_cuda.quantize_rows(x), [fp8_cuda.quantize_blocks(w) for w in plain]
+            ways: dict[str, Callable[[Any], Any]] = {
+                "kernel": lambda w, g=given: fp8_cuda.kernel_product(g, w, torch.bfloat16),
+                "fp8": lambda w, g=given: fp8_cuda.product(g, w, torch.bfloat16),
+                "library": lambda w, g=given: fp8_cuda.library_product(
+                    fp8_cuda.filled(*g), w, torch.bfloat16
+                ),
             }
+            if count == 1:
+                del ways["library"]
+            for name, way in ways.items():
+                sums[name] += _recorded(torch, way, own)
+            sums["bf16"] += _recorded(torch, lambda w, x=x: torch.mm(x, w.T), plain)
+            sums["quantize x"] += _recorded(torch, fp8_cuda.quantize_rows, [x] * layers)
             if count == COUNTS[-1]:
-                ways["quantize w"] = lambda w=weight: fp8_cuda.quantize_blocks(w)
-                ways["read w"] = lambda w=weight: fp8_cuda.rounded_blocks(w, torch.bfloat16)
-                ways["read x"] = lambda x=x: fp8_cuda.rounded_rows(x)
-            else:
-                for fixed in TILES:
-                    ways[str(fixed)] = lambda g=given, b=by: fp8_cuda.kernel_product(
-                        g, b, torch.bfloat16
-                    )
-            if count > 64:
-                ways["library"] = lambda g=given, b=by: fp8_cuda.library_product(
-                    fp8_cuda.filled(*g), b, torch.bfloat16
+                sums["quantize w"] += _recorded(torch, fp8_cuda.quantize_blocks, plain)
+                bf16 = torch.bfloat16
+                sums["read w"] += _recorded(
+                    torch, lambda w, to=bf16: fp8_cuda.rounded_blocks(w, to), plain
                 )
-            each = {}
-            for way, once in ways.items():
-                fixed = next((f for f in TILES if str(f) == way), None)
-                fp8_cuda.TILE = fixed or chosen
-                each[way] = _microseconds(torch, once)
-                sums[way] = sums.get(way, 0.0) + each[way]
-                fp8_cuda.TILE = chosen
-            say(f"  {shape} {name} {count}: " + _in_words(each))
-        found[f"{shape} {count}"] = sums
-        say(f"{shape}, {count} rows: " + _in_words(sums))
+                sums["read x"] += _recorded(torch, fp8_cuda.rounded_rows, [x])
+        k, wide = SHAPES[shape]["qkv"][1], SHAPES[shape]["gate_up"][0]
+        sums |= _before(torch, count, k, wide)
+        found[f"{shape} {count}"] = dict(sums)
+        say(f"{shape}, {count} rows: " + ", ".join(f"{w} {t:.1f}" for w, t in sums.items()))
     return found
 
 
-def _in_words(times: dict[str, float]) -> str:
-    return ", ".join(f"{way} {value:.1f}" for way, value in times.items())
+def _before(torch: Any, count: int, size: int, wide: int) -> dict[str, float]:
+    """Microseconds of what comes before products, with and without quantising."""
+    from kit.operators import cuda, fp8_cuda
+
+    x, residual, gate_up = (
+        torch.randn(count, columns, device="cuda").bfloat16() for columns in (size, size, wide)
+    )
+    gate, up = gate_up.chunk(2, dim=-1)
+    factor, out = x[0].clone(), torch.empty_like(x)
+    ways: dict[str, Callable[[Any], Any]] = {
+        "norm": lambda _: cuda.norm_into(out, x, factor, 1e-6, residual),
+        "norm that quantizes": lambda _: fp8_cuda.norm_and_quantize(x, factor, 1e-6, residual),
+        "silu": lambda _: cuda.silu(gate, up),
+        "silu that quantizes": lambda _: fp8_cuda.silu_and_quantize(gate, up),
+    }
+    return {name: _recorded(torch, way, range(8)) for name, way in ways.items()}
 
 
-def _microseconds(torch: Any, once: Callable[[], Any], calls: int = 10) -> float:
-    """Of one call, of several in a graph: what launching costs does not show."""
-    once()
+def _recorded(torch: Any, work: Callable[[Any], Any], given: Any) -> float:
+    """Microseconds of one of some works, recorded in a graph one after the other: the best of 5."""
+    for one in given:
+        work(one)
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
+    graph, took = torch.cuda.CUDAGraph(), []
     with torch.cuda.graph(graph):
-        for _ in range(calls):
-            once()
-    graph.replay()
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    for _ in range(3):
-        graph.replay()
-    end.record()
-    torch.cuda.synchronize()
-    return 1000 * begin.elapsed_time(end) / (3 * calls)
+        for one in given:
+            work(one)
+    for _ in range(5):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(4):
+            graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        took.append(begin.elapsed_time(end) * 1000 / 4 / len(given))
+    return min(took)

@@ -395,6 +395,9 @@ def kept_kernels() -> dict[str, str]:
     return {
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
         "TRITON_CACHE_DIR": str(cache / "triton"),
+        # SGLang sets the one from the other.
+        "DG_JIT_CACHE_DIR": str(cache / "deep_gemm"),
+        "SGLANG_DG_CACHE_DIR": str(cache / "deep_gemm"),
     }
 
 

@@ -142,6 +142,8 @@ def run_on_gpu(
         from kit.engine import quantization
 
         quantization.register(quantized, shares_operators=shared is not None)
+        if quantized.method == "fp8":
+            quantization.register_inputs()
     if adapts:
         adapters.register("cuda")
     if drafts:

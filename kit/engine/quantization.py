@@ -3,9 +3,9 @@
 A layer holds codes and scales, in the parameters that it was made with: syncs write into them.
 SGLang has such layers too; they compute by kernels of theirs, which the trainer would need as well.
 
-on a GPU    FP8 alone: e4m3 times e4m3 by `kit.operators.fp8_cuda`, whose parts a trainer calls too
-on a CPU    the weights are read from their codes for each product, as the trainer does; e4m3 in a
-            byte, and INT4 in int8, not packed: nothing would be gained by it
+FP8 on a GPU    e4m3 times e4m3 by `kit.operators.fp8_cuda`, whose parts a trainer calls too
+the others      the weights are read from their codes for each product, as the trainer does; e4m3 in
+                a byte, and INT4 in int8, not packed
 
 Weights may come as codes with their scales, which a sync sends, or plain, as the model's files
 have them: those are quantised as they come, by the same functions. Of a layer that SGLang computes
@@ -16,11 +16,15 @@ are the blocks of the whole.
                 `create_weights` the sizes of its parts; weight_loader(parameter, tensor, part)
                 layers/quantization: QUANTIZATION_METHODS, CPU_QUANTIZATION_METHODS
                 server_args.py: add_quantization_method_choices
+                layers/utils/multi_platform.py: MultiPlatformOp._forward_method
                 models/llama.py: load_weights, which takes `weight_scale` only by this name
+                models/llama.py, qwen2.py, qwen3.py: names of norms and activations of a layer;
+                what they return comes to the next linear layer as the same object
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,11 +38,13 @@ from kit.config import QuantizationConfig as Settings
 from kit.engine.server_args import QUANTIZED
 from kit.errors import StackError
 from kit.models.low_precision import SCALE, scheme_of
-from kit.operators import cpu, fp8_cuda, low_precision
+from kit.operators import cpu, cuda, fp8_cuda, low_precision
 from kit.operators.low_precision import BLOCK, Scheme
 
 MOST_TRIED = 1 << 26
 """Elements of a product that is compared when the engine starts, at most."""
+CODES = "kit_codes"
+"""Attribute of activations with what they are quantised to, where the layer before did that."""
 PARTS = {"q": 0, "k": 1, "v": 2}
 """SGLang's names of the parts of an attention's projection; those of other layers are numbers."""
 
@@ -64,8 +70,8 @@ class QuantizedLinear(LinearMethodBase):
         if (columns, sum(output_partition_sizes)) != (input_size, output_size):
             raise StackError("A quantised layer cannot be divided over devices.")
         shapes = [scheme.scales_shape(rows, columns) for rows in output_partition_sizes]
-        on_gpu = torch.get_default_device().type == "cuda"
-        if on_gpu and any(size % BLOCK for size in (columns, *output_partition_sizes)):
+        by_blocks = scheme.method == "fp8" and torch.get_default_device().type == "cuda"
+        if by_blocks and any(size % BLOCK for size in (columns, *output_partition_sizes)):
             raise StackError(f"A quantised layer has parts that are no multiples of {BLOCK}.")
         own: Any = layer
         own.rows_of_parts = list(output_partition_sizes)
@@ -98,15 +104,24 @@ class QuantizedLinear(LinearMethodBase):
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         """Find out which library may multiply this layer's codes; they stay as they are."""
         own: Any = layer
-        if own.weight.is_cuda:
-            shape = own.weight.shape
-            fp8_cuda.prove_products([(shape[0], shape[1])], own.weight.device, MOST_TRIED)
+        device, shape = own.weight.device, tuple(own.weight.shape)
+        if device.type == "cuda" and self._scheme.method == "fp8":
+            fp8_cuda.prove_products([shape], device, MOST_TRIED, of_few=True)
+        elif device.type == "cuda" and self._shares_operators:
+            cuda.prove_products({shape}, device, MOST_TRIED)
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Product of x (T, K) with the weights that the codes stand for."""
-        if x.is_cuda:
+        if x.is_cuda and self._scheme.method == "fp8":
             own = layer.weight, getattr(layer, SCALE)
-            whole = fp8_cuda.product(fp8_cuda.quantize_rows(x), own, x.dtype)
+            codes = getattr(x, CODES, None) or fp8_cuda.quantize_rows(x)
+            whole = fp8_cuda.product(codes, own, x.dtype)
+            return whole if bias is None else whole + bias
+        if x.is_cuda:
+            weight = self._scheme.read(layer.weight, getattr(layer, SCALE), x.dtype)
+            if not self._shares_operators:
+                return nn.functional.linear(x, weight, bias)
+            whole = cuda.product(x, weight)
             return whole if bias is None else whole + bias
         weights = self.weights(layer, x.dtype)
         if self._scheme.rounds_activations:
@@ -133,6 +148,49 @@ def _put(parameter: torch.Tensor, loaded: torch.Tensor, sizes: list[int], place:
             f"{tuple(target.shape)} in {target.dtype}."
         )
     target.copy_(loaded)
+
+
+def norm_forward(
+    norm: Any,
+    x: torch.Tensor,
+    residual: torch.Tensor | None = None,
+    post_residual_addition: torch.Tensor | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """`RMSNorm.forward_cuda` of a norm before a quantised layer; what it returns has its codes."""
+    if post_residual_addition is not None or x.dim() != 2:
+        raise StackError(
+            "SGLang adds something after the residual, or has other rows than tokens, and a norm "
+            "before a quantised layer knows neither.",
+            fix="take a model of another family, or leave the quantisation out.",
+        )
+    out, codes = fp8_cuda.norm_and_quantize(x, norm.weight, norm.variance_epsilon, residual)
+    setattr(out, CODES, codes)
+    return out if residual is None else (out, residual)
+
+
+def silu_forward(x: torch.Tensor) -> torch.Tensor:
+    """`SiluAndMul.forward_cuda` before a quantised layer; what it returns has its codes."""
+    gate, up = x.chunk(2, dim=-1)
+    out, codes = fp8_cuda.silu_and_quantize(gate, up)
+    setattr(out, CODES, codes)
+    return out
+
+
+def register_inputs() -> None:
+    """Have what comes before FP8's layers on a GPU quantise its output in the same kernel."""
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+    load = ModelRunner.load_model
+
+    def load_and_place(self: Any) -> Any:
+        loaded = load(self)
+        for layer in self.model.model.layers:
+            for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+                norm._forward_method = partial(norm_forward, norm)
+            layer.mlp.act_fn._forward_method = silu_forward
+        return loaded
+
+    ModelRunner.load_model = load_and_place
 
 
 def register(settings: Settings, *, shares_operators: bool) -> None:

@@ -288,12 +288,13 @@ class Sizes:
 
         Of weights in 4 bits that is one at a time. Where trainer and engine compute with the same
         bits, it is the sum of each weight and its adapter, until its backward pass; and where
-        weights are quantised what each one's codes stand for: on a GPU of one at a time, in its
-        backward pass.
+        weights are quantised what each one's codes stand for: of FP8 on a GPU of one at a time, in
+        its backward pass.
         """
-        if self.config.model.quantization and self.gpu:
+        how = self.config.model.quantization
+        if how and how.method == "fp8" and self.gpu:
             return self.width * self.shape.hidden * self.shape.intermediate
-        if self.config.model.quantization:
+        if how:
             return self.width * self.quantized
         if self.adapters is None:
             return 0

@@ -53,8 +53,9 @@ def check_session(config: SessionConfig, model: ModelSource, device: str) -> Non
 
     Raises:
         ConfigError: see `check_gpu`.
-        ModelError: see `check_gpu` and `check_model`.
+        ModelError: the model's files are quantised; see also `check_gpu` and `check_model`.
     """
+    _check_files(model)
     _warn_of_the_uncorrected(config)
     if config.quantization is None:
         return
@@ -74,29 +75,36 @@ def check_gpu(config: SessionConfig, model: ModelSource, capability: tuple[int, 
         capability: the GPU's compute capability.
 
     Raises:
-        ConfigError: INT4; several GPUs; another GPU than Hopper; another dtype than bfloat16.
-        ModelError: the size of a linear layer is no multiple of 128.
+        ConfigError: several trainers; another GPU than Hopper; another dtype than bfloat16; INT4
+            without equal bits on both sides.
+        ModelError: FP8, and the size of a linear layer is no multiple of 128.
     """
     name = "model.quantization" if config.model.quantization else "engine.quantization"
     assert config.quantization is not None
     number = ".".join(map(str, capability))
     refused = {
-        f"{name} is INT4": config.quantization.method == "int4",
         f"{name} is set, and training.num_trainers is {config.training.num_trainers}": (
             config.training.num_trainers > 1
         ),
         f"{name} is set, and model.dtype is {config.model.dtype}": config.model.dtype == "float32",
         f"{name} is set, and the GPU has compute capability {number}": capability
         != fp8_cuda.HOPPER,
+        f"{name} is INT4, and both sides do not compute with equal bits": (
+            config.quantization.method == "int4"
+            and not (config.model.quantization and config.training.true_on_policy)
+        ),
     }
     for what, applies in refused.items():
         if applies:
             raise ConfigError(
                 f"{what}.",
-                why="On GPUs quantised weights were run as FP8 in bfloat16 on one Hopper card "
-                "(compute capability 9.0), whose tensor cores the kernels are written for.",
+                why="On GPUs quantised weights were run in bfloat16 on one Hopper card (compute "
+                "capability 9.0), whose tensor cores the kernels of FP8 are written for; INT4 in "
+                "trainer and engine with training.true_on_policy alone.",
                 fix=f"leave {name} out, or set device: cpu.",
             )
+    if config.quantization.method != "fp8":
+        return
     for weight, shape in stored_shapes(Path(model.path)).items():
         if is_quantized(weight) and any(size % BLOCK for size in shape):
             raise ModelError(
@@ -124,7 +132,8 @@ def _warn_of_the_uncorrected(config: SessionConfig) -> None:
 
 
 def _warn_of_bits(config: SessionConfig) -> None:
-    if config.model.quantization and not config.training.true_on_policy:
+    how = config.model.quantization
+    if how and how.method == "fp8" and not config.training.true_on_policy:
         warnings.warn(
             "model.quantization is fp8, and training.true_on_policy is off: trainer and engine "
             "multiply the same codes, but what else they compute differs in last bits, and where "
@@ -169,15 +178,22 @@ def check_model(model: ModelSource, config: QuantizationConfig) -> None:
             why=f"Which of its weights an engine quantises is known of {', '.join(known)} only.",
             fix="take one of these, or leave the quantisation out.",
         )
-    if read_json(Path(model.path) / "config.json", unique=False).get("quantization_config"):
-        raise ModelError(
-            f"{model.path} holds a model that is quantised already.",
-            fix="take the model that it was made from.",
-        )
+    _check_files(model)
     if config.method == "int4":
         for name, shape in stored_shapes(Path(model.path)).items():
             if is_quantized(name):
                 _check_row(name, shape[1], config.numbers_a_scale)
+
+
+def _check_files(model: ModelSource) -> None:
+    """Raise ModelError for files with quantised weights."""
+    if read_json(Path(model.path) / "config.json", unique=False).get("quantization_config"):
+        raise ModelError(
+            f"{model.path} holds a model that is quantised already.",
+            why="Neither the trainer nor a sync reads its weights.",
+            fix="take the model that it was made from; model.quantization and engine.quantization "
+            "quantise it as it is loaded.",
+        )
 
 
 def _check_row(name: str, size: int, group: int) -> None:

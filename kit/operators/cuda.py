@@ -511,6 +511,18 @@ def _silu_gradients(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, tor
 silu_op.register_autograd(_silu_gradients, setup_context=_keep_product)
 
 
+def read_groups(
+    codes: torch.Tensor, scales: torch.Tensor, group: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """What codes (N, K) stand for, of which `group` in a row share one of the scales."""
+    from kit.operators.kernels import groups_kernel
+
+    codes, scales = codes.contiguous(), scales.contiguous()
+    out, count = torch.empty(codes.shape, dtype=dtype, device=codes.device), codes.numel()
+    groups_kernel[(-(-count // 4096),)](codes, scales, out, count, group, BLOCK=4096, num_warps=8)
+    return out
+
+
 def log_sums(logits: torch.Tensor, temperature: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Logarithm of the sum of exponentials of logits / temperature, and the distribution's entropy.
 

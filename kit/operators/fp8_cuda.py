@@ -3,26 +3,36 @@
 What `kit.operators.low_precision` computes in torch is computed here by kernels, to the bit, and
 the products of codes by the tensor cores. Engine and trainer call the same functions.
 
-products    of few rows by `block_product_kernel`; of more by torch's library, which is faster, for
-            weights with which `prove_products` has found it to give the kernel's bits
+products    of few rows by DeepGEMM and of more by torch's library, for weights with which
+            `prove_products` has found both to give the bits of `block_product_kernel`, which
+            multiplies the others
 
 Shapes: T rows, K columns, N outputs; K and N are multiples of 128.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import torch
 from torch.nn.functional import ScalingType, scaled_mm
+
+from kit.operators.cuda import TILE as NORM_TILE
+from kit.operators.cuda import power
 
 HOPPER = (9, 0)
 """Compute capability of the GPUs on which this was run."""
 BLOCK = 128
 FP8 = torch.float8_e4m3fn
 TILE_ROWS = 16
-"""Rows of a group of columns that one program quantises; a library's product has a multiple."""
+"""Rows of a group of columns that one program quantises; torch's product has a multiple."""
+ALIGNED = 4
+"""Few rows have room for a multiple of so many scales a group, as DeepGEMM reads them."""
+SILU_BLOCK = 1024
+"""Columns of a row that one program computes."""
 TILE = (64, 64, 4, 4)
 """Rows and columns of a tile of a product, its warps and its stages; no others were faster for the
 shapes of Qwen3. The bits are the same in all."""
@@ -35,8 +45,24 @@ MANY = (
 """Numbers of rows at which the library is compared with the kernel."""
 MOST_TRIED = 1 << 28
 """Elements of a product that is compared, at most."""
+DEEP = 256
+"""Rows up to here are multiplied by DeepGEMM, where it is there."""
+DEEP_TRIED = (1, 8, *range(16, DEEP + 1, 16))
+"""Numbers of rows at which it is compared with the kernel, and compiled."""
+DEEP_PROVEN: set[tuple[int, int]] = set()
+"""Shapes (N, K) of weights that it multiplies."""
 PROVEN: dict[tuple[int, int], int] = {}
 """Shapes (N, K) of weights that the library multiplies, and for how many rows at most."""
+
+
+@cache
+def deep_gemm() -> Any:
+    """DeepGEMM, whose kernels are compiled as they are needed; None without it or a compiler."""
+    try:
+        import deep_gemm
+    except (ImportError, AssertionError, OSError):  # no CUDA toolkit is an AssertionError there
+        return None
+    return deep_gemm
 
 
 def runs_on(device: torch.device) -> bool:
@@ -48,14 +74,80 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes (T, K) and scales (T, K / 128), float32, of x (T, K).
 
     The scales of a group of columns lie side by side. After the rows there is room for more, up to
-    a multiple of 16, whose contents mean nothing: see `filled`.
+    a multiple of 16, of few of 4, whose contents mean nothing: see `filled`.
     """
     rows, columns = x.shape
-    room = -(-rows // TILE_ROWS) * TILE_ROWS
-    codes = torch.empty(room, columns, dtype=FP8, device=x.device)
-    scales = torch.empty(columns // BLOCK, room, dtype=torch.float32, device=x.device)
+    codes, scales = _room(x, rows, columns)
     _run_rows(x, codes[:rows], scales[:, :rows], reads=False)
     return codes[:rows], scales[:, :rows].T
+
+
+def norm_and_quantize(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """`kit.operators.cuda.norm_into` of x (T, K), and what `quantize_rows` gives of that."""
+    from kit.operators.fp8_kernels import norm_rows_kernel
+
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    rows, columns = x.shape
+    block = power(columns)
+    out, (codes, scales) = x.new_empty(rows, columns), _room(x, rows, columns)
+    high = max(1, NORM_TILE // block)
+    norm_rows_kernel[(-(-rows // high),)](
+        x,
+        x if residual is None else residual,
+        weight,
+        out,
+        codes,
+        scales,
+        rows,
+        x.stride(0),
+        columns,
+        eps,
+        scales.stride(0),
+        ADDS=residual is not None,
+        ROWS=high,
+        BLOCK=block,
+        num_warps=4 if block <= 2 * NORM_TILE else 8,
+        enable_fp_fusion=False,
+    )
+    return out, (codes[:rows], scales[:, :rows].T)
+
+
+def silu_and_quantize(
+    gate: torch.Tensor, up: torch.Tensor
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """`kit.operators.cuda.silu` of gate and up (T, K), and what `quantize_rows` gives of that."""
+    from kit.operators.fp8_kernels import silu_rows_kernel
+
+    rows, columns = gate.shape
+    out, (codes, scales) = gate.new_empty(rows, columns), _room(gate, rows, columns)
+    silu_rows_kernel[(rows, -(-columns // SILU_BLOCK))](
+        gate,
+        up,
+        out,
+        codes,
+        scales,
+        rows,
+        columns,
+        gate.stride(0),
+        up.stride(0),
+        scales.stride(0),
+        BLOCK=SILU_BLOCK,
+        num_warps=4,
+        enable_fp_fusion=False,
+    )
+    return out, (codes[:rows], scales[:, :rows].T)
+
+
+def _room(x: torch.Tensor, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for the codes of rows, and for their scales (K / 128, T)."""
+    multiple = ALIGNED if rows <= DEEP else TILE_ROWS
+    room = -(-rows // multiple) * multiple
+    return (
+        torch.empty(room, columns, dtype=FP8, device=x.device),
+        torch.empty(columns // BLOCK, room, dtype=torch.float32, device=x.device),
+    )
 
 
 def filled(codes: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,7 +240,10 @@ def product(
 ) -> torch.Tensor:
     """Product (T, N) of x with a weight, codes and scales each."""
     (x_codes, x_scales), rows = x, len(x[0])
-    most = PROVEN.get((weight[0].shape[0], weight[0].shape[1]), 0)
+    shape = weight[0].shape[0], weight[0].shape[1]
+    if rows <= DEEP and shape in DEEP_PROVEN and dtype is torch.bfloat16:
+        return deep_product(x, weight, dtype)
+    most = PROVEN.get(shape, 0)
     if rows <= FEW or not most:
         return kernel_product(x, weight, dtype)
     if rows <= most:
@@ -194,6 +289,18 @@ def kernel_product(
     return out
 
 
+def deep_product(
+    x: tuple[torch.Tensor, torch.Tensor],
+    weight: tuple[torch.Tensor, torch.Tensor],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """As `product`, by DeepGEMM, which SGLang brings along; in bfloat16."""
+    out = torch.empty(len(x[0]), len(weight[0]), dtype=dtype, device=x[0].device)
+    if len(out):
+        deep_gemm().fp8_gemm_nt(x, weight, out)
+    return out
+
+
 def library_product(
     x: tuple[torch.Tensor, torch.Tensor],
     weight: tuple[torch.Tensor, torch.Tensor],
@@ -206,42 +313,75 @@ def library_product(
 
 
 def prove_products(
-    shapes: Iterable[tuple[int, int]], device: torch.device, most: int = MOST_TRIED
+    shapes: Iterable[tuple[int, int]],
+    device: torch.device,
+    most: int = MOST_TRIED,
+    *,
+    of_few: bool = False,
 ) -> None:
-    """Let torch's library compute the products in which it gives the kernel's bits.
+    """Let libraries compute the products in which they give the kernel's bits.
 
     Args:
         shapes: (N, K) of each weight.
         device: a GPU.
         most: elements of a product that is compared, at most.
+        of_few: whether DeepGEMM is tried for few rows. It compiles its kernels then, which takes
+            seconds for each the first time, and is kept (`DG_JIT_CACHE_DIR`).
     """
     draw = torch.Generator(device).manual_seed(0)
     for rows, columns in sorted({*shapes} - PROVEN.keys()):
-        counts = [count for count in MANY if count * max(rows, columns) <= most]
+        counts = [n for n in MANY if n * max(rows, columns) <= most]
         PROVEN[rows, columns] = 0
-        if columns % (4 * BLOCK) or not counts:
+        if not counts or counts[-1] < DEEP:
             continue
         normal = [
             torch.randn(count, columns, device=device, generator=draw)
             for count in (rows, counts[-1])
         ]
-        weight, (codes, scales) = quantize_blocks(normal[0]), quantize_rows(normal[1].bfloat16())
-        whole = kernel_product((codes, scales), weight, torch.bfloat16)
-        if all(_equal(codes, scales, weight, whole, count) for count in counts):
+        weight, given = quantize_blocks(normal[0]), quantize_rows(normal[1].bfloat16())
+        whole = kernel_product(given, weight, torch.bfloat16)
+        if of_few and _deep_is_equal(given, weight, whole):
+            DEEP_PROVEN.add((rows, columns))
+        # What torch takes are multiples of four groups.
+        if columns % (4 * BLOCK) == 0 and all(
+            _equal(library_product, given, weight, whole, count) for count in counts
+        ):
             PROVEN[rows, columns] = counts[-1]
     torch.cuda.empty_cache()
 
 
+def _deep_is_equal(
+    given: tuple[torch.Tensor, torch.Tensor],
+    weight: tuple[torch.Tensor, torch.Tensor],
+    whole: torch.Tensor,
+) -> bool:
+    """Whether DeepGEMM is there, and gives the kernel's bits for all numbers of few rows."""
+    if deep_gemm() is None:
+        return False
+    try:
+        return all(_equal(deep_product, given, weight, whole, count) for count in DEEP_TRIED)
+    except Exception as error:
+        warnings.warn(
+            f"DeepGEMM could not multiply ({error}); other products take its place, with the same "
+            "bits, but slower.",
+            stacklevel=2,
+        )
+        return False
+
+
 def _equal(
-    codes: torch.Tensor,
-    scales: torch.Tensor,
+    product: Callable[..., torch.Tensor],
+    given: tuple[torch.Tensor, torch.Tensor],
     weight: tuple[torch.Tensor, torch.Tensor],
     whole: torch.Tensor,
     count: int,
 ) -> bool:
-    """Whether the library's product of the last so many rows is the kernel's of all."""
-    part = codes[-count:], scales[-count:].T.contiguous().T
-    return torch.equal(library_product(part, weight, whole.dtype), whole[-count:])
+    """Whether a library's product of the last so many rows is the kernel's of all."""
+    codes, scales = given[0][-count:], given[1][-count:]
+    room = -(-count // ALIGNED) * ALIGNED
+    aligned = scales.new_zeros(scales.shape[1], room).T[:count]
+    aligned.copy_(scales)
+    return torch.equal(product((codes, aligned), weight, whole.dtype), whole[-count:])
 
 
 @torch.library.custom_op("kit::fp8_linear", mutates_args=(), device_types="cuda")

@@ -1,9 +1,8 @@
 """Kernels for GPUs of FP8 in blocks, in Triton; see `kit.operators.fp8_cuda`.
 
-Divisions are rounded as torch rounds them, so that codes and scales are those of
-`kit.operators.low_precision` to the bit. A product adds 128 columns at a time, scaled, from the
-first to the last, in float32 and with one rounding each (fma), whatever the size of its tile.
-Nothing is compiled anew for another number of rows.
+Codes and scales are those of `kit.operators.low_precision` to the bit. A product adds 128 columns
+at a time, scaled, from the first to the last, in float32 and with one rounding each (fma), whatever
+the size of its tile. Nothing is compiled anew for another number of rows.
 """
 
 # Triton reads the signatures of kernels by itself: their arguments have no types for mypy.
@@ -11,6 +10,8 @@ Nothing is compiled anew for another number of rows.
 
 import triton
 import triton.language as tl
+
+from kit.operators.kernels import gated, normed
 
 GROUP: tl.constexpr = tl.constexpr(128)
 """Columns, and of weights also rows, that share a scale."""
@@ -28,19 +29,22 @@ def _scale(largest):
 
 @triton.jit
 def _codes(wide, scale):
-    """Numbers in the units of their scale, in e4m3; the conversion rounds to the nearest."""
-    scaled = tl.div_rn(wide, scale)
-    scaled = tl.where(scaled > LARGEST, LARGEST, tl.where(scaled < -LARGEST, -LARGEST, scaled))
-    return scaled.to(tl.float8e4nv)
+    """Rows of numbers in the units of their scale, in e4m3; the conversion rounds to the nearest.
+
+    The quotient is made of the scale's inverse and mended by what is left, which rounds as a
+    division does where that matters: every code of bfloat16 numbers is the division's.
+    """
+    inverse = tl.broadcast_to(tl.div_rn(tl.zeros_like(scale) + 1.0, scale)[:, None], wide.shape)
+    quotient = wide * inverse
+    left = tl.fma(-quotient, tl.broadcast_to(scale[:, None], wide.shape), wide)
+    return tl.fma(left, inverse, quotient).to(tl.float8e4nv)
 
 
 @triton.jit
 def _largest(values, axis: tl.constexpr):
-    """The largest size of a number, and NaN where one is NaN."""
-    size = tl.abs(values)
-    broken = tl.max((size != size).to(tl.int32), axis=axis)
-    most = tl.max(tl.where(size == size, size, 0.0), axis=axis)
-    return tl.where(broken > 0, float("nan"), most)
+    """The largest size of a number, and NaN where one is NaN: as integers NaN is the largest."""
+    bits = values.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    return tl.max(bits, axis=axis).to(tl.float32, bitcast=True)
 
 
 @triton.jit(do_not_specialize=["rows", "scale_stride"])
@@ -60,14 +64,69 @@ def rows_kernel(
     given = tl.load(x + row[:, None] * x_stride + column[None, :], mask=known, other=0.0)
     wide = given.to(tl.float32)
     scale = _scale(_largest(wide, 1))
-    spread = scale[:, None] + tl.zeros_like(wide)
-    coded = _codes(wide, spread)
+    coded = _codes(wide, scale)
     place = codes + row[:, None] * columns + column[None, :]
     if READS:
-        tl.store(place, (coded.to(tl.float32) * spread).to(given.dtype), mask=known)
+        tl.store(place, (coded.to(tl.float32) * scale[:, None]).to(given.dtype), mask=known)
     else:
         tl.store(place, coded, mask=known)
         tl.store(scales + group * scale_stride + row, scale, mask=row < rows)
+
+
+@triton.jit
+def _store_rows(
+    values, codes, scales, first, count, start, size, scale_stride, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Quantise and store columns from `start` on of rows from `first` on; values (ROWS, BLOCK)."""
+    ACROSS: tl.constexpr = BLOCK // GROUP
+    wide = tl.reshape(values.to(tl.float32), (ROWS * ACROSS, GROUP))
+    number = tl.arange(0, ROWS * ACROSS)
+    row, group = first + number // ACROSS, number % ACROSS + start // GROUP
+    known = (row < count) & (group * GROUP < size)
+    scale = _scale(_largest(wide, 1))
+    coded = _codes(wide, scale)
+    column = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    tl.store(codes + row[:, None] * size + column, coded, mask=known[:, None])
+    tl.store(scales + group * scale_stride + row, scale, mask=known)
+
+
+@triton.jit(do_not_specialize=["count", "scale_stride"])
+def norm_rows_kernel(
+    x, residual, weight, out, codes, scales, count, x_stride, size, eps, scale_stride,
+    ADDS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Norm of some rows, as `norm_kernel` has it, and what it is quantised to."""
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    row, column = (first + tl.arange(0, ROWS))[:, None], tl.arange(0, BLOCK)[None, :]
+    inside = (row < count) & (column < size)
+    wide = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
+    if ADDS:
+        added = residual + row * size + column
+        wide += tl.load(added, mask=inside, other=0.0).to(tl.float32)
+        whole = wide.to(out.dtype.element_ty)
+        tl.store(added, whole, mask=inside)
+        wide = whole.to(tl.float32)
+    factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    values = normed(wide, factor, size, eps).to(out.dtype.element_ty)
+    tl.store(out + row * size + column, values, mask=inside)
+    _store_rows(values, codes, scales, first, count, 0, size, scale_stride, ROWS, BLOCK)
+
+
+@triton.jit(do_not_specialize=["count", "scale_stride"])
+def silu_rows_kernel(
+    gate, up, out, codes, scales, count, size, gate_stride, up_stride, scale_stride,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sigmoid-weighted unit of a part of one row, and what it is quantised to."""
+    row, start = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK
+    column = start + tl.arange(0, BLOCK)
+    inside = column < size
+    wide = tl.load(gate + row * gate_stride + column, mask=inside, other=0.0).to(tl.float32)
+    other = tl.load(up + row * up_stride + column, mask=inside, other=0.0).to(tl.float32)
+    values = gated(wide, other).to(out.dtype.element_ty)
+    tl.store(out + row * size + column, values, mask=inside)
+    _store_rows(values, codes, scales, row, count, start, size, scale_stride, 1, BLOCK)
 
 
 @triton.jit
@@ -82,11 +141,12 @@ def blocks_kernel(
     at = weight + row[:, None] * weight_stride + column[None, :]
     wide = tl.load(at, mask=known, other=0.0).to(tl.bfloat16).to(tl.float32)
     scale = _scale(_largest(_largest(wide, 1)[None, :], 1))
-    spread = scale[:, None] + tl.zeros_like(wide)
-    coded = _codes(wide, spread)
+    coded = _codes(wide, scale)
     place = codes + row[:, None] * columns + column[None, :]
     if READS:
-        tl.store(place, (coded.to(tl.float32) * spread).to(codes.dtype.element_ty), mask=known)
+        tl.store(
+            place, (coded.to(tl.float32) * scale[:, None]).to(codes.dtype.element_ty), mask=known
+        )
     else:
         tl.store(place, coded, mask=known)
         tl.store(scales + down * scale_stride + across + tl.arange(0, 1), scale)

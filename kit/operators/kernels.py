@@ -123,6 +123,19 @@ def route_kernel(
 
 
 @triton.jit
+def normed(wide, factor, size, eps):
+    """Root mean square norm of rows of so many elements, others being 0, times a factor."""
+    length = tl.sqrt_rn(tl.sum(wide * wide, axis=1) / size + eps)
+    return wide * tl.div_rn(tl.zeros_like(length) + 1.0, length)[:, None] * factor
+
+
+@triton.jit
+def gated(gate, up):
+    """Sigmoid-weighted unit: gate / (1 + exp(-gate)) * up."""
+    return gate / (tl.exp(-gate) + 1.0) * up
+
+
+@triton.jit
 def norm_kernel(
     x, x_more, residual, weight, weight_more, out, out_more, count, heads, all_heads, x_stride,
     x_more_stride, out_stride, out_more_stride, size, eps, ADDS: tl.constexpr, MORE: tl.constexpr,
@@ -150,10 +163,8 @@ def norm_kernel(
         whole = wide.to(out.dtype.element_ty)
         tl.store(added, whole, mask=inside)
         wide = whole.to(tl.float32)
-    length = tl.sqrt_rn(tl.sum(wide * wide, axis=1) / size + eps)
     factor = tl.load(scale, mask=inside, other=0.0).to(tl.float32)
-    normed = tl.div_rn(wide, tl.broadcast_to(length[:, None], (ROWS, BLOCK))) * factor
-    tl.store(to + column, normed.to(out.dtype.element_ty), mask=inside)
+    tl.store(to + column, normed(wide, factor, size, eps).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -189,14 +200,24 @@ def rotation_kernel(
 
 @triton.jit
 def silu_kernel(gate, up, out, size, gate_stride, up_stride, out_stride, BLOCK: tl.constexpr):
-    """Sigmoid-weighted unit of a part of one row: gate / (1 + exp(-gate)) * up."""
+    """Sigmoid-weighted unit of a part of one row."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < size
     wide = tl.load(gate + row * gate_stride + column, mask=inside, other=0.0).to(tl.float32)
     other = tl.load(up + row * up_stride + column, mask=inside, other=0.0).to(tl.float32)
-    value = tl.div_rn(wide, tl.exp(-wide) + 1.0) * other
-    tl.store(out + row * out_stride + column, value.to(out.dtype.element_ty), mask=inside)
+    value = gated(wide, other).to(out.dtype.element_ty)
+    tl.store(out + row * out_stride + column, value, mask=inside)
+
+
+@triton.jit
+def groups_kernel(codes, scales, out, count, group, BLOCK: tl.constexpr):
+    """What codes stand for, `group` of which share a scale."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    code = tl.load(codes + at, mask=inside, other=0).to(tl.float32)
+    scale = tl.load(scales + at // group, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + at, (code * scale).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit

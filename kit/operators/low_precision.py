@@ -26,7 +26,7 @@ from typing import Any, Literal
 import torch
 from torch.nn.functional import pad
 
-from kit.operators import fp8_cuda
+from kit.operators import cuda, fp8_cuda
 
 Method = Literal["fp8", "int4"]
 
@@ -115,6 +115,8 @@ def quantize_int4(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, 
 
 def read(codes: torch.Tensor, scales: torch.Tensor, group: int, dtype: torch.dtype) -> torch.Tensor:
     """The numbers that codes (N, K) stand for; `group` is INT4's group size, and 0 for FP8."""
+    if group and codes.is_cuda:
+        return cuda.read_groups(codes, scales, group, dtype)
     rows, columns = codes.shape
     wide = scales.float()
     spread = wide.repeat_interleave(group, 1) if group else _spread_blocks(wide, rows, columns)
@@ -140,6 +142,8 @@ def rounded_weight(weight: torch.Tensor, group: int, dtype: torch.dtype) -> torc
         group: INT4's group size, 0 for FP8.
         dtype: what is multiplied in.
     """
+    if not group and fp8_cuda.runs_on(weight.device):
+        return fp8_cuda.rounded_blocks(weight, dtype)
     codes, scales = quantize_int4(weight, group) if group else quantize_fp8(weight)
     return read(codes, scales, group, dtype)
 
@@ -153,6 +157,8 @@ def _(weight: torch.Tensor, group: int, dtype: torch.dtype) -> torch.Tensor:
 def rounded_activations(x: torch.Tensor) -> torch.Tensor:
     """Activations (..., K) as FP8 in blocks of 1 x 128 reads; their gradient passes as it is."""
     columns = x.shape[-1]
+    if fp8_cuda.runs_on(x.device) and columns % BLOCK == 0:
+        return fp8_cuda.rounded_rows(x.reshape(-1, columns)).view(x.shape)
     wide = pad(x.float(), (0, -columns % BLOCK)).unflatten(-1, (-1, BLOCK))
     scales = wide.abs().amax(-1, keepdim=True).clamp_min(LEAST_FP8) / LARGEST_FP8
     rounded: torch.Tensor = _e4m3(wide / scales).float() * scales

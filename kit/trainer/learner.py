@@ -259,7 +259,7 @@ class ModelFactory:
         inner: Any = policy.model
         if settings.quantization and settings.trains_quantized:
             scheme = low_precision.scheme_of(settings.quantization)
-            by_kernels = self.device.type == "cuda" and settings.dtype == "bfloat16"
+            by_kernels = self.device.type == "cuda" and scheme.method == "fp8"
             low_precision.use(inner, scheme, self.device if by_kernels else None)
         if settings.lora:
             exact = settings.training.true_on_policy

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from kit import SessionConfig
-from kit.config import ModelConfig, from_yaml
+from kit.checkpoint.quantize import quantize
+from kit.config import ModelConfig, QuantizationConfig, from_yaml
 from kit.errors import ConfigError, ModelError
 from kit.models.low_precision import check_gpu, check_session
 from kit.models.source import find
@@ -131,6 +132,14 @@ def test_gpus_other_models_and_sizes_that_do_not_fit_are_refused() -> None:
     check_session(SessionConfig(), moe, "cuda")
 
 
+def test_files_that_are_quantised_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    out = quantize("tiny", tmp_path / "out", QuantizationConfig(method="fp8"))
+    model = find(ModelConfig(name=str(out)))
+    for how in (SessionConfig(), SessionConfig(model={"quantization": "fp8"})):
+        with pytest.raises(ModelError, match=r"(?s)quantised already.*made from"):
+            check_session(how, model, "cpu")
+
+
 def test_fp8_on_a_gpu_without_equal_bits_is_warned_of(tmp_path: Path) -> None:
     whole = find(ModelConfig(name=str(make_model(tmp_path / "whole", "Qwen3", **WHOLE_BLOCKS))))
     fp8 = SessionConfig().replace("model.quantization", "fp8")
@@ -144,16 +153,21 @@ def test_fp8_on_a_gpu_without_equal_bits_is_warned_of(tmp_path: Path) -> None:
 
 def test_what_was_not_run_on_a_gpu_is_refused_there(tmp_path: Path) -> None:
     whole = find(ModelConfig(name=str(make_model(tmp_path / "whole", "Qwen3", **WHOLE_BLOCKS))))
+    exact = SessionConfig(model={"quantization": "int4"}, training={"true_on_policy": True})
+    check_gpu(exact, whole, HOPPER)
     for side in ("model", "engine"):
         fp8 = SessionConfig().replace(f"{side}.quantization", "fp8")
         check_gpu(fp8, whole, HOPPER)
         for setting, value, what in (
-            (f"{side}.quantization", "int4", "is INT4"),
             ("training.num_trainers", 2, "num_trainers is 2"),
             ("model.dtype", "float32", "dtype is float32"),
         ):
-            with pytest.raises(ConfigError, match=what):
-                check_gpu(fp8.replace(setting, value), whole, HOPPER)
+            for how in (fp8, fp8.replace(f"{side}.quantization", "int4")):
+                with pytest.raises(ConfigError, match=what):
+                    check_gpu(how.replace(setting, value), whole, HOPPER)
+        int4 = fp8.replace(f"{side}.quantization", "int4")
+        with pytest.raises(ConfigError, match="is INT4, and both sides do not"):
+            check_gpu(int4, whole, HOPPER)
         for capability in ((8, 9), (12, 0)):
             with pytest.raises(ConfigError, match=r"the GPU has compute capability (8\.9|12\.0)"):
                 check_gpu(fp8, whole, capability)

@@ -454,6 +454,9 @@ def test_on_a_gpu_fp8_halves_the_engines_layers_and_the_trainer_reads_one_weight
     name = "trainer: gradients, weights to compute with"
     more = parts[1][name] - parts[0][name]
     assert 0 < more < 0.01 * parts[0]["engine: weights"]
+    int4 = plan(80, with_settings(model={"quantization": "int4"}))
+    needed = dict(part for phase in int4.phases for part in phase.parts)[name]
+    assert needed - parts[0][name] == 2 * 28 * 15_728_640
 
 
 def test_a_cache_in_fp8_takes_half_of_one_in_bfloat16() -> None:

@@ -10,7 +10,7 @@ import textwrap
 import pytest
 import torch
 
-from kit.operators import fp8_cuda, low_precision
+from kit.operators import cuda, fp8_cuda, low_precision
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 TILES = [(64, 32, 4, 4), (64, 64, 4, 4), (64, 128, 4, 4), (128, 64, 4, 4), (128, 128, 8, 3)]
@@ -23,7 +23,7 @@ def test_interpreted_kernels_give_scales_codes_and_products() -> None:
     """
     script = """
         import torch
-        from kit.operators import fp8_cuda, low_precision
+        from kit.operators import cuda, fp8_cuda, low_precision
 
         torch.manual_seed(0)
         x, weight = torch.randn(37, 384).bfloat16() * 3, torch.randn(256, 384).bfloat16() / 50
@@ -46,6 +46,20 @@ def test_interpreted_kernels_give_scales_codes_and_products() -> None:
             torch.testing.assert_close(
                 out, low_precision.rounded_activations(x[:rows].float()) @ read.T,
                 rtol=1e-5, atol=1e-5)
+        for rows in (1, 37):
+            given, factor = x[:rows], torch.randn(384).bfloat16()
+            residual = torch.randn(rows, 384).bfloat16()
+            added, normed = residual.clone(), torch.empty_like(given)
+            cuda.norm_into(normed, given, factor, 1e-6, added)
+            own = fp8_cuda.norm_and_quantize(given, factor, 1e-6, residual)
+            assert torch.equal(residual, added)
+            gate, up = torch.randn(rows, 768).bfloat16().chunk(2, dim=-1)
+            for wanted, (out, (codes, scales)) in (
+                (normed, own), (cuda.silu(gate, up), fp8_cuda.silu_and_quantize(gate, up))
+            ):
+                right, right_scales = fp8_cuda.quantize_rows(wanted)
+                assert torch.equal(out, wanted) and torch.equal(scales, right_scales)
+                assert torch.equal(codes.float(), right.float())
         x[4, 5], weight[0, 0] = torch.nan, torch.inf
         assert fp8_cuda.quantize_rows(x)[1][4].isnan().tolist() == [True, False, False]
         assert fp8_cuda.quantize_blocks(weight)[1].isinf().sum() == 1
@@ -74,6 +88,30 @@ def test_codes_and_scales_are_torchs_to_the_bit() -> None:
 
 
 @on_gpu
+@pytest.mark.parametrize("columns", [512, 1024, 2560, 4096])
+def test_norms_and_activations_that_quantise_give_the_bits_of_both(columns: int) -> None:
+    torch.manual_seed(0)
+    for rows in (1, 3, 256, 777):
+        x, residual = (torch.randn(rows, columns, device="cuda").bfloat16() * 3 for _ in range(2))
+        factor = torch.randn(columns, device="cuda").bfloat16()
+        added, again, normed = residual.clone(), residual.clone(), torch.empty_like(x)
+        plain = torch.empty_like(x)
+        cuda.norm_into(normed, x, factor, 1e-6, added)
+        cuda.norm_into(plain, x, factor, 1e-6)
+        gate, up = torch.randn(rows, 2 * columns, device="cuda").bfloat16().chunk(2, dim=-1)
+        for wanted, (out, (codes, scales)) in (
+            (normed, fp8_cuda.norm_and_quantize(x, factor, 1e-6, again)),
+            (plain, fp8_cuda.norm_and_quantize(x, factor, 1e-6)),
+            (cuda.silu(gate, up), fp8_cuda.silu_and_quantize(gate, up)),
+        ):
+            right, right_scales = fp8_cuda.quantize_rows(wanted)
+            assert torch.equal(out, wanted)
+            assert torch.equal(scales, right_scales)
+            assert torch.equal(codes.view(torch.uint8), right.view(torch.uint8))
+        assert torch.equal(again, added)
+
+
+@on_gpu
 @pytest.mark.parametrize("columns", [256, 1024, 4096])
 def test_a_row_has_the_same_bits_in_any_company_and_tile(
     columns: int, monkeypatch: pytest.MonkeyPatch
@@ -88,6 +126,23 @@ def test_a_row_has_the_same_bits_in_any_company_and_tile(
             part = codes[:count], scales[:count].T.contiguous().T
             out = fp8_cuda.kernel_product(part, weight, torch.bfloat16)
             assert torch.equal(out, whole[:count]), (tile, count)
+
+
+@on_gpu
+@pytest.mark.parametrize(("columns", "size"), [(1536, 640), (2560, 2048)])
+def test_libraries_are_taken_for_products_in_which_they_give_the_kernels_bits(
+    columns: int, size: int
+) -> None:
+    torch.manual_seed(0)
+    weight = fp8_cuda.quantize_blocks(torch.randn(columns, size, device="cuda"))
+    x = torch.randn(600, size, device="cuda").bfloat16()
+    whole = fp8_cuda.kernel_product(fp8_cuda.quantize_rows(x), weight, x.dtype)
+    fp8_cuda.prove_products([(columns, size)], x.device, of_few=True)
+    assert ((columns, size) in fp8_cuda.DEEP_PROVEN) == (fp8_cuda.deep_gemm() is not None)
+    assert (fp8_cuda.PROVEN[columns, size] > 600) == (size == 2048)
+    for count in (1, 2, 7, 64, 65, 130, 200, 256, 257, 333, 600):
+        found = fp8_cuda.product(fp8_cuda.quantize_rows(x[:count]), weight, x.dtype)
+        assert torch.equal(found, whole[:count]), count
 
 
 @on_gpu

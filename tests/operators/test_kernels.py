@@ -61,6 +61,16 @@ def check_attention() -> None:
     close(alone[0], out[69])
 
 
+def check_codes() -> None:
+    """Groups within and over the ends of what one program reads, to the bit in float32."""
+    from kit.operators import cuda, low_precision
+
+    for group, columns in ((64, 448), (128, 8320)):
+        codes, scales = low_precision.quantize_int4(draw(3, columns), group)
+        found = cuda.read_groups(codes, scales, group, torch.float32)
+        assert torch.equal(found, low_precision.read(codes, scales, group, torch.float32))
+
+
 def check_experts() -> None:
     """Experts with many rows, few and none; a row beside others and by itself; gradients."""
     from kit.operators import cpu, cuda_experts
