@@ -36,8 +36,8 @@ PANELS = {
     "rollout/raw_reward": "reward: steps written",
 }
 WAYS: dict[str, dict[str, Any] | None] = {
-    "learns along": {"learning_rate": 1e-3},
-    "from distributions": {"learning_rate": 1e-3, "loss": "forward_kl"},
+    "learns along": {"loss": "cross_entropy"},
+    "from distributions": {"loss": "forward_kl"},
     "frozen": None,
 }
 DRAWN = {"learns along": "-", "frozen": "--"}
@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--draft-steps", type=int, default=100, help="steps to make the draft")
     parser.add_argument("--algorithm", choices=PICTURES, default="standalone", help="what drafts")
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS), help="of training")
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of the draft")
     parser.add_argument("--task", action="store_true", help="pay for right answers; draw nothing")
     wanted = parser.parse_args()
     runs: dict[str, list[Rows]] = {way: [] for way in wanted.ways}
@@ -119,7 +120,8 @@ def main() -> None:
         print(draft, flush=True)
         for seed in range(wanted.seeds):
             for way in wanted.ways:
-                runs[way].append(train(draft, seed, wanted.steps, WAYS[way], task=wanted.task))
+                learns = WAYS[way] and {**WAYS[way], "learning_rate": wanted.rate}
+                runs[way].append(train(draft, seed, wanted.steps, learns, task=wanted.task))
     if not wanted.task and set(DRAWN) <= set(runs):
         draw(runs, IMAGES / PICTURES[wanted.algorithm])
     for name in PANELS:

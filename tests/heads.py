@@ -77,26 +77,28 @@ class Written:
     @torch.no_grad()
     def distributions(
         self, sample: Sequence[int], length: int, temperature: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs of all tokens, by policy and head, for each response token but the first."""
+    ) -> list[torch.Tensor]:
+        """Log-probs of all tokens for each response token but the first.
+
+        By the policy, by the head on the policy's states, and by the head on its own outputs.
+        """
         hidden, embedded = self.hidden(sample)
         first = len(sample) - length + 1
-        of_head = self.outputs(hidden[:-1], embedded[1:])[first - 2 : -1]
-        return tuple(
-            (rows @ self.policy.lm_head.weight.T / temperature).log_softmax(-1)
-            for rows in (hidden[first - 1 : -1], of_head)
-        )
+        once = self.outputs(hidden[:-1], embedded[1:])
+        again = self.outputs(torch.cat([hidden[:1], once[:-1]]), embedded[1:])
+        rows = hidden[first - 1 : -1], once[first - 2 : -1], again[first - 2 : -1]
+        return [(r @ self.policy.lm_head.weight.T / temperature).log_softmax(-1) for r in rows]
 
     def log_probs(self, sample: Sequence[int], length: int, temperature: float) -> torch.Tensor:
-        """The head's, of each response token but the first."""
-        _, logp = self.distributions(sample, length, temperature)
+        """The head's, of each response token but the first; the mean of both ways."""
+        _, once, again = self.distributions(sample, length, temperature)
         tokens = torch.tensor(sample[len(sample) - length + 1 :], dtype=torch.long)
-        return logp.gather(-1, tokens[:, None])[:, 0]
+        return ((once + again) / 2).gather(-1, tokens[:, None])[:, 0]
 
     def divergence(self, sample: Sequence[int], length: int, temperature: float) -> torch.Tensor:
         """Of the head from the policy, likewise."""
-        logp, logq = self.distributions(sample, length, temperature)
-        return (logp.exp() * (logp - logq)).sum(-1)
+        logp, *others = self.distributions(sample, length, temperature)
+        return sum((logp.exp() * (logp - logq)).sum(-1) for logq in others) / 2
 
     @torch.no_grad()
     def drafted(self, sample: Sample, steps: int) -> list[int]:

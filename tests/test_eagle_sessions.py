@@ -158,7 +158,6 @@ def test_two_trainers_train_one_head(tmp_path: Path, plain: Any) -> None:
     losses = []
     for trainers in (1, 2):
         with RLSession.start(config.replace("training.num_trainers", trainers)) as session:
-            losses.append(session.step().metrics["train/draft_loss"])
-            session.train(2, show=False)
+            losses.append([session.step().metrics["train/draft_loss"] for _ in range(3)])
             assert session.sync(verify=True).verified
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

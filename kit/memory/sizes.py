@@ -379,7 +379,9 @@ class Sizes:
             kept, read = (2 * rows, 4 * rows) if is_head else (rows, 0)
             own = replace(self, shape=self.draft, draft=None)
             head = self.width * self.shape.vocabulary * self.shape.hidden
-            taught = kept + read + head + own.activations(tokens, level) + own.logits(tokens)
+            passes = 2 if is_head else 1
+            of_pass = own.activations(tokens, level) + own.logits(tokens)
+            taught = kept + read + head + passes * of_pass
             forward += kept
         # One layer after the other turns from activations into gradients.
         return self.working(offload), max(forward, taught, self.gradients_handed_in(offload))

@@ -285,7 +285,7 @@ class ModelFactory:
         draft = self.draft()
         if isinstance(draft, Policy):
             return self.shard(draft, mesh)
-        self._shard(draft, draft.model.layers, mesh)
+        self._shard(draft, (), mesh)  # in one piece: its layer computes twice in a pass
         return draft
 
     def load_frozen(self, mesh: Any) -> Policy:

@@ -96,29 +96,41 @@ class EagleHead(nn.Module):
         temperature: float,
         states: PolicyStates,
         target: Distributions | None = None,
-    ) -> tuple[torch.Tensor, ...]:
-        """Log-prob and entropy of each response token but the first of its sample, in nats.
+    ) -> tuple[torch.Tensor]:
+        """Log-prob of each response token but the first of its sample, (logp_R,), nats, float32.
 
-        (logp_R, entropy_R), float32. No draft gives the first one, which comes with the prompt.
+        No draft gives the first one, which comes with the prompt. It is the mean of two passes: one
+        reads the policy's states, and one the head's own output in their place, which is all that a
+        draft has beyond its first token (https://arxiv.org/abs/2408.15766).
 
         Args:
             packed: the samples.
             temperature: divides the logits, as in sampling.
             states: the policy's, of the same samples.
             target: the policy's distributions in the places of all response tokens; what comes out
-                is then how far the head's are from them, (kl_R,).
+                is then how far the head's are from them, (kl_R,), the mean of both passes.
         """
         laid = entries(packed)
         dtype = self.model.fc.weight.dtype
-        hidden_E, embedded_E = states.hidden_T[laid.before_E], states.embedded_T[laid.token_E]
-        out_E = self.model(hidden_E.to(dtype), embedded_E.to(dtype), laid.packed)
-        take = take_rows if laid.packed.seen_rows is None else repeat_rows
-        out_R = take(out_E, laid.packed.predictor_R)
         output = states.output.to(dtype)
+        hidden_E = states.hidden_T[laid.before_E].to(dtype)
+        embedded_E = states.embedded_T[laid.token_E].to(dtype)
         if target is not None:
-            own = Distributions(out_R, output, temperature)
-            return (forward_kl(replace(target, hidden_R=target.hidden_R[laid.follows_R]), own),)
-        return token_log_probs(out_R, output, laid.packed.target_R, temperature)
+            target = replace(target, hidden_R=target.hidden_R[laid.follows_R])
+
+        def told(out_E: torch.Tensor) -> torch.Tensor:
+            take = take_rows if laid.packed.seen_rows is None else repeat_rows
+            out_R = take(out_E, laid.packed.predictor_R)
+            if target is not None:
+                return forward_kl(target, Distributions(out_R, output, temperature))
+            return token_log_probs(out_R, output, laid.packed.target_R, temperature)[0]
+
+        first_E = self.model(hidden_E, embedded_E, laid.packed)
+        own_E = torch.where(
+            laid.previous_E[:, None] < 0, hidden_E, repeat_rows(first_E, laid.previous_E.clamp(0))
+        )
+        second_E = self.model(own_E, embedded_E, laid.packed)
+        return ((told(first_E) + told(second_E)) / 2,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +144,8 @@ class Entries:
     """Row of each entry's token."""
     before_E: torch.Tensor
     """Row of the token before it."""
+    previous_E: torch.Tensor
+    """The entry of that row; -1 where it begins a sample, and has none."""
     follows_R: torch.Tensor
     """Which response tokens are not the first of their sample."""
 
@@ -172,7 +186,9 @@ def entries(packed: Packed) -> Entries:
         experts=None,
     )
     before_E = rows_before(packed)[token_E]
-    return Entries(laid_out, to_device(token_E, device), to_device(before_E, device), moved_R)
+    previous_E = torch.where(is_entry_T, number_T, -1)[before_E]
+    token_E, before_E, previous_E = (to_device(x, device) for x in (token_E, before_E, previous_E))
+    return Entries(laid_out, token_E, before_E, previous_E, moved_R)
 
 
 def load(path: str | Path) -> EagleHead:
