@@ -267,13 +267,13 @@ def test_drafts_change_no_token_and_one_that_learns_along_is_right_more_often(
     assert re.search(r"10 tokens, 10 passes", shown)
     assert "the same tokens: True" in shown
     assert "the same rewards in each step: True" in shown
-    # At temperature 0 the model is always right as a draft of its own, but for what follows an end.
     accepted = {
         who: [int(share) for share in re.findall(r"(\d+)%", row)]
-        for who, row in re.findall(r"(?m)^(one layer|the model) +(.*)$", shown)
+        for who, row in re.findall(r"(?m)^(the draft|the policy) +(.*)$", shown)
     }
-    assert all(a < b for a, b in zip(*accepted.values(), strict=True)), accepted
-    assert accepted["the model"] == sorted(accepted["the model"], reverse=True)
+    # Without dice the policy is always right as a draft of its own.
+    assert accepted["the policy"][0] == 100 > accepted["the draft"][0]
+    assert accepted["the policy"][-1] < 100
     row = r"(?m)^{} +[\d.]+ -> [\d.]+ +[\d.]+ -> ([\d.]+)"
     along, frozen = (re.findall(row.format(way), shown) for way in ("learns along", "frozen"))
     assert float(along[0]) > float(frozen[0])
