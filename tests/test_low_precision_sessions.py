@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from kit import RLSession, SessionConfig
 from kit.tiny import MODEL_DIR
+from tests.config.test_quantization import WHOLE_BLOCKS
 from tests.faults.interrupts import digests
 from tests.processes import SCHEDULER, kill, of_engine
+from tests.small_models import make_model
 from tests.steps import responses_and_metrics
 from tests.test_low_precision import INT4, quantized
 
@@ -80,6 +82,18 @@ def test_an_engine_that_is_quantised_alone_is_named_with_its_numbers(alone: None
         assert ("with activations in fp8 too it goes to" in report.cause) == (method == "fp8")
         session.step()
         assert session.sync(verify=True).verified
+
+
+@pytest.mark.slow
+def test_in_bfloat16_what_rounding_leaves_is_compared_with_bfloat16s_own(
+    alone: None, tmp_path: Path
+) -> None:
+    model = make_model(tmp_path / "model", "Qwen3", **WHOLE_BLOCKS)
+    named = {"model__name": str(model), "model__dtype": "bfloat16"}
+    with RLSession.start(quantized("fp8", side="engine", **named)) as session:
+        report = session.check_mismatch(session.generate())
+    assert report.cause_kind == "precision", report
+    assert "where bfloat16 alone makes" in report.cause
 
 
 def uneven(folder: Path) -> Path:
