@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from kit import RLSession, make_draft, memory_plan
@@ -71,10 +72,11 @@ def test_the_engine_drafts_what_the_trainers_head_computes(
     session.train(3, show=False)
     policy = session.export_hf(tmp_path / "policy", dtype="float32")
     trained = session.export_hf(tmp_path / "head", dtype="float32", draft=True)
-    rollout = written(session, 0.7)
-    assert as_predicted(rollout, Written(trained, policy), 3) > 20
-    with pytest.raises(AssertionError):  # it is not the first one, nor on the first policy
-        as_predicted(rollout, before, 3)
+    after = Written(trained, policy)
+    assert not torch.equal(after.weights["fc.weight"], before.weights["fc.weight"])
+    assert not torch.equal(after.policy.lm_head.weight, before.policy.lm_head.weight)
+    for temperature in (0.7, 5.0):
+        assert as_predicted(written(session, temperature), after, 3) > 20
     assert find_draft(headed(trained), find(TINY.model), "cpu")
 
 
