@@ -234,6 +234,7 @@ def register(settings: SpeculativeSettings) -> None:
         from sglang.srt.speculative.standalone_worker_v2 import StandaloneDraftWorker
 
         drafting: Any = StandaloneDraftWorker
+        drafting.init_lm_head = read_without_logits
         drafting.draft_forward = draft_forward
         drafting._draft_extend_for_prefill = read_prompts
         drafting._draft_extend_for_decode = read_accepted
@@ -330,6 +331,29 @@ def load_draft(worker: Any, request: Any) -> tuple[bool, str]:
         named_tensors=tensors, load_format=request.load_format
     )
     return answer
+
+
+def read_without_logits(worker: Any) -> None:
+    """Have a draft make no logits where it only reads what was accepted.
+
+    In place of SGLang's `StandaloneDraftWorker.init_lm_head`, which does nothing and is called once
+    the draft is there. What it drafts from there comes of a step of its own.
+
+    Args:
+        worker: SGLang's, of the draft.
+    """
+    from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+
+    processor = worker.draft_runner.model.logits_processor
+    process = processor.forward
+
+    def leave_out(tokens: Any, hidden: Any, head: Any, metadata: Any, *args: Any, **kw: Any) -> Any:
+        if not metadata.forward_mode.is_draft_extend_v2():
+            return process(tokens, hidden, head, metadata, *args, **kw)
+        kept = hidden if metadata.capture_hidden_mode.need_capture() else None
+        return LogitsProcessorOutput(hidden.new_zeros(len(hidden), worker.topk), kept)
+
+    processor.forward = leave_out
 
 
 def read_prompts(

@@ -65,6 +65,34 @@ def wanted_tokens(
     return tokens
 
 
+def _narrowed(info: Any) -> bool:
+    """Whether tokens are drawn from a part of the distribution, or by the requests' own seeds."""
+    if info.is_all_greedy:
+        return False
+    narrow = info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling
+    return bool(narrow) or info.sampling_seed is not None
+
+
+def with_known_log_probs(compute: Any) -> Any:
+    """Take the log-probs that came with the tokens, where they did.
+
+    Args:
+        compute: SGLang's `compute_spec_v2_logprobs`, which makes them of all logits.
+    """
+    from sglang.srt.environ import envs
+
+    def log_probs(batch: Any, output: Any, tokens: Any, accepted: Any, steps: int) -> None:
+        known = getattr(output, "node_log_probs", None)
+        more = [*(batch.top_logprobs_nums or []), *(batch.token_ids_logprobs or [])]
+        if known is None or any(more) or envs.SGLANG_RETURN_ORIGINAL_LOGPROB.get():
+            compute(batch, output, tokens, accepted, steps)
+        else:
+            # Places past the last accepted token are -1, and nobody reads what stands there.
+            output.next_token_logprobs = known[accepted.long()]
+
+    return log_probs
+
+
 def draw(probabilities: torch.Tensor) -> torch.Tensor:
     """Draw one sample a row, (B), of probabilities (B, vocabulary).
 
@@ -92,7 +120,13 @@ def accept(
         raise RuntimeError("drafts are not verified with penalties, biases or grammars")
     count = len(batch.seq_lens)
     logits = logits_output.next_token_logits
-    wanted = wanted_tokens(logits, info, n, verify_input.positions[: count * n])
+    if logits.is_cuda and not _narrowed(info):
+        from kit.engine.drafts import drawing
+
+        temperatures = None if info.is_all_greedy else info.temperatures
+        wanted, logits_output.node_log_probs = drawing.draw(logits, temperatures, n)
+    else:
+        wanted = wanted_tokens(logits, info, n, verify_input.positions[: count * n])
     whole = {"dtype": torch.int32, "device": logits.device}
     predicted = torch.zeros(count * n, **whole)
     accepted = torch.full((count, verify_input.max_tree_depth), -1, **whole)
@@ -116,6 +150,10 @@ def register() -> None:
 
     from kit.engine.ngram import NgramCorpus
 
-    eagle_worker_common.eagle_sample = accept
-    ngram_worker.eagle_sample = accept
+    common: Any = eagle_worker_common
+    common.eagle_sample = accept
+    common.compute_spec_v2_logprobs = with_known_log_probs(common.compute_spec_v2_logprobs)
+    ngram: Any = ngram_worker
+    ngram.eagle_sample = accept
+    ngram.compute_spec_v2_logprobs = common.compute_spec_v2_logprobs
     ngram_worker.NgramCorpus = NgramCorpus

@@ -1,0 +1,150 @@
+"""A token for each row of logits, drawn at a temperature, and its log-prob: in one reading of them.
+
+Verifying five drafted tokens of 256 requests has 1,280 rows of logits, of which torch's softmax,
+drawing and log-softmax each read and write all several times.
+
+A row is split over several programs. Each draws for its columns: the first of exponential clocks
+that run at the rates of the probabilities, in logarithms, so that nothing has to be normalised
+first. The clocks are made of Philox's numbers, 31 bits each: a token rarer than 1e-9 is drawn too
+rarely, or not at all.
+"""
+
+# Triton reads the signatures of kernels by itself: their arguments have no types for mypy.
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
+
+import itertools
+
+import torch
+import triton
+import triton.language as tl
+
+BLOCK = 512
+"""Columns that a program takes four of at once: Philox gives four numbers."""
+COLUMNS = 8 * 4 * BLOCK
+"""Columns of a program."""
+LEAST: tl.constexpr = tl.constexpr(2.0**-32)
+FLOOR: tl.constexpr = tl.constexpr(-1e30)
+"""Below every logit, and finite, so that a difference of two of it is a number."""
+
+
+@triton.jit
+def _clock(bits):
+    """The logarithm of an exponential time, of 32 random bits."""
+    share = tl.maximum(tl.uint_to_uniform_float(bits), LEAST)
+    # log(1 - share) has no digits left for a small one.
+    series = share * (1 + share * (0.5 + share * (1 / 3 + share * 0.25)))
+    return tl.log(tl.where(share < 0.01, series, -tl.log(1 - share)))
+
+
+@triton.jit
+def _take(values, clocks, column, most, total, score, value, place):
+    """Go on with some columns: their maximum and sum of exponentials, and the best so far."""
+    higher = tl.maximum(most, values)
+    total = total * tl.exp(most - higher) + tl.exp(values - higher)
+    own = values - clocks
+    better = own > score
+    value = tl.where(better, values, value)
+    place = tl.where(better, column, place)
+    return higher, total, tl.where(better, own, score), value, place
+
+
+@triton.jit(do_not_specialize=["seed"])
+def columns_kernel(
+    logits, temperatures, results, places, stride, width, nodes, seed, GREEDY: tl.constexpr,
+    BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Of some columns of a row: (maximum, sum, best score, its value), and the best's column."""
+    row, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    lane = tl.arange(0, BLOCK)
+    most = tl.full((BLOCK,), FLOOR, tl.float32)
+    score, value = most, most
+    total = tl.zeros((BLOCK,), tl.float32)
+    place = tl.full((BLOCK,), 2147483647, tl.int32)
+    divisor = 1.0
+    if not GREEDY:
+        divisor = tl.load(temperatures + row // nodes)
+    begin = logits + row.to(tl.int64) * stride
+    for first in range(0, COLUMNS, 4 * BLOCK):
+        start = part * COLUMNS + first
+        number = (row * parts * COLUMNS + start) // 4 + lane
+        a, b, c, d = tl.randint4x(seed, number)  # left out by the compiler where not used
+        for quarter in tl.static_range(4):
+            column = start + quarter * BLOCK + lane
+            wide = tl.load(begin + column, mask=column < width, other=float("-inf"))
+            bits = a if quarter == 0 else b if quarter == 1 else c if quarter == 2 else d
+            clocks = tl.zeros((BLOCK,), tl.float32) if GREEDY else _clock(bits)
+            most, total, score, value, place = _take(
+                wide.to(tl.float32) / divisor, clocks, column, most, total, score, value, place
+            )
+    high = tl.max(most, axis=0)
+    best = tl.max(score, axis=0)
+    lane_place = place
+    place = tl.min(tl.where(score == best, place, 2147483647), axis=0)
+    value = tl.sum(tl.where((score == best) & (lane_place == place), value, 0.0), axis=0)
+    out = results + (row * parts + part) * 4
+    tl.store(out, high)
+    tl.store(out + 1, tl.sum(total * tl.exp(most - high), axis=0))
+    tl.store(out + 2, best)
+    tl.store(out + 3, value)
+    tl.store(places + row * parts + part, tl.minimum(place, width - 1))  # of NaN
+
+
+@triton.jit
+def rows_kernel(results, places, tokens, log_probs, parts, PARTS: tl.constexpr):
+    """Of the parts of a row: the token with the best score, and its log-prob."""
+    row = tl.program_id(0)
+    part = tl.arange(0, PARTS)
+    known = part < parts
+    of = results + (row * parts + part) * 4
+    most = tl.load(of, mask=known, other=FLOOR)
+    total = tl.load(of + 1, mask=known, other=0.0)
+    score = tl.load(of + 2, mask=known, other=float("-inf"))
+    value = tl.load(of + 3, mask=known, other=FLOOR)
+    place = tl.load(places + row * parts + part, mask=known, other=2147483647)
+    high = tl.max(most, axis=0)
+    whole = high + tl.log(tl.sum(total * tl.exp(most - high), axis=0))
+    best = tl.max(score, axis=0)
+    first = tl.min(tl.where(score == best, part, PARTS), axis=0)
+    chosen = part == first
+    tl.store(tokens + row, tl.sum(tl.where(chosen, place, 0), axis=0).to(tl.int64))
+    tl.store(log_probs + row, tl.sum(tl.where(chosen, value, 0.0), axis=0) - whole)
+
+
+_counts = itertools.count()
+
+
+def draw(
+    logits: torch.Tensor, temperatures: torch.Tensor | None, nodes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw a token from each row, and say its log-prob at the temperature.
+
+    Args:
+        logits: (R, vocabulary), on a GPU.
+        temperatures: of each request, (R / nodes, 1); None for the likeliest token, whose log-prob
+            is then that at temperature 1.
+        nodes: rows of a request, one after the other.
+
+    Returns:
+        (tokens, log-probs), (R) each, int64 and float32. A row with a number that is none has NaN.
+    """
+    rows, width = logits.shape
+    parts = triton.cdiv(width, COLUMNS)
+    fresh = {"device": logits.device}
+    results = torch.empty(rows, parts, 4, dtype=torch.float32, **fresh)
+    places = torch.empty(rows, parts, dtype=torch.int32, **fresh)
+    tokens = torch.empty(rows, dtype=torch.int64, **fresh)
+    log_probs = torch.empty(rows, dtype=torch.float32, **fresh)
+    greedy = temperatures is None
+    columns_kernel[(rows, parts)](
+        logits, logits if greedy else temperatures.view(-1), results, places, logits.stride(0),
+        width, nodes, _seed(), GREEDY=greedy, BLOCK=BLOCK, COLUMNS=COLUMNS, num_warps=4,
+    )  # fmt: skip
+    rows_kernel[(rows,)](
+        results, places, tokens, log_probs, parts, PARTS=triton.next_power_of_2(parts), num_warps=1
+    )
+    return tokens, log_probs
+
+
+def _seed() -> int:
+    """Another one for each call; the process' own first."""
+    return (torch.initial_seed() + (next(_counts) << 20)) & (2**62 - 1)
