@@ -1,6 +1,7 @@
-"""Speculative decoding on a GPU: attention of drafted tokens.
+"""Speculative decoding on a GPU: what drafts and verifies there.
 
-Which of them are accepted says `kit.engine.verification`. SGLang verifies, drafts and reads what
+Which tokens are accepted says `kit.engine.verification`, what they attend to
+`kit.engine.drafts.attention`. SGLang verifies, drafts and reads what
 was accepted in CUDA graphs with its Triton attention, which is what the kit's engines have; with
 FlashAttention-3 it has no graph for reading what was accepted.
 
@@ -9,9 +10,6 @@ Read from SGLang 0.5.16:
     layers/attention/triton_backend.py   TritonMultiStepDraftBackend: a step less than it is told
     speculative/standalone_worker_v2.py  StandaloneDraftWorker: _capture_cuda_graphs of its base,
                                    which is called once all memory is taken
-    kernels/ops/attention/extend_attention.py   extend_attention_fwd, whose 13th argument is the
-                                   most new tokens of a request; TritonAttnBackend imports it as
-                                   it is made
     speculative/ngram_worker.py    NGRAMWorker._prepare_for_speculative_decoding: makes the mask
                                    request by request, with some ten launches for each
 """
@@ -24,9 +22,7 @@ from typing import Any
 import torch
 
 from kit.engine import verification
-
-ROWS, WARPS = 16, 4
-"""Rows of a tile, the least that a matrix unit takes, and how many groups of threads share it."""
+from kit.engine.drafts import attention
 
 
 def whole_mask(own: torch.Tensor, lens: torch.Tensor, total: int) -> torch.Tensor:
@@ -45,34 +41,6 @@ def whole_mask(own: torch.Tensor, lens: torch.Tensor, total: int) -> torch.Tenso
     rows = begins[:, None] + nodes * widths[:, None] + lens.long()[:, None]  # (B, n)
     mask[(rows[:, :, None] + nodes).flatten()] = own.flatten()
     return mask
-
-
-def small_tiles(kernels: Any) -> None:
-    """Have SGLang's Triton attention compute few new tokens of a request in small tiles.
-
-    On Hopper its tiles have 128 rows, of which verifying five tokens fills five: at 128 requests of
-    a thousand tokens most of a pass went into the rest.
-
-    Args:
-        kernels: SGLang's module of the kernel.
-    """
-    attend, sizes = kernels.extend_attention_fwd, kernels._get_block_sizes_for_extend_attention
-
-    def few_rows(query_size: int, value_size: int) -> tuple[int, ...]:
-        *heads, _, columns, _ = sizes(query_size, value_size)
-        return *heads, ROWS, columns, WARPS
-
-    def attend_to_few(*args: Any, **kwargs: Any) -> Any:
-        most_new = args[12] if len(args) > 12 else kwargs["max_len_extend"]
-        if most_new > ROWS:
-            return attend(*args, **kwargs)
-        kernels._get_block_sizes_for_extend_attention = few_rows
-        try:
-            return attend(*args, **kwargs)
-        finally:
-            kernels._get_block_sizes_for_extend_attention = sizes
-
-    kernels.extend_attention_fwd = attend_to_few
 
 
 def capture_graphs(worker: Any) -> None:
@@ -112,7 +80,7 @@ def register(*, whole_draft: bool) -> None:
     from sglang.srt.speculative.draft_utils import DraftBackendFactory
 
     verification.register()
-    small_tiles(import_module("sglang.kernels.ops.attention.extend_attention"))
+    attention.stands_in(import_module("sglang.kernels.ops.attention.extend_attention"))
     if whole_draft:
         from sglang.srt.layers.attention.triton_backend import TritonMultiStepDraftBackend
         from sglang.srt.speculative import standalone_worker_v2

@@ -15,7 +15,9 @@ def main() -> None:
     temperatures = torch.tensor([[0.7], [1.5]])
     tokens, log_probs = drawing.draw(logits, None, 3)
     plain = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-    print("greedy", bool((tokens == logits.argmax(-1)).all()), float((log_probs - plain).abs().max()))
+    print(
+        "greedy", bool((tokens == logits.argmax(-1)).all()), float((log_probs - plain).abs().max())
+    )
     tokens, log_probs = drawing.draw(logits.bfloat16(), temperatures, 3)
     warm = logits.bfloat16().float() / temperatures.repeat_interleave(3, 0)
     warm = warm.log_softmax(-1).gather(1, tokens[:, None])[:, 0]

@@ -1,6 +1,7 @@
-"""Verifying drafts with SGLang's Triton attention, in tiles of both sizes and written out.
+"""Attention of drafted tokens by the kit's kernel, by SGLang's and written out.
 
-Prints by how much the sizes differ, and small ones and plain torch.
+Prints by how much the kernels differ and by how much the kit's and plain torch do, in several parts
+and in one, with masks and without.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 
 import torch
 
-from kit.engine.gpu_speculative import small_tiles, whole_mask
+from kit.engine.drafts import attention
+from kit.engine.gpu_speculative import whole_mask
 
 LENS, NODES, HEADS, KV_HEADS, SIZE = [7, 70, 0], 5, 4, 2, 32
 
@@ -33,7 +35,7 @@ def main() -> None:
         return torch.cat([torch.zeros(1, dtype=sizes.dtype), sizes.cumsum(0)])
 
     layout = up_to(torch.full((count,), NODES)), up_to(lens).int(), places
-    masks = mask, True, up_to((lens + NODES) * NODES), NODES
+    masks: tuple[Any, ...] = mask, True, up_to((lens + NODES) * NODES), NODES
 
     def attended(attend: Callable[..., Any]) -> torch.Tensor:
         out = torch.empty_like(query)
@@ -52,10 +54,14 @@ def main() -> None:
             scores = (query[here, head] @ k.T * SIZE**-0.5).masked_fill(~seen, -torch.inf)
             expected[here, head] = scores.softmax(-1) @ v
     kernels = import_module("sglang.kernels.ops.attention.extend_attention")
-    large = attended(kernels.extend_attention_fwd)
-    small_tiles(kernels)
-    small = attended(kernels.extend_attention_fwd)
-    print(float((large - small).abs().max()), float((small - expected).abs().max()))
+    theirs = kernels.extend_attention_fwd
+    attention.stands_in(kernels)
+    for programs in (1024, 1):
+        attention.PROGRAMS = programs
+        ours = attended(kernels.extend_attention_fwd)
+        print(float((attended(theirs) - ours).abs().max()), float((ours - expected).abs().max()))
+    masks = None, True, None, NODES
+    print(float((attended(theirs) - attended(kernels.extend_attention_fwd)).abs().max()))
 
 
 if __name__ == "__main__":

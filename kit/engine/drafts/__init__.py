@@ -1,4 +1,5 @@
 """What drafts need on a GPU.
 
-    drawing.py   a token for each node of what was drafted, and its log-prob, in one reading
+attention.py   a few new tokens of each request attend to all before
+drawing.py     a token for each node of what was drafted, and its log-prob, in one reading
 """
