@@ -39,7 +39,6 @@ LIBRARIES = {
     "kit/engine/draft_choice.py": {"_build_trivial_verify_input"},
     "kit/engine/gpu_speculative.py": {
         "_capture_cuda_graphs",
-        "_get_block_sizes_for_extend_attention",
         "_prepare_for_speculative_decoding",
     },
     "kit/engine/speculative.py": {

@@ -18,7 +18,6 @@ from kit.drafts import shorten
 from kit.engine.speculative import Passes
 from kit.errors import ConfigError, DataError, ModelError, StackError
 from kit.models.source import find
-from kit.rollout import drafts
 from kit.rollout.drafts import find_draft
 from kit.samples import Rollout, Sample, token_values
 from kit.samples.serialization import read_arrays, write_arrays
@@ -224,17 +223,14 @@ def test_a_draft_is_set_for_the_whole_session(session: RLSession) -> None:
     assert draft_of(session) == before
 
 
-def test_drafts_are_refused_on_a_gpu_until_they_are_measured_there(
-    draft: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_a_gpu_chains_draft_that_were_compared_there(draft: Path) -> None:
     model = find(TINY.model)
-    with pytest.raises(ConfigError, match="not known to be right"):
-        find_draft(drafting(draft), model, "cuda")
     assert find_draft(TINY, model, "cuda") is None
-    monkeypatch.setattr(drafts, "TRIED_ON_GPUS", True)
     assert find_draft(drafting(draft), model, "cuda")
     with pytest.raises(ConfigError, match="eagle_topk is 2, and a GPU's engine drafts chains"):
         find_draft(drafting(draft, eagle_topk=2), model, "cuda")
+    with pytest.raises(ConfigError, match="on a GPU that is not known to be right"):
+        find_draft(TINY.replace("engine.speculative", {"algorithm": "ngram"}), model, "cuda")
 
 
 def test_a_draft_with_other_tokens_is_refused(tmp_path: Path, draft: Path) -> None:

@@ -240,7 +240,7 @@ _ROLLOUT = {
     "spec_speedup": Meaning(
         "time that passes without drafts would have taken for these tokens, over that of the "
         "passes that there were; both as the engine measured them beside each other",
-        "above 1; 1 where drafts do not pay",
+        "above 1; 1 where drafts do not pay; not given on a GPU",
         short="speed-up by drafts",
     ),
     "routing/recorded_frac": Meaning(

@@ -1,4 +1,4 @@
-"""Tokens that a GPU's kernel draws, in Triton's interpreter; prints what `test_drafts` compares."""
+"""Tokens that a GPU's kernel draws; prints what `test_verification` compares."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ drawing.BLOCK, drawing.COLUMNS = 16, 128  # so that a row has several parts
 
 
 def main() -> None:
+    """Compare with torch."""
     torch.manual_seed(0)
     logits = 3 * torch.randn(6, 150)
     temperatures = torch.tensor([[0.7], [1.5]])
@@ -28,7 +29,7 @@ def main() -> None:
     chances = (row / 1.3).softmax(-1)
     counts = drawn.bincount(minlength=len(row)).double()
     cells = [0, 1, 2, 4, 5, len(row) - 1]
-    rest = [i for i in range(6, len(row) - 1)]
+    rest = list(range(6, len(row) - 1))
     seen = torch.cat([counts[cells], counts[rest].sum()[None]])
     expected = draws * torch.cat([chances[cells], chances[rest].sum()[None]])
     print("drawn", float(((seen - expected) ** 2 / expected).sum()), int(counts[3]))

@@ -44,6 +44,17 @@ def _add(query, key, value, allowed, scale, sums, total, most):
 
 
 @triton.jit
+def _read(keys, values, place, known, keys_token, values_token, size):
+    """Read the keys of some tokens, (SIZE, tokens), and their values, (tokens, SIZE)."""
+    key = keys + place[None, :] * keys_token + size[:, None]
+    value = values + place[:, None] * values_token + size[None, :]
+    return (
+        tl.load(key, mask=known[None, :], other=0.0),
+        tl.load(value, mask=known[:, None], other=0.0),
+    )
+
+
+@triton.jit
 def parts_kernel(
     query, key, value, out, keys, values, new_begins, begins, places, mask, mask_begins, partial,
     logs, scale, query_token, query_head, key_token, key_head, value_token, value_head, out_token,
@@ -51,7 +62,7 @@ def parts_kernel(
     ROWS: tl.constexpr, SIZE: tl.constexpr, COLUMNS: tl.constexpr, OWN: tl.constexpr,
     MASKED: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """A part of what came before a request's new tokens; the last part has these, too."""
+    """Attend to a part of what came before a request's new tokens; the last part has these, too."""
     request, shared, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     parts = tl.num_programs(2)
     first = tl.load(new_begins + request)
@@ -63,6 +74,8 @@ def parts_kernel(
     known = node < count
     token = (first + node).to(tl.int64)
     size = tl.arange(0, SIZE)
+    keys, values = keys + shared * keys_head, values + shared * values_head
+    key, value = key + shared * key_head, value + shared * value_head
     own = query + token[:, None] * query_token + head[:, None] * query_head + size[None, :]
     tile = tl.load(own, mask=known[:, None], other=0.0)
     sums = tl.zeros((ROWS, SIZE), tl.float32)
@@ -75,28 +88,14 @@ def parts_kernel(
         at = start + tl.arange(0, COLUMNS)
         here = at < high
         place = tl.load(places + begin + at, mask=here, other=0).to(tl.int64)
-        k = tl.load(
-            keys + place[None, :] * keys_token + shared * keys_head + size[:, None],
-            mask=here[None, :], other=0.0,
-        )  # fmt: skip
-        v = tl.load(
-            values + place[:, None] * values_token + shared * values_head + size[None, :],
-            mask=here[:, None], other=0.0,
-        )  # fmt: skip
+        k, v = _read(keys, values, place, here, keys_token, values_token, size)
         allowed = known[:, None] & here[None, :]
         sums, total, most = _add(tile, k, v, allowed, scale, sums, total, most)
     if part == parts - 1:
         other = tl.arange(0, OWN)
         there = other < count
         at = (first + other).to(tl.int64)
-        k = tl.load(
-            key + at[None, :] * key_token + shared * key_head + size[:, None],
-            mask=there[None, :], other=0.0,
-        )  # fmt: skip
-        v = tl.load(
-            value + at[:, None] * value_token + shared * value_head + size[None, :],
-            mask=there[:, None], other=0.0,
-        )  # fmt: skip
+        k, v = _read(key, value, at, there, key_token, value_token, size)
         allowed = known[:, None] & there[None, :]
         if MASKED:
             width = before + count
@@ -120,7 +119,7 @@ def parts_kernel(
 def together_kernel(
     partial, logs, out, out_token, out_head, parts, PARTS: tl.constexpr, SIZE: tl.constexpr
 ):
-    """The parts of a token's head, by the weights that they had."""
+    """Add the parts of a token's head, by the weights that they had."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     slot = (token * tl.num_programs(1) + head) * parts
     part, size = tl.arange(0, PARTS), tl.arange(0, SIZE)
@@ -152,9 +151,12 @@ def attend(
     """Have new tokens attend to those before them and among themselves.
 
     Args:
-        query: of T new tokens, (T, heads, D); `key` and `value` (T, kv heads, D).
+        query: of T new tokens, (T, heads, D).
+        key: theirs, (T, kv heads, D).
+        value: likewise.
         out: written, (T, heads, D).
-        keys: of all tokens, (places, kv heads, D), and `values`.
+        keys: of all tokens, (places, kv heads, D).
+        values: likewise.
         layout: (first new token of each of B requests and after the last, (B + 1); the first place
             of each likewise; the places of what came before).
         masks: whether a new token sees another, flat as SGLang has it, and where each request's
@@ -166,10 +168,10 @@ def attend(
     requests, heads, shared = len(new_begins) - 1, query.shape[1], key.shape[1]
     group, size = heads // shared, query.shape[2]
     parts = min(max(PROGRAMS // max(requests * shared, 1), 1), PARTS)
-    wide = {"dtype": torch.float32, "device": query.device}
+    wide = query.new_empty(0, dtype=torch.float32)
     whole = parts == 1
-    partial = out if whole else torch.empty(len(query), heads, parts, size, **wide)
-    logs = out if whole else torch.empty(len(query), heads, parts, **wide)
+    partial = out if whole else wide.new_empty(len(query), heads, parts, size)
+    logs = out if whole else wide.new_empty(len(query), heads, parts)
     mask, mask_begins = masks or (places, places)
     strides = [t.stride(i) for t in (query, key, value, out, keys, values) for i in (0, 1)]
     parts_kernel[(requests, shared, parts)](
@@ -186,8 +188,9 @@ def attend(
 
 
 def rows_of(most_new: int, group: int) -> int:
-    """Rows of a tile for so many new tokens, and heads that share keys; at least a matrix unit's."""
-    return max(16, triton.next_power_of_2(most_new * group))
+    """Rows of a tile for so many new tokens and heads that share keys; a matrix unit takes 16."""
+    rows: int = triton.next_power_of_2(most_new * group)
+    return max(16, rows)
 
 
 PLAIN = {

@@ -53,7 +53,11 @@ def columns_kernel(
     logits, temperatures, results, places, stride, width, nodes, seed, GREEDY: tl.constexpr,
     BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Of some columns of a row: (maximum, sum, best score, its value), and the best's column."""
+    """Draw from some columns of a row.
+
+    Writes their maximum, the sum of exponentials below it, the best score and its value, side by
+    side, and the best's column.
+    """
     row, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     lane = tl.arange(0, BLOCK)
     most = tl.full((BLOCK,), FLOOR, tl.float32)
@@ -91,7 +95,7 @@ def columns_kernel(
 
 @triton.jit
 def rows_kernel(results, places, tokens, log_probs, parts, PARTS: tl.constexpr):
-    """Of the parts of a row: the token with the best score, and its log-prob."""
+    """Take the best token of a row's parts, and its log-prob."""
     row = tl.program_id(0)
     part = tl.arange(0, PARTS)
     known = part < parts
@@ -129,15 +133,14 @@ def draw(
     """
     rows, width = logits.shape
     parts = triton.cdiv(width, COLUMNS)
-    fresh = {"device": logits.device}
-    results = torch.empty(rows, parts, 4, dtype=torch.float32, **fresh)
-    places = torch.empty(rows, parts, dtype=torch.int32, **fresh)
-    tokens = torch.empty(rows, dtype=torch.int64, **fresh)
-    log_probs = torch.empty(rows, dtype=torch.float32, **fresh)
-    greedy = temperatures is None
+    results = logits.new_empty(rows, parts, 4, dtype=torch.float32)
+    places = logits.new_empty(rows, parts, dtype=torch.int32)
+    tokens = logits.new_empty(rows, dtype=torch.int64)
+    log_probs = logits.new_empty(rows, dtype=torch.float32)
+    warm = logits if temperatures is None else temperatures.view(-1)
     columns_kernel[(rows, parts)](
-        logits, logits if greedy else temperatures.view(-1), results, places, logits.stride(0),
-        width, nodes, _seed(), GREEDY=greedy, BLOCK=BLOCK, COLUMNS=COLUMNS, num_warps=4,
+        logits, warm, results, places, logits.stride(0), width, nodes, _seed(),
+        GREEDY=temperatures is None, BLOCK=BLOCK, COLUMNS=COLUMNS, num_warps=4,
     )  # fmt: skip
     rows_kernel[(rows,)](
         results, places, tokens, log_probs, parts, PARTS=triton.next_power_of_2(parts), num_warps=1
