@@ -59,7 +59,7 @@ CLIENT_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's way to say "this machine only": it then keeps the loopback address it is given.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # Else what uses Ray after its end starts another one, in silence.
+    # Else what uses Ray after its end starts another one, in silence: see also `connect_ray`.
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -422,7 +422,7 @@ def connect_ray(address: str, namespace: str, *, joins: bool, **options: Any) ->
     """
     import_ray()
     import ray
-    from ray._private import ray_constants, worker
+    from ray._private import auto_init_hook, ray_constants, worker
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     if ray.is_initialized():
@@ -430,6 +430,9 @@ def connect_ray(address: str, namespace: str, *, joins: bool, **options: Any) ->
             "This process is already connected to a Ray cluster.",
             fix="call `ray.shutdown()`, or close the other session, before `RLSession.start`.",
         )
+    # Ray reads the environment's word for it as it is imported, which may have been before this. A
+    # step under way when its session is closed would look for the head, which is gone, for minutes.
+    auto_init_hook.enable_auto_connect = False
     ray_constants.ENABLE_RAY_CLUSTER = joins
     on_terminate = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     before = os.environ.get(GCS_TIMEOUT)

@@ -32,6 +32,25 @@ def test_everything_listens_on_loopback_only(session: RLSession) -> None:
     assert {ip.removeprefix("::ffff:") for ip in listening} <= {"127.0.0.1", "::1"}
 
 
+def test_what_uses_ray_after_a_session_starts_no_other_one() -> None:
+    """Although Ray was imported before the kit could tell it so."""
+    program = """
+import ray
+ray.init = lambda **_: print("connects")
+from kit.cluster.client import connect_ray
+connect_ray("127.0.0.1:1", "kit", joins=False)
+try:
+    ray.put(1)
+except Exception as error:
+    print(error)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert run.stdout.count("connects") == 1, run.stdout + run.stderr
+    assert "Ray has not been started yet" in run.stdout
+
+
 def test_the_stack_lives_in_a_process_session_of_its_own(session: RLSession) -> None:
     head = session.debug.stack.cluster.entry.head
     assert os.getsid(head) == head != os.getsid(0)
