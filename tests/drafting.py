@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kit import RLSession, SessionConfig
 from kit.samples import Rollout
+from tests.faults.interrupts import digests
+
+if TYPE_CHECKING:
+    from tests.conftest import Shared
 
 PROMPTS = [f"{a}+{3 * a % 90 + 7}=" for a in range(3, 19)]
 TEMPERATURES = (1.0, 0.7, 1e-5)
@@ -35,3 +41,42 @@ def drafting(draft: Path | str | None, *, train: bool = False, **settings: Any) 
 def draft_of(session: RLSession) -> list[dict[str, str]]:
     sums: list[dict[str, str]] = session.debug.stack.engines.ask("draft_checksums")
     return sums
+
+
+def plainly(shared: Shared) -> dict[float, Rollout]:
+    """What plain decoding writes, by temperature."""
+    session = shared.at(seed=0)
+    found = {temperature: written(session, temperature) for temperature in TEMPERATURES}
+    session.close(keep_warm=True)
+    return found
+
+
+def outlives_its_engine(session: RLSession) -> None:
+    """What a draft has learned is there again when the engine has died."""
+    session.step()
+    before, stack = draft_of(session), session.debug.stack
+    os.kill(stack.engines.ask("processes")[0][1], signal.SIGKILL)
+    rollout = session.generate()
+    assert draft_of(session) == before
+    assert session.check_mismatch(rollout).verdict == "pass"
+
+
+def outlives_its_kernel(name: str, told: dict[str, str], saved: Path) -> None:
+    """A session that has died goes on by `attach`, and from a checkpoint, as it would have.
+
+    `told` are the digests that it had at its end.
+    """
+    with RLSession.attach(name) as session:
+        assert digests(session) == told
+        session.step()
+        assert session.debug.stack.compare_draft().require_equal()
+        there = digests(session)
+        session.save(saved)
+        session.step()
+        further = digests(session)
+    with RLSession.load(saved) as session:
+        assert digests(session) == there
+        session.sync()
+        assert session.debug.stack.compare_draft().require_equal()
+        session.step()
+        assert digests(session) == further

@@ -145,6 +145,12 @@ def taught(folder: Path, model: Path, texts: Sequence[tuple[Sequence[int], int]]
     return folder
 
 
+def taught_by(rollout: Rollout, folder: Path) -> Path:
+    """A head of the tiny model that knows some of what it has written."""
+    texts = [(sample.tokens, sample.response_length) for sample in rollout]
+    return taught(folder, MODEL_DIR, texts[::4])
+
+
 @torch.no_grad()
 def likeliest(model: Path, prompt: Sequence[int], tokens: int) -> tuple[list[int], int]:
     """What a model writes after a prompt, token by token the likeliest."""

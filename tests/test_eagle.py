@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,24 +17,26 @@ from kit.rollout.drafts import find_draft
 from kit.samples import Rollout
 from kit.tiny import MODEL_DIR
 from tests.conftest import Shared
-from tests.drafting import TEMPERATURES, TINY, draft_of, drafting, same, written
-from tests.heads import Written, as_predicted, headed, taught
+from tests.drafting import (
+    TINY,
+    draft_of,
+    drafting,
+    outlives_its_engine,
+    plainly,
+    same,
+    written,
+)
+from tests.heads import Written, as_predicted, headed, taught_by
 
 
 @pytest.fixture(scope="module")
 def plain(shared: Shared) -> dict[float, Rollout]:
-    """What plain decoding writes, by temperature."""
-    session = shared.at(seed=0)
-    found = {temperature: written(session, temperature) for temperature in TEMPERATURES}
-    session.close(keep_warm=True)
-    return found
+    return plainly(shared)
 
 
 @pytest.fixture(scope="module")
 def head(plain: dict[float, Rollout], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One that knows some of what the model writes."""
-    texts = [(sample.tokens, sample.response_length) for sample in plain[1.0]]
-    return taught(tmp_path_factory.mktemp("head"), MODEL_DIR, texts[::4])
+    return taught_by(plain[1.0], tmp_path_factory.mktemp("head"))
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +103,7 @@ def test_each_sync_reaches_what_it_is_for(session: RLSession) -> None:
 
 
 def test_an_engine_that_died_gets_the_head_that_was_learned(session: RLSession) -> None:
-    session.step()
-    before, stack = draft_of(session), session.debug.stack
-    os.kill(stack.engines.ask("processes")[0][1], signal.SIGKILL)
-    rollout = session.generate()
-    assert draft_of(session) == before
-    assert session.check_mismatch(rollout).verdict == "pass"
+    outlives_its_engine(session)
 
 
 def test_a_session_shows_what_drafts(session: RLSession) -> None:

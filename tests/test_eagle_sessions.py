@@ -9,11 +9,9 @@ import pytest
 
 from kit import RLSession, make_draft
 from kit.samples import Rollout
-from kit.tiny import MODEL_DIR
 from tests.conftest import Shared
-from tests.drafting import TEMPERATURES, TINY, draft_of, same, written
-from tests.faults.interrupts import digests
-from tests.heads import Written, as_predicted, headed, likeliest, random_head, taught
+from tests.drafting import TINY, draft_of, outlives_its_kernel, plainly, same, written
+from tests.heads import Written, as_predicted, headed, likeliest, random_head, taught, taught_by
 from tests.processes import last_words
 from tests.small_models import make_model
 
@@ -22,18 +20,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def plain(shared: Shared) -> dict[float, Rollout]:
-    """What plain decoding writes, by temperature."""
-    session = shared.at(seed=0)
-    found = {temperature: written(session, temperature) for temperature in TEMPERATURES}
-    session.close(keep_warm=True)
-    return found
+    return plainly(shared)
 
 
 @pytest.fixture(scope="module")
 def head(plain: dict[float, Rollout], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One that knows some of what the model writes."""
-    texts = [(sample.tokens, sample.response_length) for sample in plain[1.0]]
-    return taught(tmp_path_factory.mktemp("head"), MODEL_DIR, texts[::4])
+    return taught_by(plain[1.0], tmp_path_factory.mktemp("head"))
 
 
 @pytest.mark.parametrize("steps", [1, 5])
@@ -124,20 +116,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_a_killed_kernel_leaves_a_head_that_goes_on(tmp_path: Path, plain: Any) -> None:
     told = last_words(DIES, str(random_head(tmp_path / "head")))
-    with RLSession.attach("dying-heads") as session:
-        assert digests(session) == told
-        session.step()
-        assert session.debug.stack.compare_draft().require_equal()
-        there = digests(session)
-        session.save(tmp_path / "saved")
-        session.step()
-        further = digests(session)
-    with RLSession.load(tmp_path / "saved") as session:
-        assert digests(session) == there
-        session.sync()
-        assert session.debug.stack.compare_draft().require_equal()
-        session.step()
-        assert digests(session) == further
+    outlives_its_kernel("dying-heads", told, tmp_path / "saved")
 
 
 def test_a_warm_stack_has_the_head_of_the_files_again(tmp_path: Path, plain: Any) -> None:

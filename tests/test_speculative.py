@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import reduce
@@ -23,7 +21,16 @@ from kit.samples import Rollout, Sample, token_values
 from kit.samples.serialization import read_arrays, write_arrays
 from kit.tiny import MODEL_DIR
 from tests.conftest import Shared
-from tests.drafting import PROMPTS, TEMPERATURES, TINY, draft_of, drafting, same, written
+from tests.drafting import (
+    PROMPTS,
+    TEMPERATURES,
+    TINY,
+    draft_of,
+    drafting,
+    outlives_its_engine,
+    same,
+    written,
+)
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +115,7 @@ def test_each_sync_reaches_what_it_is_for(session: RLSession) -> None:
 
 
 def test_an_engine_that_died_gets_the_draft_that_was_learned(session: RLSession) -> None:
-    session.step()
-    before, stack = draft_of(session), session.debug.stack
-    os.kill(stack.engines.ask("processes")[0][1], signal.SIGKILL)
-    rollout = session.generate()
-    assert draft_of(session) == before
-    assert session.check_mismatch(rollout).verdict == "pass"
+    outlives_its_engine(session)
 
 
 def test_the_draft_is_exported_and_drafts_for_another_session(

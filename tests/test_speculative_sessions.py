@@ -13,8 +13,17 @@ from kit.drafts import shorten
 from kit.samples import Rollout
 from kit.tiny import MODEL_DIR
 from tests.conftest import Shared
-from tests.drafting import PROMPTS, TEMPERATURES, TINY, draft_of, drafting, same, written
-from tests.faults.interrupts import digests
+from tests.drafting import (
+    PROMPTS,
+    TEMPERATURES,
+    TINY,
+    draft_of,
+    drafting,
+    outlives_its_kernel,
+    plainly,
+    same,
+    written,
+)
 from tests.processes import last_words
 
 pytestmark = pytest.mark.slow
@@ -23,11 +32,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def plain(shared: Shared) -> dict[float, Rollout]:
-    """What plain decoding writes, by temperature."""
-    session = shared.at(seed=0)
-    found = {temperature: written(session, temperature) for temperature in TEMPERATURES}
-    session.close(keep_warm=True)
-    return found
+    return plainly(shared)
 
 
 @pytest.mark.parametrize(
@@ -144,20 +149,7 @@ def test_a_killed_kernel_leaves_a_draft_that_goes_on(tmp_path: Path, plain: Any)
     folder = tmp_path / "draft"
     shorten(MODEL_DIR, folder, 1)
     told = last_words(DIES, str(folder))
-    with RLSession.attach("dying-drafts") as session:
-        assert digests(session) == told
-        session.step()
-        assert session.debug.stack.compare_draft().require_equal()
-        there = digests(session)
-        session.save(tmp_path / "saved")
-        session.step()
-        further = digests(session)
-    with RLSession.load(tmp_path / "saved") as session:
-        assert digests(session) == there
-        session.sync()
-        assert session.debug.stack.compare_draft().require_equal()
-        session.step()
-        assert digests(session) == further
+    outlives_its_kernel("dying-drafts", told, tmp_path / "saved")
 
 
 def test_a_warm_stack_has_the_draft_of_the_files_again(tmp_path: Path, plain: Any) -> None:

@@ -9,7 +9,9 @@ Names are Miles' where Miles has one. An unknown key, a wrong type and settings 
 together raise ConfigError before any process starts.
 
     schema.py       SessionConfig: the tree, YAML, presets, one key replaced
+    section.py      what every section of it is
     sections.py     model, data, reward, rollout, engine, memory, evaluation, cluster, logging, ...
+    speculative.py  drafts of the engine
     training.py     what an update does: estimator, loss, corrections, optimizer, critic
     counterparts.py what settings of TRL, verl and Miles are called here
     validation.py   what cannot go together, and errors that name the line and the nearest key
@@ -38,9 +40,9 @@ from kit.config.sections import (
     QuantizationConfig,
     RewardConfig,
     RolloutConfig,
-    SpeculativeConfig,
     StackConfig,
 )
+from kit.config.speculative import SpeculativeConfig
 from kit.config.training import (
     CriticConfig,
     DraftConfig,

@@ -10,7 +10,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from kit.config import sections
-from kit.config.sections import UNNAMED, Section
+from kit.config.section import Section
+from kit.config.sections import UNNAMED
 from kit.config.training import TrainingConfig
 from kit.config.validation import (
     check_eval_source,

@@ -6,66 +6,16 @@ The docstring under a field is its description: what it does, its unit, and what
 from __future__ import annotations
 
 import math
-from types import UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
-from kit.errors import ConfigError
-
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
-NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Above0 = Annotated[float, Field(gt=0.0)]
-Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
-
-
-def _kinds(annotation: Any) -> frozenset[Any]:
-    """The plain types that an annotation takes, those of its alternatives included."""
-    if isinstance(annotation, type):
-        return frozenset({annotation})
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _kinds(inner[0])
-    if origin in (Union, UnionType):
-        return frozenset().union(*map(_kinds, inner))
-    if origin is Literal:
-        return frozenset(map(type, inner))
-    return frozenset({origin or annotation})
-
-
-class Section(BaseModel):
-    """A part of the tree: frozen, and closed to keys that nobody reads."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse `yes` and `true` where a number is meant, which pydantic would take for 1."""
-        if isinstance(value, bool) and info.field_name is not None:
-            kinds = _kinds(cls.model_fields[info.field_name].annotation)
-            if bool not in kinds and not kinds.isdisjoint((int, float)):
-                raise PydanticCustomError("number", "a number is meant, and this is a truth value")
-        return value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse. Raises ConfigError."""
-        raise ConfigError(
-            f"Settings are not changed in place: {name} stays {getattr(self, name, None)!r}.",
-            fix='make others, `config = config.replace("training.learning_rate", 1e-5)`; in a '
-            "running session call `session.configure(learning_rate=1e-5)`.",
-        )
+from kit.config.section import Above0, Fraction, NonNegative, Positive, Section
+from kit.config.speculative import SpeculativeConfig
 
 
 class ClusterConfig(Section):
@@ -390,91 +340,6 @@ class RolloutConfig(Section):
     of then. It waits in the session's buffer, which is part of a checkpoint."""
     mask_offpolicy_in_partial_rollout: bool = False
     """Do not train on tokens of continued responses that older weights wrote."""
-
-
-class SpeculativeConfig(Section):
-    """Speculative decoding: something cheap drafts tokens, and the model verifies several at once.
-
-    Responses are those of plain decoding; what is drafted well is written faster.
-    """
-
-    algorithm: Literal["ngram", "standalone", "eagle"] = "ngram"
-    """What drafts. `ngram`: the text so far, of this request and of those beside it. `standalone`:
-    a smaller model with the same vocabulary. `eagle`: a head of one layer on the model's own hidden
-    states."""
-    num_steps: Positive | None = None
-    """Tokens that a draft is long, at most; None takes 3 (SGLang's speculative_num_steps). Not for
-    `ngram`."""
-    eagle_topk: Positive | None = None
-    """Ways in which each drafted token may go on: 1 drafts a chain, more a tree; None takes 1
-    (SGLang's speculative_eagle_topk). Not for `ngram`."""
-    num_draft_tokens: Annotated[int, Field(ge=2)] | None = None
-    """Tokens that the model verifies at once, its own last one included (SGLang's
-    speculative_num_draft_tokens). None takes 8 for `ngram`, `num_steps` + 1 for a chain, and as
-    many as a tree has, at most 8."""
-    draft_model: str | None = None
-    """Directory or Hugging Face name of the model or the head that drafts; not for `ngram`."""
-    when: Literal["always", "auto"] = "always"
-    """`auto` measures passes with drafts and without, for so many requests at once, and takes the
-    faster: drafts pay where few are written. `standalone` with chains only."""
-
-    @model_validator(mode="after")
-    def _of_the_algorithm(self) -> Self:
-        if self.when == "auto" and (self.algorithm != "standalone" or self.topk > 1):
-            raise ValueError(
-                "engine.speculative.when is auto, which only chains of standalone drafts can be. "
-                "What to do: leave when out, or set algorithm: standalone and eagle_topk: 1."
-            )
-        if self.algorithm == "ngram":
-            for name in ("num_steps", "eagle_topk", "draft_model"):
-                if getattr(self, name) is not None:
-                    raise ValueError(
-                        f"engine.speculative.{name} is {getattr(self, name)!r}, and ngram drafts "
-                        "without a model. What to do: leave it out, or set algorithm: standalone "
-                        "or eagle."
-                    )
-            return self
-        if self.draft_model is None:
-            what = {
-                "standalone": "a smaller model with the same vocabulary",
-                "eagle": "a head that was made for this model (kit draft MODEL OUT --algorithm "
-                "eagle)",
-            }[self.algorithm]
-            raise ValueError(
-                f"engine.speculative.algorithm is {self.algorithm}, and no draft_model is named. "
-                f"What to do: name {what}, or set algorithm: ngram."
-            )
-        most = 1 + self.topk + (self.steps - 1) * self.topk**2
-        wrong = self.draft_tokens > most or (self.topk == 1 and self.draft_tokens != most)
-        if wrong:
-            rule = f"{most}" if self.topk == 1 else f"at most {most}"
-            raise ValueError(
-                f"engine.speculative.num_draft_tokens is {self.num_draft_tokens}; with num_steps "
-                f"{self.steps} and eagle_topk {self.topk} it is {rule}. What to do: leave it out, "
-                "or change one of them."
-            )
-        return self
-
-    @property
-    def steps(self) -> int:
-        """`num_steps`, or what None stands for."""
-        return self.num_steps or 3
-
-    @property
-    def topk(self) -> int:
-        """`eagle_topk`, or what None stands for."""
-        return self.eagle_topk or 1
-
-    @property
-    def draft_tokens(self) -> int:
-        """`num_draft_tokens`, or what None stands for."""
-        if self.num_draft_tokens is not None:
-            return self.num_draft_tokens
-        if self.algorithm == "ngram":
-            return 8
-        if self.topk == 1:
-            return self.steps + 1
-        return min(8, 1 + self.topk + (self.steps - 1) * self.topk**2)
 
 
 class EngineConfig(Section):

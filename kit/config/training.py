@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kit.config.sections import Above0, Fraction, NonNegative, Positive, Rate, Section
+from kit.config.section import Above0, Fraction, NonNegative, Positive, Rate, Section
 
 Estimator = Literal[
     "grpo",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kit.config import SessionConfig
-from kit.config.sections import Section
+from kit.config.section import Section
 from kit.utils.display import Bundle, bundle
 from kit.utils.formatting import count, shorten
 from kit.viz.html import Child, Column, fold, join, note, page, quiet, table, tag, title, with_code
