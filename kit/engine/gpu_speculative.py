@@ -1,9 +1,9 @@
 """Speculative decoding on a GPU: what drafts and verifies there.
 
 Which tokens are accepted says `kit.engine.verification`, what they attend to
-`kit.engine.drafts.attention`. SGLang verifies, drafts and reads what
-was accepted in CUDA graphs with its Triton attention, which is what the kit's engines have; with
-FlashAttention-3 it has no graph for reading what was accepted.
+`kit.engine.drafts.attention`. SGLang verifies, drafts and reads what was accepted in CUDA graphs
+with its Triton attention, which is what the kit's engines have; with FlashAttention-3 it has no
+graph for reading what was accepted.
 
 Read from SGLang 0.5.16:
     speculative/draft_utils.py     DraftBackendFactory: which attention a draft computes with

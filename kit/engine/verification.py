@@ -43,8 +43,7 @@ def wanted_tokens(
         return of_requests.repeat_interleave(nodes, dim=0)
 
     probabilities = torch.softmax(logits / by_node(info.temperatures), dim=-1)
-    seeded = info.sampling_seed is not None
-    seeds = by_node(info.sampling_seed) if seeded else None
+    seeds = None if info.sampling_seed is None else by_node(info.sampling_seed)
     if info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling:
         drawn = sampler.top_k_top_p_min_p_sampling_from_probs_torch(
             probabilities,
@@ -55,12 +54,10 @@ def wanted_tokens(
             seeds,
             positions,
         )
-    elif seeded:
+    else:
         drawn = sampler.sampling_from_probs_torch(
             probabilities, sampling_seed=seeds, positions=positions
         )
-    else:
-        drawn = draw(probabilities)
     tokens: torch.Tensor = drawn.long().view(-1)
     return tokens
 
@@ -91,17 +88,6 @@ def with_known_log_probs(compute: Any) -> Any:
             output.next_token_logprobs = known[accepted.long()]
 
     return log_probs
-
-
-def draw(probabilities: torch.Tensor) -> torch.Tensor:
-    """Draw one sample a row, (B), of probabilities (B, vocabulary).
-
-    The first of exponential clocks that run at these rates: what torch.multinomial does, without
-    its check of the probabilities, for which the host would wait in every pass.
-    """
-    clocks = torch.empty_like(probabilities).exponential_()
-    clocks.clamp_min_(torch.finfo(clocks.dtype).tiny)  # 0 / 0 would be taken for the largest
-    return torch.div(probabilities, clocks, out=clocks).argmax(-1)
 
 
 def accept(

@@ -97,7 +97,7 @@ def _check_gpu(config: SessionConfig) -> None:
         raise ConfigError(
             f"engine.speculative.algorithm is {drafts.algorithm}, and on a GPU that is not known "
             "to be right.",
-            why="Its tokens were compared with those of plain decoding on CPUs only.",
+            why="What it draws was compared with plain decoding on CPUs only.",
             fix=f"take {' or '.join(ON_GPUS)}, leave engine.speculative out, or set device: cpu.",
         )
     if drafts.topk > 1:

@@ -6,19 +6,29 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from kit.engine.gpu_speculative import whole_mask
-from kit.engine.verification import draw
+from kit.engine.verification import wanted_tokens
 
 
 def test_tokens_are_drawn_by_their_probabilities() -> None:
     torch.manual_seed(0)
     probabilities = torch.tensor([0.5, 0.25, 0.125, 0.1, 0.025, 0.0])
     draws = 200_000
-    counts = draw(probabilities.expand(draws, -1)).bincount(minlength=6)
+    info = SimpleNamespace(
+        is_all_greedy=False,
+        temperatures=torch.full((draws, 1), 2.0),
+        sampling_seed=None,
+        need_top_p_sampling=False,
+        need_top_k_sampling=False,
+        need_min_p_sampling=False,
+    )
+    logits = 2 * probabilities.log().expand(draws, -1)
+    counts = wanted_tokens(logits, info, 1, torch.arange(draws)).bincount(minlength=6)
     expected = draws * probabilities
     assert counts[5] == 0
     chi_square = ((counts - expected)[:5] ** 2 / expected[:5]).sum()
