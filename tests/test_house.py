@@ -36,12 +36,12 @@ LIBRARIES = {
         "_is_non_persistent_buffer_name",
     },
     "kit/engine/cpu/shared.py": {"_compute_lm_head"},
-    "kit/engine/draft_choice.py": {"_build_trivial_verify_input"},
-    "kit/engine/gpu_speculative.py": {
+    "kit/engine/drafts/choice.py": {"_build_trivial_verify_input"},
+    "kit/engine/gpu/speculative.py": {
         "_capture_cuda_graphs",
         "_prepare_for_speculative_decoding",
     },
-    "kit/engine/speculative.py": {
+    "kit/engine/drafts/scheduler.py": {
         "_check_str_based_finish",
         "_check_token_based_finish",
         "_draft_extend_for_decode",
@@ -51,7 +51,7 @@ LIBRARIES = {
     "tests/engine/test_decode_windows.py": {"_update_decode_kv_buffers"},
     "kit/engine/families/whole_norms.py": {"_k_norm", "_q_norm"},
     "kit/engine/families/whole_projections.py": {"_normalize_tp_style"},
-    "kit/engine/gpu.py": {"_compute_lm_head"},
+    "kit/engine/gpu/shared.py": {"_compute_lm_head"},
     "kit/engine/patches.py": {"_hash_tensor"},
     "kit/engine/quantization.py": {"_forward_method"},
     "kit/lifecycle/start.py": {"_shutdown_message"},

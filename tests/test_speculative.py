@@ -13,7 +13,7 @@ import pytest
 
 from kit import RLSession
 from kit.drafts import shorten
-from kit.engine.speculative import Passes
+from kit.engine.drafts.passes import Passes
 from kit.errors import ConfigError, DataError, ModelError, StackError
 from kit.models.source import find
 from kit.rollout.drafts import find_draft

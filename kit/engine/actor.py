@@ -13,9 +13,10 @@ from typing import Any
 from kit.cluster import processes, progress
 from kit.engine import patches, scoring
 from kit.engine.adapters import AdapterLoader
+from kit.engine.drafts.passes import Passes
+from kit.engine.drafts.settings import DRAFT_OF, DraftLoader, own_of_head
 from kit.engine.routing import routed_experts
 from kit.engine.server_args import EngineSettings, generation_request, server_arguments
-from kit.engine.speculative import DRAFT_OF, DraftLoader, Passes, own_of_head
 from kit.errors import StackError
 from kit.messages import CacheUse, EngineStatus, Generation, Rescored, SamplingSettings
 from kit.models import own

@@ -38,13 +38,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kit.engine import adapters, families, speculative
+from kit.engine import adapters, families
+from kit.engine.drafts import scheduler as drafts_scheduler
 from kit.utils.reading import read_object
 
 if TYPE_CHECKING:
     from kit.config import QuantizationConfig
+    from kit.engine.drafts.settings import SpeculativeSettings
     from kit.engine.server_args import EngineSettings
-    from kit.engine.speculative import SpeculativeSettings
 
 
 def engine_class(settings: EngineSettings) -> Any:
@@ -131,13 +132,13 @@ def run_on_gpu(
     """The scheduler on a GPU; arguments as those of `run_on_cpu`."""
     from sglang.srt.managers.scheduler import run_scheduler_process
 
-    from kit.engine import decode_windows
+    from kit.engine.gpu import windows
 
-    decode_windows.register()
+    windows.register()
     if shared:
-        from kit.engine import gpu
+        from kit.engine.gpu import shared as shared_operators
 
-        gpu.register(shared)
+        shared_operators.register(shared)
     if quantized:
         from kit.engine import quantization
 
@@ -147,9 +148,9 @@ def run_on_gpu(
     if adapts:
         adapters.register("cuda")
     if drafts:
-        from kit.engine import gpu_speculative
+        from kit.engine.gpu import speculative as on_gpu
 
-        gpu_speculative.register(whole_draft=drafts.is_model)
+        on_gpu.register(whole_draft=drafts.is_model)
     _register_on_both("cuda", path, drafts)
     run_scheduler_process(*args, **kwargs)
 
@@ -157,7 +158,7 @@ def run_on_gpu(
 def _register_on_both(device: str, path: str, drafts: SpeculativeSettings | None) -> None:
     """Change in a scheduler what is changed on CPUs and GPUs alike, after the device's own."""
     if drafts:
-        speculative.register(drafts)
+        drafts_scheduler.register(drafts)
     families.register(path, device)
     if drafts and drafts.draft_path:
         families.register(drafts.draft_path, device)

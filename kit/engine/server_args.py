@@ -8,8 +8,8 @@ from typing import Any
 from kit.config import EngineConfig, QuantizationConfig
 from kit.engine import families
 from kit.engine.adapters import AdapterSettings
+from kit.engine.drafts.settings import SpeculativeSettings
 from kit.engine.patches import sglang_sources
-from kit.engine.speculative import SpeculativeSettings
 from kit.errors import ConfigError, StackError, did_you_mean
 from kit.memory.sizes import MOST_GRAPHS
 from kit.messages import SamplingSettings

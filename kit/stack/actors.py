@@ -23,8 +23,8 @@ from kit.models.source import ModelSource
 
 if TYPE_CHECKING:
     from kit.engine.adapters import AdapterSettings
+    from kit.engine.drafts.settings import SpeculativeSettings
     from kit.engine.server_args import EngineSettings
-    from kit.engine.speculative import SpeculativeSettings
     from kit.trainer.settings import OwnSettings, TrainerSettings
 
 CONTROL = "control"
@@ -154,7 +154,7 @@ def engine_settings(stack: StackSettings) -> EngineSettings:
 
 def _speculative(stack: StackSettings) -> SpeculativeSettings | None:
     """How the engines draft; None where they do not."""
-    from kit.engine.speculative import SpeculativeSettings
+    from kit.engine.drafts.settings import SpeculativeSettings
 
     config = stack.config.engine.speculative
     if config is None:

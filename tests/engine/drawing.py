@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kit.engine.drafts import drawing
+from kit.engine.gpu import drawing
 
 drawing.BLOCK, drawing.COLUMNS = 16, 128  # so that a row has several parts
 

@@ -13,7 +13,7 @@ def test_where_a_token_is_written_the_window_holds_a_token_more_and_afterwards_a
 ) -> None:
     from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
 
-    from kit.engine import decode_windows
+    from kit.engine.gpu import windows
 
     kind: Any = TritonAttnBackend
     seen: list[tuple[str, int | None]] = []
@@ -29,7 +29,7 @@ def test_where_a_token_is_written_the_window_holds_a_token_more_and_afterwards_a
     monkeypatch.setattr(kind, "init_forward_metadata", look("metadata"))
     monkeypatch.setattr(kind, "_update_decode_kv_buffers", look("buffers"))
     monkeypatch.setattr(kind, "init_cuda_graph_state", look("room", error=True))
-    decode_windows.register()
+    windows.register()
     modes = {
         writes: SimpleNamespace(forward_mode=SimpleNamespace(is_decode_or_idle=lambda w=writes: w))
         for writes in (False, True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kit.engine.draft_choice import AGAIN, MEASURE, Paces
+from kit.engine.drafts.choice import AGAIN, MEASURE, Paces
 
 
 class Engine:

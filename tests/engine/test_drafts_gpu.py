@@ -11,8 +11,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 @pytest.mark.parametrize("requests", [1, 8, 200])
 @pytest.mark.parametrize("masked", [True, False])
 def test_few_tokens_attend_as_written_out(requests: int, masked: bool) -> None:
-    from kit.engine.drafts import attention
-    from kit.engine.gpu_speculative import whole_mask
+    from kit.engine.gpu import draft_attention as attention
+    from kit.engine.gpu.speculative import whole_mask
 
     nodes, heads, shared, size = 5, 16, 8, 128
     torch.manual_seed(0)
@@ -52,7 +52,7 @@ def test_few_tokens_attend_as_written_out(requests: int, masked: bool) -> None:
 
 @pytest.mark.parametrize("wide", [151_936, 1_000])
 def test_tokens_are_drawn_at_their_temperature_with_their_log_probs(wide: int) -> None:
-    from kit.engine.drafts import drawing
+    from kit.engine.gpu import drawing
 
     torch.manual_seed(0)
     requests, nodes, cells = 4_000, 5, 40

@@ -38,7 +38,7 @@ def test_an_end_within_the_limit_ends_a_response(
 ) -> None:
     from sglang.srt.managers.schedule_batch import Req
 
-    from kit.engine.speculative import within_limit
+    from kit.engine.drafts.scheduler import within_limit
 
     made = request(tokens, limit)
     within_limit(Req.update_finish_state)(made, new)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kit.engine.ngram import NgramCorpus
+from kit.engine.drafts.ngram import NgramCorpus
 
 
 def chains(corpus: NgramCorpus, *rows: list[int], first: int = 0) -> list[list[int]]:

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kit.engine.gpu_speculative import whole_mask
-from kit.engine.verification import wanted_tokens
+from kit.engine.drafts.verification import wanted_tokens
+from kit.engine.gpu.speculative import whole_mask
 
 
 def test_tokens_are_drawn_by_their_probabilities() -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from kit.engine.drafts import attention
-from kit.engine.gpu_speculative import whole_mask
+from kit.engine.gpu import draft_attention as attention
+from kit.engine.gpu.speculative import whole_mask
 
 LENS, NODES, HEADS, KV_HEADS, SIZE = [7, 70, 0], 5, 4, 2, 32
 

@@ -1,6 +1,6 @@
 """Speculative decoding on a CPU: attention of drafted tokens.
 
-Which of them are accepted says `kit.engine.verification`.
+Which of them are accepted says `kit.engine.drafts.verification`.
 
 Read from SGLang 0.5.16:
     speculative/draft_utils.py     DraftBackendFactory: which attention a draft computes with
@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from kit.engine import verification
 from kit.engine.cpu.attention import BatchedCpuAttention, DecodeSlice, Slice, decode_plan
+from kit.engine.drafts import verification
 
 
 def see_tree(plan: list[Slice], mask: torch.Tensor, lens: torch.Tensor) -> list[Slice]:
@@ -87,7 +87,7 @@ def register(*, whole_draft: bool) -> None:
     """Have this process' SGLang draft and verify so.
 
     `whole_draft`: the draft is a model of its own, which reads every token itself
-    (`kit.engine.speculative`).
+    (`kit.engine.drafts.scheduler`).
     """
     os.environ["SGLANG_NATIVE_MOVE_KV_CACHE"] = "1"
     from sglang.srt.speculative.draft_utils import DraftBackendFactory

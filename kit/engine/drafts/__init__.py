@@ -1,7 +1,11 @@
-"""Kernels with which a GPU verifies drafts.
+"""Speculative decoding: drafts, and which of them become a response.
 
-    attention.py   a few new tokens of each request attend to all before
-    drawing.py     a token for each node of what was drafted, and its log-prob, in one reading
+    settings.py       how an engine drafts, and what SGLang is told of it; a draft's weights
+    scheduler.py      what is changed in SGLang's scheduler
+    verification.py   which drafted tokens are accepted
+    passes.py         what each pass of a response accepted
+    choice.py         whether it drafts, by what passes take and give
+    ngram.py          drafts without a model
 
-They are in Triton, and imported on a GPU only.
+What they attend to is in `kit.engine.cpu.speculative` and `kit.engine.gpu.speculative`.
 """

@@ -13,7 +13,7 @@ probabilities.
 Read from SGLang 0.5.16:
     speculative/eagle_worker_common.py, ngram_worker.py   eagle_sample: called by both workers
     speculative/eagle_utils.py     verify_tree_greedy_func: follows a tree along given tokens
-    speculative/cpp_ngram/         NgramCorpus: needs a compiler; `kit.engine.ngram` does not
+    speculative/cpp_ngram/         NgramCorpus: needs a compiler; `kit.engine.drafts.ngram` does not
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def accept(
     count = len(batch.seq_lens)
     logits = logits_output.next_token_logits
     if logits.is_cuda and not _narrowed(info):
-        from kit.engine.drafts import drawing
+        from kit.engine.gpu import drawing
 
         temperatures = None if info.is_all_greedy else info.temperatures
         wanted, logits_output.node_log_probs = drawing.draw(logits, temperatures, n)
@@ -134,7 +134,7 @@ def register() -> None:
     """Have this process' SGLang verify so, and draft n-grams without a compiler."""
     from sglang.srt.speculative import eagle_worker_common, ngram_worker
 
-    from kit.engine.ngram import NgramCorpus
+    from kit.engine.drafts.ngram import NgramCorpus
 
     common: Any = eagle_worker_common
     common.eagle_sample = accept

@@ -1,7 +1,7 @@
 """Speculative decoding on a GPU: what drafts and verifies there.
 
-Which tokens are accepted says `kit.engine.verification`, what they attend to
-`kit.engine.drafts.attention`. SGLang verifies, drafts and reads what was accepted in CUDA graphs
+Which tokens are accepted says `kit.engine.drafts.verification`, what they attend to
+`kit.engine.gpu.draft_attention`. SGLang verifies, drafts and reads what was accepted in CUDA graphs
 with its Triton attention, which is what the kit's engines have; with FlashAttention-3 it has no
 graph for reading what was accepted.
 
@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from kit.engine import verification
-from kit.engine.drafts import attention
+from kit.engine.drafts import verification
+from kit.engine.gpu import draft_attention as attention
 
 
 def whole_mask(own: torch.Tensor, lens: torch.Tensor, total: int) -> torch.Tensor:
@@ -74,7 +74,7 @@ def register(*, whole_draft: bool) -> None:
     """Have this process' SGLang draft and verify so.
 
     `whole_draft`: the draft is a model of its own, which reads every token itself
-    (`kit.engine.speculative`).
+    (`kit.engine.drafts.scheduler`).
     """
     from sglang.srt.speculative import ngram_worker
     from sglang.srt.speculative.draft_utils import DraftBackendFactory

@@ -1,4 +1,4 @@
-"""Speculative decoding: what an engine is told of it, and what is changed in SGLang for it.
+"""Speculative decoding: what is changed in SGLang's scheduler for it, on CPUs and GPUs alike.
 
 Whatever the draft, responses are the target's: drafted tokens are accepted where the target would
 have written them. A sync of the policy reaches the target alone, one of the draft the draft alone.
@@ -29,179 +29,12 @@ Read from SGLang 0.5.16, and changed in its scheduler:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Self
-
-from kit.errors import StackError
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kit.config import SpeculativeConfig
-    from kit.engine.draft_choice import DraftChoice
-
-DRAFT_OF = "draft."
-"""Begins the names of a draft's weights among those of the engine."""
-
-
-@dataclass(frozen=True, slots=True)
-class SpeculativeSettings:
-    """How an engine drafts."""
-
-    algorithm: str
-    num_steps: int
-    topk: int
-    num_draft_tokens: int
-    draft_path: str | None = None
-    """Directory of the draft, a model or a head; None where there is none."""
-    where_it_pays: bool = False
-    """Whether it drafts only where passes were measured to give more."""
-
-    @classmethod
-    def of(cls, config: SpeculativeConfig, draft_path: str | None) -> SpeculativeSettings:
-        """Those of a section of settings."""
-        numbers = config.steps, config.topk, config.draft_tokens
-        return cls(config.algorithm, *numbers, draft_path, config.when == "auto")
-
-    @property
-    def has_draft(self) -> bool:
-        """Whether there is a model, or a head, that drafts."""
-        return self.draft_path is not None
-
-    @property
-    def is_model(self) -> bool:
-        """Whether the draft is a model of its own, which reads tokens alone."""
-        return self.algorithm == "standalone"
-
-    def server_arguments(self, *, sleeps: bool) -> dict[str, Any]:
-        """The fields of `sglang.ServerArgs` that say so.
-
-        `sleeps`: the engine lets go of its weights at times. A sync then brings the policy's, and
-        the draft's not always, so that they are kept in host memory meanwhile.
-        """
-        arguments: dict[str, Any] = {
-            "speculative_algorithm": self.algorithm.upper(),
-            "speculative_num_draft_tokens": self.num_draft_tokens,
-        }
-        if self.has_draft:
-            arguments |= {
-                "speculative_draft_model_path": self.draft_path,
-                "speculative_num_steps": self.num_steps,
-                "speculative_eagle_topk": self.topk,
-                "enable_draft_weights_cpu_backup": sleeps,
-            }
-        return arguments
-
-
-class DraftLoader:
-    """Loads weights into the draft alone; a `Loader` of `kit.weight_sync.receiver`."""
-
-    def from_memory(
-        self, manager: Any, payloads: list[bytes], **common: Any
-    ) -> Awaitable[tuple[bool, str]]:
-        """See `Loader`."""
-        from sglang.srt.managers.io_struct import UpdateWeightsFromTensorReqInput
-
-        request = UpdateWeightsFromTensorReqInput(serialized_named_tensors=payloads, **common)
-        answer: Awaitable[tuple[bool, str]] = manager.update_weights_from_tensor(request, None)
-        return answer
-
-    def from_broadcast(
-        self, manager: Any, group: str, spec: Any, **common: Any
-    ) -> Awaitable[tuple[bool, str]]:
-        """Refuse: what is broadcast reaches the target only."""
-        raise StackError(
-            "A draft's weights cannot be broadcast.", fix="set cluster.colocate: true."
-        )
-
-
-def own_of_head(named: dict[str, Any]) -> dict[str, Any]:
-    """What an EAGLE head has of its own among SGLang's parameters of it, by its files' names.
-
-    SGLang puts them below `model`, and the policy's embeddings and output beside them.
-    """
-    own = {name.removeprefix("model."): value for name, value in named.items()}
-    return {name: own[name] for name in own if name.startswith(("fc.", "layers."))}
-
-
-@dataclass(frozen=True, slots=True)
-class Passes:
-    """What the passes of a response have noted; see `note_pass`."""
-
-    noted: tuple[Note, ...]
-
-    @classmethod
-    def of(cls, meta: dict[str, Any], tokens: int) -> Self:
-        """Those of a response.
-
-        Args:
-            meta: SGLang's `meta_info` of it.
-            tokens: of it. The first comes from reading the prompt, without a pass.
-
-        Raises:
-            StackError: there were passes, and SGLang does not tell of all of them.
-        """
-        flat, width = meta.get("spec_correct_drafts_histogram") or [], len(fields(Note))
-        count = meta.get("spec_verify_ct")
-        missing = count is None if tokens > 1 else False
-        if missing or len(flat) != width * (count or 0):
-            raise StackError(
-                f"The engine drafts, and tells of {len(flat) // width} of the {count} passes that "
-                f"wrote {tokens} tokens.",
-                why="Nobody would see a draft that no longer helps.",
-                fix="install the SGLang version that requirements.lock names.",
-            )
-        places = range(0, len(flat), width)
-        return cls(tuple(Note(*flat[place : place + width]) for place in places))
-
-    def spec_info(self, tokens: int) -> dict[str, int]:
-        """See `Sample.spec_info`; `tokens` are those of the response."""
-        if not self.noted:
-            return {}
-        drafts = [note for note in self.noted if note.proposed]
-        timed = [note for note in self.noted if note.plain_us]
-        return {
-            "passes": len(self.noted),
-            "verify_ct": len(drafts),
-            "num_proposed_drafts": sum(note.proposed for note in drafts),
-            "num_correct_drafts": sum(note.correct for note in drafts),
-            "tokens": sum(note.end(tokens) - note.first for note in drafts),
-            "us": sum(note.us for note in timed),
-            "plain_us": sum(note.plain_us for note in timed),
-        }
-
-    def drafted(self, tokens: int) -> list[int]:
-        """See `Sample.rollout_drafted`; `tokens` are those of the response."""
-        places = [0] * tokens
-        for note in self.noted:
-            end = min(note.first + note.correct, tokens)
-            places[note.first : end] = range(1, end - note.first + 1)
-        return places
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """A pass that verified the drafts of a request, or went without."""
-
-    first: int
-    """Place of the first token that it wrote, in the response."""
-    correct: int
-    """Drafted tokens that it accepted."""
-    proposed: int
-    """Drafted tokens that it looked at; 0 for a pass without drafts."""
-    us: int
-    """Microseconds that it took; 0 where that is not known."""
-    plain_us: int
-    """Microseconds that passes without drafts would take for these tokens; likewise."""
-
-    def end(self, tokens: int) -> int:
-        """Place after the last token that it wrote of a response of so many tokens.
-
-        A pass may go on past the end of a response.
-        """
-        return min(self.first + self.correct + 1, tokens)
-
-
-# ---- in SGLang's scheduler ---------------------------------------------------------------------
+    from kit.engine.drafts.choice import DraftChoice
+    from kit.engine.drafts.settings import SpeculativeSettings
 
 
 def register(settings: SpeculativeSettings) -> None:
@@ -239,9 +72,9 @@ def register(settings: SpeculativeSettings) -> None:
         drafting._draft_extend_for_prefill = read_prompts
         drafting._draft_extend_for_decode = read_accepted
     if settings.where_it_pays:
-        from kit.engine import draft_choice
+        from kit.engine.drafts import choice
 
-        draft_choice.register()
+        choice.register()
 
 
 class _Reading:

@@ -1,0 +1,10 @@
+"""SGLang on a GPU.
+
+    drawing.py          the kernel that draws them
+    shared.py           the operators of `kit.operators`, for `training.true_on_policy`
+    speculative.py      drafts: their graphs and masks
+    draft_attention.py  the kernel with which a few new tokens of each request attend to all before
+    windows.py          windows of its Triton attention where it writes
+
+Imported on a GPU only, but for kernels that Triton's interpreter runs.
+"""
