@@ -171,6 +171,9 @@ def by_transformers(folder: Path, rollout: Any, dtype: str = "float32") -> list[
     import torch
     from transformers import AutoModelForCausalLM
 
+    from kit.models import own
+
+    own.register(folder)
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation="eager"
     ).eval()

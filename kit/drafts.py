@@ -14,6 +14,7 @@ from kit.config import DraftConfig, SessionConfig, SpeculativeConfig
 from kit.errors import ConfigError, ModelError, did_you_mean
 from kit.models import families
 from kit.models.source import find
+from kit.rollout.drafts import check_standalone
 from kit.session import RLSession
 from kit.utils.arguments import at_least_one
 
@@ -93,7 +94,7 @@ def make_draft(
     Raises:
         ConfigError: there is no such algorithm, there are not so many layers, the settings train
             adapters, or no head was tried with the model's family.
-        ModelError: the model's family takes no drafts.
+        ModelError: the model's family takes no drafts, or SGLang no draft of this family.
         CheckpointError: the draft cannot be written, or something else is there.
     """
     at_least_one(steps, "steps")
@@ -116,6 +117,7 @@ def make_draft(
             families.find(model.architecture).check_heads()
             eagle.make(model.path, folder, config.seed)
         else:
+            check_standalone(model.architecture, config.model.name)
             shorten(Path(model.path), Path(folder), layers)
         training = config.training.model_copy(
             update={

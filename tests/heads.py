@@ -1,4 +1,4 @@
-"""EAGLE heads: some that draft well or badly, and what they draft, by plain torch."""
+"""Heads: some that draft well or badly, and what they draft, by plain torch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from kit.config import SessionConfig
-from kit.models.heads import eagle
+from kit.models import own, packing
+from kit.models.heads import eagle, mtp
+from kit.models.heads.head import Head, PolicyStates
 from kit.samples import Rollout, Sample
 from kit.tiny import MODEL_DIR
 from tests.drafting import drafting
+from tests.small_models import make_model
 
 STEPS = 100
+PYTORCH = {"format": "pt"}
 
 
 def random_head(folder: Path, model: Path = MODEL_DIR) -> Path:
@@ -26,31 +30,33 @@ def random_head(folder: Path, model: Path = MODEL_DIR) -> Path:
     return folder
 
 
-class Written:
-    """A model and a head for it, computed by the formulas of the paper, one sample at a time."""
+class Drafter:
+    """A model and a head for it, computed by the formulas of a paper, one sample at a time."""
 
-    def __init__(self, head: Path, model: Path = MODEL_DIR) -> None:
-        from transformers import AutoModelForCausalLM, LlamaConfig
+    def __init__(self, model: Path, head: Path) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM
 
+        own.register(model)
         self.policy: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        self.config: Any = LlamaConfig.from_pretrained(head)
+        self.config: Any = AutoConfig.from_pretrained(head)
         self.weights = {n: v.float() for n, v in load_file(head / "model.safetensors").items()}
 
-    def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        return x @ self.weights[f"{name}.weight"].T
-
-    @torch.no_grad()
-    def hidden(self, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(the policy's last hidden states, embeddings) of these tokens."""
-        rows = torch.tensor([list(tokens)])
-        inner = self.policy.model
-        return inner(rows).last_hidden_state[0], inner.embed_tokens(rows)[0]
-
-    @torch.no_grad()
     def outputs(self, hidden: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
         """The head's output for each place: a hidden state, and the embedding after it."""
-        c, n = self.config, len(hidden)
-        u = self._linear("fc", torch.cat([embedded, hidden], dim=-1)) + self.weights["fc.bias"]
+        raise NotImplementedError
+
+    def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """A product with a weight, and its bias if it has one."""
+        return x @ self.weights[f"{name}.weight"].T + self.weights.get(f"{name}.bias", 0)
+
+    def normed(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """RMSNorm with a weight."""
+        scaled = x * (x.pow(2).mean(-1, keepdim=True) + self.config.rms_norm_eps).rsqrt()
+        return scaled * self.weights[f"{name}.weight"]
+
+    def attention(self, prefix: str, u: torch.Tensor) -> torch.Tensor:
+        """Causal attention of grouped queries, rotated, of one sample."""
+        c, n = self.config, len(u)
         heads, pairs, size = c.num_attention_heads, c.num_key_value_heads, c.head_dim
         frequency = c.rope_parameters["rope_theta"] ** (-torch.arange(0, size, 2) / size)
         angle = (torch.arange(n)[:, None] * frequency).repeat(1, 2)
@@ -60,19 +66,26 @@ class Written:
             return x * angle.cos() + turned * angle.sin()
 
         q, k, v = (
-            self._linear(f"layers.0.self_attn.{name}_proj", u).view(n, -1, size).transpose(0, 1)
+            self.linear(f"{prefix}.{name}_proj", u).view(n, -1, size).transpose(0, 1)
             for name in "qkv"
         )
         k, v = (x.repeat_interleave(heads // pairs, dim=0) for x in (rotated(k), v))
         scores = rotated(q) @ k.transpose(1, 2) / size**0.5
         seen = torch.ones(n, n, dtype=torch.bool).tril()
         attended = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
-        attended = attended.transpose(0, 1).reshape(n, -1)
-        x = u + self._linear("layers.0.self_attn.o_proj", attended)
-        normed = x * (x.pow(2).mean(-1, keepdim=True) + c.rms_norm_eps).rsqrt()
-        normed = normed * self.weights["layers.0.post_attention_layernorm.weight"]
-        gate, up = (self._linear(f"layers.0.mlp.{name}_proj", normed) for name in ("gate", "up"))
-        return x + self._linear("layers.0.mlp.down_proj", functional.silu(gate) * up)
+        return self.linear(f"{prefix}.o_proj", attended.transpose(0, 1).reshape(n, -1))
+
+    def feed_forward(self, prefix: str, x: torch.Tensor) -> torch.Tensor:
+        """A gated feed-forward part."""
+        gate, up = (self.linear(f"{prefix}.{name}_proj", x) for name in ("gate", "up"))
+        return self.linear(f"{prefix}.down_proj", functional.silu(gate) * up)
+
+    @torch.no_grad()
+    def hidden(self, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(the policy's last hidden states, embeddings) of these tokens."""
+        rows = torch.tensor([list(tokens)])
+        inner = self.policy.model
+        return inner(rows).last_hidden_state[0], inner.embed_tokens(rows)[0]
 
     @torch.no_grad()
     def distributions(
@@ -123,26 +136,77 @@ class Written:
         return places[: sample.response_length]
 
 
-def taught(folder: Path, model: Path, texts: Sequence[tuple[Sequence[int], int]]) -> Path:
-    """A head that has learned the responses in some texts: (tokens, how many are the response)."""
-    from safetensors.torch import save_file
+class Written(Drafter):
+    """A model and an EAGLE head for it."""
 
-    from kit.models import packing
+    def __init__(self, head: Path, model: Path = MODEL_DIR) -> None:
+        super().__init__(model, head)
 
+    @torch.no_grad()
+    def outputs(self, hidden: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+        """See `Drafter`."""
+        u = self.linear("fc", torch.cat([embedded, hidden], dim=-1))
+        x = u + self.attention("layers.0.self_attn", u)
+        normed = self.normed("layers.0.post_attention_layernorm", x)
+        return x + self.feed_forward("layers.0.mlp", normed)
+
+
+class WrittenMtp(Drafter):
+    """A MiMo and its own layer that predicts a further token."""
+
+    def __init__(self, model: Path) -> None:
+        super().__init__(model, model)
+
+    @torch.no_grad()
+    def outputs(self, hidden: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+        """See `Drafter`."""
+        layer = "model.mtp_layers.0"
+        embedded = torch.cat([torch.zeros_like(embedded[:1]), embedded[1:]])
+        parts = (
+            self.normed(f"{layer}.hidden_layernorm", hidden),
+            self.normed(f"{layer}.token_layernorm", embedded),
+        )
+        x = self.linear(f"{layer}.input_proj", torch.cat(parts, dim=-1))
+        x = x + self.attention(f"{layer}.self_attn", self.normed(f"{layer}.input_layernorm", x))
+        normed = self.normed(f"{layer}.post_attention_layernorm", x)
+        x = x + self.feed_forward(f"{layer}.mlp", normed)
+        return self.normed(f"{layer}.final_layernorm", x)
+
+
+Texts = Sequence[tuple[Sequence[int], int]]
+"""Tokens, and how many of them are the response."""
+
+
+def taught(folder: Path, model: Path, texts: Texts) -> Path:
+    """An EAGLE head that has learned the responses in some texts."""
     known = Written(random_head(folder, model), model)
+    save_file(_learned(eagle.load(folder), known, texts), folder / "model.safetensors", PYTORCH)
+    return folder
+
+
+def taught_mimo(folder: Path) -> Path:
+    """A MiMo whose own layer has learned what the model likes best."""
+    make_model(folder, "MiMo")
+    texts = [likeliest(folder, [5 + i, 9, 20 + i, 7], 24) for i in range(8)]
+    known = WrittenMtp(folder)
+    weights = known.weights | _learned(mtp.load(folder), known, texts)
+    save_file(weights, folder / "model.safetensors", PYTORCH)
+    return folder
+
+
+def _learned(head: Head, known: Drafter, texts: Texts) -> dict[str, torch.Tensor]:
+    """A head's weights after some steps."""
     packed = packing.pack([list(row) for row, _ in texts], [n for _, n in texts], share=False)
     rows = [known.hidden(tokens) for tokens, _ in texts]
     hidden, embedded = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    states = eagle.PolicyStates(hidden, embedded, known.policy.lm_head.weight.detach())
-    head = eagle.load(folder)
+    states = PolicyStates(hidden, embedded, known.policy.lm_head.weight.detach())
     optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
     for _ in range(STEPS):
         optimizer.zero_grad()
         (-head(packed, 1.0, states)[0].mean()).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         optimizer.step()
-    save_file(dict(head.model.state_dict()), folder / "model.safetensors", {"format": "pt"})
-    return folder
+    return dict(head.model.state_dict())
 
 
 def taught_by(rollout: Rollout, folder: Path) -> Path:
@@ -156,6 +220,7 @@ def likeliest(model: Path, prompt: Sequence[int], tokens: int) -> tuple[list[int
     """What a model writes after a prompt, token by token the likeliest."""
     from transformers import AutoModelForCausalLM
 
+    own.register(model)
     policy: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     text = list(prompt)
     for _ in range(tokens):
@@ -163,11 +228,22 @@ def likeliest(model: Path, prompt: Sequence[int], tokens: int) -> tuple[list[int
     return text, tokens
 
 
+def is_odd(sample: Sample) -> float:
+    """A reward that a model of random weights gets for some of its responses."""
+    return float(sum(sample.tokens) % 2)
+
+
+def with_own_layer(model: Path, *, train: bool = False, **settings: Any) -> SessionConfig:
+    """A session of a MiMo that drafts with its own layer."""
+    config = drafting(None, train=train, algorithm="mtp", **settings)
+    return config.replace("model.name", str(model)).replace("rollout.max_response_len", 24)
+
+
 def headed(folder: Path | str, *, train: bool = False, **settings: Any) -> SessionConfig:
     return drafting(folder, train=train, algorithm="eagle", **settings)
 
 
-def as_predicted(rollout: Rollout, model: Written, steps: int) -> int:
+def as_predicted(rollout: Rollout, model: Drafter, steps: int) -> int:
     """Check that what was accepted is what plain torch says; how many tokens were."""
     assert [s.rollout_drafted for s in rollout] == [model.drafted(s, steps) for s in rollout]
     return sum(bool(place) for s in rollout for place in s.rollout_drafted or ())

@@ -20,8 +20,11 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
+from kit.models.heads import mtp_files
+from kit.models.own import mimo
 from kit.tiny import MODEL_DIR
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -107,6 +110,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Llama, yarn": {
         "rope_parameters": {"rope_type": "yarn", "attention_factor": 1.0, **SCALED},
     },
+    "MiMo": {"num_nextn_predict_layers": 1, "head_dim": 16},
     "MiniMaxM2": {"num_local_experts": 4, "num_experts_per_tok": 2, **PARTIAL},
     "Mistral": {"sliding_window": None},
     "Mistral, window": {"sliding_window": WINDOW},
@@ -259,14 +263,27 @@ def random_model(
     """
     torch.manual_seed(0)
     config_kind = "Gemma3Text" if kind == "Gemma3" else kind
-    config = getattr(transformers, f"{config_kind}Config")(**settings)
-    model = getattr(transformers, f"{kind}ForCausalLM")(config).to(dtype)
+    classes = mimo if kind == "MiMo" else transformers
+    config = getattr(classes, f"{config_kind}Config")(**settings)
+    model = getattr(classes, f"{kind}ForCausalLM")(config).to(dtype)
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             if biases and name.endswith("bias"):
                 value.normal_(0, biases)
     model.save_pretrained(folder, max_shard_size=shard)
+    if settings.get("num_nextn_predict_layers"):
+        add_mtp(folder, dtype)
     return folder
+
+
+def add_mtp(folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Add a layer of random weights that predicts a further token to the files of a MiMo."""
+    config = json.loads((folder / "config.json").read_text())
+    weights = load_file(folder / "model.safetensors")
+    for name, shape in mtp_files.shapes(config).items():
+        value = torch.randn(shape) * 0.5 if name.endswith("bias") else torch.randn(shape) * 0.15
+        weights[name] = (value + name.endswith("norm.weight")).to(dtype)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
 def with_tiny_tokenizer(folder: Path) -> Path:

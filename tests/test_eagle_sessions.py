@@ -69,7 +69,7 @@ def test_of_prompts_that_are_read_in_parts_it_drafts_the_same(
         assert as_predicted(rollout, Written(head), 3) > 20
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "MiMo"])
 def test_heads_of_each_family_draft_what_the_trainer_computes(
     family: str, tmp_path: Path, plain: Any
 ) -> None:

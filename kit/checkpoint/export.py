@@ -13,7 +13,7 @@ from kit.checkpoint.checkpoint import own_folder
 from kit.config import QuantizationConfig
 from kit.errors import SessionError, did_you_mean
 from kit.models.adapters import IN_4_BITS
-from kit.models.source import is_hub_name
+from kit.models.source import is_hub_name, mtp_weights
 from kit.utils.interrupts import held
 from kit.utils.reading import read_json
 
@@ -64,23 +64,7 @@ def export_hf(
         ModelError: the model cannot be quantised so.
     """
     quantized = _quantized(config, stack.model, quantization)
-    if draft and (adapter or quantization):
-        raise SessionError(
-            "A draft has no adapter, and is not quantised.", fix="export one after the other."
-        )
-    if draft and config.training.draft is None:
-        raise SessionError(
-            "There is no draft to export: this session trains none.",
-            fix="start one with training.draft; a draft that is not trained is where "
-            "engine.speculative.draft_model says.",
-        )
-    if adapter and config.model.lora is None:
-        raise SessionError(
-            "There is no adapter to export: this session trains all weights.",
-            fix="call session.export_hf() without adapter, or start a session with model.lora.",
-        )
-    if dtype is not None and dtype not in (known := get_args(Dtype)):
-        raise SessionError(f"There is no dtype {dtype!r}.", fix=did_you_mean(dtype, known))
+    _check(config, dtype, adapter=adapter, quantized=quantized is not None, draft=draft)
     kind = "adapter" if adapter else "draft" if draft else "hf"
     name = f"{config.name}-step-{step:06d}-{kind}"
     target = (Path(path) if path is not None else own_folder(None) / name).absolute()
@@ -111,6 +95,35 @@ def export_hf(
             facts["quantization"] = quantized.model_dump(exclude_none=True)
         manifest.seal(folder, "export", facts)
     return target
+
+
+def _check(
+    config: SessionConfig, dtype: Dtype | None, *, adapter: bool, quantized: bool, draft: bool
+) -> None:
+    """Raise SessionError for what a session does not have, or cannot write."""
+    if draft and (adapter or quantized):
+        raise SessionError(
+            "A draft has no adapter, and is not quantised.", fix="export one after the other."
+        )
+    own = config.engine.speculative
+    if draft and own and own.algorithm == "mtp":
+        raise SessionError(
+            "There is no draft to export: what drafts is a layer of the model.",
+            fix="call session.export_hf() without draft, which writes that layer, too.",
+        )
+    if draft and config.training.draft is None:
+        raise SessionError(
+            "There is no draft to export: this session trains none.",
+            fix="start one with training.draft; a draft that is not trained is where "
+            "engine.speculative.draft_model says.",
+        )
+    if adapter and config.model.lora is None:
+        raise SessionError(
+            "There is no adapter to export: this session trains all weights.",
+            fix="call session.export_hf() without adapter, or start a session with model.lora.",
+        )
+    if dtype is not None and dtype not in (known := get_args(Dtype)):
+        raise SessionError(f"There is no dtype {dtype!r}.", fix=did_you_mean(dtype, known))
 
 
 def copy_tokenizer(model: Path, folder: Path) -> None:
@@ -171,6 +184,12 @@ def _quantized(
     own = config.quantization
     quantized = own if own and own.method == method else QuantizationConfig(method=method)
     check_model(model, quantized)
+    if mtp_weights(Path(model.path)):
+        raise SessionError(
+            "A model with layers that predict further tokens is not exported quantised: nobody has "
+            "compared what comes out.",
+            fix="export it without quantization.",
+        )
     return quantized
 
 

@@ -42,7 +42,7 @@ from kit.config.sections import (
     RolloutConfig,
     StackConfig,
 )
-from kit.config.speculative import SpeculativeConfig
+from kit.config.speculative import HeadKind, SpeculativeConfig
 from kit.config.training import (
     CriticConfig,
     DraftConfig,
@@ -64,6 +64,7 @@ __all__ = [
     "DraftConfig",
     "EngineConfig",
     "EvaluationConfig",
+    "HeadKind",
     "LoggingConfig",
     "LoraConfig",
     "MemoryConfig",

@@ -308,6 +308,14 @@ COUNTERPARTS = (
         ),
         "a section: {algorithm: standalone, draft_model: ...}",
     ),
+    Counterpart(
+        "training.draft",
+        (),
+        (),
+        ("enable_mtp_training", "mtp_num_layers", "mtp_loss_scaling_factor"),
+        "a section: {learning_rate: 1e-6, mtp_loss_scaling_factor: 0.2}, with "
+        "engine.speculative.algorithm: mtp",
+    ),
     Counterpart("engine.extra", ("generation_kwargs",), (_ENGINE + "engine_kwargs",)),
     Counterpart(
         "memory.sleep",

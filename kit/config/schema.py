@@ -199,11 +199,12 @@ class SessionConfig(Section, Displayed):
         own = self.engine.speculative
         if own is None:
             return ""
-        if own.draft_model is None:
+        if not own.has_weights:
             return f"n-grams, {own.draft_tokens} tokens a pass"
         learns = "learns along" if self.training.draft else "frozen"
         shape = "a chain" if own.topk == 1 else "a tree"
-        kind = "an EAGLE head" if own.algorithm == "eagle" else "a model"
+        kinds = {"eagle": "an EAGLE head", "mtp": "its own MTP layer", "standalone": "a model"}
+        kind = kinds[own.algorithm]
         return f"{kind}, {learns}: {shape} of {own.draft_tokens - 1} tokens"
 
     @property

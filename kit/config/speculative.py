@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from kit.config.section import Positive, Section
 
+HeadKind = Literal["eagle", "mtp"]
+"""Drafts that read the model's hidden states."""
+
 
 class SpeculativeConfig(Section):
     """Speculative decoding: something cheap drafts tokens, and the model verifies several at once.
@@ -15,10 +18,11 @@ class SpeculativeConfig(Section):
     Responses are those of plain decoding; what is drafted well is written faster.
     """
 
-    algorithm: Literal["ngram", "standalone", "eagle"] = "ngram"
+    algorithm: Literal["ngram", "standalone", "eagle", "mtp"] = "ngram"
     """What drafts. `ngram`: the text so far, of this request and of those beside it. `standalone`:
     a smaller model with the same vocabulary. `eagle`: a head of one layer on the model's own hidden
-    states."""
+    states. `mtp`: the layer that the model brings along to predict a further token (MiMo); SGLang
+    calls this EAGLE, too."""
     num_steps: Positive | None = None
     """Tokens that a draft is long, at most; None takes 3 (SGLang's speculative_num_steps). Not for
     `ngram`."""
@@ -30,7 +34,8 @@ class SpeculativeConfig(Section):
     speculative_num_draft_tokens). None takes 8 for `ngram`, `num_steps` + 1 for a chain, and as
     many as a tree has, at most 8."""
     draft_model: str | None = None
-    """Directory or Hugging Face name of the model or the head that drafts; not for `ngram`."""
+    """Directory or Hugging Face name of the model or the head that drafts; not for `ngram`, nor for
+    `mtp`, which is part of the model."""
     when: Literal["always", "auto"] = "always"
     """`auto` measures passes with drafts and without, for so many requests at once, and takes the
     faster: drafts pay where few are written. `standalone` with chains only."""
@@ -51,7 +56,14 @@ class SpeculativeConfig(Section):
                         "or eagle."
                     )
             return self
-        if self.draft_model is None:
+        if self.algorithm == "mtp":
+            if self.draft_model is not None:
+                raise ValueError(
+                    f"engine.speculative.draft_model is {self.draft_model!r}, and mtp drafts with "
+                    "a layer of the model itself. What to do: leave it out, or set algorithm: "
+                    "standalone or eagle."
+                )
+        elif self.draft_model is None:
             what = {
                 "standalone": "a smaller model with the same vocabulary",
                 "eagle": "a head that was made for this model (kit draft MODEL OUT --algorithm "
@@ -71,6 +83,16 @@ class SpeculativeConfig(Section):
                 "or change one of them."
             )
         return self
+
+    @property
+    def head(self) -> HeadKind | None:
+        """What reads the model's hidden states; None where nothing does."""
+        return self.algorithm if self.algorithm in ("eagle", "mtp") else None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether what drafts has weights, which can learn."""
+        return self.algorithm != "ngram"
 
     @property
     def steps(self) -> int:

@@ -51,8 +51,8 @@ class DraftConfig(Section):
     """The draft of `engine.speculative`, trained beside the policy on what it wrote.
 
     It learns from all response tokens of a batch, at the sampling temperature, by an optimizer of
-    its own; an EAGLE head from all but the first of each response, which no draft gives. The policy
-    is what it would be without it.
+    its own; an EAGLE head or the model's own MTP layer from all but the first of each response,
+    which no draft gives. The policy is what it would be without it.
     """
 
     loss: Literal["cross_entropy", "forward_kl"] = "cross_entropy"
@@ -63,8 +63,17 @@ class DraftConfig(Section):
     """AdamW's, of the draft alone; constant."""
     clip_grad: NonNegative = 1.0
     """Largest gradient norm of the draft; 0 does not clip."""
+    mtp_loss_scaling_factor: Above0 | None = None
+    """Factor on the loss of `mtp`; None takes 0.2, as Miles does. The draft has an optimizer of its
+    own, so that it counts where gradients are clipped (`clip_grad`) and little else:
+    AdamW's steps are the same for every factor."""
     interval: Positive = 1
     """The engine gets the draft's weights with the policy's every so many updates."""
+
+    @property
+    def mtp_factor(self) -> float:
+        """`mtp_loss_scaling_factor`, or what None stands for."""
+        return 0.2 if self.mtp_loss_scaling_factor is None else self.mtp_loss_scaling_factor
 
 
 class MisConfig(Section):

@@ -202,14 +202,20 @@ def check_speculative(
                 "What to do: set engine.speculative instead."
             )
     drafts = engine.speculative
-    if training.draft and (drafts is None or drafts.draft_model is None):
+    if training.draft and not (drafts and drafts.has_weights):
         raise ValueError(
             "training.draft is set, and there is no draft to be trained. What to do: set "
-            "engine.speculative: {algorithm: standalone, draft_model: ...}, or eagle, or leave it "
-            "out."
+            "engine.speculative: {algorithm: standalone, draft_model: ...}, or eagle or mtp, or "
+            "leave it out."
         )
     if drafts is None:
         return
+    if training.draft and training.draft.mtp_loss_scaling_factor and drafts.algorithm != "mtp":
+        raise ValueError(
+            "training.draft.mtp_loss_scaling_factor is set, and "
+            f"engine.speculative.algorithm is {drafts.algorithm}. What to do: leave it out; "
+            "training.draft.learning_rate says how fast a draft learns."
+        )
     if training.draft and model.lora:
         raise ValueError(
             "training.draft is set, and model.lora too: training a draft beside adapters was never "
@@ -233,7 +239,7 @@ def check_speculative(
         "drafts were tried in engines of one device only (engine.tensor_parallel, "
         "engine.data_parallel)": engine.tensor_parallel > 1 or engine.data_parallel > 1,
         "EAGLE heads were not tried on a model with adapters (model.lora; ngram and standalone "
-        "work)": drafts.algorithm == "eagle" and model.lora is not None,
+        "work)": drafts.head is not None and model.lora is not None,
         "the CPU's attention of drafts is the kit's own (engine.attention_backend)": (
             engine.attention_backend != "auto"
         ),

@@ -127,7 +127,8 @@ def draft(config: SessionConfig, source: ModelSource, device: str) -> Finding:
     words = f"n-grams of the text so far, {own.draft_tokens} tokens at once"
     if found is not None:
         learns = "learns along" if config.training.draft else "stays as it is"
-        words = f"{own.draft_model}, {found.architecture}, {data_size(found.bytes)}; it {learns}"
+        name = own.draft_model or "a layer of the model's own"
+        words = f"{name}, {found.architecture}, {data_size(found.bytes)}; it {learns}"
     return Finding("draft", "ok", words)
 
 

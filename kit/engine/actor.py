@@ -66,7 +66,8 @@ class Engine:
             os.environ[patches.LOADS] = os.path.dirname(meeting)
         drafts = self.settings.speculative
         draft = [drafts.draft_path] if drafts and drafts.draft_path else []
-        patches.import_only(self.settings.model_path, *draft)
+        further = [drafts.architecture] if drafts and drafts.architecture else []
+        patches.import_only(self.settings.model_path, *draft, further=further)
         own.register(self.settings.model_path)
         if self.settings.device == "cpu":
             from kit.cluster.fork_server import use_zygote
@@ -259,7 +260,7 @@ class Engine:
         drafts = self.settings.speculative
         of_draft = (name for name in sums if name.startswith(DRAFT_OF))
         own = {name.removeprefix(DRAFT_OF): sums[name] for name in of_draft}
-        return own if drafts is None or drafts.is_model else own_of_head(own)
+        return own if drafts is None or drafts.is_model else own_of_head(own, drafts.architecture)
 
     async def forget_adapter(self, adapter: str | None) -> None:
         """Forget an adapter, if it is there; None forgets all."""

@@ -33,6 +33,7 @@ seconds and more in each scheduler of each start.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -160,7 +161,7 @@ def _register_on_both(device: str, path: str, drafts: SpeculativeSettings | None
     if drafts:
         drafts_scheduler.register(drafts)
     families.register(path, device)
-    if drafts and drafts.draft_path:
+    if drafts and drafts.draft_path not in (None, path):
         families.register(drafts.draft_path, device)
     register_prefix_cache()
     register_weight_checks()
@@ -276,17 +277,22 @@ OWN_MODELS = "kit.engine.models"
 """Package with the models that SGLang lacks."""
 
 
-def import_only(*model_paths: str) -> None:
+def import_only(*model_paths: str, further: Iterable[str] = ()) -> None:
     """Tell this process' SGLang, and what it starts, which models it can leave out.
 
     It is also told of the kit's own, where one of them is wanted. Where the architecture of one of
     the models is in none of SGLang's modules nor ours, or the environment already says something
     of this, SGLang is told nothing.
+
+    Args:
+        model_paths: directories of models.
+        further: architectures that none of their config.json names.
     """
     if os.environ.get(DISABLED) or os.environ.get(EXTERNAL):
         return
     wanted = [read_object(Path(path) / "config.json", unique=False) for path in model_paths]
     names = {str(name) for settings in wanted for name in settings.get("architectures") or ()}
+    names |= set(further)
     own = {name for name in names if _is_own(name)}
     others, found = [], set()
     models = sglang_sources() / "models"

@@ -543,8 +543,6 @@ def plan_for(
         card = Card("a GPU of the cluster", size, is_gpu=True)
     if card is None:
         card = (Card.gpu() if device == "cuda" else None) or Card.host()
-    drafts = config.engine.speculative.draft_model if config.engine.speculative else None
-    draft = find(config.model.model_copy(update={"name": drafts, "lora": None})) if drafts else None
     widths = {"float32": 4, "bfloat16": 2, "auto": 2 if card.is_gpu else 4}
     return make_plan(
         config,
@@ -554,5 +552,16 @@ def plan_for(
         context_length=model.context_length,
         width=widths[config.model.dtype],
         adapters=AdapterShape.of(config.model, model) if config.model.lora else None,
-        draft=ModelShape.read(draft.path) if draft else None,
+        draft=_draft_shape(config, model),
     )
+
+
+def _draft_shape(config: SessionConfig, model: ModelSource) -> ModelShape | None:
+    """Sizes of what drafts; None where nothing with weights does."""
+    drafts = config.engine.speculative
+    if drafts is None or not drafts.has_weights:
+        return None
+    if drafts.algorithm == "mtp":
+        return ModelShape.read(model.path, of_mtp=True)
+    found = find(config.model.model_copy(update={"name": drafts.draft_model, "lora": None}))
+    return ModelShape.read(found.path)

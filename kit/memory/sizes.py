@@ -370,7 +370,7 @@ class Sizes:
         taught = 0
         training = self.config.training.draft
         drafts = self.config.engine.speculative
-        is_head = drafts is not None and drafts.algorithm == "eagle"
+        is_head = drafts is not None and drafts.head is not None
         if self.draft and training and (is_head or training.loss == "forward_kl"):
             # The policy's output in each place waits for the draft's pass, which takes the
             # policy's output embedding, too. Logits of both are made in pieces half as large. A

@@ -40,7 +40,6 @@ WITHOUT = {
     "reward": "Miles waits for rewards as long as they take",
     "rollout.include_stop_str_in_output": "Miles keeps the string in any case",
     "rollout": "Miles draws until the batch is full",
-    "training.draft": "Miles trains the heads of models that predict several tokens, no draft",
     "training.mis": "its example mis.py does this: --use-tis --custom-tis-function-path",
     "training.optimizer": "Miles' Adam keeps its moments in float32",
     "cluster": "the script starts Ray on one machine, or joins what runs there",
@@ -79,10 +78,14 @@ def export_script(config: SessionConfig, backend: str | None = None) -> Exported
     Args:
         config: the settings.
         backend: Miles' trainer: `fsdp`, which is the kit's own kind, or `megatron`. None takes
-            fsdp, and megatron for ppo and for adapters, which the other has not.
+            fsdp, and megatron for ppo, for adapters, and for training layers of the model that
+            predict further tokens, which the other has not.
     """
     is_ppo = config.training.advantage_estimator == "ppo"
-    backend = backend or (MEGATRON if is_ppo or config.model.lora else FSDP)
+    drafts = config.engine.speculative
+    trains_mtp = bool(config.training.draft and drafts and drafts.algorithm == "mtp")
+    needs_megatron = is_ppo or config.model.lora or trains_mtp
+    backend = backend or (MEGATRON if needs_megatron else FSDP)
     notes = {link.setting: link.note(config, backend) for link in LINKS}
     notes = {setting: why for setting, why in notes.items() if why}
     if is_ppo and backend == FSDP:

@@ -16,7 +16,7 @@ _ARCHITECTURE = """
     moe-shared-expert-gate moe-shared-expert-overlap moe-grouped-gemm moe-permute-fusion
     moe-aux-loss-coeff moe-token-drop-policy moe-token-dispatcher-type
     multi-latent-attention q-lora-rank kv-lora-rank qk-head-dim qk-pos-emb-head-dim v-head-dim
-    rotary-interleaved mtp-num-layers spec model-name extra-high-precision-layers-hf
+    rotary-interleaved spec model-name extra-high-precision-layers-hf
     extra-high-precision-layers-megatron custom-model-provider-path linear-attention-backend
     seq-length
 """
@@ -98,7 +98,7 @@ _OTHER = """
     rollout-sample-filter-path rollout-all-samples-process-path disable-rollout-trim-samples
     use-dynamic-global-batch-size freeze-indexer custom-megatron-init-path
     custom-megatron-before-log-prob-hook-path custom-megatron-before-train-step-hook-path
-    mtp-loss-scaling-factor enable-mtp-training prefill-num-servers ci-test ci-disable-kl-checker
+    prefill-num-servers ci-test ci-disable-kl-checker
     ci-disable-logprobs-checker ci-disable-weight-update-checker ci-metric-checker-key
     ci-metric-checker-threshold use-session-server session-server-workers session-server-ip
     session-server-port tito-model custom-config-path megatron-config config fp16

@@ -1,4 +1,4 @@
-"""Link of `engine.speculative`: one section here, SGLang's flags there."""
+"""Links of `engine.speculative`, SGLang's flags there, and of `training.draft`."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ from typing import Any
 
 from kit.config import SessionConfig
 from kit.errors import ConfigError
-from kit.miles.links import SGLANG, Given, Link, Words
+from kit.miles.links import MEGATRON, OPTIMIZER, SGLANG, Given, Link, Words
 
 _ALGORITHM = "--sglang-speculative-algorithm"
 _STEPS, _TOPK = "--sglang-speculative-num-steps", "--sglang-speculative-eagle-topk"
 _TOKENS = "--sglang-speculative-num-draft-tokens"
 _DRAFT = "--sglang-speculative-draft-model-path"
+_TRAIN, _LAYERS = "--enable-mtp-training", "--mtp-num-layers"
+_FACTOR = "--mtp-loss-scaling-factor"
 
 
 def _write(config: SessionConfig, backend: str) -> Words:
     own = config.engine.speculative
     if own is None:
         return []
-    words = [_ALGORITHM, own.algorithm.upper(), _TOKENS, str(own.draft_tokens)]
+    algorithm = "EAGLE" if own.algorithm == "mtp" else own.algorithm.upper()
+    words = [_ALGORITHM, algorithm, _TOKENS, str(own.draft_tokens)]
+    if own.has_weights:
+        words += [_STEPS, str(own.steps), _TOPK, str(own.topk)]
     if own.draft_model is not None:
-        words += [_STEPS, str(own.steps), _TOPK, str(own.topk), _DRAFT, own.draft_model]
+        words += [_DRAFT, own.draft_model]
     return words
 
 
@@ -39,21 +44,17 @@ def _read(given: Given) -> dict[str, Any] | None:
     name = given.text(_ALGORITHM, None)
     if name is None:
         return None
-    algorithm = str(name).lower()
+    algorithm = "eagle" if name == "NEXTN" else str(name).lower()  # which SGLang takes for it
     draft = given.text(_DRAFT, None)
     if algorithm not in ("ngram", "standalone", "eagle"):
         raise ConfigError(
             f"{_ALGORITHM} {name} has no counterpart here.",
-            why="The kit drafts with ngram, standalone and eagle.",
+            why="The kit drafts with ngram, standalone and eagle, and with layers of the model "
+            "itself.",
             fix="leave it out, or take one of these.",
         )
-    if algorithm == "eagle" and draft is None:
-        raise ConfigError(
-            f"{_ALGORITHM} is {name}, without {_DRAFT}.",
-            why="SGLang then drafts with the layers of the model itself that predict several "
-            "tokens, which the kit does not.",
-            fix=f"name a head with {_DRAFT}, or leave {_ALGORITHM} out.",
-        )
+    if algorithm == "eagle" and draft in (None, given.text("--hf-checkpoint", "")):
+        algorithm, draft = "mtp", None
     own: dict[str, Any] = {
         "algorithm": algorithm,
         "num_draft_tokens": given.whole(_TOKENS, None),
@@ -67,6 +68,61 @@ def _read(given: Given) -> dict[str, Any] | None:
     return own
 
 
+def _trains_mtp(config: SessionConfig) -> bool:
+    own = config.engine.speculative
+    return bool(config.training.draft and own and own.algorithm == "mtp")
+
+
+def _write_training(config: SessionConfig, backend: str) -> Words:
+    draft = config.training.draft
+    if draft is None or not _trains_mtp(config) or backend != MEGATRON:
+        return []
+    return [_TRAIN, _LAYERS, "1", _FACTOR, str(draft.mtp_factor)]
+
+
+def _training_note(config: SessionConfig, backend: str) -> str:
+    draft, policy = config.training.draft, config.training
+    if draft is None:
+        return ""
+    if not _trains_mtp(config):
+        return "Miles trains the layers of models that predict further tokens, no draft"
+    if backend != MEGATRON:
+        return "Miles trains such layers with its Megatron trainer only"
+    others = {
+        f"loss {draft.loss}": draft.loss != "cross_entropy",
+        f"learning_rate {draft.learning_rate:g}": draft.learning_rate != policy.learning_rate,
+        f"clip_grad {draft.clip_grad:g}": draft.clip_grad != policy.clip_grad,
+        f"interval {draft.interval}": draft.interval != 1,
+    }
+    if left := [words for words, differs in others.items() if differs]:
+        return (
+            f"{', '.join(left)}: Miles trains the layer by cross-entropy with the policy's "
+            "optimizer, and sends it with each sync"
+        )
+    return ""
+
+
+def _read_training(given: Given) -> dict[str, Any] | None:
+    if not given.has(_TRAIN):
+        return None
+    if given.whole(_LAYERS, 0) != 1:
+        raise ConfigError(
+            f"{_TRAIN} is given, and {_LAYERS} is {given.whole(_LAYERS, 0)}.",
+            why="The kit drafts with one layer, and trains that.",
+            fix=f"set {_LAYERS} 1, or leave {_TRAIN} out.",
+        )
+    drafts = _read(given)
+    if drafts is None or drafts["algorithm"] != "mtp":
+        given.remarks.append(
+            f"{_TRAIN} trains a layer with which nothing drafts here: add {_ALGORITHM} EAGLE"
+        )
+        return None
+    return {
+        "learning_rate": given.number("--lr", 1e-6),
+        "mtp_loss_scaling_factor": given.number(_FACTOR, 0.2),
+    }
+
+
 DRAFTS = [
     Link(
         "engine.speculative",
@@ -76,6 +132,17 @@ DRAFTS = [
         _read,
         _note,
         "no drafts",
-        "`ngram`, `standalone` and `eagle`; Miles' own are EAGLE and MTP",
+        "`ngram`, `standalone`, `eagle`, and `mtp`, which is EAGLE without a directory",
+    ),
+    Link(
+        "training.draft",
+        (_TRAIN, _LAYERS, _FACTOR),
+        OPTIMIZER,
+        _write_training,
+        _read_training,
+        _training_note,
+        "no such training",
+        "Miles trains layers of the model's own (`mtp`), with the policy's optimizer; the kit any "
+        "draft, with one of its own",
     ),
 ]

@@ -318,15 +318,19 @@ class ModelShape:
     """Whether it has a soft cap on its logits, which keeps a copy of them more."""
 
     @classmethod
-    def read(cls, directory: str | Path) -> Self:
+    def read(cls, directory: str | Path, *, of_mtp: bool = False) -> Self:
         """Read the sizes of a model directory with config.json and safetensors.
+
+        Args:
+            directory: of the model.
+            of_mtp: of its layer that predicts a further token, and not of the model without it.
 
         Raises:
             ModelError: there are no safetensors, or they or config.json cannot be read.
         """
         folder = Path(directory)
         try:
-            return cls._of(read_json(folder / "config.json", unique=False), folder)
+            return cls._of(read_json(folder / "config.json", unique=False), folder, of_mtp=of_mtp)
         except (
             LookupError, TypeError, ValueError, ArithmeticError, AttributeError, OSError,
         ) as error:  # fmt: skip
@@ -337,7 +341,7 @@ class ModelShape:
             ) from error
 
     @classmethod
-    def _of(cls, config: dict[str, Any], folder: Path) -> Self:
+    def _of(cls, config: dict[str, Any], folder: Path, *, of_mtp: bool) -> Self:
         heads = int(config["num_attention_heads"])
         hidden = int(config["hidden_size"])
         wide = int(config.get("intermediate_size", 4 * hidden))
@@ -348,12 +352,17 @@ class ModelShape:
         if not files:
             raise FileNotFoundError("there are no *.safetensors")
         stored = {name: size for file in files for name, size in stored_parameters(file).items()}
+        layers = int(config["num_hidden_layers"])
+        if of_mtp:
+            stored = {n: stored[n] for n in stored if is_mtp(n, layers) and not copied_by(n)}
+        else:
+            stored = {n: stored[n] for n in stored if not is_mtp(n, layers)}
         if tied and len(stored) > 1:
             # Some files hold it all the same, as the copy of the input embedding that it is.
             stored.pop("lm_head.weight", None)
         return cls(
             parameters=sum(stored.values()),
-            layers=int(config["num_hidden_layers"]),
+            layers=1 if of_mtp else layers,
             hidden=hidden,
             intermediate=wide,
             heads=heads,
@@ -378,6 +387,42 @@ def weight_files(folder: Path) -> list[Path]:
         names = read_json(index, unique=False)["weight_map"].values()
         return [folder / name for name in sorted(set(names))]
     return sorted(folder.glob("*.safetensors"))
+
+
+_MTP = re.compile(r"^(?:model\.)?mtp[._]")
+_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
+
+
+def is_mtp(name: str, layers: int) -> bool:
+    """Whether a weight is of layers that predict further tokens (multi-token prediction).
+
+    Args:
+        name: in the model's files. They are called `model.mtp_layers.0` there (MiMo), `mtp`
+            (Qwen3-Next), `model.mtp_block` (Ernie 4.5), or come after the last layer (DeepSeek,
+            GLM).
+        layers: of the model, without these.
+    """
+    layer = _LAYER.match(name)
+    return bool(_MTP.match(name)) or (layer is not None and int(layer[1]) >= layers)
+
+
+EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def copied_by(name: str) -> str:
+    """The weight of which one of such a layer is a copy (DeepSeek, GLM); "" where it is none."""
+    copies = {".embed_tokens.weight": EMBEDDING, ".shared_head.head.weight": OUTPUT}
+    return next((of for end, of in copies.items() if name.endswith(end)), "")
+
+
+def mtp_weights(folder: Path) -> dict[str, Path]:
+    """File of each weight of layers that predict further tokens; empty where there are none."""
+    settings = read_json(folder / "config.json", unique=False)
+    layers = (settings.get("text_config") or settings).get("num_hidden_layers")
+    if not isinstance(layers, int):
+        return {}
+    files = weight_files(folder)
+    return {n: file for file in files for n in safetensors_shapes(file) if is_mtp(n, layers)}
 
 
 def stored_parameters(file: Path) -> dict[str, int]:

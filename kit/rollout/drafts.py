@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from kit.config import ModelConfig, SessionConfig
 from kit.errors import ConfigError, ModelError
 from kit.models import families
+from kit.models.heads import mtp_files
 from kit.models.heads.files import ARCHITECTURE, problem_of
 from kit.models.source import ModelSource, find
 from kit.utils.reading import read_json
@@ -33,8 +35,10 @@ def find_draft(config: SessionConfig, model: ModelSource, device: str) -> ModelS
     speculative = config.engine.speculative
     if speculative:
         families.find(model.architecture).check_drafts()
-    if speculative is None or speculative.draft_model is None:
+    if speculative is None or not speculative.has_weights:
         return None
+    if speculative.draft_model is None:
+        return _own_layer(config, model)
     name = speculative.draft_model
     trusts = config.model.trust_remote_code
     draft = find(ModelConfig(name=name, trust_remote_code=trusts))
@@ -66,6 +70,22 @@ def find_draft(config: SessionConfig, model: ModelSource, device: str) -> ModelS
     return draft
 
 
+def _own_layer(config: SessionConfig, model: ModelSource) -> ModelSource:
+    """The model as its own draft; raises ConfigError or ModelError where it is none."""
+    families.find(model.architecture).check_mtp()
+    if problem := mtp_files.problem_of(model.path):
+        raise ModelError(
+            f"{config.model.name} has no layer that predicts a further token and can draft: "
+            f"{problem}.",
+            fix="take files of the model that have it, or set engine.speculative.algorithm: ngram.",
+        )
+    return replace(
+        model,
+        architecture=mtp_files.ENGINE[model.architecture],
+        bytes=mtp_files.size_of(model.path),
+    )
+
+
 def _check_kind(config: SessionConfig, draft: ModelSource, model: ModelSource) -> None:
     """Raise ModelError or ConfigError for a head that is none for this model, or none at all."""
     drafts = config.engine.speculative
@@ -77,6 +97,7 @@ def _check_kind(config: SessionConfig, draft: ModelSource, model: ModelSource) -
                 f"{drafts.algorithm}.",
                 fix="set engine.speculative.algorithm: eagle.",
             )
+        check_standalone(draft.architecture, str(drafts.draft_model))
         return
     families.find(model.architecture).check_heads()
     if problem := problem_of(draft.path, model.path):
@@ -85,6 +106,26 @@ def _check_kind(config: SessionConfig, draft: ModelSource, model: ModelSource) -
             f"{problem}.",
             fix="make one with `kit draft MODEL OUT --algorithm eagle`; a draft that is a "
             "model goes with engine.speculative.algorithm: standalone.",
+        )
+
+
+def check_standalone(architecture: str, name: str) -> None:
+    """Refuse what SGLang would not take whole for a draft.
+
+    Args:
+        architecture: of the draft.
+        name: for the message.
+
+    Raises:
+        ModelError: SGLang would make another model of it.
+    """
+    if architecture in mtp_files.TAKEN:
+        raise ModelError(
+            f"{name} is a {architecture}, which cannot be a draft of its own.",
+            why="SGLang would make the layer of it that predicts a further token, and not the "
+            "model.",
+            fix="name a draft of another family with the same tokens, or set "
+            "engine.speculative.algorithm: ngram.",
         )
 
 

@@ -159,7 +159,7 @@ def _speculative(stack: StackSettings) -> SpeculativeSettings | None:
     config = stack.config.engine.speculative
     if config is None:
         return None
-    return SpeculativeSettings.of(config, stack.draft.path if stack.draft else None)
+    return SpeculativeSettings.of(config, stack.draft)
 
 
 def _engine_adapters(stack: StackSettings) -> AdapterSettings | None:
@@ -200,7 +200,7 @@ def trainer_settings(
         trust_remote_code=config.model.trust_remote_code,
         lora=config.model.lora and located(config.model.lora),
         draft_path=stack.draft.path if stack.draft and config.training.draft else None,
-        draft_is_head=bool(drafts and drafts.algorithm == "eagle"),
+        draft_head=drafts.head if drafts else None,
         sends_adapters=config.engine.lora == "adapter",
         quantization=config.quantization,
         trains_quantized=config.model.quantization is not None,

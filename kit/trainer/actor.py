@@ -430,7 +430,17 @@ class Trainer:
         rank, scheme = self.group.rank, _scheme(quantization)
         if base is not None:
             return hf_export.export_adapter(self.backend, directory, dtype, base, rank=rank)
-        return hf_export.export(self.backend, directory, dtype, of=of, rank=rank, scheme=scheme)
+        trains_mtp = self.settings.draft_head == "mtp" and self.backend.has(DRAFT)
+        return hf_export.export(
+            self.backend,
+            directory,
+            dtype,
+            of=of,
+            rank=rank,
+            scheme=scheme,
+            trained_mtp=trains_mtp,
+            mtp_of=self.settings.model_path,
+        )
 
     def save(self, directory: str) -> None:
         """Write everything that an update changes; all ranks call, each writes its share."""

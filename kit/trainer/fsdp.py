@@ -15,7 +15,7 @@ from torch import nn
 
 from kit.config import TrainingConfig
 from kit.models import four_bit, lora, state_dict
-from kit.models.heads.eagle import PolicyStates
+from kit.models.heads.head import PolicyStates
 from kit.models.moe import experts_of, replaying
 from kit.models.packing import Packed
 from kit.models.policy import Policy
@@ -174,7 +174,7 @@ class FsdpBackend:
     ) -> dict[str, torch.Tensor]:
         ranks = self._group.size
         metrics: dict[str, torch.Tensor] = {}
-        reads = DRAFT in losses and self._settings.draft_is_head
+        reads = DRAFT in losses and self._settings.draft_head is not None
         seen: dict[str, Any] = {}
         for name, loss_of in losses.items():
             learner = self.learners[name]
@@ -214,7 +214,7 @@ class FsdpBackend:
             kept["embedded"] = output[0].detach()
 
         hooks = [inner.model.register_forward_hook(keep_hidden)]
-        if self._settings.draft_is_head:
+        if self._settings.draft_head:
             hooks.append(inner.get_input_embeddings().register_forward_hook(keep_embedded))
         try:
             yield kept
@@ -233,7 +233,7 @@ class FsdpBackend:
         hidden_T = kept["hidden"]
         output = whole(inner.lm_head.weight.detach()).to(self.device, hidden_T.dtype)
         seen: dict[str, Any] = {}
-        if self._settings.draft_is_head:
+        if self._settings.draft_head:
             seen["states"] = PolicyStates(hidden_T, kept["embedded"], output)
         if taught:
             hidden_R = hidden_T[packed.predictor_R]

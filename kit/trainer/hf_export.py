@@ -6,17 +6,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
 
 from kit.errors import CheckpointError
 from kit.models import lora, low_precision
-from kit.models.source import INDEX
+from kit.models.heads import mtp
+from kit.models.source import EMBEDDING, INDEX, OUTPUT, copied_by, mtp_weights
 from kit.models.state_dict import saved_buffers
 from kit.operators.low_precision import Scheme
 from kit.trainer.backend import TrainerBackend, whole_weights
-from kit.trainer.learner import POLICY
+from kit.trainer.learner import DRAFT, POLICY
 
 FILE_BYTES = 4 << 30
 
@@ -30,8 +32,13 @@ def export(
     rank: int = 0,
     file_bytes: int = FILE_BYTES,
     scheme: Scheme | None = None,
+    trained_mtp: bool = False,
+    mtp_of: str | None = None,
 ) -> int:
     """Write the weights of `policy` or `draft`; how many bytes. All ranks gather, rank 0 writes.
+
+    With the policy go the layers of the model that predict further tokens, which are no part of
+    it here: as they were trained (`draft`), or as its files have them.
 
     Args:
         backend: whose.
@@ -41,16 +48,23 @@ def export(
         rank: this process's.
         file_bytes: the most that a file holds, but for a tensor that is larger.
         scheme: how linear layers are quantised; None leaves them as they are.
+        trained_mtp: whether `draft` is such a layer.
+        mtp_of: otherwise the directory of the model whose such layers are copied; None copies none.
 
     Raises:
         CheckpointError: they cannot be written.
         ModelError: weights that are not finite are to be quantised.
     """
-    named = _named_tensors(backend, of, getattr(torch, dtype), scheme)
+    kept = getattr(torch, dtype)
+    named = _named_tensors(backend, of, kept, scheme)
+    if of == POLICY and trained_mtp:
+        named = chain(named, _named_tensors(backend, DRAFT, kept, None))
     if rank:
         for _ in named:  # gathering takes all ranks
             pass
         return 0
+    if of == POLICY and not trained_mtp and mtp_of is not None:
+        named = _with_mtp(named, mtp_of)
     return write(named, directory, file_bytes=file_bytes)
 
 
@@ -141,6 +155,24 @@ def _named_tensors(
                 yield from low_precision.as_stored(saved, tensor, scheme)
             else:
                 yield saved, tensor if name in exact else tensor.to(dtype)
+
+
+def _with_mtp(
+    named: Iterable[tuple[str, torch.Tensor]], path: str
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """A policy's weights, and those of its files' layers that predict further tokens.
+
+    Copies of embedding and output there are copies of the policy's.
+    """
+    shared: dict[str, torch.Tensor] = {}
+    copied = {copied_by(name) for name in mtp_weights(Path(path))}
+    for name, tensor in named:
+        if name in (EMBEDDING, OUTPUT) and copied - {""}:
+            shared[name] = tensor
+        yield name, tensor
+    for name, tensor in mtp.read(path):
+        of = copied_by(name)
+        yield name, shared.get(of, shared[EMBEDDING]) if of else tensor
 
 
 def _parts(

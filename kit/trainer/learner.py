@@ -26,7 +26,8 @@ from kit.models import families, four_bit, lora, low_precision
 from kit.models.adapters import adapter_directory
 from kit.models.compile import compile_layers, recompute
 from kit.models.dropout import switch_off
-from kit.models.heads import eagle
+from kit.models.heads import eagle, mtp
+from kit.models.heads.head import Head
 from kit.models.moe import make_replayable
 from kit.models.policy import Policy, ValueModel, load
 from kit.models.sharding import fill, recover, reshard, shard, whole
@@ -280,7 +281,7 @@ class ModelFactory:
         self._shard(policy, inner.model.layers, mesh)
         return policy
 
-    def load_draft(self, mesh: Any) -> Policy | eagle.EagleHead:
+    def load_draft(self, mesh: Any) -> Policy | Head:
         """Load and shard the draft."""
         draft = self.draft()
         if isinstance(draft, Policy):
@@ -295,11 +296,11 @@ class ModelFactory:
         """
         return self.shard(self.load(), mesh)
 
-    def draft(self) -> Policy | eagle.EagleHead:
+    def draft(self) -> Policy | Head:
         """Load the draft into host memory: a model of its own, without adapters, or a head."""
         assert self.settings.draft_path is not None
-        if self.settings.draft_is_head:
-            return eagle.load(self.settings.draft_path)
+        if kind := self.settings.draft_head:
+            return (eagle.load if kind == "eagle" else mtp.load)(self.settings.draft_path)
         own = replace(self.settings, model_path=self.settings.draft_path, lora=None)
         return replace(self, settings=own).load()
 

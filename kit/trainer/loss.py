@@ -133,7 +133,7 @@ def value_loss(
 
 
 def draft_loss(
-    loss_R: torch.Tensor, tokens: int, *, counts: bool
+    loss_R: torch.Tensor, tokens: int, *, counts: bool, factor: float = 1.0
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """(share of the draft's loss, metrics to be summed over micro-batches): a mean over tokens.
 
@@ -141,9 +141,10 @@ def draft_loss(
         loss_R: cross-entropy of each token under the draft, or KL to the policy's distribution.
         tokens: of the optimizer step, over all ranks.
         counts: False for a micro-batch that only keeps other ranks company.
+        factor: on the share, and not on the metric.
     """
     loss = loss_R.sum() * (float(counts) / max(tokens, 1))
-    return loss, {"train/draft_loss": loss.detach()}
+    return factor * loss, {"train/draft_loss": loss.detach()}
 
 
 def token_terms(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kit.algo.own_loss import LossFunction
-from kit.config import LoraConfig, QuantizationConfig, TrainingConfig
+from kit.config import HeadKind, LoraConfig, QuantizationConfig, TrainingConfig
 from kit.models.compile import Recompute
 from kit.trainer.batch import MAX_TOKENS
 from kit.weight_sync.transform import EXACT, Disturbance
@@ -46,8 +46,8 @@ class TrainerSettings:
     """Adapters that are trained; None trains all weights."""
     draft_path: str | None = None
     """Directory of the draft that is trained along; None where none is."""
-    draft_is_head: bool = False
-    """Whether the draft is an EAGLE head on the policy's hidden states, and no model of its own."""
+    draft_head: HeadKind | None = None
+    """What kind of head on the policy's hidden states the draft is; None is a model of its own."""
     sends_adapters: bool = False
     """Whether engines have the adapters beside their weights; otherwise a sync merges them."""
     quantization: QuantizationConfig | None = None

@@ -237,6 +237,12 @@ class TrainStep:
         draft = self.settings.training.draft
         return (DRAFT,) if draft and draft.loss == "forward_kl" else ()
 
+    @property
+    def _draft_factor(self) -> float:
+        """Factor on the draft's loss."""
+        draft, is_mtp = self.settings.training.draft, self.settings.draft_head == "mtp"
+        return draft.mtp_factor if draft and is_mtp else 1.0
+
     def _step(
         self, scored: ScoredBatch, part: Sequence[int], cancel: CancelToken, meter: UpdateMeter
     ) -> dict[str, float]:
@@ -331,12 +337,13 @@ class TrainStep:
                 value_clip=settings.training.critic.value_clip,
             )
         if DRAFT in self._networks():
-            first = int(self.settings.draft_is_head)  # which no head drafts
+            first = int(self.settings.draft_head is not None)  # which no head drafts
             tokens = sum(max(batch.response_lengths[i] - first, 0) for i in part)
             counts = meter is not None
 
             def of_draft(out: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-                return draft_loss(out[0] if self._taught else -out[0], tokens, counts=counts)
+                loss_R = out[0] if self._taught else -out[0]
+                return draft_loss(loss_R, tokens, counts=counts, factor=self._draft_factor)
 
             losses[DRAFT] = of_draft
         return losses

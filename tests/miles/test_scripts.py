@@ -221,10 +221,57 @@ def test_a_head_that_drafts_goes_there_and_back(tmp_path: Path) -> None:
     back = import_script(tmp_path / "run.sh").config.engine.speculative
     assert back
     assert back.model_dump() == back.model_dump() | own
-    alone = "--sglang-speculative-algorithm EAGLE --sglang-speculative-num-steps 3"
-    (tmp_path / "run.sh").write_text(f"python train.py --hf-checkpoint m {alone}\n")
-    with pytest.raises(ConfigError, match="layers of the model itself that predict several"):
+
+
+def test_layers_that_predict_further_tokens_go_there_and_back(tmp_path: Path) -> None:
+    config = SessionConfig.preset("qwen3-0.6b").replace("engine.speculative", {"algorithm": "mtp"})
+    config = config.replace("training.learning_rate", 2e-6)
+    draft = {"learning_rate": 2e-6, "mtp_loss_scaling_factor": 0.3}
+    config = config.replace("training.draft", draft)
+    exported = export_script(config)
+    script = exported.script
+    assert "--sglang-speculative-algorithm EAGLE" in script
+    assert "--sglang-speculative-num-steps 3" in script
+    assert "--sglang-speculative-draft-model-path" not in script
+    assert "--train-backend megatron" in script
+    for flags in ("--enable-mtp-training", "--mtp-num-layers 1", "--mtp-loss-scaling-factor 0.3"):
+        assert flags in script
+    assert "training.draft" not in exported.notes
+    (tmp_path / "run.sh").write_text(script)
+    back = import_script(tmp_path / "run.sh").config
+    assert back.engine.speculative
+    assert back.training.draft
+    assert (back.engine.speculative.algorithm, back.engine.speculative.steps) == ("mtp", 3)
+    assert back.training.draft.model_dump() == back.training.draft.model_dump() | draft
+    other = config.replace("training.draft.learning_rate", 1e-3)
+    assert "learning_rate 0.001" in export_script(other).notes["training.draft"]
+    assert "Megatron trainer only" in export_script(config, "fsdp").notes["training.draft"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--enable-mtp-training --sglang-speculative-algorithm EAGLE", "--mtp-num-layers is 0"),
+        (
+            "--enable-mtp-training --mtp-num-layers 2 --sglang-speculative-algorithm EAGLE",
+            "--mtp-num-layers is 2",
+        ),
+    ],
+)
+def test_training_of_such_layers_that_is_not_the_kits_is_refused(
+    flags: str, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "run.sh").write_text(f"python train.py --hf-checkpoint m {flags}\n")
+    with pytest.raises(ConfigError, match=words):
         import_script(tmp_path / "run.sh")
+
+
+def test_training_of_a_layer_that_drafts_nothing_is_remarked(tmp_path: Path) -> None:
+    flags = "--n-samples-per-prompt 4 --enable-mtp-training --mtp-num-layers 1"
+    (tmp_path / "run.sh").write_text(f"python train.py --hf-checkpoint m {flags}\n")
+    imported = import_script(tmp_path / "run.sh")
+    assert imported.config.training.draft is None
+    assert "add --sglang-speculative-algorithm EAGLE" in imported.report()
 
 
 def test_adapters_go_to_the_trainer_of_miles_that_has_them_and_what_is_lost_is_said() -> None:

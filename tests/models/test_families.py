@@ -10,6 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from kit.errors import ModelError
+from kit.models import own
 from kit.models.packing import pack
 from kit.models.policy import Policy, load
 from kit.models.state_dict import as_saved, named_weights, saved_buffers
@@ -33,6 +34,7 @@ def sequences() -> tuple[list[list[int]], list[int]]:
 def plain(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
+    own.register(folder)
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()

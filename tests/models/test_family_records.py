@@ -21,8 +21,8 @@ from tests.small_models import FAMILIES
 DOCS = Path(__file__).parents[2] / "docs"
 MENDS = Path(mended.__file__).parent
 NO_MENDS = {"__init__", "making"}
-OWN = {"NanoChat2026ForCausalLM"}
-"""A model of the kit's own, which has tests of its own."""
+OWN = {"MiMoForCausalLM", "NanoChat2026ForCausalLM"}
+"""Models that Transformers lacks, of classes of the kit's."""
 
 
 def config(**settings: Any) -> SessionConfig:

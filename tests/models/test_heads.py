@@ -1,7 +1,8 @@
-"""EAGLE heads: computed as the formulas say, whatever samples share, and refused where broken."""
+"""Heads: computed as the formulas say, whatever samples share, and refused where broken."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from kit.errors import ModelError
-from kit.models.heads import eagle, files
+from kit.models.heads import eagle, files, mtp, mtp_files
+from kit.models.heads.head import Head, PolicyStates
 from kit.models.packing import pack
 from kit.tiny import MODEL_DIR
-from tests.heads import Written, random_head
+from tests.heads import Drafter, Written, WrittenMtp, random_head
 from tests.small_models import make_model
 
 SAMPLES = [
@@ -36,26 +38,36 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def written(head: Path) -> Written:
-    return Written(head)
+def mimo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("mimo"), "MiMo")
+
+
+@pytest.fixture(scope="module", params=["eagle", "mtp"])
+def written(request: pytest.FixtureRequest, head: Path, mimo: Path) -> tuple[Drafter, Head]:
+    """A head as the formulas have it, and as the trainer computes it."""
+    if request.param == "mtp":
+        return WrittenMtp(mimo), mtp.load(mimo)
+    return Written(head), eagle.load(head)
 
 
 def log_probs(
-    written: Written, head: Path, samples: list[tuple[list[int], int]], *, share: bool
+    written: tuple[Drafter, Head], samples: list[tuple[list[int], int]], *, share: bool
 ) -> torch.Tensor:
+    known, head = written
     packed = pack([row for row, _ in samples], [n for _, n in samples], share=share)
-    hidden, embedded = (torch.zeros(len(packed.tokens_T), 128) for _ in range(2))
+    width = known.policy.config.hidden_size
+    hidden, embedded = (torch.zeros(len(packed.tokens_T), width) for _ in range(2))
     for rows, (tokens, _) in zip(packed.rows_of, samples, strict=True):
-        hidden[list(rows)], embedded[list(rows)] = written.hidden(tokens)
-    states = eagle.PolicyStates(hidden, embedded, written.policy.lm_head.weight.detach())
-    found: torch.Tensor = eagle.load(head)(packed, 0.7, states)[0]
+        hidden[list(rows)], embedded[list(rows)] = known.hidden(tokens)
+    states = PolicyStates(hidden, embedded, known.policy.lm_head.weight.detach())
+    found: torch.Tensor = head(packed, 0.7, states)[0]
     return found
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_a_head_computes_what_the_formulas_say(written: Written, head: Path, share: bool) -> None:
-    expected = torch.cat([written.log_probs(row, n, 0.7) for row, n in SAMPLES])
-    found = log_probs(written, head, SAMPLES, share=share)
+def test_a_head_computes_what_the_formulas_say(written: tuple[Drafter, Head], share: bool) -> None:
+    expected = torch.cat([written[0].log_probs(row, n, 0.7) for row, n in SAMPLES])
+    found = log_probs(written, SAMPLES, share=share)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
 
@@ -70,12 +82,10 @@ def test_a_head_computes_what_the_formulas_say(written: Written, head: Path, sha
     )
 )
 def test_what_samples_share_changes_nothing(
-    written: Written, head: Path, samples: list[tuple[list[int], int]]
+    written: tuple[Drafter, Head], samples: list[tuple[list[int], int]]
 ) -> None:
-    apart = log_probs(written, head, samples, share=False)
-    torch.testing.assert_close(
-        log_probs(written, head, samples, share=True), apart, rtol=0, atol=2e-5
-    )
+    apart = log_probs(written, samples, share=False)
+    torch.testing.assert_close(log_probs(written, samples, share=True), apart, rtol=0, atol=2e-5)
 
 
 def test_a_head_that_cannot_draft_says_why(head: Path, tmp_path: Path) -> None:
@@ -110,3 +120,44 @@ def test_of_a_model_whose_rotation_is_scaled_a_head_is_made_with_a_plain_one(
 ) -> None:
     model = make_model(tmp_path / "model", "Llama, yarn")
     assert files.problem_of(random_head(tmp_path / "head", model), model) == ""
+
+
+def test_a_models_own_layer_that_cannot_draft_says_why(mimo: Path, tmp_path: Path) -> None:
+    assert mtp_files.problem_of(mimo) == ""
+    config = json.loads((mimo / "config.json").read_text())
+    weights = load_file(mimo / "model.safetensors")
+    own = {n: w for n, w in weights.items() if n.startswith("model.mtp_layers.0.")}
+    assert {name: tuple(w.shape) for name, w in own.items()} == mtp_files.shapes(config)
+    assert mtp_files.size_of(mimo) == sum(4 * w.numel() for w in own.values())
+    norm, second = "model.mtp_layers.0.final_layernorm.weight", "model.mtp_layers.1.input_proj"
+    cases = [
+        ({"num_nextn_predict_layers": 0}, {}, "names 0 layers"),
+        ({"num_nextn_predict_layers": 2}, {}, "has 2 layers"),
+        ({"tie_word_embeddings": True}, {}, "tie_word_embeddings is true"),
+        ({"use_sliding_window": True}, {}, "it has windows"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, {}, r"rotation is scaled \(yarn\)"),
+        ({"intermediate_size": 64}, {}, r"mlp.gate_proj.weight is \(128, 64\)"),
+        ({}, {second: torch.ones(4)}, f"have {second}"),
+        ({}, {norm: torch.ones(4)}, re.escape(f"{norm} is (4,) there, and (64,)")),
+        ({}, {norm: None}, f"lack {norm}"),
+    ]
+    for changed, more, words in cases:
+        (tmp_path / "config.json").write_text(json.dumps(config | changed))
+        kept = {name: w for name, w in (weights | more).items() if w is not None}
+        save_file(kept, tmp_path / "model.safetensors")
+        assert re.search(words, mtp_files.problem_of(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="Missing key"):
+        mtp.load(tmp_path)
+    save_file({n: w for n, w in weights.items() if n not in own}, tmp_path / "model.safetensors")
+    assert "0 weights of such layers" in mtp_files.problem_of(tmp_path)
+
+
+def test_sglang_takes_such_layers_of_these_models_for_a_draft() -> None:
+    from sglang.srt.configs import model_config
+
+    source = inspect.getsource(model_config.ModelConfig._config_draft_model)
+    named = set(re.findall(r'"(\w+For\w+)"', source))
+    made = set(re.findall(r'architectures(?:\[0\])? = \[?"(\w+)"', source))
+    assert (named - made) | set(model_config.MIMO_V2_MODEL_ARCHS) == mtp_files.TAKEN
+    assert set(mtp_files.ENGINE.values()) <= made

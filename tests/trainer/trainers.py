@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from kit.config import LoraConfig, QuantizationConfig, TrainingConfig
+from kit.config import HeadKind, LoraConfig, QuantizationConfig, TrainingConfig
 from kit.messages import TrainBatch
 from kit.models.compile import Recompute
 from kit.tiny import MODEL_DIR
@@ -41,7 +41,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         recompute: Recompute = "none",
         compiles: bool = False,
         draft_path: Path | None = None,
-        draft_is_head: bool = False,
+        draft_head: HeadKind | None = None,
         **training: Any,
     ) -> Trainer:
         nonlocal count
@@ -65,7 +65,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
                 recompute=recompute,
                 compile=compiles,
                 draft_path=draft_path and str(draft_path),
-                draft_is_head=draft_is_head,
+                draft_head=draft_head,
             )
         )
         trainer.start()

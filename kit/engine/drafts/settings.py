@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import StackError
+from kit.models.heads.mtp_files import PREFIXES
 
 if TYPE_CHECKING:
     from kit.config import SpeculativeConfig
+    from kit.models.source import ModelSource
 
 DRAFT_OF = "draft."
 """Begins the names of a draft's weights among those of the engine."""
@@ -24,15 +26,19 @@ class SpeculativeSettings:
     topk: int
     num_draft_tokens: int
     draft_path: str | None = None
-    """Directory of the draft, a model or a head; None where there is none."""
+    """Directory of the draft, a model or a head; None where there is none. Of `mtp` it is the
+    model's own: SGLang makes a model of one layer of it."""
+    architecture: str = ""
+    """SGLang's class of the draft; empty where there is none."""
     where_it_pays: bool = False
     """Whether it drafts only where passes were measured to give more."""
 
     @classmethod
-    def of(cls, config: SpeculativeConfig, draft_path: str | None) -> SpeculativeSettings:
-        """Those of a section of settings."""
+    def of(cls, config: SpeculativeConfig, draft: ModelSource | None) -> SpeculativeSettings:
+        """Those of a section of settings, and of what drafts."""
         numbers = config.steps, config.topk, config.draft_tokens
-        return cls(config.algorithm, *numbers, draft_path, config.when == "auto")
+        path, architecture = (draft.path, draft.architecture) if draft else (None, "")
+        return cls(config.algorithm, *numbers, path, architecture, config.when == "auto")
 
     @property
     def has_draft(self) -> bool:
@@ -51,7 +57,7 @@ class SpeculativeSettings:
         the draft's not always, so that they are kept in host memory meanwhile.
         """
         arguments: dict[str, Any] = {
-            "speculative_algorithm": self.algorithm.upper(),
+            "speculative_algorithm": "EAGLE" if self.algorithm == "mtp" else self.algorithm.upper(),
             "speculative_num_draft_tokens": self.num_draft_tokens,
         }
         if self.has_draft:
@@ -86,10 +92,17 @@ class DraftLoader:
         )
 
 
-def own_of_head(named: dict[str, Any]) -> dict[str, Any]:
-    """What an EAGLE head has of its own among SGLang's parameters of it, by its files' names.
+def own_of_head(named: dict[str, Any], architecture: str) -> dict[str, Any]:
+    """What a head has of its own among SGLang's parameters of it, by its files' names.
 
     SGLang puts them below `model`, and the policy's embeddings and output beside them.
+
+    Args:
+        named: all of them.
+        architecture: SGLang's class of the head.
     """
     own = {name.removeprefix("model."): value for name, value in named.items()}
-    return {name: own[name] for name in own if name.startswith(("fc.", "layers."))}
+    if (prefix := PREFIXES.get(architecture)) is None:
+        return {name: own[name] for name in own if name.startswith(("fc.", "layers."))}
+    shared = ("embed_tokens.weight", "lm_head.weight")
+    return {prefix + n.removeprefix("mtp_block."): own[n] for n in own if n not in shared}

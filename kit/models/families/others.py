@@ -18,6 +18,12 @@ def _exaone(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"sliding_window_pattern": pattern, "rope_theta": theta}
 
 
+def _mimo(settings: Mapping[str, Any]) -> str:
+    if settings.get("use_sliding_window"):
+        return "It has windows (use_sliding_window), with which none was compared."
+    return ""
+
+
 def _minimax(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What files of Transformers leave out: there it is the same for all."""
     rotation = settings.get("rope_parameters") or {}
@@ -79,6 +85,17 @@ FAMILIES = (
         adapts=True,
         engine_adapts=True,
         drafts=True,
+    ),
+    Family(
+        "MiMoForCausalLM",
+        "MiMo",
+        "biases of q, k and v; a layer more, which predicts a further token",
+        refuses=_mimo,
+        adapts=True,
+        engine_adapts=True,
+        drafts=True,
+        heads=True,
+        mtp=True,
     ),
     Family(
         "NanoChatForCausalLM",

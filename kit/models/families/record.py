@@ -104,6 +104,8 @@ class Family:
     """Whether drafts (`engine.speculative`) were seen to write as plain decoding does."""
     heads: bool = False
     """Whether EAGLE heads on its hidden states were seen to draft what the trainer computes."""
+    mtp: bool = False
+    """Whether its own layer that predicts a further token was seen to draft so."""
     engine_adapts: bool = False
     """Whether SGLang was seen to compute with adapters of its own (`engine.lora: adapter`)."""
 
@@ -168,6 +170,15 @@ class Family:
             raise self._untried(
                 "what a head drafts on its hidden states",
                 "engine.speculative.algorithm: eagle",
+                "set ngram or standalone",
+            )
+
+    def check_mtp(self) -> None:
+        """Raise ConfigError for a family whose own layers were not seen to draft."""
+        if not self.mtp:
+            raise self._untried(
+                "what layers of its own that predict further tokens draft",
+                "engine.speculative.algorithm: mtp",
                 "set ngram or standalone",
             )
 

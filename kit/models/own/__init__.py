@@ -1,5 +1,6 @@
 """Models that Transformers lacks, as Transformers' classes.
 
+mimo.py            MiMo
 nanochat_2026.py   nanochat as its code has it since 14 March 2026
 """
 
@@ -11,7 +12,7 @@ from typing import Any
 
 from kit.utils.reading import read_object
 
-MODULES = {"nanochat_2026": "nanochat_2026"}
+MODULES = {"mimo": "mimo", "nanochat_2026": "nanochat_2026"}
 """Module of each model, by `model_type` of config.json."""
 
 
