@@ -2,6 +2,7 @@
 
 actor.py         the actor: generate, abort, sleep and wake; owns a `WeightReceiver`
 server_args.py   settings of an engine, and as arguments of SGLang; the request of a generation
+sampling.py      a token of each request, by its own seed and its place
 routing.py       which experts each token of a request took, as SGLang reports it
 quantization.py  linear layers with weights in FP8 or INT4
 adapters.py      adapters of SGLang's own, beside the weights

@@ -98,7 +98,8 @@ def run_on_cpu(
     import torch
     from sglang.srt.managers.scheduler import run_scheduler_process
 
-    from kit.engine.cpu import attention, operators, sampling
+    from kit.engine import sampling
+    from kit.engine.cpu import attention, operators
 
     torch.set_num_threads(threads)
     for part in (attention, operators, sampling):
@@ -133,9 +134,10 @@ def run_on_gpu(
     """The scheduler on a GPU; arguments as those of `run_on_cpu`."""
     from sglang.srt.managers.scheduler import run_scheduler_process
 
-    from kit.engine.gpu import windows
+    from kit.engine.gpu import sampling, windows
 
     windows.register()
+    sampling.register()
     if shared:
         from kit.engine.gpu import shared as shared_operators
 

@@ -32,7 +32,7 @@ def main() -> None:
 
     leave_out()
     import kit.engine.cpu.attention
-    import kit.engine.cpu.sampling  # noqa: F401
+    import kit.engine.sampling  # noqa: F401
 
     for line in sys.stdin:
         reports = Reports()

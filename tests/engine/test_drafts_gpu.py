@@ -61,7 +61,9 @@ def test_tokens_are_drawn_at_their_temperature_with_their_log_probs(wide: int) -
     row[where] = 2 * torch.randn(cells, device="cuda")
     logits = row.expand(requests * nodes, -1)
     temperatures = torch.full((requests, 1), 1.3, device="cuda")
-    tokens, log_probs = drawing.draw(logits, temperatures, nodes)
+    seeds = torch.arange(requests, device="cuda")
+    by_place = seeds, torch.arange(requests * nodes, device="cuda") % nodes
+    tokens, log_probs = drawing.draw(logits, temperatures, *by_place, nodes)
     known = (row.double() / 1.3).log_softmax(-1)
     assert (log_probs - known[tokens]).abs().max() < 1e-5
     expected = len(tokens) * known[where].exp()
@@ -72,8 +74,9 @@ def test_tokens_are_drawn_at_their_temperature_with_their_log_probs(wide: int) -
     if few.any():
         chi_square += (seen[few].sum() - expected[few].sum()) ** 2 / expected[few].sum()
     assert chi_square < 80  # about 39 degrees of freedom: exceeded once in ten thousand
-    again, _ = drawing.draw(logits, temperatures, nodes)
-    assert (again != tokens).any()
-    likeliest, log_probs = drawing.draw(logits, None, nodes)
+    some = slice(1234 * nodes, 1300 * nodes)
+    fewer = logits[some], temperatures[1234:1300], seeds[1234:1300], by_place[1][some]
+    assert torch.equal(drawing.draw(*fewer, nodes)[0], tokens[some])
+    likeliest, log_probs = drawing.draw(logits, None, *by_place, nodes)
     assert (likeliest == row.argmax()).all()
     assert (log_probs - row.double().log_softmax(-1).max()).abs().max() < 1e-5

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 import torch
 
 from kit.engine.drafts.verification import wanted_tokens
 from kit.engine.gpu.speculative import whole_mask
+from tests.engine.interpreted import interpreted
 
 
 def test_tokens_are_drawn_by_their_probabilities() -> None:
@@ -48,35 +44,7 @@ def test_each_node_sees_all_before_its_tree_and_its_own_path() -> None:
     assert torch.equal(whole_mask(own, torch.tensor(lens), sum(lens)), expected)
 
 
-def interpreted(module: str) -> list[list[str]]:
-    """What a module of the tests prints in Triton's interpreter, word by word.
-
-    It is chosen before anything is imported.
-    """
-    run = subprocess.run(
-        [sys.executable, "-m", f"tests.engine.{module}"],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-    )
-    assert run.returncode == 0, run.stderr
-    return [line.split() for line in run.stdout.splitlines()]
-
-
 def test_few_tokens_attend_as_with_sglangs_kernel_and_as_written_out() -> None:
     several_parts, one_part, without_masks = interpreted("tiles")
     for apart in (*several_parts, *one_part, *without_masks):
         assert float(apart) < 1e-5
-
-
-@pytest.mark.slow
-def test_a_gpus_kernel_draws_by_the_probabilities_and_says_log_probs() -> None:
-    greedy, warm, drawn, broken = interpreted("drawing")
-    assert greedy[1] == "True"
-    assert max(float(greedy[2]), float(warm[1])) < 1e-5
-    assert float(drawn[1]) < 22.5  # six degrees of freedom: exceeded once in a thousand
-    assert drawn[2] == "0"  # of log-prob minus infinity
-    assert broken[1:3] == ["True", "True"]  # NaN in its own row, and in no other
-    assert int(broken[3]) < 150

@@ -9,5 +9,4 @@ This folder makes the same SGLang run on a plain CPU; `kit.cluster.fork_server` 
     shared.py          the operators of `kit.operators`, for `training.true_on_policy`
     gated_delta.py     layers of linear attention
     speculative.py     drafts: their attention
-    sampling.py        sampling that depends on a request's own seed alone
 """

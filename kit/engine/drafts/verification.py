@@ -2,10 +2,9 @@
 
 Each node of a tree gets a token that is drawn as plain decoding draws it in its place, and a
 drafted token is accepted where it is that token. So responses have the distribution of plain
-decoding, whatever the draft says; only how many tokens a pass of the model gives depends on it. On
-a CPU the drawing goes by the request's own seed and the place in the sequence, so that responses
-are those of plain decoding, token by token. On a GPU plain decoding goes by no seed, and neither
-does this.
+decoding, whatever the draft says; only how many tokens a pass of the model gives depends on it. The
+drawing goes by the request's own seed and the place in the sequence, so that responses are those of
+plain decoding, token by token, as far as both come to the same logits.
 
 SGLang's kernel for GPUs accepts as much: what is drafted at a place has the sum of its
 probabilities.
@@ -21,6 +20,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
+from kit.engine.sampling import draws_from_all
 
 
 def wanted_tokens(
@@ -62,14 +63,6 @@ def wanted_tokens(
     return tokens
 
 
-def _narrowed(info: Any) -> bool:
-    """Whether tokens are drawn from a part of the distribution, or by the requests' own seeds."""
-    if info.is_all_greedy:
-        return False
-    narrow = info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling
-    return bool(narrow) or info.sampling_seed is not None
-
-
 def with_known_log_probs(compute: Any) -> Any:
     """Take the log-probs that came with the tokens, where they did.
 
@@ -106,13 +99,16 @@ def accept(
         raise RuntimeError("drafts are not verified with penalties, biases or grammars")
     count = len(batch.seq_lens)
     logits = logits_output.next_token_logits
-    if logits.is_cuda and not _narrowed(info):
+    positions = verify_input.positions[: count * n]
+    if logits.is_cuda and draws_from_all(info):
         from kit.engine.gpu import drawing
 
         temperatures = None if info.is_all_greedy else info.temperatures
-        wanted, logits_output.node_log_probs = drawing.draw(logits, temperatures, n)
+        wanted, logits_output.node_log_probs = drawing.draw(
+            logits, temperatures, info.sampling_seed, positions, n
+        )
     else:
-        wanted = wanted_tokens(logits, info, n, verify_input.positions[: count * n])
+        wanted = wanted_tokens(logits, info, n, positions)
     whole = {"dtype": torch.int32, "device": logits.device}
     predicted = torch.zeros(count * n, **whole)
     accepted = torch.full((count, verify_input.max_tree_depth), -1, **whole)

@@ -1,5 +1,6 @@
 """SGLang on a GPU.
 
+    sampling.py         a token of each request, by its own seed, in one reading of its logits
     drawing.py          the kernel that draws them
     shared.py           the operators of `kit.operators`, for `training.true_on_policy`
     speculative.py      drafts: their graphs and masks

@@ -1,18 +1,20 @@
 """A token for each row of logits, drawn at a temperature, and its log-prob: in one reading of them.
 
 Verifying five drafted tokens of 256 requests has 1,280 rows of logits, of which torch's softmax,
-drawing and log-softmax each read and write all several times.
+drawing and log-softmax each read and write all several times. So has a step of plain decoding, in
+smaller numbers.
 
 A row is split over several programs. Each draws for its columns: the first of exponential clocks
 that run at the rates of the probabilities, in logarithms, so that nothing has to be normalised
 first. The clocks are made of Philox's numbers, 31 bits each: a token rarer than 1e-9 is drawn too
-rarely, or not at all.
+rarely, or not at all. Philox's key is the request's seed, and it counts by the token's place and
+the column, so that no other request, and no other place, has a part in what is drawn. It takes 7
+rounds, the fewest that pass TestU01's BigCrush (Salmon et al., "Parallel random numbers: as easy as
+1, 2, 3", 2011).
 """
 
 # Triton reads the signatures of kernels by itself: their arguments have no types for mypy.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
-
-import itertools
 
 import torch
 import triton
@@ -22,6 +24,8 @@ BLOCK = 512
 """Columns that a program takes four of at once: Philox gives four numbers."""
 COLUMNS = 8 * 4 * BLOCK
 """Columns of a program."""
+ROUNDS = 7
+"""Of Philox."""
 LEAST: tl.constexpr = tl.constexpr(2.0**-32)
 FLOOR: tl.constexpr = tl.constexpr(-1e30)
 """Below every logit, and finite, so that a difference of two of it is a number."""
@@ -48,10 +52,10 @@ def _take(values, clocks, column, most, total, score, value, place):
     return higher, total, tl.where(better, own, score), value, place
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit
 def columns_kernel(
-    logits, temperatures, results, places, stride, width, nodes, seed, GREEDY: tl.constexpr,
-    BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+    logits, temperatures, seeds, positions, results, places, stride, width, nodes,
+    GREEDY: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, ROUNDS: tl.constexpr,
 ):  # fmt: skip
     """Draw from some columns of a row.
 
@@ -67,16 +71,23 @@ def columns_kernel(
     divisor = 1.0
     if not GREEDY:
         divisor = tl.load(temperatures + row // nodes)
+        seed = tl.load(seeds + row // nodes)
+        position = tl.load(positions + row).to(tl.int32)
     begin = logits + row.to(tl.int64) * stride
     for first in range(0, COLUMNS, 4 * BLOCK):
         start = part * COLUMNS + first
-        number = (row * parts * COLUMNS + start) // 4 + lane
-        a, b, c, d = tl.randint4x(seed, number)  # left out by the compiler where not used
+        if not GREEDY:
+            number = start // 4 + lane
+            none = number * 0
+            a, b, c, d = tl.philox(seed, number, none + position, none, none, ROUNDS)
         for quarter in tl.static_range(4):
             column = start + quarter * BLOCK + lane
             wide = tl.load(begin + column, mask=column < width, other=float("-inf"))
-            bits = a if quarter == 0 else b if quarter == 1 else c if quarter == 2 else d
-            clocks = tl.zeros((BLOCK,), tl.float32) if GREEDY else _clock(bits)
+            if GREEDY:
+                clocks = tl.zeros((BLOCK,), tl.float32)
+            else:
+                bits = a if quarter == 0 else b if quarter == 1 else c if quarter == 2 else d
+                clocks = _clock(bits)
             most, total, score, value, place = _take(
                 wide.to(tl.float32) / divisor, clocks, column, most, total, score, value, place
             )
@@ -114,11 +125,12 @@ def rows_kernel(results, places, tokens, log_probs, parts, PARTS: tl.constexpr):
     tl.store(log_probs + row, tl.sum(tl.where(chosen, value, 0.0), axis=0) - whole)
 
 
-_counts = itertools.count()
-
-
 def draw(
-    logits: torch.Tensor, temperatures: torch.Tensor | None, nodes: int
+    logits: torch.Tensor,
+    temperatures: torch.Tensor | None,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    nodes: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw a token from each row, and say its log-prob at the temperature.
 
@@ -126,6 +138,8 @@ def draw(
         logits: (R, vocabulary), on a GPU.
         temperatures: of each request, (R / nodes, 1); None for the likeliest token, whose log-prob
             is then that at temperature 1.
+        seeds: of each request, (R / nodes), int64.
+        positions: of each row's token, (R) or more.
         nodes: rows of a request, one after the other.
 
     Returns:
@@ -139,15 +153,10 @@ def draw(
     log_probs = logits.new_empty(rows, dtype=torch.float32)
     warm = logits if temperatures is None else temperatures.view(-1)
     columns_kernel[(rows, parts)](
-        logits, warm, results, places, logits.stride(0), width, nodes, _seed(),
-        GREEDY=temperatures is None, BLOCK=BLOCK, COLUMNS=COLUMNS, num_warps=4,
+        logits, warm, seeds, positions, results, places, logits.stride(0), width, nodes,
+        GREEDY=temperatures is None, BLOCK=BLOCK, COLUMNS=COLUMNS, ROUNDS=ROUNDS, num_warps=4,
     )  # fmt: skip
     rows_kernel[(rows,)](
         results, places, tokens, log_probs, parts, PARTS=triton.next_power_of_2(parts), num_warps=1
     )
     return tokens, log_probs
-
-
-def _seed() -> int:
-    """Another one for each call; the process' own first."""
-    return (torch.initial_seed() + (next(_counts) << 20)) & (2**62 - 1)

@@ -1,17 +1,21 @@
-"""Sampling that depends on a request's own seed, and on nothing else in the batch.
+"""Sampling that depends on a request's own seed and on its place, and on nothing else in the batch.
 
-SGLang samples with a seed per request only in its deterministic mode, which wants GPU kernels. The
-sampler itself works anywhere; what switches it on is one setting, read where a batch's sampling
-parameters are put together. Here that place reads it as on, and the drawing, a Triton kernel in
-SGLang, is done in torch.
+SGLang samples with a seed per request only in its deterministic mode, which wants kernels that are
+slower. The sampler itself works without; what switches it on is one setting, read where a batch's
+sampling parameters are put together. Here that place reads it as on.
+
+What draws by seed is not SGLang's. Its random numbers have 32 bits, of which the highest makes a
+token certain, however improbable: with a vocabulary of 150,000 tokens that happens once in 30,000
+draws. On a GPU most tokens are drawn by `kit.engine.gpu.sampling`.
+
+    relies on   layers/sampler.py: multinomial_with_seed
+                sampling/sampling_batch_info.py: get_server_args, SamplingBatchInfo.sampling_seed
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import sglang.srt.layers.sampler as sampler
-import sglang.srt.sampling.sampling_batch_info as batch_info
 import torch
 
 # The constants of SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number
@@ -59,8 +63,22 @@ def multinomial_with_seed(
     return torch.searchsorted(up_to, drawn, right=True)  # the first that is above
 
 
+def draws_from_all(info: Any) -> bool:
+    """Whether tokens come from the whole distribution, or are its likeliest.
+
+    Args:
+        info: SGLang's sampling parameters of a batch.
+    """
+    if info.is_all_greedy:
+        return True
+    return not (info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling)
+
+
 def register() -> None:
     """Give every request of this process' SGLang its own seed."""
+    import sglang.srt.layers.sampler as sampler
+    import sglang.srt.sampling.sampling_batch_info as batch_info
+
     original = batch_info.get_server_args
     batch_info.get_server_args = lambda: _WithSeeds(original())
     sampler.multinomial_with_seed = multinomial_with_seed

@@ -1,4 +1,4 @@
-"""Sampling on a CPU depends on a request's seed and position, and on nothing else."""
+"""Sampling depends on a request's seed and position, and on nothing else."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def logprobs(rows: int, columns: int) -> torch.Tensor:
 
 
 def test_the_mixing_is_splitmix64() -> None:
-    from kit.engine.cpu.sampling import GOLDEN, mix_bits
+    from kit.engine.sampling import GOLDEN, mix_bits
 
     # The first outputs of the reference implementation for the state 1234567.
     states = 1234567 + torch.arange(1, 4) * GOLDEN
@@ -45,7 +45,7 @@ def test_the_mixing_is_splitmix64() -> None:
 
 @pytest.mark.parametrize("bits", [0, MASK, MASK - 1, 1 << 63])
 def test_every_random_number_lies_strictly_between_zero_and_one(bits: int) -> None:
-    from kit.engine.cpu.sampling import multinomial_with_seed, uniform
+    from kit.engine.sampling import multinomial_with_seed, uniform
 
     seed, position = tensor([seed_for(bits)]), tensor([0])
     value = uniform(seed, position).item()
@@ -59,7 +59,7 @@ def test_every_random_number_lies_strictly_between_zero_and_one(bits: int) -> No
 def test_random_numbers_are_uniform() -> None:
     from scipy import stats
 
-    from kit.engine.cpu.sampling import uniform
+    from kit.engine.sampling import uniform
 
     numbers = uniform(torch.arange(20_000) // 7, torch.arange(20_000) % 7)
     assert len(numbers.unique()) == 20_000
@@ -68,7 +68,7 @@ def test_random_numbers_are_uniform() -> None:
 
 @pytest.mark.parametrize("seeds", [[3, 4, 5], [-1, 0, 2**62]])
 def test_neighbouring_seeds_and_positions_share_no_number(seeds: list[int]) -> None:
-    from kit.engine.cpu.sampling import uniform
+    from kit.engine.sampling import uniform
 
     seed = tensor(seeds).repeat_interleave(300)
     position = torch.arange(300).repeat(3)
@@ -76,7 +76,7 @@ def test_neighbouring_seeds_and_positions_share_no_number(seeds: list[int]) -> N
 
 
 def test_a_request_gets_the_same_token_whatever_batch_it_is_in() -> None:
-    from kit.engine.cpu.sampling import multinomial_with_seed
+    from kit.engine.sampling import multinomial_with_seed
 
     rows = logprobs(40, 104)
     seed, position = torch.arange(40) % 5, torch.arange(40) // 5
@@ -91,7 +91,7 @@ def test_a_request_gets_the_same_token_whatever_batch_it_is_in() -> None:
 
 
 def test_the_width_of_the_dtype_of_seed_and_position_does_not_matter() -> None:
-    from kit.engine.cpu.sampling import multinomial_with_seed
+    from kit.engine.sampling import multinomial_with_seed
 
     rows, seed, position = logprobs(20, 50), torch.arange(20), torch.arange(20)
     wide = multinomial_with_seed(rows, seed, position)
@@ -102,7 +102,7 @@ def test_the_width_of_the_dtype_of_seed_and_position_does_not_matter() -> None:
 def test_tokens_come_as_often_as_their_probabilities_say(vary: str) -> None:
     from scipy import stats
 
-    from kit.engine.cpu.sampling import multinomial_with_seed
+    from kit.engine.sampling import multinomial_with_seed
 
     size = 20_000
     probabilities = tensor([0.5, 0.25, 0.15, 0.07, 0.02, 0.01, 0.0])
@@ -120,7 +120,7 @@ def test_sglang_samples_with_each_request_its_own_seed_once_registered() -> None
     import sglang.srt.layers.sampler as sampler
     import sglang.srt.sampling.sampling_batch_info as batch_info
 
-    from kit.engine.cpu.sampling import multinomial_with_seed, register
+    from kit.engine.sampling import multinomial_with_seed, register
 
     before = sampler.multinomial_with_seed, batch_info.get_server_args
     register()
