@@ -51,7 +51,6 @@ LIBRARIES = {
     "tests/engine/test_decode_windows.py": {"_update_decode_kv_buffers"},
     "kit/engine/families/whole_norms.py": {"_k_norm", "_q_norm"},
     "kit/engine/families/whole_projections.py": {"_normalize_tp_style"},
-    "kit/engine/gpu/sampling.py": {"_sync_token_ids_across_tp"},
     "kit/engine/gpu/shared.py": {"_compute_lm_head"},
     "kit/engine/patches.py": {"_hash_tensor"},
     "kit/engine/quantization.py": {"_forward_method"},
