@@ -39,7 +39,8 @@ class SessionConfig(Section, Displayed):
     """Names the session in messages and reports, and for `RLSession.attach`. A number is added to
     a preset's name while another session of this name runs."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the order of prompts, of sampling and of the trainer: the same seed, the same run."""
+    """Seed of the order of prompts, of sampling and of the trainer: the same seed, the same run. On
+    a GPU, sums of other batches differ in last bits, so that runs part sooner or later."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is CUDA where there is one."""
     model: sections.ModelConfig = sections.ModelConfig()
