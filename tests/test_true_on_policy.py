@@ -168,7 +168,7 @@ def test_after_an_undo_and_in_an_engine_that_was_started_again(exact: RLSession)
     again = exact.generate()
     assert_exact(exact, again)
     assert [sample.tokens for sample in again] == [sample.tokens for sample in first]
-    for index in range(2):
+    for index in range(PAIR):
         kill(of_engine(exact, index, SCHEDULER))
     assert_exact(exact, exact.generate())
 
