@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from kit.reports import StepReport
 
 LENGTH, RATE = "rollout/spec_accept_length", "rollout/spec_accept_rate"
-DraftAlgorithm = Literal["standalone", "eagle"]
-RATES: dict[DraftAlgorithm, float] = {"standalone": 1e-3, "eagle": 3e-3}
+DraftAlgorithm = Literal["standalone", "eagle", "eagle3"]
+RATES: dict[DraftAlgorithm, float] = {"standalone": 1e-3, "eagle": 3e-3, "eagle3": 3e-3}
+KINDS = {"standalone": "Draft", "eagle": "EAGLE head", "eagle3": "EAGLE-3 head"}
 """Learning rate of each kind of draft. A head learns from nothing."""
 AROUND = 5
 """Steps over which the acceptance at the beginning and at the end is taken."""
@@ -51,10 +52,9 @@ class DraftReport:
 
     def __str__(self) -> str:
         (length, rate), (longer, better) = self.before, self.after
-        kind = "Draft" if self.algorithm == "standalone" else "EAGLE head"
         return (
-            f"{kind} of {self.layers} layer{'s' if self.layers > 1 else ''} in {self.path}, from "
-            f"{self.steps} steps\n"
+            f"{KINDS[self.algorithm]} of {self.layers} layer{'s' if self.layers > 1 else ''} in "
+            f"{self.path}, from {self.steps} steps\n"
             f"  tokens a pass     {length:.2f} -> {longer:.2f}   (1 is plain decoding)\n"
             f"  drafts accepted   {rate:.0%} -> {better:.0%}\n"
             f"  To use it: engine.speculative: {{algorithm: {self.algorithm}, draft_model: "
@@ -77,18 +77,18 @@ def make_draft(
     """Make a draft of a model, for `engine.speculative`.
 
     As `standalone` it begins with some of the model's own layers, its embeddings and its output; as
-    `eagle` it is a head of one layer on the model's hidden states, which begins with nothing. It
-    learns to write what the model writes to the prompts of the settings. The model itself stays as
-    it is.
+    `eagle` or `eagle3` it is a head of one layer on the model's hidden states, which begins with
+    nothing. It learns to write what the model writes to the prompts of the settings. The model
+    itself stays as it is.
 
     Args:
         config: as for `RLSession.start`: a preset's name, a YAML file, a model, or settings; the
             prompts are theirs.
         path: a directory for the draft.
-        algorithm: `standalone` or `eagle`.
-        layers: of the draft; 1 for `eagle`.
+        algorithm: `standalone`, `eagle` or `eagle3`.
+        layers: of the draft; 1 for heads.
         steps: rollouts to learn from.
-        learning_rate: of the draft; None takes 1e-3 for `standalone`, and 3e-3 for `eagle`.
+        learning_rate: of the draft; None takes 1e-3 for `standalone`, and 3e-3 for heads.
         on_step: called with each step's report.
 
     Raises:
@@ -111,14 +111,14 @@ def make_draft(
     model = find(config.model)
     families.find(model.architecture).check_drafts()
     with tempfile.TemporaryDirectory(prefix="draft") as folder:
-        if algorithm == "eagle":
-            from kit.models.heads import eagle
-
-            families.find(model.architecture).check_heads()
-            eagle.make(model.path, folder, config.seed)
-        else:
+        if algorithm == "standalone":
             check_standalone(model.architecture, config.model.name)
             shorten(Path(model.path), Path(folder), layers)
+        else:
+            from kit.models.heads import making
+
+            families.find(model.architecture).check_heads(algorithm)
+            making.make(algorithm, model.path, folder, config.seed)
         training = config.training.model_copy(
             update={
                 "learning_rate": 0.0,  # the policy stays
@@ -149,9 +149,9 @@ def _check_kind(algorithm: str, layers: int) -> None:
         raise ConfigError(
             f"There is no draft of the kind {algorithm!r}.", fix=did_you_mean(algorithm, RATES)
         )
-    if algorithm == "eagle" and layers > 1:
+    if algorithm != "standalone" and layers > 1:
         raise ConfigError(
-            f"An EAGLE head of {layers} layers is asked for.",
+            f"An {KINDS[algorithm]} of {layers} layers is asked for.",
             why="SGLang's has one layer, as the kit has it.",
             fix="leave layers out, or take algorithm standalone.",
         )

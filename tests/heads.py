@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from kit.config import SessionConfig
 from kit.models import own, packing
-from kit.models.heads import eagle, mtp
+from kit.models.heads import eagle, eagle3, making, mtp
 from kit.models.heads.head import Head, PolicyStates
 from kit.samples import Rollout, Sample
 from kit.tiny import MODEL_DIR
@@ -26,7 +27,27 @@ PYTORCH = {"format": "pt"}
 def random_head(folder: Path, model: Path = MODEL_DIR) -> Path:
     """A head that has learned nothing."""
     folder.mkdir(exist_ok=True)
-    eagle.make(model, folder, seed=1)
+    making.make("eagle", model, folder, seed=1)
+    return folder
+
+
+def random_eagle3(
+    folder: Path, model: Path = MODEL_DIR, words: Sequence[int] | None = None
+) -> Path:
+    """An EAGLE-3 head that has learned nothing; with `words`, of so many, and with older names."""
+    folder.mkdir(exist_ok=True)
+    making.make("eagle3", model, folder, seed=1)
+    if words is not None:
+        file, settings = folder / "model.safetensors", folder / "config.json"
+        found = {n.replace("layers.0.", "midlayer."): w for n, w in load_file(file).items()}
+        kept = torch.tensor(words)
+        found["t2d"] = torch.zeros(len(found["lm_head.weight"]), dtype=torch.bool)
+        found["t2d"][kept] = True
+        found["lm_head.weight"] = found["lm_head.weight"][kept].clone()
+        found["d2t"] = kept - torch.arange(len(kept))
+        save_file(found, file, PYTORCH)
+        config = json.loads(settings.read_text()) | {"draft_vocab_size": len(words)}
+        settings.write_text(json.dumps(config))
     return folder
 
 
@@ -41,9 +62,22 @@ class Drafter:
         self.config: Any = AutoConfig.from_pretrained(head)
         self.weights = {n: v.float() for n, v in load_file(head / "model.safetensors").items()}
 
+    @property
+    def words(self) -> torch.Tensor:
+        """Tokens that the head can draft."""
+        return torch.arange(len(self.policy.lm_head.weight))
+
     def outputs(self, hidden: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
         """The head's output for each place: a hidden state, and the embedding after it."""
         raise NotImplementedError
+
+    def said(self, out: torch.Tensor) -> torch.Tensor:
+        """Logits of the head's words."""
+        return out @ self.policy.lm_head.weight.T
+
+    def read(self, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(what the trainer gives a head of the policy's layers, embeddings) of these tokens."""
+        return self.hidden(tokens)
 
     def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """A product with a weight, and its bias if it has one."""
@@ -91,7 +125,7 @@ class Drafter:
     def distributions(
         self, sample: Sequence[int], length: int, temperature: float
     ) -> list[torch.Tensor]:
-        """Log-probs of all tokens for each response token but the first.
+        """Log-probs of all the head's words for each response token but the first.
 
         By the policy, by the head on the policy's states, and by the head on its own outputs.
         """
@@ -99,14 +133,16 @@ class Drafter:
         first = len(sample) - length + 1
         once = self.outputs(hidden[:-1], embedded[1:])
         again = self.outputs(torch.cat([hidden[:1], once[:-1]]), embedded[1:])
-        rows = hidden[first - 1 : -1], once[first - 2 : -1], again[first - 2 : -1]
-        return [(r @ self.policy.lm_head.weight.T / temperature).log_softmax(-1) for r in rows]
+        policys = self.policy(torch.tensor([list(sample)])).logits[0, first - 1 : -1, self.words]
+        heads = (self.said(out[first - 2 : -1]) for out in (once, again))
+        return [(logits / temperature).log_softmax(-1) for logits in (policys, *heads)]
 
     def log_probs(self, sample: Sequence[int], length: int, temperature: float) -> torch.Tensor:
         """The head's, of each response token but the first; the mean of both ways."""
         _, once, again = self.distributions(sample, length, temperature)
         tokens = torch.tensor(sample[len(sample) - length + 1 :], dtype=torch.long)
-        return ((once + again) / 2).gather(-1, tokens[:, None])[:, 0]
+        is_word = tokens[:, None] == self.words
+        return torch.where(is_word, (once + again) / 2, 0).sum(-1)
 
     def divergence(self, sample: Sequence[int], length: int, temperature: float) -> torch.Tensor:
         """Of the head from the policy, likewise."""
@@ -125,7 +161,7 @@ class Drafter:
             right = 0
             while right < steps and last + 1 + right < len(tokens):
                 out = self.outputs(known, words)[-1]
-                token = int((out @ self.policy.lm_head.weight.T).argmax())
+                token = int(self.words[self.said(out).argmax()])
                 if token != tokens[last + 1 + right]:
                     break
                 right += 1
@@ -149,6 +185,58 @@ class Written(Drafter):
         x = u + self.attention("layers.0.self_attn", u)
         normed = self.normed("layers.0.post_attention_layernorm", x)
         return x + self.feed_forward("layers.0.mlp", normed)
+
+
+class WrittenEagle3(Drafter):
+    """A model and an EAGLE-3 head for it."""
+
+    def __init__(self, head: Path, model: Path = MODEL_DIR) -> None:
+        super().__init__(model, head)
+        self.offsets = load_file(head / "model.safetensors").get("d2t")
+        self.weights = {n.replace("midlayer.", "layers.0."): w for n, w in self.weights.items()}
+
+    @property
+    def words(self) -> torch.Tensor:
+        """See `Drafter`."""
+        if self.offsets is None:
+            return super().words
+        return self.offsets + torch.arange(len(self.offsets))
+
+    @torch.no_grad()
+    def read(self, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Drafter`."""
+        rows = torch.tensor([list(tokens)])
+        own, count = (
+            getattr(self.config, "eagle_config", None),
+            self.policy.config.num_hidden_layers,
+        )
+        # What SGLang takes of its own accord: what comes into layers 2, L / 2 and L - 3.
+        layers = (1, count // 2 - 1, count - 4)
+        layers = own["eagle_aux_hidden_state_layer_ids"] if own else layers
+        states = self.policy(rows, output_hidden_states=True).hidden_states
+        side_by_side = torch.cat([states[layer + 1][0] for layer in layers], dim=-1)
+        return side_by_side, self.policy.model.embed_tokens(rows)[0]
+
+    def hidden(self, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Drafter`."""
+        states, embedded = self.read(tokens)
+        return self.linear("fc", states), embedded
+
+    @torch.no_grad()
+    def outputs(self, hidden: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+        """See `Drafter`."""
+        layer = "layers.0"
+        parts = (
+            self.normed(f"{layer}.input_layernorm", embedded),
+            self.normed(f"{layer}.hidden_norm", hidden),
+        )
+        x = hidden + self.attention(f"{layer}.self_attn", torch.cat(parts, dim=-1))
+        normed = self.normed(f"{layer}.post_attention_layernorm", x)
+        return x + self.feed_forward(f"{layer}.mlp", normed)
+
+    def said(self, out: torch.Tensor) -> torch.Tensor:
+        """See `Drafter`."""
+        return self.linear("lm_head", self.normed("norm", out))
 
 
 class WrittenMtp(Drafter):
@@ -184,6 +272,17 @@ def taught(folder: Path, model: Path, texts: Texts) -> Path:
     return folder
 
 
+def taught_eagle3(
+    folder: Path, model: Path, texts: Texts, words: Sequence[int] | None = None
+) -> Path:
+    """An EAGLE-3 head that has learned the responses in some texts."""
+    known = WrittenEagle3(random_eagle3(folder, model, words), model)
+    learned = _learned(eagle3.load(folder, model), known, texts)
+    tables = eagle3.word_tables(folder)
+    save_file(learned | tables, folder / "model.safetensors", PYTORCH)
+    return folder
+
+
 def taught_mimo(folder: Path) -> Path:
     """A MiMo whose own layer has learned what the model likes best."""
     make_model(folder, "MiMo")
@@ -197,7 +296,7 @@ def taught_mimo(folder: Path) -> Path:
 def _learned(head: Head, known: Drafter, texts: Texts) -> dict[str, torch.Tensor]:
     """A head's weights after some steps."""
     packed = packing.pack([list(row) for row, _ in texts], [n for _, n in texts], share=False)
-    rows = [known.hidden(tokens) for tokens, _ in texts]
+    rows = [known.read(tokens) for tokens, _ in texts]
     hidden, embedded = (torch.cat(parts) for parts in zip(*rows, strict=True))
     states = PolicyStates(hidden, embedded, known.policy.lm_head.weight.detach())
     optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
@@ -240,7 +339,7 @@ def with_own_layer(model: Path, *, train: bool = False, **settings: Any) -> Sess
 
 
 def headed(folder: Path | str, *, train: bool = False, **settings: Any) -> SessionConfig:
-    return drafting(folder, train=train, algorithm="eagle", **settings)
+    return drafting(folder, train=train, **{"algorithm": "eagle", **settings})
 
 
 def as_predicted(rollout: Rollout, model: Drafter, steps: int) -> int:

@@ -58,6 +58,7 @@ LIBRARIES = {
     "kit/models/attention.py": {"_varlen_attn", "_varlen_attn_backward"},
     "kit/models/compile.py": {"_dynamo"},
     "kit/models/heads/eagle.py": {"_attn_implementation"},
+    "kit/models/heads/eagle3.py": {"_attn_implementation"},
     "kit/models/heads/mtp.py": {"_attn_implementation"},
     "tests/models/test_heads.py": {"_config_draft_model"},
     "kit/models/own/nanochat_2026.py": {"_attn_implementation"},

@@ -14,12 +14,11 @@ from kit import RLSession, memory_plan
 from kit.errors import ConfigError, ModelError, SessionError
 from kit.models.source import find
 from kit.rollout.drafts import find_draft
-from kit.samples import Rollout
 from kit.tiny import MODEL_DIR
-from tests.drafting import draft_of, drafting, outlives_its_engine, same, written
-from tests.heads import WrittenMtp, as_predicted, is_odd, taught_mimo, with_own_layer
+from tests.drafting import draft_of, drafting, outlives_its_engine, written
+from tests.heads import WrittenMtp, as_predicted, is_odd, likeliest, taught_mimo, with_own_layer
 
-TEMPERATURES = (1.0, 0.2, 1e-5)
+TEMPERATURES = (1.0, 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +27,7 @@ def mimo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def plain(mimo: Path) -> dict[float, Rollout]:
-    """What plain decoding writes, by temperature."""
-    config = with_own_layer(mimo).replace("engine.speculative", None)
-    with RLSession.start(config) as session:
-        return {temperature: written(session, temperature) for temperature in TEMPERATURES}
-
-
-@pytest.fixture(scope="module")
-def running(mimo: Path, plain: dict[float, Rollout]) -> Iterator[RLSession]:
+def running(mimo: Path) -> Iterator[RLSession]:
     """A session that trains the layer with which its engines write."""
     with RLSession.start(with_own_layer(mimo, train=True), reward=is_odd) as session:
         session.snapshot("first")
@@ -51,11 +42,11 @@ def session(running: RLSession) -> RLSession:
     return running
 
 
-def test_a_models_own_layer_changes_no_token(
-    running: RLSession, plain: dict[float, Rollout]
-) -> None:
-    for temperature, expected in plain.items():
-        same(written(running, temperature), expected)
+def test_a_models_own_layer_changes_no_token(running: RLSession, mimo: Path) -> None:
+    """The likeliest ones are Transformers'; tests/test_mtp_sessions.py has those that are drawn."""
+    for sample in written(running, 1e-5):
+        prompt = sample.tokens[: -sample.response_length]
+        assert sample.tokens == likeliest(mimo, prompt, sample.response_length)[0]
 
 
 def test_the_engine_drafts_what_the_trainers_layer_computes(
@@ -63,7 +54,7 @@ def test_the_engine_drafts_what_the_trainers_layer_computes(
 ) -> None:
     """Before training, and after it, when layer, embeddings and output have all moved."""
     before = WrittenMtp(mimo)
-    for temperature in TEMPERATURES[:2]:
+    for temperature in TEMPERATURES:
         assert as_predicted(written(session, temperature), before, 3) > 20
     session.train(3, show=False)
     exported = session.export_hf(tmp_path / "policy", dtype="float32")
@@ -71,7 +62,7 @@ def test_the_engine_drafts_what_the_trainers_layer_computes(
     assert after.weights.keys() == before.weights.keys()
     for name in ("model.mtp_layers.0.input_proj.weight", "lm_head.weight"):
         assert not torch.equal(after.weights[name], before.weights[name])
-    for temperature in TEMPERATURES[:2]:
+    for temperature in TEMPERATURES:
         assert as_predicted(written(session, temperature), after, 3) > 20
     assert find_draft(with_own_layer(exported), find(with_own_layer(exported).model), "cpu")
     with pytest.raises(SessionError, match="is a layer of the model"):

@@ -23,20 +23,21 @@ def mimo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def plain(mimo: Path) -> Rollout:
-    """What plain decoding writes."""
+def plain(mimo: Path) -> dict[float, Rollout]:
+    """What plain decoding writes, by temperature."""
     with RLSession.start(with_own_layer(mimo).replace("engine.speculative", None)) as session:
-        return written(session, 0.2)
+        return {temperature: written(session, temperature) for temperature in (1.0, 0.2, 1e-5)}
 
 
 @pytest.mark.parametrize("steps", [1, 5])
 def test_chains_of_any_length_draft_what_the_layer_computes(
-    mimo: Path, plain: Rollout, steps: int
+    mimo: Path, plain: dict[float, Rollout], steps: int
 ) -> None:
     with RLSession.start(with_own_layer(mimo, num_steps=steps)) as session:
-        rollout = written(session, 0.2)
-        same(rollout, plain)
-        assert as_predicted(rollout, WrittenMtp(mimo), steps) > 20
+        for temperature, expected in plain.items():
+            rollout = written(session, temperature)
+            same(rollout, expected)
+            assert as_predicted(rollout, WrittenMtp(mimo), steps) > 20
 
 
 @pytest.mark.parametrize(
@@ -47,22 +48,25 @@ def test_chains_of_any_length_draft_what_the_layer_computes(
     ],
 )
 def test_trees_write_what_plain_decoding_writes_and_accept_more_than_chains(
-    mimo: Path, plain: Rollout, settings: dict[str, Any]
+    mimo: Path, plain: dict[float, Rollout], settings: dict[str, Any]
 ) -> None:
     model = WrittenMtp(mimo)
     with RLSession.start(with_own_layer(mimo, **settings)) as session:
-        rollout = written(session, 0.2)
-        same(rollout, plain)
-        accepted = sum(bool(p) for s in rollout for p in s.rollout_drafted or ())
-        chain = sum(bool(p) for s in rollout for p in model.drafted(s, settings["num_steps"]))
-        assert accepted >= chain
+        for temperature, expected in plain.items():
+            rollout = written(session, temperature)
+            same(rollout, expected)
+            accepted = sum(bool(p) for s in rollout for p in s.rollout_drafted or ())
+            chain = sum(bool(p) for s in rollout for p in model.drafted(s, settings["num_steps"]))
+            assert accepted >= chain
 
 
-def test_of_prompts_that_are_read_in_parts_it_drafts_the_same(mimo: Path, plain: Rollout) -> None:
+def test_of_prompts_that_are_read_in_parts_it_drafts_the_same(
+    mimo: Path, plain: dict[float, Rollout]
+) -> None:
     config = with_own_layer(mimo).replace("engine.extra", {"chunked_prefill_size": 4})
     with RLSession.start(config) as session:
         rollout = written(session, 0.2)
-        same(rollout, plain)
+        same(rollout, plain[0.2])
         assert as_predicted(rollout, WrittenMtp(mimo), 3) > 20
 
 

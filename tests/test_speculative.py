@@ -187,7 +187,7 @@ def test_frequencies_are_those_of_the_model(running: RLSession) -> None:
             },
             "num_steps 3 and eagle_topk 1 it is 4",
         ),
-        ({"engine.speculative": {"algorithm": "eagle9"}}, "'standalone', 'eagle' or 'mtp'"),
+        ({"engine.speculative": {"algorithm": "eagle9"}}, "'eagle', 'eagle3' or 'mtp'"),
         ({"engine.extra": {"speculative_algorithm": "NGRAM"}}, "set engine.speculative instead"),
         ({"training.draft": {}}, "there is no draft to be trained"),
         (

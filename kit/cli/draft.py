@@ -21,12 +21,13 @@ def draft(
     ],
     out: Annotated[Path, typer.Argument(help="A directory for the draft.")],
     algorithm: Annotated[
-        str, typer.Option(help="standalone: a smaller model; eagle: a head on its hidden states.")
+        str,
+        typer.Option(help="standalone: a smaller model; eagle, eagle3: a head on its states."),
     ] = "standalone",
-    layers: Annotated[int, typer.Option(help="Layers of the draft; 1 for eagle.", min=1)] = 1,
+    layers: Annotated[int, typer.Option(help="Layers of the draft; 1 for heads.", min=1)] = 1,
     steps: Annotated[int, typer.Option(help="Rollouts that it learns from.", min=1)] = 100,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Of the draft; 1e-3, for eagle 3e-3.")
+        float | None, typer.Option(help="Of the draft; 1e-3, for heads 3e-3.")
     ] = None,
 ) -> None:
     """Make a draft from what a model writes, for engine.speculative; the model stays as it is."""

@@ -204,7 +204,12 @@ class SessionConfig(Section, Displayed):
             return f"n-grams, {own.draft_tokens} tokens a pass"
         learns = "learns along" if self.training.draft else "frozen"
         shape = "a chain" if own.topk == 1 else "a tree"
-        kinds = {"eagle": "an EAGLE head", "mtp": "its own MTP layer", "standalone": "a model"}
+        kinds = {
+            "eagle": "an EAGLE head",
+            "eagle3": "an EAGLE-3 head",
+            "mtp": "its own MTP layer",
+            "standalone": "a model",
+        }
         kind = kinds[own.algorithm]
         return f"{kind}, {learns}: {shape} of {own.draft_tokens - 1} tokens"
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from kit.config.section import Positive, Section
 
-HeadKind = Literal["eagle", "mtp"]
+HeadKind = Literal["eagle", "eagle3", "mtp"]
 """Drafts that read the model's hidden states."""
 
 
@@ -18,11 +18,12 @@ class SpeculativeConfig(Section):
     Responses are those of plain decoding; what is drafted well is written faster.
     """
 
-    algorithm: Literal["ngram", "standalone", "eagle", "mtp"] = "ngram"
+    algorithm: Literal["ngram", "standalone", "eagle", "eagle3", "mtp"] = "ngram"
     """What drafts. `ngram`: the text so far, of this request and of those beside it. `standalone`:
     a smaller model with the same vocabulary. `eagle`: a head of one layer on the model's own hidden
-    states. `mtp`: the layer that the model brings along to predict a further token (MiMo); SGLang
-    calls this EAGLE, too."""
+    states. `eagle3`: one on the outputs of three of its layers, with words of its own. `mtp`: the
+    layer that the model brings along to predict a further token (MiMo); SGLang calls this EAGLE,
+    too."""
     num_steps: Positive | None = None
     """Tokens that a draft is long, at most; None takes 3 (SGLang's speculative_num_steps). Not for
     `ngram`."""
@@ -61,14 +62,16 @@ class SpeculativeConfig(Section):
                 raise ValueError(
                     f"engine.speculative.draft_model is {self.draft_model!r}, and mtp drafts with "
                     "a layer of the model itself. What to do: leave it out, or set algorithm: "
-                    "standalone or eagle."
+                    "standalone, eagle or eagle3."
                 )
         elif self.draft_model is None:
             what = {
                 "standalone": "a smaller model with the same vocabulary",
-                "eagle": "a head that was made for this model (kit draft MODEL OUT --algorithm "
-                "eagle)",
-            }[self.algorithm]
+            }.get(
+                self.algorithm,
+                "a head that was made for this model (kit draft MODEL OUT --algorithm "
+                f"{self.algorithm})",
+            )
             raise ValueError(
                 f"engine.speculative.algorithm is {self.algorithm}, and no draft_model is named. "
                 f"What to do: name {what}, or set algorithm: ngram."
@@ -87,7 +90,9 @@ class SpeculativeConfig(Section):
     @property
     def head(self) -> HeadKind | None:
         """What reads the model's hidden states; None where nothing does."""
-        return self.algorithm if self.algorithm in ("eagle", "mtp") else None
+        if self.algorithm == "ngram" or self.algorithm == "standalone":
+            return None
+        return self.algorithm
 
     @property
     def has_weights(self) -> bool:

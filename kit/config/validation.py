@@ -205,8 +205,8 @@ def check_speculative(
     if training.draft and not (drafts and drafts.has_weights):
         raise ValueError(
             "training.draft is set, and there is no draft to be trained. What to do: set "
-            "engine.speculative: {algorithm: standalone, draft_model: ...}, or eagle or mtp, or "
-            "leave it out."
+            "engine.speculative: {algorithm: standalone, draft_model: ...}, or eagle, eagle3 or "
+            "mtp, or leave it out."
         )
     if drafts is None:
         return

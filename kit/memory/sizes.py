@@ -376,7 +376,9 @@ class Sizes:
             # policy's output embedding, too. Logits of both are made in pieces half as large. A
             # head also reads the embeddings, and has both by its entries, and side by side.
             rows = self.width * tokens * self.shape.hidden
+            of_layers = 1 if drafts and drafts.algorithm == "eagle3" else 0
             kept, read = (2 * rows, 4 * rows) if is_head else (rows, 0)
+            kept, read = kept + 3 * of_layers * rows, read + 4 * of_layers * rows
             own = replace(self, shape=self.draft, draft=None)
             head = self.width * self.shape.vocabulary * self.shape.hidden
             passes = 2 if is_head else 1

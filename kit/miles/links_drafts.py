@@ -31,8 +31,8 @@ def _write(config: SessionConfig, backend: str) -> Words:
 
 def _note(config: SessionConfig, backend: str) -> str:
     own = config.engine.speculative
-    if own is None or own.algorithm != "standalone":
-        return ""  # a head has no weights of the names that are sent
+    if own is None or own.algorithm not in ("standalone", "eagle3"):
+        return ""  # other heads have no weights of the names that are sent
     # Its engines load what they are sent into the draft, too.
     return (
         "Miles' sync gives SGLang's draft the policy's weights, which ends the engine where their "
@@ -46,11 +46,11 @@ def _read(given: Given) -> dict[str, Any] | None:
         return None
     algorithm = "eagle" if name == "NEXTN" else str(name).lower()  # which SGLang takes for it
     draft = given.text(_DRAFT, None)
-    if algorithm not in ("ngram", "standalone", "eagle"):
+    if algorithm not in ("ngram", "standalone", "eagle", "eagle3"):
         raise ConfigError(
             f"{_ALGORITHM} {name} has no counterpart here.",
-            why="The kit drafts with ngram, standalone and eagle, and with layers of the model "
-            "itself.",
+            why="The kit drafts with ngram, standalone, eagle and eagle3, and with layers of the "
+            "model itself.",
             fix="leave it out, or take one of these.",
         )
     if algorithm == "eagle" and draft in (None, given.text("--hf-checkpoint", "")):
@@ -132,7 +132,7 @@ DRAFTS = [
         _read,
         _note,
         "no drafts",
-        "`ngram`, `standalone`, `eagle`, and `mtp`, which is EAGLE without a directory",
+        "`ngram`, `standalone`, `eagle`, `eagle3`, and `mtp`, which is EAGLE without a directory",
     ),
     Link(
         "training.draft",

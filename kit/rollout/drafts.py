@@ -8,11 +8,12 @@ from pathlib import Path
 from kit.config import ModelConfig, SessionConfig
 from kit.errors import ConfigError, ModelError
 from kit.models import families
-from kit.models.heads import mtp_files
-from kit.models.heads.files import ARCHITECTURE, problem_of
+from kit.models.heads import eagle3_files, files, mtp_files
 from kit.models.source import ModelSource, find
 from kit.utils.reading import read_json
 
+HEADS = {files.ARCHITECTURE: "EAGLE", eagle3_files.ARCHITECTURE: "EAGLE-3"}
+"""Heads by SGLang's names."""
 ON_GPUS = ("standalone",)
 """The algorithms that were compared with plain decoding on a GPU."""
 
@@ -90,22 +91,25 @@ def _check_kind(config: SessionConfig, draft: ModelSource, model: ModelSource) -
     """Raise ModelError or ConfigError for a head that is none for this model, or none at all."""
     drafts = config.engine.speculative
     assert drafts is not None
-    if drafts.algorithm != "eagle":
-        if draft.architecture == ARCHITECTURE:
+    if drafts.algorithm == "standalone":
+        if draft.architecture in HEADS:
             raise ModelError(
-                f"{drafts.draft_model} is an EAGLE head, and engine.speculative.algorithm is "
-                f"{drafts.algorithm}.",
-                fix="set engine.speculative.algorithm: eagle.",
+                f"{drafts.draft_model} is an {HEADS[draft.architecture]} head, and "
+                "engine.speculative.algorithm is standalone.",
+                fix="set engine.speculative.algorithm: "
+                f"{HEADS[draft.architecture].lower().replace('-', '')}.",
             )
         check_standalone(draft.architecture, str(drafts.draft_model))
         return
-    families.find(model.architecture).check_heads()
+    families.find(model.architecture).check_heads(drafts.algorithm)
+    is_third = drafts.algorithm == "eagle3"
+    problem_of = eagle3_files.problem_of if is_third else files.problem_of
     if problem := problem_of(draft.path, model.path):
         raise ModelError(
-            f"{drafts.draft_model} is no EAGLE head that can draft for {config.model.name}: "
-            f"{problem}.",
-            fix="make one with `kit draft MODEL OUT --algorithm eagle`; a draft that is a "
-            "model goes with engine.speculative.algorithm: standalone.",
+            f"{drafts.draft_model} is no {'EAGLE-3' if is_third else 'EAGLE'} head that can draft "
+            f"for {config.model.name}: {problem}.",
+            fix=f"make one with `kit draft MODEL OUT --algorithm {drafts.algorithm}`; a draft that "
+            "is a model goes with engine.speculative.algorithm: standalone.",
         )
 
 

@@ -21,6 +21,7 @@ from kit.cluster.processes import cores
 from kit.config import QuantizationConfig, TrainingConfig
 from kit.messages import FIRST, ExpertRecords, TrainBatch, TrainerStatus
 from kit.models import low_precision
+from kit.models.heads import eagle3
 from kit.models.state_dict import saved_buffers
 from kit.operators.low_precision import Scheme
 from kit.trainer import hf_export
@@ -430,6 +431,7 @@ class Trainer:
         rank, scheme = self.group.rank, _scheme(quantization)
         if base is not None:
             return hf_export.export_adapter(self.backend, directory, dtype, base, rank=rank)
+        draft = self.settings.draft_path if self.settings.draft_head == "eagle3" else None
         trains_mtp = self.settings.draft_head == "mtp" and self.backend.has(DRAFT)
         return hf_export.export(
             self.backend,
@@ -440,6 +442,7 @@ class Trainer:
             scheme=scheme,
             trained_mtp=trains_mtp,
             mtp_of=self.settings.model_path,
+            beside=eagle3.word_tables(draft) if draft else None,
         )
 
     def save(self, directory: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -198,8 +198,8 @@ class FsdpBackend:
     def _recording(self, *, wanted: bool = True) -> Iterator[dict[str, torch.Tensor]]:
         """Keep what the policy's passes inside compute on their way, without a gradient.
 
-        Embeddings and outputs of the last layer, (T, hidden size). Through its own forward pass, so
-        that FSDP gathers what it needs.
+        Embeddings and outputs of the last layer, (T, hidden size), and of those layers that a head
+        reads. Through its own forward pass, so that FSDP gathers what it needs.
         """
         kept: dict[str, torch.Tensor] = {}
         if not wanted:
@@ -213,14 +213,31 @@ class FsdpBackend:
         def keep_embedded(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
             kept["embedded"] = output[0].detach()
 
+        def keeper(layer: int) -> Callable[[Any, Any, Any], None]:
+            def keep(_module: Any, _inputs: Any, output: Any) -> None:
+                made = output[0] if isinstance(output, tuple) else output
+                kept[f"layer {layer}"] = made[0].detach()
+
+            return keep
+
         hooks = [inner.model.register_forward_hook(keep_hidden)]
         if self._settings.draft_head:
             hooks.append(inner.get_input_embeddings().register_forward_hook(keep_embedded))
+        for layer in self._read_by_head():
+            hooks.append(inner.model.layers[layer].register_forward_hook(keeper(layer)))
         try:
             yield kept
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _read_by_head(self) -> tuple[int, ...]:
+        """The policy's layers whose output a head reads; none where it reads the last one's."""
+        if not (self._settings.draft_head and DRAFT in self.learners):
+            return ()
+        head: Any = self.learners[DRAFT].model
+        reads: tuple[int, ...] = head.model.reads
+        return reads
 
     def _seen(
         self, kept: dict[str, torch.Tensor], packed: Packed, temperature: float, *, taught: bool
@@ -234,7 +251,9 @@ class FsdpBackend:
         output = whole(inner.lm_head.weight.detach()).to(self.device, hidden_T.dtype)
         seen: dict[str, Any] = {}
         if self._settings.draft_head:
-            seen["states"] = PolicyStates(hidden_T, kept["embedded"], output)
+            layers = [kept[f"layer {layer}"] for layer in self._read_by_head()]
+            read_T = torch.cat(layers, dim=-1) if layers else hidden_T
+            seen["states"] = PolicyStates(read_T, kept["embedded"], output)
         if taught:
             hidden_R = hidden_T[packed.predictor_R]
             seen["target"] = self.policy.distributions(hidden_R, output, temperature)

@@ -5,7 +5,7 @@ that Transformers and SGLang load, in files of bounded size.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 
@@ -34,6 +34,7 @@ def export(
     scheme: Scheme | None = None,
     trained_mtp: bool = False,
     mtp_of: str | None = None,
+    beside: Mapping[str, torch.Tensor] | None = None,
 ) -> int:
     """Write the weights of `policy` or `draft`; how many bytes. All ranks gather, rank 0 writes.
 
@@ -50,6 +51,7 @@ def export(
         scheme: how linear layers are quantised; None leaves them as they are.
         trained_mtp: whether `draft` is such a layer.
         mtp_of: otherwise the directory of the model whose such layers are copied; None copies none.
+        beside: tensors that a draft's directory has beside its weights.
 
     Raises:
         CheckpointError: they cannot be written.
@@ -59,6 +61,8 @@ def export(
     named = _named_tensors(backend, of, kept, scheme)
     if of == POLICY and trained_mtp:
         named = chain(named, _named_tensors(backend, DRAFT, kept, None))
+    if of == DRAFT and beside:
+        named = chain(named, beside.items())
     if rank:
         for _ in named:  # gathering takes all ranks
             pass

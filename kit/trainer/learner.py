@@ -26,7 +26,7 @@ from kit.models import families, four_bit, lora, low_precision
 from kit.models.adapters import adapter_directory
 from kit.models.compile import compile_layers, recompute
 from kit.models.dropout import switch_off
-from kit.models.heads import eagle, mtp
+from kit.models.heads import eagle, eagle3, mtp
 from kit.models.heads.head import Head
 from kit.models.moe import make_replayable
 from kit.models.policy import Policy, ValueModel, load
@@ -300,6 +300,8 @@ class ModelFactory:
         """Load the draft into host memory: a model of its own, without adapters, or a head."""
         assert self.settings.draft_path is not None
         if kind := self.settings.draft_head:
+            if kind == "eagle3":
+                return eagle3.load(self.settings.draft_path, self.settings.model_path)
             return (eagle.load if kind == "eagle" else mtp.load)(self.settings.draft_path)
         own = replace(self.settings, model_path=self.settings.draft_path, lora=None)
         return replace(self, settings=own).load()

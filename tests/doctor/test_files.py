@@ -19,6 +19,7 @@ from kit.models.source import find
 from kit.reports.diagnostics import Finding
 from kit.tiny import MODEL_DIR
 from tests.hub import drop, put
+from tests.small_models import make_model
 
 NAME = "somebody/Qwen3-0.5B"
 
@@ -246,6 +247,12 @@ def test_a_draft_is_looked_at_before_anything_starts(tmp_path: Path) -> None:
     assert (no_head.level, "and not LlamaForCausalLMEagle" in no_head.found) == ("problem", True)
     missing = found("cpu", **alone | {"draft_model": "nobody/no-such-draft"})
     assert (missing.name, missing.level) == ("draft", "problem")
+    no_layer = found("cpu", algorithm="mtp")
+    assert "mtp was not tried with Qwen3ForCausalLM" in no_layer.found
+    mimo = {"model": {"name": str(make_model(tmp_path / "mimo", "MiMo"))}}
+    own = SessionConfig(**mimo, engine={"speculative": {"algorithm": "mtp"}})
+    words = files.draft(own, find(own.model), "cpu").found
+    assert words == "a layer of the model's own, MiMoMTP, 182.0 kB; it stays as it is"
     assert "set engine.speculative.draft_model to its path" in missing.fix
     assert found("cpu", **alone | {"draft_model": str(tmp_path)}).level == "problem"
 

@@ -525,3 +525,5 @@ def test_a_head_that_learns_keeps_what_it_reads_of_the_policys_pass() -> None:
 
     more = update("eagle", 16_384) - update("standalone", 16_384)
     assert more == 2 * 2 * 16_384 * QWEN3_0_6B.hidden  # hidden states and embeddings
+    more = update("eagle3", 16_384) - update("standalone", 16_384)
+    assert more == 5 * 2 * 16_384 * QWEN3_0_6B.hidden  # and the outputs of three layers

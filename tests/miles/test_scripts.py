@@ -211,11 +211,14 @@ def test_flags_of_miles_adapters_are_read(
     assert (remarked in imported.report()) if remarked else imported.report() == ""
 
 
-def test_a_head_that_drafts_goes_there_and_back(tmp_path: Path) -> None:
-    own = {"algorithm": "eagle", "draft_model": "/a/head", "num_steps": 2, "eagle_topk": 3}
+@pytest.mark.parametrize("algorithm", ["eagle", "eagle3"])
+def test_a_head_that_drafts_goes_there_and_back(tmp_path: Path, algorithm: str) -> None:
+    own = {"algorithm": algorithm, "draft_model": "/a/head", "num_steps": 2, "eagle_topk": 3}
     config = SessionConfig.preset("qwen3-0.6b").replace("engine.speculative", own)
-    script = export_script(config).script
-    assert "--sglang-speculative-algorithm EAGLE" in script
+    exported = export_script(config)
+    script = exported.script
+    assert ("engine.speculative" in exported.notes) == (algorithm == "eagle3")
+    assert f"--sglang-speculative-algorithm {algorithm.upper()} " in script.replace("\n", " ")
     assert "--sglang-speculative-draft-model-path /a/head" in script
     (tmp_path / "run.sh").write_text(script)
     back = import_script(tmp_path / "run.sh").config.engine.speculative

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from kit.errors import ModelError
-from kit.models.heads import eagle, files, mtp, mtp_files
+from kit.models.heads import eagle, eagle3, eagle3_files, files, mtp, mtp_files
 from kit.models.heads.head import Head, PolicyStates
 from kit.models.packing import pack
 from kit.tiny import MODEL_DIR
-from tests.heads import Drafter, Written, WrittenMtp, random_head
+from tests.heads import Drafter, Written, WrittenEagle3, WrittenMtp, random_eagle3, random_head
 from tests.small_models import make_model
 
 SAMPLES = [
@@ -42,9 +42,18 @@ def mimo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("mimo"), "MiMo")
 
 
-@pytest.fixture(scope="module", params=["eagle", "mtp"])
-def written(request: pytest.FixtureRequest, head: Path, mimo: Path) -> tuple[Drafter, Head]:
+@pytest.fixture(scope="module", params=["eagle", "eagle3", "eagle3, some words", "mtp"])
+def written(
+    request: pytest.FixtureRequest,
+    head: Path,
+    mimo: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Drafter, Head]:
     """A head as the formulas have it, and as the trainer computes it."""
+    if request.param.startswith("eagle3"):
+        words = [*range(3, 40, 2), *range(40, 90)] if "some" in request.param else None
+        folder = random_eagle3(tmp_path_factory.mktemp("head"), words=words)
+        return WrittenEagle3(folder), eagle3.load(folder, MODEL_DIR)
     if request.param == "mtp":
         return WrittenMtp(mimo), mtp.load(mimo)
     return Written(head), eagle.load(head)
@@ -55,10 +64,9 @@ def log_probs(
 ) -> torch.Tensor:
     known, head = written
     packed = pack([row for row, _ in samples], [n for _, n in samples], share=share)
-    width = known.policy.config.hidden_size
-    hidden, embedded = (torch.zeros(len(packed.tokens_T), width) for _ in range(2))
+    hidden, embedded = (torch.zeros(len(packed.tokens_T), x.shape[1]) for x in known.read([3]))
     for rows, (tokens, _) in zip(packed.rows_of, samples, strict=True):
-        hidden[list(rows)], embedded[list(rows)] = known.hidden(tokens)
+        hidden[list(rows)], embedded[list(rows)] = known.read(tokens)
     states = PolicyStates(hidden, embedded, known.policy.lm_head.weight.detach())
     found: torch.Tensor = head(packed, 0.7, states)[0]
     return found
@@ -120,6 +128,41 @@ def test_of_a_model_whose_rotation_is_scaled_a_head_is_made_with_a_plain_one(
 ) -> None:
     model = make_model(tmp_path / "model", "Llama, yarn")
     assert files.problem_of(random_head(tmp_path / "head", model), model) == ""
+
+
+def test_an_eagle3_head_that_cannot_draft_says_why(tmp_path: Path) -> None:
+    head = random_eagle3(tmp_path / "head", words=range(3, 80))
+    assert eagle3_files.problem_of(head, MODEL_DIR) == ""
+    assert eagle3_files.problem_of(random_eagle3(tmp_path / "whole"), MODEL_DIR) == ""
+    config = json.loads((head / "config.json").read_text())
+    weights = load_file(head / "model.safetensors")
+    reads = "eagle_aux_hidden_state_layer_ids"
+    cases = [
+        ({"architectures": ["LlamaForCausalLMEagle"]}, {}, "names LlamaForCausalLMEagle"),
+        ({"num_hidden_layers": 2}, {}, "2 layers"),
+        ({"hidden_size": 64}, {}, "hidden states of 64 numbers; the model's 128"),
+        ({"target_hidden_size": 64}, {}, "hidden states of 128"),
+        ({"draft_vocab_size": None}, {}, "no output of its own"),
+        ({"tie_word_embeddings": True}, {}, "tie_word_embeddings is set"),
+        ({"norm_output": True}, {}, "norm_output is set"),
+        ({"rope_scaling": {"type": "linear"}, "rope_parameters": None}, {}, "linear"),
+        ({"eagle_config": {"use_aux_hidden_state": False}}, {}, "does not read 3 layers"),
+        ({"eagle_config": {reads: [0, 1, 3]}}, {}, "layers 0, 1, 3 .* which has 4"),
+        ({"eagle_config": {reads: [0, 1]}}, {}, "layers 0, 1 of"),
+        ({"eagle_config": None}, {}, "layers 0, 1, 1 of"),  # as SGLang has them of four layers
+        ({"draft_vocab_size": 76}, {}, r"lm_head.weight is \(77, 128\)"),
+        ({}, {"fc.bias": torch.ones(4)}, "have fc.bias"),
+        ({}, {"d2t": None}, "lack d2t"),
+        ({}, {"midlayer.hidden_norm.weight": None}, "lack layers.0.hidden_norm.weight"),
+    ]
+    for changed, more, words in cases:
+        (tmp_path / "config.json").write_text(json.dumps(config | changed))
+        kept = {name: w for name, w in (weights | more).items() if w is not None}
+        save_file(kept, tmp_path / "model.safetensors")
+        assert re.search(words, eagle3_files.problem_of(tmp_path, MODEL_DIR)), words
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="Missing key"):
+        eagle3.load(tmp_path, MODEL_DIR)
 
 
 def test_a_models_own_layer_that_cannot_draft_says_why(mimo: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from kit.config import HeadKind, TrainingConfig
 from kit.tiny import MODEL_DIR
 from kit.trainer.actor import Trainer
 from kit.weight_sync.transport import DRAFT, ReceiveBuffer
-from tests.heads import Drafter, Written, WrittenMtp, random_head
+from tests.heads import Drafter, Written, WrittenEagle3, WrittenMtp, random_eagle3, random_head
 from tests.small_models import make_model
 from tests.trainer.trainers import Make, batch, make, weights
 
@@ -32,7 +32,9 @@ class Case:
     @property
     def written(self) -> Drafter:
         """Both by the formulas."""
-        return Written(self.head) if self.kind == "eagle" else WrittenMtp(self.model)
+        if self.kind == "mtp":
+            return WrittenMtp(self.model)
+        return (Written if self.kind == "eagle" else WrittenEagle3)(self.head)
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +43,19 @@ def eagles(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 
 @pytest.fixture(scope="module")
+def eagles3(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Its head has some words only, and misses some that are written."""
+    words = [*range(3, 40, 2), *range(40, 90)]
+    return Case("eagle3", MODEL_DIR, random_eagle3(tmp_path_factory.mktemp("head"), words=words))
+
+
+@pytest.fixture(scope="module")
 def mimos(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = make_model(tmp_path_factory.mktemp("mimo"), "MiMo")
     return Case("mtp", folder, folder)
 
 
-@pytest.fixture(params=["eagles", "mimos"])
+@pytest.fixture(params=["eagles", "eagles3", "mimos"])
 def case(request: pytest.FixtureRequest) -> Case:
     found: Case = request.getfixturevalue(request.param)
     return found
@@ -151,6 +160,18 @@ def test_an_eagle_head_is_written_as_it_is_read(make: Make, eagles: Case, tmp_pa
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not before.keys() & load_file(MODEL_DIR / "model.safetensors").keys()
+
+
+def test_an_eagle3_head_is_written_with_its_words(
+    make: Make, eagles3: Case, tmp_path: Path
+) -> None:
+    with_head(make, eagles3).export_hf(str(tmp_path), "float32", of=DRAFT)
+    before = load_file(eagles3.head / "model.safetensors")
+    after = load_file(tmp_path / "model.safetensors")
+    named = {name.replace("midlayer.", "layers.0."): value for name, value in before.items()}
+    assert named.keys() == after.keys()
+    assert all(torch.equal(named[name], after[name]) for name in named)
+    assert after["d2t"].dtype is torch.int64
 
 
 @pytest.mark.parametrize("trains", [False, True])

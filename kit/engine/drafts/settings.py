@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import StackError
+from kit.models.heads import eagle3_files
 from kit.models.heads.mtp_files import PREFIXES
 
 if TYPE_CHECKING:
@@ -101,8 +102,11 @@ def own_of_head(named: dict[str, Any], architecture: str) -> dict[str, Any]:
         named: all of them.
         architecture: SGLang's class of the head.
     """
+    has_output = architecture == eagle3_files.ARCHITECTURE
     own = {name.removeprefix("model."): value for name, value in named.items()}
     if (prefix := PREFIXES.get(architecture)) is None:
-        return {name: own[name] for name in own if name.startswith(("fc.", "layers."))}
+        # What an EAGLE-3 head has for its output is its own; another's is the policy's.
+        begins = ("fc.", "layers.", "norm.", *(("lm_head.",) if has_output else ()))
+        return {name: own[name] for name in own if name.startswith(begins)}
     shared = ("embed_tokens.weight", "lm_head.weight")
     return {prefix + n.removeprefix("mtp_block."): own[n] for n in own if n not in shared}

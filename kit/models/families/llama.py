@@ -14,6 +14,7 @@ FAMILIES = (
         engine_adapts=True,
         drafts=True,
         heads=True,
+        eagle3=True,
     ),
     Family(
         "ArceeForCausalLM",

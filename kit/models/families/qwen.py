@@ -55,6 +55,7 @@ FAMILIES = (
         engine_adapts=True,
         drafts=True,
         heads=True,
+        eagle3=True,
     ),
     Family(
         "Qwen2MoeForCausalLM",
@@ -77,6 +78,7 @@ FAMILIES = (
         engine_adapts=True,
         drafts=True,
         heads=True,
+        eagle3=True,
     ),
     Family(
         "Qwen3NextForCausalLM",

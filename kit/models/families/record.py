@@ -104,6 +104,8 @@ class Family:
     """Whether drafts (`engine.speculative`) were seen to write as plain decoding does."""
     heads: bool = False
     """Whether EAGLE heads on its hidden states were seen to draft what the trainer computes."""
+    eagle3: bool = False
+    """Whether EAGLE-3 heads on what its layers put out were seen to draft so."""
     mtp: bool = False
     """Whether its own layer that predicts a further token was seen to draft so."""
     engine_adapts: bool = False
@@ -164,12 +166,12 @@ class Family:
                 fix="leave engine.speculative out, or take another model.",
             )
 
-    def check_heads(self) -> None:
-        """Raise ConfigError for a family that no EAGLE head was tried with."""
-        if not self.heads:
+    def check_heads(self, kind: str) -> None:
+        """Raise ConfigError for a family that no head was tried with; `eagle` or `eagle3`."""
+        if not (self.heads if kind == "eagle" else self.eagle3):
             raise self._untried(
                 "what a head drafts on its hidden states",
-                "engine.speculative.algorithm: eagle",
+                f"engine.speculative.algorithm: {kind}",
                 "set ngram or standalone",
             )
 

@@ -19,15 +19,14 @@ import torch
 from torch import nn
 
 from kit.errors import ModelError
-from kit.models import attention, own
+from kit.models import attention
 from kit.models.dropout import switch_off
-from kit.models.heads.files import ARCHITECTURE
-from kit.models.heads.head import Head, run_layer
+from kit.models.heads.head import Head, HeadLayers, run_layer
 from kit.models.packing import Packed
 from kit.models.source import weight_files
 
 
-class EagleLayers(nn.Module):
+class EagleLayers(HeadLayers):
     """What a head has of its own, by the names of its files."""
 
     def __init__(self, config: Any) -> None:
@@ -76,55 +75,3 @@ def load(path: str | Path) -> Head:
         ) from error
     switch_off(head)
     return Head(head)
-
-
-def make(model: str | Path, folder: str | Path, seed: int = 0) -> None:
-    """Write a head for a model, which has learned nothing, and the model's tokenizer.
-
-    Its matrices begin as https://proceedings.mlr.press/v9/glorot10a.html has them.
-
-    Args:
-        model: directory of the model.
-        folder: a directory for the head; it is there.
-        seed: of its first weights.
-    """
-    from safetensors.torch import save_file
-    from transformers import AutoConfig, AutoTokenizer, LlamaConfig
-
-    own.register(model)
-    policy = AutoConfig.from_pretrained(model, local_files_only=True)
-    config = LlamaConfig(
-        architectures=[ARCHITECTURE],
-        vocab_size=policy.vocab_size,
-        hidden_size=policy.hidden_size,
-        intermediate_size=policy.intermediate_size,
-        num_hidden_layers=1,
-        num_attention_heads=policy.num_attention_heads,
-        num_key_value_heads=policy.num_key_value_heads,
-        head_dim=getattr(policy, "head_dim", None),
-        rms_norm_eps=policy.rms_norm_eps,
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": policy.rope_parameters["rope_theta"],
-        },
-        max_position_embeddings=policy.max_position_embeddings,
-        bos_token_id=policy.bos_token_id,
-        eos_token_id=policy.eos_token_id,
-        pad_token_id=policy.pad_token_id,
-        dtype="float32",
-    )
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        head = EagleLayers(config)
-        for name, value in head.named_parameters():
-            if value.ndim == 2:
-                nn.init.xavier_uniform_(value)
-            elif "norm" not in name:
-                nn.init.zeros_(value)
-    save_file(
-        {name: value.contiguous() for name, value in head.state_dict().items()},
-        Path(folder) / "model.safetensors",
-        {"format": "pt"},
-    )
-    config.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model, local_files_only=True).save_pretrained(folder)

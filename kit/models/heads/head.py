@@ -3,15 +3,15 @@
 Place i of a text has the policy's last hidden state h_i, after its final norm, and the embedding of
 the token that follows, x_{i+1}. A head makes an output o_i of them, which by the policy's output
 embedding says what token i + 2 is. As a draft goes on, o_i stands for the h_{i+1} that is not known
-yet. Embeddings and output are the policy's, so that a head has no vocabulary of its own.
+yet. Embeddings and output are the policy's, so that a head has no vocabulary of its own; but those
+of EAGLE-3 have one, and h_i is made there of what several of the policy's layers put out.
 
-What is computed between them is in `eagle` and in `mtp`.
+What is computed between them is in `eagle`, `eagle3` and `mtp`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -26,33 +26,55 @@ class PolicyStates:
     """What a head reads of a policy's forward pass over packed samples; no gradient goes there."""
 
     hidden_T: torch.Tensor
-    """Output of its last layer after the final norm, (T, hidden size)."""
+    """Output of its last layer after the final norm, (T, hidden size); or of those layers that the
+    head reads, side by side."""
     embedded_T: torch.Tensor
     """Embedding of each row's token, (T, hidden size)."""
     output: torch.Tensor
     """The output embedding, whole, (vocabulary, hidden size)."""
 
 
-class HeadLayers(Protocol):
+class HeadLayers(nn.Module):
     """What is computed with a head's own weights, which have the names of its files."""
 
-    def __call__(
+    reads: tuple[int, ...] = ()
+    """Layers of the policy whose output it reads; none reads that of the last, after its norm."""
+    words_D: torch.Tensor | None
+    """The token of each row of its own output embedding; None where rows are tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("words_D", None, persistent=False)
+
+    def forward(
         self, before_E: torch.Tensor, embedded_E: torch.Tensor, packed: Packed
     ) -> torch.Tensor:
-        """Output for each entry, (E, hidden size), of which the policy's output makes logits.
+        """Output for each entry, (E, hidden size), which the next one reads in a draft.
 
         Args:
-            before_E: the policy's hidden state before the entry's token.
+            before_E: what the policy knows before the entry's token; see `given`.
             embedded_E: embedding of the entry's token.
             packed: the entries, as `entries` makes them.
         """
+        raise NotImplementedError
+
+    def given(self, hidden_E: torch.Tensor) -> torch.Tensor:
+        """What an entry reads of the policy's hidden states, (E, hidden size)."""
+        return hidden_E
+
+    def said(self, out_R: torch.Tensor) -> torch.Tensor:
+        """Output of which logits are made, (R, hidden size)."""
+        return out_R
+
+    def output(self, policys: torch.Tensor) -> torch.Tensor:
+        """The output embedding: the policy's, or one of its own."""
+        return policys
 
 
 class Head(nn.Module):
     """A head with packed input that returns log-probs, as a `Policy` does."""
 
-    def __init__(self, model: nn.Module) -> None:
-        """`model`: the layers, which are called as `HeadLayers` says."""
+    def __init__(self, model: HeadLayers) -> None:
         super().__init__()
         self.model = model
 
@@ -65,6 +87,7 @@ class Head(nn.Module):
     ) -> tuple[torch.Tensor]:
         """Log-prob of each response token but the first of its sample, (logp_R,), nats, float32.
 
+        Of a token that is no word of the head's it is 0: the head can neither draft nor learn it.
         No draft gives the first one, which comes with the prompt. It is the mean of two passes: one
         reads the policy's states, and one the head's own output in their place, which is all that a
         draft has beyond its first token (https://arxiv.org/abs/2408.15766).
@@ -74,22 +97,29 @@ class Head(nn.Module):
             temperature: divides the logits, as in sampling.
             states: the policy's, of the same samples.
             target: the policy's distributions in the places of all response tokens; what comes out
-                is then how far the head's are from them, (kl_R,), the mean of both passes.
+                is then how far the head's are from them, over the head's words, (kl_R,), the mean
+                of both passes.
         """
         laid = entries(packed)
         dtype = next(self.model.parameters()).dtype
-        output = states.output.to(dtype)
-        hidden_E = states.hidden_T[laid.before_E].to(dtype)
+        output = self.model.output(states.output.to(dtype))
+        hidden_E = self.model.given(states.hidden_T[laid.before_E].to(dtype))
         embedded_E = states.embedded_T[laid.token_E].to(dtype)
         if target is not None:
             target = replace(target, hidden_R=target.hidden_R[laid.follows_R])
+        target_R, known_R = laid.packed.target_R, None
+        if (words_D := self.model.words_D) is not None:
+            target_R, known_R = among_words(target_R, words_D, len(states.output))
+            if target is not None:
+                target = replace(target, head=target.head[words_D])
 
         def told(out_E: torch.Tensor) -> torch.Tensor:
             take = take_rows if laid.packed.seen_rows is None else repeat_rows
-            out_R = take(out_E, laid.packed.predictor_R)
+            out_R = self.model.said(take(out_E, laid.packed.predictor_R))
             if target is not None:
                 return forward_kl(target, Distributions(out_R, output, temperature))
-            return token_log_probs(out_R, output, laid.packed.target_R, temperature)[0]
+            logp_R = token_log_probs(out_R, output, target_R, temperature)[0]
+            return logp_R if known_R is None else torch.where(known_R, logp_R, 0)
 
         first_E = self.model(hidden_E, embedded_E, laid.packed)
         own_E = torch.where(
@@ -97,6 +127,22 @@ class Head(nn.Module):
         )
         second_E = self.model(own_E, embedded_E, laid.packed)
         return ((told(first_E) + told(second_E)) / 2,)
+
+
+def among_words(
+    token_R: torch.Tensor, words_D: torch.Tensor, tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(number of each token among a head's words, whether it is one of them), (R).
+
+    Args:
+        token_R: the tokens.
+        words_D: the token of each word.
+        tokens: how many there are.
+    """
+    number_V = torch.full((tokens,), -1, device=words_D.device)
+    number_V[words_D] = torch.arange(len(words_D), device=words_D.device)
+    number_R = number_V[token_R]
+    return number_R.clamp(0), number_R >= 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,14 +25,14 @@ from torch import nn
 from kit.errors import ModelError
 from kit.models import attention, own
 from kit.models.dropout import switch_off
-from kit.models.heads.head import Head, run_layer
+from kit.models.heads.head import Head, HeadLayers, run_layer
 from kit.models.packing import Packed
 from kit.models.source import mtp_weights
 
 NORMS = ("token_layernorm", "hidden_layernorm", "final_layernorm")
 
 
-class MtpLayers(nn.Module):
+class MtpLayers(HeadLayers):
     """MiMo's layer, by the names that it has in the model's files."""
 
     def __init__(self, config: Any) -> None:
