@@ -4,6 +4,7 @@
     drawing.py          the kernel that draws them
     shared.py           the operators of `kit.operators`, for `training.true_on_policy`
     speculative.py      drafts: their graphs and masks
+    decode_attention.py the kernel with which the last token of each request attends to all before
     draft_attention.py  the kernel with which a few new tokens of each request attend to all before
     windows.py          windows of its Triton attention where it writes
 
