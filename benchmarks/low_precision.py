@@ -121,13 +121,14 @@ def engine(way: str, shape: str, folder: str, asked: argparse.Namespace) -> dict
     from kit.stack.actors import engine_settings
     from kit.stack.stack import Stack
 
-    work = replace(workload(shape, folder), response_tokens=DECODED)
+    decoded = asked.response or DECODED
+    work = replace(workload(shape, folder), response_tokens=decoded)
     config = work.config(engine={"max_total_tokens": max(asked.requests) * (work.length + 16)})
     for name, value in WAYS[way].items():
         config = config.replace(name, value)
     model = find(config.model)
-    plan = plan_for(config, model, work.device, DECODED)
-    settings = engine_settings(Stack(config, model, work.device, DECODED, plan).settings)
+    plan = plan_for(config, model, work.device, decoded)
+    settings = engine_settings(Stack(config, model, work.device, decoded, plan).settings)
     os.environ |= kept_kernels()
     if work.device == "cpu":
         prepare_cpu()
@@ -148,11 +149,11 @@ def engine(way: str, shape: str, folder: str, asked: argparse.Namespace) -> dict
                 begun = time.perf_counter()
                 running.generate(
                     input_ids=prompts,
-                    sampling_params={"temperature": 1.0, "max_new_tokens": DECODED},
+                    sampling_params={"temperature": 1.0, "max_new_tokens": decoded},
                     return_logprob=True,
                 )
                 seconds.append(time.perf_counter() - begun)
-            found["decode"][str(count)] = [count * DECODED / took for took in seconds]
+            found["decode"][str(count)] = [count * decoded / took for took in seconds]
             say(f"{way}, {count} at once: {found['decode'][str(count)]} tokens/s")
             if asked.profile and count == asked.requests[0]:
                 with tempfile.TemporaryDirectory() as place:

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 KINDS = {
-    "attention": ("flashattn", "attention", "_fwd_grouped", "_fwd_kernel", "store_kvcache"),
+    "attention": (
+        "flashattn",
+        "attention",
+        "_fwd_grouped",
+        "_fwd_kernel",
+        "store_kvcache",
+        "parts_kernel",
+        "together_kernel",
+    ),
+    "sampling": ("columns_kernel", "best_kernel"),
     "quantising": ("rows_kernel",),
     "norms, rotations, activations": ("norm", "rotation", "rope", "silu", "act_and_mul"),
     "products": ("gemm", "product", "nvjet", "splitk"),

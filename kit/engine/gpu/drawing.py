@@ -129,7 +129,7 @@ def _load(begin, column, width, factor):
 
 
 @triton.jit
-def rows_kernel(
+def best_kernel(
     results, places, tokens, log_probs, parts, GREEDY: tl.constexpr, PARTS: tl.constexpr
 ):
     """Take the best token of a row's parts, and its log-prob."""
@@ -185,7 +185,7 @@ def draw(
         logits, warm, seeds, positions, results, places, logits.stride(0), width, nodes,
         GREEDY=temperatures is None, BLOCK=BLOCK, COLUMNS=COLUMNS, ROUNDS=ROUNDS, num_warps=4,
     )  # fmt: skip
-    rows_kernel[(rows,)](
+    best_kernel[(rows,)](
         results, places, tokens, log_probs, parts, GREEDY=temperatures is None,
         PARTS=triton.next_power_of_2(parts), num_warps=1,
     )  # fmt: skip
