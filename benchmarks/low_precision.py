@@ -19,6 +19,7 @@ plan counts of its weights, and tokens a second of 256 requests decoded at once.
     exact      both in FP8, with `training.true_on_policy`
     plain      both in bfloat16, with `training.true_on_policy`
     cache      the engine alone in FP8, its keys and values too
+    sglang     SGLang's own engine in bfloat16, with the session's arguments (`engines` alone)
 
 `engines` starts an engine without a session for each way, all at once, and has them write one after
 the other; with `--profile` it tells where a step's time goes, by kernel. `trainer` makes updates of
@@ -49,6 +50,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "exact": {"model.quantization": "fp8", "training.true_on_policy": True},
     "plain": {"training.true_on_policy": True},
     "cache": {"engine.quantization": "fp8", "engine.kv_cache_dtype": "fp8_e4m3"},
+    "sglang": {},
 }
 """What the settings have on each side."""
 TRAINED = ("bf16", "kernels", "simulated", "plain", "exact")
@@ -133,8 +135,11 @@ def engine(way: str, shape: str, folder: str, asked: argparse.Namespace) -> dict
     if work.device == "cpu":
         prepare_cpu()
     patches.import_only(settings.model_path)
+    import sglang
+
     begun = time.perf_counter()
-    running = patches.engine_class(settings)(**server_arguments(settings))
+    engine_class = sglang.Engine if way == "sglang" else patches.engine_class(settings)
+    running = engine_class(**server_arguments(settings))
     found: dict[str, Any] = {"start": time.perf_counter() - begun, "decode": {}}
     weights = dict(plan.phases[0].parts)["engine: weights"]
     found["planned_weights_gib"] = weights / 2**30

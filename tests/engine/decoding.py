@@ -13,7 +13,7 @@ LENS, HEADS, KV_HEADS, SIZE = [7, 70, 1, 33], 6, 2, 32
 
 
 def main() -> None:
-    """Compare: whole requests, all of them split, and only the long one."""
+    """Compare: whole requests, and split."""
     attention.TILE = 16 * SIZE  # so that a request has several tiles
     torch.manual_seed(0)
     total, count = sum(LENS), len(LENS)
@@ -21,14 +21,14 @@ def main() -> None:
     places = torch.randperm(200)[:total]
     begins = torch.cat([torch.zeros(1, dtype=torch.int32), torch.tensor(LENS).cumsum(0).int()])
     query = torch.randn(count, HEADS, SIZE)
-    for programs, long, longest in ((1, 2048, 100), (1024, 2048, 100), (1, 32, 100)):
-        attention.PROGRAMS, attention.LONG = programs, long
+    for programs in (1, 1024):
+        attention.PROGRAMS = programs
         for narrow in (False, True):
             k, v = (x.to(torch.float8_e4m3fn) if narrow else x for x in (keys, values))
             out = torch.full_like(query, torch.nan)
             partial = torch.full((count, HEADS, 4, SIZE), torch.nan)
             logs = torch.full((count + 2, HEADS, 4), 7.0)
-            attention.attend(query, k, v, out, begins, places, partial, logs, 0.3, longest)
+            attention.attend(query, k, v, out, begins, places, partial, logs, 0.3)
             apart = (out - expected(query, k, v, places)).abs().amax((1, 2))
             split = (~partial.isnan()).flatten(1).any(1)
             print(int(split.sum()), *apart.tolist())

@@ -7,7 +7,7 @@ from functools import wraps
 import pytest
 import torch
 
-from kit.engine.gpu.decode_attention import Split, columns_of, fits, split, stages_of
+from kit.engine.gpu.decode_attention import columns_of, fits, parts_of, stages_of
 from tests.engine.interpreted import interpreted
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -15,29 +15,16 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no
 
 def test_it_is_what_is_written_out_whole_and_in_parts() -> None:
     whole, narrow, *divided = interpreted("decoding")
-    assert [line[0] for line in (whole, narrow, *divided)] == ["0", "0", "2", "2", "2", "2"]
+    assert [line[0] for line in (whole, narrow, *divided)] == ["0", "0", "2", "2"]
     for line in (whole, *divided[::2]):
         assert max(map(float, line[1:])) < 1e-5
     for line in (narrow, *divided[1::2]):  # weights of 11 bits
         assert max(map(float, line[1:])) < 2e-3
 
 
-@pytest.mark.parametrize(
-    ("programs", "longest", "parts", "least"),
-    [
-        (2048, 2048, 1, 2048),  # 256 requests, 8 heads of keys: none is divided
-        (2048, 2049, 2, 2048),  # but a long one
-        (2048, 40_960, 8, 2048),  # as far as there is room
-        (512, 2048, 1, 2048),
-        (256, 2048, 4, 64),
-        (8, 2048, 8, 64),
-        (1, 10, 8, 64),
-    ],
-)
-def test_requests_are_divided_where_they_are_few_or_long(
-    programs: int, longest: int, parts: int, least: int
-) -> None:
-    assert split(programs, 64, longest, 8) == Split(parts, least)
+def test_requests_are_divided_where_they_are_few() -> None:
+    parts = {programs: parts_of(programs, 8) for programs in (1, 8, 128, 256, 511, 512, 2048)}
+    assert parts == {1: 8, 8: 8, 128: 8, 256: 4, 511: 2, 512: 1, 2048: 1}
 
 
 def test_as_many_tiles_are_under_way_as_a_card_has_room_for() -> None:
@@ -94,7 +81,7 @@ def test_a_gpus_is_what_is_written_out(
     def theirs(*args: object, **kwargs: object) -> None:
         calls.append(args)
 
-    attend = standing_in(wraps(decode_attention_fwd)(theirs), longest)
+    attend = standing_in(wraps(decode_attention_fwd)(theirs))
     asked = query, keys, values, out, begins, places, *room, None, 8, size**-0.5, 1.0, 1.0
     attend(*asked)
     assert not calls

@@ -2,20 +2,22 @@
 
 SGLang's Triton kernel reads 32 tokens at a time, and gives every request as many programs as the
 longest may need, most of which have nothing to do. Here a program has 16 KiB of keys and as much of
-values under way three times over, which is what keeps a GPU's memory busy; and a request is split
-only where there are too few of them to fill the card, or where it is long. Keys and values of 8
-bits become numbers of 16 bits in one instruction for two, since float16 holds each of e4m3.
+values under way three times over, which is what keeps a GPU's memory busy; and requests are split
+only where there are too few of them to fill the card. So one program reads a request of 40,000
+tokens that is among a hundred short ones, which takes it about 0.3 ms. Keys and values of 8 bits
+become numbers of 16 bits in one instruction for two, since float16 holds each of e4m3.
 
 Read from SGLang 0.5.16:
     kernels/ops/attention/decode_attention.py   decode_attention_fwd, whose arguments these are
-    layers/attention/triton_backend.py   TritonAttnBackend.decode_attention_fwd, max_context_len;
+    layers/attention/triton_backend.py   TritonAttnBackend, which imports it as it is made;
                                          attn_logits, attn_lse: room for the parts of each head
 """
 
 # Triton reads the signatures of kernels by itself: their arguments have no types for mypy.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
 
-from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from inspect import signature
 from typing import Any
 
@@ -25,8 +27,6 @@ import triton.language as tl
 
 PROGRAMS = 1024
 """About how many programs fill a GPU; half as many do well enough without splitting requests."""
-LONG = 2048
-"""Tokens of a request that one program reads, at most, if the room for parts allows it."""
 TILE = 8192
 """Numbers of keys that a program reads at once."""
 MOST_COLUMNS = 128
@@ -38,14 +38,14 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _span(length, parts, least, COLUMNS: tl.constexpr):
+def _span(length, parts, COLUMNS: tl.constexpr):
     """Tokens of a part of a request."""
-    return tl.maximum(tl.cdiv(tl.cdiv(length, parts), COLUMNS) * COLUMNS, least)
+    return tl.cdiv(tl.cdiv(length, parts), COLUMNS) * COLUMNS
 
 
 @triton.jit
 def parts_kernel(
-    query, out, keys, values, begins, places, partial, logs, scale, least, query_token, query_head,
+    query, out, keys, values, begins, places, partial, logs, scale, query_token, query_head,
     out_token, out_head, keys_token, keys_head, values_token, values_head, partial_token,
     partial_head, partial_part, logs_token, logs_head, GROUP: tl.constexpr, ROWS: tl.constexpr,
     SIZE: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
@@ -54,7 +54,7 @@ def parts_kernel(
     request, shared, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     begin = tl.load(begins + request)
     length = (tl.load(begins + request + 1) - begin).to(tl.int32)
-    span = _span(length, tl.num_programs(2), least, COLUMNS)
+    span = _span(length, tl.num_programs(2), COLUMNS)
     low = part * span
     high = tl.minimum(low + span, length)
     row = tl.arange(0, ROWS)
@@ -102,14 +102,14 @@ def parts_kernel(
 
 @triton.jit
 def together_kernel(
-    out, begins, partial, logs, parts, least, out_token, out_head, partial_token, partial_head,
+    out, begins, partial, logs, parts, out_token, out_head, partial_token, partial_head,
     partial_part, logs_token, logs_head, PARTS: tl.constexpr, SIZE: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Add the parts of a request's head by the weights that they had, where there are several."""
     request, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     length = (tl.load(begins + request + 1) - tl.load(begins + request)).to(tl.int32)
-    span = _span(length, parts, least, COLUMNS)
+    span = _span(length, parts, COLUMNS)
     if span < length:
         part, size = tl.arange(0, PARTS), tl.arange(0, SIZE)
         known = part * span < length
@@ -122,28 +122,14 @@ def together_kernel(
         tl.store(out + request * out_token + head * out_head + size, summed)
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
-    """How requests are divided among programs."""
-
-    parts: int
-    """Of a request, at most."""
-    least: int
-    """Tokens of a part, at least."""
-
-
-def split(programs: int, columns: int, longest: int, room: int) -> Split:
-    """How requests are divided.
+def parts_of(programs: int, room: int) -> int:
+    """Parts of a request.
 
     Args:
         programs: that there are if none is divided.
-        columns: tokens that a program reads at once.
-        longest: tokens that a request may have.
         room: for parts of a request.
     """
-    if 2 * programs < PROGRAMS:
-        return Split(min(PROGRAMS // programs, room), columns)
-    return Split(max(1, min(-(-longest // LONG), room)), LONG)
+    return min(PROGRAMS // programs, room) if 2 * programs < PROGRAMS else 1
 
 
 def attend(
@@ -156,7 +142,6 @@ def attend(
     partial: torch.Tensor,
     logs: torch.Tensor,
     scale: float,
-    longest: int,
     stages: int = 3,
 ) -> None:
     """Have the last token of each request attend to all of it.
@@ -171,25 +156,23 @@ def attend(
         partial: room for parts, (B or more, heads, parts, D), float32.
         logs: likewise, (B or more, heads, parts).
         scale: of the scores.
-        longest: tokens that a request may have.
         stages: tiles that a program has under way at once.
     """
     count, heads, size = query.shape
     shared = keys.shape[1]
     columns = columns_of(size)
-    divided = split(count * shared, columns, longest, partial.shape[2])
+    parts = parts_of(count * shared, partial.shape[2])
     ends = [tensor.stride(i) for tensor in (query, out, keys, values) for i in (0, 1)]
     room = [*(partial.stride(i) for i in range(3)), logs.stride(0), logs.stride(1)]
-    parts_kernel[(count, shared, divided.parts)](
-        query, out, keys, values, begins, places, partial, logs, scale, divided.least, *ends, *room,
+    parts_kernel[(count, shared, parts)](
+        query, out, keys, values, begins, places, partial, logs, scale, *ends, *room,
         GROUP=heads // shared, ROWS=rows_of(heads // shared), SIZE=size, COLUMNS=columns,
         STAGES=stages, num_warps=2,
     )  # fmt: skip
-    if divided.parts > 1:
+    if parts > 1:
         together_kernel[(count, heads)](
-            out, begins, partial, logs, divided.parts, divided.least, out.stride(0), out.stride(1),
-            *room, PARTS=triton.next_power_of_2(divided.parts), SIZE=size, COLUMNS=columns,
-            num_warps=1,
+            out, begins, partial, logs, parts, out.stride(0), out.stride(1), *room,
+            PARTS=triton.next_power_of_2(parts), SIZE=size, COLUMNS=columns, num_warps=1,
         )  # fmt: skip
 
 
@@ -216,6 +199,14 @@ def stages_of(size: int, width: int, memory: int) -> int:
     return min(tiles, 3) if tiles >= 2 else 0
 
 
+@cache
+def shared_memory(device: int) -> int:
+    """Bytes that a program on a GPU may share."""
+    properties = triton.runtime.driver.active.utils.get_device_properties(device)
+    size: int = properties["max_shared_mem"]
+    return size
+
+
 PLAIN = {
     "v_scale": 1.0,
     "logit_cap": 0.0,
@@ -228,29 +219,22 @@ PLAIN = {
 """What SGLang's kernel is asked for where this one can stand in for it."""
 
 
-def standing_in(theirs: Any, longest: int) -> Any:
-    """This kernel in place of SGLang's, which still does what this one does not.
-
-    Args:
-        theirs: `decode_attention_fwd`.
-        longest: tokens that a request may have.
-    """
+def standing_in(theirs: Any) -> Any:
+    """This kernel in place of SGLang's `decode_attention_fwd`, which still does the rest."""
     names = signature(theirs)
-    properties = triton.runtime.driver.active.utils.get_device_properties
-    memory = properties(torch.cuda.current_device())["max_shared_mem"]
 
     def attend_to_all(*args: Any, **kwargs: Any) -> Any:
         given = names.bind(*args, **kwargs)
         given.apply_defaults()
         asked = given.arguments
         query, keys, values = asked["q"], asked["k_buffer"], asked["v_buffer"]
-        stages = stages_of(query.shape[-1], keys.element_size(), memory)
+        stages = stages_of(query.shape[-1], keys.element_size(), shared_memory(query.device.index))
         if not (stages and fits(query, keys, values, asked["o"]) and is_plain(asked)):
             return theirs(*args, **kwargs)
         attend(
             query, keys, values, asked["o"], asked["kv_indptr"], asked["kv_indices"],
             asked["attn_logits"], asked["attn_lse"], asked["sm_scale"] * asked["k_scale"],
-            longest, stages,
+            stages,
         )  # fmt: skip
         return None
 
@@ -277,13 +261,5 @@ def is_plain(asked: dict[str, Any]) -> bool:
 
 def register() -> None:
     """Have this process' SGLang decode with it, where its attention is Triton's."""
-    from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
-
-    backend: Any = TritonAttnBackend
-    prepare = backend.__init__
-
-    def prepare_with_ours(self: Any, *args: Any, **kwargs: Any) -> None:
-        prepare(self, *args, **kwargs)
-        self.decode_attention_fwd = standing_in(self.decode_attention_fwd, self.max_context_len)
-
-    backend.__init__ = prepare_with_ours
+    kernels: Any = import_module("sglang.kernels.ops.attention.decode_attention")
+    kernels.decode_attention_fwd = standing_in(kernels.decode_attention_fwd)
