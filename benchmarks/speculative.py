@@ -2,19 +2,22 @@
 
     python -m benchmarks.speculative                            # 0.6b, a draft of 2 layers
     python -m benchmarks.speculative --algorithm ngram --ways plain,always
+    python -m benchmarks.speculative --algorithm eagle --ways plain,always --num-steps 3
     python -m benchmarks.speculative --draft trained            # on the text, not by kit.make_draft
     python -m benchmarks.speculative --shape tiny --device cpu  # to try the benchmark itself
 
 A model with the shape of Qwen3-0.6B is trained on text that can be predicted
 (`benchmarks.gpu_parts.predictable`), and `kit.make_draft` makes a draft of two of its layers from
-what it writes; the session that does not draft starts meanwhile. (`--draft trained` trains a model
-of two layers on the same text instead.) Then sessions start on one card, all at once: one that
-always drafts, and one that does where it pays. In turns, by each of them:
+what it writes, or an EAGLE head (`--algorithm eagle`); the session that does not draft starts
+meanwhile. (`--draft trained` trains a model of two layers, or the head, on the same text instead.)
+Then sessions start on one card, all at once: one that always drafts, and one that does where it
+pays (`standalone` only). In turns, by each of them:
 
 made        the draft: seconds, and what is accepted at the beginning and at the end
 decoded     8, 32, 64 and 256 requests of 1,024 tokens: tokens a second, and their ratio
 rollout     256 requests, most of them of some hundred tokens and some of 1,800: seconds of all
 greedy      64 responses, token by token; where two differ, how far apart the tokens' log-probs are
+seeded      64 responses at temperature 1: of how many the first tokens are plain decoding's
 sampled     10,000 responses: their first tokens against the model's own probabilities (chi-square)
 syncs       of the policy alone, and of policy and draft
 sleep       the engine asleep and awake: the draft's checksums, and what is accepted after it
@@ -37,6 +40,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_parts.comparison import alike, chi_square, differences
 from benchmarks.gpu_parts.predictable import Text
 
 REQUESTS = (8, 32, 64, 256)
@@ -110,8 +114,11 @@ def settings(asked: argparse.Namespace) -> Any:
         tree["engine"]["speculative"] = {"algorithm": "ngram"}
     elif drafts:
         tree["training"]["draft"] = {"learning_rate": asked.draft_rate}
-        own = {"algorithm": "standalone", "draft_model": str(asked.folder / "draft")}
-        tree["engine"]["speculative"] = own | {"num_steps": asked.num_steps, "when": asked.one}
+        own = {"algorithm": asked.algorithm, "draft_model": str(asked.folder / "draft")}
+        own |= {"num_steps": asked.num_steps, "when": asked.one}
+        if asked.eagle_topk > 1:
+            own["eagle_topk"] = asked.eagle_topk
+        tree["engine"]["speculative"] = own
     return SessionConfig(name=f"spec-{asked.one}", device=asked.device, **tree)
 
 
@@ -189,6 +196,12 @@ class Asked:
         found = self.write([self.prompt(i) for i in range(GREEDY)], self.size["greedy"], 0.0)
         return {name: found[name] for name in ("tokens", "log_probs", "passes")}
 
+    def seeded(self) -> list[list[int]]:
+        """Tokens at temperature 1, each response by a seed of its own."""
+        prompts = [self.prompt(i) for i in range(GREEDY)]
+        tokens: list[list[int]] = self.write(prompts, self.size["greedy"], 1.0)["tokens"]
+        return tokens
+
     def sampled(self, *lengths: int) -> list[list[list[Any]]]:
         """First tokens of many responses to one prompt: (tokens, how many, log-prob), by length."""
         prompts = [self.prompt(0)] * self.size["drawn"]
@@ -246,7 +259,7 @@ def serve(asked: argparse.Namespace) -> None:
     from kit import RLSession
     from kit.rollout import drafts
 
-    drafts.ON_GPUS = ("ngram", "standalone")  # also what this is to compare first
+    drafts.ON_GPUS = ("ngram", "standalone", "eagle")  # also what this is to compare first
 
     def reward(sample: Any) -> float:
         return float(sample.index % 3 == 0)
@@ -306,50 +319,6 @@ class Child:
         self.process.wait()
 
 
-def differences(plain: dict[str, Any], drafts: dict[str, Any]) -> dict[str, Any]:
-    """How many greedy responses are the same, and how close the rest were where they parted.
-
-    Two tokens that one engine or the other takes in the same place have nearly the same log-prob
-    where rounding decided; passes of one token and of several round differently.
-    """
-    same, gaps = 0, []
-    pairs = zip(plain["tokens"], drafts["tokens"], strict=True)
-    for row, (ours, theirs) in enumerate(pairs):
-        parted = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]
-        if not parted:
-            same += ours == theirs
-            continue
-        place = parted[0]
-        gap = plain["log_probs"][row][place] - drafts["log_probs"][row][place]
-        gaps.append([place, abs(gap)])
-    written = sum(map(len, plain["tokens"]))
-    return {"same": same, "of": len(plain["tokens"]), "tokens": written, "gaps": gaps}
-
-
-def chi_square(plain: list[list[Any]], drafts: list[list[Any]]) -> dict[str, Any]:
-    """Draws with drafts against the probabilities that plain decoding says.
-
-    What is expected fewer than five times is one cell.
-    """
-    import torch
-
-    draws = sum(count for _, count, _ in drafts)
-    counts = {tuple(first): count for first, count, _ in drafts}
-    cells, rest, left = [], draws, float(draws)
-    for first, _, log_prob in plain:
-        expected = draws * math.exp(log_prob)
-        if expected >= 5:
-            seen = counts.get(tuple(first), 0)
-            cells.append((seen, expected))
-            rest, left = rest - seen, left - expected
-    if left >= 5:
-        cells.append((rest, left))
-    total = sum((seen - expected) ** 2 / expected for seen, expected in cells)
-    half = torch.tensor([(len(cells) - 1) / 2, total / 2], dtype=torch.float64)
-    chance = float(torch.special.gammaincc(half[0], half[1])) if len(cells) > 1 else None
-    return {"cells": len(cells), "chi_square": total, "p": chance, "rest": rest, "expected": left}
-
-
 Put = Callable[[str, Any], None]
 
 
@@ -370,6 +339,7 @@ def measure(children: dict[str, Child], asked: argparse.Namespace, put: Put) -> 
         }
 
     put("greedy", against_plain(differences, turn("greedy")))
+    put("seeded", against_plain(alike, turn("seeded")))
 
     def decode(requests: int, number: int) -> None:
         all_fit = requests < max(size["requests"])
@@ -385,7 +355,7 @@ def measure(children: dict[str, Child], asked: argparse.Namespace, put: Put) -> 
     for place, length in enumerate(SEQUENCES):
         these = {name: table[place] for name, table in tables.items()}
         put(f"sampled/{length}", against_plain(chi_square, these))
-    if asked.algorithm == "standalone" and "always" in children:
+    if asked.algorithm != "ngram" and "always" in children:
         if asked.device == "cuda":
             put("sleep", children["always"].ask("sleep"))
         put("learned", children["always"].ask("learn", asked.draft_steps))
@@ -457,7 +427,7 @@ def run(asked: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
             asked.json.write_text(json.dumps(found), encoding="utf-8")
 
     command = [sys.executable, "-m", "benchmarks.speculative", "--one"]
-    needs_draft = asked.algorithm == "standalone"
+    needs_draft = asked.algorithm != "ngram"
     files = {name: asked.folder / f"{name}.json" for name in ("model", "draft")[: 1 + needs_draft]}
 
     def make(*names: str) -> None:
@@ -470,7 +440,8 @@ def run(asked: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
             raise SystemExit("the models could not be made")
 
     ways = asked.ways.split(",")
-    make("model", *(["draft"] if asked.draft == "trained" else []))
+    alone = asked.draft == "trained" and asked.algorithm == "standalone"  # needs no model
+    make("model", *(["draft"] if alone else []))
     children = {name: Child(name, arguments) for name in ways if name == "plain"}
     try:
         make("draft")
@@ -487,8 +458,12 @@ def run(asked: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
 def make_model(asked: argparse.Namespace) -> None:
     """Make the model, or what drafts for it; what is known of it is a file that is written last."""
     begin = time.perf_counter()
-    made_of_model = asked.one == "draft" and asked.draft == "made"
-    known = draft_made(asked) if made_of_model else trained(asked)
+    if asked.one == "draft" and asked.draft == "made":
+        known = draft_made(asked)
+    elif asked.one == "draft" and asked.algorithm == "eagle":
+        known = head_trained(asked)
+    else:
+        known = trained(asked)
     known["seconds"] = time.perf_counter() - begin
     (asked.folder / f"{asked.one}.json").write_text(json.dumps(known))
 
@@ -508,6 +483,16 @@ def trained(asked: argparse.Namespace) -> dict[str, float]:
     how = {"rows": size["rows"], "length": size["length"], "say": say}
     model = make(shape, asked.device)
     return {"loss": train(model, asked.folder / asked.one, steps=steps, rate=rate, **how)}
+
+
+def head_trained(asked: argparse.Namespace) -> dict[str, Any]:
+    """Train an EAGLE head for the model on the text: its loss at the end, in nats a token."""
+    from benchmarks.gpu_parts.predictable import train_head
+
+    size = scale(asked.shape)
+    how = {"rows": size["rows"] // 2, "length": size["length"], "say": say}
+    model, head = asked.folder / "model", asked.folder / "draft"
+    return {"loss": train_head(model, head, asked.device, steps=size["steps"], rate=1e-3, **how)}
 
 
 def draft_made(asked: argparse.Namespace) -> dict[str, Any]:
@@ -534,6 +519,7 @@ def draft_made(asked: argparse.Namespace) -> dict[str, Any]:
     }.items():
         config = config.replace(name, value)
     begin, by_step = time.perf_counter(), []
+    eagle = asked.algorithm == "eagle"
 
     def note(report: Any) -> None:
         metrics, seconds = report.metrics, time.perf_counter() - begin
@@ -542,8 +528,8 @@ def draft_made(asked: argparse.Namespace) -> dict[str, Any]:
         say(f"draft: {seconds:.0f} s: " + ", ".join(f"{n} {v:.3f}" for n, v in row.items()))
 
     steps = asked.made_steps or size["made"]
-    layers = asked.layers or size["layers"]
-    report = make_draft(config, asked.folder / "draft", layers=layers, steps=steps, on_step=note)
+    how = {"algorithm": asked.algorithm, "layers": 1 if eagle else asked.layers or size["layers"]}
+    report = make_draft(config, asked.folder / "draft", steps=steps, on_step=note, **how)
     say(str(report))
     return {"steps": by_step}
 
@@ -553,7 +539,8 @@ def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="0.6b", choices=("0.6b", "tiny"))
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--algorithm", default="standalone", choices=("standalone", "ngram"))
+    kinds = ("standalone", "ngram", "eagle")
+    parser.add_argument("--algorithm", default="standalone", choices=kinds)
     parser.add_argument("--ways", default="plain,always,auto", help="plain first")
     parser.add_argument("--layers", type=int, help="of the draft; half of a tiny model's, else 2")
     parser.add_argument(
@@ -561,6 +548,7 @@ def options() -> argparse.ArgumentParser:
     )
     parser.add_argument("--made-steps", type=int, help="rollouts that a made draft learns from")
     parser.add_argument("--num-steps", type=int, default=4, help="tokens of a draft")
+    parser.add_argument("--eagle-topk", type=int, default=1, help="more than 1 drafts trees")
     parser.add_argument("--draft-steps", type=int, default=4, help="training steps of each session")
     parser.add_argument("--draft-rate", type=float, default=1e-4, help="the draft's learning rate")
     parser.add_argument(

@@ -10,7 +10,8 @@ session.py    everything that one running session is asked
 training.py   the trainer without an engine: micro-batches and recomputation
 trl.py        the same iteration in TRL
 cards.py      sessions of their own: a small card, learning, memory run out on purpose
-predictable.py  a model trained on text that drafts can guess
+predictable.py  a model trained on text that drafts can guess, and an EAGLE head for it
+comparison.py  responses with drafts beside those without
 rows.py       measured numbers beside reference, bound and target
 page.py       the table in the terminal, and docs/performance.md
 fp8_products.py  bits and times of FP8 products, for `python -m benchmarks.low_precision`

@@ -1,4 +1,4 @@
-"""A model whose text can be predicted, trained on the spot, and a smaller one that drafts for it.
+"""A model whose text can be predicted, trained on the spot, and what drafts for it.
 
 A text is an endless row of words, made up once. Three words in four are the one that belongs to the
 word before, the rest are drawn from all; within a word the letters soon tell it. So a model of two
@@ -116,4 +116,72 @@ def train(
     model.to(torch.bfloat16 if fused else torch.float32).save_pretrained(folder)
     for name in TOKENIZER_FILES:
         shutil.copy(TINY_DIRECTORY / name, folder)
+    return float(torch.stack(losses[-10:]).mean())
+
+
+def train_head(
+    model: Path,
+    folder: Path,
+    device: str,
+    *,
+    steps: int,
+    rows: int,
+    length: int,
+    rate: float,
+    say: Say,
+) -> float:
+    """Train an EAGLE head for a model on such text and write its directory.
+
+    Args:
+        model: directory of the model.
+        folder: for the head, in float32.
+        device: `cuda` or `cpu`.
+        steps: as for `train`, like the others.
+        rows: sequences of a step.
+        length: tokens of each.
+        rate: largest learning rate.
+        say: told of what happens.
+
+    Returns:
+        The loss over the last steps, in nats a token.
+    """
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+
+    from kit.models import packing
+    from kit.models.heads import eagle
+
+    folder.mkdir(parents=True, exist_ok=True)
+    eagle.make(model, folder)
+    fast = device == "cuda"
+    policy: Any = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.bfloat16 if fast else torch.float32
+    ).to(device)
+    head = eagle.load(folder).to(device)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=rate, betas=(0.9, 0.95), fused=fast)
+    stream, losses, output = documents(1, length), [], policy.lm_head.weight.detach()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min((step + 1) / WARM_UP, (steps - step) / steps * 2, 1.0)
+        texts = [next(stream) for _ in range(rows)]
+        batch = torch.tensor(texts, device=device)
+        with torch.no_grad():
+            hidden = policy.model(batch, use_cache=False).last_hidden_state.flatten(0, 1)
+            embedded = policy.model.embed_tokens(batch).flatten(0, 1)
+        packed = packing.pack(texts, [length - 1] * rows, share=False).to(torch.device(device))
+        with torch.autocast(device, torch.bfloat16, enabled=fast):
+            (log_probs,) = head(packed, 1.0, eagle.PolicyStates(hidden, embedded, output))
+        loss = -log_probs.mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+        if step % 20 == 19 or step == steps - 1:
+            say(f"head, step {step + 1}: {losses[-1]:.3f} nats")
+    own = {
+        name: value.float().cpu().contiguous() for name, value in head.model.state_dict().items()
+    }
+    save_file(own, folder / "model.safetensors", {"format": "pt"})
     return float(torch.stack(losses[-10:]).mean())

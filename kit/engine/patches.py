@@ -154,7 +154,7 @@ def run_on_gpu(
     if drafts:
         from kit.engine.gpu import speculative as on_gpu
 
-        on_gpu.register(whole_draft=drafts.is_model)
+        on_gpu.register(drafts)
     _register_on_both("cuda", path, drafts)
     run_scheduler_process(*args, **kwargs)
 

@@ -7,9 +7,10 @@ graph for reading what was accepted.
 
 Read from SGLang 0.5.16:
     speculative/draft_utils.py     DraftBackendFactory: which attention a draft computes with
-    layers/attention/triton_backend.py   TritonMultiStepDraftBackend: a step less than it is told
-    speculative/standalone_worker_v2.py  StandaloneDraftWorker: _capture_cuda_graphs of its base,
-                                   which is called once all memory is taken
+    layers/attention/triton_backend.py   TritonMultiStepDraftBackend: a step less than it is told;
+                                   each branch's places begin by the steps that it is told
+    speculative/eagle_worker_v2.py   EagleDraftWorker._capture_cuda_graphs, which is called once all
+                                   memory is taken
     speculative/ngram_worker.py    NGRAMWorker._prepare_for_speculative_decoding: makes the mask
                                    request by request, with some ten launches for each
 """
@@ -17,12 +18,15 @@ Read from SGLang 0.5.16:
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kit.engine.drafts import verification
 from kit.engine.gpu import draft_attention as attention
+
+if TYPE_CHECKING:
+    from kit.engine.drafts.settings import SpeculativeSettings
 
 
 def whole_mask(own: torch.Tensor, lens: torch.Tensor, total: int) -> torch.Tensor:
@@ -44,7 +48,7 @@ def whole_mask(own: torch.Tensor, lens: torch.Tensor, total: int) -> torch.Tenso
 
 
 def capture_graphs(worker: Any) -> None:
-    """Capture the graphs of a draft that is a model of its own: its steps, and its reading.
+    """Capture the graphs of a draft: its steps, if it takes any, and its reading.
 
     In place of SGLang's, which takes no graph for a single step, and imports kinds of attention
     that need further packages.
@@ -65,39 +69,72 @@ def capture_graphs(worker: Any) -> None:
     worker.cuda_graph_runner = worker.cuda_graph_runner_for_draft_extend = None
     if check_cuda_graph_backend(Phase.DECODE, Backend.DISABLED):
         return
-    if worker.speculative_num_steps:
+    if worker.draft_attn_backend is not None:
         worker.cuda_graph_runner = EAGLEDraftCudaGraphRunner(worker)
     worker.cuda_graph_runner_for_draft_extend = EAGLEDraftExtendCudaGraphRunner(worker)
 
 
-def register(*, whole_draft: bool) -> None:
-    """Have this process' SGLang draft and verify so.
+def whole_steps(runner: Any, topk: int, steps: int) -> Any:
+    """Attention of the steps of a draft that reads the last accepted token itself.
 
-    `whole_draft`: the draft is a model of its own, which reads every token itself
-    (`kit.engine.drafts.scheduler`).
+    SGLang's takes a step less than it is told, so it is told of one more. Where each branch has its
+    places goes by the steps that there are.
+
+    Args:
+        runner: SGLang's, of the draft.
+        topk: branches.
+        steps: of the draft.
     """
-    from sglang.srt.speculative import ngram_worker
-    from sglang.srt.speculative.draft_utils import DraftBackendFactory
+    from sglang.srt.layers.attention.triton_backend import TritonMultiStepDraftBackend
+    from sglang.srt.speculative.spec_utils import draft_kv_indices_used_len
 
+    kind: Any = TritonMultiStepDraftBackend
+
+    class WholeSteps(kind):  # type: ignore[misc]
+        def common_template(self, batch: Any, places: Any, plan: Any) -> None:
+            self.speculative_num_steps = steps
+            super().common_template(batch, places, None)
+            self.speculative_num_steps = steps + 1
+            if plan is None:
+                return
+            rows = self.cuda_graph_kv_indices if places is None else places
+            branches, seen = topk * batch.batch_size, batch.seq_lens_sum
+            if seen is None:
+                seen = batch.batch_size * self.max_context_len
+            for step in range(steps):
+                used = draft_kv_indices_used_len(seen, topk, branches, step + 1)
+                batch.spec_info.kv_indptr = self.kv_indptr[step, : branches + 1]
+                batch.spec_info.kv_indices = rows[step][:used]
+                plan(step, batch)
+
+    return WholeSteps(runner, topk, steps + 1)
+
+
+def register(drafts: SpeculativeSettings) -> None:
+    """Have this process' SGLang draft and verify so."""
     verification.register()
     attention.stands_in(import_module("sglang.kernels.ops.attention.extend_attention"))
-    if whole_draft:
-        from sglang.srt.layers.attention.triton_backend import TritonMultiStepDraftBackend
-        from sglang.srt.speculative import standalone_worker_v2
+    if not drafts.has_draft:
+        _register_ngrams()
+        return
+    from sglang.srt.speculative.draft_utils import DraftBackendFactory
+    from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker
 
-        drafting: Any = standalone_worker_v2
+    worker: Any = EagleDraftWorker
+    worker._capture_cuda_graphs = capture_graphs
+    if drafts.is_model:
 
         def make_steps(self: Any) -> Any:
-            if not self.speculative_num_steps:  # for passes without drafts
-                return None
-            # One more: the draft reads the last accepted token itself.
-            steps = self.speculative_num_steps + 1
-            return TritonMultiStepDraftBackend(self.draft_model_runner, self.topk, steps)
+            steps = self.speculative_num_steps  # 0 for passes without drafts
+            return whole_steps(self.draft_model_runner, self.topk, steps) if steps else None
 
         factory: Any = DraftBackendFactory
         factory.create_decode_backend = make_steps
-        drafting.StandaloneDraftWorker._capture_cuda_graphs = capture_graphs
-        return
+
+
+def _register_ngrams() -> None:
+    from sglang.srt.speculative import ngram_worker
+
     ngram_worker.USE_FULL_MASK = False
     worker: Any = ngram_worker.NGRAMWorker
     prepare = worker._prepare_for_speculative_decoding
