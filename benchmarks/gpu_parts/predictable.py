@@ -170,8 +170,10 @@ def train_head(
             hidden = policy.model(batch, use_cache=False).last_hidden_state.flatten(0, 1)
             embedded = policy.model.embed_tokens(batch).flatten(0, 1)
         packed = packing.pack(texts, [length - 1] * rows, share=False).to(torch.device(device))
-        with torch.autocast(device, torch.bfloat16, enabled=fast):
-            (log_probs,) = head(packed, 1.0, eagle.PolicyStates(hidden, embedded, output))
+        states = eagle.PolicyStates(hidden, embedded, output)
+        # In the policy's digits, of weights that are kept in float32, as a session's trainer.
+        weights = {name: value.to(output.dtype) for name, value in head.named_parameters()}
+        (log_probs,) = torch.func.functional_call(head, weights, (packed, 1.0, states))
         loss = -log_probs.mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
