@@ -46,17 +46,21 @@ class Way:
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
     tokens: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
     """Of a request."""
+    own_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+    """In which the model itself was at work, without the draft."""
     fresh: int = 0
     """Passes since it was last to be measured anew."""
 
-    def add(self, seconds: float, tokens: float) -> None:
+    def add(self, seconds: float, tokens: float, own_seconds: float) -> None:
         """Note a pass; the first one after `forget` stands for those of before."""
         if not self.fresh:
             self.seconds.clear()
             self.tokens.clear()
+            self.own_seconds.clear()
         self.fresh += 1
         self.seconds.append(seconds)
         self.tokens.append(tokens)
+        self.own_seconds.append(own_seconds)
 
     def forget(self) -> None:
         """Have it measured anew; until then what there is stands."""
@@ -68,9 +72,12 @@ class Way:
         return self.fresh >= TRIAL
 
     @property
-    def pass_seconds(self) -> float | None:
-        """Seconds of a pass: the median, since some read prompts in between; None before any."""
-        return statistics.median(self.seconds) if self.seconds else None
+    def model_seconds(self) -> float | None:
+        """Seconds of the model in a pass; None before any.
+
+        The median, since some read prompts in between.
+        """
+        return statistics.median(self.own_seconds) if self.own_seconds else None
 
     @property
     def rate(self) -> float:
@@ -106,7 +113,7 @@ class Pace:
             self._left = AGAIN
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Launched:
     """A pass that was begun."""
 
@@ -114,6 +121,8 @@ class Launched:
     requests: int
     settled: bool
     """Whether the passes before it drafted, or not, as it does."""
+    own_seconds: Callable[[], float] | None = None
+    """Says, once it has ended, in how many seconds the model was at work; None stands for all."""
 
 
 class Paces:
@@ -138,10 +147,16 @@ class Paces:
         self._running.append(Launched(drafts, requests, self._same >= SETTLE))
         return drafts
 
-    def end(self, requests: int, tokens: int, now: float) -> tuple[float, float]:
-        """Note what a pass has given: its seconds, and those that one without drafts would take.
+    def watch(self, own_seconds: Callable[[], float]) -> None:
+        """Have the pass that was begun last tell of its model's seconds; see `Launched`."""
+        if self._running:
+            self._running[-1].own_seconds = own_seconds
 
-        Both are 0 where they are not known.
+    def end(self, requests: int, tokens: int, now: float) -> tuple[float, float]:
+        """Note what a pass has given: its seconds, and those that plain decoding would take.
+
+        Both are 0 where they are not known. The latter are those of the model in passes without
+        drafts.
 
         Args:
             requests: of the pass.
@@ -156,8 +171,9 @@ class Paces:
         if began is None or not launched.settled:
             return 0.0, 0.0
         pace, seconds = self._pace(requests), now - began
-        pace.ways[launched.drafts].add(seconds, tokens / requests)
-        plain = pace.ways[False].pass_seconds
+        own = launched.own_seconds() if launched.own_seconds else seconds
+        pace.ways[launched.drafts].add(seconds, tokens / requests, own)
+        plain = pace.ways[False].model_seconds
         if plain is None:
             return 0.0, 0.0
         return seconds, plain * tokens / requests
@@ -178,8 +194,10 @@ class DraftChoice:
         self._states: dict[int, Any] = {}
         self._steps = int(worker.speculative_num_steps)
         self.last_pass = 0.0, 0.0
-        """Seconds of the pass whose result is being read, and those that one without drafts would
-        take for the same tokens; 0 where they are not known."""
+        """Seconds of the pass whose result is being read, and those that plain decoding would take
+        for the same tokens; 0 where they are not known."""
+        if worker.device != "cpu":
+            worker.verify = self._watched(worker.verify)
 
     def register(self, state: Any, steps: int | None = None) -> None:
         """Take what the worker drafts with: its attention and its graphs."""
@@ -210,10 +228,31 @@ class DraftChoice:
     def on_verify_complete(self, num_correct_drafts_per_req: list[int], batch_size: int) -> None:
         """Note what a pass has given."""
         tokens = sum(num_correct_drafts_per_req) + batch_size
-        known = self._paces.end(batch_size, tokens, self._clock())
-        # A GPU's passes without drafts take twice as long here as in an engine that never drafts:
-        # what they would tell of it would be wrong.
-        self.last_pass = known if self._worker.device == "cpu" else (0.0, 0.0)
+        self.last_pass = self._paces.end(batch_size, tokens, self._clock())
+
+    def _watched(self, verify: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Have the GPU say how long the model is at work in each pass.
+
+        The host starts what the draft reads beside it, which makes passes without drafts twice as
+        long as those of an engine that never drafts.
+        """
+
+        def verify_watched(batch: Any) -> Any:
+            import torch
+
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            result = verify(batch)
+            end.record()
+
+            def own_seconds() -> float:
+                end.synchronize()  # its tokens have been read: it is over
+                return begin.elapsed_time(end) / 1e3
+
+            self._paces.watch(own_seconds)
+            return result
+
+        return verify_watched
 
 
 def without_drafts(build: Any) -> Any:
