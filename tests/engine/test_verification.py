@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from kit.engine.drafts.verification import wanted_tokens
@@ -48,3 +49,8 @@ def test_few_tokens_attend_as_with_sglangs_kernel_and_as_written_out() -> None:
     several_parts, one_part, without_masks = interpreted("tiles")
     for apart in (*several_parts, *one_part, *without_masks):
         assert float(apart) < 1e-5
+
+
+@pytest.mark.slow
+def test_branches_of_a_draft_attend_to_what_they_have_written_themselves() -> None:
+    assert interpreted("branches") == [["as", "written", "out"]]
