@@ -6,6 +6,7 @@ interpreter runs its kernel.
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,7 +49,7 @@ def main() -> None:
     def plan(step: int, batch: Any) -> None:
         ends, places = batch.spec_info.kv_indptr.tolist(), batch.spec_info.kv_indices.tolist()
         assert len(places) == ends[-1]
-        found.append([places[a:b] for a, b in zip(ends, ends[1:], strict=False)])
+        found.append([places[a:b] for a, b in itertools.pairwise(ends)])
 
     whole = torch.zeros(STEPS + 1, len(LENS) * TOPK * POOL, dtype=torch.int64)
     backend.common_template(batch, whole, plan)
