@@ -247,7 +247,8 @@ class DraftChoice:
 
             def own_seconds() -> float:
                 end.synchronize()  # its tokens have been read: it is over
-                return begin.elapsed_time(end) / 1e3
+                milliseconds: float = begin.elapsed_time(end)
+                return milliseconds / 1e3
 
             self._paces.watch(own_seconds)
             return result

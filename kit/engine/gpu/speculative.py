@@ -90,7 +90,7 @@ def whole_steps(runner: Any, topk: int, steps: int) -> Any:
 
     kind: Any = TritonMultiStepDraftBackend
 
-    class WholeSteps(kind):  # type: ignore[misc]
+    class WholeSteps(kind):
         def common_template(self, batch: Any, places: Any, plan: Any) -> None:
             self.speculative_num_steps = steps
             super().common_template(batch, places, None)
