@@ -172,6 +172,7 @@ class Asked:
         return {
             "seconds": seconds,
             "drafted": counts["verify_ct"] / max(counts["passes"], 1),
+            "estimate": counts["plain_us"] / max(counts["us"], 1),
             "count": sum(len(each.tokens) for each in written.values()),
             "passes": passes,
             "tokens": [written[i].tokens for i in places],
@@ -188,7 +189,7 @@ class Asked:
     def decode(self, requests: int, tokens: int) -> dict[str, float]:
         """Tokens a second of requests that are decoded together, and tokens a pass."""
         found = self.write([self.prompt(i) for i in range(requests)], tokens, 1.0)
-        kept = {name: found[name] for name in ("passes", "drafted")}
+        kept = {name: found[name] for name in ("passes", "drafted", "estimate")}
         return kept | {"rate": found["count"] / found["seconds"]}
 
     def greedy(self) -> dict[str, Any]:
@@ -384,6 +385,7 @@ def shown(found: dict[str, Any]) -> str:
                 lines.append(
                     f"{name}, {way}: {rate:.0f} tokens/s, {rate / plain:.2f} x, "
                     f"{each['passes']:.2f} tokens a pass, {each['drafted']:.0%} of passes drafted"
+                    + (f", estimated {each['estimate']:.2f} x" if each.get("estimate") else "")
                 )
         elif kind == "syncs":
             for way, seconds in answers.items():
