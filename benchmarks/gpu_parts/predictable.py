@@ -151,6 +151,7 @@ def train_head(
 
     from kit.models import packing
     from kit.models.heads import eagle
+    from kit.models.heads.head import PolicyStates
 
     folder.mkdir(parents=True, exist_ok=True)
     eagle.make(model, folder)
@@ -170,7 +171,7 @@ def train_head(
             hidden = policy.model(batch, use_cache=False).last_hidden_state.flatten(0, 1)
             embedded = policy.model.embed_tokens(batch).flatten(0, 1)
         packed = packing.pack(texts, [length - 1] * rows, share=False).to(torch.device(device))
-        states = eagle.PolicyStates(hidden, embedded, output)
+        states = PolicyStates(hidden, embedded, output)
         # In the policy's digits, of weights that are kept in float32, as a session's trainer.
         weights = {name: value.to(output.dtype) for name, value in head.named_parameters()}
         (log_probs,) = torch.func.functional_call(head, weights, (packed, 1.0, states))
