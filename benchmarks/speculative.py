@@ -258,9 +258,6 @@ class Asked:
 def serve(asked: argparse.Namespace) -> None:
     """Run a session, and do what is asked on stdin, a line each: [method, arguments]."""
     from kit import RLSession
-    from kit.rollout import drafts
-
-    drafts.ON_GPUS = ("ngram", "standalone", "eagle")  # also what this is to compare first
 
     def reward(sample: Any) -> float:
         return float(sample.index % 3 == 0)
@@ -566,7 +563,11 @@ def options() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Measure, and print what was found."""
+    from kit.rollout import drafts
+
     asked = options().parse_args()
+    # Also what this is to compare first.
+    drafts.TREES_ON_GPUS = drafts.LEARN_ON_GPUS = ["standalone", "eagle"]
     if asked.one in ("model", "draft"):
         make_model(asked)
     elif asked.one:

@@ -76,13 +76,3 @@ def test_an_interrupt_leaves_no_pass_to_be_taken_for_another() -> None:
     assert set(seconds[:2]) == {0.0}  # after a rest a pass has nothing to be measured from
     assert max(seconds) < 0.01
     assert min(alone[2:]) > 0
-
-
-def test_plain_decoding_takes_what_the_model_does_where_that_is_known() -> None:
-    paces, now, found = Paces(), 0.0, []
-    for _ in range(3 * MEASURE):
-        drafts = paces.begin(4, now)
-        paces.watch(lambda seconds=0.003 if drafts else 0.002: seconds)
-        now += 0.005 if drafts else 0.004  # the host starts the draft's reading beside it
-        found.append(paces.end(4, 12 if drafts else 4, now))
-    assert found[-1] == pytest.approx((0.005, 3 * 0.002))

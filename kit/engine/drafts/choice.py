@@ -46,21 +46,17 @@ class Way:
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
     tokens: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
     """Of a request."""
-    own_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
-    """In which the model itself was at work, without the draft."""
     fresh: int = 0
     """Passes since it was last to be measured anew."""
 
-    def add(self, seconds: float, tokens: float, own_seconds: float) -> None:
+    def add(self, seconds: float, tokens: float) -> None:
         """Note a pass; the first one after `forget` stands for those of before."""
         if not self.fresh:
             self.seconds.clear()
             self.tokens.clear()
-            self.own_seconds.clear()
         self.fresh += 1
         self.seconds.append(seconds)
         self.tokens.append(tokens)
-        self.own_seconds.append(own_seconds)
 
     def forget(self) -> None:
         """Have it measured anew; until then what there is stands."""
@@ -72,12 +68,9 @@ class Way:
         return self.fresh >= TRIAL
 
     @property
-    def model_seconds(self) -> float | None:
-        """Seconds of the model in a pass; None before any.
-
-        The median, since some read prompts in between.
-        """
-        return statistics.median(self.own_seconds) if self.own_seconds else None
+    def pass_seconds(self) -> float | None:
+        """Seconds of a pass: the median, since some read prompts in between; None before any."""
+        return statistics.median(self.seconds) if self.seconds else None
 
     @property
     def rate(self) -> float:
@@ -113,7 +106,7 @@ class Pace:
             self._left = AGAIN
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Launched:
     """A pass that was begun."""
 
@@ -121,8 +114,6 @@ class Launched:
     requests: int
     settled: bool
     """Whether the passes before it drafted, or not, as it does."""
-    own_seconds: Callable[[], float] | None = None
-    """Says, once it has ended, in how many seconds the model was at work; None stands for all."""
 
 
 class Paces:
@@ -147,16 +138,10 @@ class Paces:
         self._running.append(Launched(drafts, requests, self._same >= SETTLE))
         return drafts
 
-    def watch(self, own_seconds: Callable[[], float]) -> None:
-        """Have the pass that was begun last tell of its model's seconds; see `Launched`."""
-        if self._running:
-            self._running[-1].own_seconds = own_seconds
-
     def end(self, requests: int, tokens: int, now: float) -> tuple[float, float]:
-        """Note what a pass has given: its seconds, and those that plain decoding would take.
+        """Note what a pass has given: its seconds, and those that one without drafts would take.
 
-        Both are 0 where they are not known. The latter are those of the model in passes without
-        drafts.
+        Both are 0 where they are not known.
 
         Args:
             requests: of the pass.
@@ -171,9 +156,8 @@ class Paces:
         if began is None or not launched.settled:
             return 0.0, 0.0
         pace, seconds = self._pace(requests), now - began
-        own = launched.own_seconds() if launched.own_seconds else seconds
-        pace.ways[launched.drafts].add(seconds, tokens / requests, own)
-        plain = pace.ways[False].model_seconds
+        pace.ways[launched.drafts].add(seconds, tokens / requests)
+        plain = pace.ways[False].pass_seconds
         if plain is None:
             return 0.0, 0.0
         return seconds, plain * tokens / requests
@@ -194,10 +178,8 @@ class DraftChoice:
         self._states: dict[int, Any] = {}
         self._steps = int(worker.speculative_num_steps)
         self.last_pass = 0.0, 0.0
-        """Seconds of the pass whose result is being read, and those that plain decoding would take
-        for the same tokens; 0 where they are not known."""
-        if worker.device != "cpu":
-            worker.verify = self._watched(worker.verify)
+        """Seconds of the pass whose result is being read, and those that one without drafts would
+        take for the same tokens; 0 where they are not known."""
 
     def register(self, state: Any, steps: int | None = None) -> None:
         """Take what the worker drafts with: its attention and its graphs."""
@@ -228,32 +210,10 @@ class DraftChoice:
     def on_verify_complete(self, num_correct_drafts_per_req: list[int], batch_size: int) -> None:
         """Note what a pass has given."""
         tokens = sum(num_correct_drafts_per_req) + batch_size
-        self.last_pass = self._paces.end(batch_size, tokens, self._clock())
-
-    def _watched(self, verify: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Have the GPU say how long the model is at work in each pass.
-
-        The host starts what the draft reads beside it, which makes passes without drafts twice as
-        long as those of an engine that never drafts.
-        """
-
-        def verify_watched(batch: Any) -> Any:
-            import torch
-
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            result = verify(batch)
-            end.record()
-
-            def own_seconds() -> float:
-                end.synchronize()  # its tokens have been read: it is over
-                milliseconds: float = begin.elapsed_time(end)
-                return milliseconds / 1e3
-
-            self._paces.watch(own_seconds)
-            return result
-
-        return verify_watched
+        known = self._paces.end(batch_size, tokens, self._clock())
+        # A GPU's passes without drafts take twice as long here as in an engine that never drafts:
+        # what they would tell of it would be wrong.
+        self.last_pass = known if self._worker.device == "cpu" else (0.0, 0.0)
 
 
 def without_drafts(build: Any) -> Any:

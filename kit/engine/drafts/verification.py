@@ -12,6 +12,7 @@ probabilities.
 Read from SGLang 0.5.16:
     speculative/eagle_worker_common.py, ngram_worker.py   eagle_sample: called by both workers
     speculative/eagle_utils.py     verify_tree_greedy_func: follows a tree along given tokens
+    speculative/ngram_worker.py    NGRAMWorker.forward_batch_generation: moves what was accepted
     speculative/cpp_ngram/         NgramCorpus: needs a compiler; `kit.engine.drafts.ngram` does not
 """
 
@@ -139,3 +140,6 @@ def register() -> None:
     ngram.eagle_sample = accept
     ngram.compute_spec_v2_logprobs = common.compute_spec_v2_logprobs
     ngram_worker.NgramCorpus = NgramCorpus
+    # Accepted tokens of a chain are where they belong. SGLang copies them there nonetheless, and
+    # compiles the copying anew for so and so many of them.
+    ngram.move_accept_tokens_to_target_kvcache = lambda *_: None

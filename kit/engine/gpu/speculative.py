@@ -77,8 +77,8 @@ def capture_graphs(worker: Any) -> None:
 def whole_steps(runner: Any, topk: int, steps: int) -> Any:
     """Attention of the steps of a draft that reads the last accepted token itself.
 
-    SGLang's takes a step less than it is told, so it is told of one more. Where each branch has its
-    places goes by the steps that there are.
+    SGLang's takes a step less than it is told, so it is told of one more. In a tree, each branch
+    begins where the one before it ends, which goes by the steps that there are.
 
     Args:
         runner: SGLang's, of the draft.
@@ -89,6 +89,8 @@ def whole_steps(runner: Any, topk: int, steps: int) -> Any:
     from sglang.srt.speculative.spec_utils import draft_kv_indices_used_len
 
     kind: Any = TritonMultiStepDraftBackend
+    if topk == 1:
+        return kind(runner, topk, steps + 1)
 
     class WholeSteps(kind):
         def common_template(self, batch: Any, places: Any, plan: Any) -> None:
