@@ -22,9 +22,9 @@ plan counts of its weights, and tokens a second of 256 requests decoded at once.
     sglang     SGLang's own engine in bfloat16, with the session's arguments (`engines` alone)
 
 `engines` starts an engine without a session for each way, all at once, and has them write one after
-the other; with `--profile` it tells where a step's time goes, by kernel. `trainer` makes updates of
-the trainer alone: in bfloat16, in FP8 by the kernels, and simulated, which multiplies what the
-codes stand for. `kernels` compares bits and times products.
+the other. `trainer` makes updates of the trainer alone: in bfloat16, in FP8 by the kernels, and
+simulated, which multiplies what the codes stand for. With `--profile` both tell where the time
+goes, by kernel. `kernels` compares bits and times products.
 Other sides are processes of their own, one after the other.
 """
 
@@ -38,6 +38,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,7 @@ def trainer(shape: str, folder: str, asked: argparse.Namespace) -> dict[str, Any
     """Seconds of updates of the trainer alone, by how it computes."""
     import os
 
+    from benchmarks.gpu_parts import update_profile
     from benchmarks.gpu_parts.training import forget, start, train_batch
     from kit.cluster.client import kept_kernels
     from kit.config import QuantizationConfig
@@ -239,6 +241,9 @@ def trainer(shape: str, folder: str, asked: argparse.Namespace) -> dict[str, Any
                 seconds.append(time.perf_counter() - begun)
             peak = torch.cuda.max_memory_allocated() / 2**30 if work.device == "cuda" else 0.0
             found[how] = {"up": up, "seconds": seconds, "peak_gib": peak}
+            if asked.profile:
+                again = partial(made.update, batch, f"{how} profiled")
+                found[how]["profile"] = update_profile.profile(again)
             say(f"{how}: {found[how]}")
             del made
             forget(torch)
@@ -326,7 +331,7 @@ def main() -> None:
     parser.add_argument(
         "--requests", default=[256], type=lambda t: [int(n) for n in t.split(",") if n]
     )
-    parser.add_argument("--profile", action="store_true", help="engines' steps, by kernel")
+    parser.add_argument("--profile", action="store_true", help="engines' steps and updates")
     parser.add_argument("--no-compile", action="store_true", help="of the trainer's layers")
     parser.add_argument("--directory", help="where the models are, or are written to")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)

@@ -79,3 +79,10 @@ def test_an_export_is_what_was_trained(exact: RLSession, tmp_path: Path) -> None
         assert torch.equal(there[f"{name}_scale_inv"], scales)
     with pytest.raises(SessionError, match="no quantization 'fp4'"):
         exact.export_hf(tmp_path / "other", quantization="fp4")  # type: ignore[arg-type]
+
+
+def test_a_deep_check_says_that_the_engine_holds_codes(exact: RLSession) -> None:
+    report = exact.check_mismatch(deep=True)
+    assert report.verdict == "pass", report
+    words = "the trainer computes in float32, the engine's weights are fp8 codes with scales"
+    assert any(words in line for line in report.evidence)

@@ -61,10 +61,11 @@ def test_codes_and_scales_arrive_in_place(exact: RLSession) -> None:
     assert not exact.debug.stack.lost_weights()
 
 
+@pytest.mark.parametrize("method", ["fp8", "int4"])
 def test_an_engine_that_is_quantised_alone_is_corrected_for_and_not_equal(
-    alone: None, tmp_path: Path
+    alone: None, tmp_path: Path, method: str
 ) -> None:
-    with started(tmp_path, engine__quantization="fp8") as session:
+    with started(tmp_path, engine__quantization=method) as session:
         session.step()
         assert session.sync(verify=True).verified
         assert session.config.training.use_tis

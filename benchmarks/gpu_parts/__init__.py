@@ -16,6 +16,7 @@ rows.py       measured numbers beside reference, bound and target
 page.py       the table in the terminal, and docs/performance.md
 fp8_products.py  bits and times of FP8 products, for `python -m benchmarks.low_precision`
 step_profile.py  where a decoding step's time goes, by kernel
+update_profile.py  where an update's time goes, by kernel
 
 Nothing here imports torch before a child process runs a part.
 """

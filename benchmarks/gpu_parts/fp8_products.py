@@ -45,7 +45,7 @@ def compare(say: Callable[[str], None]) -> dict[str, Any]:
     """
     import torch
 
-    from kit.operators import fp8_cuda, low_precision
+    from kit.operators import fp8_cuda, fp8_linear, low_precision
 
     found: dict[str, Any] = {}
     draw = torch.Generator("cuda").manual_seed(0)
@@ -70,7 +70,9 @@ def compare(say: Callable[[str], None]) -> dict[str, Any]:
     broken = x.clone()
     broken[4, 5] = torch.nan
     found["nan"] = bool(fp8_cuda.quantize_rows(broken)[1][4, 0].isnan())
-    found["gradient"] = _gradient(torch, fp8_cuda, low_precision, x[:256], weight.bfloat16())
+    found["gradient"] = _gradient(
+        torch, fp8_cuda, fp8_linear, low_precision, x[:256], weight.bfloat16()
+    )
     say(f"bits: {found}")
     own = fp8_cuda.TILE
     for name, (n, k) in [*SHAPES["0.6b"].items(), *SHAPES["4b"].items()]:
@@ -107,7 +109,9 @@ def _read(pair: Any, rows: int) -> Any:
     return codes.float() * (wide if rows else wide.repeat_interleave(128, 0))
 
 
-def _gradient(torch: Any, fp8_cuda: Any, low_precision: Any, x: Any, weight: Any) -> list[float]:
+def _gradient(
+    torch: Any, fp8_cuda: Any, fp8_linear: Any, low_precision: Any, x: Any, weight: Any
+) -> list[float]:
     """Relative differences of output and gradients from those of simulated products."""
     grads = []
     given = torch.randn(len(x), len(weight), device="cuda").bfloat16()
@@ -117,7 +121,7 @@ def _gradient(torch: Any, fp8_cuda: Any, low_precision: Any, x: Any, weight: Any
             read = low_precision.rounded_weight(b, 0, torch.bfloat16)
             out = torch.nn.functional.linear(low_precision.rounded_activations(a), read)
         else:
-            out = fp8_cuda.fp8_linear(a, b)
+            out = fp8_linear.linear(a, b, fp8_cuda.quantize_blocks(b.detach()))
         out.backward(given)
         grads.append((out.detach(), a.grad, b.grad))
     return [

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
+import weakref
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,7 @@ from kit.config import QuantizationConfig, SessionConfig
 from kit.errors import ConfigError, ModelError
 from kit.models import families
 from kit.models.source import ModelSource, stored_shapes
-from kit.operators import fp8_cuda, low_precision
+from kit.operators import fp8_cuda, fp8_linear, low_precision
 from kit.operators.low_precision import BLOCK, PER_WORD, Scheme
 from kit.utils.hardware import Card
 from kit.utils.reading import read_json
@@ -76,11 +77,12 @@ def check_gpu(config: SessionConfig, model: ModelSource, capability: tuple[int, 
 
     Raises:
         ConfigError: several trainers; another GPU than Hopper; another dtype than bfloat16; INT4
-            without equal bits on both sides.
+            in both without equal bits.
         ModelError: FP8, and the size of a linear layer is no multiple of 128.
     """
     name = "model.quantization" if config.model.quantization else "engine.quantization"
     assert config.quantization is not None
+    how = config.model.quantization
     number = ".".join(map(str, capability))
     refused = {
         f"{name} is set, and training.num_trainers is {config.training.num_trainers}": (
@@ -89,9 +91,8 @@ def check_gpu(config: SessionConfig, model: ModelSource, capability: tuple[int, 
         f"{name} is set, and model.dtype is {config.model.dtype}": config.model.dtype == "float32",
         f"{name} is set, and the GPU has compute capability {number}": capability
         != fp8_cuda.HOPPER,
-        f"{name} is INT4, and both sides do not compute with equal bits": (
-            config.quantization.method == "int4"
-            and not (config.model.quantization and config.training.true_on_policy)
+        f"{name} is INT4, and training.true_on_policy is off": (
+            how is not None and how.method == "int4" and not config.training.true_on_policy
         ),
     }
     for what, applies in refused.items():
@@ -100,7 +101,7 @@ def check_gpu(config: SessionConfig, model: ModelSource, capability: tuple[int, 
                 f"{what}.",
                 why="On GPUs quantised weights were run in bfloat16 on one Hopper card (compute "
                 "capability 9.0), whose tensor cores the kernels of FP8 are written for; INT4 in "
-                "trainer and engine with training.true_on_policy alone.",
+                "the engine alone, and in both with training.true_on_policy.",
                 fix=f"leave {name} out, or set device: cpu.",
             )
     if config.quantization.method != "fp8":
@@ -231,12 +232,15 @@ class _Rounded:
     bias: torch.Tensor | None
     scheme: Scheme
     by_kernels: bool
+    codes: torch.Tensor | None
+    scales: torch.Tensor | None
     product: Any
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.by_kernels:
-            whole: torch.Tensor = fp8_cuda.fp8_linear(x.reshape(-1, x.shape[-1]), self.weight)
-            whole = whole.view(*x.shape[:-1], -1)
+            assert self.codes is not None
+            assert self.scales is not None
+            whole = fp8_linear.linear(x, self.weight, (self.codes, self.scales))
             return whole if self.bias is None else whole + self.bias
         if self.scheme.rounds_activations:
             x = low_precision.rounded_activations(x)
@@ -268,15 +272,41 @@ def use(model: nn.Module, scheme: Scheme, gpu: torch.device | None = None) -> No
         gpu: where the codes themselves are multiplied, as the engine does it there; None multiplies
             what they stand for.
     """
-    shapes = set()
+    layers: list[Any] = []
     for name, module in model.named_modules():
         if is_quantized(f"{name}.weight"):
             layer: Any = module
             layer.__class__ = _rounded(layer.__class__)
             layer.scheme, layer.by_kernels = scheme, gpu is not None
-            shapes.add((layer.out_features, layer.in_features))
+            layer.codes = layer.scales = None
+            layers.append(layer)
     if gpu is not None:
-        fp8_cuda.prove_products(shapes, gpu)
+        fp8_cuda.prove_products({(n.out_features, n.in_features) for n in layers}, gpu)
+        inner: Any = model
+        inner.model.register_forward_pre_hook(lambda *_: _hold_codes(layers))
+
+
+_HOLDING: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Layers that hold codes of their weights, of all models."""
+
+
+def _hold_codes(layers: list[Any]) -> None:
+    """Quantise weights before a pass, unless the passes since `drop_codes` have done it."""
+    with torch.no_grad():
+        for layer in layers:
+            if layer.codes is None:
+                layer.codes, layer.scales = fp8_cuda.quantize_blocks(layer.weight)
+                _HOLDING.add(layer)
+
+
+def drop_codes() -> None:
+    """Free the codes that this process' trainer computes with; has to follow each step of weights.
+
+    Passes between two steps share them, and so do forward passes and their recomputation.
+    """
+    for layer in _HOLDING:
+        layer.codes = layer.scales = None
+    _HOLDING.clear()
 
 
 # ---- on the way to engines, and in files -------------------------------------------------------

@@ -9,7 +9,8 @@ summation by the number of rows, and attention by the lengths beside it; these d
     cuda.py             the operators on a GPU, each with its gradient
     cuda_attention.py   attention on a GPU
     cuda_experts.py     mixtures of experts on a GPU
-    fp8_cuda.py         products of FP8 on a GPU, with a gradient
+    fp8_cuda.py         products of FP8 on a GPU
+    fp8_linear.py       the same with a gradient
     fp8_kernels.py      their kernels
     kernels.py          their kernels, in Triton
     low_precision.py    FP8 and INT4: quantised, read, and trained through

@@ -31,6 +31,8 @@ TILE_ROWS = 16
 """Rows of a group of columns that one program quantises; torch's product has a multiple."""
 ALIGNED = 4
 """Few rows have room for a multiple of so many scales a group, as DeepGEMM reads them."""
+READ_ROWS = 32
+"""Rows of a group of columns of which one program reads what their codes stand for."""
 SILU_BLOCK = 1024
 """Columns of a row that one program computes."""
 TILE = (64, 64, 4, 4)
@@ -78,8 +80,17 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     rows, columns = x.shape
     codes, scales = _room(x, rows, columns)
-    _run_rows(x, codes[:rows], scales[:, :rows], reads=False)
+    _run_rows(x, codes, scales, reads=False)
     return codes[:rows], scales[:, :rows].T
+
+
+def quantize_with_room(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes (R, K) of x (T, K) and their scales (K / 128, R), with the room that torch's product
+    needs: R is T up to a multiple of 16.
+    """
+    codes, scales = _room(x, x.shape[0], x.shape[1], TILE_ROWS)
+    _run_rows(x, codes, scales, reads=False)
+    return codes, scales
 
 
 def norm_and_quantize(
@@ -140,9 +151,11 @@ def silu_and_quantize(
     return out, (codes[:rows], scales[:, :rows].T)
 
 
-def _room(x: torch.Tensor, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Room for the codes of rows, and for their scales (K / 128, T)."""
-    multiple = ALIGNED if rows <= DEEP else TILE_ROWS
+def _room(
+    x: torch.Tensor, rows: int, columns: int, multiple: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for the codes of rows, and for their scales (K / 128, T); of so many, or as needed."""
+    multiple = multiple or (ALIGNED if rows <= DEEP else TILE_ROWS)
     room = -(-rows // multiple) * multiple
     return (
         torch.empty(room, columns, dtype=FP8, device=x.device),
@@ -231,6 +244,30 @@ def _run_blocks(
         num_warps=8,
         enable_fp_fusion=False,
     )
+
+
+def read(
+    codes: torch.Tensor, scales: torch.Tensor, height: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """What codes stand for of which so many rows share a scale, and 128 columns."""
+    from kit.operators.fp8_kernels import read_kernel
+
+    rows, columns = codes.shape
+    out = torch.empty(rows, columns, dtype=dtype, device=codes.device)
+    if rows:
+        read_kernel[(-(-rows // READ_ROWS), columns // BLOCK)](
+            codes,
+            scales,
+            out,
+            rows,
+            columns,
+            *scales.stride(),
+            HEIGHT=height,
+            ROWS=READ_ROWS,
+            num_warps=4,
+            enable_fp_fusion=False,
+        )
+    return out
 
 
 def product(
@@ -382,46 +419,3 @@ def _equal(
     aligned = scales.new_zeros(scales.shape[1], room).T[:count]
     aligned.copy_(scales)
     return torch.equal(product((codes, aligned), weight, whole.dtype), whole[-count:])
-
-
-@torch.library.custom_op("kit::fp8_linear", mutates_args=(), device_types="cuda")
-def fp8_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Product (T, N) of x (T, K) with weight (N, K), both quantised, with a gradient.
-
-    It passes as if nothing had been quantised: of x it is taken with what the weight's codes stand
-    for, of the weight with what those of x do.
-    """
-    return product(quantize_rows(x), quantize_blocks(weight), x.dtype)
-
-
-@fp8_linear.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0])
-
-
-@torch.library.custom_op("kit::fp8_linear_gradients", mutates_args=(), device_types="cuda")
-def _gradients_op(
-    x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    of_x = gradient @ rounded_blocks(weight, x.dtype)
-    of_weight = gradient.T @ rounded_rows(x)
-    return of_x, of_weight.to(weight.dtype)
-
-
-@_gradients_op.register_fake
-def _(
-    x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _gradients(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    found: tuple[torch.Tensor, torch.Tensor] = _gradients_op(*ctx.saved_tensors, gradient)
-    return found
-
-
-fp8_linear.register_autograd(_gradients, setup_context=_keep)

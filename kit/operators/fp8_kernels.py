@@ -11,7 +11,7 @@ the size of its tile. Nothing is compiled anew for another number of rows.
 import triton
 import triton.language as tl
 
-from kit.operators.kernels import gated, normed
+from kit.operators.kernels import added, gated, normed
 
 GROUP: tl.constexpr = tl.constexpr(128)
 """Columns, and of weights also rows, that share a scale."""
@@ -102,11 +102,7 @@ def norm_rows_kernel(
     inside = (row < count) & (column < size)
     wide = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
     if ADDS:
-        added = residual + row * size + column
-        wide += tl.load(added, mask=inside, other=0.0).to(tl.float32)
-        whole = wide.to(out.dtype.element_ty)
-        tl.store(added, whole, mask=inside)
-        wide = whole.to(tl.float32)
+        wide = added(wide, residual + row * size + column, inside)
     factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
     values = normed(wide, factor, size, eps).to(out.dtype.element_ty)
     tl.store(out + row * size + column, values, mask=inside)
@@ -150,6 +146,22 @@ def blocks_kernel(
     else:
         tl.store(place, coded, mask=known)
         tl.store(scales + down * scale_stride + across + tl.arange(0, 1), scale)
+
+
+@triton.jit(do_not_specialize=["rows", "scale_stride", "group_stride"])
+def read_kernel(
+    codes, scales, out, rows, columns, scale_stride, group_stride, HEIGHT: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """What the codes of a group of columns of some rows stand for; `HEIGHT` rows share a scale."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    group, known = tl.program_id(1), row < rows
+    column = group * GROUP + tl.arange(0, GROUP)
+    place = row[:, None] * columns + column[None, :]
+    wide = tl.load(codes + place, mask=known[:, None]).to(tl.float32)
+    at = scales + (row // HEIGHT) * scale_stride + group * group_stride
+    scale = tl.load(at, mask=known, other=0.0)
+    tl.store(out + place, (wide * scale[:, None]).to(out.dtype.element_ty), mask=known[:, None])
 
 
 @triton.jit(do_not_specialize=["rows", "x_scale_stride"])

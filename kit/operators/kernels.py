@@ -136,6 +136,15 @@ def gated(gate, up):
 
 
 @triton.jit
+def added(wide, residual, inside):
+    """Sum with a residual, rounded to the residual's dtype, which is then the sum."""
+    given = tl.load(residual, mask=inside, other=0.0)
+    whole = (wide + given.to(tl.float32)).to(given.dtype)
+    tl.store(residual, whole, mask=inside)
+    return whole.to(tl.float32)
+
+
+@triton.jit
 def norm_kernel(
     x, x_more, residual, weight, weight_more, out, out_more, count, heads, all_heads, x_stride,
     x_more_stride, out_stride, out_more_stride, size, eps, ADDS: tl.constexpr, MORE: tl.constexpr,
@@ -158,11 +167,7 @@ def norm_kernel(
         scale = tl.where(first, scale, weight_more + column)
     wide = tl.load(given + column, mask=inside, other=0.0).to(tl.float32)
     if ADDS:
-        added = residual + row * size + column
-        wide += tl.load(added, mask=inside, other=0.0).to(tl.float32)
-        whole = wide.to(out.dtype.element_ty)
-        tl.store(added, whole, mask=inside)
-        wide = whole.to(tl.float32)
+        wide = added(wide, residual + row * size + column, inside)
     factor = tl.load(scale, mask=inside, other=0.0).to(tl.float32)
     tl.store(to + column, normed(wide, factor, size, eps).to(out.dtype.element_ty), mask=inside)
 

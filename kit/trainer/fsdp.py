@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from kit.config import TrainingConfig
-from kit.models import four_bit, lora, state_dict
+from kit.models import four_bit, lora, low_precision, state_dict
 from kit.models.heads.head import PolicyStates
 from kit.models.moe import experts_of, replaying
 from kit.models.packing import Packed
@@ -267,8 +267,10 @@ class FsdpBackend:
             self.learners[name].step(rate)
         for learner in self.learners.values():
             learner.optimizer.zero_grad()
+        low_precision.drop_codes()
 
     def recover(self) -> None:
+        low_precision.drop_codes()
         for learner in self.learners.values():
             learner.recover()
         if self.reference:
@@ -357,6 +359,7 @@ class FsdpBackend:
             yield from learner.resident()
 
     def sleep(self) -> int:
+        low_precision.drop_codes()
         for learner in self.learners.values():
             learner.optimizer.zero_grad()
         self._host.offload(self.resident())
@@ -370,5 +373,6 @@ def _answer(model: nn.Module, packed: Packed, temperature: float, *, dropout: bo
     """The model's output, in evaluation mode without dropout, and everything sharded afterwards."""
     model.train(dropout)
     answer = model(packed, temperature)
+    low_precision.drop_codes()
     reshard(model)
     return answer

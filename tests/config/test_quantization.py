@@ -153,8 +153,11 @@ def test_fp8_on_a_gpu_without_equal_bits_is_warned_of(tmp_path: Path) -> None:
 
 def test_what_was_not_run_on_a_gpu_is_refused_there(tmp_path: Path) -> None:
     whole = find(ModelConfig(name=str(make_model(tmp_path / "whole", "Qwen3", **WHOLE_BLOCKS))))
-    exact = SessionConfig(model={"quantization": "int4"}, training={"true_on_policy": True})
-    check_gpu(exact, whole, HOPPER)
+    int4 = SessionConfig(model={"quantization": "int4"})
+    check_gpu(int4.replace("training.true_on_policy", True), whole, HOPPER)
+    check_gpu(SessionConfig(engine={"quantization": "int4"}), whole, HOPPER)
+    with pytest.raises(ConfigError, match=r"is INT4, and training\.true_on_policy is off"):
+        check_gpu(int4, whole, HOPPER)
     for side in ("model", "engine"):
         fp8 = SessionConfig().replace(f"{side}.quantization", "fp8")
         check_gpu(fp8, whole, HOPPER)
@@ -165,9 +168,6 @@ def test_what_was_not_run_on_a_gpu_is_refused_there(tmp_path: Path) -> None:
             for how in (fp8, fp8.replace(f"{side}.quantization", "int4")):
                 with pytest.raises(ConfigError, match=what):
                     check_gpu(how.replace(setting, value), whole, HOPPER)
-        int4 = fp8.replace(f"{side}.quantization", "int4")
-        with pytest.raises(ConfigError, match="is INT4, and both sides do not"):
-            check_gpu(int4, whole, HOPPER)
         for capability in ((8, 9), (12, 0)):
             with pytest.raises(ConfigError, match=r"the GPU has compute capability (8\.9|12\.0)"):
                 check_gpu(fp8, whole, capability)

@@ -422,11 +422,13 @@ def precision(lab: Experiments) -> Finding:
     other = compare_checksums(lab).engine_dtype
     dtype = lab.stack.dtype
     both = dtype == "bfloat16" and not other
+    codes = lab.config.quantization
+    held = f"{codes.method} codes with scales" if codes else other or dtype
     coarse = lab.rounding if both else lab.gap(rows["bfloat16"], rows["float32"])
     lines = (
         f"rounding to bfloat16 moves log-probs by {amount(coarse)}, to float32 by {amount(fine)}; "
         f"both sides are {amount(lab.observed)} apart",
-        f"the trainer computes in {dtype}, the engine's weights are {other or dtype}",
+        f"the trainer computes in {dtype}, the engine's weights are {held}",
     )
     size = coarse if "bfloat16" in (dtype, other) else fine
     if not lab.observed <= 4 * size:
