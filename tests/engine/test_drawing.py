@@ -23,3 +23,14 @@ def test_a_gpus_kernel_draws_by_the_probabilities() -> None:
     ((_, chi_square, never),) = interpreted("drawing", "draws")
     assert float(chi_square) < 22.5  # six degrees of freedom: exceeded once in a thousand
     assert never == "0"  # of log-prob minus infinity
+
+
+def test_sglangs_sampler_draws_by_seed_and_does_the_rest_itself() -> None:
+    plain, greedy, more, narrow, both = interpreted("sampler")
+    assert plain[-1] == "True"
+    assert greedy[1] == "True"
+    for line, place in ((plain, -2), (greedy, 2), (more, 2)):
+        assert float(line[place]) < 1e-5  # of the log-probs
+    assert more[1] == "2"  # log-probs of further tokens
+    assert narrow[1] == "True"
+    assert both[1:] == ["2", "True"]  # either of two tokens, by the seed
