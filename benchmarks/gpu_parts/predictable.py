@@ -150,11 +150,11 @@ def train_head(
     from transformers import AutoModelForCausalLM
 
     from kit.models import packing
-    from kit.models.heads import eagle
+    from kit.models.heads import eagle, making
     from kit.models.heads.head import PolicyStates
 
     folder.mkdir(parents=True, exist_ok=True)
-    eagle.make(model, folder)
+    making.make("eagle", model, folder)
     fast = device == "cuda"
     policy: Any = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.bfloat16 if fast else torch.float32
