@@ -15,6 +15,7 @@ from kit.config import SessionConfig
 from kit.models import own, packing
 from kit.models.heads import eagle, eagle3, making, mtp
 from kit.models.heads.head import Head, PolicyStates
+from kit.models.state_dict import as_saved, named_weights
 from kit.samples import Rollout, Sample
 from kit.tiny import MODEL_DIR
 from tests.drafting import drafting
@@ -92,17 +93,19 @@ class Drafter:
         """Causal attention of grouped queries, rotated, of one sample."""
         c, n = self.config, len(u)
         heads, pairs, size = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-        frequency = c.rope_parameters["rope_theta"] ** (-torch.arange(0, size, 2) / size)
+        part = int(size * c.rope_parameters.get("partial_rotary_factor", 1))
+        frequency = c.rope_parameters["rope_theta"] ** (-torch.arange(0, part, 2) / part)
         angle = (torch.arange(n)[:, None] * frequency).repeat(1, 2)
 
-        def rotated(x: torch.Tensor) -> torch.Tensor:
-            turned = torch.cat([-x[..., size // 2 :], x[..., : size // 2]], dim=-1)
-            return x * angle.cos() + turned * angle.sin()
+        def rotated(whole: torch.Tensor) -> torch.Tensor:
+            x, rest = whole[..., :part], whole[..., part:]
+            turned = torch.cat([-x[..., part // 2 :], x[..., : part // 2]], dim=-1)
+            return torch.cat([x * angle.cos() + turned * angle.sin(), rest], dim=-1)
 
-        q, k, v = (
-            self.linear(f"{prefix}.{name}_proj", u).view(n, -1, size).transpose(0, 1)
-            for name in "qkv"
-        )
+        q, k, v = (self.linear(f"{prefix}.{name}_proj", u).view(n, -1, size) for name in "qkv")
+        if f"{prefix}.q_norm.weight" in self.weights:
+            q, k = self.normed(f"{prefix}.q_norm", q), self.normed(f"{prefix}.k_norm", k)
+        q, k, v = (x.transpose(0, 1) for x in (q, k, v))
         k, v = (x.repeat_interleave(heads // pairs, dim=0) for x in (rotated(k), v))
         scores = rotated(q) @ k.transpose(1, 2) / size**0.5
         seen = torch.ones(n, n, dtype=torch.bool).tril()
@@ -242,23 +245,60 @@ class WrittenEagle3(Drafter):
 class WrittenMtp(Drafter):
     """A MiMo and its own layer that predicts a further token."""
 
+    prefix = "model.mtp_layers.0"
+
     def __init__(self, model: Path) -> None:
         super().__init__(model, model)
 
     @torch.no_grad()
     def outputs(self, hidden: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
         """See `Drafter`."""
-        layer = "model.mtp_layers.0"
+        own = self.prefix
         embedded = torch.cat([torch.zeros_like(embedded[:1]), embedded[1:]])
         parts = (
-            self.normed(f"{layer}.hidden_layernorm", hidden),
-            self.normed(f"{layer}.token_layernorm", embedded),
+            self.normed(f"{own}.hidden_layernorm", hidden),
+            self.normed(f"{own}.token_layernorm", embedded),
         )
-        x = self.linear(f"{layer}.input_proj", torch.cat(parts, dim=-1))
-        x = x + self.attention(f"{layer}.self_attn", self.normed(f"{layer}.input_layernorm", x))
-        normed = self.normed(f"{layer}.post_attention_layernorm", x)
-        x = x + self.feed_forward(f"{layer}.mlp", normed)
-        return self.normed(f"{layer}.final_layernorm", x)
+        x = self.layer(self.linear(f"{own}.input_proj", torch.cat(parts, dim=-1)))
+        return self.normed(f"{own}.final_layernorm", x)
+
+    def layer(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer as the model's others are."""
+        own = self.prefix
+        x = x + self.attention(f"{own}.self_attn", self.normed(f"{own}.input_layernorm", x))
+        return x + self.wide(f"{own}.mlp", self.normed(f"{own}.post_attention_layernorm", x))
+
+    def wide(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Its feed-forward part."""
+        return self.feed_forward(name, x)
+
+
+class WrittenGlm(WrittenMtp):
+    """A GLM-4.5 and its own layer."""
+
+    def __init__(self, model: Path) -> None:
+        super().__init__(model)
+        self.prefix = f"model.layers.{self.config.num_hidden_layers}"
+
+    @torch.no_grad()
+    def outputs(self, hidden: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+        """See `Drafter`."""
+        own = self.prefix
+        parts = self.normed(f"{own}.enorm", embedded), self.normed(f"{own}.hnorm", hidden)
+        x = self.layer(self.linear(f"{own}.eh_proj", torch.cat(parts, dim=-1)))
+        return self.normed(f"{own}.shared_head.norm", x)
+
+    def wide(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Experts that a router chooses, and one that all share."""
+        c = self.config
+        scores = self.linear(f"{name}.gate", x).sigmoid()
+        biased = scores + self.weights[f"{name}.gate.e_score_correction_bias"]
+        chosen = biased.topk(c.num_experts_per_tok, dim=-1).indices
+        weights = torch.zeros_like(scores).scatter(-1, chosen, scores.gather(-1, chosen))
+        weights = c.routed_scaling_factor * weights / weights.sum(-1, keepdim=True)
+        each = [self.feed_forward(f"{name}.experts.{e}", x) for e in range(c.n_routed_experts)]
+        own = (weights[..., None] * torch.stack(each, dim=1)).sum(1)
+        return own + self.feed_forward(f"{name}.shared_experts", x)
 
 
 Texts = Sequence[tuple[Sequence[int], int]]
@@ -283,12 +323,28 @@ def taught_eagle3(
     return folder
 
 
-def taught_mimo(folder: Path) -> Path:
-    """A MiMo whose own layer has learned what the model likes best."""
-    make_model(folder, "MiMo")
+MTP = {"MiMo": WrittenMtp, "Glm4Moe": WrittenGlm}
+"""What computes a family with a layer of its own."""
+
+
+def with_layer(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
+    """A model of random weights with a layer of its own."""
+    folder.mkdir(exist_ok=True)
+    own: dict[str, Any] = {"num_nextn_predict_layers": 1}
+    if family == "Glm4Moe":
+        own |= {"attention_bias": True, "use_qk_norm": True, "routed_scaling_factor": 1.5}
+    return make_model(folder, family, dtype=dtype, **own)
+
+
+def taught_own_layer(folder: Path, family: str = "MiMo") -> Path:
+    """A model whose own layer has learned what the model likes best."""
+    with_layer(folder, family)
     texts = [likeliest(folder, [5 + i, 9, 20 + i, 7], 24) for i in range(8)]
-    known = WrittenMtp(folder)
-    weights = known.weights | _learned(mtp.load(folder), known, texts)
+    known, head = MTP[family](folder), mtp.load(folder)
+    _learned(head, known, texts)
+    named = dict(named_weights(head.model))
+    saved = (as_saved(head.model, name, value.detach()) for name, value in named.items())
+    weights = known.weights | dict(pair for pairs in saved for pair in pairs)
     save_file(weights, folder / "model.safetensors", PYTORCH)
     return folder
 

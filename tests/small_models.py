@@ -277,12 +277,16 @@ def random_model(
 
 
 def add_mtp(folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Add a layer of random weights that predicts a further token to the files of a MiMo."""
+    """Add a layer of random weights that predicts a further token to a model's files."""
     config = json.loads((folder / "config.json").read_text())
     weights = load_file(folder / "model.safetensors")
     for name, shape in mtp_files.shapes(config).items():
         value = torch.randn(shape) * 0.5 if name.endswith("bias") else torch.randn(shape) * 0.15
         weights[name] = (value + name.endswith("norm.weight")).to(dtype)
+    if config["model_type"] != "mimo":
+        prefix = mtp_files.prefix_of(config)
+        weights[f"{prefix}embed_tokens.weight"] = weights["model.embed_tokens.weight"].clone()
+        weights[f"{prefix}shared_head.head.weight"] = weights["lm_head.weight"].clone()
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 

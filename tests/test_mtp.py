@@ -16,14 +16,21 @@ from kit.models.source import find
 from kit.rollout.drafts import find_draft
 from kit.tiny import MODEL_DIR
 from tests.drafting import draft_of, drafting, outlives_its_engine, written
-from tests.heads import WrittenMtp, as_predicted, is_odd, likeliest, taught_mimo, with_own_layer
+from tests.heads import (
+    WrittenMtp,
+    as_predicted,
+    is_odd,
+    likeliest,
+    taught_own_layer,
+    with_own_layer,
+)
 
 TEMPERATURES = (1.0, 0.2)
 
 
 @pytest.fixture(scope="module")
 def mimo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return taught_mimo(tmp_path_factory.mktemp("mimo"))
+    return taught_own_layer(tmp_path_factory.mktemp("mimo"))
 
 
 @pytest.fixture(scope="module")

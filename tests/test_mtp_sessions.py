@@ -10,7 +10,14 @@ import pytest
 from kit import RLSession
 from kit.samples import Rollout
 from tests.drafting import draft_of, outlives_its_kernel, same, written
-from tests.heads import WrittenMtp, as_predicted, is_odd, taught_mimo, with_own_layer
+from tests.heads import (
+    WrittenGlm,
+    WrittenMtp,
+    as_predicted,
+    is_odd,
+    taught_own_layer,
+    with_own_layer,
+)
 from tests.processes import last_words
 from tests.small_models import make_model
 
@@ -19,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def mimo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return taught_mimo(tmp_path_factory.mktemp("mimo"))
+    return taught_own_layer(tmp_path_factory.mktemp("mimo"))
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +93,25 @@ def test_an_export_drafts_as_the_session_did(mimo: Path, tmp_path: Path, trains:
         assert as_predicted(rollout, WrittenMtp(exported), 3) > 20
         if trains:
             assert [s.rollout_drafted for s in rollout] == [s.rollout_drafted for s in expected]
+
+
+def test_a_layer_with_experts_drafts_what_the_trainer_computes(tmp_path: Path) -> None:
+    """GLM-4.5's; before training and after it."""
+    model = taught_own_layer(tmp_path / "model", "Glm4Moe")
+    with RLSession.start(with_own_layer(model).replace("engine.speculative", None)) as session:
+        plain = {temperature: written(session, temperature) for temperature in (1.0, 0.2)}
+    with RLSession.start(with_own_layer(model, train=True), reward=is_odd) as session:
+        for temperature, expected in plain.items():
+            rollout = written(session, temperature)
+            same(rollout, expected)
+            assert as_predicted(rollout, WrittenGlm(model), 3) > 20
+        session.train(2, show=False)
+        exported = session.export_hf(tmp_path / "exported", dtype="float32")
+        assert as_predicted(written(session, 0.2), WrittenGlm(exported), 3) > 20
+        assert session.sync(verify=True).verified
+        assert session.check_mismatch(session.generate()).verdict == "pass"
+    with RLSession.start(with_own_layer(exported)) as session:
+        assert as_predicted(written(session, 0.2), WrittenGlm(exported), 3) > 20
 
 
 DIES = """

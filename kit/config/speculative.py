@@ -22,8 +22,8 @@ class SpeculativeConfig(Section):
     """What drafts. `ngram`: the text so far, of this request and of those beside it. `standalone`:
     a smaller model with the same vocabulary. `eagle`: a head of one layer on the model's own hidden
     states. `eagle3`: one on the outputs of three of its layers, with words of its own. `mtp`: the
-    layer that the model brings along to predict a further token (MiMo); SGLang calls this EAGLE,
-    too."""
+    layer that the model brings along to predict a further token (MiMo, GLM-4.5); SGLang calls this
+    EAGLE, too."""
     num_steps: Positive | None = None
     """Tokens that a draft is long, at most; None takes 3 (SGLang's speculative_num_steps). Not for
     `ngram`."""

@@ -260,7 +260,11 @@ class Engine:
         drafts = self.settings.speculative
         of_draft = (name for name in sums if name.startswith(DRAFT_OF))
         own = {name.removeprefix(DRAFT_OF): sums[name] for name in of_draft}
-        return own if drafts is None or drafts.is_model else own_of_head(own, drafts.architecture)
+        return (
+            own
+            if drafts is None or drafts.is_model
+            else own_of_head(own, drafts.architecture, drafts.prefix)
+        )
 
     async def forget_adapter(self, adapter: str | None) -> None:
         """Forget an adapter, if it is there; None forgets all."""

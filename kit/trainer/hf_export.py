@@ -67,8 +67,8 @@ def export(
         for _ in named:  # gathering takes all ranks
             pass
         return 0
-    if of == POLICY and not trained_mtp and mtp_of is not None:
-        named = _with_mtp(named, mtp_of)
+    if of == POLICY and mtp_of is not None:
+        named = _with_mtp(named, mtp_of, trained=trained_mtp)
     return write(named, directory, file_bytes=file_bytes)
 
 
@@ -162,11 +162,16 @@ def _named_tensors(
 
 
 def _with_mtp(
-    named: Iterable[tuple[str, torch.Tensor]], path: str
+    named: Iterable[tuple[str, torch.Tensor]], path: str, *, trained: bool
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """A policy's weights, and those of its files' layers that predict further tokens.
 
     Copies of embedding and output there are copies of the policy's.
+
+    Args:
+        named: the policy's, and those of its layers where they are `trained`.
+        path: the model's directory.
+        trained: whether only such copies are missing.
     """
     shared: dict[str, torch.Tensor] = {}
     copied = {copied_by(name) for name in mtp_weights(Path(path))}
@@ -176,6 +181,8 @@ def _with_mtp(
         yield name, tensor
     for name, tensor in mtp.read(path):
         of = copied_by(name)
+        if trained and not of:
+            continue
         yield name, shared.get(of, shared[EMBEDDING]) if of else tensor
 
 

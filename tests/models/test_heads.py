@@ -18,7 +18,7 @@ from kit.models.heads import eagle, eagle3, eagle3_files, files, mtp, mtp_files
 from kit.models.heads.head import Head, PolicyStates
 from kit.models.packing import pack
 from kit.tiny import MODEL_DIR
-from tests.heads import Drafter, Written, WrittenEagle3, WrittenMtp, random_eagle3, random_head
+from tests.heads import MTP, Drafter, Written, WrittenEagle3, random_eagle3, random_head, with_layer
 from tests.small_models import make_model
 
 SAMPLES = [
@@ -42,11 +42,10 @@ def mimo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("mimo"), "MiMo")
 
 
-@pytest.fixture(scope="module", params=["eagle", "eagle3", "eagle3, some words", "mtp"])
+@pytest.fixture(scope="module", params=["eagle", "eagle3", "eagle3, some words", *MTP])
 def written(
     request: pytest.FixtureRequest,
     head: Path,
-    mimo: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Drafter, Head]:
     """A head as the formulas have it, and as the trainer computes it."""
@@ -54,8 +53,9 @@ def written(
         words = [*range(3, 40, 2), *range(40, 90)] if "some" in request.param else None
         folder = random_eagle3(tmp_path_factory.mktemp("head"), words=words)
         return WrittenEagle3(folder), eagle3.load(folder, MODEL_DIR)
-    if request.param == "mtp":
-        return WrittenMtp(mimo), mtp.load(mimo)
+    if request.param in MTP:
+        folder = with_layer(tmp_path_factory.mktemp("model"), request.param)
+        return MTP[request.param](folder), mtp.load(folder)
     return Written(head), eagle.load(head)
 
 
@@ -171,6 +171,11 @@ def test_a_models_own_layer_that_cannot_draft_says_why(mimo: Path, tmp_path: Pat
     weights = load_file(mimo / "model.safetensors")
     own = {n: w for n, w in weights.items() if n.startswith("model.mtp_layers.0.")}
     assert {name: tuple(w.shape) for name, w in own.items()} == mtp_files.shapes(config)
+    glm = with_layer(tmp_path / "glm", "Glm4Moe")
+    assert mtp_files.problem_of(glm) == ""
+    groups = json.loads((glm / "config.json").read_text()) | {"n_group": 2}
+    (glm / "config.json").write_text(json.dumps(groups))
+    assert "in 2 groups" in mtp_files.problem_of(glm)
     assert mtp_files.size_of(mimo) == sum(4 * w.numel() for w in own.values())
     norm, second = "model.mtp_layers.0.final_layernorm.weight", "model.mtp_layers.1.input_proj"
     cases = [

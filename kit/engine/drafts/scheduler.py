@@ -25,6 +25,7 @@ Read from SGLang 0.5.16, and changed in its scheduler:
                                          which calls it for each request of a pass
     speculative/standalone_worker_v2.py  StandaloneDraftWorker; StandaloneWorkerV2, which lacks `ps`
     models/llama_eagle.py                LlamaForCausalLMEagle: its parameters' names
+    models/glm4_moe_nextn.py             Glm4MoeForCausalLMNextN.set_embed_and_head
 """
 
 from __future__ import annotations
@@ -71,10 +72,26 @@ def register(settings: SpeculativeSettings) -> None:
         drafting.draft_forward = draft_forward
         drafting._draft_extend_for_prefill = read_prompts
         drafting._draft_extend_for_decode = read_accepted
+    if settings.architecture == "Glm4MoeForCausalLMNextN":
+        from sglang.srt.models.glm4_moe_nextn import Glm4MoeForCausalLMNextN
+
+        layer: Any = Glm4MoeForCausalLMNextN
+        layer.set_embed_and_head = share_embeddings
     if settings.where_it_pays:
         from kit.engine.drafts import choice
 
         choice.register()
+
+
+def share_embeddings(layer: Any, embedding: Any, output: Any) -> None:
+    """Give a layer that drafts the embeddings of its model, the very tensors.
+
+    In place of SGLang's for GLM-4.5, which waits for a GPU also on a CPU.
+    """
+    del layer.model.embed_tokens.weight
+    del layer.lm_head.weight
+    layer.model.embed_tokens.weight = embedding
+    layer.lm_head.weight = output
 
 
 class _Reading:

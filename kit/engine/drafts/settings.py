@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import StackError
 from kit.models.heads import eagle3_files
-from kit.models.heads.mtp_files import PREFIXES
+from kit.models.heads.mtp_files import prefix_of
+from kit.utils.reading import read_json
 
 if TYPE_CHECKING:
     from kit.config import SpeculativeConfig
@@ -31,6 +33,8 @@ class SpeculativeSettings:
     model's own: SGLang makes a model of one layer of it."""
     architecture: str = ""
     """SGLang's class of the draft; empty where there is none."""
+    prefix: str = ""
+    """Begins the names of a layer's weights in the files of its model, where that is the draft."""
     where_it_pays: bool = False
     """Whether it drafts only where passes were measured to give more."""
 
@@ -39,7 +43,11 @@ class SpeculativeSettings:
         """Those of a section of settings, and of what drafts."""
         numbers = config.steps, config.topk, config.draft_tokens
         path, architecture = (draft.path, draft.architecture) if draft else (None, "")
-        return cls(config.algorithm, *numbers, path, architecture, config.when == "auto")
+        prefix = ""
+        if path and config.algorithm == "mtp":
+            prefix = prefix_of(read_json(Path(path) / "config.json", unique=False))
+        pays = config.when == "auto"
+        return cls(config.algorithm, *numbers, path, architecture, prefix, pays)
 
     @property
     def has_draft(self) -> bool:
@@ -93,7 +101,7 @@ class DraftLoader:
         )
 
 
-def own_of_head(named: dict[str, Any], architecture: str) -> dict[str, Any]:
+def own_of_head(named: dict[str, Any], architecture: str, prefix: str = "") -> dict[str, Any]:
     """What a head has of its own among SGLang's parameters of it, by its files' names.
 
     SGLang puts them below `model`, and the policy's embeddings and output beside them.
@@ -101,12 +109,14 @@ def own_of_head(named: dict[str, Any], architecture: str) -> dict[str, Any]:
     Args:
         named: all of them.
         architecture: SGLang's class of the head.
+        prefix: see `SpeculativeSettings`.
     """
     has_output = architecture == eagle3_files.ARCHITECTURE
     own = {name.removeprefix("model."): value for name, value in named.items()}
-    if (prefix := PREFIXES.get(architecture)) is None:
+    if not prefix:
         # What an EAGLE-3 head has for its output is its own; another's is the policy's.
         begins = ("fc.", "layers.", "norm.", *(("lm_head.",) if has_output else ()))
         return {name: own[name] for name in own if name.startswith(begins)}
     shared = ("embed_tokens.weight", "lm_head.weight")
-    return {prefix + n.removeprefix("mtp_block."): own[n] for n in own if n not in shared}
+    own = {name: own[name] for name in own if name not in shared}
+    return {prefix + n.removeprefix("mtp_block.").removeprefix("decoder."): own[n] for n in own}

@@ -31,5 +31,6 @@ FAMILIES = (
         adapts=True,
         engine_adapts=True,
         drafts=True,
+        mtp=True,
     ),
 )

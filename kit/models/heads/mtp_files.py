@@ -6,14 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kit.models.source import mtp_weights, safetensors_header, stored_shapes
+from kit.models.source import copied_by, mtp_weights, safetensors_header, stored_shapes
 from kit.utils.reading import read_json
 
-ENGINE = {"MiMoForCausalLM": "MiMoMTP"}
+ENGINE = {"MiMoForCausalLM": "MiMoMTP", "Glm4MoeForCausalLM": "Glm4MoeForCausalLMNextN"}
 """SGLang's class of the layer, by the architecture of the model."""
-PREFIXES = {"MiMoMTP": "model.mtp_layers.0."}
-"""How the names of its weights begin in the model's files, by SGLang's class."""
-
 TAKEN = frozenset(
     {
         "BailingMoeForCausalLM", "BailingMoeV2ForCausalLM", "BailingMoeV2_5ForCausalLM",
@@ -58,8 +55,11 @@ def problem_of(path: str | Path) -> str:
     rotation = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     if (kind := rotation.get("rope_type") or rotation.get("type") or "default") != "default":
         return f"its rotation is scaled ({kind}), with which no such layer was tried"
+    if settings.get("n_group", 1) != 1:
+        return f"its experts are in {settings['n_group']} groups, with which none was tried"
     wanted, stored = shapes(settings), stored_shapes(Path(path))
-    stored = {name: stored[name] for name in mtp_weights(Path(path))}
+    own = (name for name in mtp_weights(Path(path)) if not copied_by(name))
+    stored = {name: stored[name] for name in own}
     if missing := sorted(wanted.keys() - stored.keys()):
         return f"its files lack {', '.join(missing[:3])}"
     if others := sorted(stored.keys() - wanted.keys()):
@@ -71,39 +71,71 @@ def problem_of(path: str | Path) -> str:
 
 def size_of(path: str | Path) -> int:
     """Bytes of a model's layers that predict further tokens, in its files."""
-    total = 0
-    for file in set(mtp_weights(folder := Path(path)).values()):
+    total, own = 0, mtp_weights(Path(path))
+    for file in set(own.values()):
         _, tensors = safetensors_header(file)
-        offsets = (tensors[name]["data_offsets"] for name in mtp_weights(folder) if name in tensors)
+        named = (name for name in own if name in tensors and not copied_by(name))
+        offsets = (tensors[name]["data_offsets"] for name in named)
         total += sum(end - begin for begin, end in offsets)
     return total
 
 
+def prefix_of(settings: Mapping[str, Any]) -> str:
+    """How the names of the layer's weights begin in a model's files, by its config.json."""
+    if settings.get("model_type") == "mimo":
+        return "model.mtp_layers.0."
+    return f"model.layers.{settings['num_hidden_layers']}."
+
+
 def shapes(settings: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shape of each weight of MiMo's layer by its name, from its config.json."""
-    width, wide = int(settings["hidden_size"]), int(settings["intermediate_size"])
-    heads = int(settings["num_attention_heads"])
+    """Shape of each weight of the layer by its name, from config.json."""
+    width, heads = int(settings["hidden_size"]), int(settings["num_attention_heads"])
     pairs = int(settings.get("num_key_value_heads") or heads)
     size = int(settings.get("head_dim") or width // heads)
-    norms = (
-        "token_layernorm",
-        "hidden_layernorm",
-        "input_layernorm",
-        "post_attention_layernorm",
-        "final_layernorm",
-    )
-    layer: dict[str, tuple[int, ...]] = {f"{name}.weight": (width,) for name in norms}
-    layer |= {
-        "input_proj.weight": (width, 2 * width),
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (width,),
+        "post_attention_layernorm.weight": (width,),
         "self_attn.q_proj.weight": (heads * size, width),
         "self_attn.k_proj.weight": (pairs * size, width),
         "self_attn.v_proj.weight": (pairs * size, width),
-        "self_attn.q_proj.bias": (heads * size,),
-        "self_attn.k_proj.bias": (pairs * size,),
-        "self_attn.v_proj.bias": (pairs * size,),
         "self_attn.o_proj.weight": (width, heads * size),
-        "mlp.gate_proj.weight": (wide, width),
-        "mlp.up_proj.weight": (wide, width),
-        "mlp.down_proj.weight": (width, wide),
     }
-    return {PREFIXES["MiMoMTP"] + name: shape for name, shape in layer.items()}
+    is_mimo = settings.get("model_type") == "mimo"
+    if is_mimo or settings.get("attention_bias"):
+        rows = {"q": heads, "k": pairs, "v": pairs}
+        layer |= {f"self_attn.{name}_proj.bias": (rows[name] * size,) for name in rows}
+    if not is_mimo and settings.get("use_qk_norm"):
+        layer |= {f"self_attn.{name}_norm.weight": (size,) for name in "qk"}
+    layer |= _of_mimo(settings, width) if is_mimo else _of_glm(settings, width)
+    return {prefix_of(settings) + name: shape for name, shape in layer.items()}
+
+
+def _of_mimo(settings: Mapping[str, Any], width: int) -> dict[str, tuple[int, ...]]:
+    norms = ("token_layernorm", "hidden_layernorm", "final_layernorm")
+    return {
+        **{f"{name}.weight": (width,) for name in norms},
+        "input_proj.weight": (width, 2 * width),
+        **_feed_forward("mlp", width, int(settings["intermediate_size"])),
+    }
+
+
+def _of_glm(settings: Mapping[str, Any], width: int) -> dict[str, tuple[int, ...]]:
+    wide, experts = int(settings["moe_intermediate_size"]), int(settings["n_routed_experts"])
+    found: dict[str, tuple[int, ...]] = {
+        **{f"{name}.weight": (width,) for name in ("enorm", "hnorm", "shared_head.norm")},
+        "eh_proj.weight": (width, 2 * width),
+        "mlp.gate.weight": (experts, width),
+        "mlp.gate.e_score_correction_bias": (experts,),
+        **_feed_forward("mlp.shared_experts", width, wide * int(settings["n_shared_experts"])),
+    }
+    for expert in range(experts):
+        found |= _feed_forward(f"mlp.experts.{expert}", width, wide)
+    return found
+
+
+def _feed_forward(name: str, width: int, wide: int) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{name}.gate_proj.weight": (wide, width),
+        f"{name}.up_proj.weight": (wide, width),
+        f"{name}.down_proj.weight": (width, wide),
+    }
