@@ -240,7 +240,8 @@ def test_a_draft_is_looked_at_before_anything_starts(tmp_path: Path) -> None:
         return files.draft(config, find(config.model), device)
 
     assert "8 tokens at once" in found("cpu", algorithm="ngram").found
-    assert "not known to be right" in found("cuda", algorithm="ngram").found
+    assert "8 tokens at once" in found("cuda", algorithm="ngram").found
+    assert "not known to be right" in found("cuda", algorithm="mtp").found
     alone = {"algorithm": "standalone", "draft_model": str(MODEL_DIR)}
     assert "it stays as it is" in found("cpu", **alone).found
     no_head = found("cpu", **alone | {"algorithm": "eagle"})
