@@ -51,6 +51,32 @@ def plainly(shared: Shared) -> dict[float, Rollout]:
     return found
 
 
+def syncs_reach_their_own(session: RLSession) -> None:
+    """A sync of the policy changes no head, nor one of the head the policy.
+
+    `session` trains a head along, which drafts chains of 3 tokens, and is in its snapshot "first",
+    which brings both back.
+    """
+    stack = session.debug.stack
+    policy, before = stack.checksums(), draft_of(session)
+    session.configure({"training.draft.learning_rate": 0.0})
+    session.step()
+    assert stack.checksums() != policy
+    assert draft_of(session) == before
+    session.configure({"training.draft.learning_rate": 1e-3})
+    m = session.step().metrics
+    assert m["train/draft_loss"] > 0
+    assert 1.0 <= m["rollout/spec_accept_length"] <= 4.0
+    assert draft_of(session) != before
+    assert stack.compare_draft().require_equal() == len(before[0])
+    assert session.check_mismatch(session.generate()).verdict == "pass"
+    assert session.sync(verify=True).verified  # erases the policy, and compares both
+    session.restore("first")
+    session.sync()
+    assert draft_of(session) == before
+    assert stack.checksums() == policy
+
+
 def outlives_its_engine(session: RLSession) -> None:
     """What a draft has learned is there again when the engine has died."""
     session.step()

@@ -15,7 +15,7 @@ from kit.errors import ConfigError, ModelError, SessionError
 from kit.models.source import find
 from kit.rollout.drafts import find_draft
 from kit.tiny import MODEL_DIR
-from tests.drafting import draft_of, drafting, outlives_its_engine, written
+from tests.drafting import draft_of, drafting, outlives_its_engine, syncs_reach_their_own, written
 from tests.heads import (
     WrittenMtp,
     as_predicted,
@@ -77,26 +77,10 @@ def test_the_engine_drafts_what_the_trainers_layer_computes(
 
 
 def test_each_sync_reaches_what_it_is_for(session: RLSession) -> None:
-    stack = session.debug.stack
-    policy, before = stack.checksums(), draft_of(session)
-    assert len(before[0]) == 11  # q, k and v are one piece, and so are gate and up
-    assert all(name.startswith("model.mtp_layers.0.") for name in before[0])
-    session.configure({"training.draft.learning_rate": 0.0})
-    session.step()
-    assert stack.checksums() != policy
-    assert draft_of(session) == before
-    session.configure({"training.draft.learning_rate": 1e-3})
-    m = session.step().metrics
-    assert m["train/draft_loss"] > 0
-    assert 1.0 <= m["rollout/spec_accept_length"] <= 4.0
-    assert draft_of(session) != before
-    assert stack.compare_draft().require_equal() == len(before[0])
-    assert session.check_mismatch(session.generate()).verdict == "pass"
-    assert session.sync(verify=True).verified  # erases the policy, and compares both
-    session.restore("first")
-    session.sync()
-    assert draft_of(session) == before
-    assert stack.checksums() == policy
+    names = draft_of(session)[0]
+    assert len(names) == 11  # q, k and v are one piece, and so are gate and up
+    assert all(name.startswith("model.mtp_layers.0.") for name in names)
+    syncs_reach_their_own(session)
 
 
 def test_an_engine_that_died_gets_the_layer_that_was_learned(session: RLSession) -> None:
