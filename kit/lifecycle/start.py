@@ -206,6 +206,7 @@ class SessionParts:
         """Check everything, start the stack, and run. Nothing is left where it fails."""
         from kit.cluster import progress
         from kit.lifecycle.acquire import acquire_stack
+        from kit.stack.calls import HeadDiedError, TrainerDiedError, while_starting
         from kit.viz.live.progress import Starting
 
         begin = time.perf_counter()
@@ -235,9 +236,14 @@ class SessionParts:
                 check_agreement(self.state.config, stack, self.sampler)
             with held():
                 self.run(stack)
-        except BaseException:
+        except BaseException as error:
+            told = None
+            if isinstance(error, (HeadDiedError, TrainerDiedError)):
+                told = while_starting(error, stack.cluster.log_tail())
             self.abandon()
             stack.close()
+            if told:
+                raise told from error
             raise
         self.start_seconds = time.perf_counter() - begin
 

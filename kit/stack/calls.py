@@ -169,6 +169,22 @@ class Calls:
 LOAD = "`session = RLSession.load(path)`, with what `session.save()` returned"
 
 
+def while_starting(error: StackError, log: str) -> StackError:
+    """The error of a start in which a trainer or Ray has died, before there was anything to lose.
+
+    Args:
+        error: what the call told that found it out.
+        log: last lines of the stack's own logs.
+    """
+    return StackError(
+        error.what,
+        why="\n".join(part for part in ("Nothing had been trained yet.", log) if part),
+        fix="start it again. If it was killed for memory (`dmesg` tells of it), lower "
+        "training.max_tokens_per_gpu or engine.max_total_tokens, or end other sessions first: "
+        "`kit doctor` lists them.",
+    )
+
+
 def trainer_died(what: str) -> TrainerDiedError:
     """The error of every call that needs a trainer's weights when they are gone."""
     return TrainerDiedError(

@@ -163,6 +163,24 @@ def test_a_trainer_that_died_is_told_and_a_checkpoint_continues(
 
 
 @pytest.mark.slow
+def test_a_trainer_that_dies_while_a_session_starts_is_told_as_what_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not as a loss: there is no checkpoint to go on from."""
+
+    def killed(config: Any, stack: Any, sampler: Any) -> None:
+        psutil.Process(stack.trainers.ask("processes")[0][0]).kill()
+        stack.trainers.ask("processes")
+
+    monkeypatch.setattr("kit.lifecycle.start.check_agreement", killed)
+    with pytest.raises(StackError, match="A trainer's process died during") as caught:
+        RLSession.start("tiny")
+    assert "Nothing had been trained yet." in str(caught.value)
+    assert "start it again" in str(caught.value)
+    assert "checkpoint" not in str(caught.value)
+
+
+@pytest.mark.slow
 def test_an_engine_that_comes_back_without_a_trainer_writes_nothing(session: RLSession) -> None:
     session.train(1, show=False)
     kill(of_trainer(session))
