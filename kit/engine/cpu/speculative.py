@@ -67,7 +67,7 @@ class DraftSteps:
     """
 
     def __init__(self, model_runner: Any, topk: int, slots: int, steps: int) -> None:
-        """`slots` cache slots a branch has, of which `steps` steps fill one each."""
+        """`slots` cache slots a branch has; each of `steps` steps fills one, or the one after."""
         self.topk, self.slots = topk, slots
         self.attn_backends = [DraftStep(model_runner) for _ in range(steps)]
 
@@ -96,8 +96,8 @@ def register(*, whole_draft: bool) -> None:
 
     def make_steps(self: Any) -> DraftSteps | None:
         slots = self.speculative_num_steps
-        steps = slots if whole_draft else slots - 1
-        if not steps:
+        steps = slots + (self.topk == 1) if whole_draft else slots - 1
+        if not slots or not steps:
             return None
         return DraftSteps(self.draft_model_runner, self.topk, slots, steps)
 

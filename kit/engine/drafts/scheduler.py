@@ -7,7 +7,9 @@ A draft that is a model of its own (`standalone`) is called by SGLang like a hea
 hidden states, which reads the token after each place, and so never sees the first token of a
 prompt. For a model that learned from whole texts that is another text. Here it reads every token in
 its own place: a prompt as it is, then the accepted tokens, and each draft begins with the last of
-them. That takes a step of the draft more in each round.
+them. In a chain it goes on to read the last token that it drafts, too. Whatever is accepted then,
+it has read already, and it need not be called once more after the pass, as SGLang does; only in
+trees, whose accepted tokens change their places, and in passes without drafts it is.
 
 An EAGLE head (`eagle`) is called as SGLang calls it. Its embeddings and its output are the target's
 tensors, so that a sync of the policy changes them, and one of the draft does not.
@@ -183,8 +185,17 @@ def load_draft(worker: Any, request: Any) -> tuple[bool, str]:
     return answer
 
 
+def reads_all_it_drafts(worker: Any) -> bool:
+    """Whether a draft reads all tokens of what it drafts as it does so, in their own places.
+
+    Args:
+        worker: SGLang's, of the draft.
+    """
+    return hasattr(worker, "only_reads") and worker.topk == 1 and worker.speculative_num_steps > 0
+
+
 def read_without_logits(worker: Any) -> None:
-    """Have a draft make no logits where it only reads what was accepted.
+    """Have a draft make no logits where it only reads: what was accepted, or its own last token.
 
     In place of SGLang's `StandaloneDraftWorker.init_lm_head`, which does nothing and is called once
     the draft is there. What it drafts from there comes of a step of its own.
@@ -196,9 +207,10 @@ def read_without_logits(worker: Any) -> None:
 
     processor = worker.draft_runner.model.logits_processor
     process = processor.forward
+    worker.only_reads = False
 
     def leave_out(tokens: Any, hidden: Any, head: Any, metadata: Any, *args: Any, **kw: Any) -> Any:
-        if not metadata.forward_mode.is_draft_extend_v2():
+        if not (worker.only_reads or metadata.forward_mode.is_draft_extend_v2()):
             return process(tokens, hidden, head, metadata, *args, **kw)
         kept = hidden if metadata.capture_hidden_mode.need_capture() else None
         return LogitsProcessorOutput(hidden.new_zeros(len(hidden), worker.topk), kept)
@@ -246,11 +258,17 @@ def read_prompts(
 def read_accepted(worker: Any, batch: Any, result: Any) -> None:
     """Have a draft read what was accepted, in the places in which the target has read it.
 
-    That is the last token of before, the root of the tree, and all accepted ones but the last.
+    That is the last token of before, the root of the tree, and all accepted ones but the last. A
+    chain has read them as it drafted them.
     """
     import torch
     from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker
 
+    following = result.next_draft_input
+    if reads_all_it_drafts(worker):
+        following.topk_index, following.topk_p = _begin_with(following.bonus_tokens, 1)
+        following.hidden_states = None
+        return
     n = worker.speculative_num_draft_tokens
     roots = batch.spec_info.draft_token.view(-1, n)[:, :1]
     accepted = result.next_token_ids.view(-1, n)
@@ -258,7 +276,6 @@ def read_accepted(worker: Any, batch: Any, result: Any) -> None:
     EagleDraftWorker._draft_extend_for_decode(
         worker, batch, replace(result, next_token_ids=own.flatten())
     )
-    following = result.next_draft_input
     following.topk_index, following.topk_p = _begin_with(following.bonus_tokens, worker.topk)
 
 
@@ -270,10 +287,33 @@ def _begin_with(tokens: Any, topk: int) -> tuple[Any, Any]:
     return first, torch.ones_like(first, dtype=torch.float32)
 
 
+def _read_last(worker: Any, forward_batch: Any, tokens: Any, firsts: Any) -> None:
+    """Read the last drafted tokens, whose positions the batch has, into the places that follow.
+
+    Args:
+        worker: SGLang's, of the draft.
+        forward_batch: of the draft, after its last step.
+        tokens: the last ones of the chains, (B).
+        firsts: places of their first tokens, (B): 0, which nobody reads, in rows that fill a graph.
+    """
+    import torch
+
+    table = worker.req_to_token_pool.req_to_token
+    places = table[forward_batch.req_pool_indices.long(), forward_batch.positions.long()]
+    forward_batch.out_cache_loc = torch.where(firsts == 0, 0, places.to(firsts.dtype))
+    forward_batch.input_ids = tokens.contiguous()
+    worker.only_reads = True
+    try:
+        worker.draft_runner.forward(forward_batch)
+    finally:
+        worker.only_reads = False
+
+
 def draft_forward(worker: Any, forward_batch: Any) -> Any:
     """Read the last accepted token in every branch, then draft as SGLang does from there.
 
-    What it is given is left as it was: a CUDA graph is captured from several calls.
+    A chain is read to its end. What it is given is left as it was: a CUDA graph is captured from
+    several calls.
     """
     import torch
     from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
@@ -305,7 +345,11 @@ def draft_forward(worker: Any, forward_batch: Any) -> Any:
     forward_batch.out_cache_loc = slots.roll(-1, dims=1).flatten()
     attention.attn_backends = others
     try:
-        return EagleDraftWorker.draft_forward(worker, forward_batch)
+        drafted = EagleDraftWorker.draft_forward(worker, forward_batch)
+        if topk == 1:
+            with forward_context(ForwardContext(attn_backend=others[-1])):
+                _read_last(worker, forward_batch, drafted[2][:, -1], slots[:, 0])
+        return drafted
     finally:
         attention.attn_backends = [first, *others]
         info.topk_index, info.topk_p = began_with

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kit.engine.drafts import verification
+from kit.engine.drafts.scheduler import reads_all_it_drafts
 from kit.engine.gpu import draft_attention as attention
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def whole_mask(own: torch.Tensor, lens: torch.Tensor, total: int) -> torch.Tenso
 
 
 def capture_graphs(worker: Any) -> None:
-    """Capture the graphs of a draft: its steps, if it takes any, and its reading.
+    """Capture the graphs of a draft: its steps, if it takes any, and its reading, if it needs any.
 
     In place of SGLang's, which takes no graph for a single step, and imports kinds of attention
     that need further packages.
@@ -71,14 +72,16 @@ def capture_graphs(worker: Any) -> None:
         return
     if worker.draft_attn_backend is not None:
         worker.cuda_graph_runner = EAGLEDraftCudaGraphRunner(worker)
-    worker.cuda_graph_runner_for_draft_extend = EAGLEDraftExtendCudaGraphRunner(worker)
+    if not reads_all_it_drafts(worker):
+        worker.cuda_graph_runner_for_draft_extend = EAGLEDraftExtendCudaGraphRunner(worker)
 
 
 def whole_steps(runner: Any, topk: int, steps: int) -> Any:
     """Attention of the steps of a draft that reads the last accepted token itself.
 
-    SGLang's takes a step less than it is told, so it is told of one more. In a tree, each branch
-    begins where the one before it ends, which goes by the steps that there are.
+    SGLang's takes a step less than it is told, so it is told of one more, and of two in a chain,
+    which reads its last token, too. In a tree, each branch begins where the one before it ends,
+    which goes by the steps that there are.
 
     Args:
         runner: SGLang's, of the draft.
@@ -90,7 +93,7 @@ def whole_steps(runner: Any, topk: int, steps: int) -> Any:
 
     kind: Any = TritonMultiStepDraftBackend
     if topk == 1:
-        return kind(runner, topk, steps + 1)
+        return kind(runner, topk, steps + 2)
 
     class WholeSteps(kind):
         def common_template(self, batch: Any, places: Any, plan: Any) -> None:
