@@ -28,7 +28,11 @@ from kit.drafts import LENGTH, RATE, DraftReport
 from kit.samples import Sample
 
 IMAGES = Path(__file__).parent / "images"
-PICTURES = {"standalone": "speculative.svg", "eagle": "speculative_eagle.svg"}
+PICTURES = {
+    "standalone": "speculative.svg",
+    "eagle": "speculative_eagle.svg",
+    "eagle3": "speculative_eagle3.svg",
+}
 STYLE = Path(__file__).parents[1] / "kit" / "viz" / "notebook.mplstyle"
 PANELS = {
     RATE: "share of drafted tokens accepted",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -156,23 +157,49 @@ class Drafter:
     def drafted(self, sample: Sample, steps: int) -> list[int]:
         """What `Sample.rollout_drafted` is, of chains of so many tokens."""
         tokens = sample.tokens
-        hidden, embedded = self.hidden(tokens)
+        read = self.hidden(tokens)
         last = len(tokens) - sample.response_length  # the first token comes with the prompt
         places = [0]
         while last < len(tokens) - 1:
-            known, words = hidden[:last], embedded[1 : last + 1]
-            right = 0
-            while right < steps and last + 1 + right < len(tokens):
-                out = self.outputs(known, words)[-1]
-                token = int(self.words[self.said(out).argmax()])
-                if token != tokens[last + 1 + right]:
-                    break
-                right += 1
-                known = torch.cat([known, out[None]])
-                words = torch.cat([words, self.policy.model.embed_tokens.weight[token][None]])
+            right = self._right(tokens, read, last, steps)
             places += [*range(1, right + 1), 0]
             last += right + 1
         return places[: sample.response_length]
+
+    @torch.no_grad()
+    def agreeing(self, sample: Sample, steps: int) -> tuple[int, int]:
+        """Of how many passes it drafts as many right tokens as the engine did; and of how many.
+
+        Each pass begins where the engine's did. The last one of a response is left out.
+        """
+        tokens, places = sample.tokens, sample.rollout_drafted
+        assert places is not None
+        read, first = self.hidden(tokens), len(tokens) - sample.response_length
+        begins = [place for place, drafted in enumerate(places) if drafted == 0]
+        passes = list(pairwise(begins))
+        same = [self._right(tokens, read, first + a, steps) == b - a - 1 for a, b in passes]
+        return sum(same), len(passes)
+
+    def _right(
+        self,
+        tokens: Sequence[int],
+        read: tuple[torch.Tensor, torch.Tensor],
+        last: int,
+        steps: int,
+    ) -> int:
+        """How many drafted tokens after `last`, up to `steps`, are those of the text."""
+        hidden, embedded = read
+        known, words = hidden[:last], embedded[1 : last + 1]
+        right = 0
+        while right < steps and last + 1 + right < len(tokens):
+            out = self.outputs(known, words)[-1]
+            token = int(self.words[self.said(out).argmax()])
+            if token != tokens[last + 1 + right]:
+                break
+            right += 1
+            known = torch.cat([known, out[None]])
+            words = torch.cat([words, self.policy.model.embed_tokens.weight[token][None]])
+        return right
 
 
 class Written(Drafter):

@@ -109,8 +109,7 @@ def test_what_is_no_head_for_the_model_is_refused(tmp_path: Path, head: Path) ->
     with pytest.raises(ConfigError, match="eagle was not tried with GemmaForCausalLM"):
         find_draft(headed(head), replace(model, architecture="GemmaForCausalLM"), "cpu")
     assert find_draft(headed(head), model, "cuda")
-    with pytest.raises(ConfigError, match="on a GPU no session has trained such a draft"):
-        find_draft(headed(head, train=True), model, "cuda")
+    assert find_draft(headed(head, train=True, eagle_topk=2), model, "cuda")
     with pytest.raises(ConfigError, match="eagle, and no draft_model is named"):
         headed(head).replace("engine.speculative", {"algorithm": "eagle"})
     with pytest.raises(ConfigError, match="only chains of standalone"):

@@ -14,12 +14,8 @@ from kit.utils.reading import read_json
 
 HEADS = {files.ARCHITECTURE: "EAGLE", eagle3_files.ARCHITECTURE: "EAGLE-3"}
 """Heads by SGLang's names."""
-ON_GPUS = ["ngram", "standalone", "eagle"]
-"""The algorithms whose chains were compared with plain decoding on a GPU."""
-TREES_ON_GPUS: list[str] = []
-"""Those whose trees were."""
-LEARN_ON_GPUS = ["standalone"]
-"""Those whose drafts learned along in a session there."""
+TREES_ON_GPUS = ["standalone", "eagle"]
+"""The algorithms whose trees were compared with plain decoding on a GPU; chains were of all."""
 
 
 def find_draft(config: SessionConfig, model: ModelSource, device: str) -> ModelSource | None:
@@ -138,31 +134,14 @@ def check_standalone(architecture: str, name: str) -> None:
 
 
 def _check_gpu(config: SessionConfig) -> None:
-    """Raise ConfigError for drafts on a GPU."""
+    """Raise ConfigError for drafts that nobody has seen work on a GPU."""
     drafts = config.engine.speculative
-    if drafts is None:
-        return
-    if drafts.algorithm not in ON_GPUS:
+    if drafts and drafts.topk > 1 and drafts.algorithm not in TREES_ON_GPUS:
         raise ConfigError(
-            f"engine.speculative.algorithm is {drafts.algorithm}, and on a GPU that is not known "
-            "to be right.",
-            why="What it draws was compared with plain decoding on CPUs only.",
-            fix=f"take {', '.join(ON_GPUS)}, leave engine.speculative out, or set device: cpu.",
-        )
-    if drafts.topk > 1 and drafts.algorithm not in TREES_ON_GPUS:
-        raise ConfigError(
-            f"engine.speculative.eagle_topk is {drafts.topk}, and on a GPU trees are not known to "
-            "be right.",
+            f"engine.speculative.eagle_topk is {drafts.topk}, and on a GPU trees of "
+            f"{drafts.algorithm} are not known to be right.",
             why="What is drawn with them was compared with plain decoding on CPUs only.",
             fix="leave engine.speculative.eagle_topk out, or set device: cpu.",
-        )
-    if config.training.draft and drafts.algorithm not in LEARN_ON_GPUS:
-        raise ConfigError(
-            f"training.draft is set, engine.speculative.algorithm is {drafts.algorithm}, and on a "
-            "GPU no session has trained such a draft yet.",
-            why="Whether the engine drafts what the trainer's head computes was seen on CPUs only.",
-            fix="leave training.draft out, with a head that is made already; take standalone; or "
-            "set device: cpu.",
         )
 
 

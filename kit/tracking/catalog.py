@@ -75,7 +75,15 @@ _TRAIN = {
         "falls: cross-entropy towards the policy's own entropy, KL towards 0",
         short="draft's loss",
     ),
-    "draft_grad_norm": Meaning("size of the draft's gradient before clipping", "steady"),
+    "draft_grad_norm": Meaning(
+        "size of the draft's gradient before clipping",
+        "steady, around 1",
+        _above(
+            10.0,
+            "the draft is thrown about rather than learning: lower training.draft.learning_rate, "
+            "and make the draft anew",
+        ),
+    ),
     "merge_error": Meaning(
         "what rounding does to the adapters as the engine gets them, as a share of their size",
         "falls as the adapters grow; near 1 only at the first steps",
