@@ -20,6 +20,14 @@ LEAST: tl.constexpr = tl.constexpr(1e-10)
 
 
 @triton.jit
+def after_the_last(EARLY: tl.constexpr):
+    """Wait for what came before a kernel that was launched early, and let the next be launched."""
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
 def _scale(largest):
     """The scale of what has this largest number."""
     bound = tl.zeros_like(largest) + LARGEST
@@ -50,13 +58,14 @@ def _largest(values, axis: tl.constexpr):
 @triton.jit(do_not_specialize=["rows", "scale_stride"])
 def rows_kernel(
     x, codes, scales, rows, columns, x_stride, scale_stride, ROWS: tl.constexpr,
-    READS: tl.constexpr,
+    READS: tl.constexpr, EARLY: tl.constexpr = False,
 ):  # fmt: skip
     """Quantise a group of columns of some rows.
 
     `READS` writes what the codes stand for, in x's dtype, and no scales; otherwise the scales of a
     group of columns lie side by side, and `scale_stride` apart from those of the next.
     """
+    after_the_last(EARLY)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     group = tl.program_id(1)
     column = group * GROUP + tl.arange(0, GROUP)
@@ -94,9 +103,11 @@ def _store_rows(
 @triton.jit(do_not_specialize=["count", "scale_stride"])
 def norm_rows_kernel(
     x, residual, weight, out, codes, scales, count, x_stride, size, eps, scale_stride,
-    ADDS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ADDS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KEEPS: tl.constexpr = True,
+    EARLY: tl.constexpr = False,
 ):  # fmt: skip
     """Norm of some rows, as `norm_kernel` has it, and what it is quantised to."""
+    after_the_last(EARLY)
     first = tl.program_id(0).to(tl.int64) * ROWS
     row, column = (first + tl.arange(0, ROWS))[:, None], tl.arange(0, BLOCK)[None, :]
     inside = (row < count) & (column < size)
@@ -104,24 +115,27 @@ def norm_rows_kernel(
     if ADDS:
         wide = added(wide, residual + row * size + column, inside)
     factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-    values = normed(wide, factor, size, eps).to(out.dtype.element_ty)
-    tl.store(out + row * size + column, values, mask=inside)
+    values = normed(wide, factor, size, eps).to(x.dtype.element_ty)
+    if KEEPS:
+        tl.store(out + row * size + column, values, mask=inside)
     _store_rows(values, codes, scales, first, count, 0, size, scale_stride, ROWS, BLOCK)
 
 
 @triton.jit(do_not_specialize=["count", "scale_stride"])
 def silu_rows_kernel(
     gate, up, out, codes, scales, count, size, gate_stride, up_stride, scale_stride,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, KEEPS: tl.constexpr = True, EARLY: tl.constexpr = False,
 ):  # fmt: skip
     """Sigmoid-weighted unit of a part of one row, and what it is quantised to."""
+    after_the_last(EARLY)
     row, start = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK
     column = start + tl.arange(0, BLOCK)
     inside = column < size
     wide = tl.load(gate + row * gate_stride + column, mask=inside, other=0.0).to(tl.float32)
     other = tl.load(up + row * up_stride + column, mask=inside, other=0.0).to(tl.float32)
-    values = gated(wide, other).to(out.dtype.element_ty)
-    tl.store(out + row * size + column, values, mask=inside)
+    values = gated(wide, other).to(gate.dtype.element_ty)
+    if KEEPS:
+        tl.store(out + row * size + column, values, mask=inside)
     _store_rows(values, codes, scales, row, count, start, size, scale_stride, 1, BLOCK)
 
 

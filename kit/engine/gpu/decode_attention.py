@@ -25,6 +25,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kit.operators.fp8_kernels import after_the_last
+
 PROGRAMS = 1024
 """About how many programs fill a GPU; half as many do well enough without splitting requests."""
 TILE = 8192
@@ -48,9 +50,10 @@ def parts_kernel(
     query, out, keys, values, begins, places, partial, logs, scale, query_token, query_head,
     out_token, out_head, keys_token, keys_head, values_token, values_head, partial_token,
     partial_head, partial_part, logs_token, logs_head, GROUP: tl.constexpr, ROWS: tl.constexpr,
-    SIZE: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
+    SIZE: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr = False,
 ):  # fmt: skip
     """Attend to a part of a request; where it is the only one, that is the answer."""
+    after_the_last(EARLY)
     request, shared, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     begin = tl.load(begins + request)
     length = (tl.load(begins + request + 1) - begin).to(tl.int32)
