@@ -16,6 +16,7 @@ Read from SGLang 0.5.16:
 # Triton reads the signatures of kernels by itself: their arguments have no types for mypy.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
 
+import os
 from functools import cache
 from importlib import import_module
 from inspect import signature
@@ -34,6 +35,8 @@ TILE = 8192
 MOST_COLUMNS = 128
 ROWS = 64
 """Most heads that share keys."""
+PAIRS = os.environ.get("TRITON_INTERPRET") != "1"
+"""Whether values in 8 bits are read in pairs, for which Triton's interpreter lacks an instruction."""
 FLOOR: tl.constexpr = tl.constexpr(-1e30)
 """Below every score, and finite, so that a difference of two of it is a number."""
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -46,11 +49,22 @@ def _span(length, parts, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def _both(pairs):
+    """The first and the second of pairs of numbers in e4m3, as float16, which holds each."""
+    both = tl.inline_asm_elementwise(
+        "cvt.rn.f16x2.e4m3x2 $0, $1;", "=r,h", [pairs], dtype=tl.int32, is_pure=True, pack=1
+    )
+    first, second = both.to(tl.int16), (both >> 16).to(tl.int16)
+    return first.to(tl.float16, bitcast=True), second.to(tl.float16, bitcast=True)
+
+
+@triton.jit
 def parts_kernel(
     query, out, keys, values, begins, places, partial, logs, scale, query_token, query_head,
     out_token, out_head, keys_token, keys_head, values_token, values_head, partial_token,
     partial_head, partial_part, logs_token, logs_head, GROUP: tl.constexpr, ROWS: tl.constexpr,
-    SIZE: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr = False,
+    SIZE: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr, PAIRS: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):  # fmt: skip
     """Attend to a part of a request; where it is the only one, that is the answer."""
     after_the_last(EARLY)
@@ -72,7 +86,12 @@ def parts_kernel(
         narrow: tl.constexpr = keys.dtype.element_ty.primitive_bitwidth == 8
         if narrow:
             tile = tile.to(tl.float16)
-        sums = tl.zeros((ROWS, SIZE), tl.float32)
+        # A load of pairs of narrow values can be turned for the product, one of single ones cannot.
+        paired: tl.constexpr = narrow and PAIRS
+        WIDTH: tl.constexpr = SIZE // 2 if paired else SIZE
+        sums = tl.zeros((ROWS, WIDTH), tl.float32)
+        more_sums = sums
+        width = tl.arange(0, WIDTH)
         total = tl.zeros((ROWS,), tl.float32)
         most = tl.full((ROWS,), FLOOR, tl.float32)
         for start in tl.range(low, high, COLUMNS, num_stages=STAGES):
@@ -80,9 +99,14 @@ def parts_kernel(
             here = at < high
             place = tl.load(places + begin + at, mask=here, other=0).to(tl.int64)
             key = keys + place[None, :] * keys_token + size[:, None]
-            value = values + place[:, None] * values_token + size[None, :]
             key = tl.load(key, mask=here[None, :], other=0.0)
-            value = tl.load(value, mask=here[:, None], other=0.0)
+            if paired:
+                pairs = values.to(tl.pointer_type(tl.int16))
+                pairs += place[:, None] * (values_token // 2) + width[None, :]
+                value, more_value = _both(tl.load(pairs, mask=here[:, None], other=0))
+            else:
+                value = values + place[:, None] * values_token + width[None, :]
+                value = tl.load(value, mask=here[:, None], other=0.0)
             if narrow:
                 key, value = key.to(tl.float16), value.to(tl.float16)
             score = tl.where(here[None, :], tl.dot(tile, key) * (scale * LOG2_E), FLOOR)
@@ -90,8 +114,13 @@ def parts_kernel(
             weight = tl.exp2(score - higher[:, None])
             shrink = tl.exp2(most - higher)
             total = total * shrink + tl.sum(weight, axis=1)
-            sums = sums * shrink[:, None] + tl.dot(weight.to(value.dtype), value)
+            weight = weight.to(value.dtype)
+            sums = sums * shrink[:, None] + tl.dot(weight, value)
+            if paired:
+                more_sums = more_sums * shrink[:, None] + tl.dot(weight, more_value)
             most = higher
+        if paired:
+            sums = tl.reshape(tl.join(sums, more_sums), (ROWS, SIZE))
         shares = sums / total[:, None]
         if span >= length:
             to = out + request * out_token + head[:, None] * out_head + size[None, :]
@@ -170,7 +199,7 @@ def attend(
     parts_kernel[(count, shared, parts)](
         query, out, keys, values, begins, places, partial, logs, scale, *ends, *room,
         GROUP=heads // shared, ROWS=rows_of(heads // shared), SIZE=size, COLUMNS=columns,
-        STAGES=stages, num_warps=2,
+        STAGES=stages, PAIRS=PAIRS and size >= 32, num_warps=2,
     )  # fmt: skip
     if parts > 1:
         together_kernel[(count, heads)](
