@@ -134,13 +134,15 @@ def run_on_gpu(
     """The scheduler on a GPU; arguments as those of `run_on_cpu`."""
     from sglang.srt.managers.scheduler import run_scheduler_process
 
-    from kit.engine.gpu import attention_inputs, decode_attention, sampling, windows
+    from kit.engine.gpu import attention_inputs, decode_attention, logits, sampling, windows
 
     windows.register()
     decode_attention.register()
     sampling.register()
     if not shared:
         attention_inputs.register()
+        if not drafts:
+            logits.register()
     if shared:
         from kit.engine.gpu import shared as shared_operators
 

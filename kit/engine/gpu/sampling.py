@@ -22,7 +22,7 @@ from sglang.srt.layers.logprob_processor import LogprobResult
 from sglang.srt.layers.sampler import Sampler
 
 from kit.engine import sampling
-from kit.engine.gpu import drawing
+from kit.engine.gpu import drawing, logits
 
 
 def drawing_by_seed(forward: Any) -> Any:
@@ -45,6 +45,7 @@ def drawing_by_seed(forward: Any) -> Any:
         more = return_logprob and (more or envs.SGLANG_RETURN_ORIGINAL_LOGPROB.get())
         more |= info.has_custom_logit_processor or any(info.return_sampling_masks or ())
         if more or not sampling.draws_from_all(info):
+            logits.widen(logits_output)
             wanted = top_logprobs_nums, token_ids_logprobs, positions
             drawn: torch.Tensor = forward(self, logits_output, info, return_logprob, *wanted)
             return drawn
