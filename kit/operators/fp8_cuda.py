@@ -94,21 +94,29 @@ def quantize_with_room(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def norm_and_quantize(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """`kit.operators.cuda.norm_into` of x (T, K), and what `quantize_rows` gives of that."""
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    residual: torch.Tensor | None = None,
+    *,
+    keeps: bool = True,
+) -> tuple[torch.Tensor | None, tuple[torch.Tensor, torch.Tensor]]:
+    """`kit.operators.cuda.norm_into` of x (T, K), and what `quantize_rows` gives of that.
+
+    Without `keeps` None and only the latter.
+    """
     from kit.operators.fp8_kernels import norm_rows_kernel
 
     x = x if x.stride(-1) == 1 else x.contiguous()
     rows, columns = x.shape
     block = power(columns)
-    out, (codes, scales) = x.new_empty(rows, columns), _room(x, rows, columns)
+    out, (codes, scales) = x.new_empty(rows, columns) if keeps else None, _room(x, rows, columns)
     high = max(1, NORM_TILE // block)
     norm_rows_kernel[(-(-rows // high),)](
         x,
         x if residual is None else residual,
         weight,
-        out,
+        x if out is None else out,
         codes,
         scales,
         rows,
@@ -119,6 +127,7 @@ def norm_and_quantize(
         ADDS=residual is not None,
         ROWS=high,
         BLOCK=block,
+        KEEPS=keeps,
         num_warps=4 if block <= 2 * NORM_TILE else 8,
         enable_fp_fusion=False,
     )
@@ -126,17 +135,20 @@ def norm_and_quantize(
 
 
 def silu_and_quantize(
-    gate: torch.Tensor, up: torch.Tensor
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """`kit.operators.cuda.silu` of gate and up (T, K), and what `quantize_rows` gives of that."""
+    gate: torch.Tensor, up: torch.Tensor, *, keeps: bool = True
+) -> tuple[torch.Tensor | None, tuple[torch.Tensor, torch.Tensor]]:
+    """`kit.operators.cuda.silu` of gate and up (T, K), and what `quantize_rows` gives of that.
+
+    Without `keeps` None and only the latter.
+    """
     from kit.operators.fp8_kernels import silu_rows_kernel
 
     rows, columns = gate.shape
-    out, (codes, scales) = gate.new_empty(rows, columns), _room(gate, rows, columns)
+    out, (codes, scales) = gate.new_empty(rows, columns) if keeps else None, _room(gate, rows, columns)
     silu_rows_kernel[(rows, -(-columns // SILU_BLOCK))](
         gate,
         up,
-        out,
+        gate if out is None else out,
         codes,
         scales,
         rows,
@@ -145,6 +157,7 @@ def silu_and_quantize(
         up.stride(0),
         scales.stride(0),
         BLOCK=SILU_BLOCK,
+        KEEPS=keeps,
         num_warps=4,
         enable_fp_fusion=False,
     )

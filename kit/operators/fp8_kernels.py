@@ -103,10 +103,13 @@ def _store_rows(
 @triton.jit(do_not_specialize=["count", "scale_stride"])
 def norm_rows_kernel(
     x, residual, weight, out, codes, scales, count, x_stride, size, eps, scale_stride,
-    ADDS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KEEPS: tl.constexpr = True,
+    ADDS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KEEPS: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):  # fmt: skip
-    """Norm of some rows, as `norm_kernel` has it, and what it is quantised to."""
+    """Norm of some rows, as `norm_kernel` has it, and what it is quantised to.
+
+    `KEEPS` writes the norm itself too.
+    """
     after_the_last(EARLY)
     first = tl.program_id(0).to(tl.int64) * ROWS
     row, column = (first + tl.arange(0, ROWS))[:, None], tl.arange(0, BLOCK)[None, :]
@@ -124,9 +127,12 @@ def norm_rows_kernel(
 @triton.jit(do_not_specialize=["count", "scale_stride"])
 def silu_rows_kernel(
     gate, up, out, codes, scales, count, size, gate_stride, up_stride, scale_stride,
-    BLOCK: tl.constexpr, KEEPS: tl.constexpr = True, EARLY: tl.constexpr = False,
+    BLOCK: tl.constexpr, KEEPS: tl.constexpr, EARLY: tl.constexpr = False,
 ):  # fmt: skip
-    """Sigmoid-weighted unit of a part of one row, and what it is quantised to."""
+    """Sigmoid-weighted unit of a part of one row, and what it is quantised to.
+
+    `KEEPS` writes the unit itself too.
+    """
     after_the_last(EARLY)
     row, start = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK
     column = start + tl.arange(0, BLOCK)
