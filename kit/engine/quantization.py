@@ -182,9 +182,7 @@ def silu_forward(keeps: bool, x: torch.Tensor) -> torch.Tensor:
     return with_codes(*fp8_cuda.silu_and_quantize(*x.chunk(2, dim=-1), keeps=keeps))
 
 
-def with_codes(
-    out: torch.Tensor | None, codes: tuple[torch.Tensor, torch.Tensor]
-) -> torch.Tensor:
+def with_codes(out: torch.Tensor | None, codes: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Activations with their codes; the codes where they are not kept."""
     out = codes[0].detach() if out is None else out  # another object, or it would hold itself
     setattr(out, CODES, codes)

@@ -110,7 +110,8 @@ def norm_and_quantize(
     x = x if x.stride(-1) == 1 else x.contiguous()
     rows, columns = x.shape
     block = power(columns)
-    out, (codes, scales) = x.new_empty(rows, columns) if keeps else None, _room(x, rows, columns)
+    out = x.new_empty(rows, columns) if keeps else None
+    codes, scales = _room(x, rows, columns)
     high = max(1, NORM_TILE // block)
     norm_rows_kernel[(-(-rows // high),)](
         x,
@@ -144,7 +145,8 @@ def silu_and_quantize(
     from kit.operators.fp8_kernels import silu_rows_kernel
 
     rows, columns = gate.shape
-    out, (codes, scales) = gate.new_empty(rows, columns) if keeps else None, _room(gate, rows, columns)
+    out = gate.new_empty(rows, columns) if keeps else None
+    codes, scales = _room(gate, rows, columns)
     silu_rows_kernel[(rows, -(-columns // SILU_BLOCK))](
         gate,
         up,

@@ -1,4 +1,4 @@
-"""Queries, keys and values made ready by one kernel: interpreted, and on a GPU as SGLang has them."""
+"""Queries, keys and values made ready by one kernel: interpreted, and on a GPU as SGLang's are."""
 
 from __future__ import annotations
 

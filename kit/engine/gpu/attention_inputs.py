@@ -242,11 +242,11 @@ def register() -> None:
 
     def load_and_place(self: Any) -> Any:
         loaded = load(self)
-        models = sys.modules.get("sglang.srt.models.qwen3")
-        for part in self.model.modules() if models else ():
-            whole = isinstance(part, models.Qwen3Attention) and get_parallel().dcp_size == 1
-            if whole and fits(part):
-                part.forward = partial(forward, part)
+        kind = getattr(sys.modules.get("sglang.srt.models.qwen3"), "Qwen3Attention", None)
+        if kind and get_parallel().dcp_size == 1:
+            for part in self.model.modules():
+                if isinstance(part, kind) and fits(part):
+                    part.forward = partial(forward, part)
         return loaded
 
     ModelRunner.load_model = load_and_place

@@ -36,7 +36,7 @@ MOST_COLUMNS = 128
 ROWS = 64
 """Most heads that share keys."""
 PAIRS = os.environ.get("TRITON_INTERPRET") != "1"
-"""Whether values in 8 bits are read in pairs, for which Triton's interpreter lacks an instruction."""
+"""Whether values in 8 bits are read in pairs; Triton's interpreter lacks the instruction for it."""
 FLOOR: tl.constexpr = tl.constexpr(-1e30)
 """Below every score, and finite, so that a difference of two of it is a number."""
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
