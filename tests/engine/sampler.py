@@ -48,8 +48,10 @@ def main() -> None:
     torch.manual_seed(0)
     logits = 2 * torch.randn(4, 150)
 
-    def drawn(tops: list[int], **changes: Any) -> tuple[list[int], LogitsProcessorOutput]:
-        output = LogitsProcessorOutput(next_token_logits=logits.clone())
+    def drawn(
+        tops: list[int], given: torch.Tensor = logits, **changes: Any
+    ) -> tuple[list[int], LogitsProcessorOutput]:
+        output = LogitsProcessorOutput(next_token_logits=given.clone())
         asked = info(**changes), True, tops, [None] * 4, PLACES
         return sampler(output, *asked).tolist(), output
 
@@ -70,6 +72,17 @@ def main() -> None:
     narrowed = [drawn(none, sampling_seed=SEEDS + 10 * i, **narrow)[0] for i in range(30)]
     best = logits.topk(2).indices.tolist()
     print("narrow", all(token in best[i] for row in narrowed for i, token in enumerate(row)))
+    # Rounded to bfloat16 as softmax has them, they would lose a thousandth.
+    half = logits.bfloat16()
+    tokens, output = drawn([2, 0, 0, 0], half)
+    wanted = (half.float() / warm).log_softmax(-1)
+    log_probs = output.next_token_logprobs
+    top = torch.tensor(output.next_token_top_logprobs_val[0])
+    print(
+        "widened",
+        float((log_probs - wanted[range(4), tokens]).abs().max()),
+        float((top - wanted[0].topk(2).values).abs().max()),
+    )
     print("both", len({row[0] for row in narrowed}), drawn(none, **narrow)[0] == narrowed[0])
 
 

@@ -26,11 +26,12 @@ def test_a_gpus_kernel_draws_by_the_probabilities() -> None:
 
 
 def test_sglangs_sampler_draws_by_seed_and_does_the_rest_itself() -> None:
-    plain, greedy, more, narrow, both = interpreted("sampler")
+    plain, greedy, more, narrow, widened, both = interpreted("sampler")
     assert plain[-1] == "True"
     assert greedy[1] == "True"
     for line, place in ((plain, -2), (greedy, 2), (more, 2)):
         assert float(line[place]) < 1e-5  # of the log-probs
     assert more[1] == "2"  # log-probs of further tokens
     assert narrow[1] == "True"
+    assert max(map(float, widened[1:])) < 1e-5
     assert both[1:] == ["2", "True"]  # either of two tokens, by the seed

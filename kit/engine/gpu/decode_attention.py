@@ -49,13 +49,32 @@ def _span(length, parts, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _both(pairs):
-    """The first and the second of pairs of numbers in e4m3, as float16, which holds each."""
-    both = tl.inline_asm_elementwise(
-        "cvt.rn.f16x2.e4m3x2 $0, $1;", "=r,h", [pairs], dtype=tl.int32, is_pure=True, pack=1
-    )
-    first, second = both.to(tl.int16), (both >> 16).to(tl.int16)
-    return first.to(tl.float16, bitcast=True), second.to(tl.float16, bitcast=True)
+def _values(values, place, here, stride, SIZE: tl.constexpr, PAIRED: tl.constexpr):
+    """Values of some places; `PAIRED` has their even and odd numbers apart.
+
+    Matrix units read a tile of values across. A GPU turns numbers of 16 bits as it reads them from
+    shared memory, and reads those of 8 bits one by one; so two of them are read as one.
+    """
+    if PAIRED:
+        pairs = values.to(tl.pointer_type(tl.int16))
+        pairs += place[:, None] * (stride // 2) + tl.arange(0, SIZE // 2)[None, :]
+        both = tl.inline_asm_elementwise(
+            "cvt.rn.f16x2.e4m3x2 $0, $1;",
+            "=r,h",
+            [tl.load(pairs, mask=here[:, None], other=0)],
+            dtype=tl.int32,
+            is_pure=True,
+            pack=1,
+        )
+        even = both.to(tl.int16).to(tl.float16, bitcast=True)
+        odd = (both >> 16).to(tl.int16).to(tl.float16, bitcast=True)
+    else:
+        even = values + place[:, None] * stride + tl.arange(0, SIZE)[None, :]
+        even = tl.load(even, mask=here[:, None], other=0.0)
+        if values.dtype.element_ty.primitive_bitwidth == 8:
+            even = even.to(tl.float16)
+        odd = even
+    return even, odd
 
 
 @triton.jit
@@ -86,12 +105,9 @@ def parts_kernel(
         narrow: tl.constexpr = keys.dtype.element_ty.primitive_bitwidth == 8
         if narrow:
             tile = tile.to(tl.float16)
-        # A load of pairs of narrow values can be turned for the product, one of single ones cannot.
         paired: tl.constexpr = narrow and PAIRS
-        WIDTH: tl.constexpr = SIZE // 2 if paired else SIZE
-        sums = tl.zeros((ROWS, WIDTH), tl.float32)
-        more_sums = sums
-        width = tl.arange(0, WIDTH)
+        sums = tl.zeros((ROWS, SIZE // 2 if paired else SIZE), tl.float32)
+        odd_sums = sums
         total = tl.zeros((ROWS,), tl.float32)
         most = tl.full((ROWS,), FLOOR, tl.float32)
         for start in tl.range(low, high, COLUMNS, num_stages=STAGES):
@@ -100,15 +116,9 @@ def parts_kernel(
             place = tl.load(places + begin + at, mask=here, other=0).to(tl.int64)
             key = keys + place[None, :] * keys_token + size[:, None]
             key = tl.load(key, mask=here[None, :], other=0.0)
-            if paired:
-                pairs = values.to(tl.pointer_type(tl.int16))
-                pairs += place[:, None] * (values_token // 2) + width[None, :]
-                value, more_value = _both(tl.load(pairs, mask=here[:, None], other=0))
-            else:
-                value = values + place[:, None] * values_token + width[None, :]
-                value = tl.load(value, mask=here[:, None], other=0.0)
+            value, odd_value = _values(values, place, here, values_token, SIZE, paired)
             if narrow:
-                key, value = key.to(tl.float16), value.to(tl.float16)
+                key = key.to(tl.float16)
             score = tl.where(here[None, :], tl.dot(tile, key) * (scale * LOG2_E), FLOOR)
             higher = tl.maximum(most, tl.max(score, axis=1))
             weight = tl.exp2(score - higher[:, None])
@@ -117,10 +127,10 @@ def parts_kernel(
             weight = weight.to(value.dtype)
             sums = sums * shrink[:, None] + tl.dot(weight, value)
             if paired:
-                more_sums = more_sums * shrink[:, None] + tl.dot(weight, more_value)
+                odd_sums = odd_sums * shrink[:, None] + tl.dot(weight, odd_value)
             most = higher
         if paired:
-            sums = tl.reshape(tl.join(sums, more_sums), (ROWS, SIZE))
+            sums = tl.reshape(tl.join(sums, odd_sums), (ROWS, SIZE))
         shares = sums / total[:, None]
         if span >= length:
             to = out + request * out_token + head[:, None] * out_head + size[None, :]
