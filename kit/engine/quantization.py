@@ -55,6 +55,8 @@ class QuantizedLinear(LinearMethodBase):
 
     def __init__(self, scheme: Scheme, *, shares_operators: bool) -> None:
         self._scheme, self._shares_operators = scheme, shares_operators
+        self.reads_codes = scheme.method == "fp8"
+        """Whether on a GPU it multiplies what its inputs are quantised to."""
 
     def create_weights(
         self,

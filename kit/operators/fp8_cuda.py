@@ -79,7 +79,7 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     a multiple of 16, of few of 4, whose contents mean nothing: see `filled`.
     """
     rows, columns = x.shape
-    codes, scales = _room(x, rows, columns)
+    codes, scales = room_for_codes(x, rows, columns)
     _run_rows(x, codes, scales, reads=False)
     return codes[:rows], scales[:, :rows].T
 
@@ -88,7 +88,7 @@ def quantize_with_room(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes (R, K) of x (T, K) and their scales (K / 128, R), with the room that torch's product
     needs: R is T up to a multiple of 16.
     """
-    codes, scales = _room(x, x.shape[0], x.shape[1], TILE_ROWS)
+    codes, scales = room_for_codes(x, x.shape[0], x.shape[1], TILE_ROWS)
     _run_rows(x, codes, scales, reads=False)
     return codes, scales
 
@@ -111,7 +111,7 @@ def norm_and_quantize(
     rows, columns = x.shape
     block = power(columns)
     out = x.new_empty(rows, columns) if keeps else None
-    codes, scales = _room(x, rows, columns)
+    codes, scales = room_for_codes(x, rows, columns)
     high = max(1, NORM_TILE // block)
     norm_rows_kernel[(-(-rows // high),)](
         x,
@@ -146,7 +146,7 @@ def silu_and_quantize(
 
     rows, columns = gate.shape
     out = gate.new_empty(rows, columns) if keeps else None
-    codes, scales = _room(gate, rows, columns)
+    codes, scales = room_for_codes(gate, rows, columns)
     silu_rows_kernel[(rows, -(-columns // SILU_BLOCK))](
         gate,
         up,
@@ -166,7 +166,7 @@ def silu_and_quantize(
     return out, (codes[:rows], scales[:, :rows].T)
 
 
-def _room(
+def room_for_codes(
     x: torch.Tensor, rows: int, columns: int, multiple: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Room for the codes of rows, and for their scales (K / 128, T); of so many, or as needed."""

@@ -28,15 +28,15 @@ def after_the_last(EARLY: tl.constexpr):
 
 
 @triton.jit
-def _scale(largest):
+def scale_of(most):
     """The scale of what has this largest number."""
-    bound = tl.zeros_like(largest) + LARGEST
+    bound = tl.zeros_like(most) + LARGEST
     # A comparison keeps NaN, which a maximum would drop.
-    return tl.div_rn(tl.where(largest < LEAST, LEAST, largest), bound)
+    return tl.div_rn(tl.where(most < LEAST, LEAST, most), bound)
 
 
 @triton.jit
-def _codes(wide, scale):
+def codes_of(wide, scale):
     """Rows of numbers in the units of their scale, in e4m3; the conversion rounds to the nearest.
 
     The quotient is made of the scale's inverse and mended by what is left, which rounds as a
@@ -49,7 +49,7 @@ def _codes(wide, scale):
 
 
 @triton.jit
-def _largest(values, axis: tl.constexpr):
+def largest(values, axis: tl.constexpr):
     """The largest size of a number, and NaN where one is NaN: as integers NaN is the largest."""
     bits = values.to(tl.int32, bitcast=True) & 0x7FFFFFFF
     return tl.max(bits, axis=axis).to(tl.float32, bitcast=True)
@@ -72,8 +72,8 @@ def rows_kernel(
     known = (row < rows)[:, None] & (column < columns)[None, :]
     given = tl.load(x + row[:, None] * x_stride + column[None, :], mask=known, other=0.0)
     wide = given.to(tl.float32)
-    scale = _scale(_largest(wide, 1))
-    coded = _codes(wide, scale)
+    scale = scale_of(largest(wide, 1))
+    coded = codes_of(wide, scale)
     place = codes + row[:, None] * columns + column[None, :]
     if READS:
         tl.store(place, (coded.to(tl.float32) * scale[:, None]).to(given.dtype), mask=known)
@@ -93,8 +93,8 @@ def _store_rows(
     number = tl.arange(0, ROWS * ACROSS)
     row, group = first + number // ACROSS, number % ACROSS + start // GROUP
     known = (row < count) & (group * GROUP < size)
-    scale = _scale(_largest(wide, 1))
-    coded = _codes(wide, scale)
+    scale = scale_of(largest(wide, 1))
+    coded = codes_of(wide, scale)
     column = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     tl.store(codes + row[:, None] * size + column, coded, mask=known[:, None])
     tl.store(scales + group * scale_stride + row, scale, mask=known)
@@ -156,8 +156,8 @@ def blocks_kernel(
     known = (row < rows)[:, None] & (column < columns)[None, :]
     at = weight + row[:, None] * weight_stride + column[None, :]
     wide = tl.load(at, mask=known, other=0.0).to(tl.bfloat16).to(tl.float32)
-    scale = _scale(_largest(_largest(wide, 1)[None, :], 1))
-    coded = _codes(wide, scale)
+    scale = scale_of(largest(largest(wide, 1)[None, :], 1))
+    coded = codes_of(wide, scale)
     place = codes + row[:, None] * columns + column[None, :]
     if READS:
         tl.store(

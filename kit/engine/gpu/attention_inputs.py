@@ -32,6 +32,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kit.engine.gpu import decode_attention
 from kit.operators.fp8_kernels import after_the_last
 
 ROWS = 8
@@ -228,7 +229,9 @@ def forward(
         *pool.get_kv_buffer(attention.attn.layer_id),
     )
     q, k, v = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
-    attended = attention.attn(q, k, v, forward_batch, save_kv_cache=False)
+    attend = partial(attention.attn, q, k, v, forward_batch, save_kv_cache=False)
+    reads_codes = getattr(getattr(attention.o_proj, "quant_method", None), "reads_codes", False)
+    attended = decode_attention.quantised(attend) if reads_codes else attend()
     output: torch.Tensor = attention.o_proj(attended)[0]
     return output
 

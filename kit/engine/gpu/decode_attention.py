@@ -17,6 +17,7 @@ Read from SGLang 0.5.16:
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
 
 import os
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from inspect import signature
@@ -26,7 +27,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kit.operators.fp8_kernels import after_the_last
+from kit.operators.fp8_cuda import BLOCK, room_for_codes
+from kit.operators.fp8_kernels import after_the_last, codes_of, largest, scale_of
 
 PROGRAMS = 1024
 """About how many programs fill a GPU; half as many do well enough without splitting requests."""
@@ -78,28 +80,36 @@ def _values(values, place, here, stride, SIZE: tl.constexpr, PAIRED: tl.constexp
 
 
 @triton.jit
+def _quantise(wide, codes, scales, known):
+    """Write rows of 128 numbers as codes, each with a scale of its own."""
+    own = scale_of(largest(wide, 1))
+    tl.store(codes, codes_of(wide, own), mask=known[:, None])
+    tl.store(scales, own, mask=known)
+
+
+@triton.jit
 def parts_kernel(
     query, out, keys, values, begins, places, partial, logs, scale, query_token, query_head,
     out_token, out_head, keys_token, keys_head, values_token, values_head, partial_token,
     partial_head, partial_part, logs_token, logs_head, GROUP: tl.constexpr, ROWS: tl.constexpr,
     SIZE: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr, PAIRS: tl.constexpr,
-    EARLY: tl.constexpr = False,
+    codes, scales, scale_stride, QUANTISES: tl.constexpr, EARLY: tl.constexpr = False,
 ):  # fmt: skip
-    """Attend to a part of a request; where it is the only one, that is the answer."""
+    """Attend to a part of a request; where it is the only one, that is the answer.
+
+    `QUANTISES` writes what the answer is quantised to, and not the answer.
+    """
     after_the_last(EARLY)
     request, shared, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    begin = tl.load(begins + request)
-    length = (tl.load(begins + request + 1) - begin).to(tl.int32)
+    begin, end = tl.load(begins + request), tl.load(begins + request + 1)
+    length = (end - begin).to(tl.int32)
     span = _span(length, tl.num_programs(2), COLUMNS)
-    low = part * span
-    high = tl.minimum(low + span, length)
-    row = tl.arange(0, ROWS)
-    head = shared * GROUP + row
-    known = row < GROUP
+    low, high = part * span, tl.minimum(part * span + span, length)
+    row, size = tl.arange(0, ROWS), tl.arange(0, SIZE)
+    head, known = shared * GROUP + row, row < GROUP
+    keys += shared * keys_head
+    values += shared * values_head
     if low < high:
-        size = tl.arange(0, SIZE)
-        keys += shared * keys_head
-        values += shared * values_head
         own = query + request * query_token + head[:, None] * query_head + size[None, :]
         tile = tl.load(own, mask=known[:, None], other=0.0)
         narrow: tl.constexpr = keys.dtype.element_ty.primitive_bitwidth == 8
@@ -132,13 +142,18 @@ def parts_kernel(
         if paired:
             sums = tl.reshape(tl.join(sums, odd_sums), (ROWS, SIZE))
         shares = sums / total[:, None]
-        if span >= length:
+        if QUANTISES:
+            first = (request * tl.num_programs(1) * GROUP + head[:, None]) * SIZE
+            wide = shares.to(out.dtype.element_ty).to(tl.float32)
+            to = codes + first + size[None, :], scales + head * scale_stride + request
+            _quantise(wide, to[0], to[1], known)
+        elif span >= length:
             to = out + request * out_token + head[:, None] * out_head + size[None, :]
             tl.store(to, shares, mask=known[:, None])
         else:
             slot = partial + request * partial_token + head * partial_head + part * partial_part
-            tl.store(slot[:, None] + size[None, :], shares, mask=known[:, None])
             log = logs + request * logs_token + head * logs_head + part
+            tl.store(slot[:, None] + size[None, :], shares, mask=known[:, None])
             tl.store(log, most + tl.log2(total), mask=known)
 
 
@@ -185,6 +200,7 @@ def attend(
     logs: torch.Tensor,
     scale: float,
     stages: int = 3,
+    codes: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> None:
     """Have the last token of each request attend to all of it.
 
@@ -192,13 +208,15 @@ def attend(
         query: of B requests, (B, heads, D).
         keys: of all tokens, (places, kv heads, D).
         values: likewise.
-        out: written, (B, heads, D).
+        out: written, (B, heads, D), but where there are `codes`.
         begins: the first place of each request and after the last, (B + 1) or more.
         places: of the requests' tokens.
         partial: room for parts, (B or more, heads, parts, D), float32.
         logs: likewise, (B or more, heads, parts).
         scale: of the scores.
         stages: tiles that a program has under way at once.
+        codes: room for what the answer is quantised to, with a scale for each head of 128 numbers
+            of requests that are not divided: (B, heads * D) and (heads, B) or more, float32.
     """
     count, heads, size = query.shape
     shared = keys.shape[1]
@@ -209,7 +227,9 @@ def attend(
     parts_kernel[(count, shared, parts)](
         query, out, keys, values, begins, places, partial, logs, scale, *ends, *room,
         GROUP=heads // shared, ROWS=rows_of(heads // shared), SIZE=size, COLUMNS=columns,
-        STAGES=stages, PAIRS=PAIRS and size >= 32, num_warps=2,
+        STAGES=stages, PAIRS=PAIRS and size >= 32, codes=codes[0] if codes else out,
+        scales=codes[1] if codes else logs, scale_stride=codes[1].stride(0) if codes else 0,
+        QUANTISES=codes is not None, num_warps=2,
     )  # fmt: skip
     if parts > 1:
         together_kernel[(count, heads)](
@@ -249,6 +269,32 @@ def shared_memory(device: int) -> int:
     return size
 
 
+ASKED: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
+"""Where those who read codes find them: the innermost last."""
+
+
+def quantised(attend: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """What SGLang attends to, quantised in the same kernel where that is possible.
+
+    Args:
+        attend: has SGLang attend to something once.
+    """
+    from kit.engine.quantization import with_codes
+
+    ASKED.append([])
+    try:
+        attended = attend()
+    finally:
+        found = ASKED.pop()
+    return with_codes(None, found[0]) if found else attended
+
+
+def quantises(query: torch.Tensor, keys: torch.Tensor) -> bool:
+    """Whether each head is a block of FP8, and no request is divided."""
+    programs = len(query) * keys.shape[1]
+    return query.shape[-1] == BLOCK and parts_of(programs, PROGRAMS) == 1
+
+
 PLAIN = {
     "v_scale": 1.0,
     "logit_cap": 0.0,
@@ -273,10 +319,14 @@ def standing_in(theirs: Any) -> Any:
         stages = stages_of(query.shape[-1], keys.element_size(), shared_memory(query.device.index))
         if not (stages and fits(query, keys, values, asked["o"]) and is_plain(asked)):
             return theirs(*args, **kwargs)
+        codes = None
+        if ASKED and quantises(query, keys):
+            codes = room_for_codes(query, len(query), query.shape[1] * query.shape[2])
+            ASKED[-1].append((codes[0][: len(query)], codes[1][:, : len(query)].T))
         attend(
             query, keys, values, asked["o"], asked["kv_indptr"], asked["kv_indices"],
             asked["attn_logits"], asked["attn_lse"], asked["sm_scale"] * asked["k_scale"],
-            stages,
+            stages, codes,
         )  # fmt: skip
         return None
 
