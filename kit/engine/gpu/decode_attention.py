@@ -80,8 +80,9 @@ def _values(values, place, here, stride, SIZE: tl.constexpr, PAIRED: tl.constexp
 
 
 @triton.jit
-def _quantise(wide, codes, scales, known):
+def _quantise(rows, codes, scales, known):
     """Write rows of 128 numbers as codes, each with a scale of its own."""
+    wide = rows.to(tl.float32)
     own = scale_of(largest(wide, 1))
     tl.store(codes, codes_of(wide, own), mask=known[:, None])
     tl.store(scales, own, mask=known)
@@ -107,14 +108,12 @@ def parts_kernel(
     low, high = part * span, tl.minimum(part * span + span, length)
     row, size = tl.arange(0, ROWS), tl.arange(0, SIZE)
     head, known = shared * GROUP + row, row < GROUP
-    keys += shared * keys_head
-    values += shared * values_head
+    keys, values = keys + shared * keys_head, values + shared * values_head
     if low < high:
         own = query + request * query_token + head[:, None] * query_head + size[None, :]
         tile = tl.load(own, mask=known[:, None], other=0.0)
         narrow: tl.constexpr = keys.dtype.element_ty.primitive_bitwidth == 8
-        if narrow:
-            tile = tile.to(tl.float16)
+        tile = tile.to(tl.float16) if narrow else tile
         paired: tl.constexpr = narrow and PAIRS
         sums = tl.zeros((ROWS, SIZE // 2 if paired else SIZE), tl.float32)
         odd_sums = sums
@@ -127,8 +126,7 @@ def parts_kernel(
             key = keys + place[None, :] * keys_token + size[:, None]
             key = tl.load(key, mask=here[None, :], other=0.0)
             value, odd_value = _values(values, place, here, values_token, SIZE, paired)
-            if narrow:
-                key = key.to(tl.float16)
+            key = key.to(tl.float16) if narrow else key
             score = tl.where(here[None, :], tl.dot(tile, key) * (scale * LOG2_E), FLOOR)
             higher = tl.maximum(most, tl.max(score, axis=1))
             weight = tl.exp2(score - higher[:, None])
@@ -144,9 +142,8 @@ def parts_kernel(
         shares = sums / total[:, None]
         if QUANTISES:
             first = (request * tl.num_programs(1) * GROUP + head[:, None]) * SIZE
-            wide = shares.to(out.dtype.element_ty).to(tl.float32)
-            to = codes + first + size[None, :], scales + head * scale_stride + request
-            _quantise(wide, to[0], to[1], known)
+            to = scales + head * scale_stride + request
+            _quantise(shares.to(out.dtype.element_ty), codes + first + size[None, :], to, known)
         elif span >= length:
             to = out + request * out_token + head[:, None] * out_head + size[None, :]
             tl.store(to, shares, mask=known[:, None])
