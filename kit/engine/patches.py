@@ -152,7 +152,7 @@ def run_on_gpu(
 
         quantization.register(quantized, shares_operators=shared is not None)
         if quantized.method == "fp8":
-            quantization.register_inputs(keeps=shared is not None)
+            quantization.register_inputs()
     if adapts:
         adapters.register("cuda")
     if drafts:

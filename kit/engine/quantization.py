@@ -44,8 +44,7 @@ from kit.operators.low_precision import BLOCK, Scheme
 MOST_TRIED = 1 << 26
 """Elements of a product that is compared when the engine starts, at most."""
 CODES = "kit_codes"
-"""Attribute of activations with what they are quantised to, where the layer before did that. Those
-that nothing but the next layer reads are themselves the codes."""
+"""Attribute of activations with what they are quantised to, where the layer before did that."""
 PARTS = {"q": 0, "k": 1, "v": 2}
 """SGLang's names of the parts of an attention's projection; those of other layers are numbers."""
 
@@ -55,8 +54,6 @@ class QuantizedLinear(LinearMethodBase):
 
     def __init__(self, scheme: Scheme, *, shares_operators: bool) -> None:
         self._scheme, self._shares_operators = scheme, shares_operators
-        self.reads_codes = scheme.method == "fp8"
-        """Whether on a GPU it multiplies what its inputs are quantised to."""
 
     def create_weights(
         self,
@@ -79,7 +76,6 @@ class QuantizedLinear(LinearMethodBase):
         own: Any = layer
         own.rows_of_parts = list(output_partition_sizes)
         own.scales_of_parts = [rows for rows, _ in shapes]
-        own.outputs_dtype = params_dtype
         codes = torch.zeros(output_size, columns, dtype=scheme.codes_dtype)
         scales = torch.full((sum(own.scales_of_parts), shapes[0][1]), torch.nan)
         for name, value in (("weight", codes), (SCALE, scales.to(scheme.scales_dtype))):
@@ -118,11 +114,8 @@ class QuantizedLinear(LinearMethodBase):
         """Product of x (T, K) with the weights that the codes stand for."""
         if x.is_cuda and self._scheme.method == "fp8":
             own = layer.weight, getattr(layer, SCALE)
-            codes = getattr(x, CODES, None)
-            if codes is None and x.dtype is self._scheme.codes_dtype:
-                raise StackError("Codes came to a quantised layer without their scales.")
-            codes = codes or fp8_cuda.quantize_rows(x)
-            whole = fp8_cuda.product(codes, own, layer.outputs_dtype)
+            codes = getattr(x, CODES, None) or fp8_cuda.quantize_rows(x)
+            whole = fp8_cuda.product(codes, own, x.dtype)
             return whole if bias is None else whole + bias
         if x.is_cuda:
             weight = self._scheme.read(layer.weight, getattr(layer, SCALE), x.dtype)
@@ -159,44 +152,32 @@ def _put(parameter: torch.Tensor, loaded: torch.Tensor, sizes: list[int], place:
 
 def norm_forward(
     norm: Any,
-    keeps: bool,
     x: torch.Tensor,
     residual: torch.Tensor | None = None,
     post_residual_addition: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """`RMSNorm.forward_cuda` of a norm before a quantised layer; what it returns has its codes.
-
-    Without `keeps` it is the codes, which no layer takes for activations.
-    """
+    """`RMSNorm.forward_cuda` of a norm before a quantised layer; what it returns has its codes."""
     if post_residual_addition is not None or x.dim() != 2:
         raise StackError(
             "SGLang adds something after the residual, or has other rows than tokens, and a norm "
             "before a quantised layer knows neither.",
             fix="take a model of another family, or leave the quantisation out.",
         )
-    given = x, norm.weight, norm.variance_epsilon, residual
-    out = with_codes(*fp8_cuda.norm_and_quantize(*given, keeps=keeps))
+    out, codes = fp8_cuda.norm_and_quantize(x, norm.weight, norm.variance_epsilon, residual)
+    setattr(out, CODES, codes)
     return out if residual is None else (out, residual)
 
 
-def silu_forward(keeps: bool, x: torch.Tensor) -> torch.Tensor:
-    """`SiluAndMul.forward_cuda` before a quantised layer; as `norm_forward`."""
-    return with_codes(*fp8_cuda.silu_and_quantize(*x.chunk(2, dim=-1), keeps=keeps))
-
-
-def with_codes(out: torch.Tensor | None, codes: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Activations with their codes; the codes where they are not kept."""
-    out = codes[0].detach() if out is None else out  # another object, or it would hold itself
+def silu_forward(x: torch.Tensor) -> torch.Tensor:
+    """`SiluAndMul.forward_cuda` before a quantised layer; what it returns has its codes."""
+    gate, up = x.chunk(2, dim=-1)
+    out, codes = fp8_cuda.silu_and_quantize(gate, up)
     setattr(out, CODES, codes)
     return out
 
 
-def register_inputs(*, keeps: bool) -> None:
-    """Have what comes before FP8's layers on a GPU quantise its output in the same kernel.
-
-    Args:
-        keeps: whether it writes the output itself as well.
-    """
+def register_inputs() -> None:
+    """Have what comes before FP8's layers on a GPU quantise its output in the same kernel."""
     from sglang.srt.model_executor.model_runner import ModelRunner
 
     load = ModelRunner.load_model
@@ -205,8 +186,8 @@ def register_inputs(*, keeps: bool) -> None:
         loaded = load(self)
         for layer in self.model.model.layers:
             for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-                norm._forward_method = partial(norm_forward, norm, keeps)
-            layer.mlp.act_fn._forward_method = partial(silu_forward, keeps)
+                norm._forward_method = partial(norm_forward, norm)
+            layer.mlp.act_fn._forward_method = silu_forward
         return loaded
 
     ModelRunner.load_model = load_and_place

@@ -79,7 +79,7 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     a multiple of 16, of few of 4, whose contents mean nothing: see `filled`.
     """
     rows, columns = x.shape
-    codes, scales = room_for_codes(x, rows, columns)
+    codes, scales = _room(x, rows, columns)
     _run_rows(x, codes, scales, reads=False)
     return codes[:rows], scales[:, :rows].T
 
@@ -88,36 +88,27 @@ def quantize_with_room(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes (R, K) of x (T, K) and their scales (K / 128, R), with the room that torch's product
     needs: R is T up to a multiple of 16.
     """
-    codes, scales = room_for_codes(x, x.shape[0], x.shape[1], TILE_ROWS)
+    codes, scales = _room(x, x.shape[0], x.shape[1], TILE_ROWS)
     _run_rows(x, codes, scales, reads=False)
     return codes, scales
 
 
 def norm_and_quantize(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    eps: float,
-    residual: torch.Tensor | None = None,
-    *,
-    keeps: bool = True,
-) -> tuple[torch.Tensor | None, tuple[torch.Tensor, torch.Tensor]]:
-    """`kit.operators.cuda.norm_into` of x (T, K), and what `quantize_rows` gives of that.
-
-    Without `keeps` None and only the latter.
-    """
+    x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """`kit.operators.cuda.norm_into` of x (T, K), and what `quantize_rows` gives of that."""
     from kit.operators.fp8_kernels import norm_rows_kernel
 
     x = x if x.stride(-1) == 1 else x.contiguous()
     rows, columns = x.shape
     block = power(columns)
-    out = x.new_empty(rows, columns) if keeps else None
-    codes, scales = room_for_codes(x, rows, columns)
+    out, (codes, scales) = x.new_empty(rows, columns), _room(x, rows, columns)
     high = max(1, NORM_TILE // block)
     norm_rows_kernel[(-(-rows // high),)](
         x,
         x if residual is None else residual,
         weight,
-        x if out is None else out,
+        out,
         codes,
         scales,
         rows,
@@ -128,7 +119,6 @@ def norm_and_quantize(
         ADDS=residual is not None,
         ROWS=high,
         BLOCK=block,
-        KEEPS=keeps,
         num_warps=4 if block <= 2 * NORM_TILE else 8,
         enable_fp_fusion=False,
     )
@@ -136,21 +126,17 @@ def norm_and_quantize(
 
 
 def silu_and_quantize(
-    gate: torch.Tensor, up: torch.Tensor, *, keeps: bool = True
-) -> tuple[torch.Tensor | None, tuple[torch.Tensor, torch.Tensor]]:
-    """`kit.operators.cuda.silu` of gate and up (T, K), and what `quantize_rows` gives of that.
-
-    Without `keeps` None and only the latter.
-    """
+    gate: torch.Tensor, up: torch.Tensor
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """`kit.operators.cuda.silu` of gate and up (T, K), and what `quantize_rows` gives of that."""
     from kit.operators.fp8_kernels import silu_rows_kernel
 
     rows, columns = gate.shape
-    out = gate.new_empty(rows, columns) if keeps else None
-    codes, scales = room_for_codes(gate, rows, columns)
+    out, (codes, scales) = gate.new_empty(rows, columns), _room(gate, rows, columns)
     silu_rows_kernel[(rows, -(-columns // SILU_BLOCK))](
         gate,
         up,
-        gate if out is None else out,
+        out,
         codes,
         scales,
         rows,
@@ -159,14 +145,13 @@ def silu_and_quantize(
         up.stride(0),
         scales.stride(0),
         BLOCK=SILU_BLOCK,
-        KEEPS=keeps,
         num_warps=4,
         enable_fp_fusion=False,
     )
     return out, (codes[:rows], scales[:, :rows].T)
 
 
-def room_for_codes(
+def _room(
     x: torch.Tensor, rows: int, columns: int, multiple: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Room for the codes of rows, and for their scales (K / 128, T); of so many, or as needed."""

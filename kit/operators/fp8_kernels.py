@@ -20,23 +20,15 @@ LEAST: tl.constexpr = tl.constexpr(1e-10)
 
 
 @triton.jit
-def after_the_last(EARLY: tl.constexpr):
-    """Wait for what came before a kernel that was launched early, and let the next be launched."""
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-
-
-@triton.jit
-def scale_of(most):
+def _scale(largest):
     """The scale of what has this largest number."""
-    bound = tl.zeros_like(most) + LARGEST
+    bound = tl.zeros_like(largest) + LARGEST
     # A comparison keeps NaN, which a maximum would drop.
-    return tl.div_rn(tl.where(most < LEAST, LEAST, most), bound)
+    return tl.div_rn(tl.where(largest < LEAST, LEAST, largest), bound)
 
 
 @triton.jit
-def codes_of(wide, scale):
+def _codes(wide, scale):
     """Rows of numbers in the units of their scale, in e4m3; the conversion rounds to the nearest.
 
     The quotient is made of the scale's inverse and mended by what is left, which rounds as a
@@ -49,7 +41,7 @@ def codes_of(wide, scale):
 
 
 @triton.jit
-def largest(values, axis: tl.constexpr):
+def _largest(values, axis: tl.constexpr):
     """The largest size of a number, and NaN where one is NaN: as integers NaN is the largest."""
     bits = values.to(tl.int32, bitcast=True) & 0x7FFFFFFF
     return tl.max(bits, axis=axis).to(tl.float32, bitcast=True)
@@ -58,22 +50,21 @@ def largest(values, axis: tl.constexpr):
 @triton.jit(do_not_specialize=["rows", "scale_stride"])
 def rows_kernel(
     x, codes, scales, rows, columns, x_stride, scale_stride, ROWS: tl.constexpr,
-    READS: tl.constexpr, EARLY: tl.constexpr = False,
+    READS: tl.constexpr,
 ):  # fmt: skip
     """Quantise a group of columns of some rows.
 
     `READS` writes what the codes stand for, in x's dtype, and no scales; otherwise the scales of a
     group of columns lie side by side, and `scale_stride` apart from those of the next.
     """
-    after_the_last(EARLY)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     group = tl.program_id(1)
     column = group * GROUP + tl.arange(0, GROUP)
     known = (row < rows)[:, None] & (column < columns)[None, :]
     given = tl.load(x + row[:, None] * x_stride + column[None, :], mask=known, other=0.0)
     wide = given.to(tl.float32)
-    scale = scale_of(largest(wide, 1))
-    coded = codes_of(wide, scale)
+    scale = _scale(_largest(wide, 1))
+    coded = _codes(wide, scale)
     place = codes + row[:, None] * columns + column[None, :]
     if READS:
         tl.store(place, (coded.to(tl.float32) * scale[:, None]).to(given.dtype), mask=known)
@@ -93,8 +84,8 @@ def _store_rows(
     number = tl.arange(0, ROWS * ACROSS)
     row, group = first + number // ACROSS, number % ACROSS + start // GROUP
     known = (row < count) & (group * GROUP < size)
-    scale = scale_of(largest(wide, 1))
-    coded = codes_of(wide, scale)
+    scale = _scale(_largest(wide, 1))
+    coded = _codes(wide, scale)
     column = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     tl.store(codes + row[:, None] * size + column, coded, mask=known[:, None])
     tl.store(scales + group * scale_stride + row, scale, mask=known)
@@ -103,14 +94,9 @@ def _store_rows(
 @triton.jit(do_not_specialize=["count", "scale_stride"])
 def norm_rows_kernel(
     x, residual, weight, out, codes, scales, count, x_stride, size, eps, scale_stride,
-    ADDS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KEEPS: tl.constexpr,
-    EARLY: tl.constexpr = False,
+    ADDS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Norm of some rows, as `norm_kernel` has it, and what it is quantised to.
-
-    `KEEPS` writes the norm itself too.
-    """
-    after_the_last(EARLY)
+    """Norm of some rows, as `norm_kernel` has it, and what it is quantised to."""
     first = tl.program_id(0).to(tl.int64) * ROWS
     row, column = (first + tl.arange(0, ROWS))[:, None], tl.arange(0, BLOCK)[None, :]
     inside = (row < count) & (column < size)
@@ -118,30 +104,24 @@ def norm_rows_kernel(
     if ADDS:
         wide = added(wide, residual + row * size + column, inside)
     factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-    values = normed(wide, factor, size, eps).to(x.dtype.element_ty)
-    if KEEPS:
-        tl.store(out + row * size + column, values, mask=inside)
+    values = normed(wide, factor, size, eps).to(out.dtype.element_ty)
+    tl.store(out + row * size + column, values, mask=inside)
     _store_rows(values, codes, scales, first, count, 0, size, scale_stride, ROWS, BLOCK)
 
 
 @triton.jit(do_not_specialize=["count", "scale_stride"])
 def silu_rows_kernel(
     gate, up, out, codes, scales, count, size, gate_stride, up_stride, scale_stride,
-    BLOCK: tl.constexpr, KEEPS: tl.constexpr, EARLY: tl.constexpr = False,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sigmoid-weighted unit of a part of one row, and what it is quantised to.
-
-    `KEEPS` writes the unit itself too.
-    """
-    after_the_last(EARLY)
+    """Sigmoid-weighted unit of a part of one row, and what it is quantised to."""
     row, start = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK
     column = start + tl.arange(0, BLOCK)
     inside = column < size
     wide = tl.load(gate + row * gate_stride + column, mask=inside, other=0.0).to(tl.float32)
     other = tl.load(up + row * up_stride + column, mask=inside, other=0.0).to(tl.float32)
-    values = gated(wide, other).to(gate.dtype.element_ty)
-    if KEEPS:
-        tl.store(out + row * size + column, values, mask=inside)
+    values = gated(wide, other).to(out.dtype.element_ty)
+    tl.store(out + row * size + column, values, mask=inside)
     _store_rows(values, codes, scales, row, count, start, size, scale_stride, 1, BLOCK)
 
 
@@ -156,8 +136,8 @@ def blocks_kernel(
     known = (row < rows)[:, None] & (column < columns)[None, :]
     at = weight + row[:, None] * weight_stride + column[None, :]
     wide = tl.load(at, mask=known, other=0.0).to(tl.bfloat16).to(tl.float32)
-    scale = scale_of(largest(largest(wide, 1)[None, :], 1))
-    coded = codes_of(wide, scale)
+    scale = _scale(_largest(_largest(wide, 1)[None, :], 1))
+    coded = _codes(wide, scale)
     place = codes + row[:, None] * columns + column[None, :]
     if READS:
         tl.store(

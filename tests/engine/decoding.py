@@ -1,6 +1,6 @@
 """Attention of decoding by the kit's kernel and written out; prints by how much they differ.
 
-And how many requests were split; and whether the kernel quantises as the operator for it does.
+And how many requests were split.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import torch
 
 from kit.engine.gpu import decode_attention as attention
-from kit.operators import fp8_cuda
 
 LENS, HEADS, KV_HEADS, SIZE = [7, 70, 1, 33], 6, 2, 32
 
 
 def main() -> None:
     """Compare: whole requests, and split."""
-    attention.TILE = 16 * SIZE  # so that a request has several tiles
+    tile = 16 * SIZE, 2, 3  # so that a request has several
+    attention.TILES = {1: tile, 4: tile}
     torch.manual_seed(0)
     total, count = sum(LENS), len(LENS)
     keys, values = torch.randn(2, 200, KV_HEADS, SIZE)
@@ -48,27 +48,5 @@ def expected(
     return out
 
 
-def quantised() -> None:
-    """Compare the codes and scales of answers with those of `quantize_rows`."""
-    attention.TILE, attention.PROGRAMS = 16 * 128, 1
-    keys, values = torch.randn(2, 200, KV_HEADS, 128)
-    places = torch.randperm(200)[: sum(LENS)]
-    begins = torch.tensor([0, *LENS]).cumsum(0).int()
-    query, rows = torch.randn(len(LENS), HEADS, 128), len(LENS)
-    room = torch.zeros(rows, HEADS, 1, 128), torch.zeros(rows, HEADS, 1)
-    plain, unwritten = torch.zeros_like(query), torch.zeros_like(query)
-    codes = fp8_cuda.room_for_codes(query, rows, HEADS * 128)
-    given = query, keys, values
-    attention.attend(*given, plain, begins, places, *room, 0.3)
-    attention.attend(*given, unwritten, begins, places, *room, 0.3, codes=codes)
-    wanted, scales = fp8_cuda.quantize_rows(plain.flatten(1))
-    print(
-        torch.equal(codes[0][:rows].float(), wanted.float()),
-        torch.equal(codes[1][:, :rows].T, scales),
-        not unwritten.any(),
-    )
-
-
 if __name__ == "__main__":
     main()
-    quantised()

@@ -32,9 +32,6 @@ import torch
 import triton
 import triton.language as tl
 
-from kit.engine.gpu import decode_attention
-from kit.operators.fp8_kernels import after_the_last
-
 ROWS = 8
 """Heads of a token that one program makes ready, at most."""
 SIZES = (64, 128, 256)
@@ -88,7 +85,8 @@ def _rotated(heads, weight, cosine, sine, eps, ROWS: tl.constexpr, HALF: tl.cons
     at = heads[:, None] + column[None, :]
     kind: tl.constexpr = heads.dtype.element_ty
     first, second = tl.load(at).to(tl.float32), tl.load(at + HALF).to(tl.float32)
-    length = tl.rsqrt(_sum(first, second, ROWS, HALF) / (2 * HALF) + eps)[:, None]
+    share: tl.constexpr = 0.5 / HALF  # a division by a constant is none of the exact ones
+    length = tl.rsqrt(_sum(first, second, ROWS, HALF) * share + eps)[:, None]
     factor = tl.load(weight + column).to(tl.float32)[None, :]
     more_factor = tl.load(weight + HALF + column).to(tl.float32)[None, :]
     first = (first * length * factor).to(kind).to(tl.float32)
@@ -96,7 +94,7 @@ def _rotated(heads, weight, cosine, sine, eps, ROWS: tl.constexpr, HALF: tl.cons
     cosine = tl.broadcast_to(cosine[None, :], (ROWS, HALF))
     sine = tl.broadcast_to(sine[None, :], (ROWS, HALF))
     turned = tl.fma(first, cosine, -(second * sine)).to(kind)
-    more_turned = tl.fma(first, sine, second * cosine).to(kind)
+    more_turned = tl.fma(second, cosine, first * sine).to(kind)
     tl.store(at, turned)
     tl.store(at + HALF, more_turned)
     return turned, more_turned
@@ -115,10 +113,9 @@ def _cached(value, kind: tl.constexpr):
 def norm_rotation_kernel(
     qkv, positions, places, table, query_weight, key_weight, keys, values, eps, stride,
     keys_stride, values_stride, HEADS: tl.constexpr, SHARED: tl.constexpr, HALF: tl.constexpr,
-    ROWS: tl.constexpr, EARLY: tl.constexpr = False,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     """Norm and rotate some heads of a token in place, and write those of keys to the cache."""
-    after_the_last(EARLY)
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column = tl.arange(0, HALF)
     angle = table + tl.load(positions + token).to(tl.int64) * (2 * HALF) + column
@@ -229,9 +226,7 @@ def forward(
         *pool.get_kv_buffer(attention.attn.layer_id),
     )
     q, k, v = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
-    attend = partial(attention.attn, q, k, v, forward_batch, save_kv_cache=False)
-    reads_codes = getattr(getattr(attention.o_proj, "quant_method", None), "reads_codes", False)
-    attended = decode_attention.quantised(attend) if reads_codes else attend()
+    attended = attention.attn(q, k, v, forward_batch, save_kv_cache=False)
     output: torch.Tensor = attention.o_proj(attended)[0]
     return output
 
@@ -239,14 +234,13 @@ def forward(
 def register() -> None:
     """Have the models that this process loads from now on do so, where they are Qwen3's."""
     from sglang.srt.model_executor.model_runner import ModelRunner
-    from sglang.srt.runtime_context import get_parallel
 
     load = ModelRunner.load_model
 
     def load_and_place(self: Any) -> Any:
         loaded = load(self)
         kind = getattr(sys.modules.get("sglang.srt.models.qwen3"), "Qwen3Attention", None)
-        if kind and get_parallel().dcp_size == 1:
+        if kind and self.server_args.dcp_size == 1:
             for part in self.model.modules():
                 if isinstance(part, kind) and fits(part):
                     part.forward = partial(forward, part)

@@ -2,10 +2,11 @@
 
 SGLang's Triton kernel reads 32 tokens at a time, and gives every request as many programs as the
 longest may need, most of which have nothing to do. Here a program has 16 KiB of keys and as much of
-values under way three times over, which is what keeps a GPU's memory busy; and requests are split
-only where there are too few of them to fill the card. So one program reads a request of 40,000
-tokens that is among a hundred short ones, which takes it about 0.3 ms. Keys and values of 8 bits
-become numbers of 16 bits in one instruction for two, since float16 holds each of e4m3.
+values under way three times over, and of 8 bits 4 KiB five times, which is what keeps a GPU's
+memory busy; and requests are split only where there are too few of them to fill the card. So one
+program reads a request of 40,000 tokens that is among a hundred short ones, which takes it about
+0.3 ms. Keys and values of 8 bits become numbers of 16 bits in one instruction for two, since
+float16 holds each of e4m3.
 
 Read from SGLang 0.5.16:
     kernels/ops/attention/decode_attention.py   decode_attention_fwd, whose arguments these are
@@ -17,7 +18,6 @@ Read from SGLang 0.5.16:
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
 
 import os
-from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from inspect import signature
@@ -27,13 +27,11 @@ import torch
 import triton
 import triton.language as tl
 
-from kit.operators.fp8_cuda import BLOCK, room_for_codes
-from kit.operators.fp8_kernels import after_the_last, codes_of, largest, scale_of
-
 PROGRAMS = 1024
 """About how many programs fill a GPU; half as many do well enough without splitting requests."""
-TILE = 8192
-"""Numbers of keys that a program reads at once."""
+TILES = {1: (4096, 1, 5), 2: (8192, 2, 3)}
+"""By the bytes of a number: numbers of keys that a program reads at once, its warps (more where more
+than 16 heads share keys), and tiles that it has under way, at most."""
 MOST_COLUMNS = 128
 ROWS = 64
 """Most heads that share keys."""
@@ -80,40 +78,31 @@ def _values(values, place, here, stride, SIZE: tl.constexpr, PAIRED: tl.constexp
 
 
 @triton.jit
-def _quantise(rows, codes, scales, known):
-    """Write rows of 128 numbers as codes, each with a scale of its own."""
-    wide = rows.to(tl.float32)
-    own = scale_of(largest(wide, 1))
-    tl.store(codes, codes_of(wide, own), mask=known[:, None])
-    tl.store(scales, own, mask=known)
-
-
-@triton.jit
 def parts_kernel(
     query, out, keys, values, begins, places, partial, logs, scale, query_token, query_head,
     out_token, out_head, keys_token, keys_head, values_token, values_head, partial_token,
     partial_head, partial_part, logs_token, logs_head, GROUP: tl.constexpr, ROWS: tl.constexpr,
     SIZE: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr, PAIRS: tl.constexpr,
-    codes, scales, scale_stride, QUANTISES: tl.constexpr, EARLY: tl.constexpr = False,
 ):  # fmt: skip
-    """Attend to a part of a request; where it is the only one, that is the answer.
-
-    `QUANTISES` writes what the answer is quantised to, and not the answer.
-    """
-    after_the_last(EARLY)
+    """Attend to a part of a request; where it is the only one, that is the answer."""
     request, shared, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    begin, end = tl.load(begins + request), tl.load(begins + request + 1)
-    length = (end - begin).to(tl.int32)
+    begin = tl.load(begins + request)
+    length = (tl.load(begins + request + 1) - begin).to(tl.int32)
     span = _span(length, tl.num_programs(2), COLUMNS)
-    low, high = part * span, tl.minimum(part * span + span, length)
-    row, size = tl.arange(0, ROWS), tl.arange(0, SIZE)
-    head, known = shared * GROUP + row, row < GROUP
-    keys, values = keys + shared * keys_head, values + shared * values_head
+    low = part * span
+    high = tl.minimum(low + span, length)
+    row = tl.arange(0, ROWS)
+    head = shared * GROUP + row
+    known = row < GROUP
     if low < high:
+        size = tl.arange(0, SIZE)
+        keys += shared * keys_head
+        values += shared * values_head
         own = query + request * query_token + head[:, None] * query_head + size[None, :]
         tile = tl.load(own, mask=known[:, None], other=0.0)
         narrow: tl.constexpr = keys.dtype.element_ty.primitive_bitwidth == 8
-        tile = tile.to(tl.float16) if narrow else tile
+        if narrow:
+            tile = tile.to(tl.float16)
         paired: tl.constexpr = narrow and PAIRS
         sums = tl.zeros((ROWS, SIZE // 2 if paired else SIZE), tl.float32)
         odd_sums = sums
@@ -126,7 +115,8 @@ def parts_kernel(
             key = keys + place[None, :] * keys_token + size[:, None]
             key = tl.load(key, mask=here[None, :], other=0.0)
             value, odd_value = _values(values, place, here, values_token, SIZE, paired)
-            key = key.to(tl.float16) if narrow else key
+            if narrow:
+                key = key.to(tl.float16)
             score = tl.where(here[None, :], tl.dot(tile, key) * (scale * LOG2_E), FLOOR)
             higher = tl.maximum(most, tl.max(score, axis=1))
             weight = tl.exp2(score - higher[:, None])
@@ -140,17 +130,13 @@ def parts_kernel(
         if paired:
             sums = tl.reshape(tl.join(sums, odd_sums), (ROWS, SIZE))
         shares = sums / total[:, None]
-        if QUANTISES:
-            first = (request * tl.num_programs(1) * GROUP + head[:, None]) * SIZE
-            to = scales + head * scale_stride + request
-            _quantise(shares.to(out.dtype.element_ty), codes + first + size[None, :], to, known)
-        elif span >= length:
+        if span >= length:
             to = out + request * out_token + head[:, None] * out_head + size[None, :]
             tl.store(to, shares, mask=known[:, None])
         else:
             slot = partial + request * partial_token + head * partial_head + part * partial_part
-            log = logs + request * logs_token + head * logs_head + part
             tl.store(slot[:, None] + size[None, :], shares, mask=known[:, None])
+            log = logs + request * logs_token + head * logs_head + part
             tl.store(log, most + tl.log2(total), mask=known)
 
 
@@ -196,8 +182,7 @@ def attend(
     partial: torch.Tensor,
     logs: torch.Tensor,
     scale: float,
-    stages: int = 3,
-    codes: tuple[torch.Tensor, torch.Tensor] | None = None,
+    stages: int = 2,
 ) -> None:
     """Have the last token of each request attend to all of it.
 
@@ -205,28 +190,25 @@ def attend(
         query: of B requests, (B, heads, D).
         keys: of all tokens, (places, kv heads, D).
         values: likewise.
-        out: written, (B, heads, D), but where there are `codes`.
+        out: written, (B, heads, D).
         begins: the first place of each request and after the last, (B + 1) or more.
         places: of the requests' tokens.
         partial: room for parts, (B or more, heads, parts, D), float32.
         logs: likewise, (B or more, heads, parts).
         scale: of the scores.
         stages: tiles that a program has under way at once.
-        codes: room for what the answer is quantised to, with a scale for each head of 128 numbers
-            of requests that are not divided: (B, heads * D) and (heads, B) or more, float32.
     """
     count, heads, size = query.shape
     shared = keys.shape[1]
-    columns = columns_of(size)
+    columns, rows = columns_of(size, keys.element_size()), rows_of(heads // shared)
+    warps = max(TILES[keys.element_size()][1], rows // 16)
     parts = parts_of(count * shared, partial.shape[2])
     ends = [tensor.stride(i) for tensor in (query, out, keys, values) for i in (0, 1)]
     room = [*(partial.stride(i) for i in range(3)), logs.stride(0), logs.stride(1)]
     parts_kernel[(count, shared, parts)](
         query, out, keys, values, begins, places, partial, logs, scale, *ends, *room,
-        GROUP=heads // shared, ROWS=rows_of(heads // shared), SIZE=size, COLUMNS=columns,
-        STAGES=stages, PAIRS=PAIRS and size >= 32, codes=codes[0] if codes else out,
-        scales=codes[1] if codes else logs, scale_stride=codes[1].stride(0) if codes else 0,
-        QUANTISES=codes is not None, num_warps=2,
+        GROUP=heads // shared, ROWS=rows, SIZE=size, COLUMNS=columns,
+        STAGES=stages, PAIRS=PAIRS and size >= 32, num_warps=warps,
     )  # fmt: skip
     if parts > 1:
         together_kernel[(count, heads)](
@@ -235,9 +217,9 @@ def attend(
         )  # fmt: skip
 
 
-def columns_of(size: int) -> int:
-    """Tokens that a program reads at once, of heads of this size."""
-    return min(max(TILE // size, 16), MOST_COLUMNS)
+def columns_of(size: int, width: int) -> int:
+    """Tokens that a program reads at once, of heads of this size and numbers of so many bytes."""
+    return min(max(TILES[width][0] // size, 16), MOST_COLUMNS)
 
 
 def rows_of(group: int) -> int:
@@ -254,8 +236,8 @@ def stages_of(size: int, width: int, memory: int) -> int:
         width: bytes of a number of keys and values.
         memory: that a program may share, in bytes.
     """
-    tiles: int = (memory - 8192) // (2 * columns_of(size) * size * width)
-    return min(tiles, 3) if tiles >= 2 else 0
+    tiles: int = (memory - 8192) // (2 * columns_of(size, width) * size * width)
+    return min(tiles, TILES[width][2]) if tiles >= 2 else 0
 
 
 @cache
@@ -264,32 +246,6 @@ def shared_memory(device: int) -> int:
     properties = triton.runtime.driver.active.utils.get_device_properties(device)
     size: int = properties["max_shared_mem"]
     return size
-
-
-ASKED: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
-"""Where those who read codes find them: the innermost last."""
-
-
-def quantised(attend: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """What SGLang attends to, quantised in the same kernel where that is possible.
-
-    Args:
-        attend: has SGLang attend to something once.
-    """
-    from kit.engine.quantization import with_codes
-
-    ASKED.append([])
-    try:
-        attended = attend()
-    finally:
-        found = ASKED.pop()
-    return with_codes(None, found[0]) if found else attended
-
-
-def quantises(query: torch.Tensor, keys: torch.Tensor) -> bool:
-    """Whether each head is a block of FP8, and no request is divided."""
-    programs = len(query) * keys.shape[1]
-    return query.shape[-1] == BLOCK and parts_of(programs, PROGRAMS) == 1
 
 
 PLAIN = {
@@ -313,17 +269,15 @@ def standing_in(theirs: Any) -> Any:
         given.apply_defaults()
         asked = given.arguments
         query, keys, values = asked["q"], asked["k_buffer"], asked["v_buffer"]
-        stages = stages_of(query.shape[-1], keys.element_size(), shared_memory(query.device.index))
-        if not (stages and fits(query, keys, values, asked["o"]) and is_plain(asked)):
+        if not (fits(query, keys, values, asked["o"]) and is_plain(asked)):
             return theirs(*args, **kwargs)
-        codes = None
-        if ASKED and quantises(query, keys):
-            codes = room_for_codes(query, len(query), query.shape[1] * query.shape[2])
-            ASKED[-1].append((codes[0][: len(query)], codes[1][:, : len(query)].T))
+        stages = stages_of(query.shape[-1], keys.element_size(), shared_memory(query.device.index))
+        if not stages:
+            return theirs(*args, **kwargs)
         attend(
             query, keys, values, asked["o"], asked["kv_indptr"], asked["kv_indices"],
             asked["attn_logits"], asked["attn_lse"], asked["sm_scale"] * asked["k_scale"],
-            stages, codes,
+            stages,
         )  # fmt: skip
         return None
 
