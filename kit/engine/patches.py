@@ -139,10 +139,9 @@ def run_on_gpu(
     windows.register()
     decode_attention.register()
     sampling.register()
-    if not shared:
+    if not shared and not drafts:
         attention_inputs.register()
-        if not drafts:
-            logits.register()
+        logits.register()
     if shared:
         from kit.engine.gpu import shared as shared_operators
 

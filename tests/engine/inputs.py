@@ -104,21 +104,20 @@ def forward() -> None:
     forward_context.get_token_to_kv_pool = lambda: pool
     attention_inputs.is_plain = lambda own: own is pool
     hidden = torch.randn(TOKENS, 32)
-    for mode in (ForwardMode.DECODE, ForwardMode.TARGET_VERIFY):
-        batch = SimpleNamespace(forward_mode=mode, out_cache_loc=PLACES)
-        out = attention_inputs.forward(attention, POSITIONS, hidden, batch)
-        qkv = attention.qkv_proj(hidden)[0].view(TOKENS, 4, 64)
-        q = expected(qkv[:, :2], attention.q_norm.weight, table_of(64))
-        k = expected(qkv[:, 2:3], attention.k_norm.weight, table_of(64))
-        print(
-            apart(out, 2 * q.flatten(1)),
-            apart(attention.seen[1].view(k.shape), k),
-            apart(caches[3][0][PLACES], k),
-            apart(caches[3][1][PLACES], qkv[:, 3:]),
-            attention.seen[2] == {"save_kv_cache": False},
-        )
-    batch.forward_mode = ForwardMode.EXTEND
-    print(attention_inputs.forward(attention, POSITIONS, hidden, batch))
+    batch = SimpleNamespace(forward_mode=ForwardMode.DECODE, out_cache_loc=PLACES)
+    out = attention_inputs.forward(attention, POSITIONS, hidden, batch)
+    qkv = attention.qkv_proj(hidden)[0].view(TOKENS, 4, 64)
+    q = expected(qkv[:, :2], attention.q_norm.weight, table_of(64))
+    k = expected(qkv[:, 2:3], attention.k_norm.weight, table_of(64))
+    print(
+        apart(out, 2 * q.flatten(1)),
+        apart(attention.seen[1].view(k.shape), k),
+        apart(caches[3][0][PLACES], k),
+        apart(caches[3][1][PLACES], qkv[:, 3:]),
+        attention.seen[2] == {"save_kv_cache": False},
+    )
+    for batch.forward_mode in (ForwardMode.EXTEND, ForwardMode.TARGET_VERIFY):
+        print(attention_inputs.forward(attention, POSITIONS, hidden, batch))
     batch.forward_mode = ForwardMode.DECODE
     forward_context.get_token_to_kv_pool = lambda: None
     print(attention_inputs.forward(attention, POSITIONS, hidden, batch))

@@ -206,11 +206,11 @@ def is_plain(pool: Any) -> bool:
 def forward(
     attention: Any, positions: torch.Tensor, hidden_states: torch.Tensor, forward_batch: Any
 ) -> torch.Tensor:
-    """`Qwen3Attention.forward`; where tokens are written or verified, with the kernel."""
+    """`Qwen3Attention.forward`; where tokens are written, with the kernel."""
     from sglang.srt.model_executor.forward_context import get_token_to_kv_pool
 
-    mode, pool = forward_batch.forward_mode, get_token_to_kv_pool()
-    if not ((mode.is_decode() or mode.is_target_verify()) and is_plain(pool)):
+    pool = get_token_to_kv_pool()
+    if not (forward_batch.forward_mode.is_decode() and is_plain(pool)):
         whole: torch.Tensor = type(attention).forward(
             attention, positions, hidden_states, forward_batch
         )
@@ -232,7 +232,10 @@ def forward(
 
 
 def register() -> None:
-    """Have the models that this process loads from now on do so, where they are Qwen3's."""
+    """Have the models that this process loads from now on do so, where they are Qwen3's.
+
+    It was not compared with drafts, of which several tokens of a request are written at once.
+    """
     from sglang.srt.model_executor.model_runner import ModelRunner
 
     load = ModelRunner.load_model

@@ -30,8 +30,8 @@ import triton.language as tl
 PROGRAMS = 1024
 """About how many programs fill a GPU; half as many do well enough without splitting requests."""
 TILES = {1: (4096, 1, 5), 2: (8192, 2, 3)}
-"""By the bytes of a number: numbers of keys that a program reads at once, its warps (more where over
-16 heads share keys), and tiles that it has under way, at most."""
+"""By the bytes of a number: numbers of keys that a program reads at once, its warps (more for over
+16 heads that share keys), and tiles that it has under way, at most."""
 MOST_COLUMNS = 128
 ROWS = 64
 """Most heads that share keys."""
