@@ -121,7 +121,7 @@ def _gradient(
             read = low_precision.rounded_weight(b, 0, torch.bfloat16)
             out = torch.nn.functional.linear(low_precision.rounded_activations(a), read)
         else:
-            out = fp8_linear.linear(a, b, fp8_cuda.quantize_blocks(b.detach()))
+            out = fp8_linear.linear(a, [b], fp8_cuda.quantize_blocks(b.detach()), 0)
         out.backward(given)
         grads.append((out.detach(), a.grad, b.grad))
     return [

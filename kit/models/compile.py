@@ -74,3 +74,11 @@ def compile_layers(layers: Iterable[nn.Module], *, rounds: bool = False) -> None
             fullgraph=True,
             options={"emulate_precision_casts": rounds},
         )
+
+
+def hold_shapes(*tensors: torch.Tensor) -> None:
+    """Have compiled layers take the shapes of these as they are, as they do with parameters'."""
+    import torch._dynamo
+
+    for tensor in tensors:
+        torch._dynamo.mark_static(tensor)

@@ -13,7 +13,7 @@ import re
 import sys
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import nn
 from kit.config import QuantizationConfig, SessionConfig
 from kit.errors import ConfigError, ModelError
 from kit.models import families
+from kit.models.compile import hold_shapes
 from kit.models.source import ModelSource, stored_shapes
 from kit.operators import fp8_cuda, fp8_linear, low_precision
 from kit.operators.low_precision import BLOCK, PER_WORD, Scheme
@@ -231,17 +232,9 @@ class _Rounded:
     weight: torch.Tensor
     bias: torch.Tensor | None
     scheme: Scheme
-    by_kernels: bool
-    codes: torch.Tensor | None
-    scales: torch.Tensor | None
     product: Any
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.by_kernels:
-            assert self.codes is not None
-            assert self.scales is not None
-            whole = fp8_linear.linear(x, self.weight, (self.codes, self.scales))
-            return whole if self.bias is None else whole + self.bias
         if self.scheme.rounds_activations:
             x = low_precision.rounded_activations(x)
         weight = low_precision.rounded_weight(self.weight, self.scheme.group, x.dtype)
@@ -256,11 +249,68 @@ class _RoundedPlain(_Rounded):
         return nn.functional.linear(x, weight, self.bias)
 
 
+class _Multiplied:
+    """A linear layer on a GPU: the codes of layers with one input are multiplied in one.
+
+    The first that is called computes for all, and the others have their part of it.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    together: tuple[Any, ...]
+    """The layers with this one's input, of which the first is called first; itself among them."""
+    codes: torch.Tensor | None
+    scales: torch.Tensor | None
+    """Of the weights of all, in the first one."""
+    most: int
+    """For how many rows torch's library multiplies them."""
+    part: torch.Tensor | None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(self.together) == 1:
+            (part,) = products(self.together, x)
+            return part if self.bias is None else part + self.bias
+        if self.part is None:
+            parts = products(self.together, x)
+            for layer, part in zip(self.together, parts, strict=True):
+                layer.part = part
+        own: Any = self.part
+        self.part = None
+        return own if self.bias is None else own + self.bias  # type: ignore[no-any-return]
+
+
+class _FeedForward:
+    """A feed-forward part on a GPU, where recomputation lets no layer leave another something."""
+
+    gate_proj: Any
+    down_proj: Any
+    act_fn: Any
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both: list[Any] = list(self.gate_proj.together)
+        gate, up = (
+            part if layer.bias is None else part + layer.bias
+            for layer, part in zip(both, products(both, x), strict=True)
+        )
+        operators = getattr(self, "operators", None)
+        inner = operators.silu_and_multiply(gate, up) if operators else self.act_fn(gate) * up
+        out: torch.Tensor = self.down_proj(inner)
+        return out
+
+
+def products(together: Sequence[Any], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Products of x (..., K) with the weights of layers, of whose codes the first has all."""
+    first = together[0]
+    weights = [layer.weight for layer in together]
+    whole = fp8_linear.linear(x, weights, (first.codes, first.scales), first.most)
+    parts: tuple[torch.Tensor, ...] = whole.split([n.shape[0] for n in weights], dim=-1)
+    return parts
+
+
 @cache
-def _rounded(kind: Any) -> Any:
-    """Subclass that rounds. One class for all layers shares compiled code."""
-    mixin = _Rounded if hasattr(kind, "product") else _RoundedPlain
-    return type(f"Rounded{kind.__name__}", (mixin, kind), {})
+def _mixed(mixin: Any, kind: Any) -> Any:
+    """Subclass that computes so. One class for all layers shares compiled code."""
+    return type(f"Quantized{kind.__name__}", (mixin, kind), {})
 
 
 def use(model: nn.Module, scheme: Scheme, gpu: torch.device | None = None) -> None:
@@ -272,31 +322,53 @@ def use(model: nn.Module, scheme: Scheme, gpu: torch.device | None = None) -> No
         gpu: where the codes themselves are multiplied, as the engine does it there; None multiplies
             what they stand for.
     """
-    layers: list[Any] = []
-    for name, module in model.named_modules():
-        if is_quantized(f"{name}.weight"):
-            layer: Any = module
-            layer.__class__ = _rounded(layer.__class__)
-            layer.scheme, layer.by_kernels = scheme, gpu is not None
-            layer.codes = layer.scales = None
-            layers.append(layer)
-    if gpu is not None:
-        fp8_cuda.prove_products({(n.out_features, n.in_features) for n in layers}, gpu)
-        inner: Any = model
-        inner.model.register_forward_pre_hook(lambda *_: _hold_codes(layers))
+    named: dict[str, Any] = dict(model.named_modules())
+    layers = {name: named[name] for name in named if is_quantized(f"{name}.weight")}
+    if gpu is None:
+        for layer in layers.values():
+            plain = _Rounded if hasattr(type(layer), "product") else _RoundedPlain
+            layer.__class__ = _mixed(plain, layer.__class__)
+            layer.scheme = scheme
+        return
+    groups = _together(layers)
+    for group in groups:
+        for layer in group:
+            layer.__class__ = _mixed(_Multiplied, layer.__class__)
+            layer.together, layer.codes, layer.scales, layer.part = group, None, None, None
+    for name, part in named.items():
+        if f"{name}.gate_proj" in layers:
+            part.__class__ = _mixed(_FeedForward, part.__class__)
+    shapes = [(sum(n.out_features for n in group), group[0].in_features) for group in groups]
+    fp8_cuda.prove_products({*shapes}, gpu)
+    for group, shape in zip(groups, shapes, strict=True):
+        group[0].most = fp8_cuda.PROVEN[shape]
+    inner: Any = model
+    inner.model.register_forward_pre_hook(lambda *_: _hold_codes(groups))
+
+
+def _together(layers: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Layers by their input: q, k and v; gate and up; each other by itself."""
+    groups: dict[str, list[Any]] = {}
+    for name, layer in layers.items():
+        first = re.sub(r"[kv]_proj$", "q_proj", name).replace("up_proj", "gate_proj")
+        groups.setdefault(first, []).append(layer)
+    return [tuple(group) for group in groups.values()]
 
 
 _HOLDING: weakref.WeakSet[Any] = weakref.WeakSet()
 """Layers that hold codes of their weights, of all models."""
 
 
-def _hold_codes(layers: list[Any]) -> None:
+def _hold_codes(groups: list[tuple[Any, ...]]) -> None:
     """Quantise weights before a pass, unless the passes since `drop_codes` have done it."""
     with torch.no_grad():
-        for layer in layers:
-            if layer.codes is None:
-                layer.codes, layer.scales = fp8_cuda.quantize_blocks(layer.weight)
-                _HOLDING.add(layer)
+        for group in groups:
+            first = group[0]
+            if first.codes is None:
+                weights = (layer.weight for layer in group)
+                first.codes, first.scales = fp8_cuda.quantize_blocks(*weights)
+                hold_shapes(first.codes, first.scales)
+                _HOLDING.add(first)
 
 
 def drop_codes() -> None:
@@ -304,8 +376,10 @@ def drop_codes() -> None:
 
     Passes between two steps share them, and so do forward passes and their recomputation.
     """
-    for layer in _HOLDING:
-        layer.codes = layer.scales = None
+    for first in _HOLDING:
+        first.codes = first.scales = None
+        for layer in first.together:
+            layer.part = None
     _HOLDING.clear()
 
 

@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.library import wrap_triton
 from torch.nn.functional import ScalingType, scaled_mm
 
 from kit.operators.cuda import TILE as NORM_TILE
@@ -84,12 +85,14 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return codes[:rows], scales[:, :rows].T
 
 
-def quantize_with_room(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_with_room(
+    x: torch.Tensor, *, traced: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes (R, K) of x (T, K) and their scales (K / 128, R), with the room that torch's product
-    needs: R is T up to a multiple of 16.
+    needs: R is T up to a multiple of 16. `traced`: for a compiler.
     """
     codes, scales = _room(x, x.shape[0], x.shape[1], TILE_ROWS)
-    _run_rows(x, codes, scales, reads=False)
+    _run_rows(x, codes, scales, reads=False, traced=traced)
     return codes, scales
 
 
@@ -185,15 +188,23 @@ def rounded_rows(x: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def _run_rows(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, *, reads: bool) -> None:
+def _run_rows(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    *,
+    reads: bool,
+    traced: bool = False,
+) -> None:
     from kit.operators.fp8_kernels import rows_kernel
 
+    kernel, options = _launched(rows_kernel, traced)
     x = x if x.stride(-1) == 1 else x.contiguous()
     rows, columns = x.shape
     if not rows:
         return
     grid = (-(-rows // TILE_ROWS), columns // BLOCK)
-    rows_kernel[grid](
+    kernel[grid](
         x,
         codes,
         scales,
@@ -204,17 +215,31 @@ def _run_rows(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, *, rea
         ROWS=TILE_ROWS,
         READS=reads,
         num_warps=4,
-        enable_fp_fusion=False,
+        **options,
     )
 
 
-def quantize_blocks(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes (N, K) and scales (N / 128, K / 128), float32, of a weight (N, K)."""
-    rows, columns = weight.shape
-    codes = torch.empty(rows, columns, dtype=FP8, device=weight.device)
-    shape = -(-rows // BLOCK), -(-columns // BLOCK)
-    scales = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    _run_blocks(weight, codes, scales, reads=False)
+def _launched(kernel: Any, traced: bool) -> tuple[Any, dict[str, bool]]:
+    """A kernel with options that keep a product and a sum two operations, or for a compiler.
+
+    The compiler does not take these options: what is traced has no sum of products.
+    """
+    return (wrap_triton(kernel), {}) if traced else (kernel, {"enable_fp_fusion": False})
+
+
+def quantize_blocks(*weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes (N, K) and scales (N / 128, K / 128), float32, of a weight (N, K).
+
+    Of several, one after the other, which all but the last have a multiple of 128 rows.
+    """
+    heights, columns = [weight.shape[0] for weight in weights], weights[0].shape[1]
+    kept = [-(-rows // BLOCK) for rows in heights]
+    device = weights[0].device
+    codes = torch.empty(sum(heights), columns, dtype=FP8, device=device)
+    scales = torch.empty(sum(kept), -(-columns // BLOCK), dtype=torch.float32, device=device)
+    places = zip(weights, codes.split(heights), scales.split(kept), strict=True)
+    for weight, its_codes, its_scales in places:
+        _run_blocks(weight, its_codes, its_scales, reads=False)
     return codes, scales
 
 
@@ -247,15 +272,24 @@ def _run_blocks(
 
 
 def read(
-    codes: torch.Tensor, scales: torch.Tensor, height: int, dtype: torch.dtype
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    height: int,
+    dtype: torch.dtype,
+    *,
+    traced: bool = False,
 ) -> torch.Tensor:
-    """What codes stand for of which so many rows share a scale, and 128 columns."""
+    """What codes stand for of which so many rows share a scale, and 128 columns.
+
+    `traced`: for a compiler.
+    """
     from kit.operators.fp8_kernels import read_kernel
 
+    kernel, options = _launched(read_kernel, traced)
     rows, columns = codes.shape
     out = torch.empty(rows, columns, dtype=dtype, device=codes.device)
     if rows:
-        read_kernel[(-(-rows // READ_ROWS), columns // BLOCK)](
+        kernel[(-(-rows // READ_ROWS), columns // BLOCK)](
             codes,
             scales,
             out,
@@ -265,7 +299,7 @@ def read(
             HEIGHT=height,
             ROWS=READ_ROWS,
             num_warps=4,
-            enable_fp_fusion=False,
+            **options,
         )
     return out
 

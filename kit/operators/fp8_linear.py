@@ -2,139 +2,180 @@
 
 Forward, codes are multiplied by codes (`kit.operators.fp8_cuda`); backward, bfloat16 by what codes
 stand for, which is read from those that the forward pass multiplied: no input is kept but as codes.
-`torch.compile` calls these operators and does not look into them, but sees which have the same
-inputs: what layers share is quantised and read once.
+
+`torch.compile` sees what these operators consist of, kernels and torch's products, and launches
+them itself: an operator that it does not look into takes the host several times as long. What
+layers share is quantised and read once.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.library import triton_op
 
-from kit.operators.fp8_cuda import (
-    BLOCK,
-    FEW,
-    FP8,
-    PROVEN,
-    TILE_ROWS,
-    library_product,
-    product,
-    quantize_with_room,
-    read,
-)
+from kit.operators import fp8_cuda
+from kit.operators.fp8_cuda import BLOCK, FEW
+
+SOURCES = ("fp8_cuda.py", "fp8_kernels.py", "fp8_linear.py")
+"""What compiled code is made of."""
 
 
 def linear(
-    x: torch.Tensor, weight: torch.Tensor, own: tuple[torch.Tensor, torch.Tensor]
+    x: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    own: tuple[torch.Tensor, torch.Tensor],
+    most: int,
 ) -> torch.Tensor:
-    """Product (..., N) of x (..., K) with weight (N, K), both quantised, with a gradient.
+    """Products (..., N) of x (..., K) with weights (N, K), quantised, with a gradient, in one.
 
-    It passes as if nothing had been quantised: of x it is taken with what the weight's codes stand
-    for, of the weight with what those of x do, which alone are kept.
+    It passes as if nothing had been quantised: of x it is taken with what the weights' codes stand
+    for, of the weights with what those of x do, which alone are kept.
 
     Args:
         x: the rows.
-        weight: what gets the gradient.
-        own: its codes and scales, by `quantize_blocks`.
+        weights: up to three, which get gradients; their products lie side by side.
+        own: their codes and scales, by `quantize_blocks`.
+        most: for how many rows torch's library multiplies them, by `prove_products`.
     """
     rows = x.reshape(-1, x.shape[-1])
-    # An operator of its own: where layers have the same input, compiled code calls it once.
-    codes, scales = _rows_op(rows.detach())
-    whole: torch.Tensor = _product_op(rows, weight, codes, scales, *own)
-    return whole.view(*x.shape[:-1], weight.shape[0])
+    given = (*weights, None, None)[:3]
+    whole: torch.Tensor
+    if torch.compiler.is_compiling():
+        whole = _product_op(rows, *given, *_rows_op(rows.detach()), *own, most)
+    else:
+        whole = _Product.apply(rows, *given, *fp8_cuda.quantize_with_room(rows.detach()), *own)
+    return whole.view(*x.shape[:-1], whole.shape[1])
 
 
-def _define(name: str, schema: str, function: Any, fake: Any) -> Any:
-    """An operator for a compiler: those that `custom_op` makes take longer to call."""
-    full = f"kit::{name}"
-    torch.library.define(full, schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(full, ("cuda", "cpu"), function)  # on a CPU by Triton's interpreter
-    torch.library.register_fake(full, fake)
-    return getattr(torch.ops.kit, name).default
+def _gradients(
+    gradient: torch.Tensor,
+    kept: tuple[torch.Tensor, ...],
+    heights: Sequence[int],
+    dtype: torch.dtype,
+    read: Callable[..., torch.Tensor],
+) -> tuple[torch.Tensor | None, ...]:
+    """Of x, and of up to three weights of so many rows, in their dtype."""
+    codes, scales, weight_codes, weight_scales = kept
+    of_x = gradient @ read(weight_codes, weight_scales, BLOCK, gradient.dtype)
+    x = read(codes[: gradient.shape[0]], scales.T, 1, gradient.dtype)
+    of_weights = (gradient.T @ x).to(dtype).split(heights)
+    return (of_x, *(*of_weights, None, None)[:3])
 
 
-def _fake_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    room = (x.shape[0] + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
-    scales = x.new_empty(x.shape[1] // BLOCK, room, dtype=torch.float32)
-    return x.new_empty(room, x.shape[1], dtype=FP8), scales
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    _, first, second, third, *kept = inputs[:8]
+    ctx.save_for_backward(*kept)
+    weights = [weight for weight in (first, second, third) if weight is not None]
+    ctx.heights, ctx.dtype = [weight.shape[0] for weight in weights], first.dtype
 
 
-def _product(
+class _Product(torch.autograd.Function):
+    """Product (T, N) of x (T, K), whose codes have room; x and weights get gradients."""
+
+    @staticmethod
+    def forward(
+        x: torch.Tensor,
+        _first: torch.Tensor,
+        _second: torch.Tensor | None,
+        _third: torch.Tensor | None,
+        codes: torch.Tensor,
+        scales: torch.Tensor,
+        *own: torch.Tensor,
+    ) -> torch.Tensor:
+        weight_codes, weight_scales = own
+        rows = codes[: x.shape[0]], scales[:, : x.shape[0]].T
+        return fp8_cuda.product(rows, (weight_codes, weight_scales), x.dtype)
+
+    setup_context = staticmethod(_keep)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        of = _gradients(gradient, ctx.saved_tensors, ctx.heights, ctx.dtype, fp8_cuda.read)
+        return (*of, None, None, None, None)
+
+
+# ---- what `torch.compile` sees -------------------------------------------------------------------
+
+
+def _version() -> str:
+    """Part of the operators' names, and so of the key by which compiled code is kept on disk."""
+    folder = Path(__file__).parent
+    return hashlib.sha256(b"".join((folder / s).read_bytes() for s in SOURCES)).hexdigest()[:16]
+
+
+VERSION = _version()
+
+
+def _shown(name: str, schema: str) -> Callable[[Callable[..., Any]], Any]:
+    """An operator that a compiler looks into, its kernels under `traced`."""
+    return triton_op(f"kit::{name}_{VERSION}", mutates_args=(), schema=schema)
+
+
+@_shown("fp8_rows", "(Tensor x) -> (Tensor, Tensor)")
+def _rows_op(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return fp8_cuda.quantize_with_room(x, traced=True)
+
+
+@_shown("fp8_read", "(Tensor codes, Tensor scales, int height, ScalarType dtype) -> Tensor")
+def _read_op(
+    codes: torch.Tensor, scales: torch.Tensor, height: int, dtype: torch.dtype
+) -> torch.Tensor:
+    return fp8_cuda.read(codes, scales, height, dtype, traced=True)
+
+
+@_shown(
+    "fp8_product",
+    "(Tensor x, Tensor first, Tensor? second, Tensor? third, Tensor codes, Tensor scales, "
+    "Tensor weight_codes, Tensor weight_scales, int most) -> Tensor",
+)
+def _product_op(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    _first: torch.Tensor,
+    _second: torch.Tensor | None,
+    _third: torch.Tensor | None,
     codes: torch.Tensor,
     scales: torch.Tensor,
     weight_codes: torch.Tensor,
     weight_scales: torch.Tensor,
+    most: int,
 ) -> torch.Tensor:
-    """Product (T, N) of codes, those of x (T, K) with room; x and weight get the gradient."""
     rows, own = x.shape[0], (weight_codes, weight_scales)
-    if FEW < rows <= PROVEN.get((weight_codes.shape[0], weight_codes.shape[1]), 0):
-        return library_product((codes, scales.T), own, x.dtype)[:rows]
-    return product((codes[:rows], scales[:, :rows].T), own, x.dtype)
+    if FEW < rows <= most:
+        return fp8_cuda.library_product((codes, scales.T), own, x.dtype)[:rows]
+    return _few_op(codes[:rows], scales[:, :rows], *own, x.dtype)
 
 
-def _fake_product(x: torch.Tensor, weight: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0])
+def _product_gradients(ctx: Any, gradient: torch.Tensor) -> Any:
+    of = _gradients(gradient, ctx.saved_tensors, ctx.heights, ctx.dtype, _read_op)
+    return (*of, None, None, None, None, None)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    _, weight, *quantized = inputs
-    ctx.save_for_backward(*quantized)
-    ctx.dtype = weight.dtype
+_product_op.register_autograd(_product_gradients, setup_context=_keep)
 
 
-def _gradients(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    codes, scales, weight_codes, weight_scales = ctx.saved_tensors
-    rows, dtype = gradient.shape[0], gradient.dtype
-    of_x = gradient @ _read_blocks_op(weight_codes, weight_scales, dtype)
-    of_weight = gradient.T @ _read_rows_op(codes, scales, rows, dtype)
-    return of_x, of_weight.to(ctx.dtype), None, None, None, None
-
-
-def _read_rows(
-    codes: torch.Tensor, scales: torch.Tensor, rows: int, dtype: torch.dtype
+@torch.library.custom_op(f"kit::fp8_few_{VERSION}", mutates_args=())
+def _few_op(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    weight_codes: torch.Tensor,
+    weight_scales: torch.Tensor,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """What the first rows of x's codes, with room, stand for, (T, K)."""
-    return read(codes[:rows], scales.T, 1, dtype)
+    """Of few rows, or of weights that torch's library does not multiply: not looked into."""
+    return fp8_cuda.product((codes, scales.T), (weight_codes, weight_scales), dtype)
 
 
-def _fake_read_rows(
-    codes: torch.Tensor, _scales: torch.Tensor, rows: int, dtype: torch.dtype
+@_few_op.register_fake
+def _(
+    codes: torch.Tensor,
+    _scales: torch.Tensor,
+    weight_codes: torch.Tensor,
+    _weight_scales: torch.Tensor,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    return codes.new_empty(rows, codes.shape[1], dtype=dtype)
-
-
-def _read_blocks(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What a weight's codes (N, K) stand for."""
-    return read(codes, scales, BLOCK, dtype)
-
-
-def _fake_read_blocks(
-    codes: torch.Tensor, _scales: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
-    return codes.new_empty(codes.shape, dtype=dtype)
-
-
-_rows_op = _define("fp8_rows", "(Tensor x) -> (Tensor, Tensor)", quantize_with_room, _fake_rows)
-_product_op = _define(
-    "fp8_product",
-    "(Tensor x, Tensor weight, Tensor codes, Tensor scales, Tensor weight_codes, "
-    "Tensor weight_scales) -> Tensor",
-    _product,
-    _fake_product,
-)
-_read_rows_op = _define(
-    "fp8_read_rows",
-    "(Tensor codes, Tensor scales, SymInt rows, ScalarType dtype) -> Tensor",
-    _read_rows,
-    _fake_read_rows,
-)
-_read_blocks_op = _define(
-    "fp8_read_blocks",
-    "(Tensor codes, Tensor scales, ScalarType dtype) -> Tensor",
-    _read_blocks,
-    _fake_read_blocks,
-)
-torch.library.register_autograd("kit::fp8_product", _gradients, setup_context=_keep)
+    return codes.new_empty(codes.shape[0], weight_codes.shape[0], dtype=dtype)

@@ -146,12 +146,28 @@ def test_libraries_are_taken_for_products_in_which_they_give_the_kernels_bits(
 
 
 @on_gpu
-def test_gradients_pass_as_if_nothing_had_been_rounded() -> None:
+@pytest.mark.parametrize("rows", [(100, 77), (200, 333, 16)])
+def test_gradients_pass_as_if_nothing_had_been_rounded(rows: tuple[int, ...]) -> None:
+    """Of several weights as of one; and compiled, to the same bits."""
     torch.manual_seed(0)
-    x = torch.randn(200, 512, device="cuda").bfloat16().requires_grad_()
-    weight = (torch.randn(256, 512, device="cuda") / 50).bfloat16().requires_grad_()
-    given = torch.randn(200, 256, device="cuda").bfloat16()
-    fp8_linear.linear(x, weight, fp8_cuda.quantize_blocks(weight.detach())).backward(given)
-    read, rounded = fp8_cuda.rounded_blocks(weight, x.dtype), fp8_cuda.rounded_rows(x)
-    assert torch.equal(x.grad, given @ read)  # type: ignore[arg-type]
-    assert torch.equal(weight.grad, given.T @ rounded)  # type: ignore[arg-type]
+    weights = [
+        (torch.randn(height, 512, device="cuda") / 50).bfloat16().requires_grad_()
+        for height in (256, 128, 384)
+    ]
+    own = fp8_cuda.quantize_blocks(*(weight.detach() for weight in weights))
+    whole = torch.cat([weight.detach() for weight in weights])
+    fp8_cuda.prove_products({(768, 512)}, torch.device("cuda"))
+    most = fp8_cuda.PROVEN[768, 512]
+    assert most > max(rows)
+    compiled = torch.compile(fp8_linear.linear, dynamic=True, fullgraph=True)
+    for count in rows:
+        x = torch.randn(count, 512, device="cuda").bfloat16().requires_grad_()
+        given = torch.randn(count, 768, device="cuda").bfloat16()
+        alone = fp8_cuda.product(fp8_cuda.quantize_rows(x.detach()), own, x.dtype)
+        read, rounded = fp8_cuda.rounded_blocks(whole, x.dtype), fp8_cuda.rounded_rows(x.detach())
+        for linear in (fp8_linear.linear, compiled):
+            out = linear(x, weights, own, most)
+            found = torch.autograd.grad(out, (x, *weights), given)
+            assert torch.equal(out, alone)
+            assert torch.equal(found[0], given @ read)
+            assert torch.equal(torch.cat(found[1:]), given.T @ rounded)
