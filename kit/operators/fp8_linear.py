@@ -11,8 +11,8 @@ layers share is quantised and read once.
 from __future__ import annotations
 
 import hashlib
+import pkgutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,11 +44,11 @@ def linear(
     """
     rows = x.reshape(-1, x.shape[-1])
     given = (*weights, None, None)[:3]
-    whole: torch.Tensor
     if torch.compiler.is_compiling():
-        whole = _product_op(rows, *given, *_rows_op(rows.detach()), *own, most)
+        whole: torch.Tensor = _product_op(rows, *given, *_rows_op(rows.detach()), *own, most)
     else:
-        whole = _Product.apply(rows, *given, *fp8_cuda.quantize_with_room(rows.detach()), *own)
+        quantized = fp8_cuda.quantize_with_room(rows.detach())
+        whole = _Product.apply(rows, *given, *quantized, *own)  # type: ignore[no-untyped-call]
     return whole.view(*x.shape[:-1], whole.shape[1])
 
 
@@ -59,7 +59,7 @@ def _gradients(
     dtype: torch.dtype,
     read: Callable[..., torch.Tensor],
 ) -> tuple[torch.Tensor | None, ...]:
-    """Of x, and of up to three weights of so many rows, in their dtype."""
+    """Gradients of x, and of up to three weights of so many rows, in their dtype."""
     codes, scales, weight_codes, weight_scales = kept
     of_x = gradient @ read(weight_codes, weight_scales, BLOCK, gradient.dtype)
     x = read(codes[: gradient.shape[0]], scales.T, 1, gradient.dtype)
@@ -104,8 +104,8 @@ class _Product(torch.autograd.Function):
 
 def _version() -> str:
     """Part of the operators' names, and so of the key by which compiled code is kept on disk."""
-    folder = Path(__file__).parent
-    return hashlib.sha256(b"".join((folder / s).read_bytes() for s in SOURCES)).hexdigest()[:16]
+    sources = (pkgutil.get_data(__package__, name) or b"" for name in SOURCES)
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
 
 
 VERSION = _version()
@@ -147,7 +147,8 @@ def _product_op(
     rows, own = x.shape[0], (weight_codes, weight_scales)
     if FEW < rows <= most:
         return fp8_cuda.library_product((codes, scales.T), own, x.dtype)[:rows]
-    return _few_op(codes[:rows], scales[:, :rows], *own, x.dtype)
+    few: torch.Tensor = _few_op(codes[:rows], scales[:, :rows], *own, x.dtype)
+    return few
 
 
 def _product_gradients(ctx: Any, gradient: torch.Tensor) -> Any:
@@ -166,7 +167,7 @@ def _few_op(
     weight_scales: torch.Tensor,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Of few rows, or of weights that torch's library does not multiply: not looked into."""
+    """Product of few rows, or of weights that torch's library does not multiply; opaque."""
     return fp8_cuda.product((codes, scales.T), (weight_codes, weight_scales), dtype)
 
 
