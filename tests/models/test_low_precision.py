@@ -6,9 +6,18 @@ import os
 import subprocess
 import sys
 import textwrap
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from kit.models import low_precision
+from kit.models.compile import hold_shapes
+from kit.operators import fp8_cuda
+from kit.operators.low_precision import Scheme
 
 PASSES = """
     import torch
@@ -59,3 +68,36 @@ def test_codes_of_weights_are_made_once_until_they_are_dropped() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(asked, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_all_layers_and_numbers_of_rows_share_compiled_code() -> None:
+    """That a layer's codes are others after each step compiles nothing anew; few rows do, once."""
+    sizes = {"hidden_size": 512, "intermediate_size": 512, "num_hidden_layers": 2, "head_dim": 128}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 50}
+    proven = {(512, 512): 4096, (512, 256): 4096, (1024, 512): 4096}
+    compiled: list[torch.fx.GraphModule] = []
+
+    def count(graph: torch.fx.GraphModule, _: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    with FakeTensorMode(), patch.dict(fp8_cuda.PROVEN, proven):
+        model = Qwen3ForCausalLM(Qwen3Config(**sizes, **heads))
+        low_precision.use(model, Scheme("fp8"), torch.device("cpu"))
+        layers: list[Any] = list(model.model.layers)
+        groups = {part.together for part in model.modules() if hasattr(part, "together")}
+        assert sorted(len(group) for group in groups) == [1, 1, 1, 1, 2, 2, 3, 3]
+        forwards = [
+            torch.compile(layer.forward, backend=count, dynamic=True, fullgraph=True)
+            for layer in layers
+        ]
+        for expected, rows in ((1, 512), (1, 333), (2, 64), (2, 70), (2, 200)):
+            for group in groups:
+                shape = sum(part.out_features for part in group), group[0].in_features
+                group[0].codes = torch.empty(shape, dtype=torch.float8_e4m3fn)
+                group[0].scales = torch.empty(shape[0] // 128, shape[1] // 128)
+                hold_shapes(group[0].codes, group[0].scales)
+            x, angles = torch.randn(1, rows, 512), torch.randn(1, rows, 128)
+            for forward in forwards:
+                forward(x, attention_mask=None, position_embeddings=(angles, angles))
+            assert len(compiled) == expected, rows
