@@ -227,23 +227,28 @@ def _launched(kernel: Any, traced: bool) -> tuple[Any, dict[str, bool]]:
     return (wrap_triton(kernel), {}) if traced else (kernel, {"enable_fp_fusion": False})
 
 
-def quantize_blocks(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes (N, K) and scales (N / 128, K / 128), float32, of a weight (N, K)."""
-    rows, columns = weight.shape
-    codes = torch.empty(rows, columns, dtype=FP8, device=weight.device)
-    shape = -(-rows // BLOCK), -(-columns // BLOCK)
-    scales = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    _run_blocks(weight, codes, scales, reads=False)
+def quantize_blocks(*weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes (N, K) and scales (N / 128, K / 128), float32, of a weight (N, K).
+
+    Of several, one after the other, which all but the last have a multiple of 128 rows.
+    """
+    heights, columns = [weight.shape[0] for weight in weights], weights[0].shape[1]
+    kept = [-(-rows // BLOCK) for rows in heights]
+    device = weights[0].device
+    codes = torch.empty(sum(heights), columns, dtype=FP8, device=device)
+    scales = torch.empty(sum(kept), -(-columns // BLOCK), dtype=torch.float32, device=device)
+    places = zip(weights, codes.split(heights), scales.split(kept), strict=True)
+    for weight, its_codes, its_scales in places:
+        _run_blocks(weight, its_codes, its_scales, reads=False)
     return codes, scales
 
 
 def quantize_all(
     groups: Sequence[Sequence[torch.Tensor]],
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """`quantize_blocks` of the weights of each group, one below the other, by one kernel for all.
+    """`quantize_blocks` of each group of weights, with one kernel for all.
 
-    One for each takes the host longer than the card. All have one dtype, and multiples of 128 rows
-    and columns.
+    All have one dtype, and multiples of 128 rows and columns.
     """
     from kit.operators.fp8_kernels import all_blocks_kernel
 

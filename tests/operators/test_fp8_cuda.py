@@ -43,7 +43,7 @@ def test_interpreted_kernels_give_scales_codes_and_products() -> None:
         more = torch.randn(128, 256) / 50, torch.randn(128, 384).bfloat16().float()
         groups = (weight.float(), more[1]), (more[0],)
         for own, group in zip(fp8_cuda.quantize_all(groups), groups, strict=True):
-            other = fp8_cuda.quantize_blocks(torch.cat(group))
+            other = fp8_cuda.quantize_blocks(*group)
             assert own[0].shape == other[0].shape and torch.equal(own[0].float(), other[0].float())
             assert torch.equal(own[1], other[1]) and own[1].data_ptr() % 16 == 0
         for rows in (1, 37):
@@ -101,7 +101,7 @@ def test_many_weights_are_quantised_at_once_as_one_by_one(dtype: torch.dtype) ->
     groups = [[torch.randn(*shape, device="cuda").to(dtype) for shape in g] for g in shapes]
     groups[1][0][5, 7] = torch.nan
     for group, (codes, scales) in zip(groups, fp8_cuda.quantize_all(groups), strict=True):
-        right, right_scales = fp8_cuda.quantize_blocks(torch.cat(group))
+        right, right_scales = fp8_cuda.quantize_blocks(*group)
         assert torch.equal(codes.view(torch.uint8), right.view(torch.uint8))
         assert torch.equal(scales.view(torch.int32), right_scales.view(torch.int32))
 
@@ -173,8 +173,8 @@ def test_gradients_pass_as_if_nothing_had_been_rounded(rows: tuple[int, ...]) ->
         (torch.randn(height, 512, device="cuda") / 50).bfloat16().requires_grad_()
         for height in (256, 128, 384)
     ]
+    own = fp8_cuda.quantize_blocks(*(weight.detach() for weight in weights))
     whole = torch.cat([weight.detach() for weight in weights])
-    own = fp8_cuda.quantize_blocks(whole)
     fp8_cuda.prove_products({(768, 512)}, torch.device("cuda"))
     most = fp8_cuda.PROVEN[768, 512]
     assert most > max(rows)
