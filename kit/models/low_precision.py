@@ -361,14 +361,14 @@ _HOLDING: weakref.WeakSet[Any] = weakref.WeakSet()
 
 def _hold_codes(groups: list[tuple[Any, ...]]) -> None:
     """Quantise weights before a pass, unless the passes since `drop_codes` have done it."""
-    if groups[0][0].codes is not None:
-        return
     with torch.no_grad():
-        made = fp8_cuda.quantize_all([[layer.weight for layer in group] for group in groups])
-    for (first, *_), (codes, scales) in zip(groups, made, strict=True):
-        hold_shapes(codes, scales)
-        first.codes, first.scales = codes, scales
-        _HOLDING.add(first)
+        for group in groups:
+            first = group[0]
+            if first.codes is None:
+                weights = (layer.weight for layer in group)
+                first.codes, first.scales = fp8_cuda.quantize_blocks(*weights)
+                hold_shapes(first.codes, first.scales)
+                _HOLDING.add(first)
 
 
 def drop_codes() -> None:
