@@ -241,7 +241,6 @@ def test_a_draft_is_looked_at_before_anything_starts(tmp_path: Path) -> None:
 
     assert "8 tokens at once" in found("cpu", algorithm="ngram").found
     assert "8 tokens at once" in found("cuda", algorithm="ngram").found
-    assert "not known to be right" in found("cuda", algorithm="mtp").found
     alone = {"algorithm": "standalone", "draft_model": str(MODEL_DIR)}
     assert "it stays as it is" in found("cpu", **alone).found
     no_head = found("cpu", **alone | {"algorithm": "eagle"})
@@ -252,6 +251,9 @@ def test_a_draft_is_looked_at_before_anything_starts(tmp_path: Path) -> None:
     assert "mtp was not tried with Qwen3ForCausalLM" in no_layer.found
     mimo = {"model": {"name": str(make_model(tmp_path / "mimo", "MiMo"))}}
     own = SessionConfig(**mimo, engine={"speculative": {"algorithm": "mtp"}})
+    tree = own.replace("engine.speculative.eagle_topk", 2)
+    assert files.draft(tree, find(own.model), "cpu").level == "ok"
+    assert "trees of mtp are not known" in files.draft(tree, find(own.model), "cuda").found
     words = files.draft(own, find(own.model), "cpu").found
     assert words == "a layer of the model's own, MiMoMTP, 182.0 kB; it stays as it is"
     assert "set engine.speculative.draft_model to its path" in missing.fix
