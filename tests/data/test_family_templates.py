@@ -126,7 +126,6 @@ def test_trained_tokens_are_the_engines_and_answers_end_at_any_end(
     with RLSession.start(config, data=rows) as session:
         samples = session.generate()
         trained = session.log_probs(samples)
-        session.close(keep_warm=True)
     ended, asked = 0, [ids(tokenizer, turns.asked.format(row["prompt"])) for row in rows]
     for sample, log_probs in zip(samples, trained, strict=True):
         count = sample.response_length
