@@ -11,7 +11,7 @@ import pytest
 
 from kit import RLSession, SessionConfig
 from kit.errors import ConfigError, SessionError
-from kit.lifecycle.start import check_experts
+from kit.lifecycle.checks import check_experts
 from kit.models import families
 from kit.models.source import find
 from kit.samples import Rollout, Sample

@@ -1,6 +1,7 @@
 """Life of a session: start, attach, train loop, step, lock, journal, end.
 
 start.py       `SessionParts`: what a session is made of; start and close
+checks.py      what settings and model are refused for, before anything starts
 running.py     the session of this process, and its end for a new one
 acquire.py     a stack for it: a warm one, or a new one where there is room
 attach.py      an existing session whose kernel is gone; the list of sessions

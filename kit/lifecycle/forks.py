@@ -24,7 +24,8 @@ from kit.data.buffer import RolloutBuffer
 from kit.data.stream import PromptStream
 from kit.errors import ConfigError, SessionError, did_you_mean
 from kit.lifecycle import configure, journal
-from kit.lifecycle.start import SessionParts, check_functions
+from kit.lifecycle.checks import check_functions
+from kit.lifecycle.start import SessionParts
 from kit.rewards import build
 from kit.rollout.collector import RolloutCollector
 from kit.rollout.sampler import PromptSampler

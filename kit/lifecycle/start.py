@@ -16,21 +16,26 @@ import atexit
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from kit import tracking
 from kit.checkpoint.inputs import Inputs
 from kit.checkpoint.snapshots import SnapshotStore
 from kit.checkpoint.state import TrainState
-from kit.config import SessionConfig, TrainingConfig
+from kit.config import SessionConfig
 from kit.data.stream import PromptStream
 from kit.diagnostics.agreement import check_agreement, tokens_used
-from kit.errors import ConfigError, SessionError, StackError
+from kit.errors import SessionError, StackError
 from kit.lifecycle import journal, resume, running
+from kit.lifecycle.checks import (
+    check_experts,
+    check_functions,
+    check_optimizer,
+    check_peft,
+    warn_of_dropout,
+)
 from kit.lifecycle.journal import Journal
 from kit.lifecycle.lock import SessionLock
 from kit.lifecycle.step import Tracker
@@ -46,12 +51,9 @@ from kit.tracking.recorder import current_group, current_run
 from kit.utils.files import working_folder
 from kit.utils.forks import at_exit
 from kit.utils.interrupts import held
-from kit.utils.reading import read_json
 from kit.utils.shadowing import check_hidden_packages
-from kit.utils.versions import installed_version
 
 if TYPE_CHECKING:
-    from kit.models.source import ModelSource
     from kit.rewards.signature import Reward
     from kit.stack.slots import Slot
     from kit.stack.stack import Stack
@@ -270,7 +272,7 @@ class SessionParts:
         config = self.state.config
         device = pick_device(config.device, joins=config.cluster.address is not None)
         model = find(config.model)
-        _warn_of_dropout(config.model.name, dropout.configured(model.path))
+        warn_of_dropout(config.model.name, dropout.configured(model.path))
         self.sampler = sampler = PromptSampler.load(config, model, data, eval_data)
         self.reward = (
             build(config.reward, sampler.train.default_reward) if reward is None else reward
@@ -521,81 +523,6 @@ class SessionParts:
             calls.append(("session.evaluate()", "accuracy on held-out prompts"))
             calls.append(("session.save()", "keep where it stands"))
         return tuple(calls)
-
-
-def check_functions(
-    training: TrainingConfig, advantage: Advantage | None, loss: Callable[..., Any] | None
-) -> None:
-    """Raise ConfigError for own functions that could not be called, or that ppo cannot take."""
-    if advantage is not None and not callable(advantage):
-        raise ConfigError(
-            f"advantage is {advantage!r}, and not a function.",
-            fix="pass a function of a rollout; a built-in one is training.advantage_estimator.",
-        )
-    if advantage is not None and training.advantage_estimator == "ppo":
-        raise ConfigError(
-            "advantage= and advantage_estimator: ppo exclude each other.",
-            why="The critic of ppo learns the returns that its own advantages are made of.",
-            fix="choose another advantage_estimator, or leave advantage= out.",
-        )
-    if loss is not None:
-        from kit.algo.own_loss import check_loss
-
-        check_loss(loss)
-
-
-def check_experts(config: SessionConfig, model: ModelSource) -> None:
-    """Raise ConfigError if the experts of a model are to be replayed that has none."""
-    training = config.training
-    if model.experts or not training.replays_routing:
-        return
-    from kit.models.source import expert_count
-
-    if expert_count(read_json(Path(model.path) / "config.json", unique=False)):
-        return  # it has some, under names of its own: its family's record says what was tried
-    name = "use_rollout_routing_replay" if training.use_rollout_routing_replay else ""
-    raise ConfigError(
-        f"training.{name or 'use_routing_replay'} is set, and {config.model.name} has no experts.",
-        why=f"{model.architecture} sends every token through the same weights, so there is no "
-        "choice to replay.",
-        fix="leave the setting out, or train a mixture of experts, such as the preset tiny-moe.",
-    )
-
-
-def check_optimizer(training: TrainingConfig, device: str) -> None:
-    """Raise ConfigError for an optimizer that was never run on a device, or is not installed."""
-    if training.optimizer != "adamw8bit":
-        return
-    if device != "cpu":
-        raise ConfigError(
-            f"training.optimizer is adamw8bit, and the device is {device}.",
-            why="It was run on CPUs only, where its arithmetic is not compiled.",
-            fix="set training.optimizer: adamw, or device: cpu.",
-        )
-    if installed_version("torchao") is None:
-        raise ConfigError(
-            "training.optimizer is adamw8bit, which is torchao's, and it is not installed.",
-            fix="install the locked versions: pip install -r requirements.lock.",
-        )
-
-
-def check_peft(config: SessionConfig) -> None:
-    """Raise ConfigError if adapters are to be trained and PEFT is not installed."""
-    if config.model.lora and installed_version("peft") is None:
-        raise ConfigError(
-            "model.lora trains adapters, which PEFT puts into the model, and it is not installed.",
-            fix="install the locked versions: pip install -r requirements.lock.",
-        )
-
-
-def _warn_of_dropout(name: str, settings: list[str]) -> None:
-    if settings:
-        warnings.warn(
-            f"The model {name!r} is configured with {', '.join(settings)}. It is switched off "
-            "for training: the engine drops nothing, and with it the policy that is trained would "
-            "not be the one that wrote the samples. Exports keep the setting.",
-            stacklevel=5,
-        )
 
 
 def _kernel_restarts() -> bool:

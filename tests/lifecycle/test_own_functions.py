@@ -13,7 +13,7 @@ from kit import RLSession, Rollout, SessionConfig
 from kit.algo.own_loss import check_loss, token_loss
 from kit.checkpoint import checkpoint
 from kit.errors import CheckpointError, ConfigError, SessionError, StackError
-from kit.lifecycle.start import check_functions
+from kit.lifecycle.checks import check_functions
 from kit.rollout.batch import make_batch
 from kit.samples import Sample
 from kit.tracking.recorder import Recorder

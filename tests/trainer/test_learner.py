@@ -10,7 +10,7 @@ import torch
 from kit import RLSession, SessionConfig
 from kit.config import TrainingConfig
 from kit.errors import CheckpointError, ConfigError
-from kit.lifecycle.start import check_optimizer
+from kit.lifecycle.checks import check_optimizer
 from kit.models.sharding import local
 from kit.trainer.learner import take_step
 from tests.faults.interrupts import digests
