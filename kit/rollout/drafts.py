@@ -15,7 +15,7 @@ from kit.utils.reading import read_json
 HEADS = {files.ARCHITECTURE: "EAGLE", eagle3_files.ARCHITECTURE: "EAGLE-3"}
 """Heads by SGLang's names."""
 TREES_ON_GPUS = ["standalone", "eagle"]
-"""The algorithms whose trees were compared with plain decoding on a GPU; chains were of all."""
+"""The algorithms whose trees were compared with plain decoding on a GPU. Chains of all have run."""
 
 
 def find_draft(config: SessionConfig, model: ModelSource, device: str) -> ModelSource | None:
