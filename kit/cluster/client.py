@@ -30,7 +30,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -46,6 +46,7 @@ from kit.cluster.registry import Entry
 from kit.errors import KitError, SessionError, StackError
 from kit.utils import forks, pids
 from kit.utils.files import working_folder
+from kit.utils.hardware import GIB
 from kit.utils.imports import import_ray
 from kit.utils.interrupts import held
 from kit.utils.reading import UnreadableError, read_end
@@ -80,6 +81,10 @@ LOG_LINES = 20
 """Lines of each log in an error message."""
 RAYLET_TROUBLE = re.compile(r"\[[\d :,-]+ [EFC] ")
 """How a line of the raylet's log begins that tells of an error: date, time, severity."""
+MEMORY_FULL = re.compile(r"memory usage above threshold, used: (\d+),.* total bytes: (\d+)")
+"""In the raylet's log, before it kills: bytes that all of the machine's processes use, and all."""
+KILLED = re.compile(r"Selected to kill: .*task name=(\w+)")
+"""And whom it killed: `trainer` or `engine`, before its number."""
 
 
 class Cluster:
@@ -248,6 +253,10 @@ class Cluster:
         raylet = self._lines("ray/session_latest/logs/raylet.out")
         text += [line for line in raylet if RAYLET_TROUBLE.match(line)][-LOG_LINES:]
         return "\n".join([*text, *self._last_traceback()])
+
+    def killed_for_memory(self, part: str) -> str:
+        """What Ray's log says of a `trainer` or `engine` that it killed; else empty."""
+        return killed_for_memory(self._lines("ray/session_latest/logs/raylet.out"), part)
 
     def _last_traceback(self) -> list[str]:
         """End of the last traceback in the logs of Ray's workers.
@@ -505,3 +514,20 @@ def local_cluster() -> str | None:
 
     address: str | None = services.read_ray_address(utils.get_ray_temp_dir())
     return address
+
+
+def killed_for_memory(raylet: Iterable[str], part: str) -> str:
+    """What a raylet's log says of the last `trainer` or `engine` that it killed for memory.
+
+    Ray does so when the processes of a machine, whoever's they are, use nearly all of its memory.
+    """
+    used, told = (0, 0), ""
+    for line in raylet:
+        if found := MEMORY_FULL.search(line):
+            used = int(found[1]), int(found[2])
+        elif (found := KILLED.search(line)) and found[1] == part:
+            told = (
+                f"Ray killed it for memory: {used[0] / GIB:.1f} of the machine's "
+                f"{used[1] / GIB:.1f} GiB were in use, by all processes together."
+            )
+    return told

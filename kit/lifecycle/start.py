@@ -241,7 +241,7 @@ class SessionParts:
         except BaseException as error:
             told = None
             if isinstance(error, (HeadDiedError, TrainerDiedError)):
-                told = while_starting(error, stack.cluster.log_tail())
+                told = while_starting(error, stack.cluster)
             self.abandon()
             stack.close()
             if told:

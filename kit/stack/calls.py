@@ -154,13 +154,23 @@ class Calls:
             time.sleep(0.02)
         self.refuse_without_head(doing)
         if TRAINER in dead:
-            return trainer_died(f"A trainer's process died during {doing}.")
+            return trainer_died(
+                f"A trainer's process died during {doing}.", self.cluster.killed_for_memory(TRAINER)
+            )
         if not dead:  # or not yet watched: an engine that SGLang ends while it starts
             why = f"{error}\n{self.cluster.log_tail()}".strip()
             return StackError(f"Ray gave no answer to {doing}.", why=why)
         return EngineDiedError(
             f"A process of the engine died during {doing}.",
-            why="\n".join([*str(error).strip().splitlines()[:1], self.cluster.log_tail()]),
+            why="\n".join(
+                part
+                for part in (
+                    self.cluster.killed_for_memory("engine"),
+                    *str(error).strip().splitlines()[:1],
+                    self.cluster.log_tail(),
+                )
+                if part
+            ),
             fix="call it again, which starts the engine anew; if it was killed for memory, lower "
             "engine.max_total_tokens or training.max_tokens_per_gpu first.",
         )
@@ -169,28 +179,37 @@ class Calls:
 LOAD = "`session = RLSession.load(path)`, with what `session.save()` returned"
 
 
-def while_starting(error: StackError, log: str) -> StackError:
+def while_starting(error: StackError, cluster: Cluster) -> StackError:
     """The error of a start in which a trainer or Ray has died, before there was anything to lose.
 
     Args:
         error: what the call told that found it out.
-        log: last lines of the stack's own logs.
+        cluster: that of the stack, whose logs may tell more.
     """
+    told = cluster.killed_for_memory(TRAINER), "Nothing had been trained yet.", cluster.log_tail()
     return StackError(
         error.what,
-        why="\n".join(part for part in ("Nothing had been trained yet.", log) if part),
+        why="\n".join(part for part in told if part),
         fix="start it again. If it was killed for memory (`dmesg` tells of it), lower "
         "training.max_tokens_per_gpu or engine.max_total_tokens, or end other sessions first: "
         "`kit doctor` lists them.",
     )
 
 
-def trainer_died(what: str) -> TrainerDiedError:
-    """The error of every call that needs a trainer's weights when they are gone."""
+def trainer_died(what: str, cause: str = "") -> TrainerDiedError:
+    """The error of every call that needs a trainer's weights when they are gone.
+
+    Args:
+        what: how it was found out.
+        cause: of its death, where that is known.
+    """
+    lost = (
+        "The weights and the optimizer since the last checkpoint were its own, and are gone. "
+        "Nothing trains on from other weights in silence."
+    )
     return TrainerDiedError(
         what,
-        why="The weights and the optimizer since the last checkpoint were its own, and are gone. "
-        "Nothing trains on from other weights in silence.",
+        why="\n".join(part for part in (cause, lost) if part),
         fix=f"continue from a checkpoint: {LOAD}; or take it, or a snapshot that is on disk, into "
         "this stack: `session.restore(Path(path))`. If the trainer was killed for memory, lower "
         "training.max_tokens_per_gpu first.",

@@ -355,7 +355,8 @@ class Stack:
     def prepare_trainers(self) -> None:
         """Make the trainers ready: alive, with their weights, and on the device."""
         if self.calls.has_died(TRAINER, "a call of the trainer"):
-            raise trainer_died("The trainer's process has died.")
+            cause = self.cluster.killed_for_memory(TRAINER)
+            raise trainer_died("The trainer's process has died.", cause)
         if self.trainers.needs_load:
             raise trainer_died("The trainer was started again and has read no checkpoint.")
         if self.plan.kv_sleeps:

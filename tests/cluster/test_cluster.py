@@ -16,6 +16,7 @@ import pytest
 
 from kit import RLSession
 from kit.cluster import lease, processes, registry
+from kit.cluster.client import killed_for_memory
 from kit.errors import StackError
 from tests.processes import named_memory
 
@@ -209,3 +210,22 @@ def test_a_number_that_another_process_has_by_now_is_not_taken_for_a_head(tmp_pa
     registry.write(later)
     assert later.stack not in {entry.stack for entry in registry.living()}
     assert not (registry.folder() / f"{later.stack}.json").exists()
+
+
+def test_what_ray_kills_for_memory_is_told_from_its_log() -> None:
+    """Lines of a raylet of Ray 2.60, made with `RAY_memory_usage_threshold=0.075`."""
+    place = "[2026-12-01 02:26:23,217 I 499 545] (raylet) threshold_memory_monitor.cc:128: "
+    full = "Node memory usage above threshold, used: {}, threshold_bytes: 1895704576, {}"
+    total = "total bytes: 25276059648, threshold fraction: 0.075000"
+    killed = "Selected to kill: (Task: job ID=01000000, lease ID=010, {}"
+    lines = [
+        place + full.format(1978974208, total),
+        killed.format("task name=engine-1:Engine.__init__, required resources={}, pid=713"),
+        place + full.format(2093338624, total),
+        killed.format("task name=trainer-0:Trainer.__init__, required resources={}, pid=763"),
+        place + full.format(2000000000, total),
+    ]
+    told = killed_for_memory(lines, "trainer")
+    assert "Ray killed it for memory: 1.9 of the machine's 23.5 GiB" in told
+    assert "1.8 of the machine's 23.5 GiB" in killed_for_memory(lines, "engine")
+    assert killed_for_memory(lines[:3], "trainer") == ""
