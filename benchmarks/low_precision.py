@@ -19,6 +19,8 @@ plan counts of its weights, and tokens a second of 256 requests decoded at once.
     exact      both in FP8, with `training.true_on_policy`
     plain      both in bfloat16, with `training.true_on_policy`
     cache      the engine alone in FP8, its keys and values too
+    int4       both in INT4
+    eight      both in bfloat16, the optimizer in 8 bits
     sglang     SGLang's own engine in bfloat16, with the session's arguments (`engines` alone)
 
 `engines` starts an engine without a session for each way, all at once, and has them write one after
@@ -51,6 +53,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "exact": {"model.quantization": "fp8", "training.true_on_policy": True},
     "plain": {"training.true_on_policy": True},
     "cache": {"engine.quantization": "fp8", "engine.kv_cache_dtype": "fp8_e4m3"},
+    "int4": {"model.quantization": "int4"},
+    "eight": {"training.optimizer": "adamw8bit"},
     "sglang": {},
 }
 """What the settings have on each side."""

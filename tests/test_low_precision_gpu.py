@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,3 +85,18 @@ def test_an_engine_with_its_cache_in_fp8_starts_and_is_corrected_for(
         assert session.sync(verify=True).verified
         assert session.config.training.use_tis
         assert session.check_mismatch(session.generate()).verdict != "pass"
+
+
+def test_int4_in_both_is_as_near_as_plain_weights_without_equal_bits(
+    alone: None, tmp_path: Path
+) -> None:
+    with started(tmp_path, model__quantization="int4") as session:
+        for _ in range(3):
+            metrics = session.step().metrics
+            assert math.isfinite(metrics["train/loss"])
+            assert metrics["train/grad_norm"] > 0
+        assert session.sync(verify=True).verified == len(session.debug.stack.checksums()[0])
+        assert not session.debug.stack.compare_weights().different
+        report = session.check_mismatch(session.generate())
+        print(report, metrics["train/train_rollout_logprob_abs_diff"])
+        assert report.verdict != "fail", report

@@ -44,6 +44,7 @@ from kit.config.sections import (
 )
 from kit.config.speculative import HeadKind, SpeculativeConfig
 from kit.config.training import (
+    MOMENTS_BYTES,
     CriticConfig,
     DraftConfig,
     MisConfig,
@@ -53,6 +54,7 @@ from kit.config.training import (
 from kit.utils.strict_yaml import from_yaml
 
 __all__ = [
+    "MOMENTS_BYTES",
     "SHIPPED",
     "TINY",
     "TINY_MOE",

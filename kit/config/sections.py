@@ -243,8 +243,7 @@ class ModelConfig(Section):
     one weight, rounded once."""
     quantization: QuantizationConfig | None = None
     """Train through quantised weights and have the engine compute with the same: fp8, or int4
-    (quantisation-aware training); null for neither. The trainer keeps float32 weights. On a GPU
-    fp8 only."""
+    (quantisation-aware training); null for neither. The trainer keeps float32 weights."""
 
 
 class DataConfig(Section):
@@ -382,7 +381,7 @@ class EngineConfig(Section):
     quantised engine has them; None does not. The trainer's weights stay as they are."""
     quantization: QuantizationConfig | None = None
     """Quantise the engine's weights alone, fp8 or int4, and leave the trainer's as they are:
-    `training.use_tis` is then on where it is left open. null does not. On a GPU fp8 only."""
+    `training.use_tis` is then on where it is left open. null does not."""
     weight_noise: float = Field(default=0.0, ge=0.0)
     """Add normal noise to every weight matrix on its way to the engine, anew at each sync: its
     standard deviation, as a share of the root mean square of the matrix's row. To see what

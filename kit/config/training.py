@@ -19,6 +19,8 @@ Estimator = Literal[
     "ppo",
 ]
 Optimizer = Literal["adamw", "adamw8bit"]
+MOMENTS_BYTES: dict[Optimizer, float] = {"adamw": 8.0, "adamw8bit": 2 * (1 + 4 / 256)}
+"""Bytes that an optimizer keeps of a weight, two moments, in 8 bits with their share of scales."""
 COMPARES_A_GROUP = {"grpo", "dr_grpo", "rloo", "gspo", "cispo", "reinforce_plus_plus_baseline"}
 """Estimators whose advantage is a comparison with the other samples of the prompt."""
 WHITENED = {"reinforce_plus_plus", "reinforce_plus_plus_baseline", "ppo"}
@@ -139,7 +141,7 @@ class TrainingConfig(Section):
     """AdamW's, after the warm-up."""
     optimizer: Optimizer = "adamw"
     """adamw keeps its two moments of each weight in float32; adamw8bit in 8 bits (torchao), a
-    quarter of that. One trainer, all weights, and a CPU only."""
+    quarter of that. One trainer and all weights."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the rate after the warm-up, over `num_rollout` steps."""
     warmup_steps: int = Field(default=0, ge=0)

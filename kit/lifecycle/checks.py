@@ -56,17 +56,9 @@ def check_experts(config: SessionConfig, model: ModelSource) -> None:
     )
 
 
-def check_optimizer(training: TrainingConfig, device: str) -> None:
-    """Raise ConfigError for an optimizer that was never run on a device, or is not installed."""
-    if training.optimizer != "adamw8bit":
-        return
-    if device != "cpu":
-        raise ConfigError(
-            f"training.optimizer is adamw8bit, and the device is {device}.",
-            why="It was run on CPUs only, where its arithmetic is not compiled.",
-            fix="set training.optimizer: adamw, or device: cpu.",
-        )
-    if installed_version("torchao") is None:
+def check_optimizer(training: TrainingConfig) -> None:
+    """Raise ConfigError for an optimizer that is not installed."""
+    if training.optimizer == "adamw8bit" and installed_version("torchao") is None:
         raise ConfigError(
             "training.optimizer is adamw8bit, which is torchao's, and it is not installed.",
             fix="install the locked versions: pip install -r requirements.lock.",

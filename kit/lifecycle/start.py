@@ -285,7 +285,7 @@ class SessionParts:
         used = min(tokens_used(sampler), model.context_length)
         families.check_rotation(model.path, used)
         low_precision.check_session(config, model, device)
-        check_optimizer(config.training, device)
+        check_optimizer(config.training)
         check_peft(config)
         draft = find_draft(config, model, device)
         check_devices(config, model, device)

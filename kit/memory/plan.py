@@ -203,7 +203,8 @@ def _ways(config: SessionConfig, longest: int, gpu: bool) -> Iterator[tuple[bool
     sizes = [MICRO_BATCH, MICRO_BATCH // 2] if tokens is None else [tokens]
     small = [t for t in (4096, 2048, 1024) if t > longest] if tokens is None else []
     offload = config.training.optimizer_cpu_offload if gpu else False
-    if config.model.lora and config.model.lora.load_in_4bit:
+    four_bit = config.model.lora is not None and config.model.lora.load_in_4bit
+    if four_bit or config.training.optimizer == "adamw8bit":
         offload = False
     pairs = [(level, size) for level in levels for size in sizes]
     if config.model.lora:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from kit.config import SessionConfig
+from kit.config import MOMENTS_BYTES, SessionConfig
 from kit.data.prompts import PromptSet
 from kit.models.adapters import AdapterShape
 from kit.models.source import ModelShape, ModelSource
@@ -29,8 +29,6 @@ KEPT = (WEIGHTS, FROZEN, FOUR_BIT, ADAPTERS, DRAFT)
 """Parts of a plan that a trainer keeps between updates, on the device or in host memory."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes a parameter in 4 bits, with its share of scales; see `kit.operators.nf4`."""
-EIGHT_BIT_BYTES = 1 + 4 / 256
-"""Bytes a number of a moment in 8 bits, with its share of scales; see `kit.trainer.learner`."""
 FP8_BLOCK = 128
 """Rows and columns that share a scale in FP8; see `kit.operators.low_precision`."""
 MERGED = 6
@@ -261,8 +259,9 @@ class Sizes:
                 (ADAPTERS, networks * 12 * self.trained),
             ]
         else:
-            moments = 8.0 if training.optimizer == "adamw" else 2 * EIGHT_BIT_BYTES
-            kept = networks * (4 + moments) + 4 * int(training.has_reference)
+            kept = networks * (4 + MOMENTS_BYTES[training.optimizer]) + 4 * int(
+                training.has_reference
+            )
             parts = [(WEIGHTS, int(p * kept))]
         if self.drafts_trained:
             parts.append((DRAFT, 12 * self.drafts_trained))

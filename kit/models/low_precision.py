@@ -77,13 +77,11 @@ def check_gpu(config: SessionConfig, model: ModelSource, capability: tuple[int, 
         capability: the GPU's compute capability.
 
     Raises:
-        ConfigError: several trainers; another GPU than Hopper; another dtype than bfloat16; INT4
-            in both without equal bits.
+        ConfigError: several trainers; another GPU than Hopper; another dtype than bfloat16.
         ModelError: FP8, and the size of a linear layer is no multiple of 128.
     """
     name = "model.quantization" if config.model.quantization else "engine.quantization"
     assert config.quantization is not None
-    how = config.model.quantization
     number = ".".join(map(str, capability))
     refused = {
         f"{name} is set, and training.num_trainers is {config.training.num_trainers}": (
@@ -92,17 +90,13 @@ def check_gpu(config: SessionConfig, model: ModelSource, capability: tuple[int, 
         f"{name} is set, and model.dtype is {config.model.dtype}": config.model.dtype == "float32",
         f"{name} is set, and the GPU has compute capability {number}": capability
         != fp8_cuda.HOPPER,
-        f"{name} is INT4, and training.true_on_policy is off": (
-            how is not None and how.method == "int4" and not config.training.true_on_policy
-        ),
     }
     for what, applies in refused.items():
         if applies:
             raise ConfigError(
                 f"{what}.",
                 why="On GPUs quantised weights were run in bfloat16 on one Hopper card (compute "
-                "capability 9.0), whose tensor cores the kernels of FP8 are written for; INT4 in "
-                "the engine alone, and in both with training.true_on_policy.",
+                "capability 9.0), whose tensor cores the kernels of FP8 are written for.",
                 fix=f"leave {name} out, or set device: cpu.",
             )
     if config.quantization.method != "fp8":

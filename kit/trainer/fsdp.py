@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kit.config import TrainingConfig
+from kit.config import MOMENTS_BYTES, TrainingConfig
 from kit.models import four_bit, lora, low_precision, state_dict
 from kit.models.heads.head import PolicyStates
 from kit.models.moe import experts_of, replaying
@@ -76,7 +76,8 @@ class FsdpBackend:
         if self._settings.sleeps:
             # The optimizer's two moments come with its first step; locking memory takes seconds.
             trained = (p for learner in self.learners.values() for p in learner.trained())
-            moments = 2 * sum(p.numel() * p.element_size() for p in trained)
+            a_number = MOMENTS_BYTES[self._training.optimizer]
+            moments = int(a_number * sum(p.numel() for p in trained))
             weights = sum(p.numel() * p.element_size() for p in self.resident())
             self._host.buffer.reserve(weights + moments)
         sizes = [(p.numel(), p.requires_grad) for p in self.policy.parameters()]

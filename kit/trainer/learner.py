@@ -209,11 +209,12 @@ def take_step(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 @contextmanager
 def _uncompiled(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Keep torchao from compiling its arithmetic, which takes minutes on a CPU: one for each shape.
+    """Keep torchao from compiling its arithmetic on a CPU: minutes, for each shape, and for nothing.
 
-    Nothing is lost by it there.
+    On a GPU it takes seconds, once, and a step then needs no memory beside what it changes.
     """
-    if isinstance(optimizer, torch.optim.AdamW):
+    on_gpu = optimizer.param_groups[0]["params"][0].is_cuda
+    if isinstance(optimizer, torch.optim.AdamW) or on_gpu:
         yield
         return
     # Making the stance takes it: made for another optimizer it would hold for the model's layers.

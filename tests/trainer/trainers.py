@@ -42,6 +42,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         compiles: bool = False,
         draft_path: Path | None = None,
         draft_head: HeadKind | None = None,
+        device: str = "cpu",
         **training: Any,
     ) -> Trainer:
         nonlocal count
@@ -53,7 +54,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
                 model_path=str(model),
                 training=TrainingConfig(**training),
                 temperature=0.8,
-                device="cpu",
+                device=device,
                 dtype=dtype,
                 seed=0,
                 rank=0,
