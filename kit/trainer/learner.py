@@ -209,7 +209,7 @@ def take_step(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 @contextmanager
 def _uncompiled(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Keep torchao from compiling its arithmetic on a CPU: minutes, for each shape, and for nothing.
+    """Keep torchao from compiling its arithmetic on a CPU: minutes, for no gain.
 
     On a GPU it takes seconds, once, and a step then needs no memory beside what it changes.
     """

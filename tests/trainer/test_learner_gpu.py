@@ -1,4 +1,4 @@
-"""Moments in 8 bits on a GPU: torchao's compiled step is the one it computes uncompiled on a CPU."""
+"""Moments in 8 bits on a GPU: torchao's compiled step is what it computes uncompiled on a CPU."""
 
 from __future__ import annotations
 
