@@ -259,10 +259,8 @@ class Sizes:
                 (ADAPTERS, networks * 12 * self.trained),
             ]
         else:
-            kept = networks * (4 + MOMENTS_BYTES[training.optimizer]) + 4 * int(
-                training.has_reference
-            )
-            parts = [(WEIGHTS, int(p * kept))]
+            trained = networks * (4 + MOMENTS_BYTES[training.optimizer])
+            parts = [(WEIGHTS, int(p * (trained + 4 * int(training.has_reference))))]
         if self.drafts_trained:
             parts.append((DRAFT, 12 * self.drafts_trained))
         shared = tuple((name, 0 if offload else size // self.ranks) for name, size in parts)
