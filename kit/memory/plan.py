@@ -450,12 +450,15 @@ def _together(fits: Callable[[SessionConfig, int], bool], config: SessionConfig,
 def _loosened(config: SessionConfig) -> Iterator[tuple[str, SessionConfig]]:
     """Settings that cost memory, one by one, and the configuration without each."""
     training, recompute = config.training, config.model.gradient_checkpointing
+    eight_bit = training.optimizer == "adamw8bit"
+    stays = training.optimizer_cpu_offload is False and not eight_bit
     no_reference = "0 (no reference model)"
     for costs, key, value, words in (
         (config.memory.sleep == "never", "memory.sleep", "auto", "auto"),
         (training.max_tokens_per_gpu is not None, "training.max_tokens_per_gpu", None, ""),
         (recompute not in (None, True), "model.gradient_checkpointing", True, "true"),
-        (training.optimizer_cpu_offload is False, "training.optimizer_cpu_offload", True, "true"),
+        (stays, "training.optimizer_cpu_offload", True, "true"),
+        (eight_bit, "training.optimizer", "adamw", "adamw (which may step in host memory)"),
         (training.kl_loss_coef > 0, "training.kl_loss_coef", 0.0, no_reference),
         (training.kl_coef > 0, "training.kl_coef", 0.0, no_reference),
     ):

@@ -527,3 +527,17 @@ def test_a_head_that_learns_keeps_what_it_reads_of_the_policys_pass() -> None:
     assert more == 2 * 2 * 16_384 * QWEN3_0_6B.hidden  # hidden states and embeddings
     more = update("eagle3", 16_384) - update("standalone", 16_384)
     assert more == 5 * 2 * 16_384 * QWEN3_0_6B.hidden  # and the outputs of three layers
+
+
+def test_moments_in_8_bits_are_a_quarter_and_never_stepped_in_host_memory() -> None:
+    eight = with_settings(training={"optimizer": "adamw8bit"})
+    kept = [
+        dict(plan(141, how, shape=QWEN3_4B).phases[0].parts)["trainer: weights, optimizer"]
+        for how in (SessionConfig(), eight)
+    ]
+    numbers = QWEN3_4B.parameters
+    assert kept == [12 * numbers, int((4 + 2 * (1 + 4 / 256)) * numbers)]
+    assert plan(24).optimizer_cpu_offload is False
+    assert plan(14).optimizer_cpu_offload is True
+    with pytest.raises(ConfigError, match=r"set training\.optimizer: adamw \(which may step"):
+        plan(12, eight)
