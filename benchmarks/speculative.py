@@ -14,14 +14,18 @@ Then sessions start on one card, all at once: one that always drafts, and one th
 pays (`standalone` only). In turns, by each of them:
 
 made        the draft: seconds, and what is accepted at the beginning and at the end
-decoded     8, 32, 64 and 256 requests of 1,024 tokens: tokens a second, and their ratio
-rollout     256 requests, most of them of some hundred tokens and some of 1,800: seconds of all
+decoded     8, 32, 64 and 256 requests of 1,024 tokens: tokens a second, and their ratio; which of
+            the drafted tokens were right, and so about what fewer of them would give
+rollout     256 requests, most of them of some hundred tokens and some of 1,800: seconds of all,
+            twice: in the first, kernels that no session on this machine has had are compiled
+syncs       of the policy alone, and of policy and draft
 greedy      64 responses, token by token; where two differ, how far apart the tokens' log-probs are
 seeded      64 responses at temperature 1: of how many the first tokens are plain decoding's
 sampled     10,000 responses: their first tokens against the model's own probabilities (chi-square)
-syncs       of the policy alone, and of policy and draft
 sleep       the engine asleep and awake: the draft's checksums, and what is accepted after it
 learned     training steps of the session that always drafts, in which its draft learns along
+
+Each is printed as it comes.
 """
 
 from __future__ import annotations
@@ -35,12 +39,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_parts.comparison import alike, chi_square, differences
+from benchmarks.gpu_parts.comparison import alike, chi_square, differences, shown
 from benchmarks.gpu_parts.predictable import Text
 
 REQUESTS = (8, 32, 64, 256)
@@ -54,6 +59,9 @@ SEQUENCES = (2, 4)
 """First tokens of a response that are compared as one."""
 MEDIAN, SPREAD = 250, 0.9
 """Tokens of the responses of a rollout with a long tail: those of a log-normal distribution."""
+SYNC_TURNS, SYNCS = 4, 5
+"""Turns of so many syncs each, of which the first one does not count."""
+ROLLOUTS = 2
 MARK = "@found "
 """Begins the line with which a session's process answers."""
 
@@ -168,6 +176,7 @@ class Asked:
         for each in written.values():
             counts.update(each.spec_info or {})
         passes = counts["tokens"] / counts["verify_ct"] if counts["verify_ct"] else 1.0
+        right = Counter(place for each in written.values() for place in each.drafted or ())
         places = range(len(prompts))
         return {
             "seconds": seconds,
@@ -175,6 +184,8 @@ class Asked:
             "estimate": counts["plain_us"] / max(counts["us"], 1),
             "count": sum(len(each.tokens) for each in written.values()),
             "passes": passes,
+            # Of the passes that drafted: in how many the first token was right, the first two, …
+            "right": [right[i] / counts["verify_ct"] for i in sorted(right) if i],
             "tokens": [written[i].tokens for i in places],
             "log_probs": [written[i].log_probs for i in places],
         }
@@ -189,7 +200,7 @@ class Asked:
     def decode(self, requests: int, tokens: int) -> dict[str, float]:
         """Tokens a second of requests that are decoded together, and tokens a pass."""
         found = self.write([self.prompt(i) for i in range(requests)], tokens, 1.0)
-        kept = {name: found[name] for name in ("passes", "drafted", "estimate")}
+        kept = {name: found[name] for name in ("passes", "drafted", "estimate", "right")}
         return kept | {"rate": found["count"] / found["seconds"]}
 
     def greedy(self) -> dict[str, Any]:
@@ -223,7 +234,7 @@ class Asked:
         budgets = [min(round(length), most) for length in lengths]
         random.Random(0).shuffle(budgets)
         found = self.write([self.prompt(i) for i in range(count)], budgets, 1.0)
-        kept = {name: found[name] for name in ("seconds", "passes", "drafted")}
+        kept = {name: found[name] for name in ("seconds", "passes", "drafted", "estimate")}
         return kept | {"tokens": found["count"], "longest": max(budgets)}
 
     def sleep(self) -> dict[str, Any]:
@@ -240,7 +251,7 @@ class Asked:
     def syncs(self) -> list[float]:
         """Seconds of syncs, of the draft too where it learns along."""
         seconds = []
-        for _ in range(6):
+        for _ in range(SYNCS):
             self.stack.sending.draft_version = None  # as after an update
             seconds.append(self.session.sync().seconds)
         return seconds[1:]
@@ -267,7 +278,12 @@ def serve(asked: argparse.Namespace) -> None:
         does = Asked(session, asked)
         for line in sys.stdin:
             method, arguments = json.loads(line)
-            answer(getattr(does, method)(*arguments))
+            try:
+                found = getattr(does, method)(*arguments)
+            except Exception:  # the other rows are worth having
+                traceback.print_exc()
+                found = None
+            answer(found)
 
 
 def answer(found: Any) -> None:
@@ -323,6 +339,7 @@ Put = Callable[[str, Any], None]
 def measure(children: dict[str, Child], asked: argparse.Namespace, put: Put) -> None:
     """Everything, in turns; the most telling first."""
     size, begin = scale(asked.shape), time.monotonic()
+    few = size["requests"][: max(len(size["requests"]) // 2, 1)]
 
     def turn(method: str, *arguments: Any, few: bool = True) -> dict[str, Any]:
         asked = {name: child for name, child in children.items() if few or name != "auto"}
@@ -330,98 +347,53 @@ def measure(children: dict[str, Child], asked: argparse.Namespace, put: Put) -> 
         return {name: answer for name, answer in found.items() if answer is not None}
 
     def against_plain(compare: Callable[[Any, Any], Any], found: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: compare(found["plain"], answer)
-            for name, answer in found.items()
-            if name != "plain"
-        }
-
-    put("greedy", against_plain(differences, turn("greedy")))
-    put("seeded", against_plain(alike, turn("seeded")))
+        others = [name for name in found if name != "plain"] if "plain" in found else []
+        return {name: compare(found["plain"], found[name]) for name in others}
 
     def decode(requests: int, number: int) -> None:
         all_fit = requests < max(size["requests"])
         found = turn("decode", requests, size["tokens"], few=all_fit)
         put(f"decoded/{requests}/{number}", found)
 
-    few = size["requests"][: max(len(size["requests"]) // 2, 1)]
     for requests in few:
         decode(requests, 0)
-    put("rollout/0", turn("rollout"))
-    put("syncs", turn("syncs"))
+    for number in range(ROLLOUTS):
+        put(f"rollout/{number}", turn("rollout"))
+    syncs: dict[str, list[float]] = {name: [] for name in children}
+    for _ in range(SYNC_TURNS):
+        for name, seconds in turn("syncs").items():
+            syncs[name] += seconds
+    put("syncs", syncs)
+    for requests in size["requests"][len(few) :]:
+        decode(requests, 0)
+    put("greedy", against_plain(differences, turn("greedy")))
+    put("seeded", against_plain(alike, turn("seeded")))
     tables = turn("sampled", *SEQUENCES)
     for place, length in enumerate(SEQUENCES):
         these = {name: table[place] for name, table in tables.items()}
         put(f"sampled/{length}", against_plain(chi_square, these))
+    put("verified", turn("verify"))
+    put("memory", turn("memory"))
+    for number in range(1, asked.repeats):
+        if time.monotonic() - begin > asked.limit:
+            break
+        for requests in size["requests"]:
+            decode(requests, number)
     if asked.algorithm != "ngram" and "always" in children:
         if asked.device == "cuda":
             put("sleep", children["always"].ask("sleep"))
         put("learned", children["always"].ask("learn", asked.draft_steps))
-    put("verified", turn("verify"))
-    for requests in size["requests"][len(few) :]:
-        decode(requests, 0)
-    put("memory", turn("memory"))
-    for number in range(1, asked.repeats):
-        for requests in size["requests"]:
-            decode(requests, number)
-        put(f"rollout/{number}", turn("rollout"))
-        if time.monotonic() - begin > asked.limit:
-            break
 
 
-def shown(found: dict[str, Any]) -> str:
-    """What was found, as lines."""
-    lines = [f"{name}: {made_in_words(known)}" for name, known in found["made"].items()]
-    for name, answers in found.items():
-        kind = name.split("/")[0]
-        if kind in ("decoded", "rollout"):
-            for way, each in answers.items():
-                rate, plain = (
-                    a.get("rate") or a["tokens"] / a["seconds"] for a in (each, answers["plain"])
-                )
-                lines.append(
-                    f"{name}, {way}: {rate:.0f} tokens/s, {rate / plain:.2f} x, "
-                    f"{each['passes']:.2f} tokens a pass, {each['drafted']:.0%} of passes drafted"
-                    + (f", estimated {each['estimate']:.2f} x" if each.get("estimate") else "")
-                )
-        elif kind == "syncs":
-            for way, seconds in answers.items():
-                lines.append(f"syncs, {way}: {', '.join(f'{s * 1000:.1f}' for s in seconds)} ms")
-        elif kind == "learned" and answers:
-            for name in ("rollout/spec_accept_rate", "train/draft_loss"):
-                lines.append(f"steps: {name} {', '.join(f'{s[name]:.3f}' for s in answers)}")
-        elif kind == "memory":
-            for way, phases in answers.items():
-                lines += [
-                    f"memory, {way}, {phase}: planned {planned / 2**30:.2f} GiB, "
-                    f"measured {measured / 2**30:.2f}"
-                    for phase, planned, measured, _ in phases
-                    if measured
-                ]
-        elif kind != "made":
-            lines.append(f"{name}: {answers}")
-    return "\n".join(lines)
-
-
-def made_in_words(known: dict[str, Any]) -> str:
-    """How a model was made."""
-    if "loss" in known:
-        return f"{known['loss']:.3f} nats a token, trained in {known['seconds']:.0f} s"
-    first, last = known["steps"][0], known["steps"][-1]
-    begin, end = (step.get("rollout/spec_accept_rate", 0.0) for step in (first, last))
-    return (
-        f"{begin:.0%} accepted in the first of {len(known['steps'])} rollouts, {end:.0%} in the "
-        f"last, made in {known['seconds']:.0f} s"
-    )
-
-
-def run(asked: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
+def run(asked: argparse.Namespace, arguments: Sequence[str]) -> None:
     """Train the models, start the sessions and ask them."""
     found: dict[str, Any] = {}
+    begin = time.monotonic()
 
     def put(name: str, value: Any) -> None:
         found[name] = value
-        say(f"{name}: {json.dumps(value)[:600]}")
+        since = time.monotonic() - begin
+        print(f"[{since:.0f} s]", shown(name, value), flush=True)
         if asked.json:
             asked.json.write_text(json.dumps(found), encoding="utf-8")
 
@@ -451,7 +423,6 @@ def run(asked: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     finally:
         for child in children.values():
             child.close()
-    return found
 
 
 def make_model(asked: argparse.Namespace) -> None:
@@ -563,11 +534,7 @@ def options() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Measure, and print what was found."""
-    from kit.rollout import drafts
-
     asked = options().parse_args()
-    # Also what this is to compare first.
-    drafts.TREES_ON_GPUS = drafts.LEARN_ON_GPUS = ["standalone", "eagle"]
     if asked.one in ("model", "draft"):
         make_model(asked)
     elif asked.one:
@@ -576,7 +543,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             asked.folder = asked.folder or Path(folder)
             # The last one counts.
-            print(shown(run(asked, [*sys.argv[1:], f"--folder={asked.folder}"])), flush=True)
+            run(asked, [*sys.argv[1:], f"--folder={asked.folder}"])
 
 
 if __name__ == "__main__":

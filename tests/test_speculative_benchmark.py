@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_parts.comparison import alike, chi_square, differences
+from benchmarks.gpu_parts.comparison import alike, chi_square, differences, shown
 from benchmarks.gpu_parts.predictable import train_head
 from kit.models.heads.files import problem_of
 from kit.tiny import MODEL_DIR
@@ -33,6 +33,19 @@ def test_frequencies_are_compared_with_probabilities() -> None:
     found = chi_square(likely, other)
     assert found["chi_square"] == pytest.approx(expected)
     assert found["p"] == pytest.approx(math.erfc(math.sqrt(expected / 2)))
+
+
+def test_rows_are_told_beside_plain_decoding() -> None:
+    plain = {"rate": 100.0, "passes": 1.0, "drafted": 0.0, "right": []}
+    always = {"rate": 150.0, "passes": 2.25, "drafted": 1.0, "right": [0.75, 0.5], "estimate": 1.25}
+    rows = shown("decoded/8/0", {"plain": plain, "always": always}).splitlines()
+    assert rows[0] == "decoded/8/0, plain: 100 tokens/s, 1.00 x"
+    assert "always: 150 tokens/s, 1.50 x, 2.25 tokens a pass" in rows[1]
+    assert "estimated 1.25 x" in rows[1]
+    assert rows[1].endswith("with 1, 2, … drafted about 1.75, 2.25 a pass")
+    assert "always: 150 tokens/s, nan x" in shown("decoded/8/0", {"always": always})
+    syncs = {"plain": [0.05, 0.04, 0.9], "always": [0.06]}
+    assert "always: median 60.0 ms, 1.20 x" in shown("syncs", syncs)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ training.py   the trainer without an engine: micro-batches and recomputation
 trl.py        the same iteration in TRL
 cards.py      sessions of their own: a small card, learning, memory run out on purpose
 predictable.py  a model trained on text that drafts can guess, and an EAGLE head for it
-comparison.py  responses with drafts beside those without
+comparison.py  responses with drafts beside those without, and the rows of that
 rows.py       measured numbers beside reference, bound and target
 page.py       the table in the terminal, and docs/performance.md
 fp8_products.py  bits and times of FP8 products, for `python -m benchmarks.low_precision`

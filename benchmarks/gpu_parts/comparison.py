@@ -1,8 +1,9 @@
-"""Responses of an engine that drafts beside those of one that does not."""
+"""Responses of an engine that drafts beside those of one that does not, and rows about both."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 
@@ -54,3 +55,61 @@ def chi_square(plain: list[list[Any]], drafts: list[list[Any]]) -> dict[str, Any
     half = torch.tensor([(len(cells) - 1) / 2, total / 2], dtype=torch.float64)
     chance = float(torch.special.gammaincc(half[0], half[1])) if len(cells) > 1 else None
     return {"cells": len(cells), "chi_square": total, "p": chance, "rest": rest, "expected": left}
+
+
+def shown(name: str, found: Any) -> str:
+    """A row of what was found, as lines."""
+    kind = name.split("/")[0]
+    if kind == "made":
+        return "\n".join(f"{name}: {_made(known)}" for name, known in found.items())
+    if kind in ("decoded", "rollout"):
+        return "\n".join(f"{name}, {way}: {line}" for way, line in _decoded(found).items())
+    if kind == "syncs":
+        middle = {way: statistics.median(all) for way, all in found.items() if all}
+        return "\n".join(
+            f"syncs, {way}: median {middle[way] * 1000:.1f} ms, "
+            f"{middle[way] / middle.get('plain', math.nan):.2f} x; "
+            f"{', '.join(f'{s * 1000:.1f}' for s in found[way])}"
+            for way in middle
+        )
+    if kind == "learned" and found:
+        names = ("rollout/spec_accept_rate", "train/draft_loss")
+        return "\n".join(f"steps: {n} {', '.join(f'{s[n]:.3f}' for s in found)}" for n in names)
+    if kind == "memory":
+        return "\n".join(
+            f"memory, {way}, {phase}: planned {planned / 2**30:.2f} GiB, "
+            f"measured {measured / 2**30:.2f}"
+            for way, phases in found.items()
+            for phase, planned, measured, _ in phases
+            if measured
+        )
+    return f"{name}: {found}"
+
+
+def _decoded(found: dict[str, Any]) -> dict[str, str]:
+    """How fast each way has written, beside plain decoding."""
+    rates = {way: e.get("rate") or e["tokens"] / e["seconds"] for way, e in found.items()}
+    lines = {}
+    for way, each in found.items():
+        line = f"{rates[way]:.0f} tokens/s, {rates[way] / rates.get('plain', math.nan):.2f} x"
+        if way != "plain":
+            line += f", {each['passes']:.2f} tokens a pass, {each['drafted']:.0%} drafted"
+        if each.get("estimate"):
+            line += f", estimated {each['estimate']:.2f} x"
+        if right := each.get("right"):
+            fewer = [1 + sum(right[: n + 1]) for n in range(len(right))]
+            line += f"; with 1, 2, … drafted about {', '.join(f'{n:.2f}' for n in fewer)} a pass"
+        lines[way] = line
+    return lines
+
+
+def _made(known: dict[str, Any]) -> str:
+    """How a model was made."""
+    if "loss" in known:
+        return f"{known['loss']:.3f} nats a token, trained in {known['seconds']:.0f} s"
+    first, last = known["steps"][0], known["steps"][-1]
+    begin, end = (step.get("rollout/spec_accept_rate", 0.0) for step in (first, last))
+    return (
+        f"{begin:.0%} accepted in the first of {len(known['steps'])} rollouts, {end:.0%} in the "
+        f"last, made in {known['seconds']:.0f} s"
+    )
