@@ -75,7 +75,7 @@ LIBRARIES = {
         "_training_state",
     },
     "kit/trainer/offload.py": {"_C", "_accelerator_setAllocatorSettings"},
-    "kit/trainer/learner.py": {"_new_buffer"},
+    "kit/trainer/learner.py": {"_dynamo", "_new_buffer"},
     "kit/trainer/process_group.py": {"_get_backend", "_world"},
     "kit/viz/live/frontend.py": {"_reply_subshell_id"},
     "tests/conftest.py": {"_tmp_path_factory"},

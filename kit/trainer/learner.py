@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -30,7 +30,7 @@ from kit.models.heads import eagle, eagle3, mtp
 from kit.models.heads.head import Head
 from kit.models.moe import make_replayable
 from kit.models.policy import Policy, ValueModel, load
-from kit.models.sharding import fill, recover, reshard, shard, whole
+from kit.models.sharding import fill, local, recover, reshard, shard, whole
 from kit.trainer.settings import TrainerSettings
 
 POLICY, CRITIC, REFERENCE, DRAFT = "policy", "critic", "reference", "draft"
@@ -203,32 +203,53 @@ def take_step(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
-    with _uncompiled(optimizer):
+    if isinstance(optimizer, torch.optim.AdamW):
         optimizer.step()
+    elif optimizer.param_groups[0]["params"][0].is_cuda:
+        _step_compiled(optimizer)
+    else:
+        # Compiling torchao's arithmetic takes minutes on a CPU, for no gain. To make the stance is
+        # to take it: made for another optimizer it would hold for the model's layers.
+        with torch.compiler.set_stance("force_eager"):
+            optimizer.step()
 
 
-@contextmanager
-def _uncompiled(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Keep torchao from compiling its arithmetic on a CPU: minutes, for no gain.
+def _step_compiled(optimizer: Any) -> None:
+    """`AdamW8bit.step` of torchao on this rank's tensors, compiled for each of their shapes.
 
-    On a GPU it takes seconds, once, and a step then needs no memory beside what it changes.
+    torchao calls the same code with DTensors, which takes the host more than twice as long.
     """
-    on_gpu = optimizer.param_groups[0]["params"][0].is_cuda
-    if isinstance(optimizer, torch.optim.AdamW) or on_gpu:
-        yield
-        return
-    # Making the stance takes it: made for another optimizer it would hold for the model's layers.
-    with torch.compiler.set_stance("force_eager"):
-        yield
+    from torchao.optim.adam import single_param_adam
+
+    step: Any = torch.compile(single_param_adam, fullgraph=True, dynamic=False)
+    with torch.no_grad(), torch._dynamo.utils.disable_cache_limit():
+        for group in optimizer.param_groups:
+            adam = (*group["betas"], group["weight_decay"], group["eps"])
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = optimizer.state[parameter]
+                if not state:
+                    state.update(empty_state(optimizer, parameter))
+                state["step"] += 1
+                # Not detached: that would copy the levels of the codes each time.
+                moments = (_own(state[key]) for key in MOMENTS)
+                own = local(parameter), local(parameter.grad), state["step"], *moments
+                step(*own, None, group["lr"], *adam, IS_ADAMW=True, BF16_STOCHASTIC_ROUND=False)
+
+
+def _own(value: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor, where nothing has a gradient."""
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def kept_tensors(state: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors in which an optimizer's state of one parameter is kept, by name."""
     for key, value in state.items():
-        local: Any = value.to_local() if isinstance(value, DTensor) else value
-        if all(hasattr(local, part) for part in PARTS):
+        own = _own(value) if isinstance(value, torch.Tensor) else value
+        if all(hasattr(own, part) for part in PARTS):
             for part in PARTS:
-                yield f"{key}.{part}", getattr(local, part)
+                yield f"{key}.{part}", getattr(own, part)
         elif isinstance(value, torch.Tensor):
             yield key, value
 
