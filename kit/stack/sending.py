@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from kit.config import SessionConfig
 from kit.stack.slots import Slots
 from kit.weight_sync.coordinator import WeightSync
-from kit.weight_sync.transport import ADAPTER, DRAFT
+from kit.weight_sync.transport import ADAPTER, DRAFT, POLICY
 
 
 @dataclass(slots=True)
@@ -78,24 +78,33 @@ class Sending:
             StackError: they did not arrive.
         """
         tensors, size = 0, 0
-        in_place = self.base_in_place and awake
+        in_place, before = self.base_in_place and awake, self.draft_version
+        draft = draft_every and (erase or before is None or abs(version - before) >= draft_every)
+        if draft:
+            self.draft_version = None
         if erase or not (self.adapters and in_place):
             self.base_in_place = False
             slots.in_engines.clear()
-            tensors, size = weights.send(version, exact=exact, flush_cache=flush_cache, erase=erase)
+            tensors, size = weights.send(
+                version,
+                exact=exact,
+                flush_cache=flush_cache,
+                erase=erase,
+                models=(POLICY, DRAFT) if draft and not self.adapters else (POLICY,),
+            )
             self.base_in_place = True
         if self.adapters:
             slots.in_engines.discard(slots.present)  # some may have it, and not all
             adapter = slots.present.adapter
             more, larger = weights.send(
-                version, exact=exact, flush_cache=flush_cache, model=ADAPTER, adapter=adapter
+                version,
+                exact=exact,
+                flush_cache=flush_cache,
+                models=(ADAPTER, DRAFT) if draft else (ADAPTER,),
+                adapter=adapter,
             )
             tensors, size = tensors + more, size + larger
-        before = self.draft_version
-        if draft_every and (erase or before is None or abs(version - before) >= draft_every):
-            self.draft_version = None
-            more, larger = weights.send(version, exact=exact, flush_cache=flush_cache, model=DRAFT)
-            tensors, size = tensors + more, size + larger
+        if draft:
             self.draft_version = version
         slots.in_engines.add(slots.present)
         return tensors, size

@@ -9,7 +9,7 @@ Either way all ranks gather the weights together, since each has a part of every
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -89,25 +89,27 @@ class WeightSync:
         exact: bool,
         flush_cache: bool,
         erase: bool = False,
-        model: str = POLICY,
+        models: Sequence[str] = (POLICY,),
         adapter: str = "",
     ) -> tuple[int, int]:
         """Give all engines the trainers' weights as `version`: (tensors, bytes).
 
         Without the disturbance if `exact`; without `flush_cache` the engines keep their prefixes,
         which no longer fit the weights; `erase` overwrites all their weights first, to see what
-        arrives. `adapter` is which of them the trainers have, where the model is `ADAPTER`.
+        arrives. Of several `models` one is gathered while the engines load the one before it.
+        `adapter` is which of them the trainers have, where the model is `ADAPTER`.
 
         Raises:
             StackError: they did not arrive; the engines go on with what they have.
         """
-        if model not in self.buckets:
-            raise unknown_model("trainer", model, self.buckets)
+        for model in models:
+            if model not in self.buckets:
+                raise unknown_model("trainer", model, self.buckets)
         self.interrupted = True
         group = None if self._layout.colocate else self._open()
         try:
             how = {"flush_cache": flush_cache, "erase": erase, "adapter": adapter}
-            answer = self._in_buckets(group, model, version, exact, how)
+            answer = self._in_buckets(group, models, version, exact, how)
         except BaseException:
             for actor in self._engines.actors:  # else it would stay paused
                 actor.go_on.remote()
@@ -115,14 +117,14 @@ class WeightSync:
                 self._break(group)
             raise
         self.interrupted = False
-        if model in (POLICY, ADAPTER):
+        if POLICY in models or ADAPTER in models:
             self.exact, self.engine_version = exact, version
         return answer
 
     def _in_buckets(
         self,
         group: BroadcastGroup | None,
-        model: str,
+        models: Sequence[str],
         version: int,
         exact: bool,
         how: dict[str, Any],
@@ -130,27 +132,22 @@ class WeightSync:
         """Send and receive bucket by bucket, and wait for all of it."""
         ranks, engines = self._trainers.actors, self._engines.actors
         sources = [[] if group else self._layout.source_ranks(i) for i in range(len(engines))]
-        count = self.buckets[model]
         sent: list[list[Any]] = []
         received: list[list[Any]] = []
         before: list[Any] = [None] * len(engines)
-        for bucket in range(count):
+        for model, bucket, told in self._parts(models, how):
             # A buffer is filled again when every engine has read it.
-            free = received[bucket - SLOTS] if bucket >= SLOTS else []
+            free = received[-SLOTS] if bucket >= SLOTS else []
             asked = exact, bucket, *free
-            own: dict[str, Any] = {
-                "last": bucket == count - 1,
-                "erase": how["erase"] and not bucket,
-            }
             if group:
-                told = {"give_up": str(group.give_up), "model": model}
-                sent.append([rank.broadcast_weights.remote(*asked, **told) for rank in ranks])
-                own["spec"] = group.specs[model][bucket]
+                where = {"give_up": str(group.give_up), "model": model}
+                sent.append([rank.broadcast_weights.remote(*asked, **where) for rank in ranks])
+                told["spec"] = group.specs[model][bucket]
             else:
                 sent.append([rank.export_weights.remote(*asked, model=model) for rank in ranks])
             before = [
                 engine.receive_weights.remote(
-                    version, *(sent[-1][rank] for rank in feeding), after=done, **how | own
+                    version, *(sent[-1][rank] for rank in feeding), after=done, **told
                 )
                 for engine, feeding, done in zip(engines, sources, before, strict=True)
             ]
@@ -160,11 +157,32 @@ class WeightSync:
         read = {rank for feeding in sources for rank in feeding}
         waited = [*received, *([s for r, s in enumerate(calls) if r not in read] for calls in sent)]
         answers = self._wait([call for calls in waited for call in calls], "sync")
-        of_engines = answers[: count * len(engines)]
+        of_engines = answers[: len(received) * len(engines)]
         if group and not all(answers[len(of_engines) :]):
             raise StackError("The trainer could not send its weights to all engines.")
         tensors, sizes = zip(*of_engines[:: len(engines)], strict=True)  # the first engine's
         return sum(tensors), sum(sizes)
+
+    def _parts(
+        self, models: Sequence[str], how: dict[str, Any]
+    ) -> Iterator[tuple[str, int, dict[str, Any]]]:
+        """(model, bucket, what an engine is told of it), in their order.
+
+        What is to be done once, to begin with or with the first model's end, is done once.
+        """
+        for number, model in enumerate(models):
+            count = self.buckets[model]
+            for bucket in range(count):
+                yield (
+                    model,
+                    bucket,
+                    {
+                        "last": bucket == count - 1,
+                        "erase": how["erase"] and not number and not bucket,
+                        "flush_cache": how["flush_cache"] and not number,
+                        "adapter": how["adapter"],
+                    },
+                )
 
     def _open(self) -> BroadcastGroup:
         """The group of the present actors; another one where one of them was started again."""
