@@ -78,7 +78,7 @@ def test_the_engine_drafts_what_the_trainers_head_computes(
     assert not torch.equal(after.policy.lm_head.weight, before.policy.lm_head.weight)
     for temperature in (0.7, 5.0):
         assert as_predicted(written(session, temperature), after, 3) > 20
-    assert find_draft(headed(trained), find(TINY.model), "cpu")
+    assert find_draft(headed(trained), find(TINY.model))
 
 
 def test_each_sync_reaches_what_it_is_for(session: RLSession) -> None:
@@ -101,15 +101,14 @@ def test_a_session_shows_what_drafts(session: RLSession) -> None:
 
 def test_what_is_no_head_for_the_model_is_refused(tmp_path: Path, head: Path) -> None:
     model = find(TINY.model)
-    assert find_draft(headed(head), model, "cpu")
+    assert find_draft(headed(head), model)
     with pytest.raises(ModelError, match=r"no EAGLE head .* names Qwen3ForCausalLM"):
-        find_draft(headed(MODEL_DIR), model, "cpu")
+        find_draft(headed(MODEL_DIR), model)
     with pytest.raises(ModelError, match=r"is an EAGLE head, and .* is standalone"):
-        find_draft(drafting(head), model, "cpu")
+        find_draft(drafting(head), model)
     with pytest.raises(ConfigError, match="eagle was not tried with GemmaForCausalLM"):
-        find_draft(headed(head), replace(model, architecture="GemmaForCausalLM"), "cpu")
-    assert find_draft(headed(head), model, "cuda")
-    assert find_draft(headed(head, train=True, eagle_topk=2), model, "cuda")
+        find_draft(headed(head), replace(model, architecture="GemmaForCausalLM"))
+    assert find_draft(headed(head, train=True, eagle_topk=2), model)
     with pytest.raises(ConfigError, match="eagle, and no draft_model is named"):
         headed(head).replace("engine.speculative", {"algorithm": "eagle"})
     with pytest.raises(ConfigError, match="only chains of standalone"):

@@ -71,7 +71,7 @@ def test_the_engine_drafts_what_the_trainers_layer_computes(
         assert not torch.equal(after.weights[name], before.weights[name])
     for temperature in TEMPERATURES:
         assert as_predicted(written(session, temperature), after, 3) > 20
-    assert find_draft(with_own_layer(exported), find(with_own_layer(exported).model), "cpu")
+    assert find_draft(with_own_layer(exported), find(with_own_layer(exported).model))
     with pytest.raises(SessionError, match="is a layer of the model"):
         session.export_hf(tmp_path / "draft", draft=True)
 
@@ -98,12 +98,10 @@ def test_a_session_shows_what_drafts(session: RLSession) -> None:
 def test_what_cannot_draft_with_a_layer_of_its_own_is_refused(mimo: Path) -> None:
     config = with_own_layer(mimo)
     model = find(config.model)
-    assert find_draft(config, model, "cpu")
+    assert find_draft(config, model)
     with pytest.raises(ConfigError, match="mtp was not tried with Qwen3ForCausalLM"):
-        find_draft(with_own_layer(MODEL_DIR), find(with_own_layer(MODEL_DIR).model), "cpu")
-    assert find_draft(with_own_layer(mimo, train=True), model, "cuda")
-    with pytest.raises(ConfigError, match="eagle_topk is 2, and on a GPU trees of mtp are not"):
-        find_draft(with_own_layer(mimo, eagle_topk=2), model, "cuda")
+        find_draft(with_own_layer(MODEL_DIR), find(with_own_layer(MODEL_DIR).model))
+    assert find_draft(with_own_layer(mimo, train=True, eagle_topk=2), model)
     with pytest.raises(ConfigError, match="mtp drafts with a layer of the model itself"):
         with_own_layer(mimo, draft_model="x")
     with pytest.raises(ConfigError, match="only chains of standalone"):
@@ -124,7 +122,7 @@ def test_a_draft_of_which_sglang_would_take_one_layer_is_refused(
     found = replace(find(config.model), architecture=architecture)
     monkeypatch.setattr("kit.rollout.drafts.find", lambda _: found)
     with pytest.raises(ModelError, match=f"is a {architecture}, which cannot be a draft"):
-        find_draft(config, found, "cpu")
+        find_draft(config, found)
 
 
 def test_the_memory_plan_counts_the_layer_apart_from_the_model(mimo: Path) -> None:

@@ -225,14 +225,12 @@ def test_a_draft_is_set_for_the_whole_session(session: RLSession) -> None:
     assert draft_of(session) == before
 
 
-def test_a_gpu_drafts_with_what_was_compared_there(draft: Path) -> None:
+def test_a_draft_is_found_where_one_is_named(draft: Path) -> None:
     model = find(TINY.model)
-    assert find_draft(TINY, model, "cuda") is None
-    assert find_draft(drafting(draft), model, "cuda")
-    assert find_draft(drafting(draft, eagle_topk=2), model, "cuda")
-    assert find_draft(drafting(draft, train=True), model, "cuda")
+    assert find_draft(TINY, model) is None
+    assert find_draft(drafting(draft, train=True, eagle_topk=2), model)
     ngrams = TINY.replace("engine.speculative", {"algorithm": "ngram"})
-    assert find_draft(ngrams, model, "cuda") is None
+    assert find_draft(ngrams, model) is None
 
 
 def test_a_draft_with_other_tokens_is_refused(tmp_path: Path, draft: Path) -> None:
@@ -248,11 +246,11 @@ def test_a_draft_with_other_tokens_is_refused(tmp_path: Path, draft: Path) -> No
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     file.write_text(json.dumps(tree))
     with pytest.raises(ModelError, match="have different tokenizers"):
-        find_draft(drafting(tmp_path / "other"), model, "cpu")
+        find_draft(drafting(tmp_path / "other"), model)
     file = tmp_path / "other" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"vocab_size": 64}))
     with pytest.raises(ModelError, match="a vocabulary of 64 tokens"):
-        find_draft(drafting(tmp_path / "other"), model, "cpu")
+        find_draft(drafting(tmp_path / "other"), model)
 
 
 def test_a_counter_that_is_missing_is_an_error_and_not_nothing() -> None:

@@ -68,7 +68,7 @@ def _look(config: SessionConfig) -> Iterator[Finding]:
     if config.quantization and source is not None:
         yield files.quantization(config, source, takes)
     if config.engine.speculative and source is not None:
-        yield files.draft(config, source, takes)
+        yield files.draft(config, source)
     adapters = None
     if config.model.lora and source is not None:
         found, adapters = files.adapters(config.model, source)

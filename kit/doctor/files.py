@@ -113,7 +113,7 @@ def quantization(config: SessionConfig, source: ModelSource, device: str) -> Fin
     return Finding("quantisation", "ok", config.quantized)
 
 
-def draft(config: SessionConfig, source: ModelSource, device: str) -> Finding:
+def draft(config: SessionConfig, source: ModelSource) -> Finding:
     """What drafts for a model, or why it cannot."""
     own = config.engine.speculative
     assert own is not None
@@ -121,7 +121,7 @@ def draft(config: SessionConfig, source: ModelSource, device: str) -> Finding:
     if name is not None and is_hub_name(name) and _local(name) is None:
         return _not_here(name, "draft", "engine.speculative.draft_model")
     try:
-        found = find_draft(config, source, device)
+        found = find_draft(config, source)
     except KitError as error:
         return Finding.of_error("draft", error)
     words = f"n-grams of the text so far, {own.draft_tokens} tokens at once"

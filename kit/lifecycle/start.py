@@ -287,7 +287,7 @@ class SessionParts:
         low_precision.check_session(config, model, device)
         check_optimizer(config.training)
         check_peft(config)
-        draft = find_draft(config, model, device)
+        draft = find_draft(config, model)
         check_devices(config, model, device)
         plan = plan_for(config, model, device, sampler.max_response_len)
         keep = sampler.fits if config.data.filter_overlong_prompts else None

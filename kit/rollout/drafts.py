@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kit.config import ModelConfig, SessionConfig
-from kit.errors import ConfigError, ModelError
+from kit.errors import ModelError
 from kit.models import families
 from kit.models.heads import eagle3_files, files, mtp_files
 from kit.models.source import ModelSource, find
@@ -14,25 +14,20 @@ from kit.utils.reading import read_json
 
 HEADS = {files.ARCHITECTURE: "EAGLE", eagle3_files.ARCHITECTURE: "EAGLE-3"}
 """Heads by SGLang's names."""
-TREES_ON_GPUS = ["standalone", "eagle"]
-"""The algorithms whose trees were compared with plain decoding on a GPU. Chains of all have run."""
 
 
-def find_draft(config: SessionConfig, model: ModelSource, device: str) -> ModelSource | None:
+def find_draft(config: SessionConfig, model: ModelSource) -> ModelSource | None:
     """The draft that `engine.speculative` names; None where there is none.
 
     Args:
         config: of the session.
         model: that it drafts for.
-        device: `cpu` or `cuda`.
 
     Raises:
-        ConfigError: nobody has seen such drafts work on this device.
+        ConfigError: the model's family was not tried with heads, or with such a layer.
         ModelError: it is missing or broken, no head for this model where one is asked for, its
             tokens are not the model's, or one of the two is of a family that takes no drafts.
     """
-    if device == "cuda":
-        _check_gpu(config)
     speculative = config.engine.speculative
     if speculative:
         families.find(model.architecture).check_drafts()
@@ -130,18 +125,6 @@ def check_standalone(architecture: str, name: str) -> None:
             "model.",
             fix="name a draft of another family with the same tokens, or set "
             "engine.speculative.algorithm: ngram.",
-        )
-
-
-def _check_gpu(config: SessionConfig) -> None:
-    """Raise ConfigError for drafts that nobody has seen work on a GPU."""
-    drafts = config.engine.speculative
-    if drafts and drafts.topk > 1 and drafts.algorithm not in TREES_ON_GPUS:
-        raise ConfigError(
-            f"engine.speculative.eagle_topk is {drafts.topk}, and on a GPU trees of "
-            f"{drafts.algorithm} are not known to be right.",
-            why="What is drawn with them was compared with plain decoding on CPUs only.",
-            fix="leave engine.speculative.eagle_topk out, or set device: cpu.",
         )
 
 

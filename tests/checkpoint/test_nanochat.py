@@ -186,7 +186,7 @@ def test_drafts_are_refused_since_a_token_needs_the_one_before_it(
         model={"name": str(of_2026[1])}, engine={"speculative": {"algorithm": "ngram"}}
     )
     with pytest.raises(ModelError, match="neither drafts nor is drafted for"):
-        find_draft(config, find(config.model), "cpu")
+        find_draft(config, find(config.model))
     plain = SessionConfig(model={"name": str(of_2026[1])})
     with pytest.raises(ModelError, match="neither drafts nor is drafted for"):
         make_draft(plain, tmp_path / "draft")

@@ -227,37 +227,35 @@ def test_what_is_quantised_is_said_or_why_it_cannot_be() -> None:
         return files.quantization(config, find(config.model), device)
 
     fp8 = {"engine": {"quantization": "fp8"}}
-    assert found("cpu", **fp8).level == "ok"
-    assert "training.use_tis corrects" in found("cpu", **fp8).found
+    assert found(**fp8).level == "ok"
+    assert "training.use_tis corrects" in found(**fp8).found
     assert found("cuda", **fp8).level == "problem"
     assert "on a GPU blocks of FP8 are 128 x 128" in found("cuda", **fp8).found
-    assert "448 numbers a row" in found("cpu", model={"quantization": "int4"}).found
+    assert "448 numbers a row" in found(model={"quantization": "int4"}).found
 
 
 def test_a_draft_is_looked_at_before_anything_starts(tmp_path: Path) -> None:
-    def found(device: str, **speculative: Any) -> Finding:
+    def found(**speculative: Any) -> Finding:
         config = SessionConfig(engine={"speculative": speculative})
-        return files.draft(config, find(config.model), device)
+        return files.draft(config, find(config.model))
 
-    assert "8 tokens at once" in found("cpu", algorithm="ngram").found
-    assert "8 tokens at once" in found("cuda", algorithm="ngram").found
+    assert "8 tokens at once" in found(algorithm="ngram").found
     alone = {"algorithm": "standalone", "draft_model": str(MODEL_DIR)}
-    assert "it stays as it is" in found("cpu", **alone).found
-    no_head = found("cpu", **alone | {"algorithm": "eagle"})
+    assert "it stays as it is" in found(**alone).found
+    no_head = found(**alone | {"algorithm": "eagle"})
     assert (no_head.level, "and not LlamaForCausalLMEagle" in no_head.found) == ("problem", True)
-    missing = found("cpu", **alone | {"draft_model": "nobody/no-such-draft"})
+    missing = found(**alone | {"draft_model": "nobody/no-such-draft"})
     assert (missing.name, missing.level) == ("draft", "problem")
-    no_layer = found("cpu", algorithm="mtp")
+    no_layer = found(algorithm="mtp")
     assert "mtp was not tried with Qwen3ForCausalLM" in no_layer.found
     mimo = {"model": {"name": str(make_model(tmp_path / "mimo", "MiMo"))}}
     own = SessionConfig(**mimo, engine={"speculative": {"algorithm": "mtp"}})
     tree = own.replace("engine.speculative.eagle_topk", 2)
-    assert files.draft(tree, find(own.model), "cpu").level == "ok"
-    assert "trees of mtp are not known" in files.draft(tree, find(own.model), "cuda").found
-    words = files.draft(own, find(own.model), "cpu").found
+    assert files.draft(tree, find(own.model)).level == "ok"
+    words = files.draft(own, find(own.model)).found
     assert words == "a layer of the model's own, MiMoMTP, 182.0 kB; it stays as it is"
     assert "set engine.speculative.draft_model to its path" in missing.fix
-    assert found("cpu", **alone | {"draft_model": str(tmp_path)}).level == "problem"
+    assert found(**alone | {"draft_model": str(tmp_path)}).level == "problem"
 
 
 def test_a_family_is_refused_or_named_before_anything_starts(tmp_path: Path) -> None:
