@@ -480,7 +480,9 @@ def draft_made(asked: argparse.Namespace) -> dict[str, Any]:
         "name": "spec-draft",
         "data.source": str(prompts),
         "reward.name": "exact",
-        "rollout.max_response_len": size["response"] // 2,
+        # As long as what it is to draft: one that had learned from 128 tokens at most gave 6.2 a
+        # pass over the first 256 of a response, and 4.3 over 1,024.
+        "rollout.max_response_len": size["tokens"],
         "training.rollout_batch_size": size["made_rows"] // 4,
         "training.global_batch_size": size["made_rows"] // 4,
         "training.epochs_per_rollout": 2,

@@ -82,8 +82,8 @@ class Sample(Shown):
     spec_info: dict[str, int] = field(default_factory=dict)
     """Where the engine drafted: `verify_ct` of `passes` of the model verified drafts,
     `num_proposed_drafts` and `num_correct_drafts` drafted and accepted tokens, and `tokens` that
-    those passes gave; `us` microseconds of passes of which `plain_us` is known, what passes without
-    drafts would have taken for the same tokens. Empty where none did."""
+    those passes gave; `us` microseconds of passes, its share of those of all their requests, of
+    which `plain_us` is known, what ones without drafts would have taken. Empty where none did."""
     rollout_drafted: list[int] | None = None
     """Of each response token its place in the draft from which it was accepted, the first 1, and 0
     for what the model wrote itself; None where the engine did not draft."""

@@ -74,9 +74,9 @@ class Note:
     proposed: int
     """Drafted tokens that it looked at; 0 for a pass without drafts."""
     us: int
-    """Microseconds that it took; 0 where that is not known."""
+    """Microseconds that it took, the share of this request; 0 where that is not known."""
     plain_us: int
-    """Microseconds that passes without drafts would take for these tokens; likewise."""
+    """Microseconds that passes without drafts would take for what it gave; likewise."""
 
     def end(self, tokens: int) -> int:
         """Place after the last token that it wrote of a response of so many tokens.
