@@ -290,19 +290,14 @@ class Engine:
         version: int,
         *handles: Handle,
         spec: BucketSpec | None = None,
-        last: bool = True,
-        flush_cache: bool = True,
-        erase: bool = False,
-        adapter: str = "",
         after: Any = None,
+        **how: Any,
     ) -> tuple[int, int]:
-        """Take a bucket of new weights: (tensors, bytes); see `WeightReceiver.receive`.
+        """Take a bucket of new weights: (tensors, bytes); see `WeightReceiver.receive` for `how`.
 
         `spec` is what rank 0 sends, where there are no handles; `after` the answer for the bucket
         before, which Ray has to have first.
         """
-        how: dict[str, Any] = {"last": last, "flush_cache": flush_cache, "erase": erase}
-        how["adapter"] = adapter
         return await self.weights.receive(spec or handles[0], version, handles=handles, **how)
 
     async def meet_trainer(

@@ -96,8 +96,9 @@ class WeightSync:
 
         Without the disturbance if `exact`; without `flush_cache` the engines keep their prefixes,
         which no longer fit the weights; `erase` overwrites all their weights first, to see what
-        arrives. Of several `models` one is gathered while the engines load the one before it.
-        `adapter` is which of them the trainers have, where the model is `ADAPTER`.
+        arrives. Of several `models` one is gathered while the engines load the one before it;
+        nothing is generated before all are there. `adapter` is which of them the trainers have,
+        where `ADAPTER` is among the models.
 
         Raises:
             StackError: they did not arrive; the engines go on with what they have.
@@ -178,6 +179,7 @@ class WeightSync:
                     bucket,
                     {
                         "last": bucket == count - 1,
+                        "others_follow": number < len(models) - 1,
                         "erase": how["erase"] and not number and not bucket,
                         "flush_cache": how["flush_cache"] and not number,
                         "adapter": how["adapter"],

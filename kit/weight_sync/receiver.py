@@ -120,18 +120,20 @@ class WeightReceiver:
         *,
         handles: Sequence[Handle] = (),
         last: bool = True,
+        others_follow: bool = False,
         flush_cache: bool = True,
         erase: bool = False,
         adapter: str = "",
     ) -> tuple[int, int]:
-        """Load a bucket, and go on generating after the last one: (tensors, bytes).
+        """Load a bucket, and go on generating after the last one of all: (tensors, bytes).
 
         Args:
             spec: what it carries.
             version: the number of the sync.
             handles: where it lies in memory, for each of the engine's devices; rank 0 sends it if
                 there are none.
-            last: whether no other bucket follows.
+            last: whether no other bucket of its model follows.
+            others_follow: whether buckets of another model do, in the same sync.
             flush_cache: False keeps the cached prefixes, which no longer fit the weights.
             erase: overwrite all weights first, to see what arrives.
             adapter: which of them it is, where the model is `ADAPTER`.
@@ -165,7 +167,8 @@ class WeightReceiver:
             self._incomplete.discard(model)
             if model in (POLICY, ADAPTER):
                 self.version = version
-            self.resume()
+            if not others_follow:
+                self.resume()
         return spec.count, spec.size
 
     def _payloads(self, handles: Sequence[Handle]) -> list[bytes]:

@@ -124,3 +124,14 @@ def test_a_registered_loader_gets_its_models_buckets_and_the_policy_keeps_its_ve
         ([b"first"], False),
         ([b"last"], True),
     ]
+
+
+def test_nothing_is_generated_between_two_models_of_one_sync() -> None:
+    receiving = receiver()
+    receiving.register("draft", Recorder())
+    receiving.register("head", Recorder())
+    first, last = (Handle(model, (), ipc=b"it") for model in ("draft", "head"))
+    asyncio.run(receiving.receive(first, 4, handles=[first], others_follow=True))
+    assert receiving.receiving
+    asyncio.run(receiving.receive(last, 4, handles=[last]))
+    assert not receiving.receiving
