@@ -487,7 +487,7 @@ def draft_made(asked: argparse.Namespace) -> dict[str, Any]:
         "training.global_batch_size": size["made_rows"] // 4,
         "training.epochs_per_rollout": 2,
         "engine.max_running_requests": size["made_rows"],
-        "engine.max_total_tokens": None,
+        "engine.max_total_tokens": size["made_rows"] * (size["tokens"] + 64),
     }.items():
         config = config.replace(name, value)
     begin, by_step = time.perf_counter(), []

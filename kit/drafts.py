@@ -78,8 +78,8 @@ def make_draft(
 
     As `standalone` it begins with some of the model's own layers, its embeddings and its output; as
     `eagle` or `eagle3` it is a head of one layer on the model's hidden states, which begins with
-    nothing. It learns to write what the model writes to the prompts of the settings. The model
-    itself stays as it is.
+    nothing. It learns to write what the model writes to the prompts of the settings, up to their
+    `rollout.max_response_len`, and may draft badly what is longer. The model itself stays as it is.
 
     Args:
         config: as for `RLSession.start`: a preset's name, a YAML file, a model, or settings; the
