@@ -480,14 +480,14 @@ def draft_made(asked: argparse.Namespace) -> dict[str, Any]:
         "name": "spec-draft",
         "data.source": str(prompts),
         "reward.name": "exact",
-        # As long as what it is to draft: one that had learned from 128 tokens at most gave 6.2 a
-        # pass over the first 256 of a response, and 4.3 over 1,024.
-        "rollout.max_response_len": size["tokens"],
+        # An eighth of what it is to draft, which it drafts less and less well: see "On a GPU" in
+        # docs/speculative.md. Longer ones take longer, and none was measured to its end.
+        "rollout.max_response_len": size["response"] // 2,
         "training.rollout_batch_size": size["made_rows"] // 4,
         "training.global_batch_size": size["made_rows"] // 4,
         "training.epochs_per_rollout": 2,
         "engine.max_running_requests": size["made_rows"],
-        "engine.max_total_tokens": size["made_rows"] * (size["tokens"] + 64),
+        "engine.max_total_tokens": None,
     }.items():
         config = config.replace(name, value)
     begin, by_step = time.perf_counter(), []
