@@ -286,13 +286,13 @@ class Sizes:
         Of weights in 4 bits that is one at a time. Where trainer and engine compute with the same
         bits, it is the sum of each weight and its adapter, until its backward pass; and where
         weights are quantised what each one's codes stand for. Of FP8 on a GPU it is the codes, of
-        policy and critic, and what those of one at a time stand for, in its backward pass.
+        policy and critic, and what those of gate and up stand for, in their backward pass.
         """
         how = self.config.model.quantization
         if how and how.method == "fp8" and self.gpu:
             networks = 1 + int(self.config.training.advantage_estimator == "ppo")
             codes = int(networks * self.quantized_bytes * self.quantized)
-            return codes + self.width * self.shape.hidden * self.shape.intermediate
+            return codes + 2 * self.width * self.shape.hidden * self.shape.intermediate
         if how:
             return self.width * self.quantized
         if self.adapters is None:

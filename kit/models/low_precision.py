@@ -33,6 +33,9 @@ from kit.utils.reading import read_json
 
 ROUNDED_CACHE = "kit_rounded_cache"
 """Name of an attention whose keys and values are rounded; see `register_rounded_cache`."""
+MOST_TRIED = 1 << 29
+"""Elements of a product that the trainer compares, at most: micro-batches are larger than what an
+engine computes at once."""
 SCALE = "weight_scale"
 """Last part of the name of a weight's scales, as engines get them."""
 _QUANTIZED = re.compile(
@@ -333,7 +336,7 @@ def use(model: nn.Module, scheme: Scheme, gpu: torch.device | None = None) -> No
         if f"{name}.gate_proj" in layers:
             part.__class__ = _mixed(_FeedForward, part.__class__)
     shapes = [(sum(n.out_features for n in group), group[0].in_features) for group in groups]
-    fp8_cuda.prove_products({*shapes}, gpu)
+    fp8_cuda.prove_products({*shapes}, gpu, MOST_TRIED)
     for group, shape in zip(groups, shapes, strict=True):
         group[0].most = fp8_cuda.PROVEN[shape]
     inner: Any = model
@@ -355,14 +358,14 @@ _HOLDING: weakref.WeakSet[Any] = weakref.WeakSet()
 
 def _hold_codes(groups: list[tuple[Any, ...]]) -> None:
     """Quantise weights before a pass, unless the passes since `drop_codes` have done it."""
+    if groups[0][0].codes is not None:
+        return
     with torch.no_grad():
-        for group in groups:
-            first = group[0]
-            if first.codes is None:
-                weights = (layer.weight for layer in group)
-                first.codes, first.scales = fp8_cuda.quantize_blocks(*weights)
-                hold_shapes(first.codes, first.scales)
-                _HOLDING.add(first)
+        made = fp8_cuda.quantize_all([[layer.weight for layer in group] for group in groups])
+    for (first, *_), (codes, scales) in zip(groups, made, strict=True):
+        hold_shapes(codes, scales)
+        first.codes, first.scales = codes, scales
+        _HOLDING.add(first)
 
 
 def drop_codes() -> None:

@@ -13,8 +13,8 @@ Shapes: T rows, K columns, N outputs; K and N are multiples of 128.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -227,20 +227,76 @@ def _launched(kernel: Any, traced: bool) -> tuple[Any, dict[str, bool]]:
     return (wrap_triton(kernel), {}) if traced else (kernel, {"enable_fp_fusion": False})
 
 
-def quantize_blocks(*weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes (N, K) and scales (N / 128, K / 128), float32, of a weight (N, K).
-
-    Of several, one after the other, which all but the last have a multiple of 128 rows.
-    """
-    heights, columns = [weight.shape[0] for weight in weights], weights[0].shape[1]
-    kept = [-(-rows // BLOCK) for rows in heights]
-    device = weights[0].device
-    codes = torch.empty(sum(heights), columns, dtype=FP8, device=device)
-    scales = torch.empty(sum(kept), -(-columns // BLOCK), dtype=torch.float32, device=device)
-    places = zip(weights, codes.split(heights), scales.split(kept), strict=True)
-    for weight, its_codes, its_scales in places:
-        _run_blocks(weight, its_codes, its_scales, reads=False)
+def quantize_blocks(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes (N, K) and scales (N / 128, K / 128), float32, of a weight (N, K)."""
+    rows, columns = weight.shape
+    codes = torch.empty(rows, columns, dtype=FP8, device=weight.device)
+    shape = -(-rows // BLOCK), -(-columns // BLOCK)
+    scales = torch.empty(shape, dtype=torch.float32, device=weight.device)
+    _run_blocks(weight, codes, scales, reads=False)
     return codes, scales
+
+
+def quantize_all(
+    groups: Sequence[Sequence[torch.Tensor]],
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """`quantize_blocks` of the weights of each group, one below the other, by one kernel for all.
+
+    One for each takes the host longer than the card. All have one dtype, and multiples of 128 rows
+    and columns.
+    """
+    from kit.operators.fp8_kernels import all_blocks_kernel
+
+    weights = [weight.contiguous() for group in groups for weight in group]
+    shapes = tuple(tuple((len(w), w.shape[1]) for w in group) for group in groups)
+    device, like = weights[0].device, weights[0]
+    if any(w.dtype != like.dtype or len(w) % BLOCK or w.shape[1] % BLOCK for w in weights):
+        raise ValueError(f"weights have one dtype and multiples of {BLOCK} rows and columns")
+    count, length, kept, where = _places(shapes, device)
+    codes = torch.empty(count * BLOCK * BLOCK, dtype=FP8, device=device)
+    scales = torch.empty(length, dtype=torch.float32, device=device)
+    addresses = torch.tensor([weight.data_ptr() for weight in weights])
+    if device.type == "cuda":
+        addresses = addresses.pin_memory().to(device, non_blocking=True)
+    all_blocks_kernel[(count,)](
+        addresses, like, *where, codes, scales, num_warps=8, enable_fp_fusion=False
+    )
+    found = []
+    for first, start, rows, columns in kept:
+        size, blocks = rows * columns, rows // BLOCK * columns // BLOCK
+        begin = first * BLOCK * BLOCK
+        found.append(
+            (
+                codes[begin : begin + size].view(rows, columns),
+                scales[start : start + blocks].view(rows // BLOCK, columns // BLOCK),
+            )
+        )
+    return found
+
+
+@lru_cache(maxsize=8)
+def _places(
+    shapes: tuple[tuple[tuple[int, int], ...], ...], device: torch.device
+) -> tuple[int, int, list[tuple[int, int, int, int]], list[torch.Tensor]]:
+    """Where blocks of groups of weights (N, K) are.
+
+    Blocks and room for scales of all; first block and scale, rows and columns of each group; and
+    what `all_blocks_kernel` takes of each weight, with the weight of each block.
+    """
+    widths, firsts, starts, owners = list[int](), list[int](), list[int](), list[int]()
+    kept, length = [], 0
+    for group in shapes:
+        length = -(-length // 32) * 32  # the library reads scales from multiples of 128 bytes on
+        kept.append((len(owners), length, sum(rows for rows, _ in group), group[0][1]))
+        for rows, columns in group:
+            blocks = rows // BLOCK * columns // BLOCK
+            widths.append(columns // BLOCK)
+            firsts.append(len(owners))
+            starts.append(length)
+            owners += [len(widths) - 1] * blocks
+            length += blocks
+    where = [torch.tensor(x, dtype=torch.int32) for x in (widths, firsts, starts, owners)]
+    return len(owners), length, kept, [x.to(device) for x in where]
 
 
 def rounded_blocks(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

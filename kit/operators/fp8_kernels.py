@@ -148,6 +148,28 @@ def blocks_kernel(
         tl.store(scales + down * scale_stride + across + tl.arange(0, 1), scale)
 
 
+@triton.jit
+def all_blocks_kernel(addresses, like, widths, firsts, starts, owners, codes, scales):
+    """Quantise one block of one of many weights, as `blocks_kernel` does.
+
+    By weight: its address, which is that of numbers as `like` has, its blocks across, the number of
+    its first block, and the place of its first scale. By block: whose it is.
+    """
+    number = tl.program_id(0)
+    owner = tl.load(owners + number)
+    across = tl.load(widths + owner)
+    first = tl.load(firsts + owner)
+    inner = number - first
+    row = (inner // across).to(tl.int64) * GROUP + tl.arange(0, GROUP)
+    column = inner % across * GROUP + tl.arange(0, GROUP)
+    place = row[:, None] * (across * GROUP) + column[None, :]
+    weight = tl.multiple_of(tl.load(addresses + owner).to(like.dtype), 16)
+    wide = tl.load(weight + place).to(tl.bfloat16).to(tl.float32)
+    scale = _scale(_largest(_largest(wide, 1)[None, :], 1))
+    tl.store(codes + first.to(tl.int64) * (GROUP * GROUP) + place, _codes(wide, scale))
+    tl.store(scales + tl.load(starts + owner) + inner + tl.arange(0, 1), scale)
+
+
 @triton.jit(do_not_specialize=["rows", "scale_stride", "group_stride"])
 def read_kernel(
     codes, scales, out, rows, columns, scale_stride, group_stride, HEIGHT: tl.constexpr,

@@ -39,7 +39,7 @@ def linear(
     Args:
         x: the rows.
         weights: up to three, which get gradients; their products lie side by side.
-        own: their codes and scales, by `quantize_blocks`.
+        own: their codes and scales, by `quantize_all`.
         most: for how many rows torch's library multiplies them, by `prove_products`.
     """
     rows = x.reshape(-1, x.shape[-1])

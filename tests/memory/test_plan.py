@@ -453,7 +453,7 @@ def test_on_a_gpu_fp8_halves_the_engines_layers_and_the_trainer_holds_codes_and_
     name = "trainer: gradients, weights to compute with"
     numbers = 28 * 15_728_640
     codes = numbers + 4 * numbers // 128**2
-    assert parts[1][name] - parts[0][name] == codes + 2 * 1024 * 3072
+    assert parts[1][name] - parts[0][name] == codes + 2 * 2 * 1024 * 3072
     int4 = plan(80, with_settings(model={"quantization": "int4"}))
     needed = dict(part for phase in int4.phases for part in phase.parts)[name]
     assert needed - parts[0][name] == 2 * numbers

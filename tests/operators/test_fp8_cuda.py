@@ -40,6 +40,12 @@ def test_interpreted_kernels_give_scales_codes_and_products() -> None:
             gap = (right.float() - codes.float()).abs()
             assert (gap <= size / 2 + 2**-9).all()
             assert (gap <= size / 8 + 2**-9).float().mean() > 0.9
+        more = torch.randn(128, 256) / 50, torch.randn(128, 384).bfloat16().float()
+        groups = (weight.float(), more[1]), (more[0],)
+        for own, group in zip(fp8_cuda.quantize_all(groups), groups, strict=True):
+            other = fp8_cuda.quantize_blocks(torch.cat(group))
+            assert own[0].shape == other[0].shape and torch.equal(own[0].float(), other[0].float())
+            assert torch.equal(own[1], other[1]) and own[1].data_ptr() % 16 == 0
         for rows in (1, 37):
             out = fp8_cuda.kernel_product((x_codes[:rows], x_scales[:rows]), wanted, torch.float32)
             read = low_precision.read(*wanted, 0, torch.float32)
@@ -85,6 +91,19 @@ def test_codes_and_scales_are_torchs_to_the_bit() -> None:
     x[3], x[5, :128] = 0, 1e-12
     rounded = low_precision.rounded_activations(x)
     assert torch.equal(fp8_cuda.rounded_rows(x.cuda()).cpu(), rounded)
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_weights_are_quantised_at_once_as_one_by_one(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    shapes = [[(2048, 1024), (1024, 1024)], [(128, 128)], [(1024, 3072)], [(384, 128), (128, 128)]]
+    groups = [[torch.randn(*shape, device="cuda").to(dtype) for shape in g] for g in shapes]
+    groups[1][0][5, 7] = torch.nan
+    for group, (codes, scales) in zip(groups, fp8_cuda.quantize_all(groups), strict=True):
+        right, right_scales = fp8_cuda.quantize_blocks(torch.cat(group))
+        assert torch.equal(codes.view(torch.uint8), right.view(torch.uint8))
+        assert torch.equal(scales.view(torch.int32), right_scales.view(torch.int32))
 
 
 @on_gpu
@@ -154,8 +173,8 @@ def test_gradients_pass_as_if_nothing_had_been_rounded(rows: tuple[int, ...]) ->
         (torch.randn(height, 512, device="cuda") / 50).bfloat16().requires_grad_()
         for height in (256, 128, 384)
     ]
-    own = fp8_cuda.quantize_blocks(*(weight.detach() for weight in weights))
     whole = torch.cat([weight.detach() for weight in weights])
+    own = fp8_cuda.quantize_blocks(whole)
     fp8_cuda.prove_products({(768, 512)}, torch.device("cuda"))
     most = fp8_cuda.PROVEN[768, 512]
     assert most > max(rows)
