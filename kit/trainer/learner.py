@@ -206,7 +206,7 @@ def take_step(optimizer: torch.optim.Optimizer, rate: float) -> None:
     if isinstance(optimizer, torch.optim.AdamW):
         optimizer.step()
     elif optimizer.param_groups[0]["params"][0].is_cuda:
-        _step_compiled(optimizer)
+        step_compiled(optimizer)
     else:
         # Compiling torchao's arithmetic takes minutes on a CPU, for no gain. To make the stance is
         # to take it: made for another optimizer it would hold for the model's layers.
@@ -214,7 +214,7 @@ def take_step(optimizer: torch.optim.Optimizer, rate: float) -> None:
             optimizer.step()
 
 
-def _step_compiled(optimizer: Any) -> None:
+def step_compiled(optimizer: Any) -> None:
     """`AdamW8bit.step` of torchao on this rank's tensors, compiled for each of their shapes.
 
     torchao calls the same code with DTensors, which takes the host more than twice as long.

@@ -10,7 +10,7 @@ import torch
 from kit import RLSession, SessionConfig
 from kit.errors import CheckpointError, ConfigError
 from kit.models.sharding import local
-from kit.trainer.learner import take_step
+from kit.trainer.learner import step_compiled, take_step
 from tests.faults.interrupts import digests
 from tests.steps import responses_and_metrics
 from tests.trainer.test_estimators import WITH_CRITIC, valued
@@ -68,6 +68,29 @@ def test_the_rate_of_a_step_is_the_one_that_was_asked_for(make: Make) -> None:
     assert all(torch.equal(local(a), b) for a, b in zip(learner.trained(), before, strict=True))
     take_step(learner.optimizer, 0.1)
     assert not any(torch.equal(local(a), b) for a, b in zip(learner.trained(), before, strict=True))
+
+
+def test_the_step_that_a_gpu_compiles_is_torchaos_to_the_bit(make: Make) -> None:
+    ends = []
+    for compiles in (False, True):
+        trainer = make(**EIGHT)
+        optimizer = backend(trainer).learners["policy"].optimizer
+        parameters = [value for group in optimizer.param_groups for value in group["params"]]
+        draw = torch.Generator().manual_seed(0)
+        for rate in (1e-3, 3e-3, 1e-2):
+            for value in parameters:
+                value.grad = torch.zeros_like(value)
+                local(value.grad).copy_(torch.randn(value.shape, generator=draw))
+            parameters[0].grad = None  # such as a weight that a loss did not reach
+            if compiles:
+                optimizer.param_groups[0]["lr"].fill_(rate)
+                with torch.compiler.set_stance("force_eager"):  # on a CPU it takes minutes
+                    step_compiled(optimizer)
+            else:
+                take_step(optimizer, rate)
+        ends.append(trainer.probe("digest"))
+        assert len(optimizer.state) == len(parameters) - 1
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adamw8bit"])
