@@ -227,11 +227,11 @@ def test_what_is_quantised_is_said_or_why_it_cannot_be() -> None:
         return files.quantization(config, find(config.model), device)
 
     fp8 = {"engine": {"quantization": "fp8"}}
-    assert found(**fp8).level == "ok"
-    assert "training.use_tis corrects" in found(**fp8).found
+    assert found("cpu", **fp8).level == "ok"
+    assert "training.use_tis corrects" in found("cpu", **fp8).found
     assert found("cuda", **fp8).level == "problem"
     assert "on a GPU blocks of FP8 are 128 x 128" in found("cuda", **fp8).found
-    assert "448 numbers a row" in found(model={"quantization": "int4"}).found
+    assert "448 numbers a row" in found("cpu", model={"quantization": "int4"}).found
 
 
 def test_a_draft_is_looked_at_before_anything_starts(tmp_path: Path) -> None:
