@@ -34,7 +34,7 @@ def mimo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def running(mimo: Path) -> Iterator[RLSession]:
+def running(mimo: Path, alone: None) -> Iterator[RLSession]:
     """A session that trains the layer with which its engines write."""
     with RLSession.start(with_own_layer(mimo, train=True), reward=is_odd) as session:
         session.snapshot("first")

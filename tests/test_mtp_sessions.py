@@ -21,7 +21,7 @@ from tests.heads import (
 from tests.processes import last_words
 from tests.small_models import make_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("alone")]
 
 
 @pytest.fixture(scope="module")
