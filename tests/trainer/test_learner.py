@@ -152,23 +152,29 @@ def test_what_was_never_tried_is_refused() -> None:
         SessionConfig(training={"optimizer": "adamw8bit"}, model={"lora": {"r": 4}})
 
 
+def digests_after_an_undo(session: RLSession) -> list[str]:
+    """Those after two steps, to which a `what_if` and an update that is undone come back."""
+    session.train(2, show=False)
+    rollout = session.score(session.generate())
+    before = digests(session)
+    asked = session.advantages(rollout)
+    session.what_if(lr=[1e-4, 1e-3], batch=asked)
+    assert digests(session) == before
+    session.snapshot("before")
+    session.update(asked)
+    assert digests(session) != before
+    session.restore("before")
+    assert digests(session) == before
+    return before
+
+
 @pytest.mark.slow
 def test_a_session_solves_the_tiny_task_and_takes_back_an_update(
     alone: None, tmp_path: Path
 ) -> None:
     config = SessionConfig.preset("tiny").replace("training.optimizer", "adamw8bit")
     with RLSession.start(config) as session:
-        session.train(2, show=False)
-        rollout = session.score(session.generate())
-        before = digests(session)
-        asked = session.advantages(rollout)
-        session.what_if(lr=[1e-4, 1e-3], batch=asked)
-        assert digests(session) == before
-        session.snapshot("before")
-        session.update(asked)
-        assert digests(session) != before
-        session.restore("before")
-        assert digests(session) == before
+        before = digests_after_an_undo(session)
         path = session.save(tmp_path / "saved")
         rows = responses_and_metrics([session.step()])
         session.train(27, show=False)

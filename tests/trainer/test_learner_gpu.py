@@ -15,7 +15,7 @@ from tests.config.test_quantization import WHOLE_BLOCKS
 from tests.faults.interrupts import digests
 from tests.small_models import make_model
 from tests.trainer.test_estimators import WITH_CRITIC, valued
-from tests.trainer.test_learner import EIGHT
+from tests.trainer.test_learner import EIGHT, digests_after_an_undo
 from tests.trainer.trainers import Make, backend, batch, make
 
 __all__ = ["make"]
@@ -106,16 +106,7 @@ def test_a_session_learns_and_takes_back_an_update(alone: None, tmp_path: Path) 
     config = SessionConfig.preset("tiny").replace("training.optimizer", "adamw8bit")
     config = config.replace("memory.device_gib", 8.0)
     with RLSession.start(config) as session:
-        session.train(2, show=False)
-        before = digests(session)
-        asked = session.advantages(session.score(session.generate()))
-        session.what_if(lr=[1e-4, 1e-3], batch=asked)
-        assert digests(session) == before
-        session.snapshot("before")
-        session.update(asked)
-        assert digests(session) != before
-        session.restore("before")
-        assert digests(session) == before
+        before = digests_after_an_undo(session)
         path = session.save(tmp_path / "saved")
         session.train(27, show=False)
         assert session.evaluate().mean_reward >= 0.9
